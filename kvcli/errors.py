@@ -1,0 +1,68 @@
+"""Every expected failure, as one tree. Each leaf of the tree is one exit code of the command line.
+
+    KvcliError                 code            exit
+    ├── UsageError             usage           2    an option, a recipe or a value that cannot be
+    ├── InputError             input           3    a document: missing, empty, binary, unsupported
+    ├── ModelError             model           4    a model: unknown, gated, offline, damaged
+    │   └── UnsupportedModel   model           4    ... one whose attention kvcli does not understand
+    ├── ResourceError          resources       5    memory or disk: does not fit
+    ├── TooLongError           too_long        6    longer than the model and the policy allow
+    └── DamagedError           damaged         7    a cache or session file: damaged or foreign
+
+A message says what happened, with the numbers; a hint is one command or one option that fixes it.
+Anything else that is raised is a defect of kvcli and exits with 1.
+"""
+
+from typing import ClassVar
+
+
+class KvcliError(Exception):
+    """An expected failure: one line for a person, a code for a program."""
+
+    code: ClassVar[str] = "internal"
+    exit: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(KvcliError):
+    """An option, a recipe or a value that cannot be."""
+
+    code, exit = "usage", 2
+
+
+class InputError(KvcliError):
+    """A document that is missing, empty, binary or of an unsupported kind."""
+
+    code, exit = "input", 3
+
+
+class ModelError(KvcliError):
+    """A model that is unknown, gated, out of reach or damaged."""
+
+    code, exit = "model", 4
+
+
+class UnsupportedModel(ModelError):
+    """A model whose attention kvcli does not understand; the message is the report."""
+
+
+class ResourceError(KvcliError):
+    """Memory or disk: the numbers do not fit this machine."""
+
+    code, exit = "resources", 5
+
+
+class TooLongError(KvcliError):
+    """Longer than the model's window under this policy."""
+
+    code, exit = "too_long", 6
+
+
+class DamagedError(KvcliError):
+    """A cache or session file that is damaged or was made by something else."""
+
+    code, exit = "damaged", 7

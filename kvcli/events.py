@@ -1,0 +1,68 @@
+"""What long-running work tells whoever is watching: small frozen dataclasses, yielded by generators.
+
+The engine and the model sources never print; a screen, a test or a benchmark consumes these.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Download:
+    """Bytes of one file arriving from a hub or a package index."""
+
+    name: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Convert:
+    """A one-time conversion (a GGUF file becoming safetensors), counted in tensors."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A document being read, after each chunk.
+
+    ``kept`` is the number of units each KV head of a full-attention layer holds now.
+    """
+
+    done: int
+    total: int
+    kept: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token; ``text`` may be empty while a character is still incomplete."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The end of one answer.
+
+    ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_s: float
+    decode_s: float
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens per second after the first one; 0 where fewer than two were made."""
+        return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else 0.0
+
+
+Event = Download | Convert | Prefill | Token | Answer
