@@ -1,0 +1,47 @@
+"""Attention with its log-sum-exp, written as einsums in float32: the oracle, and the backend of last resort."""
+
+import torch
+from torch import Tensor
+
+
+def visible(m: int, n: int, q_start: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of ``n`` keys at positions 0.. each of ``m`` queries at ``q_start..`` may see: bool ``[m, n]``.
+
+    ``None`` where every query sees every key.
+    """
+    last = q_start + m - 1
+    if q_start >= n - 1 and (window is None or last < window):
+        return None
+    distance = torch.arange(q_start, q_start + m, device=device)[:, None] - torch.arange(n, device=device)
+    mask = distance >= 0
+    return mask if window is None else mask & (distance < window)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of queries at positions ``q_start..`` over keys at positions ``0..n-1``.
+
+    Args:
+        q: ``[H, m, D]``, already rotated.
+        k: ``[H_kv, n, D]``, already rotated.
+        v: ``[H_kv, n, D]``.
+        scale: factor on the logits.
+        q_start: position of the first query counted from the first key. ``n - m`` is causal attention with
+            the queries last; ``n`` or more lets every query see every key.
+        window: a query sees only keys less than this far behind it.
+
+    Returns:
+        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` where no key is visible.
+    """
+    heads, m, dim = q.shape
+    kv_heads, n, _ = k.shape
+    grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
+    logits = torch.einsum("hgmd,hnd->hgmn", grouped, k.float()) * scale
+    mask = visible(m, n, q_start, window, q.device)
+    if mask is not None:
+        logits = logits.masked_fill(~mask, float("-inf"))
+    lse = torch.logsumexp(logits, dim=-1)
+    weights = torch.exp(logits - lse.unsqueeze(-1)).nan_to_num(0.0)
+    o = torch.einsum("hgmn,hnd->hgmd", weights, v.float())
+    return o.reshape(heads, m, v.shape[-1]).to(q.dtype), lse.reshape(heads, m)

@@ -1,0 +1,23 @@
+"""Merge of two attention terms, in float32."""
+
+import torch
+from torch import Tensor
+
+
+def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint key sets, from the attention over each.
+
+    Associative and commutative up to rounding; a term over no keys has ``lse = -inf`` and changes nothing.
+
+    Args:
+        a: ``(o [H, m, D], lse [H, m])``.
+        b: the same shapes.
+
+    Returns:
+        ``(o [H, m, D], lse [H, m])`` with ``o`` in the dtype of ``a``'s output.
+    """
+    (o_a, lse_a), (o_b, lse_b) = a, b
+    # The share of b's keys in the joint softmax; the difference is NaN only where both terms are empty.
+    share = torch.sigmoid(lse_b - lse_a).nan_to_num(0.0).unsqueeze(-1)
+    o = torch.lerp(o_a.float(), o_b.float(), share).to(o_a.dtype)
+    return o, torch.logaddexp(lse_a, lse_b)

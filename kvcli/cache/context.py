@@ -1,0 +1,64 @@
+"""The context: what a reading leaves behind, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from kvcli.cache.fill import Fill
+from kvcli.hold.base import HeldLayer, Hold, Survivors
+
+
+@dataclass(frozen=True)
+class Context:
+    """A read document. Immutable: questions attend to it and leave no trace.
+
+    Attributes:
+        layers: one held layer per attention layer.
+        starts: per layer, the RoPE position of the first token behind the document.
+        seen: tokens read.
+        bits: effective bits per stored number.
+    """
+
+    layers: Sequence[HeldLayer]
+    starts: Sequence[int]
+    seen: int
+    bits: float
+
+    @property
+    def kept(self) -> int:
+        """Units per KV head of the layer that keeps most."""
+        return max((layer.pos.shape[1] for layer in self.layers), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the kept units really take, scales included."""
+        return sum(layer.nbytes for layer in self.layers)
+
+
+def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
+    """Turn a fill into a context: keys are rotated once, to their final positions.
+
+    Args:
+        fill: a finished reading.
+        hold: how to store what it kept.
+        release: give up the fill's buffers layer by layer, so that nothing is held twice; the fill is unusable
+            afterwards. Keep it (``False``) to read on later.
+    """
+    layers: list[HeldLayer] = []
+    starts: list[int] = []
+    for layer in fill.layers:
+        c = layer.count
+        pos = layer.pos[:, :c].clone()
+        compact = fill.keep.positions == "compact"
+        places = range(c) if compact else pos.long()
+        k = fill.rotary.rotate(layer.index, layer.k[:, :c], places)
+        v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
+        layers.append(hold.freeze(Survivors(k, v, pos, layer.window)))
+        starts.append(c if compact else fill.seen)
+        if release:
+            layer.release()
+    if release:
+        fill.release()
+    return Context(layers, starts, fill.seen, hold.bits)

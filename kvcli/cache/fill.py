@@ -1,0 +1,204 @@
+"""The fill: a bounded working set that a document is read into, chunk by chunk.
+
+For every layer and chunk: attend to ``kept ‖ chunk``, score, select, keep. Eviction happens inside the layer, right
+after its attention, so the peak is all layers' budgets plus one chunk of one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from kvcli_kernels.attention import attention
+from torch import Tensor
+
+from kvcli.keep.base import Chunk, Keep
+from kvcli.keep.budget import select
+from kvcli.types import ModelSpec, Rotary
+
+
+@dataclass
+class Step:
+    """The chunk at hand, the same for all layers.
+
+    Attributes:
+        start: tokens read before it.
+        new: its length.
+        probe: how many further queries behind it belong to the question; attended, scored with and dropped.
+        last: nothing of the body follows, so stabilizers do not apply.
+        evict: whether units may go; the protected tail of a document is read without.
+    """
+
+    start: int = 0
+    new: int = 0
+    probe: int = 0
+    last: bool = False
+    evict: bool = True
+
+
+class Fill:
+    """The working set of all layers.
+
+    Args:
+        spec: the model's sizes.
+        keep: the policy.
+        rotary: the model's RoPE.
+        tokens: length of the document; buffers never outgrow it.
+        chunk: longest chunk, probe included.
+        dtype, device: of keys and values.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        keep: Keep,
+        rotary: Rotary,
+        *,
+        tokens: int,
+        chunk: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.spec, self.keep, self.rotary = spec, keep, rotary
+        self.step = Step()
+        self.seen = 0
+        capacities = [self._capacity(window, tokens) for window in spec.sliding]
+        shape = (spec.kv_heads, max(capacities) + chunk, spec.head_dim)
+        self.workspace: tuple[Tensor, ...] = (
+            torch.empty(shape, dtype=dtype, device=device),
+            torch.empty(shape, dtype=dtype, device=device),
+        )
+        self._layers = [
+            FillLayer(self, i, window, capacity, dtype, device)
+            for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
+        ]
+
+    @property
+    def layers(self) -> Sequence[FillLayer]:
+        return self._layers
+
+    @property
+    def kept(self) -> int:
+        """Units per KV head of the layer that keeps most."""
+        return max(layer.count for layer in self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, workspace included."""
+        return sum(t.nbytes for t in self.workspace) + sum(layer.nbytes for layer in self._layers)
+
+    def release(self) -> None:
+        """Give up the workspace; the fill cannot read on."""
+        self.workspace = tuple(t.new_empty(0) for t in self.workspace)
+
+    def _capacity(self, window: int | None, tokens: int) -> int:
+        if window is not None:
+            return min(tokens, window - 1)
+        return tokens if self.keep.budget is None else min(tokens, self.keep.budget + self.keep.tail)
+
+
+@dataclass
+class FillLayer:
+    """One layer's kept units: keys before RoPE, values, scores and places, in document order."""
+
+    fill: Fill = field(repr=False)
+    index: int
+    window: int | None
+    capacity: int
+    dtype: torch.dtype
+    device: torch.device
+    count: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        heads, dim = self.fill.spec.kv_heads, self.fill.spec.head_dim
+        self.k = torch.empty(heads, self.capacity, dim, dtype=self.dtype, device=self.device)
+        self.v = torch.empty_like(self.k)
+        self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
+        self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the layer's buffers."""
+        return sum(t.nbytes for t in (self.k, self.v, self.scores, self.pos, *self.state.values()))
+
+    def release(self) -> None:
+        """Give up the buffers."""
+        self.k, self.v, self.scores, self.pos = (t.new_empty(0) for t in (self.k, self.v, self.scores, self.pos))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """See :class:`kvcli.cache.store.StoreLayer`. Evicts before it returns."""
+        step, c, m = self.fill.step, self.count, q.shape[1]
+        u = c + step.new
+        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace)
+        work_k[:, :c], work_k[:, c:] = self.k[:, :c], k
+        work_v[:, :c], work_v[:, c:] = self.v[:, :c], v
+        pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
+        pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
+
+        compact = self.fill.keep.positions == "compact"
+        k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if compact else pos.long())
+        q_rotated = self.fill.rotary.rotate(
+            self.index, q, range(c, c + m) if compact else range(step.start, step.start + m)
+        )
+        out, lse = attention(q_rotated, k_rotated, work_v, scale, c, window)
+
+        if self.window is not None:
+            self._keep_window(work_k[:, :u], work_v[:, :u], pos[:, :u])
+        else:
+            chunk = Chunk(
+                layer=self.index,
+                start=step.start,
+                k=work_k[:, :u],
+                v=work_v[:, :u],
+                q=q[:, : step.new],
+                pos=pos[:, :u],
+                scores=self.scores[:, :c],
+                state=self.state,
+                term=(q_rotated, k_rotated, lse, scale),
+                probe=step.probe,
+            )
+            self._keep_best(chunk)
+        return out
+
+    def _keep_best(self, chunk: Chunk) -> None:
+        keep, step, units = self.fill.keep, self.fill.step, chunk.k.shape[1]
+        scores = keep.rescore(chunk)
+        if not step.evict or keep.budget is None or units <= keep.budget:
+            self._append(chunk, scores)
+            return
+        index = select(
+            scores,
+            keep.budget,
+            sinks=chunk.pos < keep.sinks if keep.sinks else None,
+            recent=0 if step.last else min(keep.recent, units),
+        )
+        self.count = keep.budget
+        flat = (index + torch.arange(index.shape[0], device=index.device).unsqueeze(1) * self._stride()).view(-1)
+        for kept, units_at_hand in zip((self.k, self.v), self.fill.workspace, strict=True):
+            rows = units_at_hand.view(-1, kept.shape[2]).index_select(0, flat)
+            kept[:, : self.count] = rows.view(kept.shape[0], self.count, kept.shape[2])
+        self.scores[:, : self.count] = scores.gather(1, index)
+        self.pos[:, : self.count] = chunk.pos.gather(1, index)
+
+    def _stride(self) -> int:
+        """Rows between two heads of the workspace."""
+        return self.fill.workspace[0].shape[1]
+
+    def _append(self, chunk: Chunk, scores: Tensor) -> None:
+        old, new = chunk.kept, chunk.k.shape[1]
+        self.k[:, old:new] = chunk.k[:, old:]
+        self.v[:, old:new] = chunk.v[:, old:]
+        self.scores[:, :new] = scores
+        self.pos[:, old:new] = chunk.pos[:, old:]
+        self.count = new
+
+    def _keep_window(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
+        """A sliding layer keeps what its next query can still see, whatever the policy."""
+        self.count = min(k.shape[1], self.capacity)
+        first = k.shape[1] - self.count
+        self.k[:, : self.count] = k[:, first:]
+        self.v[:, : self.count] = v[:, first:]
+        self.pos[:, : self.count] = pos[:, first:]
+        self.scores[:, : self.count] = 0.0

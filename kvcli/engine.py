@@ -1,0 +1,222 @@
+"""The engine: read a document into a bounded cache, freeze it, ask.
+
+Generators of events; the generator's return value is the result. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from time import perf_counter
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from kvcli.cache.context import Context, freeze
+from kvcli.cache.fill import Fill, Step
+from kvcli.cache.tail import Tail
+from kvcli.errors import InputError
+from kvcli.events import Answer, Prefill, Token
+from kvcli.hf.load import Model
+from kvcli.recipe import Recipe
+from kvcli.sampling import Sampling, sample
+
+CHUNK = 512
+
+
+def fill(
+    model: Model,
+    ids: Sequence[int],
+    recipe: Recipe,
+    *,
+    chunk: int = CHUNK,
+    probe: Sequence[int] | None = None,
+    horizon: int | None = None,
+) -> Generator[Prefill, None, Fill]:
+    """Read token ids into a working set under a recipe's budget.
+
+    Args:
+        model: a loaded model.
+        ids: the document, template head included.
+        recipe: which units survive.
+        chunk: tokens per forward pass.
+        probe: the question's ids for policies that read for one question; ignored by the others.
+        horizon: RoPE positions that this run and its answers will use, where frequencies depend on the length
+            (longrope, dynamic NTK); by default the length of the document or, if less, of what is kept of it.
+
+    Yields:
+        a :class:`Prefill` after each chunk.
+
+    Returns:
+        the fill, ready to be frozen.
+
+    Raises:
+        InputError: no tokens.
+    """
+    if not ids:
+        raise InputError("the document has no tokens")
+    keep = recipe.keep
+    question = torch.tensor(probe or [], device=model.device, dtype=torch.long) if keep.question else None
+    extra = 0 if question is None else len(question)
+    tokens = torch.tensor(ids, device=model.device, dtype=torch.long)
+    work = Fill(
+        model.spec,
+        keep,
+        model.rotary,
+        tokens=len(ids),
+        chunk=min(chunk, len(ids)) + extra,
+        dtype=model.dtype,
+        device=model.device,
+    )
+    model.rotary.pin(horizon or _positions(recipe, len(ids), chunk + extra))
+    began = perf_counter()
+    for step in _steps(len(ids), chunk, keep.tail, extra):
+        batch = tokens[step.start : step.start + step.new]
+        if question is not None and step.probe:
+            batch = torch.cat([batch, question])
+        work.step = step
+        model.forward(batch, work, logits=False)
+        work.seen += step.new
+        yield Prefill(work.seen, len(ids), work.kept, perf_counter() - began)
+    return work
+
+
+def read(
+    model: Model,
+    ids: Sequence[int],
+    recipe: Recipe,
+    *,
+    chunk: int = CHUNK,
+    probe: Sequence[int] | None = None,
+    horizon: int | None = None,
+) -> Generator[Prefill, None, Context]:
+    """Fill and freeze; arguments as for :func:`fill`."""
+    work = yield from fill(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
+    with torch.inference_mode():
+        return freeze(work, recipe.hold)
+
+
+def begin(model: Model, context: Context | None) -> Tail:
+    """An empty tail behind a context, or behind nothing."""
+    return Tail(model.spec, model.rotary, context, dtype=model.dtype, device=model.device)
+
+
+def ask(
+    model: Model,
+    tail: Tail,
+    ids: Sequence[int],
+    *,
+    sampling: Sampling | None = None,
+    max_tokens: int = 2048,
+    stop: Sequence[str] = (),
+    chunk: int = CHUNK,
+) -> Iterator[Token | Answer]:
+    """Put a question's ids behind a tail and generate the answer.
+
+    The tail keeps question and answer; ``tail.rewind`` forgets them. Closing the generator early leaves the tail
+    with what was generated so far.
+
+    Args:
+        model: a loaded model.
+        tail: from :func:`begin`.
+        ids: the question and the template's turn to answer.
+        sampling: greedy by default.
+        max_tokens: longest answer.
+        stop: texts that end the answer and are not part of it.
+        chunk: tokens per forward pass of a long question.
+
+    Yields:
+        a :class:`Token` for each token of the answer, then one :class:`Answer`.
+
+    Raises:
+        InputError: no ids.
+    """
+    if not ids:
+        raise InputError("the question has no tokens")
+    how = sampling or Sampling()
+    generator = how.generator(model.device)
+    began = perf_counter()
+    logits: Tensor | None = None
+    question = torch.tensor(ids, device=model.device, dtype=torch.long)
+    for part in question.split(chunk):
+        logits = _advance(model, tail, part)
+    writer = _Writer(model.tokenizer, stop)
+    first = began
+    count, reason = 0, "length"
+    while count < max_tokens:
+        assert logits is not None
+        token = sample(logits, how, generator)
+        number = int(token)
+        count += 1
+        if count == 1:
+            first = perf_counter()
+        if number in model.eos:
+            reason = "stop"
+            break
+        piece = writer.push(number)
+        if writer.stopped:
+            yield Token(number, piece)
+            reason = "stop"
+            break
+        yield Token(number, piece)
+        if count < max_tokens:
+            logits = _advance(model, tail, token)
+    last = writer.flush()
+    if last:
+        yield Token(-1, last)
+    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first)
+
+
+def _advance(model: Model, tail: Tail, ids: Tensor) -> Tensor:
+    logits = model.forward(ids, tail, logits=True)
+    tail.extend(len(ids))
+    assert logits is not None
+    return logits
+
+
+def _steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[Step]:
+    """The chunks of a document: its body with eviction, then its protected tail without."""
+    body = max(0, tokens - tail)
+    for start in range(0, body, chunk):
+        new = min(chunk, body - start)
+        yield Step(start, new, probe, last=start + new == body)
+    for start in range(body, tokens, chunk):
+        yield Step(start, min(chunk, tokens - start), probe, last=True, evict=False)
+
+
+def _positions(recipe: Recipe, tokens: int, chunk: int) -> int:
+    keep = recipe.keep
+    if keep.budget is None or keep.positions == "original":
+        return tokens
+    return min(tokens, keep.budget + keep.tail + chunk)
+
+
+class _Writer:
+    """Turns ids into text piece by piece, holding back what may be the beginning of a stop text."""
+
+    def __init__(self, tokenizer: object, stop: Sequence[str]) -> None:
+        self._backend = tokenizer._tokenizer  # type: ignore[attr-defined]
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = tuple(filter(None, stop))
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that is certain after one more token."""
+        self._held += self._stream.step(self._backend, token) or ""
+        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self._held, self.stopped = self._held[: min(found)], True
+            return self.flush()
+        keep = max((n for s in self._stop for n in range(len(s)) if n and self._held.endswith(s[:n])), default=0)
+        return self._release(len(self._held) - keep)
+
+    def flush(self) -> str:
+        """Whatever was held back."""
+        return self._release(len(self._held))
+
+    def _release(self, count: int) -> str:
+        piece, self._held = self._held[:count], self._held[count:]
+        self.text += piece
+        return piece

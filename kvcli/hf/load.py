@@ -1,0 +1,223 @@
+"""From a model on disk to something the engine can run: weights, sizes, RoPE taken out, probe passed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from kvcli.cache.store import Store
+from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
+from kvcli.hf import attention, probe, rope
+from kvcli.types import DTYPE_BYTES, ModelSpec
+
+
+class SourceLike(Protocol):
+    """What loading needs of a :class:`kvcli.hf.models.Source`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass
+class Model:
+    """A causal language model whose attention runs through a kvcli store.
+
+    Attributes:
+        spec: sizes and names.
+        module: the transformers model.
+        tokenizer: its tokenizer, or ``None`` for a bare model.
+        rotary: its RoPE, applied by the store.
+        eos: token ids that end an answer.
+        reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
+    """
+
+    spec: ModelSpec
+    module: PreTrainedModel
+    tokenizer: Any
+    rotary: rope.ModelRotary
+    eos: frozenset[int]
+    _switch: Any = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.spec.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.spec.dtype)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, store: Store, *, logits: bool | str) -> Tensor | None:
+        """One forward pass into a store.
+
+        Args:
+            ids: int64 ``[m]``.
+            store: a fill or a tail.
+            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, ``False`` for none:
+                a reading does not need the language-model head.
+        """
+        batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
+        if logits is False:
+            self.module.base_model(**batch, use_cache=False, kvcli=store)
+            return None
+        out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
+        scores: Tensor = out.logits[0]
+        return scores if logits == "all" else scores[-1]
+
+    @contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """The model with its own attention and its own RoPE."""
+        self._switch(False)
+        self.module.set_attn_implementation("sdpa" if self.module._supports_sdpa else "eager")
+        try:
+            yield self.module
+        finally:
+            self.module.set_attn_implementation(attention.NAME)
+            self._switch(True)
+
+
+def default_device() -> str:
+    """The first CUDA card, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def load(source: SourceLike, *, device: str | None = None, dtype: str | None = None) -> Model:
+    """Load a model from a resolved source.
+
+    Raises:
+        UsageError: a dtype or device that does not exist here.
+        ModelError: files that transformers cannot read.
+        UnsupportedModel: an architecture whose attention kvcli does not understand, or that fails the probe.
+        ResourceError: not enough memory for the weights.
+    """
+    device = _checked_device(device)
+    dtype = dtype or default_dtype(device)
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    attention.register()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            device_map={"": device} if device != "cpu" else None,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}") from error
+    return wrap(module, tokenizer, name=source.name, fingerprint=source.fingerprint)
+
+
+def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None) -> Model:
+    """Put a transformers model that is already in memory to work; runs the probe.
+
+    Args:
+        module: a causal language model.
+        tokenizer: or ``None``.
+        name: for messages.
+        fingerprint: key under which the probe's verdict is remembered; ``None`` probes every time.
+    """
+    attention.register()
+    module.eval().requires_grad_(False)
+    module.set_attn_implementation(attention.NAME)
+    attentions = _attention_layers(module)
+    rotary, switch = rope.take_out(module, attentions)
+    switch(True)
+    model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module), switch)
+    probe.check(model, remember=fingerprint is not None)
+    return model
+
+
+def _attention_layers(module: PreTrainedModel) -> list[nn.Module]:
+    layers = [m for m in module.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj") | hasattr(m, "qkv_proj")]
+    layers.sort(key=lambda m: m.layer_idx)
+    config = module.config.get_text_config()
+    if [m.layer_idx for m in layers] != list(range(config.num_hidden_layers)):
+        raise UnsupportedModel(
+            f"{type(module).__name__}: {config.num_hidden_layers} layers, of which {len(layers)} have an attention that"
+            " kvcli knows (q, k and v projections and a layer index)"
+        )
+    return layers
+
+
+def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
+    config = module.config.get_text_config()
+    heads = config.num_attention_heads
+    weights = next(module.parameters())
+    return ModelSpec(
+        name=name,
+        fingerprint=fingerprint,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
+        vocab=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        sliding=sliding_windows(config),
+        dtype=str(module.dtype).removeprefix("torch."),
+        device=str(weights.device),
+        weight_bytes=sum(p.nbytes for p in module.parameters()),
+    )
+
+
+def sliding_windows(config: Any) -> tuple[int | None, ...]:
+    """Per layer, the width of its sliding window or ``None``, from a transformers configuration."""
+    width = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if width is None or getattr(config, "use_sliding_window", True) is False:
+        return (None,) * config.num_hidden_layers
+    if kinds is None:
+        return (width,) * config.num_hidden_layers
+    return tuple(width if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _eos(module: PreTrainedModel) -> frozenset[int]:
+    generation: GenerationConfig | None = getattr(module, "generation_config", None)
+    ids = generation.eos_token_id if generation is not None else None
+    if ids is None:
+        ids = module.config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+def _checked_device(device: str | None) -> str:
+    device = device or default_device()
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"'{device}' is not a device", "--device cpu") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UsageError(f"there is no device '{device}' here", "--device cpu")
+    return "cuda:0" if device == "cuda" else device
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]

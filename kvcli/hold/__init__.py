@@ -1,0 +1,1 @@
+"""How surviving units are stored and attended after the reading: one policy per file."""

@@ -1,0 +1,39 @@
+"""Survivors as they are, in the model's own dtype."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvcli_kernels.attention import attention
+from torch import Tensor
+
+from kvcli.hold.base import Hold, Survivors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Hold):
+    """Stores keys and values unchanged in the model's dtype."""
+
+    name: ClassVar[str] = "dense"
+
+    def freeze(self, survivors: Survivors) -> "DenseLayer":
+        """Takes the tensors over without a copy."""
+        return DenseLayer(survivors.k, survivors.v, survivors.pos, survivors.window)
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """Rotated keys and values ``[H_kv, c, D]``, ready for attention."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    window: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.k.nbytes + self.v.nbytes
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.hold.base.HeldLayer`."""
+        return attention(q, self.k, self.v, scale, q_start, self.window)

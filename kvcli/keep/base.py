@@ -1,0 +1,134 @@
+"""The interface of a keep policy: what it is told of a chunk, and the scores it answers with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kvcli.errors import UsageError
+from kvcli.types import Positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """A scorer with a budget; a frozen dataclass whose fields are its hyper-parameters.
+
+    Args:
+        budget: units each KV head of each layer keeps while a document is read; ``None`` keeps all.
+        stabilizers: newest units kept after every chunk but the last, whatever their score; their stored score
+            stays their own. ``None`` is a quarter of the budget.
+        sinks: first tokens of the text that are always kept; they count against the budget.
+        tail: last tokens of the text that are read after the last eviction and kept on top of the budget.
+        positions: how kept units are numbered for RoPE (see :data:`kvcli.types.Positions`).
+    """
+
+    budget: int | None = 1024
+    stabilizers: int | None = None
+    sinks: int = 0
+    tail: int = 0
+    positions: Positions = "compact"
+
+    name: ClassVar[str]
+    """The policy's name in recipes; equal to its module's name."""
+
+    causal: ClassVar[bool] = True
+    """A token's score never depends on later tokens, and is never revised."""
+
+    question: ClassVar[bool] = False
+    """The reading depends on the question: its tokens follow each chunk as a probe."""
+
+    def __post_init__(self) -> None:
+        for key in ("stabilizers", "sinks", "tail"):
+            if (getattr(self, key) or 0) < 0:
+                raise UsageError(f"{self.name}: {key} must be 0 or more, got {getattr(self, key)}")
+        if self.budget is None:
+            return
+        if self.budget < 1:
+            raise UsageError(f"{self.name}: the budget must be 1 unit or more, got {self.budget}", "--budget 1024")
+        if self.sinks + self.recent > self.budget:
+            raise UsageError(
+                f"{self.name}: sinks={self.sinks} and stabilizers={self.recent} do not fit budget={self.budget}",
+                f"--budget {self.sinks + self.recent} or more",
+            )
+
+    @property
+    def recent(self) -> int:
+        """Stabilizers in force."""
+        if self.stabilizers is not None:
+            return self.stabilizers
+        return 0 if self.budget is None else self.budget // 4
+
+    def score(self, chunk: Chunk) -> Tensor:
+        """Scores of the chunk's own units, higher is kept: float ``[H_kv, new]``. A function of tensors."""
+        raise TypeError(f"the policy '{self.name}' defines neither score() nor rescore()")
+
+    def rescore(self, chunk: Chunk) -> Tensor:
+        """Scores of all units at hand, kept ones first: float32 ``[H_kv, kept + new]``.
+
+        A causal policy leaves this alone: kept units carry the score they were given once.
+        """
+        return torch.cat([chunk.scores, self.score(chunk).float()], dim=1)
+
+
+@dataclass
+class Chunk:
+    """One layer's view of one chunk, after the layer's attention and before eviction.
+
+    Units are in document order, the ``kept`` ones first and the ``new`` ones of this chunk behind them
+    (``u = kept + new``). Keys and queries are before RoPE unless a name says otherwise.
+
+    Attributes:
+        layer: index of the layer.
+        start: number of tokens read before this chunk.
+        k, v: ``[H_kv, u, D]``.
+        q: ``[H, new, D]``, the chunk's own queries.
+        pos: ``[H_kv, u]`` int32, each unit's place in the document.
+        scores: ``[H_kv, kept]`` float32, the stored scores of kept units.
+        state: this layer's running statistics; the one thing a policy may write to. Tensors only.
+        term: rotated queries ``[H, new + probe, D]``, rotated keys ``[H_kv, u + probe, D]``, the log-sum-exp
+            ``[H, new + probe]`` of their causal attention, and its scale.
+        probe: how many of the last queries and keys belong to the question and not to the text.
+    """
+
+    layer: int
+    start: int
+    k: Tensor
+    v: Tensor
+    q: Tensor
+    pos: Tensor
+    scores: Tensor
+    state: dict[str, Tensor]
+    term: tuple[Tensor, Tensor, Tensor, float] = field(repr=False)
+    probe: int = 0
+
+    @property
+    def new(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def kept(self) -> int:
+        return self.scores.shape[1]
+
+    def attention(self, first: int, last: int, block: int = 128) -> Tensor:
+        """Attention mass that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
+
+        Post-softmax weights, summed over these queries and averaged over the query group, recomputed in blocks
+        from the log-sum-exp, so that no more than ``[H, block, u]`` exists at a time: float32 ``[H_kv, u]``.
+        """
+        q, k, lse, scale = self.term
+        kv_heads, units, dim = self.k.shape
+        group = q.shape[0] // kv_heads
+        keys = k[:, :units].transpose(1, 2)
+        place = torch.arange(units, device=k.device)
+        mass = torch.zeros(kv_heads, units, dtype=torch.float32, device=k.device)
+        for start in range(first, last, block):
+            stop = min(start + block, last)
+            rows = q[:, start:stop].reshape(kv_heads, group * (stop - start), dim)
+            logits = (rows @ keys).float().view(kv_heads, group, stop - start, units) * scale
+            weights = torch.exp(logits - lse[:, start:stop].reshape(kv_heads, group, stop - start, 1))
+            limit = self.kept + torch.arange(start, stop, device=k.device)
+            mass += weights.masked_fill_(place > limit[:, None], 0.0).sum(dim=(1, 2))
+        return mass / group

@@ -1,0 +1,19 @@
+"""Small keys matter (Devoto et al. 2024, arXiv 2406.11430)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from kvcli.keep.base import Chunk, Keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knorm(Keep):
+    """Keeps the keys with the smallest norm, which are observed to draw the most attention."""
+
+    name: ClassVar[str] = "knorm"
+
+    def score(self, chunk: Chunk) -> Tensor:
+        """``-||k||``; RoPE does not change it: ``[H_kv, new]``."""
+        return -chunk.k[:, chunk.kept :].float().norm(dim=-1)

@@ -1,0 +1,79 @@
+"""From a text and a question to token ids: what is read, and what is asked behind it.
+
+The model's own chat template is rendered once with two marks in it and cut there, so that the document can be read,
+frozen and reused before any question is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kvcli.errors import ModelError
+
+# Words around the text. They decide as much as the policy does: with a bare text the model goes on telling the story.
+BEFORE = "I will give you a long text. Remember its facts; I will ask you about them. Text:\n\n"
+BEHIND = "\n\nEnd of the text. Question: "
+ANSWER = "\nAnswer with the exact words of the text."
+
+_TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a model wants to be spoken to.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        system: a system message; ``None`` leaves it to the template.
+        raw: no chat template and no words of ours: the text, then the question.
+    """
+
+    tokenizer: Any
+    system: str | None = None
+    raw: bool = False
+
+    def document(self, text: str) -> list[int]:
+        """Ids of everything up to the end of the text; this is what a reading reads."""
+        if self.raw:
+            return self._encode(self._bos() + text)
+        head, _ = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
+        return self._encode(head + text)
+
+    def question(self, text: str, *, document: bool = True) -> list[int]:
+        """Ids of the question and of the turn to answer.
+
+        Args:
+            text: the question.
+            document: whether it stands behind a document or opens the conversation.
+        """
+        if self.raw:
+            return self._encode(text if document else self._bos() + text)
+        if not document:
+            before, behind = self._cut(_QUESTION, _QUESTION)
+            return self._encode(before + text + behind)
+        _, rest = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
+        return self._encode(rest.replace(_QUESTION, text))
+
+    def _cut(self, content: str, mark: str) -> tuple[str, str]:
+        messages = [{"role": "user", "content": content}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        if not getattr(self.tokenizer, "chat_template", None):
+            rendered = self._bos() + "\n\n".join(m["content"] for m in messages) + "\n\nAnswer:"
+        else:
+            try:
+                rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # templates are programs and fail in ways of their own
+                raise ModelError(f"the model's chat template fails: {error}", "use --raw, or leave out --system") from error
+        before, found, behind = rendered.partition(mark)
+        if not found:
+            raise ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
+        return before, behind
+
+    def _bos(self) -> str:
+        return getattr(self.tokenizer, "bos_token", None) or "" if self.tokenizer.add_bos_token else ""
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids

@@ -1,0 +1,124 @@
+"""One string names a run: ``keydiff(budget=1024)``, ``full``, ``locret(budget=16384)+kivi(bits=4)``.
+
+Grammar: ``keep[(field=value, …)][+hold[(field=value, …)]]``. A recipe prints in canonical form: the budget
+always, other fields where they differ from their defaults, and the hold only where it is not ``dense``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvcli import registry
+from kvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcli.hold.base import Hold
+    from kvcli.keep.base import Keep
+    from kvcli.types import ModelSpec
+
+_TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which units survive (``keep``) and how survivors are stored and attended (``hold``)."""
+
+    keep: Keep
+    hold: Hold
+
+    def __str__(self) -> str:
+        text = format_policy(self.keep)
+        return text if format_policy(self.hold) == "dense" else f"{text}+{format_policy(self.hold)}"
+
+    def with_budget(self, budget: int) -> Recipe:
+        """The same recipe with another budget.
+
+        Raises:
+            UsageError: the keep policy has no budget, or it is too small for its other fields.
+        """
+        if self.keep.budget is None:
+            raise UsageError(f"'{self}' keeps every unit and takes no budget", "--policy keydiff --budget N")
+        return dataclasses.replace(self, keep=dataclasses.replace(self.keep, budget=budget))
+
+
+def parse(text: str) -> Recipe:
+    """Read a recipe string.
+
+    Raises:
+        UsageError: unknown policy, unknown field, a value of the wrong kind, or broken syntax; names what exists.
+    """
+    keep, plus, hold = text.partition("+")
+    return Recipe(_parse_policy("keep", keep, text), _parse_policy("hold", hold if plus else "dense", text))
+
+
+def default(spec: ModelSpec) -> Recipe:
+    """What ``ask`` uses where no policy is named: the best training-free recipe measured in docs/results.md.
+
+    The budget is an eighth of the model's window, at most 16,384 units: 1,024 for an 8K window.
+    """
+    return parse(f"keydiff(budget={max(256, min(16384, spec.max_positions // 8))})")
+
+
+def format_policy(policy: Keep | Hold) -> str:
+    """Canonical text of one policy; :func:`parse` reads it back."""
+    shown = [
+        f"{f.name}={_print(getattr(policy, f.name))}"
+        for f in dataclasses.fields(policy)
+        if getattr(policy, f.name) is not None and (f.name == "budget" or getattr(policy, f.name) != f.default)
+    ]
+    return f"{policy.name}({', '.join(shown)})" if shown else policy.name
+
+
+def _print(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _parse_policy(axis: registry.Axis, text: str, whole: str) -> Any:
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise UsageError(f"cannot read the recipe '{whole}': expected name(field=value, …), got '{text.strip()}'",
+                         "kvcli recipes")
+    name, arguments = match.group(1).lower().replace("-", "_"), match.group(2) or ""
+    cls = registry.lookup(axis, name)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    values: dict[str, Any] = {}
+    for item in filter(str.strip, arguments.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise UsageError(f"cannot read '{item.strip()}' in '{whole}': expected field=value", "kvcli recipes")
+        if key not in fields:
+            raise UsageError(f"{name} has no field '{key}'; it has: {', '.join(fields) or 'none'}", "kvcli recipes")
+        if key in values:
+            raise UsageError(f"the field '{key}' is given twice in '{whole}'")
+        values[key] = _convert(value, fields[key], name, key)
+    return cls(**values)
+
+
+def _convert(text: str, kind: Any, name: str, key: str) -> Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is typing.Literal:
+            if text in typing.get_args(option):
+                return text
+        elif option is bool:
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+        elif option is not types.NoneType:
+            try:
+                return option(text.replace("_", "")) if option in (int, float) else option(text)
+            except ValueError:
+                continue
+    wanted = " or ".join(_describe(o) for o in options if o is not types.NoneType)
+    raise UsageError(f"{name}({key}={text}): {key} must be {wanted}")
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f"'{choice}'" for choice in typing.get_args(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,0 +1,58 @@
+"""Finding policies: one module per policy in ``kvcli.keep`` and ``kvcli.hold``, plus installed entry points.
+
+A policy's name is its module's name, so names are known without importing torch. Third parties add one with an
+entry point in the group ``kvcli.keep`` or ``kvcli.hold`` whose name is the policy's and whose value is its class.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from kvcli.errors import UsageError
+
+Axis = Literal["keep", "hold"]
+
+_NOT_POLICIES = {"base", "budget"}
+
+
+def _builtin(axis: Axis) -> list[str]:
+    spec = find_spec(f"kvcli.{axis}")
+    assert spec is not None
+    paths = spec.submodule_search_locations
+    return [m.name for m in pkgutil.iter_modules(paths) if m.name not in _NOT_POLICIES]
+
+
+def _plugins(axis: Axis) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"kvcli.{axis}")}
+
+
+def names(axis: Axis) -> list[str]:
+    """All policies of an axis, sorted; imports none of them."""
+    return sorted({*_builtin(axis), *_plugins(axis)})
+
+
+def lookup(axis: Axis, name: str) -> type[Any]:
+    """The class of a policy.
+
+    Raises:
+        UsageError: no policy of that name exists, or a plugin's class is not a policy.
+    """
+    base: type[Any] = getattr(importlib.import_module(f"kvcli.{axis}.base"), axis.capitalize())
+    if name in _builtin(axis):
+        module = importlib.import_module(f"kvcli.{axis}.{name}")
+        own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
+        (cls,) = [c for c in own if c.__module__ == module.__name__]
+        return cls
+    plugin = _plugins(axis).get(name)
+    if plugin is None:
+        raise UsageError(
+            f"there is no {axis} policy '{name}'; there are: {', '.join(names(axis))}", "kvcli recipes"
+        )
+    cls = plugin.load()
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise UsageError(f"the plugin '{name}' ({plugin.value}) is not a kvcli.{axis}.base.{base.__name__}")
+    return cls

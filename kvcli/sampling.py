@@ -1,0 +1,66 @@
+"""Choosing the next token. Everything stays on the logits' device; nothing here waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose. Temperature 0 is greedy and ignores the rest.
+
+    Args:
+        temperature: divides the logits.
+        top_k: only the k most probable tokens.
+        top_p: only the smallest set of most probable tokens with at least this much probability.
+        min_p: only tokens at least this probable relative to the most probable one.
+        seed: of the draw; ``None`` draws differently every time.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"the temperature must be 0 or more, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top-k must be 1 or more, got {self.top_k}")
+        for name, value in (("top-p", self.top_p), ("min-p", self.min_p)):
+            if value is not None and not 0 < value <= 1:
+                raise UsageError(f"{name} must be above 0 and at most 1, got {value}")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The source of randomness for one answer."""
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def sample(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
+    """The next token's id, int64 ``[1]``, from ``logits [vocab]``."""
+    if how.temperature == 0:
+        return logits.argmax().view(1)
+    logits = logits.float() / how.temperature
+    if how.top_k is not None:
+        kth = torch.topk(logits, min(how.top_k, logits.shape[0])).values[-1]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if how.min_p is not None:
+        probabilities = torch.softmax(logits, dim=-1)
+        logits = logits.masked_fill(probabilities < how.min_p * probabilities.max(), float("-inf"))
+    if how.top_p is not None:
+        ordered, order = torch.softmax(logits, dim=-1).sort(descending=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        cut = torch.empty_like(order, dtype=torch.bool).scatter_(0, order, before >= how.top_p)
+        logits = logits.masked_fill(cut, float("-inf"))
+    return torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)

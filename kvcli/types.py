@@ -1,0 +1,58 @@
+"""The few shapes and facts that every layer of kvcli shares. Imports nothing of kvcli and no torch at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Positions = Literal["compact", "original"]
+"""How kept units are numbered for RoPE: by slot (0, 1, 2 … without holes) or by place in the document."""
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What planning and caching need to know of a model, without its weights.
+
+    Attributes:
+        name: as the user named it.
+        fingerprint: short hash of configuration and weight headers.
+        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: the architecture's sizes.
+        max_positions: the trained context window, in tokens.
+        sliding: per layer, the width of its own sliding window, or ``None`` for full attention.
+        dtype: name of the dtype of weights and cache, e.g. ``bfloat16``.
+        device: e.g. ``cpu`` or ``cuda:0``.
+        weight_bytes: size of the parameters.
+    """
+
+    name: str
+    fingerprint: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    max_positions: int
+    sliding: tuple[int | None, ...]
+    dtype: str
+    device: str
+    weight_bytes: int
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one unit's key and value in one KV head of one layer."""
+        return 2 * self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+class Rotary(Protocol):
+    """The model's own rotary embedding, applied by the cache instead of by the layers."""
+
+    def rotate(self, layer: int, x: Tensor, positions: range | Tensor) -> Tensor:
+        """Rotate ``x [H, n, D]`` to ``positions``: a range for all heads, or int64 ``[H, n]``."""
+        ...
