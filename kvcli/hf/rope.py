@@ -67,7 +67,7 @@ class ModelRotary:
             cos, sin = self._table(self.types[layer], positions, x)
             return self.apply(x[None], x[None, :0], cos, sin)[0][0]
         cos, sin = self._angles(self.types[layer], positions, x)
-        return self.apply(x[:, None], x[:, None, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
+        return self.apply(x[:, None], x[:, None][:, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
 
     def _table(self, kind: str | None, positions: range, x: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._tables.get((kind, x.dtype), (x.new_empty(1, 0, 0), x.new_empty(1, 0, 0)))
