@@ -32,6 +32,7 @@ def fill(
     chunk: int = CHUNK,
     probe: Sequence[int] | None = None,
     horizon: int | None = None,
+    resume: Fill | None = None,
 ) -> Generator[Prefill, None, Fill]:
     """Read token ids into a working set under a recipe's budget.
 
@@ -43,6 +44,8 @@ def fill(
         probe: the question's ids for policies that read for one question; ignored by the others.
         horizon: RoPE positions that this run and its answers will use, where frequencies depend on the length
             (longrope, dynamic NTK); by default the length of the document or, if less, of what is kept of it.
+        resume: a fill of the same recipe and chunk size that has read the first ``resume.seen`` of these ids and was
+            interrupted; it reads on from there, and the result is that of an uninterrupted reading.
 
     Yields:
         a :class:`Prefill` after each chunk.
@@ -56,29 +59,36 @@ def fill(
     if not ids:
         raise InputError("the document has no tokens")
     keep = recipe.keep
-    question = torch.tensor(probe or [], device=model.device, dtype=torch.long) if keep.question else None
-    extra = 0 if question is None else len(question)
+    question = torch.tensor((probe or []) if keep.question else [], device=model.device, dtype=torch.long)
+    extra = len(question)
     tokens = torch.tensor(ids, device=model.device, dtype=torch.long)
-    work = Fill(
-        model.spec,
-        keep,
-        model.rotary,
-        tokens=len(ids),
-        chunk=min(chunk, len(ids)) + extra,
-        dtype=model.dtype,
-        device=model.device,
-    )
+    work = start(model, recipe, len(ids), chunk=chunk, probe=extra) if resume is None else resume
     model.rotary.pin(horizon or _positions(recipe, len(ids), chunk + extra))
     began = perf_counter()
     for step in _steps(len(ids), chunk, keep.tail, extra):
+        if step.start < work.seen:
+            continue
         batch = tokens[step.start : step.start + step.new]
-        if question is not None and step.probe:
+        if step.probe:
             batch = torch.cat([batch, question])
         work.step = step
         model.forward(batch, work, logits=False)
         work.seen += step.new
         yield Prefill(work.seen, len(ids), work.kept, perf_counter() - began)
     return work
+
+
+def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, probe: int = 0) -> Fill:
+    """An empty working set for a document of ``tokens``, and for questions of ``probe`` tokens behind each chunk."""
+    return Fill(
+        model.spec,
+        recipe.keep,
+        model.rotary,
+        tokens=tokens,
+        chunk=min(chunk, tokens) + probe,
+        dtype=model.dtype,
+        device=model.device,
+    )
 
 
 def read(

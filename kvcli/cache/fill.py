@@ -6,11 +6,12 @@ after its attention, so the peak is all layers' budgets plus one chunk of one la
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from kvcli_kernels.attention import attention
+from kvcli_kernels.attention import causal_attention
 from torch import Tensor
 
 from kvcli.keep.base import Chunk, Keep
@@ -88,6 +89,11 @@ class Fill:
         """Bytes of all buffers, workspace included."""
         return sum(t.nbytes for t in self.workspace) + sum(layer.nbytes for layer in self._layers)
 
+    def copy(self) -> Fill:
+        """An independent fill with the same units; the model's parts are shared."""
+        shared = {id(part): part for part in (self.spec, self.keep, self.rotary)}
+        return copy.deepcopy(self, shared)
+
     def release(self) -> None:
         """Give up the workspace; the fill cannot read on."""
         self.workspace = tuple(t.new_empty(0) for t in self.workspace)
@@ -142,7 +148,7 @@ class FillLayer:
         q_rotated = self.fill.rotary.rotate(
             self.index, q, range(c, c + m) if compact else range(step.start, step.start + m)
         )
-        out, lse = attention(q_rotated, k_rotated, work_v, scale, c, window)
+        out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
 
         if self.window is not None:
             self._keep_window(work_k[:, :u], work_v[:, :u], pos[:, :u])
@@ -156,7 +162,8 @@ class FillLayer:
                 pos=pos[:, :u],
                 scores=self.scores[:, :c],
                 state=self.state,
-                term=(q_rotated, k_rotated, lse, scale),
+                rotated=(q_rotated, k_rotated),
+                scale=scale,
                 probe=step.probe,
             )
             self._keep_best(chunk)

@@ -88,8 +88,8 @@ class Chunk:
         pos: ``[H_kv, u]`` int32, each unit's place in the document.
         scores: ``[H_kv, kept]`` float32, the stored scores of kept units.
         state: this layer's running statistics; the one thing a policy may write to. Tensors only.
-        term: rotated queries ``[H, new + probe, D]``, rotated keys ``[H_kv, u + probe, D]``, the log-sum-exp
-            ``[H, new + probe]`` of their causal attention, and its scale.
+        rotated: queries ``[H, new + probe, D]`` and keys ``[H_kv, u + probe, D]`` after RoPE.
+        scale: factor on the logits of their attention.
         probe: how many of the last queries and keys belong to the question and not to the text.
     """
 
@@ -101,7 +101,8 @@ class Chunk:
     pos: Tensor
     scores: Tensor
     state: dict[str, Tensor]
-    term: tuple[Tensor, Tensor, Tensor, float] = field(repr=False)
+    rotated: tuple[Tensor, Tensor] = field(repr=False)
+    scale: float
     probe: int = 0
 
     @property
@@ -115,20 +116,19 @@ class Chunk:
     def attention(self, first: int, last: int, block: int = 128) -> Tensor:
         """Attention mass that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
 
-        Post-softmax weights, summed over these queries and averaged over the query group, recomputed in blocks
-        from the log-sum-exp, so that no more than ``[H, block, u]`` exists at a time: float32 ``[H_kv, u]``.
+        Post-softmax weights, summed over these queries and averaged over the query group, computed again in blocks
+        so that no more than ``[H, block, u + probe]`` exists at a time: float32 ``[H_kv, u]``.
         """
-        q, k, lse, scale = self.term
-        kv_heads, units, dim = self.k.shape
+        q, k = self.rotated
+        kv_heads, keys, dim = k.shape
         group = q.shape[0] // kv_heads
-        keys = k[:, :units].transpose(1, 2)
-        place = torch.arange(units, device=k.device)
-        mass = torch.zeros(kv_heads, units, dtype=torch.float32, device=k.device)
+        place = torch.arange(keys, device=k.device)
+        mass = torch.zeros(kv_heads, keys, dtype=torch.float32, device=k.device)
         for start in range(first, last, block):
             stop = min(start + block, last)
             rows = q[:, start:stop].reshape(kv_heads, group * (stop - start), dim)
-            logits = (rows @ keys).float().view(kv_heads, group, stop - start, units) * scale
-            weights = torch.exp(logits - lse[:, start:stop].reshape(kv_heads, group, stop - start, 1))
-            limit = self.kept + torch.arange(start, stop, device=k.device)
-            mass += weights.masked_fill_(place > limit[:, None], 0.0).sum(dim=(1, 2))
-        return mass / group
+            logits = (rows @ k.transpose(1, 2)).view(kv_heads, group, stop - start, keys) * self.scale
+            future = place > self.kept + torch.arange(start, stop, device=k.device)[:, None]
+            weights = torch.softmax(logits.masked_fill_(future, float("-inf")), dim=-1)
+            mass += weights.sum(dim=(1, 2), dtype=torch.float32)
+        return mass[:, : self.k.shape[1]] / group

@@ -189,3 +189,24 @@ def test_attention_mass_is_the_attention(model) -> None:
     for layer, expected in zip(work.layers, weights, strict=True):
         columns = expected[0].sum(dim=1).view(2, 2, 40).mean(dim=1)
         assert torch.allclose(layer.scores, columns, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["full", *EVICTING])
+def test_an_interrupted_reading_goes_on_as_if_nothing_had_happened(model, policy: str) -> None:
+    """From a copy taken at any chunk boundary, to the same units, bit for bit."""
+    ids, probe = tiny.document(100), tiny.document(6, seed=3)
+    recipe = parse(policy if policy == "full" else f"{policy}(budget=24, stabilizers=8, tail=9)")
+    whole = drain(engine.fill(model(), ids, recipe, chunk=16, probe=probe))
+    for stop in (1, 3, 6):
+        work = engine.start(model(), recipe, len(ids), chunk=16, probe=len(probe) if recipe.keep.question else 0)
+        reading = engine.fill(model(), ids, recipe, chunk=16, probe=probe, resume=work)
+        for _ in range(stop):
+            next(reading)
+        interrupted = work.copy()
+        reading.close()
+        resumed = drain(engine.fill(model(), ids, recipe, chunk=16, probe=probe, resume=interrupted))
+        assert resumed is interrupted
+        for one, two in zip(whole.layers, resumed.layers, strict=True):
+            assert one.count == two.count
+            for a, b in ((one.k, two.k), (one.v, two.v), (one.scores, two.scores), (one.pos, two.pos)):
+                assert torch.equal(a[:, : one.count], b[:, : one.count])

@@ -1,5 +1,28 @@
-"""Attention that returns ``(o, lse)``; :func:`attention` picks the backend for the tensors it is given."""
+"""Attention over kept units: the backends, and the one place that chooses between them."""
 
+import torch
+from torch import Tensor
+
+from kvcli_kernels.attention import blocked
 from kvcli_kernels.attention.sdpa import attention
 
-__all__ = ["attention"]
+__all__ = ["attention", "causal_attention"]
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
+    """Attention of the newest ``m`` tokens over all ``n``, for callers that need no log-sum-exp.
+
+    Args:
+        q: ``[H, m, D]``, already rotated.
+        k, v: ``[H_kv, n, D]``, keys already rotated; the last ``m`` belong to the queries' own tokens.
+        scale: factor on the logits.
+        window: a query sees only keys less than this far behind it.
+
+    Returns:
+        ``[H, m, D]``.
+    """
+    m, n = q.shape[1], k.shape[1]
+    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None
+    if narrow and m > 1 and n <= blocked.MAX_KEYS:
+        return blocked.causal_attention(q, k, v, scale)
+    return attention(q, k, v, scale, n - m, window)[0]

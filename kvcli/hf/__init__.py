@@ -1,0 +1,1 @@
+"""Everything that knows Hugging Face: sources of models, loading, attention, rotary embeddings."""

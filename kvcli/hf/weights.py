@@ -1,0 +1,160 @@
+"""A model's directory: is it whole, and which model is it? Answered without reading the weights."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from kvcli.errors import ModelError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+)
+
+
+class DamagedModel(ModelError):  # noqa: N818 - named as UnsupportedModel is
+    """A file that is not what it should be; fetching it again helps."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from ``path``; :class:`ModelError` where the file is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DamagedModel(f"damaged file: {path} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DamagedModel(f"damaged file: {path} is not a JSON object")
+    return content
+
+
+def check(directory: Path, *, weights: bool = True) -> list[Path]:
+    """Refuse a directory that ``from_pretrained`` could not load, naming the file; return the weight files.
+
+    ``weights=False`` asks for the config and the tokenizer only, and returns the shards that happen to be
+    there.
+    """
+    if not (directory / "config.json").is_file():
+        raise _without_config(directory)
+    read_json(directory / "config.json")
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"{directory} has no tokenizer (none of {', '.join(TOKENIZERS[:3])})")
+    try:
+        found = shards(directory)
+        for shard in found:
+            header(shard)
+    except ModelError:
+        if weights:
+            raise
+        return []
+    return found
+
+
+def shards(directory: Path) -> list[Path]:
+    """The weight files in ``directory``, sorted; :class:`ModelError` where one is missing."""
+    index = directory / INDEX
+    if index.is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise DamagedModel(f"damaged file: {index} has no weight_map")
+        wanted = sorted({str(name) for name in names.values()})
+        missing = [name for name in wanted if not (directory / name).is_file()]
+        if missing:
+            raise ModelError(
+                f"incomplete model: {directory} lacks {missing[0]}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+                + f" of {len(wanted)} weight files that {INDEX} names"
+            )
+        return [directory / name for name in wanted]
+    if (directory / SINGLE).is_file():
+        return [directory / SINGLE]
+    if (directory / "adapter_config.json").is_file():
+        raise _adapter(directory)
+    others = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if others:
+        raise ModelError(
+            f"{directory} has its weights only as pickle ({others[0]}), not as safetensors",
+            "convert it with transformers: from_pretrained(…).save_pretrained(…)",
+        )
+    raise ModelError(f"{directory} has no weights ({SINGLE} or {INDEX})")
+
+
+def header(shard: Path) -> bytes:
+    """The JSON header of a safetensors file; :class:`ModelError` where the file is not as long as it says."""
+    try:
+        size = shard.stat().st_size
+        with shard.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise _damaged(shard, f"its header ends at byte {length + 8:,}, the file at {size:,}")
+            content = file.read(length)
+    except OSError as error:
+        raise ModelError(f"cannot read {shard}: {error.strerror}") from None
+    try:
+        tensors = {k: v for k, v in json.loads(content).items() if k != "__metadata__"}
+        end = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise _damaged(shard, "its header is not that of a safetensors file") from None
+    if end != size:
+        raise _damaged(shard, f"expected {end:,} bytes, it has {size:,}")
+    return content
+
+
+def fingerprint(directory: Path) -> str:
+    """A short hash that names a model wherever it lies: config, and name, size, header, samples of each
+    shard.
+
+    Two fine-tunes of one model agree in all their headers, so 16 samples of 4 KiB a shard are hashed too:
+    training moves practically every block. Reading whole weights would cost as much as loading them.
+    """
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        digest.update(struct.pack("<Q", len(part)))  # two lists of parts never join into the same bytes
+        digest.update(part)
+
+    add((directory / "config.json").read_bytes())
+    try:
+        found = shards(directory)
+    except ModelError:
+        found = []
+    for shard in found:
+        content, size = header(shard), shard.stat().st_size
+        add(f"{shard.name} {size}".encode())
+        add(content)
+        begin, samples, sample = 8 + len(content), 16, 4096
+        with shard.open("rb") as file:
+            for index in range(samples):
+                file.seek(begin + index * (size - begin) // samples)
+                add(file.read(sample))
+    return digest.hexdigest()[:16]
+
+
+def _damaged(shard: Path, why: str) -> DamagedModel:
+    return DamagedModel(f"damaged file: {shard} ({why})")
+
+
+def _adapter(directory: Path) -> ModelError:
+    base = read_json(directory / "adapter_config.json").get("base_model_name_or_path") or "unknown"
+    return ModelError(
+        f"{directory} is an adapter (LoRA) for {base}, not a model",
+        "merge it into its base model and name that",
+    )
+
+
+def _without_config(directory: Path) -> ModelError:
+    if (directory / "adapter_config.json").is_file():
+        return _adapter(directory)
+    ggufs = sorted(directory.glob("*.gguf"))
+    if ggufs:
+        return ModelError(f"{directory} has no config.json, but a GGUF file", f"-m {ggufs[0]}")
+    return ModelError(f"{directory} has no config.json: it is not a model's directory")

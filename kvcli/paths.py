@@ -1,0 +1,94 @@
+"""Where kvcli keeps what it makes: one cache directory, readable by its owner alone.
+
+A KV cache contains the document it was made from, so every directory is 0700 and every file 0600. Weights
+from the hub stay in the Hugging Face cache; only what kvcli converted itself lies here.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvcli.errors import ResourceError
+
+
+def cache_dir() -> Path:
+    """``$KVCLI_CACHE_DIR``, else the platform's cache directory for kvcli; created on first use."""
+    override = os.environ.get("KVCLI_CACHE_DIR")
+    if override:
+        return private(Path(override).expanduser().absolute())
+    from platformdirs import user_cache_path
+
+    return private(user_cache_path("kvcli", appauthor=False))
+
+
+def data_dir() -> Path:
+    """``$KVCLI_DATA_DIR``, else the platform's data directory: what a person made and would miss."""
+    override = os.environ.get("KVCLI_DATA_DIR")
+    if override:
+        return private(Path(override).expanduser().absolute())
+    from platformdirs import user_data_path
+
+    return private(user_data_path("kvcli", appauthor=False))
+
+
+def private(path: Path) -> Path:
+    """Create a directory, 0700. One that exists keeps its mode: a person may have opened it on purpose."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot create {path}: {error.strerror}", "set KVCLI_CACHE_DIR to a place you can write"
+        ) from None
+    return path
+
+
+def need(path: Path, size: int, what: str) -> None:
+    """Refuse before the first byte is written where ``size`` bytes cannot fit on the disk of ``path``."""
+    free = shutil.disk_usage(path).free
+    if free < size:
+        raise ResourceError(
+            f"{what} needs {size / 2**20:,.0f} MiB and {path} has {free / 2**20:,.0f} MiB free",
+            "kvcli cache prune, or set KVCLI_CACHE_DIR to a larger disk",
+        )
+
+
+def sync(directory: Path) -> None:
+    """Make every file under ``directory`` 0600 and durable: the last step before its rename."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            path.chmod(0o700)
+            continue
+        path.chmod(0o600)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a finished directory its name. Readers see all of it or nothing of it."""
+    sync(temporary)
+    temporary.rename(final)
+    if os.name == "posix":  # the rename itself is durable only once the parent is
+        descriptor = os.open(final.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def disk(what: str) -> Iterator[None]:
+    """Say :class:`ResourceError` where a disk or a quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ResourceError(
+            f"the disk is full: {what}", "kvcli cache prune, or set KVCLI_CACHE_DIR"
+        ) from None

@@ -1,0 +1,1 @@
+"""Measurements behind docs/results.md. Run by hand, never by the test command."""
