@@ -81,12 +81,13 @@ def _print(value: Any) -> str:
 def _parse_policy(axis: registry.Axis, text: str, whole: str) -> Any:
     match = _TERM.fullmatch(text)
     if match is None:
-        raise UsageError(f"cannot read the recipe '{whole}': expected name(field=value, …), got '{text.strip()}'",
-                         "kvcli recipes")
+        raise UsageError(
+            f"cannot read the recipe '{whole}': expected name(field=value, …), got '{text.strip()}'", "kvcli recipes"
+        )
     name, arguments = match.group(1).lower().replace("-", "_"), match.group(2) or ""
     cls = registry.lookup(axis, name)
     hints = typing.get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if hints[f.name] is not types.NoneType}
     values: dict[str, Any] = {}
     for item in filter(str.strip, arguments.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
@@ -121,4 +122,5 @@ def _convert(text: str, kind: Any, name: str, key: str) -> Any:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(f"'{choice}'" for choice in typing.get_args(kind))
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, getattr(kind, "__name__", str(kind)))
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))

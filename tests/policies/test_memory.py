@@ -1,0 +1,68 @@
+"""The plan says what is allocated, and refuses with numbers."""
+
+import dataclasses
+
+import pytest
+
+from kvcli import memory
+from kvcli.errors import ResourceError, TooLongError
+from kvcli.recipe import parse
+from tests import tiny
+from tests.laws.helpers import filled
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.load("llama")
+
+
+@pytest.mark.parametrize("recipe", ["full", "knorm(budget=24)", "knorm(budget=24, tail=7)", "knorm(budget=500)"])
+@pytest.mark.parametrize("tokens", [10, 100, 300])
+def test_planned_bytes_are_the_allocated_ones(model, recipe: str, tokens: int) -> None:
+    plan = memory.plan(model.spec, parse(recipe), tokens=tokens, chunk=16, tail=0)
+    fill = filled(model, tiny.document(tokens), recipe, 16)
+    assert plan.fill + plan.workspace * 2 // 3 == fill.nbytes
+
+
+def test_sliding_layers_are_planned_as_windows() -> None:
+    spec = tiny.load("gemma3").spec
+    assert [memory.units(spec, parse("full"), 100, i) for i in range(3)] == [15, 100, 15]
+    assert [memory.units(spec, parse("knorm(budget=20)"), 100, i) for i in range(3)] == [15, 20, 15]
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_numbers(model) -> None:
+    plan = memory.plan(model.spec, parse("knorm(budget=9999999999)"), tokens=10**9, chunk=512, tail=0)
+    with pytest.raises(ResourceError) as error:
+        plan.check(2**30, "cpu")
+    assert "1.0 GiB free" in error.value.message
+    assert "--budget" in (error.value.hint or "")
+    plan.check(2**60, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tokens", "room"),
+    [
+        ("full", 400, 512 - 410),
+        ("knorm(budget=100)", 400, 512 - 116),
+        ("knorm(budget=100)", 10**6, 512 - 116),
+        ("knorm(budget=100)", 50, 512 - 60),
+        ("knorm(budget=400, tail=50)", 10**6, 512 - 466),
+        ("knorm(budget=100, positions=original)", 400, 512 - 410),
+    ],
+)
+def test_room_for_the_answer(model, recipe: str, tokens: int, room: int) -> None:
+    assert memory.check_positions(model.spec, parse(recipe), tokens=tokens, chunk=16, question=10) == room
+
+
+@pytest.mark.parametrize("recipe", ["full", "knorm(budget=100, positions=original)", "knorm(budget=505)"])
+def test_what_leaves_the_window_is_refused(model, recipe: str) -> None:
+    with pytest.raises(TooLongError) as error:
+        memory.check_positions(model.spec, parse(recipe), tokens=600, chunk=16, question=10)
+    assert "512" in error.value.message
+    assert error.value.hint
+
+
+def test_a_bigger_budget_costs_more(model) -> None:
+    spec = dataclasses.replace(model.spec, dtype="bfloat16")
+    sizes = [memory.plan(spec, parse(f"knorm(budget={b})"), tokens=10**5, chunk=512, tail=64).total for b in (64, 1024, 8192)]
+    assert sizes == sorted(sizes)
