@@ -1,0 +1,69 @@
+"""Peak memory of a reading, above the loaded model: one fresh process per length, so that peaks do not mix.
+
+    python -m tests.bench.peak --text great_expectations.txt --lengths 16K,128K
+
+Linux only: the kernel's own high-water mark of resident memory, reset after loading and warming up. The last line of
+standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.bench.passkey import load
+from tests.bench.prefill import read
+
+
+def resident(field: str) -> int:
+    """Bytes of ``VmRSS`` or ``VmHWM``."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str, float]:
+    from kvcli import memory
+    from kvcli.prompt import Prompt
+    from kvcli.recipe import parse
+
+    model = load(name)
+    ids = Prompt(model.tokenizer).document(text.read_text())[:tokens]
+    read(model, ids[: chunk // 2], recipe, chunk)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    context = read(model, ids, recipe, chunk)
+    plan = memory.plan(model.spec, parse(recipe), tokens=len(ids), chunk=chunk, tail=0)
+    return {
+        "tokens": len(ids),
+        "peak_mib": round((resident("VmHWM") - before) / 2**20, 1),
+        "planned_mib": round((plan.total - plan.weights) / 2**20, 1),
+        "kept_mib": round(context.nbytes / 2**20, 1),
+        "weights_mib": round(plan.weights / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--lengths", default="16K,128K")
+    parser.add_argument("--recipe", default="keydiff(budget=1024)")
+    parser.add_argument("--chunk", type=int, default=512)
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.model, options.text, options.one, options.recipe, options.chunk)))
+        return
+    rows = []
+    for length in options.lengths.split(","):
+        command = [sys.executable, "-m", "tests.bench.peak", *sys.argv[1:], "--one", str(int(length[:-1]) * 1024)]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    print(json.dumps({"recipe": options.recipe, "chunk": options.chunk, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
