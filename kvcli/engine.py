@@ -148,7 +148,7 @@ def ask(
     began = perf_counter()
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
-    for part in question.split(chunk):
+    for part in torch.split(question, chunk):
         logits = _advance(model, tail, part)
     writer = _Writer(model.tokenizer, stop)
     first = began

@@ -89,6 +89,4 @@ def disk(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ResourceError(
-            f"the disk is full: {what}", "kvcli cache prune, or set KVCLI_CACHE_DIR"
-        ) from None
+        raise ResourceError(f"the disk is full: {what}", "kvcli cache prune, or set KVCLI_CACHE_DIR") from None

@@ -36,9 +36,9 @@ class Prompt:
     def document(self, text: str) -> list[int]:
         """Ids of everything up to the end of the text; this is what a reading reads."""
         if self.raw:
-            return self._encode(self._bos() + text)
+            return self._encode(self._bos()) + self._plain(text)
         head, _ = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-        return self._encode(head + text)
+        return self._encode(head) + self._plain(text)
 
     def question(self, text: str, *, document: bool = True) -> list[int]:
         """Ids of the question and of the turn to answer.
@@ -48,12 +48,14 @@ class Prompt:
             document: whether it stands behind a document or opens the conversation.
         """
         if self.raw:
-            return self._encode(text if document else self._bos() + text)
-        if not document:
+            return ([] if document else self._encode(self._bos())) + self._plain(text)
+        if document:
+            _, rest = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
+            before, _, behind = rest.partition(_QUESTION)
+        else:
             before, behind = self._cut(_QUESTION, _QUESTION)
-            return self._encode(before + text + behind)
-        _, rest = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-        return self._encode(rest.replace(_QUESTION, text))
+        spaced = before.rstrip(" ")  # a word's first token holds the space in front of it
+        return self._encode(spaced) + self._plain(before[len(spaced) :] + text) + self._encode(behind)
 
     def _cut(self, content: str, mark: str) -> tuple[str, str]:
         messages = [{"role": "user", "content": content}]
@@ -65,7 +67,9 @@ class Prompt:
             try:
                 rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             except Exception as error:  # templates are programs and fail in ways of their own
-                raise ModelError(f"the model's chat template fails: {error}", "use --raw, or leave out --system") from error
+                raise ModelError(
+                    f"the model's chat template fails: {error}", "use --raw, or leave out --system"
+                ) from error
         before, found, behind = rendered.partition(mark)
         if not found:
             raise ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
@@ -74,6 +78,14 @@ class Prompt:
     def _bos(self) -> str:
         return getattr(self.tokenizer, "bos_token", None) or "" if self.tokenizer.add_bos_token else ""
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    def _encode(self, template: str) -> list[int]:
+        """Ids of our own words, in which ``<|im_end|>`` is the special token."""
+        ids: list[int] = self.tokenizer(template, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of somebody's text, in which ``<|im_end|>`` is ten letters and ends nothing."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         return ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from kvcli.cache.fill import Fill
 from kvcli.hold.base import HeldLayer, Hold, Survivors
 

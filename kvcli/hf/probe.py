@@ -44,8 +44,8 @@ def check(model: Model, *, remember: bool) -> None:
     error = difference(model)
     if not error <= TOLERANCE[model.spec.dtype]:
         raise UnsupportedModel(
-            f"{model.name} ({type(model.module).__name__}) fails the probe: {TOKENS} random tokens through kvcli's store"
-            f" give logits {error:.1e} away from the model's own attention (relative RMS, at most"
+            f"{model.name} ({type(model.module).__name__}) fails the probe: {TOKENS} random tokens through kvcli's"
+            f" store give logits {error:.1e} away from the model's own attention (relative RMS, at most"
             f" {TOLERANCE[model.spec.dtype]:.0e} is accepted for {model.spec.dtype})"
         )
     if remember:

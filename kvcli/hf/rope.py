@@ -42,7 +42,11 @@ class ModelRotary:
     """
 
     def __init__(
-        self, rotary: nn.Module, apply: Callable[..., tuple[Tensor, Tensor]], types: list[str | None], rotated: list[bool]
+        self,
+        rotary: nn.Module,
+        apply: Callable[..., tuple[Tensor, Tensor]],
+        types: list[str | None],
+        rotated: list[bool],
     ) -> None:
         self.rotary, self.apply, self.types, self.rotated = rotary, apply, types, rotated
         self.horizon = 1
@@ -124,6 +128,6 @@ def take_out(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary
     unrotated = Unrotated(rotary, cos.shape[-1])
 
     def switch(out: bool) -> None:
-        setattr(parent, "rotary_emb", unrotated if out else rotary)
+        parent.rotary_emb = unrotated if out else rotary
 
     return ModelRotary(rotary, applies.pop(), kinds, rotated), switch  # type: ignore[arg-type]

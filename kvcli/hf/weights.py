@@ -20,7 +20,7 @@ TOKENIZERS = (
 )
 
 
-class DamagedModel(ModelError):  # noqa: N818 - named as UnsupportedModel is
+class DamagedModel(ModelError):
     """A file that is not what it should be; fetching it again helps."""
 
 

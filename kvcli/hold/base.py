@@ -28,8 +28,10 @@ class Survivors:
 class HeldLayer(Protocol):
     """One layer of a frozen context. Immutable."""
 
-    pos: Tensor
-    """``[H_kv, c]`` int32, places in the document."""
+    @property
+    def pos(self) -> Tensor:
+        """``[H_kv, c]`` int32, places in the document."""
+        ...
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +56,6 @@ class Hold:
     bits: ClassVar[float] = 16
     """Effective bits per stored number, scales included; 16 stands for the model's own dtype."""
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: Survivors) -> HeldLayer:  # noqa: ARG002
         """Store one layer's survivors for good."""
         raise TypeError(f"the policy '{self.name}' does not define freeze()")

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvcli_kernels.attention import attention
 from torch import Tensor
 
 from kvcli.hold.base import Hold, Survivors
+from kvcli_kernels.attention import attention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class Keep:
             return self.stabilizers
         return 0 if self.budget is None else self.budget // 4
 
-    def score(self, chunk: Chunk) -> Tensor:
+    def score(self, chunk: Chunk) -> Tensor:  # noqa: ARG002
         """Scores of the chunk's own units, higher is kept: float ``[H_kv, new]``. A function of tensors."""
         raise TypeError(f"the policy '{self.name}' defines neither score() nor rescore()")
 

@@ -28,5 +28,3 @@ class H2o(Keep):
         mass = chunk.attention(0, chunk.new)
         mass[:, : chunk.kept] += chunk.scores
         return mass
-
-

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from kvcli.keep.base import Chunk, Keep
@@ -16,4 +17,5 @@ class Knorm(Keep):
 
     def score(self, chunk: Chunk) -> Tensor:
         """``-||k||``; RoPE does not change it: ``[H_kv, new]``."""
-        return -chunk.k[:, chunk.kept :].float().norm(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(chunk.k[:, chunk.kept :].float(), dim=-1)
+        return -norms

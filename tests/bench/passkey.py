@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = ["full", "streaming(budget=1024)", "knorm(budget=1024)", "keydiff(budget=1024)", "snapkv(budget=1024)"]
-NOISE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
-)
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 QUESTION = "What is the pass key?"
 
 

@@ -60,7 +60,9 @@ def main() -> None:
     rows = []
     for length in options.lengths.split(","):
         command = [sys.executable, "-m", "tests.bench.peak", *sys.argv[1:], "--one", str(int(length[:-1]) * 1024)]
-        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+        rows.append(
+            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        )
         print(rows[-1], flush=True)
     print(json.dumps({"recipe": options.recipe, "chunk": options.chunk, "rows": rows}))
 

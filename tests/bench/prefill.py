@@ -48,8 +48,10 @@ def ceiling(model: Any, rows: int) -> float:
 
 def arithmetic(spec: Any, tokens: int, chunk: int, budget: int) -> tuple[float, float]:
     """FLOP of projections and of attention for reading ``tokens`` under a budget."""
-    per_token = spec.layers * 2 * (
-        spec.hidden * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.hidden * spec.intermediate
+    per_token = (
+        spec.layers
+        * 2
+        * (spec.hidden * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.hidden * spec.intermediate)
     )
     attention, done = 0.0, 0
     while done < tokens:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import kvcli.cli as kvcli_cli
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
+PROGRAM = [sys.executable, "-m", "kvcli"]
 Kvcli = Callable[..., subprocess.CompletedProcess[bytes]]
 
 TEMPLATE = (
@@ -68,33 +76,35 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """No network, no colours forced, and no cache but a temporary one."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM", "PYTHONPATH")}
+    dropped = {"NO_COLOR", "FORCE_COLOR", "PYTHONPATH", "KVCLI_MODEL"}
     return {
-        **kept,
+        **{k: v for k, v in os.environ.items() if k not in dropped},
         "KVCLI_CACHE_DIR": str(tmp_path / "cache"),
-        "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "1",
         "TERM": "xterm-256color",
-        "PYTHONWARNINGS": "error::ResourceWarning",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",  # on a busy machine two threads wait for each other
     }
 
 
-PROGRAM = [sys.executable, "-m", "kvcli"]
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where commands run."""
+    path = tmp_path / "here"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture
-def kvcli(tmp_path: Path, environment: dict[str, str]) -> Kvcli:
-    """Run ``kvcli ARGS`` in ``tmp_path`` with nothing on standard input unless given."""
+def kvcli(folder: Path, environment: dict[str, str]) -> Kvcli:
+    """Run ``kvcli ARGS`` as a process, with nothing on standard input unless given."""
 
-    def run(
-        *args: str | Path, stdin: bytes | None = None, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[bytes]:
-        given = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
+    def run(*args: str | Path, stdin: bytes | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
+        given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         return subprocess.run(
             [*PROGRAM, *map(str, args)],
-            cwd=tmp_path,
-            env={**environment, **(env or {})},
+            cwd=folder,
+            env={**environment, **env},
             capture_output=True,
             timeout=120,
             check=False,
@@ -104,5 +114,62 @@ def kvcli(tmp_path: Path, environment: dict[str, str]) -> Kvcli:
     return run
 
 
-def lines(text: bytes) -> Sequence[str]:
-    return text.decode().splitlines()
+@dataclass(frozen=True)
+class Outcome:
+    """What a run inside this process did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(
+    folder: Path,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Call]:
+    """Run ``kvcli ARGS`` inside this process: as ``kvcli``, without the second that starting takes."""
+    from kvcli.cli.app import run
+
+    monkeypatch.chdir(folder)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "FORCE_COLOR", "KVCLI_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def inside(*args: str | Path, stdin: bytes | None = None) -> Outcome:
+        if stdin is not None:
+            (folder.parent / "stdin").write_bytes(stdin)
+            monkeypatch.setattr(sys, "stdin", (folder.parent / "stdin").open())
+        capsys.readouterr()
+        code = run([*map(str, args)])
+        if stdin is not None:
+            sys.stdin.close()
+        return Outcome(code, *capsys.readouterr())
+
+    yield inside
+    signal.signal(signal.SIGTERM, before)
+
+
+Validate = Callable[[Any], None]
+
+
+@pytest.fixture(scope="session")
+def validate() -> Validate:
+    """Check an object against the schema that ships with kvcli."""
+    import jsonschema
+
+    schema = json.loads((Path(kvcli_cli.__file__).parent / "schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    return validator.validate

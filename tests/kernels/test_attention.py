@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from kvcli_kernels.attention import attention, blocked, causal_attention, ref
 from kvcli_kernels.merge import merge
 
@@ -21,7 +22,9 @@ def rms(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3), (5, 1)])
-@pytest.mark.parametrize(("m", "n", "q_start"), [(1, 1, 0), (1, 33, 32), (7, 7, 0), (5, 37, 32), (5, 37, 37), (3, 9, 50)])
+@pytest.mark.parametrize(
+    ("m", "n", "q_start"), [(1, 1, 0), (1, 33, 32), (7, 7, 0), (5, 37, 32), (5, 37, 37), (3, 9, 50)]
+)
 @pytest.mark.parametrize("window", [None, 1, 4, 20, 100])
 def test_flash_is_the_reference(heads, kv_heads, m, n, q_start, window) -> None:
     q, k, v = draw(heads, kv_heads, m, n)

@@ -27,7 +27,7 @@ def test_capped_logits_are_refused_with_a_report() -> None:
         ("llama", lambda m: setattr(m.rotary, "rotated", [True, False, True])),
         ("smollm3", lambda m: setattr(m.rotary, "rotated", [True, True, True])),
         ("gemma3", lambda m: setattr(m.rotary, "types", ["full_attention"] * 3)),
-        ("llama", lambda m: setattr(m.rotary, "apply", lambda q, k, c, s: (q, k))),
+        ("llama", lambda m: setattr(m.rotary, "apply", lambda q, k, *_: (q, k))),
     ],
 )
 def test_a_mistake_in_rotation_is_caught(family: str, break_it) -> None:

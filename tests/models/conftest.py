@@ -60,9 +60,7 @@ def make_model(path: Path, seed: int = 0, shards: bool = False) -> Path:
         tie_word_embeddings=False,
         dtype="bfloat16",
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(
-        path, max_shard_size="20KB" if shards else "1GB"
-    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(path, max_shard_size="20KB" if shards else "1GB")
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(path)
@@ -91,9 +89,7 @@ class Hub:
             if repo not in self.repos:
                 return self.refuse(handler, 401, "RepoNotFound")
             files = [p for p in sorted(self.repos[repo].rglob("*")) if p.is_file()]
-            siblings = [
-                {"rfilename": str(p.relative_to(self.repos[repo])), "size": p.stat().st_size} for p in files
-            ]
+            siblings = [{"rfilename": str(p.relative_to(self.repos[repo])), "size": p.stat().st_size} for p in files]
             about = {"id": repo, "sha": self.commit, "siblings": siblings, "gated": repo in self.gated}
             return self.answer(handler, json.dumps(about).encode(), {"Content-Type": "application/json"})
         _, owner, name, _resolve, _revision, *rest = path.split("/")
@@ -142,9 +138,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     yield served
     server.shutdown()
     server.server_close()

@@ -163,9 +163,7 @@ def test_an_architecture_that_cannot_be_converted_says_so(tmp_path: Path) -> Non
     assert leftovers(tmp_path / "kvcli") == []
 
 
-def test_a_full_disk_is_refused_before_the_first_byte(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_refused_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_gguf(tmp_path / "Tiny.gguf")
     monkeypatch.setattr(paths.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))  # type: ignore[attr-defined]
     with pytest.raises(ResourceError, match="0 MiB free"):

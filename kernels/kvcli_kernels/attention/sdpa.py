@@ -34,7 +34,9 @@ def attention(
         return ref.attention(q, k, v, scale, q_start, window)
     if n == m:
         return _square(q, k, v, scale)
-    return merge(_square(q, k[:, q_start:], v[:, q_start:], scale), _rectangular(q, k[:, :q_start], v[:, :q_start], scale))
+    return merge(
+        _square(q, k[:, q_start:], v[:, q_start:], scale), _rectangular(q, k[:, :q_start], v[:, :q_start], scale)
+    )
 
 
 def _has_flash(q: Tensor) -> bool:
@@ -65,9 +67,7 @@ def _square(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     return _flash(q, k.repeat_interleave(group, 0), v.repeat_interleave(group, 0), scale, causal=True)
 
 
-def _windowed(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int
-) -> tuple[Tensor, Tensor]:
+def _windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int) -> tuple[Tensor, Tensor]:
     """Keys outside every query's window are left out first, so the bias is at most ``[m, window + m]``."""
     m, n = q.shape[1], k.shape[1]
     first = max(0, q_start - window + 1)

@@ -1,0 +1,127 @@
+"""``kvcli ask [FILE…] QUESTION``: the options of the command, checked."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from kvcli.cli.budget import Budget
+from kvcli.cli.output import Sink
+from kvcli.cli.questions import sort_out, valid
+from kvcli.cli.run import Run, Settings
+from kvcli.documents import STDIN
+from kvcli.errors import UsageError
+
+
+class Ask(TyperCommand):
+    """``ask`` with a usage line that tells files from the question, which one list of words cannot."""
+
+    def collect_usage_pieces(self, _ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "[FILE]...", "QUESTION"]
+
+
+def command(
+    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository."),
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            "--context",
+            metavar="FILE",
+            help="A file to read, repeatable; - is standard input.",
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option("-e", "--question", metavar="TEXT", help="A question, repeatable: one reading, many answers."),
+    ] = None,
+    question_files: Annotated[
+        list[str] | None,
+        typer.Option("-Q", "--questions", metavar="FILE", help="Questions, one per line or JSON Lines; - is stdin."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = 2048,
+    temp: Annotated[float, typer.Option("--temp", metavar="T", min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="Text that ends the answer; repeatable."),
+    ] = None,
+    no_stream: Annotated[bool, typer.Option("-S", "--no-stream", help="Print the answer when it is complete.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, not to stdout."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then the question.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Times, speed and memory on stderr.")] = False,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
+    ] = None,
+    chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Ask a question about files or standard input.
+
+    FILE is text, Markdown or source; several are read in order, each whole. Without FILE, piped standard
+    input is the document. QUESTION is the last argument, in quotes; several questions (-e, -Q) share one
+    reading.
+    """
+    named = question_files or []
+    request = sort_out(words or [], files or [], questions or [], named)
+    if temp == 0 and (
+        unused := [o for o, v in (("--top-p", top_p), ("--top-k", top_k), ("--min-p", min_p)) if v is not None]
+    ):
+        raise UsageError(f"{' and '.join(unused)} would change nothing at temperature 0", f"--temp 0.7 {unused[0]} …")
+    given = {"temperature": temp or None, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    settings = Settings(
+        model=model,
+        system=None if system is None else valid(system, "the system message"),
+        raw=raw,
+        max_tokens=max_tokens,
+        sampling={k: v for k, v in given.items() if v is not None},
+        stop=tuple(valid(s, "--stop") for s in stop or []),
+        policy=policy,
+        budget=None if budget is None else Budget.parse(budget),
+        chunk=chunk,
+        device=device,
+        dtype=dtype,
+        offline=offline,
+        stats=stats,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    if raw and system:
+        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
+    sink = Sink(output, stream=not no_stream, as_json=as_json)
+    run = Run(settings, request, sink)
+    try:
+        run.prepare(stdin_is_questions=STDIN in named)
+        run.banner()
+        run.answer_all()
+    finally:
+        sink.close()

@@ -1,0 +1,55 @@
+"""``--budget``: units as a number, as a share of the document or as memory."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from kvcli.errors import UsageError
+from kvcli.types import ModelSpec
+
+_UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SHAPE = re.compile(r"(?P<number>\d[\d_,]*(?:\.\d+)?)\s*(?P<unit>%|[KMG]?i?B)?", re.IGNORECASE)
+FORMS = "--budget 16384, --budget 12% or --budget 2GiB"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``value`` units per KV head, per cent of the document's tokens, or bytes of kept keys and values."""
+
+    value: float
+    unit: Literal["units", "%", "bytes"]
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """Raises ``UsageError`` for what is no budget, and for one that keeps nothing."""
+        match = _SHAPE.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(f"--budget {text} is not a number of units, a percentage or a size", FORMS)
+        value = float(re.sub("[_,]", "", match["number"]))
+        unit = (match["unit"] or "").upper()
+        if value <= 0:
+            raise UsageError(f"--budget {text} keeps nothing: at least 1 unit is needed", FORMS)
+        if unit == "%":
+            if value > 100:
+                raise UsageError(f"--budget {text} is more than the whole document", "--budget 100%")
+            return cls(value, "%")
+        if unit:
+            return cls(value * _UNITS[unit], "bytes")
+        if value != int(value):
+            raise UsageError(f"--budget {text}: units are whole numbers", FORMS)
+        return cls(value, "units")
+
+    def units(self, spec: ModelSpec, tokens: int) -> int:
+        """Units per KV head for a model and a document of ``tokens``."""
+        if self.unit == "units":
+            return int(self.value)
+        if self.unit == "%":
+            return max(1, round(tokens * self.value / 100))
+        row = spec.unit_bytes * spec.kv_heads * sum(window is None for window in spec.sliding)
+        units = int(self.value // max(1, row))
+        if not units:
+            raise UsageError(
+                f"--budget of {self.value:,.0f} bytes is less than one unit, which takes {row:,} bytes here",
+                f"--budget {row * 1024 // 2**20 + 1}MiB",
+            )
+        return units

@@ -1,0 +1,85 @@
+"""Where answers go: stdout or the file of ``-o``; as text while it is made, at the end, or as JSON."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from kvcli.cli import render
+from kvcli.errors import InputError, UsageError
+
+
+class Sink:
+    """Answers, one after the other, each ending in exactly one newline."""
+
+    def __init__(self, path: str | None = None, *, stream: bool = True, as_json: bool = False) -> None:
+        self.path = path
+        self.as_json = as_json
+        self.stream = stream and not as_json and path is None
+        self._file: TextIO | None = None
+        self._held = ""
+        self._open = False
+        self._answers = 0
+        if path is not None:
+            _refuse(Path(path))
+
+    @property
+    def file(self) -> TextIO:
+        """Opened at the first answer, so that a run that fails before it overwrites nothing."""
+        if self.path is None:
+            return sys.stdout
+        if self._file is None:
+            try:
+                self._file = Path(self.path).open("w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            except OSError as error:
+                reason = f"{self.path} cannot be written: {error.strerror}"
+                raise InputError(reason, "another name for -o") from None
+        return self._file
+
+    def write(self, text: str) -> None:
+        """A piece of the answer; line ends are held back until more text shows that they are not the last."""
+        if not self.stream:
+            return
+        self._begin()
+        text = self._held + render.plain(text)
+        body = text.rstrip("\n")
+        self._held = text[len(body) :]
+        if body:
+            self.file.write(body)
+            self.file.flush()
+
+    def end(self, text: str, record: dict[str, Any]) -> None:
+        """The answer is complete: ``text`` is all of it and ``record`` its JSON."""
+        if self.as_json:
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        else:
+            self._begin()
+            self.file.write("\n" if self.stream else render.plain(text).rstrip("\n") + "\n")
+        self.file.flush()
+        self._held, self._open = "", False
+
+    def abandon(self) -> None:
+        """The answer broke off with an error: leave the line."""
+        if self._open:
+            self.file.write("\n")
+            self.file.flush()
+        self._held, self._open = "", False
+
+    def _begin(self) -> None:
+        if not self._open:
+            self._open = True
+            if self._answers:
+                self.file.write("\n")  # a blank line between answers
+            self._answers += 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _refuse(path: Path) -> None:
+    """Say before hours of reading that the answer could not be written."""
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a directory", f"-o {path / 'answer.txt'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no directory {path.parent}", f"mkdir -p {path.parent}")

@@ -1,0 +1,69 @@
+"""``kvcli recipes``: what there is to put into ``--policy``."""
+
+import inspect
+import json
+from dataclasses import MISSING, fields
+from statistics import mode
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kvcli.cli import render
+from kvcli.cli.exits import SCHEMA
+
+AXES: tuple[tuple[Literal["keep", "hold"], str], ...] = (
+    ("keep", "which units survive the reading"),
+    ("hold", "how the survivors are stored"),
+)
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """List the policies a recipe is made of: keep, or keep+hold."""
+    found = {axis: policies(axis) for axis, _ in AXES}
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
+        return
+    for axis, meaning in AXES:
+        shared = _shared(found[axis])
+        print(f"{axis}: {meaning}\n")
+        rows = [(p["name"], p["summary"], _options(p["options"], shared)) for p in found[axis]]
+        render.table(("name", "summary", "options of its own"), rows)
+        print(f"\noptions of all: {_options(shared, {})}\n" if shared else "")
+    print('A recipe is KEEP or KEEP+HOLD: kvcli ask --policy "NAME(budget=4096)" FILE "…"')
+
+
+def policies(axis: Literal["keep", "hold"]) -> list[dict[str, Any]]:
+    """Name, summary and options with their defaults of every policy on ``axis``."""
+    from kvcli import registry
+
+    found = []
+    for name in registry.names(axis):
+        policy = registry.lookup(axis, name)
+        lines = (inspect.getdoc(policy) or "").splitlines()
+        options = {
+            f.name: (
+                f.default
+                if f.default is not MISSING
+                else f.default_factory()
+                if f.default_factory is not MISSING
+                else None
+            )
+            for f in fields(policy)
+            if f.init
+        }
+        found.append({"name": name, "summary": lines[0] if lines else "", "options": options})
+    return found
+
+
+def _shared(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Options that all policies of an axis have, with the default that most of them have."""
+    names = [k for k in found[0]["options"] if all(k in p["options"] for p in found)] if found else []
+    return {k: mode([p["options"][k] for p in found]) for k in names}
+
+
+def _options(options: dict[str, Any], known: dict[str, Any]) -> str:
+    unlike = (f"{k}={v}" for k, v in options.items() if k not in known or known[k] != v)
+    return ", ".join(text.replace("=None", "=none") for text in unlike)

@@ -1,0 +1,127 @@
+"""The JSON of an answer, as ``schema.json`` describes it, and the same numbers as lines for a person."""
+
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from kvcli import __version__
+from kvcli.cli import render
+from kvcli.cli.exits import SCHEMA
+from kvcli.cli.questions import Question
+from kvcli.documents import Document
+from kvcli.events import Answer
+
+
+@dataclass
+class Report:
+    """What is known of a run so far. Times are in seconds, sizes in bytes.
+
+    ``planned_bytes`` is for the model and the cache; ``baseline_bytes`` is what the process took before
+    either.
+    """
+
+    document: Document | None = None
+    tokens: int = 0
+    recipe: str = ""
+    budget: int | None = None
+    kept: int = 0
+    bits: float = 16
+    kv_bytes: int = 0
+    extract_s: float = 0.0
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    planned_bytes: int = 0
+    baseline_bytes: int = 0
+    peak_bytes: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def answer(self, question: Question, answer: Answer) -> dict[str, Any]:
+        """The object of one answer."""
+        document = self.document
+        return {
+            "schema": SCHEMA,
+            **({"id": question.id} if question.id is not None else {}),
+            "question": question.text,
+            "answer": answer.text,
+            "finish_reason": answer.finish_reason,
+            "citations": [],
+            "document": {
+                "files": list(document.files) if document else [],
+                "pages": None,
+                "tokens": self.tokens,
+                "dropped": 0,
+                "sha256": document.sha256 if document else None,
+            },
+            "kv": {
+                "recipe": self.recipe,
+                "budget": self.budget,
+                "kept": self.kept,
+                "bits": self.bits,
+                "bytes": self.kv_bytes,
+                "cache": "off",
+            },
+            "usage": {
+                "prompt_tokens": self.tokens + answer.prompt_tokens,
+                "completion_tokens": answer.completion_tokens,
+            },
+            "timing": {
+                "extract_s": round(self.extract_s, 4),
+                "load_s": round(self.load_s, 4),
+                "prefill_s": round(self.prefill_s, 4),
+                "ttft_s": round(answer.first_token_s, 4),
+                "decode_tps": round(answer.decode_tps, 2),
+            },
+            "memory": {
+                "peak_bytes": self.peak_bytes,
+                "planned_bytes": self.planned_bytes,
+                "baseline_bytes": self.baseline_bytes,
+            },
+            "model": self.model,
+            "sampling": self.sampling,
+            "versions": versions(),
+            "warnings": list(self.warnings),
+        }
+
+    def reading(self) -> str:
+        """Read, kept and dropped: three different numbers."""
+        return (
+            f"{render.count(self.tokens)} tokens · kept {render.count(self.kept)} units "
+            f"({render.share(self.kept, self.tokens)}) · dropped 0 tokens"
+        )
+
+    def statistics(self, answer: Answer) -> list[tuple[str, str]]:
+        """``--stats``."""
+        rate = f" ({self.tokens / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
+        size = render.size
+        times = [
+            f"extract {self.extract_s:.2f} s",
+            f"load {self.load_s:.2f} s",
+            f"prefill {self.prefill_s:.2f} s{rate}",
+            f"first token {answer.first_token_s:.2f} s",
+            f"decode {answer.decode_tps:.1f} tok/s",
+        ]
+        tokens = [
+            f"prompt {self.tokens + answer.prompt_tokens:,}",
+            f"answer {answer.completion_tokens:,}",
+            answer.finish_reason,
+        ]
+        memory = [
+            f"peak {size(self.peak_bytes)}, of it {size(self.baseline_bytes)} before the model",
+            f"planned for model and cache {size(self.planned_bytes)}",
+            f"kept units {size(self.kv_bytes)} at {self.bits:g} bits",
+        ]
+        return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions that an answer depends on, without importing any of them."""
+    found: dict[str, str | None] = {"kvcli": __version__, "python": sys.version.split()[0]}
+    for name in ("torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,36 @@
+"""Memory that this process has really taken, in bytes."""
+
+import sys
+
+
+def resident() -> int:
+    """Main memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak(device: str) -> int:
+    """The most it has taken so far on ``device``: allocated card memory, or resident main memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return resident()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def used_and_total(device: str) -> tuple[int, int]:
+    """Memory in use and there is, of the card, or of this process and the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free), int(total)
+    import psutil
+
+    return resident(), int(psutil.virtual_memory().total)

@@ -1,0 +1,96 @@
+"""Formats this version does not read, told by their first bytes, and a command that makes text of each."""
+
+import zipfile
+from io import BytesIO
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A format by name, and how to get its text; ``{}`` stands for the quoted file."""
+
+    name: str
+    hint: str
+
+
+_PIPE = ' | kvcli ask "…"'
+_PANDOC = "pandoc -t plain {}" + _PIPE
+_OCR = "tesseract {} -" + _PIPE
+_OFFICE = 'soffice --headless --convert-to txt {} && kvcli ask NAME.txt "…"'
+_SPEECH = "make a transcript first: whisper {} --output_format txt"
+_UNPACK = "unpack it and name the text files inside"
+
+HTML = Kind("HTML", "pandoc -f html -t plain {}" + _PIPE)
+
+_TEXTUAL: tuple[tuple[bytes, Kind], ...] = (  # formats that may be plain ASCII throughout
+    (b"%PDF-", Kind("PDF", "pdftotext {} -" + _PIPE)),
+    (b"%!PS", Kind("PostScript", "ps2ascii {}" + _PIPE)),
+    (b"{\\rtf", Kind("RTF", _PANDOC)),
+)
+_MAGIC: tuple[tuple[bytes, Kind], ...] = (
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("a Microsoft Office 97 file", _OFFICE)),
+    (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", _OCR)),
+    (b"\xff\xd8\xff", Kind("a JPEG image", _OCR)),
+    (b"GIF87a", Kind("a GIF image", _OCR)),
+    (b"GIF89a", Kind("a GIF image", _OCR)),
+    (b"II*\x00", Kind("a TIFF image", _OCR)),
+    (b"MM\x00*", Kind("a TIFF image", _OCR)),
+    (b"AT&TFORM", Kind("DjVu", "djvutxt {}" + _PIPE)),
+    (b"ID3", Kind("an MP3 recording", _SPEECH)),
+    (b"fLaC", Kind("a FLAC recording", _SPEECH)),
+    (b"OggS", Kind("an Ogg recording", _SPEECH)),
+    (b"\x1aE\xdf\xa3", Kind("a Matroska video", _SPEECH)),
+    (b"\x1f\x8b", Kind("gzip", "gunzip -c {}" + _PIPE)),
+    (b"BZh", Kind("bzip2", "bunzip2 -c {}" + _PIPE)),
+    (b"\xfd7zXZ\x00", Kind("xz", "xz -dc {}" + _PIPE)),
+    (b"\x28\xb5\x2f\xfd", Kind("zstd", "zstd -dc {}" + _PIPE)),
+    (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", _UNPACK)),
+    (b"Rar!\x1a\x07", Kind("a RAR archive", _UNPACK)),
+    (b"SQLite format 3\x00", Kind("an SQLite database", "sqlite3 {} .dump" + _PIPE)),
+    (b"GGUF", Kind("a GGUF model", 'to ask this model: kvcli ask -m {} FILE "…"')),
+    (b"\x7fELF", Kind("a program", "strings {}" + _PIPE)),
+)
+_ZIP = b"PK\x03\x04"
+_ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
+    ("word/document.xml", Kind("DOCX", _PANDOC)),
+    ("META-INF/container.xml", Kind("EPUB", _PANDOC)),
+    ("ppt/presentation.xml", Kind("PPTX", _OFFICE)),
+    ("xl/workbook.xml", Kind("XLSX", 'export the sheets as CSV and name them: kvcli ask sheet.csv "…"')),
+)
+
+
+def refused(data: bytes, suffix: str) -> Kind | None:
+    """The format of ``data`` if it is one that this version knows and does not read.
+
+    The content decides; ``suffix`` (with its dot, may be empty) only tells HTML from other marked-up text.
+    """
+    for magic, kind in _TEXTUAL:
+        if data.startswith(magic):
+            return kind
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if suffix.lower() in (".html", ".htm", ".xhtml") or head.startswith((b"<!doctype html", b"<html")):
+        return HTML
+    if not any(c < 9 or c > 126 for c in data[:1024]):
+        return None  # plain ASCII that happens to begin like a recording
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data.startswith(_ZIP):
+        return _zipped(data)
+    if data[:4] == b"RIFF":
+        return Kind("a WebP image", _OCR) if data[8:12] == b"WEBP" else Kind("a RIFF recording", _SPEECH)
+    if data[4:8] == b"ftyp":
+        return Kind("an MP4 recording", _SPEECH)
+    return None
+
+
+def _zipped(data: bytes) -> Kind:
+    try:
+        names = zipfile.ZipFile(BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return Kind("a damaged ZIP archive", "fetch the file again")
+    for member, kind in _ZIPPED:
+        if member in names:
+            return kind
+    if "mimetype" in names and "content.xml" in names:
+        return Kind("OpenDocument", _PANDOC)
+    return Kind("a ZIP archive", _UNPACK)
