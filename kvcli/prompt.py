@@ -38,7 +38,7 @@ class Prompt:
         if self.raw:
             return self._encode(self._bos()) + self._plain(text)
         head, _ = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-        return self._encode(head) + self._plain(text)
+        return self._opened(head, text)
 
     def question(self, text: str, *, document: bool = True) -> list[int]:
         """Ids of the question and of the turn to answer.
@@ -54,8 +54,7 @@ class Prompt:
             before, _, behind = rest.partition(_QUESTION)
         else:
             before, behind = self._cut(_QUESTION, _QUESTION)
-        spaced = before.rstrip(" ")  # a word's first token holds the space in front of it
-        return self._encode(spaced) + self._plain(before[len(spaced) :] + text) + self._encode(behind)
+        return self._opened(before, text) + self._encode(behind)
 
     def _cut(self, content: str, mark: str) -> tuple[str, str]:
         messages = [{"role": "user", "content": content}]
@@ -77,6 +76,11 @@ class Prompt:
 
     def _bos(self) -> str:
         return getattr(self.tokenizer, "bos_token", None) or "" if self.tokenizer.add_bos_token else ""
+
+    def _opened(self, template: str, text: str) -> list[int]:
+        """Ids of our words and a text behind them, cut before the white space, which belongs to the text's tokens."""
+        words = template.rstrip()
+        return self._encode(words) + self._plain(template[len(words) :] + text)
 
     def _encode(self, template: str) -> list[int]:
         """Ids of our own words, in which ``<|im_end|>`` is the special token."""

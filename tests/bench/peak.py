@@ -9,6 +9,8 @@ standard output is JSON.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -32,6 +34,8 @@ def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str
     model = load(name)
     ids = Prompt(model.tokenizer).document(text.read_text())[:tokens]
     read(model, ids[: chunk // 2], recipe, chunk)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what tokenizing the book left free would hide what the reading takes
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     context = read(model, ids, recipe, chunk)

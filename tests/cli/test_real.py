@@ -25,13 +25,13 @@ def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _here() -> None:
-    """Nothing is downloaded for a test of the command line."""
+    """Fetched once for the test run, by whichever test comes first."""
     from kvcli.cli.render import follow
     from kvcli.errors import KvcliError
     from kvcli.hf.models import DEFAULT, resolve
 
     try:
-        follow(resolve(DEFAULT, offline=True), quiet=True)
+        follow(resolve(DEFAULT), quiet=True)
     except KvcliError as error:
         pytest.skip(f"{error.message}: {error.hint}")
 
