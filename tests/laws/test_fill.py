@@ -9,7 +9,7 @@ from kvcli import engine, registry
 from kvcli.keep.budget import select
 from kvcli.recipe import parse
 from tests import tiny
-from tests.laws.helpers import drain, filled
+from tests.laws.helpers import asked, drain, filled
 
 EVICTING = [name for name in registry.names("keep") if name != "full"]
 CAUSAL = [name for name in EVICTING if registry.lookup("keep", name).causal]
@@ -133,7 +133,6 @@ def test_compact_positions_never_exceed_budget_chunk_and_tail(model, policy: str
 
 def test_original_positions_are_those_of_the_document(model) -> None:
     """Keys that survive are rotated to where they stood: dropping units equals masking them in a full forward."""
-    from tests.laws.helpers import asked
 
     ids, question = tiny.document(80), tiny.document(6, seed=1)
     kept = asked(model(), ids, question, "streaming(budget=30, sinks=4, positions=original)", chunk=80)
@@ -210,3 +209,16 @@ def test_an_interrupted_reading_goes_on_as_if_nothing_had_happened(model, policy
             assert one.count == two.count
             for a, b in ((one.k, two.k), (one.v, two.v), (one.scores, two.scores), (one.pos, two.pos)):
                 assert torch.equal(a[:, : one.count], b[:, : one.count])
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("policy", EVICTING)
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_every_recipe_evicts_on_every_family(model, family: str, policy: str, positions: str) -> None:
+    recipe = f"{policy}(budget=20, stabilizers=4, positions={positions})"
+    logits = asked(model(family), tiny.document(90), tiny.document(6, seed=1), recipe, chunk=16)
+    assert bool(logits.isfinite().all())
+    work = filled(model(family), tiny.document(90), recipe, chunk=16)
+    for layer in work.layers:
+        assert layer.count == (20 if layer.window is None else layer.window - 1)
+        assert bool((layer.pos[:, : layer.count].diff(dim=1) > 0).all())
