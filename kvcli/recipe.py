@@ -56,12 +56,16 @@ def parse(text: str) -> Recipe:
     return Recipe(_parse_policy("keep", keep, text), _parse_policy("hold", hold if plus else "dense", text))
 
 
-def default(spec: ModelSpec) -> Recipe:
-    """What ``ask`` uses where no policy is named: the best training-free recipe measured in docs/results.md.
+def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None) -> Recipe:
+    """What ``ask`` uses where no policy is named: the best training-free recipe measured (docs/results.md).
 
-    The budget is an eighth of the model's window, at most 16,384 units: 1,024 for an 8K window.
+    One question is worth a reading of its own, with ``snapkv``; several share one, with ``keydiff``. The budget is an
+    eighth of the model's window, at most 16,384 units, unless one is given. The sinks hold the template's head.
     """
-    return parse(f"keydiff(budget={max(256, min(16384, spec.max_positions // 8))})")
+    units = budget or max(256, min(16384, spec.max_positions // 8))
+    sinks = f", sinks={min(48, units // 8)}" if units >= 8 else ""
+    name = "snapkv" if questions == 1 else "keydiff"
+    return parse(f"{name}(budget={units}{sinks})")
 
 
 def format_policy(policy: Keep | Hold) -> str:

@@ -106,9 +106,11 @@ class Run:
         report.tokens = len(self.ids)
         from kvcli.recipe import default
 
-        self.recipe = named or default(spec)
-        if settings.budget is not None:
-            self.recipe = self.recipe.with_budget(settings.budget.units(spec, len(self.ids)))
+        budget = None if settings.budget is None else settings.budget.units(spec, len(self.ids))
+        if named is None:
+            self.recipe = default(spec, questions=len(self.request.questions), budget=budget)
+        else:
+            self.recipe = named if budget is None else named.with_budget(budget)
         report.recipe = str(self.recipe)
         report.budget = self.recipe.keep.budget
 

@@ -13,6 +13,8 @@ from kvcli.errors import UsageError
 from kvcli.recipe import default, parse
 from tests import tiny
 
+_SPEC = tiny.load("llama").spec
+
 CANONICAL = [
     "full",
     "keydiff(budget=1024)",
@@ -88,6 +90,13 @@ def test_the_default_grows_with_the_window() -> None:
     spec = tiny.load("llama").spec
     budgets = [default(dataclasses.replace(spec, max_positions=n)).keep.budget for n in (512, 8192, 131072, 10**6)]
     assert budgets == [256, 1024, 16384, 16384]
+
+
+@given(budget=st.integers(1, 5000), questions=st.integers(1, 3))
+def test_the_default_fits_any_budget(budget: int, questions: int) -> None:
+    keep = default(_SPEC, questions=questions, budget=budget).keep
+    assert keep.budget == budget
+    assert keep.name == ("snapkv" if questions == 1 else "keydiff")
 
 
 @pytest.mark.parametrize("axis", ["keep", "hold"])
