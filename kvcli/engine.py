@@ -15,7 +15,7 @@ from torch import Tensor
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.fill import Fill, Step
 from kvcli.cache.tail import Tail
-from kvcli.errors import InputError
+from kvcli.errors import InputError, ModelError
 from kvcli.events import Answer, Prefill, Token
 from kvcli.hf.load import Model
 from kvcli.recipe import Recipe
@@ -79,7 +79,16 @@ def fill(
 
 
 def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, probe: int = 0) -> Fill:
-    """An empty working set for a document of ``tokens``, and for questions of ``probe`` tokens behind each chunk."""
+    """An empty working set for a document of ``tokens``, and for questions of ``probe`` tokens behind each chunk.
+
+    Raises:
+        ModelError: the policy scores with retaining heads and the model has none.
+    """
+    if recipe.keep.trained and model.heads is None:
+        raise ModelError(
+            f"'{recipe.keep.name}' needs retaining heads and there are none for {model.name}",
+            f"kvcli train -m {model.name} -o heads.safetensors FILE…, or --policy keydiff, which needs none",
+        )
     return Fill(
         model.spec,
         recipe.keep,
@@ -88,6 +97,7 @@ def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, prob
         chunk=min(chunk, tokens) + probe,
         dtype=model.dtype,
         device=model.device,
+        heads=model.heads if recipe.keep.trained else None,
     )
 
 

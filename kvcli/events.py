@@ -66,3 +66,20 @@ class Answer:
 
 
 Event = Download | Convert | Prefill | Token | Answer
+
+
+@dataclass(frozen=True)
+class Training:
+    """Retaining heads being trained, after each step.
+
+    ``overlap`` is the share of the truly best tenth of units that the heads put into their best tenth; ``answers`` the
+    share of right answers where this step was followed by a validation. ``made`` of the ``seconds`` are this run's.
+    """
+
+    step: int
+    total: int
+    loss: float
+    overlap: float
+    answers: float | None
+    seconds: float
+    made: int

@@ -16,7 +16,9 @@ BEFORE = "I will give you a long text. Remember its facts; I will ask you about 
 BEHIND = "\n\nEnd of the text. Question: "
 ANSWER = "\nAnswer with the exact words of the text."
 
-_TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
+_TEXT, _QUESTION, _FOCUS = "\x02TEXT\x03", "\x02QUESTION\x03", "\x02FOCUS\x03"
+# The same where the question is known before the text is read (Locret-Q): it also stands in front.
+BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,19 @@ class Prompt:
     system: str | None = None
     raw: bool = False
 
-    def document(self, text: str) -> list[int]:
-        """Ids of everything up to the end of the text; this is what a reading reads."""
+    def document(self, text: str, *, focus: str | None = None) -> list[int]:
+        """Ids of everything up to the end of the text; this is what a reading reads.
+
+        Args:
+            text: the document.
+            focus: the question, to stand before the text as well; the reading is then for this question alone.
+        """
         if self.raw:
-            return self._encode(self._bos()) + self._plain(text)
-        head, _ = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-        return self._opened(head, text)
+            return self._encode(self._bos()) + self._plain(text if focus is None else f"{focus}\n\n{text}")
+        before = BEFORE if focus is None else BEFORE_FOCUS
+        head, _ = self._cut(before + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
+        opening, found, head = head.rpartition(_FOCUS)
+        return (self._opened(opening, focus or "") if found else []) + self._opened(head, text)
 
     def question(self, text: str, *, document: bool = True) -> list[int]:
         """Ids of the question and of the turn to answer.
@@ -55,6 +64,11 @@ class Prompt:
         else:
             before, behind = self._cut(_QUESTION, _QUESTION)
         return self._opened(before, text) + self._encode(behind)
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer as the model would have given it, up to the end of its turn."""
+        end = getattr(self.tokenizer, "eos_token", None) or ""
+        return self._plain(text) + self._encode(end)
 
     def _cut(self, content: str, mark: str) -> tuple[str, str]:
         messages = [{"role": "user", "content": content}]

@@ -56,3 +56,11 @@ class Rotary(Protocol):
     def rotate(self, layer: int, x: Tensor, positions: range | Tensor) -> Tensor:
         """Rotate ``x [H, n, D]`` to ``positions``: a range for all heads, or int64 ``[H, n]``."""
         ...
+
+
+class Scorer(Protocol):
+    """A model's trained retaining heads, as a policy sees them."""
+
+    def score(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Scores float32 ``[H_kv, n]`` of ``n`` tokens from ``q [H, n, D]``, ``k`` and ``v [H_kv, n, D]``, no RoPE."""
+        ...

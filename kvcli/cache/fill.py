@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvcli.keep.base import Chunk, Keep
 from kvcli.keep.budget import select
-from kvcli.types import ModelSpec, Rotary
+from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import causal_attention
 
 
@@ -48,6 +48,7 @@ class Fill:
         tokens: length of the document; buffers never outgrow it.
         chunk: longest chunk, probe included.
         dtype, device: of keys and values.
+        heads: the model's retaining heads, for policies that score with them.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Fill:
         chunk: int,
         dtype: torch.dtype,
         device: torch.device,
+        heads: Scorer | None = None,
     ) -> None:
-        self.spec, self.keep, self.rotary = spec, keep, rotary
+        self.spec, self.keep, self.rotary, self.heads = spec, keep, rotary, heads
         self.step = Step()
         self.seen = 0
         capacities = [self._capacity(window, tokens) for window in spec.sliding]
@@ -91,7 +93,7 @@ class Fill:
 
     def copy(self) -> Fill:
         """An independent fill with the same units; the model's parts are shared."""
-        shared = {id(part): part for part in (self.spec, self.keep, self.rotary)}
+        shared = {id(part): part for part in (self.spec, self.keep, self.rotary, self.heads)}
         return copy.deepcopy(self, shared)
 
     def release(self) -> None:
@@ -165,6 +167,7 @@ class FillLayer:
                 rotated=(q_rotated, k_rotated),
                 scale=scale,
                 probe=step.probe,
+                heads=self.fill.heads,
             )
             self._keep_best(chunk)
         return out

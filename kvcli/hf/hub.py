@@ -104,6 +104,32 @@ def fetch(
     return Snapshot(path, commit, licence(path))
 
 
+def heads(repo: str, *, offline: bool, timeout: float = 10.0) -> Generator[Download, None, Path]:
+    """Retaining heads published as a repository: its safetensors, or, where it has none, its ``.bin`` files.
+
+    The only pickle that kvcli ever fetches; it is opened with ``weights_only``, which runs no code.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    if offline or switched_off():
+        try:
+            return Path(hub.snapshot_download(repo, local_files_only=True))
+        except Exception as error:
+            raise explain(error, repo, None) from error
+    try:
+        info = hub.HfApi(endpoint=constants.ENDPOINT).model_info(repo, files_metadata=True, timeout=timeout)
+    except Exception as error:
+        raise explain(error, repo, None) from error
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    names = [n for n in sizes if n.endswith(".safetensors")] or [n for n in sizes if n.endswith(".bin")]
+    if not names:
+        raise ModelError(f"{repo} has no safetensors and no .bin file, so no heads", "--heads FILE")
+    for name in names:
+        yield from _file(repo, name, info.sha or "main", sizes[name])
+    return Path(str(hub.try_to_load_from_cache(repo, names[0], revision=info.sha))).parent
+
+
 def _shards(repo: str, path: Path, sizes: dict[str, int]) -> list[str]:
     """The weight files to fetch; "consolidated.safetensors" is the same weights in another layout."""
     if weights.INDEX in sizes:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
 from kvcli.hf import attention, probe, rope
-from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
 
 
 class SourceLike(Protocol):
@@ -40,6 +40,7 @@ class Model:
         tokenizer: its tokenizer, or ``None`` for a bare model.
         rotary: its RoPE, applied by the store.
         eos: token ids that end an answer.
+        heads: its retaining heads, where it has been given some (:mod:`kvcli.heads.find`).
         reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
     """
 
@@ -49,6 +50,7 @@ class Model:
     rotary: rope.ModelRotary
     eos: frozenset[int]
     _switch: Any = field(repr=False)
+    heads: Scorer | None = None
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvcli.errors import UsageError
-from kvcli.types import Positions
+from kvcli.types import Positions, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,9 @@ class Keep:
 
     question: ClassVar[bool] = False
     """The reading depends on the question: its tokens follow each chunk as a probe."""
+
+    trained: ClassVar[bool] = False
+    """Scores come from the model's retaining heads, without which the policy cannot run."""
 
     def __post_init__(self) -> None:
         for key in ("stabilizers", "sinks", "tail"):
@@ -91,6 +94,7 @@ class Chunk:
         rotated: queries ``[H, new + probe, D]`` and keys ``[H_kv, u + probe, D]`` after RoPE.
         scale: factor on the logits of their attention.
         probe: how many of the last queries and keys belong to the question and not to the text.
+        heads: the model's retaining heads; there for policies that are ``trained``.
     """
 
     layer: int
@@ -104,6 +108,7 @@ class Chunk:
     rotated: tuple[Tensor, Tensor] = field(repr=False)
     scale: float
     probe: int = 0
+    heads: Scorer | None = None
 
     @property
     def new(self) -> int:
