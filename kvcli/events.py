@@ -65,9 +65,6 @@ class Answer:
         return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else 0.0
 
 
-Event = Download | Convert | Prefill | Token | Answer
-
-
 @dataclass(frozen=True)
 class Training:
     """Retaining heads being trained, after each step.
@@ -83,3 +80,6 @@ class Training:
     answers: float | None
     seconds: float
     made: int
+
+
+Event = Download | Convert | Prefill | Token | Answer | Training

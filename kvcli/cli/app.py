@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvcli import __version__
-from kvcli.cli import ask, doctor, exits, models, recipes
+from kvcli.cli import ask, doctor, exits, models, recipes, train
 
 app = typer.Typer(
     name="kvcli",
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("ask", cls=ask.Ask)(ask.command)
 app.add_typer(models.app, name="models")
+app.command("train")(train.command)
 app.command("recipes")(recipes.command)
 app.command("doctor")(doctor.command)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from kvcli.cli import usage
 from kvcli.errors import KvcliError
-from kvcli.events import Convert, Download, Event, Prefill
+from kvcli.events import Convert, Download, Event, Prefill, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,7 +186,8 @@ class Meter:
             parts += [f"{size(self.rate)}/s"] if self.rate else []
         else:
             parts = [f"{count(self.done)}/{count(self.total)}"]
-            parts += [f"{self.rate:,.0f} {self.unit}/s"] if self.rate else []
+            rate = f"{self.rate:,.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
+            parts += [f"{rate} {self.unit}/s"] if self.rate else []
         parts += [f"{duration(self.left)} left"] if self.left is not None else []
         return " · ".join(parts)
 
@@ -204,6 +205,7 @@ class Watcher:
         self.progress: Progress | None = None
         self.began = time.monotonic()
         self.drawn = 0.0
+        self.remark = ""
 
     def see(self, event: Event) -> None:
         """Take one event; those that are no progress are none of its business."""
@@ -212,8 +214,20 @@ class Watcher:
             self._update("prefill", "tok", event, event.done, event.total, event.seconds)
         elif isinstance(event, Download):
             self._update(f"download {event.name}", "B", event, event.done, event.total or 0, now)
+        elif isinstance(event, Training):
+            self._train(event)
         elif isinstance(event, Convert):
             self._update(f"convert {event.name}", "tensor", event, event.done, event.total, now)
+
+    def _train(self, event: Training) -> None:
+        if event.answers is not None and not self.quiet:
+            note("check", f"step {count(event.step)} · {event.answers:.0%} of held-out questions answered right")
+        self.remark = f"loss {event.loss:.3f} · overlap {event.overlap:.2f}"
+        start = event.step - event.made
+        self.meters.setdefault("train", Meter("step")).recent[0] = (0.0, start)
+        self._update("train", "step", event, event.step, event.total, event.seconds)
+        if not self.live and not self.quiet and (event.step % 50 == 0 or event.step == event.total):
+            note("train", f"{self.meters['train'].detail()} · {self.remark}")
 
     def _update(self, key: str, unit: str, event: Event, done: int, total: int, seconds: float) -> None:
         if self.quiet:
@@ -252,6 +266,8 @@ class Watcher:
         if meter.unit == "tok":
             used, total = usage.used_and_total(self.device)
             detail += f" · {used / 2**30:.1f}/{total / 2**30:.1f} GiB"
+        elif meter.unit == "step":
+            detail += f" · {self.remark}"
         self.progress.update(
             self.bars[key],
             completed=meter.done,

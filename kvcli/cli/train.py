@@ -1,0 +1,163 @@
+"""``kvcli train -m MODEL DATA…``: retaining heads for a model, resumable."""
+
+import hashlib
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvcli import __version__
+from kvcli.cli import render
+from kvcli.cli.exits import STOPS, Interrupted
+from kvcli.errors import UsageError
+
+
+def command(
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA...", help="Prose (.txt) or question-answer records (.jsonl, .json), also .gz."),
+    ],
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to; by default where ask finds them by itself."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Examples, one a step.")] = 2000,
+    rate: Annotated[float, typer.Option("--rate", metavar="R", help="Peak learning rate.")] = 1.5e-3,
+    schedule: Annotated[str, typer.Option("--schedule", metavar="NAME", help="cosine or linear.")] = "cosine",
+    width: Annotated[int, typer.Option("--width", metavar="N", min=1, help="Hidden units of a head.")] = 256,
+    labels: Annotated[str, typer.Option("--labels", metavar="KIND", help="prob or logit (Locret's).")] = "prob",
+    loss: Annotated[str, typer.Option("--loss", metavar="KIND", help="ordinal or regression (Locret's).")] = "ordinal",
+    tokens: Annotated[
+        str, typer.Option("--tokens", metavar="A-B", help="Shortest and longest example, in tokens.")
+    ] = "512-2048",
+    focus: Annotated[
+        float,
+        typer.Option(
+            "--focus", metavar="P", min=0.0, max=1.0, help="Share of examples with the question in front as well."
+        ),
+    ] = 0.25,
+    in_loop: Annotated[
+        float, typer.Option("--in-loop", metavar="P", min=0.0, max=1.0, help="Share of examples read with eviction.")
+    ] = 0.0,
+    budget: Annotated[
+        int, typer.Option("--budget", metavar="N", min=16, help="Units kept in validation and with --in-loop.")
+    ] = 512,
+    check_every: Annotated[
+        int, typer.Option("--check-every", metavar="N", min=0, help="Steps between validations; 0 for none.")
+    ] = 250,
+    patience: Annotated[
+        int, typer.Option("--patience", metavar="N", min=0, help="Validations without progress that end it; 0: none.")
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and data.")] = 0,
+    licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Of the heads; stands in their card.")] = "",
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted training.")] = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="Of the frozen model.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Train Locret's retaining heads for a model.
+
+    Facts are planted in prose and asked for; records bring their own questions. The model stays as it is.
+    An interrupted training goes on with the same command.
+    """
+    for name, value, known in (
+        ("--schedule", schedule, ("cosine", "linear")),
+        ("--labels", labels, ("prob", "logit")),
+        ("--loss", loss, ("ordinal", "regression")),
+    ):
+        if value not in known:
+            raise UsageError(f"{name} {value}: there are {' and '.join(known)}", f"{name} {known[0]}")
+    if not 0 < rate < 1:
+        raise UsageError(f"--rate {rate} is no learning rate", "--rate 1.5e-3")
+    span = _span(tokens)
+    if output is not None and output.suffix != ".safetensors":
+        raise UsageError(f"-o {output}: heads are written as safetensors", f"-o {output.with_suffix('.safetensors')}")
+    from kvcli.heads import data as examples
+
+    prose, records = examples.load(data)
+    corpus = examples.Corpus(prose, records, tokens=span, focus=focus, seed=seed)
+
+    from kvcli.heads import file, find
+    from kvcli.heads.train import Settings, train
+    from kvcli.hf.load import load
+    from kvcli.hf.models import resolve
+
+    source = render.follow(resolve(model, offline=offline), quiet=quiet)
+    loaded = load(source, device=device, dtype=dtype)
+    settings = Settings(
+        steps=steps,
+        rate=rate,
+        schedule=schedule,  # type: ignore[arg-type]
+        width=width,
+        labels=labels,  # type: ignore[arg-type]
+        loss=loss,  # type: ignore[arg-type]
+        in_loop=in_loop,
+        budget=budget,
+        check_every=check_every,
+        patience=patience,
+        seed=seed,
+    )
+    path = output or find.folder() / f"{loaded.name.replace('/', '--')}.safetensors"
+    checkpoint = path.with_name(path.name + ".training")
+    if restart:
+        checkpoint.unlink(missing_ok=True)
+    render.note(
+        "train",
+        f"{loaded.name} · {render.plural(len(prose), 'text')}, {render.plural(len(records), 'record')}"
+        f" · {render.count(steps)} steps" + (" · goes on where it was" if checkpoint.exists() else ""),
+        quiet=quiet,
+    )
+    try:
+        heads, metrics = render.follow(train(loaded, corpus, settings, checkpoint), quiet=quiet)
+    except STOPS as stop:
+        kept = f"; {checkpoint} has what was learned" if checkpoint.exists() else "; nothing was saved yet"
+        raise Interrupted(f"interrupted while training{kept}", "the same command again", cause=stop) from None
+    card = file.Card(
+        model=loaded.name,
+        identity=file.identity(loaded),
+        activation=heads.activation,
+        labels=labels,
+        loss=loss,
+        steps=int(metrics["step"]),
+        seed=seed,
+        data=[{"name": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in data],
+        licence=licence,
+        metrics={k: round(v, 4) for k, v in metrics.items()},
+        command=_spoken(data, locals()),
+        made=f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}",
+    )
+    file.save(path, heads, card)
+    checkpoint.unlink(missing_ok=True)
+    found = f"answers {metrics['answers']:.0%}, " if metrics.get("answers", -1) >= 0 else ""
+    render.note("heads", f"{find.describe(heads, card)} · {found}overlap {metrics['overlap']:.2f}", quiet=quiet)
+    print(path)
+
+
+def _span(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if match is None or not 64 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--tokens {text} is no range of 64 tokens or more", "--tokens 512-2048")
+    return int(match[1]), int(match[2])
+
+
+def _spoken(data: Sequence[Path], given: dict[str, Any]) -> str:
+    """The command that makes these heads again, with the names of files and not their places."""
+    words = ["kvcli", "train", *[p.name for p in data]]
+    defaults = {
+        "model": None, "steps": 2000, "rate": 1.5e-3, "schedule": "cosine", "width": 256, "labels": "prob",
+        "loss": "ordinal", "tokens": "512-2048", "focus": 0.25, "in_loop": 0.0, "budget": 512, "check_every": 250,
+        "patience": 0, "seed": 0, "licence": "", "dtype": None,
+    }  # fmt: skip
+    for name, default in defaults.items():
+        if given[name] != default:
+            words += ["--" + name.replace("_", "-"), str(given[name])]
+    return shlex.join(words)
