@@ -22,6 +22,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from kvcli.heads.module import RetainingHeads
 from kvcli.hf.load import Model, wrap
 
 SIZES: dict[str, Any] = {
@@ -94,8 +95,10 @@ def randomise(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def load(family: str, *, seed: int = 0) -> Model:
-    """A random model, ready for the engine; passing the probe is part of it."""
-    return wrap(build(family, seed=seed), None, name=family, fingerprint=None)
+    """A random model with random retaining heads, ready for the engine; passing the probe is part of it."""
+    model = wrap(build(family, seed=seed), None, name=family, fingerprint=None)
+    model.heads = RetainingHeads.like(model.spec, width=16, seed=seed).requires_grad_(False)
+    return model
 
 
 def document(length: int, *, seed: int = 0) -> list[int]:

@@ -39,6 +39,7 @@ class Record:
 
 
 CHARS_PER_TOKEN = 4.2  # English prose; a window's length need not be exact
+_REPETITIVE = 0.1  # share of windows that say one thing over and over, as logs and tables do
 _SHORT = 2000  # characters up to which contexts are packed with others
 
 
@@ -111,7 +112,11 @@ class Corpus:
         text = rng.choices(self.prose, weights=[len(t) for t in self.prose])[0]
         start = rng.randrange(max(1, len(text) - room))
         facts = [plant(rng) for _ in range(rng.choice([1, 2, 3, 4, 6, 8]))]
-        woven = weave(text[start : start + room], facts, rng)
+        window = text[start : start + room]
+        if rng.random() < _REPETITIVE:
+            piece = window[: rng.randint(80, 500)] + "\n"
+            window = piece * max(1, room // len(piece))
+        woven = weave(window, facts, rng)
         return woven, [(f.question, f.claim if rng.random() < 0.4 else f"{f.answer}.") for f in facts]
 
     def _packed(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:

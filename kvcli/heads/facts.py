@@ -6,6 +6,7 @@ No sentence here is used by ``kvcli eval``; heads are measured on phrasings they
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 
@@ -64,7 +65,8 @@ MONTHS = _words("""
     January February March April May June July August September October November December
 """)
 
-# ``{a}`` is the answer. Slots: P place, N name, T thing, C colour, J trade, 9 number, D date, K code, M amount.
+# ``{a}`` is the answer. Slots: P place, N name, T thing, C colour, J trade, D date, K code, M amount of money,
+# 9 number, L long number, H hexadecimal.
 _SHAPES: list[tuple[str, str, str]] = [
     ("9", "The secret number for {P} is {a}.", "What is the secret number for {P}?"),
     ("9", "In {P} the locker has the combination {a}.", "What is the combination of the locker in {P}?"),
@@ -78,6 +80,10 @@ _SHAPES: list[tuple[str, str, str]] = [
         "Under which number is {N} filed in the archive?",
     ),
     ("9", "Room {a} belongs to {N}.", "Which room belongs to {N}?"),
+    ("L", "The bank account of {N} is {a}.", "What is the bank account of {N}?"),
+    ("L", "The radio signal from {P} repeats {a}.", "What does the radio signal from {P} repeat?"),
+    ("H", "The file about the {T} is stored as {a}.", "As what is the file about the {T} stored?"),
+    ("H", "{N} signs with the fingerprint {a}.", "With which fingerprint does {N} sign?"),
     ("M", "{N} paid {a} for the {T}.", "How much did {N} pay for the {T}?"),
     ("M", "The house in {P} was sold for {a}.", "For how much was the house in {P} sold?"),
     ("M", "A reward of {a} was offered for the lost {T}.", "What reward was offered for the lost {T}?"),
@@ -119,7 +125,7 @@ def plant(rng: random.Random) -> Fact:
     answer = _value(kind, rng)
     while answer in slots.values():
         answer = _value(kind, rng)
-    claim = sentence.format(a=answer, **slots)
+    claim = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.format(a=answer, **slots))
     opening = rng.choice(_OPENINGS)
     named = claim.startswith(slots["N"])
     text = claim if named or not opening.endswith((", ", "that ")) else claim[0].lower() + claim[1:]
@@ -143,6 +149,10 @@ def _value(kind: str, rng: random.Random) -> str:
         case "K":
             letters = "".join(rng.choices("ABCDEFGHJKLMNPRSTUVWXYZ", k=rng.randint(1, 3)))
             return f"{letters}-{rng.randint(10, 9999)}"
+        case "L":
+            return str(rng.randrange(10**7, 10 ** rng.randint(8, 12)))
+        case "H":
+            return f"{rng.getrandbits(32):08x}" + rng.choice(["", f"-{rng.getrandbits(16):04x}"])
         case "M":
             unit = rng.choice(["dollars", "pounds", "francs", "crowns"])
             return f"{rng.randint(2, 9999)} {unit}"
