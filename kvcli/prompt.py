@@ -6,6 +6,7 @@ frozen and reused before any question is known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,11 @@ BEFORE = "I will give you a long text. Remember its facts; I will ask you about 
 BEHIND = "\n\nEnd of the text. Question: "
 ANSWER = "\nAnswer with the exact words of the text."
 
-_TEXT, _QUESTION, _FOCUS = "\x02TEXT\x03", "\x02QUESTION\x03", "\x02FOCUS\x03"
+_TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
+_FOCUS, _AGAIN = "\x02FOCUS\x03", "\x02AGAIN\x03"
+# Passages that are read again behind the text, where there is a second look.
+AGAIN = "\n\nEnd of the text. These passages of it matter:\n\n"
+BEHIND_AGAIN = "\n\nQuestion: "
 # The same where the question is known before the text is read (Locret-Q): it also stands in front.
 BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
 
@@ -42,28 +47,51 @@ class Prompt:
             text: the document.
             focus: the question, to stand before the text as well; the reading is then for this question alone.
         """
+        ids, lead = self._head(focus)
+        return ids + self._plain(lead + text)
+
+    def _head(self, focus: str | None = None) -> tuple[list[int], str]:
+        """Ids that stand before a document, and the white space of ours that belongs to the document's first token."""
         if self.raw:
-            return self._encode(self._bos()) + self._plain(text if focus is None else f"{focus}\n\n{text}")
+            return self._encode(self._bos()) + ([] if focus is None else self._plain(focus + "\n\n")), ""
         before = BEFORE if focus is None else BEFORE_FOCUS
         head, _ = self._cut(before + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
         opening, found, head = head.rpartition(_FOCUS)
-        return (self._opened(opening, focus or "") if found else []) + self._opened(head, text)
+        words = head.rstrip()
+        return (self._opened(opening, focus or "") if found else []) + self._encode(words), head[len(words) :]
 
-    def question(self, text: str, *, document: bool = True) -> list[int]:
+    def question(self, text: str, *, document: bool = True, again: Sequence[str] = ()) -> list[int]:
         """Ids of the question and of the turn to answer.
 
         Args:
             text: the question.
             document: whether it stands behind a document or opens the conversation.
+            again: passages of the document to stand between it and the question once more.
         """
+        shown = "\n\n".join(again)
         if self.raw:
-            return ([] if document else self._encode(self._bos())) + self._plain(text)
-        if document:
-            _, rest = self._cut(BEFORE + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-            before, _, behind = rest.partition(_QUESTION)
-        else:
+            return ([] if document else self._encode(self._bos())) + self._plain(shown + "\n\n" * bool(again) + text)
+        if not document:
             before, behind = self._cut(_QUESTION, _QUESTION)
-        return self._opened(before, text) + self._encode(behind)
+            return self._opened(before, text) + self._encode(behind)
+        middle = AGAIN + _AGAIN + BEHIND_AGAIN if again else BEHIND
+        _, rest = self._cut(BEFORE + _TEXT + middle + _QUESTION + ANSWER, _TEXT)
+        before, _, behind = rest.partition(_QUESTION)
+        opening, found, before = before.rpartition(_AGAIN)
+        ids = self._opened(opening, shown) if found else []
+        return ids + self._opened(before, text) + self._encode(behind)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Of each id that :meth:`document` makes of a text, the characters that it stands for."""
+        _, lead = self._head()
+        found = self.tokenizer(
+            lead + text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            verbose=False,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        return [(max(0, a - len(lead)), max(0, b - len(lead))) for a, b in found]
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer as the model would have given it, up to the end of its turn."""

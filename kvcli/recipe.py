@@ -56,16 +56,16 @@ def parse(text: str) -> Recipe:
     return Recipe(_parse_policy("keep", keep, text), _parse_policy("hold", hold if plus else "dense", text))
 
 
-def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None) -> Recipe:
-    """What ``ask`` uses where no policy is named: the best training-free recipe measured (docs/results.md).
+def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, heads: bool = False) -> Recipe:
+    """What ``ask`` uses where no policy is named: the best one measured for the case (docs/results.md).
 
-    One question is worth a reading of its own, with ``snapkv``; several share one, with ``keydiff``. The budget is an
-    eighth of the model's window, at most 16,384 units, unless one is given. The sinks hold the template's
-    head; few stabilizers leave the budget to the scores.
+    ``locret`` where the model has retaining heads. Else one question is worth a reading of its own, with ``snapkv``,
+    and several share one, with ``keydiff``. The budget is an eighth of the model's window, at most 16,384 units,
+    unless one is given. The sinks hold the template's head; few stabilizers leave the budget to the scores.
     """
     units = budget or max(256, min(16384, spec.max_positions // 8))
     protected = f", stabilizers={min(64, units // 8)}, sinks={min(48, units // 8)}" if units >= 8 else ""
-    name = "snapkv" if questions == 1 else "keydiff"
+    name = "locret" if heads else "snapkv" if questions == 1 else "keydiff"
     return parse(f"{name}(budget={units}{protected})")
 
 

@@ -79,6 +79,10 @@ def command(
     budget: Annotated[
         str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
+    ] = None,
     chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
@@ -107,6 +111,7 @@ def command(
         stop=tuple(valid(s, "--stop") for s in stop or []),
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
+        heads=heads,
         chunk=chunk,
         device=device,
         dtype=dtype,

@@ -38,6 +38,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     policy: str | None = None
     budget: Budget | None = None
+    heads: str | None = None
     chunk: int = 512
     device: str | None = None
     dtype: str | None = None
@@ -108,7 +109,12 @@ class Run:
 
         budget = None if settings.budget is None else settings.budget.units(spec, len(self.ids))
         if named is None:
-            self.recipe = default(spec, questions=len(self.request.questions), budget=budget)
+            trained = self.model.heads is not None
+            self.recipe = default(spec, questions=len(self.request.questions), budget=budget, heads=trained)
+            if self.ids and not trained:
+                render.note(
+                    "heads", f"none for {spec.name}: reading with {self.recipe.keep.name}", quiet=settings.quiet
+                )
         else:
             self.recipe = named if budget is None else named.with_budget(budget)
         report.recipe = str(self.recipe)
@@ -130,6 +136,7 @@ class Run:
     def _load(self) -> None:
         settings, report = self.settings, self.report
         with during("loading the model"):
+            from kvcli.heads.find import attach
             from kvcli.hf.load import load
             from kvcli.hf.models import resolve
             from kvcli.prompt import Prompt
@@ -138,6 +145,7 @@ class Run:
             source = render.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
             start = time.perf_counter()
             self.model = load(source, device=settings.device, dtype=settings.dtype)
+            card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start
         spec = self.model.spec
         if spec.device.startswith("cuda"):
@@ -145,6 +153,9 @@ class Run:
         report.model = asdict(spec)
         self.prompt = Prompt(self.model.tokenizer, system=settings.system, raw=settings.raw)
         report.model |= {"path": str(source.path), "notes": list(source.notes)}
+        report.model["heads"] = (
+            None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
+        )
         if settings.verbose:
             for text in (str(source.path), *source.notes):
                 render.note("source", text, quiet=settings.quiet)

@@ -1,0 +1,116 @@
+"""The second look: after a reading, the passages that matter most to the question are read again, word for word.
+
+Eviction keeps the gist of a text; a passage that is put behind it again has its exact words. Passages are chosen by
+two rankings joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
+Robertson and Zaragoza 2009). The first finds what is said in other words, the second what eviction has lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from kvcli.heads.labels import Observer
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.hf.load import Model
+    from kvcli.prompt import Prompt
+
+PASSAGE = 400  # characters
+_RANK_OFFSET = 10  # of reciprocal rank fusion (Cormack et al. 2009); small, because only the first few ranks matter
+_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of the document's text, in characters."""
+
+    start: int
+    end: int
+    score: float = 0.0
+
+
+def look(model: Model, prompt: Prompt, context: Context, text: str, question: str, *, count: int = 3) -> list[Passage]:
+    """The passages worth a second look, in the order of the text.
+
+    Args:
+        model, prompt, context: what the text was read with.
+        text: the document.
+        question: about it.
+        count: passages.
+    """
+    spans = passages(text)
+    if len(spans) <= count:
+        return spans
+    mass = regard(model, context, prompt.question(question))
+    attended = [0.0] * len(spans)
+    bounds, k = prompt.offsets(text), 0
+    for (start, end), value in zip(bounds, mass[context.seen - len(bounds) :].tolist(), strict=True):
+        while k + 1 < len(spans) and (start + end) / 2 >= spans[k].end:
+            k += 1
+        attended[k] = max(attended[k], value)
+    shared = lexical([text[s.start : s.end] for s in spans], question)
+    fused = [0.0] * len(spans)
+    for scores in (attended, shared):
+        order = sorted(range(len(spans)), key=lambda i: -scores[i])
+        for rank, i in enumerate(order):
+            if scores[i] > 0:
+                fused[i] += 1 / (_RANK_OFFSET + rank)
+    best = sorted(range(len(spans)), key=lambda i: -fused[i])[:count]
+    return [Passage(spans[i].start, spans[i].end, fused[i]) for i in sorted(best)]
+
+
+def passages(text: str, size: int = PASSAGE) -> list[Passage]:
+    """A text in pieces of about ``size`` characters that end where sentences or paragraphs do, wherever they do."""
+    found: list[Passage] = []
+    start = last = 0
+    for end in [*(m.end() for m in _ENDS.finditer(text)), len(text)]:
+        if end - start > size and last > start:
+            found.append(Passage(start, last))
+            start = last
+        while end - start > 2 * size:
+            found.append(Passage(start, start + size))
+            start += size
+        last = end
+    if start < len(text):
+        found.append(Passage(start, len(text)))
+    return [p for p in found if not text[p.start : p.end].isspace()]
+
+
+def lexical(texts: Sequence[str], question: str) -> list[float]:
+    """BM25 of each text for the question's words, stop words left out."""
+    import bm25s
+
+    words = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+    asked = bm25s.tokenize([question], stopwords="en", show_progress=False, return_ids=False)[0]
+    index = bm25s.BM25()
+    index.index(words, show_progress=False)
+    known = [w for w in asked if w in index.vocab_dict]
+    return [float(s) for s in index.get_scores(known)] if known else [0.0] * len(texts)
+
+
+@torch.inference_mode()
+def regard(model: Model, context: Context, ids: Sequence[int]) -> torch.Tensor:
+    """How much some ids look at each place of a read document.
+
+    Args:
+        model: the model.
+        context: the document.
+        ids: e.g. a question's.
+
+    Returns:
+        float32 ``[seen]``: per place, the largest attention of any query, summed over layers and KV heads; 0 where
+        nothing was kept.
+    """
+    observer = Observer(model.rotary, context, [(len(ids), 0)], "prob")
+    model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
+    mass = torch.zeros(context.seen, device=model.device)
+    for held, label in zip(context.layers, observer.labels, strict=True):
+        if label is not None:
+            mass.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
+    return mass
