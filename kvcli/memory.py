@@ -72,8 +72,8 @@ def units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)
-    keep = recipe.keep
-    return tokens if keep.budget is None else min(tokens, keep.budget + keep.tail)
+    budget = recipe.keep.units(layer, spec.layers)
+    return tokens if budget is None else min(tokens, budget + recipe.keep.tail)
 
 
 def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:

@@ -16,7 +16,7 @@ from kvcli.errors import UsageError
 
 Axis = Literal["keep", "hold"]
 
-_NOT_POLICIES = {"base", "budget"}
+_NOT_POLICIES = {"base", "budget", "victims"}
 
 
 def _builtin(axis: Axis) -> list[str]:

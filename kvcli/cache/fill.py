@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvcli.keep.base import Chunk, Keep
 from kvcli.keep.budget import select
+from kvcli.keep.victims import merge
 from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import causal_attention
 
@@ -66,7 +67,8 @@ class Fill:
         self.spec, self.keep, self.rotary, self.heads = spec, keep, rotary, heads
         self.step = Step()
         self.seen = 0
-        capacities = [self._capacity(window, tokens) for window in spec.sliding]
+        self.budgets = [keep.units(i, spec.layers) for i in range(spec.layers)]
+        capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         shape = (spec.kv_heads, max(capacities) + chunk, spec.head_dim)
         self.workspace: tuple[Tensor, ...] = (
             torch.empty(shape, dtype=dtype, device=device),
@@ -100,10 +102,10 @@ class Fill:
         """Give up the workspace; the fill cannot read on."""
         self.workspace = tuple(t.new_empty(0) for t in self.workspace)
 
-    def _capacity(self, window: int | None, tokens: int) -> int:
+    def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
         if window is not None:
             return min(tokens, window - 1)
-        return tokens if self.keep.budget is None else min(tokens, self.keep.budget + self.keep.tail)
+        return tokens if budget is None else min(tokens, budget + self.keep.tail)
 
 
 @dataclass
@@ -174,21 +176,24 @@ class FillLayer:
 
     def _keep_best(self, chunk: Chunk) -> None:
         keep, step, units = self.fill.keep, self.fill.step, chunk.k.shape[1]
-        scores = keep.rescore(chunk)
-        if not step.evict or keep.budget is None or units <= keep.budget:
+        scores, budget = keep.rescore(chunk), self.fill.budgets[self.index]
+        if not step.evict or budget is None or units <= budget:
             self._append(chunk, scores)
             return
         index = select(
             scores,
-            keep.budget,
+            budget,
             sinks=chunk.pos < keep.sinks if keep.sinks else None,
             recent=0 if step.last else min(keep.recent, units),
         )
-        self.count = keep.budget
+        self.count = budget
+        merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None
         flat = (index + torch.arange(index.shape[0], device=index.device).unsqueeze(1) * self._stride()).view(-1)
         for kept, units_at_hand in zip((self.k, self.v), self.fill.workspace, strict=True):
             rows = units_at_hand.view(-1, kept.shape[2]).index_select(0, flat)
             kept[:, : self.count] = rows.view(kept.shape[0], self.count, kept.shape[2])
+        if merged is not None:
+            self.v[:, : self.count] = merged
         self.scores[:, : self.count] = scores.gather(1, index)
         self.pos[:, : self.count] = chunk.pos.gather(1, index)
 

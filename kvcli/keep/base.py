@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvcli.errors import UsageError
+from kvcli.keep.victims import Victims
 from kvcli.types import Positions, Scorer
 
 
@@ -23,6 +24,9 @@ class Keep:
         sinks: first tokens of the text that are always kept; they count against the budget.
         tail: last tokens of the text that are read after the last eviction and kept on top of the budget.
         positions: how kept units are numbered for RoPE (see :data:`kvcli.types.Positions`).
+        pyramid: how unevenly the layers share the budget: the first keeps ``1 + pyramid`` of it, the last
+            ``1 - pyramid``, those between fall linearly. 0.95 is PyramidKV's (Cai et al. 2024, arXiv 2406.02069).
+        victims: what becomes of evicted units: ``drop``, or ``merge`` into the most similar survivor's value.
     """
 
     budget: int | None = 1024
@@ -30,6 +34,8 @@ class Keep:
     sinks: int = 0
     tail: int = 0
     positions: Positions = "compact"
+    pyramid: float = 0.0
+    victims: Victims = "drop"
 
     name: ClassVar[str]
     """The policy's name in recipes; equal to its module's name."""
@@ -51,11 +57,23 @@ class Keep:
             return
         if self.budget < 1:
             raise UsageError(f"{self.name}: the budget must be 1 unit or more, got {self.budget}", "--budget 1024")
+        if not 0 <= self.pyramid < 1:
+            raise UsageError(f"{self.name}: pyramid must be 0 or more and below 1, got {self.pyramid}", "pyramid=0.95")
         if self.sinks + self.recent > self.budget:
             raise UsageError(
                 f"{self.name}: sinks={self.sinks} and stabilizers={self.recent} do not fit budget={self.budget}",
                 f"--budget {self.sinks + self.recent} or more",
             )
+
+    def units(self, layer: int, layers: int) -> int | None:
+        """The budget of one of ``layers`` layers, which sum to ``layers`` budgets but for rounding; ``None`` keeps all.
+
+        No layer falls below what is protected.
+        """
+        if self.budget is None or not self.pyramid or layers < 2:
+            return self.budget
+        share = 1 + self.pyramid * (1 - 2 * layer / (layers - 1))
+        return max(1, self.sinks + self.recent, round(self.budget * share))
 
     @property
     def recent(self) -> int:
