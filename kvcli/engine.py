@@ -194,6 +194,15 @@ def _advance(model: Model, tail: Tail, ids: Tensor) -> Tensor:
     return logits
 
 
+def edge(tokens: int, chunk: int, tail: int) -> int:
+    """Tokens read before the last step of a document's body, whose eviction knows that nothing follows.
+
+    Up to there two documents that begin alike are read alike, however long they are.
+    """
+    body = max(0, tokens - tail)
+    return max(0, body - 1) // chunk * chunk
+
+
 def _steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[Step]:
     """The chunks of a document: its body with eviction, then its protected tail without."""
     body = max(0, tokens - tail)

@@ -82,4 +82,20 @@ class Training:
     made: int
 
 
-Event = Download | Convert | Prefill | Token | Answer | Training
+@dataclass(frozen=True)
+class Reused:
+    """A saved reading was taken up: ``tokens`` of ``total`` need not be read again."""
+
+    tokens: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something did not work, and the work goes on without it."""
+
+    text: str
+
+
+Event = Download | Convert | Prefill | Token | Answer | Training | Reused | Warned

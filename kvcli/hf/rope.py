@@ -53,6 +53,13 @@ class ModelRotary:
         self._settled = inspect.unwrap(type(rotary).forward)
         self._tables: dict[tuple[str | None, torch.dtype], tuple[Tensor, Tensor]] = {}
 
+    @property
+    def stretches(self) -> bool:
+        """Whether frequencies depend on the horizon (longrope, dynamic NTK)."""
+        kinds = getattr(self.rotary, "rope_type", "default")
+        named = kinds.values() if isinstance(kinds, dict) else [kinds]
+        return any("dynamic" in str(kind) or kind == "longrope" for kind in named)
+
     def pin(self, horizon: int) -> None:
         """Fix the number of positions of this run.
 
