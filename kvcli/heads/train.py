@@ -229,7 +229,7 @@ class Learner:
         write(path, {k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(facts)})
 
     def resume(self, path: Path) -> None:
-        """Go on from :meth:`save`.
+        """Go on from :meth:`save`. The number of steps may be another one now: the schedule is that of the new end.
 
         Raises:
             DamagedError: the file is no checkpoint, or of other settings; names the first that differs.
@@ -242,7 +242,7 @@ class Learner:
             raise DamagedError(f"{path}: not a training checkpoint: {error}", f"rm {path}") from error
         mine = asdict(self.settings)
         for name, value in facts["settings"].items():
-            if mine.get(name) != value:
+            if name != "steps" and mine.get(name) != value:
                 raise DamagedError(
                     f"{path}: a training with {name}={value}, not {mine.get(name)}", f"rm {path}, or the same options"
                 )
