@@ -217,7 +217,7 @@ def _positions(recipe: Recipe, tokens: int, chunk: int) -> int:
     keep = recipe.keep
     if keep.budget is None or keep.positions == "original":
         return tokens
-    return min(tokens, keep.budget + keep.tail + chunk)
+    return min(tokens, round(keep.budget * (1 + keep.pyramid)) + keep.tail + chunk)
 
 
 class _Writer:
