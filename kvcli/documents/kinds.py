@@ -1,4 +1,4 @@
-"""Formats this version does not read, told by their first bytes, and a command that makes text of each."""
+"""Formats by their first bytes: which reader reads each, and for those that none reads a command that makes text."""
 
 import zipfile
 from io import BytesIO
@@ -6,34 +6,40 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """A format by name, and how to get its text; ``{}`` stands for the quoted file."""
+    """A format by name. It has a ``reader``, a module beside this one, or a ``hint`` how to get its text.
+
+    ``{}`` in a hint stands for the quoted file.
+    """
 
     name: str
-    hint: str
+    hint: str = ""
+    reader: str = ""
 
 
 _PIPE = ' | kvcli ask "…"'
 _PANDOC = "pandoc -t plain {}" + _PIPE
-_OCR = "tesseract {} -" + _PIPE
+_OCR = "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')"
 _OFFICE = 'soffice --headless --convert-to txt {} && kvcli ask NAME.txt "…"'
 _SPEECH = "make a transcript first: whisper {} --output_format txt"
 _UNPACK = "unpack it and name the text files inside"
 
-HTML = Kind("HTML", "pandoc -f html -t plain {}" + _PIPE)
+PLAIN = Kind("text", reader="plain")
+HTML = Kind("HTML", reader="html")
+PDF = Kind("PDF", reader="pdf")
+LOCKED = Kind("an encrypted or an Office 97 file", "save it without a password as .docx or .txt")
 
 _TEXTUAL: tuple[tuple[bytes, Kind], ...] = (  # formats that may be plain ASCII throughout
-    (b"%PDF-", Kind("PDF", "pdftotext {} -" + _PIPE)),
     (b"%!PS", Kind("PostScript", "ps2ascii {}" + _PIPE)),
     (b"{\\rtf", Kind("RTF", _PANDOC)),
 )
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("a Microsoft Office 97 file", _OFFICE)),
-    (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", _OCR)),
-    (b"\xff\xd8\xff", Kind("a JPEG image", _OCR)),
-    (b"GIF87a", Kind("a GIF image", _OCR)),
-    (b"GIF89a", Kind("a GIF image", _OCR)),
-    (b"II*\x00", Kind("a TIFF image", _OCR)),
-    (b"MM\x00*", Kind("a TIFF image", _OCR)),
+    (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", _OCR, "picture")),
+    (b"\xff\xd8\xff", Kind("a JPEG image", _OCR, "picture")),
+    (b"GIF87a", Kind("a GIF image", _OCR, "picture")),
+    (b"GIF89a", Kind("a GIF image", _OCR, "picture")),
+    (b"II*\x00", Kind("a TIFF image", _OCR, "picture")),
+    (b"MM\x00*", Kind("a TIFF image", _OCR, "picture")),
     (b"AT&TFORM", Kind("DjVu", "djvutxt {}" + _PIPE)),
     (b"ID3", Kind("an MP3 recording", _SPEECH)),
     (b"fLaC", Kind("a FLAC recording", _SPEECH)),
@@ -51,42 +57,44 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _ZIP = b"PK\x03\x04"
 _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
-    ("word/document.xml", Kind("DOCX", _PANDOC)),
-    ("META-INF/container.xml", Kind("EPUB", _PANDOC)),
+    ("word/document.xml", Kind("DOCX", reader="docx")),
+    ("META-INF/container.xml", Kind("EPUB", reader="epub")),
     ("ppt/presentation.xml", Kind("PPTX", _OFFICE)),
     ("xl/workbook.xml", Kind("XLSX", 'export the sheets as CSV and name them: kvcli ask sheet.csv "…"')),
 )
 
 
-def refused(data: bytes, suffix: str) -> Kind | None:
-    """The format of ``data`` if it is one that this version knows and does not read.
+def kind(data: bytes, suffix: str) -> Kind:
+    """The format of ``data``; text where nothing says otherwise.
 
     The content decides; ``suffix`` (with its dot, may be empty) only tells HTML from other marked-up text.
     """
-    for magic, kind in _TEXTUAL:
+    if b"%PDF-" in data[:1024] and (data.startswith(b"%PDF-") or suffix.lower() == ".pdf"):
+        return PDF
+    for magic, found in _TEXTUAL:
         if data.startswith(magic):
-            return kind
+            return found
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if suffix.lower() in (".html", ".htm", ".xhtml") or head.startswith((b"<!doctype html", b"<html")):
         return HTML
     if not any(c < 9 or c > 126 for c in data[:1024]):
-        return None  # plain ASCII that happens to begin like a recording
-    for magic, kind in _MAGIC:
+        return PLAIN  # plain ASCII that happens to begin like a recording
+    for magic, found in _MAGIC:
         if data.startswith(magic):
-            return kind
+            return LOCKED if suffix.lower() == ".docx" else found
     if data.startswith(_ZIP):
         return _zipped(data)
     if data[:4] == b"RIFF":
-        return Kind("a WebP image", _OCR) if data[8:12] == b"WEBP" else Kind("a RIFF recording", _SPEECH)
+        return Kind("a WebP image", _OCR, "picture") if data[8:12] == b"WEBP" else Kind("a RIFF recording", _SPEECH)
     if data[4:8] == b"ftyp":
         return Kind("an MP4 recording", _SPEECH)
-    return None
+    return PLAIN
 
 
 def _zipped(data: bytes) -> Kind:
     try:
         names = zipfile.ZipFile(BytesIO(data)).namelist()
-    except (zipfile.BadZipFile, ValueError, OSError):
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return Kind("a damaged ZIP archive", "fetch the file again")
     for member, kind in _ZIPPED:
         if member in names:

@@ -1,87 +1,151 @@
-"""Named files and standard input to one :class:`Document`."""
+"""Named files, directories and standard input to one :class:`Document`."""
 
 import difflib
 import hashlib
+import os
 import shlex
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from kvcli.documents.kinds import refused
-from kvcli.documents.text import decode
-from kvcli.errors import InputError
+from kvcli.documents.document import Document, Extract, Options, Source, Span
+from kvcli.documents.folder import walk
+from kvcli.documents.kinds import kind
+from kvcli.errors import InputError, UsageError
 
 STDIN = "-"
 """The name of standard input on a command line."""
 
-READS = "this version reads text, Markdown and source files"
+READS = "kvcli reads PDF, EPUB, DOCX, HTML, Markdown, text in any encoding and source files"
+
+LARGEST = 1 << 30
+"""Bytes of one file."""
+
+CHARACTERS = 1 << 28
+"""Characters of one document: a hundred times the longest novel."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text made of one or more files.
-
-    ``files`` are the names as given (``stdin`` for standard input), ``bytes`` their size together and
-    ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the same.
-    """
-
-    text: str
-    files: tuple[str, ...]
-    sha256: str
-    bytes: int
-    warnings: tuple[str, ...] = ()
-
-
-def read(paths: Sequence[str | Path], stdin: bytes | None = None) -> Document:
+def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Options | None = None) -> Document:
     """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
 
-    Several files are joined with a line ``=== name ===`` above each. Raises ``InputError``.
+    A directory stands for its files in the order of their names. Several files are joined with a line
+    ``=== name ===`` above each. Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
     """
+    options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])
     if not names:
         raise InputError("no document was given", 'kvcli ask FILE "…"')
     if names.count(STDIN) > 1:
         raise InputError("standard input is named twice", "name - once")
-    parts: list[tuple[str, str]] = []
-    warnings: list[str] = []
-    digest, total = hashlib.sha256(), 0
-    for name in names:
+    files, left = _expand(names, options)
+    extracts: list[tuple[str, Extract]] = []
+    digest, total, characters = hashlib.sha256(), 0, 0
+    for name in files:
         data = (stdin or b"") if name == STDIN else _load(name)
         shown, quoted = ("stdin", "FILE") if name == STDIN else (name, shlex.quote(name))
         if not data:
             check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
             raise InputError(f"{shown} is empty: 0 bytes", check)
-        text, said = _text(data, shown, quoted)
-        parts.append((shown, text))
-        warnings += said
+        extract = one(Source(data, shown, quoted, options))
+        characters += sum(len(p.text) for p in extract.parts)
+        if characters > CHARACTERS:
+            raise InputError(f"more than {CHARACTERS:,} characters in {len(extracts) + 1:,} files", "name fewer files")
+        extracts.append((shown, extract))
         digest.update(data)
         total += len(data)
-    text = parts[0][1] if len(parts) == 1 else "\n\n".join(f"=== {n} ===\n\n{t.strip(chr(10))}" for n, t in parts)
-    return Document(text, tuple(n for n, _ in parts), digest.hexdigest(), total, tuple(warnings))
-
-
-def _text(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
-    if kind := refused(data, Path(name).suffix):
-        raise InputError(f"{name} is {kind.name}, which is not supported yet: {READS}", kind.hint.format(quoted))
-    text, warnings = decode(data, name, quoted)
-    if not text.strip():
-        raise InputError(
-            f"{name} has no text: its {len(data):,} bytes are white space",
-            "a scanned document needs OCR first: ocrmypdf scan.pdf book.pdf",
+    if options.pages and all(e.pages is None for _, e in extracts):
+        raise UsageError(
+            f"--pages: {extracts[0][0]} has no pages", "leave out --pages, or --include and --exclude files"
         )
-    return text, warnings
+    return _join(extracts, left, digest.hexdigest(), total)
+
+
+def one(source: Source) -> Extract:
+    """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
+    found = kind(source.data, Path(source.name).suffix)
+    readable = found.reader and (found.reader != "picture" or source.options.ocr)
+    if not readable:
+        name, hint = f"{source.name} is {found.name}", found.hint.format(source.quoted)
+        if found.reader == "picture":
+            raise InputError(f"{name}: it has no text, only a picture of it", hint)
+        raise InputError(f"{name}, which is not supported: {READS}", hint)
+    reader = import_module(f"kvcli.documents.{found.reader}")
+    extract: Extract = reader.extract(source)
+    if not any(p.text[p.body :].strip() for p in extract.parts):
+        raise InputError(
+            f"{source.name} is {found.name} without any text", f"look at it: kvcli extract {source.quoted}"
+        )
+    return extract
+
+
+def _expand(names: list[str], options: Options) -> tuple[list[str], list[str]]:
+    """Directories as their files; and what was left out of them."""
+    files: list[str] = []
+    notes: list[str] = []
+    folders = 0
+    for name in names:
+        if name == STDIN or not os.path.isdir(name):  # noqa: PTH112  # of a name that cannot be, False
+            files.append(name)
+            continue
+        folders += 1
+        found = walk(Path(name), options.include, options.exclude)
+        files += [str(p) for p in found.files]
+        if note := found.note(name):
+            notes.append(note)
+    if not folders and (given := [f"--{k}" for k in ("include", "exclude") if getattr(options, k)]):
+        raise UsageError(
+            f"{' and '.join(given)} chooses files of a directory, and none is named", "kvcli ask DIRECTORY …"
+        )
+    return list(dict.fromkeys(files)), notes
+
+
+def _join(extracts: list[tuple[str, Extract]], left: list[str], sha256: str, size: int) -> Document:
+    texts: list[str] = []
+    spans: list[Span] = []
+    at = 0
+    for i, (name, extract) in enumerate(extracts):
+        header = f"=== {name} ===\n\n" if len(extracts) > 1 else ""
+        last = len(extract.parts) - 1
+        for j, part in enumerate(extract.parts):
+            text, body, line = part.text, part.body, part.line
+            if extract.pages is not None and j == last:
+                text = text.rstrip("\n") + "\n"
+            if header and not j and not body:
+                line += len(text) - len(text.lstrip("\n"))
+                text = text.lstrip("\n")
+            if header and j == last:
+                text = text.rstrip("\n") + ("\n\n" if i + 1 < len(extracts) else "")
+            body += 0 if j else len(header)
+            text = text if j else header + text
+            if text:
+                where = (name, part.page, part.label, part.section, line)
+                spans.append(Span(at, at + len(text), at + min(body, len(text)), *where))
+            texts.append(text)
+            at += len(text)
+    pages = [e.pages for _, e in extracts if e.pages is not None]
+    return Document(
+        "".join(texts),
+        tuple(n for n, _ in extracts),
+        sha256,
+        size,
+        tuple(w for _, e in extracts for w in e.warnings),
+        tuple(spans),
+        sum(pages) if pages else None,
+        (*left, *(n for _, e in extracts for n in e.notes)),
+        tuple((n, page) for n, e in extracts for page in e.without_text),
+    )
 
 
 def _load(name: str) -> bytes:
     path = Path(name)
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            inside = shlex.quote(name.rstrip("/") or "/")
-            raise InputError(f"{name} is a directory, not a file", f'name the files: kvcli ask {inside}/*.txt "…"')
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        info = path.stat()
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISFIFO(info.st_mode) or stat.S_ISSOCK(info.st_mode)):
             raise InputError(f"{name} is a device, not a file", "give a file, or - for standard input")
+        if info.st_size > LARGEST:
+            size = f"{info.st_size / 2**30:.1f} GiB"
+            raise InputError(f"{name} has {size}; kvcli reads up to {LARGEST >> 30} GiB per file", "split it")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{name} does not exist", _nearest(path)) from None

@@ -1,7 +1,8 @@
-"""Bytes to text: UTF-8, UTF-16 and UTF-32 with a byte order mark, and mostly-UTF-8 with damage.
+"""Bytes to text: Unicode with or without its mark, mostly-UTF-8 with damage, and the older encodings by guess.
 
 A damaged file is repaired byte by byte: what is valid UTF-8 stays what it is, and only the bytes that are not
-are read as Windows-1252, which is what they nearly always are. The number of them is reported.
+are read as Windows-1252, which is what they nearly always are. Where hardly anything beyond ASCII is UTF-8 the text
+was written in another encoding, and charset-normalizer tells which. Either is said, with the numbers.
 """
 
 import codecs
@@ -9,8 +10,14 @@ import re
 
 from kvcli.errors import InputError
 
-BAD_SHARE = 0.20
-"""Above this share of bytes that are not UTF-8 the encoding is another one, and guessing would be lying."""
+SPARSE = 0.03
+"""Below this share of bytes beyond ASCII there is too little to tell an encoding by; Windows-1252 is the likeliest."""
+
+FEW = 4
+"""So many bytes beyond ASCII tell no encoding either."""
+
+SAMPLE = 1 << 18
+"""Bytes by which an encoding is told."""
 
 CONTROL_SHARE = 0.05
 """Above this share of control characters the bytes are data, not text."""
@@ -22,6 +29,14 @@ _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_USUAL = re.findall(
+    r"\S+",
+    "cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859_2 iso8859_5 iso8859_7 iso8859_9 "
+    "koi8_r koi8_u cp437 cp850 cp852 cp866 mac_roman mac_cyrillic cp932 shift_jis_2004 euc_jis_2004 iso2022_jp "
+    "gb18030 big5 big5hkscs cp949 johab tis_620 cp874",
+)
+"""Encodings that people have; the rest only makes guesses worse."""
+
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _CONTROL = bytes(c for c in range(32) if c not in b"\t\n\r\f\b\x1b") + b"\x7f"
 
@@ -33,6 +48,8 @@ def decode(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
     binary data and for encodings that cannot be told.
     """
     encoding, data = _strip_bom(data)
+    if encoding == "utf-8" and (wide := _wide(data)):
+        encoding = wide
     warnings: list[str] = []
     if encoding == "utf-8":
         _refuse_binary(data, name, quoted)
@@ -65,6 +82,17 @@ def _refuse_binary(data: bytes, name: str, quoted: str) -> None:
         )
 
 
+def _wide(data: bytes) -> str | None:
+    """UTF-16 without its mark, told by the zeros beside its ASCII letters."""
+    head = data[:4096]
+    if len(head) < 4 or len(data) % 2:
+        return None
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if odd > len(head) // 4 and not even:
+        return "utf-16-le"
+    return "utf-16-be" if even > len(head) // 4 and not odd else None
+
+
 def _utf8(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
     try:
         return data.decode("utf-8"), []
@@ -72,16 +100,35 @@ def _utf8(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
         cut = error.reason == "unexpected end of data"
     text = data.decode("utf-8", "surrogateescape")
     bad = len(_ESCAPED.findall(text))
-    if cut:  # in the middle of a character, at the very end: the only fault there is
-        text = text[:-bad] + "\ufffd"
+    if cut and not _ESCAPED.search(text[:-bad]):
+        text = text[:-bad] + "\ufffd"  # in the middle of a character, at the very end: the only fault there is
         return text, [f"{name}: its last character is cut off ({_units(bad)} left of it) and became U+FFFD"]
-    if bad > BAD_SHARE * len(data):
+    good = sum(c > "\x7f" for c in text) - bad
+    if good < bad and bad > max(FEW, SPARSE * len(data)):
+        return _guess(data, name, quoted, bad)
+    text = _ESCAPED.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
+    return text, [f"{name}: {_units(bad)} not UTF-8 and read as Windows-1252"]
+
+
+def _guess(data: bytes, name: str, quoted: str, bad: int) -> tuple[str, list[str]]:
+    """A text in an encoding that only its letters tell."""
+    from charset_normalizer import from_bytes
+
+    sample = data if len(data) <= SAMPLE else data[: data.rfind(b"\n", 0, SAMPLE) + 1 or SAMPLE]
+    best = from_bytes(sample, cp_isolation=_USUAL).best()
+    if best is None:
         raise InputError(
             f"{name} is in an unknown encoding: {bad:,} of its {len(data):,} bytes are not UTF-8",
             f'name its encoding: iconv -f ENCODING -t utf-8 {quoted} | kvcli ask "…"',
         )
-    text = _ESCAPED.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
-    return text, [f"{name}: {_units(bad)} not UTF-8 and read as Windows-1252"]
+    text = data.decode(best.encoding, "replace")
+    broken = text.count("\ufffd")
+    lost = f"; {_units(broken)} not valid in it and became U+FFFD" if broken else ""
+    return text, [f"{name} is not UTF-8 and was read as {_called(best.encoding)}, which its letters suggest{lost}"]
+
+
+def _called(encoding: str) -> str:
+    return re.sub(r"^cp(?=125)", "Windows-", encoding).replace("iso8859_", "ISO 8859-").replace("_", "-")
 
 
 def _units(n: int) -> str:

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvcli.documents import Document, read
+from kvcli.documents import Document, Span, read
 from kvcli.documents.text import decode
 from kvcli.errors import InputError
 
@@ -38,7 +38,8 @@ def write(path: Path, data: bytes | str) -> str:
 def test_unicode_with_its_mark(tmp_path: Path, encoding: str, mark: bytes) -> None:
     data = mark + TEXT.encode(encoding)
     document = read([write(tmp_path / "moby.txt", data)])
-    assert document == Document(TEXT, (str(tmp_path / "moby.txt"),), hashlib.sha256(data).hexdigest(), len(data))
+    name, digest = str(tmp_path / "moby.txt"), hashlib.sha256(data).hexdigest()
+    assert document == Document(TEXT, (name,), digest, len(data), spans=(Span(0, len(TEXT), 0, name),))
 
 
 def test_line_ends_become_newlines(tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_whatever_is_utf8_is_read_as_it_is(text: str) -> None:
     assert decoded == text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
+@settings(deadline=None)  # telling an encoding takes its time
 @given(st.binary(max_size=200))
 def test_any_bytes_are_text_or_an_input_error(data: bytes) -> None:
     try:
@@ -139,20 +141,19 @@ REFUSED = {
     "only a mark": ("a.txt", b"\xef\xbb\xbf", "white space", ""),
     "nul": ("a.txt", b"text\x00text", "binary", "tr -d"),
     "controls": ("a.txt", b"\x01\x02\x03\x04text", "binary", "file"),
-    "cyrillic": ("a.txt", "Зовите меня Измаил".encode("cp1251"), "encoding", "iconv"),
-    "pdf": ("a.pdf", b"%PDF-1.7\nx", "PDF", "pdftotext"),
-    "pdf by another name": ("a.txt", b"%PDF-1.7\nx", "PDF", "pdftotext"),
+    "pdf": ("a.pdf", b"%PDF-1.7\nx", "damaged", "fetch"),
+    "pdf by another name": ("a.txt", b"%PDF-1.7\nx", "damaged", "fetch"),
     "rtf": ("a.rtf", b"{\\rtf1 hello}", "RTF", "pandoc"),
-    "html": ("a.html", b"<p>hello</p>", "HTML", "pandoc"),
-    "html by its head": ("a", b"\n<!DOCTYPE HTML><p>hello", "HTML", "pandoc"),
-    "docx": ("a.docx", zipped("word/document.xml"), "DOCX", "pandoc"),
-    "epub": ("a.epub", zipped("mimetype", "META-INF/container.xml"), "EPUB", "pandoc"),
+    "html without text": ("a.html", b"<script>hello</script>", "HTML without any text", "extract"),
+    "docx": ("a.docx", zipped("word/document.xml"), "damaged", "fetch"),
+    "epub": ("a.epub", zipped("mimetype", "META-INF/container.xml"), "damaged", "fetch"),
+    "encrypted docx": ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "encrypted", "password"),
     "odt": ("a.odt", zipped("mimetype", "content.xml"), "OpenDocument", "pandoc"),
     "zip": ("a.zip", zipped("a.txt"), "ZIP", "unpack"),
     "damaged zip": ("a.docx", b"PK\x03\x04\x00\xff\xff", "damaged ZIP", ""),
     "doc": ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Office 97", "soffice"),
-    "png": ("a.png", b"\x89PNG\r\n\x1a\n\x00", "PNG", "tesseract"),
-    "jpeg": ("a.jpg", b"\xff\xd8\xff\xe0", "JPEG", "tesseract"),
+    "png": ("a.png", b"\x89PNG\r\n\x1a\n\x00", "PNG", "--ocr"),
+    "jpeg": ("a.jpg", b"\xff\xd8\xff\xe0", "JPEG", "--ocr"),
     "mp3": ("a.mp3", b"ID3\x03\x00\x00", "MP3", "whisper"),
     "gzip": ("a.txt.gz", b"\x1f\x8b\x08\x00", "gzip", "gunzip"),
     "gguf": ("a.gguf", b"GGUF\x03\x00", "GGUF", "-m"),
@@ -186,7 +187,7 @@ def test_missing_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_directories_devices_and_names_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="no text to read; it is empty"):
         read([tmp_path])
     with pytest.raises(InputError, match="is a device"):
         read(["/dev/zero"])

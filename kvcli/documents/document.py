@@ -1,0 +1,100 @@
+"""What reading gives: one text, and for each stretch of it the file, page, section and line it came from."""
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the characters ``start`` to ``end`` (exclusive) of ``Document.text`` came from.
+
+    ``body`` is where the source's own words begin: behind the file's header and the mark ``[page 12]``, which are
+    kvcli's. ``page`` is the page number, counted from 1, and ``label`` what is printed on the page (``iv``); both
+    are ``None`` where the format has no pages. ``section`` is the path of headings in force, ``line`` the line at
+    ``body``, counted from 1 in the file (text formats) or in the extracted text of the page or file (others).
+    """
+
+    start: int
+    end: int
+    body: int
+    file: str
+    page: int | None = None
+    label: str | None = None
+    section: str | None = None
+    line: int = 1
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text made of one or more files.
+
+    ``files`` are the names as given (``stdin`` for standard input; a directory's files one by one), ``bytes`` their
+    size together and ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the
+    same. ``pages`` is how many pages were read, ``None`` where no file has any. ``spans`` cover the text without a
+    gap, in order. ``notes`` say what was done on purpose (running heads left out); ``warnings`` what may be missing
+    or wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``.
+    """
+
+    text: str
+    files: tuple[str, ...]
+    sha256: str
+    bytes: int
+    warnings: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
+    pages: int | None = None
+    notes: tuple[str, ...] = ()
+    without_text: tuple[tuple[str, int], ...] = ()
+
+    def at(self, offset: int) -> Span:
+        """The span that holds character ``offset`` of the text. Raises ``IndexError`` outside it."""
+        if not 0 <= offset < len(self.text):
+            raise IndexError(f"character {offset} of {len(self.text)}")
+        return self.spans[bisect_right(self.spans, offset, key=lambda s: s.start) - 1]
+
+    def line(self, offset: int) -> int:
+        """The line of character ``offset``, counted as ``Span.line`` is."""
+        span = self.at(offset)
+        return span.line + self.text.count("\n", span.body, max(offset, span.body))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read. ``pages`` are ranges of page numbers (see :mod:`kvcli.documents.pages`), none for all."""
+
+    pages: tuple[tuple[int, int | None], ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    ocr: bool = False
+
+
+@dataclass
+class Part:
+    """A stretch of one file, in the order of reading; its first ``body`` characters are kvcli's own mark."""
+
+    text: str
+    body: int = 0
+    page: int | None = None
+    label: str | None = None
+    section: str | None = None
+    line: int = 1
+
+
+@dataclass
+class Extract:
+    """What a reader makes of one file. ``pages`` counts those read; ``without_text`` names those with nothing."""
+
+    parts: list[Part]
+    pages: int | None = None
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    without_text: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file as a reader gets it: ``name`` for messages, ``quoted`` for commands in hints."""
+
+    data: bytes
+    name: str
+    quoted: str
+    options: Options = Options()

@@ -1,0 +1,53 @@
+"""``--pages 1-40,55``: ranges of page numbers, counted from 1 as a viewer counts them."""
+
+import re
+from collections.abc import Iterable
+
+from kvcli.errors import UsageError
+
+Ranges = tuple[tuple[int, int | None], ...]
+
+_RANGE = re.compile(r"(\d{1,7})?(-)?(\d{1,7})?")
+
+
+def parse(text: str) -> Ranges:
+    """``"1-40,55,90-"`` as ``((1, 40), (55, 55), (90, None))``; ``-10`` starts at 1. Raises ``UsageError``."""
+    found: list[tuple[int, int | None]] = []
+    for piece in text.replace(" ", "").split(","):
+        match = _RANGE.fullmatch(piece)
+        if match is None or not (match[1] or match[3]):
+            raise UsageError(f"--pages {text}: {piece or 'nothing'} is no page", "--pages 1-40,55")
+        first = int(match[1] or 1)
+        last = (int(match[3]) if match[3] else None) if match[2] else first
+        if first < 1 or (last is not None and last < first):
+            why = "pages count from 1" if first < 1 or last == 0 else f"{first} comes after {last}"
+            raise UsageError(f"--pages {text}: {why}", "--pages 1-40,55")
+        found.append((first, last))
+    return tuple(found)
+
+
+def select(ranges: Ranges, total: int, name: str) -> list[int]:
+    """The page numbers of a file with ``total`` pages, in order and each once. Raises ``UsageError``."""
+    if not ranges:
+        return list(range(1, total + 1))
+    chosen: set[int] = set()
+    for first, last in ranges:
+        if first > total or (last or 0) > total:
+            beyond = last if last and last > total else first
+            raise UsageError(
+                f"--pages: {name} has {total:,} pages, and there is no page {beyond:,}", f"--pages 1-{total}"
+            )
+        chosen.update(range(first, (last or total) + 1))
+    return sorted(chosen)
+
+
+def shown(numbers: Iterable[int]) -> str:
+    """``[1, 2, 3, 7]`` as ``1–3, 7``."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    texts = [f"{a}" if a == b else f"{a}–{b}" for a, b in runs]
+    return ", ".join(texts if len(texts) <= 12 else [*texts[:11], f"… ({len(texts) - 11} more ranges)"])
