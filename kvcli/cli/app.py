@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvcli import __version__
-from kvcli.cli import ask, doctor, exits, extract, models, recipes, train
+from kvcli.cli import ask, doctor, evaluate, exits, extract, models, recipes, train
 
 app = typer.Typer(
     name="kvcli",
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask", cls=ask.Ask)(ask.command)
+app.command("eval", cls=evaluate.Eval)(evaluate.command)
 app.command("extract")(extract.command)
 app.add_typer(models.app, name="models")
 app.command("train")(train.command)

@@ -1,0 +1,99 @@
+"""Reading one case and asking its questions, exactly as ``kvcli ask`` does. Whatever changes how a text is read for
+its questions belongs in here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from kvcli import engine, memory
+from kvcli.cache.context import Context
+from kvcli.events import Answer, Prefill
+from kvcli.hf.load import Model
+from kvcli.prompt import Prompt
+from kvcli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What came of one text.
+
+    Attributes:
+        answers: one for each question, in order.
+        tokens: of the text and the words in front of it.
+        kept: units per KV head of the layer that keeps most.
+        readings: how often the text was read.
+        read_s: seconds of reading, all readings together.
+        answer_s: seconds of asking, all questions together.
+    """
+
+    answers: tuple[str, ...]
+    tokens: int
+    kept: int
+    readings: int
+    read_s: float
+    answer_s: float
+
+
+def answer(
+    model: Model,
+    prompt: Prompt,
+    recipe: Recipe,
+    text: str,
+    questions: Sequence[str],
+    *,
+    chunk: int = engine.CHUNK,
+    max_tokens: int = 32,
+) -> Generator[Prefill, None, Reading]:
+    """Read a text and ask questions about it, greedily.
+
+    A policy that does not know the question reads once and its tail is rewound between questions; one that does
+    (``keep.question``) reads once for each.
+
+    Args:
+        model: a loaded model, with heads where the recipe needs them.
+        prompt: how it wants to be spoken to.
+        recipe: which units survive.
+        text: the document.
+        questions: at least one.
+        chunk: tokens per forward pass.
+        max_tokens: longest answer; less where the model's positions end before.
+
+    Yields:
+        a :class:`Prefill` after each chunk.
+
+    Raises:
+        TooLongError: text and question do not fit the model's window under this recipe.
+        ResourceError: nor the machine's memory.
+    """
+    spec = model.spec
+    ids = prompt.document(text)
+    asked = [prompt.question(question) for question in questions]
+    most = max(map(len, asked))
+    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most)
+    longest = min(max_tokens, room)
+    horizon = spec.max_positions - room + longest
+    plan = memory.plan(spec, recipe, tokens=len(ids), chunk=chunk, tail=most + longest)
+    plan.check(memory.available(spec.device), spec.device)
+    answers: list[str] = []
+    context: Context | None = None
+    readings, read_s, answer_s = 0, 0.0, 0.0
+    for question in asked:
+        began = perf_counter()
+        if context is None or recipe.keep.question:
+            context = None  # let go of the last one before the next is made
+            context = yield from engine.read(
+                model, ids, recipe, chunk=chunk, probe=question if recipe.keep.question else None, horizon=horizon
+            )
+            tail = engine.begin(model, context)
+            readings += 1
+        read_s += perf_counter() - began
+        began = perf_counter()
+        tail.rewind()
+        for event in engine.ask(model, tail, question, max_tokens=longest, chunk=chunk):
+            if isinstance(event, Answer):
+                answers.append(event.text)
+        answer_s += perf_counter() - began
+    assert context is not None
+    return Reading(tuple(answers), len(ids), context.kept, readings, read_s, answer_s)

@@ -1,0 +1,101 @@
+"""Texts to hide facts in: a person's own document in pieces between which something can be planted, or noise."""
+
+from __future__ import annotations
+
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from kvcli.errors import InputError, UsageError
+from kvcli.evaluate.ruler import Ruler
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
+"""The paragraph that pass-key benchmarks repeat (Mohtashami & Jaggi, arXiv:2305.16300)."""
+
+_LONGEST = 1000  # characters of a piece; what has no sentences is cut at lines, then at spaces
+_TITLES = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bProf)(?<!\bvol)(?<!\b[A-Z])"
+_END = re.compile(rf"{_TITLES}[.!?][\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[A-Z0-9])|\n\s*\n")
+
+
+def split(text: str) -> list[str]:
+    """``text`` in pieces that end where a sentence or a paragraph does; joined they are ``text``."""
+    ends = [match.end() for match in _END.finditer(text)]
+    pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if b > a]
+    return [part for piece in pieces for part in _shorter(piece)]
+
+
+def _shorter(piece: str) -> list[str]:
+    if len(piece) <= _LONGEST:
+        return [piece]
+    for pattern in (r"[^\n]*\n+|[^\n]+", rf"(?s).{{1,{_LONGEST}}}(?=\s|$)|.{{1,{_LONGEST}}}"):
+        parts = re.findall(pattern, piece)
+        if len(parts) > 1:
+            return [short for part in parts for short in _shorter(part)]
+    return [piece]
+
+
+class Haystack:
+    """Pieces of text with their lengths; facts go between them.
+
+    Args:
+        ruler: counts tokens.
+        text: a document; without one, :data:`NOISE` without end.
+        name: of the document, for errors.
+    """
+
+    def __init__(self, ruler: Ruler, text: str | None = None, name: str = "the document") -> None:
+        self._ruler, self._name = ruler, name
+        self._pieces = [NOISE] if text is None else split(text)
+        self._endless = text is None
+        self._ends = [0, *accumulate(ruler.pieces(self._pieces))]
+        self.tokens = None if text is None else ruler.document(text)
+        """Tokens read for the whole document; ``None`` for noise."""
+
+    def hide(self, facts: Sequence[str], depths: Sequence[float], length: int, rng: random.Random) -> str:
+        """A part of the document of at most ``length`` tokens with facts between its sentences.
+
+        Args:
+            facts: sentences to plant.
+            depths: where, in [0, 1], one for each.
+            length: tokens of the whole, prompt and facts included; it is missed by a sentence at most.
+            rng: chooses the part.
+
+        Raises:
+            InputError: the document is shorter than that.
+            UsageError: the facts alone are longer.
+        """
+        if self.tokens is not None and self.tokens < length:
+            raise InputError(
+                f"{self._name} has {self.tokens:,} tokens, fewer than the {length:,} to be read",
+                f"--lengths {self.tokens}, or more files",
+            )
+        room = length - self._ruler.overhead - sum(self._ruler.pieces([f"{fact} " for fact in facts]))
+        pieces = self._window(room, rng)
+        while (over := self._ruler.document(text := _plant(pieces, facts, depths)) - length) > 0:
+            if not pieces:
+                raise UsageError(f"{length:,} tokens are too few for what is planted", f"--lengths {length + over}")
+            counts = self._ruler.pieces(pieces)
+            while pieces and over > 0:
+                over -= counts[len(pieces) - 1]
+                pieces.pop()
+        return text
+
+    def _window(self, tokens: int, rng: random.Random) -> list[str]:
+        if self._endless:
+            return self._pieces * max(0, tokens // self._ends[-1])
+        last = max(0, bisect_right(self._ends, self._ends[-1] - tokens) - 1)
+        first = rng.randint(0, last)
+        return self._pieces[first : max(first, bisect_right(self._ends, self._ends[first] + tokens) - 1)]
+
+
+def _plant(pieces: Sequence[str], facts: Sequence[str], depths: Sequence[float]) -> str:
+    """Each fact before the piece at its depth, set off by the white space that stood there."""
+    parts = list(pieces)
+    for i in sorted(range(len(facts)), key=lambda i: depths[i], reverse=True):
+        at = round(depths[i] * len(pieces))
+        before = pieces[at - 1] if at else " "
+        gap = before[len(before.rstrip()) :]
+        parts.insert(at, facts[i] + gap if gap else f" {facts[i]} ")
+    return "".join(parts)

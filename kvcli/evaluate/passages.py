@@ -1,0 +1,91 @@
+"""Passages with questions and answers, and multi-document QA made of them.
+
+The passage with the answer stands somewhere among others that do not contain it (Liu et al., "Lost in the Middle",
+arXiv:2307.03172); as a control the model is given that passage alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcli.errors import InputError, UsageError
+from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.metrics import normalise
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text, its title, and questions that it answers: ``(question, answers)`` each."""
+
+    title: str
+    text: str
+    asked: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def show(self, n: int) -> str:
+        return f"Document [{n}] (Title: {self.title}) {self.text}\n" if self.title else f"Document [{n}] {self.text}\n"
+
+
+@dataclass(frozen=True)
+class Passages:
+    """What ``--data`` has of passages."""
+
+    all: tuple[Passage, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.all) < 2 or not any(p.asked for p in self.all):
+            raise InputError(
+                f"{len(self.all)} passages with {sum(len(p.asked) for p in self.all)} questions are too few",
+                'JSON Lines of {"title": …, "text": …, "question": …, "answers": […]}, or a SQuAD file',
+            )
+
+
+def multidoc(wanted: Wanted) -> Case:
+    """Passages up to the length, the right one at the case's depth."""
+    passages, gold, question, answers = _choose(wanted)
+    others = [p for p in passages if p is not gold and p.text != gold.text and not _has(p, answers)]
+    wanted.rng.shuffle(others)
+    ruler, room = wanted.ruler, wanted.length - wanted.ruler.overhead
+    room -= ruler.pieces([gold.show(999)])[0]
+    taken: list[Passage] = []
+    for other, tokens in zip(others, ruler.pieces([p.show(999) for p in others]), strict=True):
+        if tokens > room:
+            break
+        room -= tokens
+        taken.append(other)
+    else:
+        if room > wanted.length // 20 + 1000:
+            raise InputError(
+                f"{len(passages):,} passages are {wanted.length - room:,} tokens together, fewer than the"
+                f" {wanted.length:,} to be read",
+                "a smaller --lengths, or more passages with --data",
+            )
+    if not taken:
+        raise UsageError(f"{wanted.length:,} tokens are too few for two passages", "--lengths 2K")
+    at = int(wanted.depth * (len(taken) + 1))
+    text = "".join(p.show(n) for n, p in enumerate([*taken[:at], gold, *taken[at:]], 1))
+    return Case(text, (Question(question, answers, "any"),), tags={"documents": str(len(taken) + 1)})
+
+
+def gold(wanted: Wanted) -> Case:
+    """The same question as ``multidoc``'s case of that number, with the right passage alone."""
+    _, passage, question, answers = _choose(wanted)
+    return Case(passage.show(1), (Question(question, answers, "any"),))
+
+
+def _choose(wanted: Wanted) -> tuple[Sequence[Passage], Passage, str, tuple[str, ...]]:
+    """The question of a case: the same for every length, and different from case to case while there are any."""
+    if wanted.passages is None:
+        raise UsageError(f"'{wanted.task}' needs passages", f"kvcli eval {wanted.task} --data PASSAGES.jsonl")
+    found = wanted.passages.all
+    asked = [(p, q, a) for p in found for q, a in p.asked if a]
+    order = list(range(len(asked)))
+    random.Random(f"passages {wanted.seed}").shuffle(order)
+    passage, question, answers = asked[order[wanted.number % len(order)]]
+    return found, passage, question, answers
+
+
+def _has(passage: Passage, answers: Sequence[str]) -> bool:
+    text = f" {normalise(passage.text)} "
+    return any(f" {normalise(a)} " in text for a in answers if normalise(a))

@@ -1,0 +1,139 @@
+"""The file of ``--out``: one line of settings, then one line for each finished case; a later run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kvcli.errors import DamagedError, InputError, UsageError
+
+SCHEMA = "kvcli.eval/1"
+
+Key = tuple[str, int | None, str, int]
+"""What tells one row from another: task, length, recipe, number."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case under one recipe.
+
+    Attributes:
+        task, length, recipe, case: which one; ``length`` is what was asked for, ``None`` for a text as it is.
+        budget: units kept at most, ``None`` for all.
+        tokens: what was read.
+        kept: units per KV head.
+        readings: how often the text was read.
+        scores: one for each question.
+        metrics: their names.
+        answers: what the model said.
+        gold: what is right, for each question.
+        tags: for breakdowns.
+        read_s, answer_s: seconds.
+        heads: digest of the retaining heads, where the recipe uses any.
+    """
+
+    task: str
+    length: int | None
+    recipe: str
+    case: int
+    budget: int | None
+    tokens: int
+    kept: int
+    readings: int
+    scores: list[float]
+    metrics: list[str]
+    answers: list[str]
+    gold: list[list[str]]
+    tags: dict[str, str] = field(default_factory=dict)
+    read_s: float = 0.0
+    answer_s: float = 0.0
+    heads: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.length, self.recipe, self.case
+
+
+class Rows:
+    """Finished cases, in memory and, where there is a path, in a file.
+
+    Args:
+        path: of the file, which is continued where it exists.
+        settings: what all rows of a file have in common: values that JSON can hold.
+
+    Raises:
+        UsageError: the file cannot be there.
+        DamagedError: the file is of other settings, or is none of ours.
+    """
+
+    def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = dict(settings)
+        self.done: dict[Key, Row] = {}
+        if path is None:
+            return
+        if path.is_dir():
+            raise UsageError(f"--out {path} is a directory", f"--out {path / 'eval.jsonl'}")
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {path}: there is no directory {path.parent}", f"mkdir -p {path.parent}")
+        if path.exists() and path.stat().st_size:
+            self._load(path)
+
+    def add(self, row: Row) -> None:
+        """Keep a row; it is on the disk when this returns.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        self.done[row.key] = row
+        if self.path is None:
+            return
+        try:
+            fresh = not self.path.exists() or not self.path.stat().st_size
+            with self.path.open("a", encoding="utf-8") as file:
+                if fresh:
+                    file.write(_line({"schema": SCHEMA, "settings": self.settings}))
+                file.write(_line(asdict(row)))
+                file.flush()
+                os.fsync(file.fileno())
+        except PermissionError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}", "another name for --out") from None
+
+    def _load(self, path: Path) -> None:
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DamagedError(f"{path} cannot be read: {error}", "another name for --out") from None
+        whole, _, torn = text.rpartition("\n")
+        try:
+            head, *rest = [json.loads(line) for line in whole.splitlines()]
+            if not isinstance(head, dict) or head.get("schema") != SCHEMA:
+                raise ValueError("its first line is not that of an evaluation")
+            names = {f.name for f in fields(Row)}
+            rows = [Row(**{k: v for k, v in row.items() if k in names}) for row in rest]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DamagedError(f"{path} is no file of kvcli eval: {error}", "another name for --out") from None
+        theirs = head.get("settings", {})
+        for name in [*self.settings, *(k for k in theirs if k not in self.settings)]:
+            if theirs.get(name) != self.settings.get(name):
+                raise DamagedError(
+                    f"{path} was made with another {name}: {_show(theirs.get(name))} there,"
+                    f" {_show(self.settings.get(name))} here",
+                    "another name for --out, or the settings of that file",
+                )
+        self.done = {row.key: row for row in rows}
+        if torn:  # a run was killed in the middle of a line: that case is done again
+            with path.open("r+b") as file:
+                file.truncate(len(whole.encode()) + 1)
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -1,0 +1,174 @@
+"""Going through cases: each text is made once and read under every recipe; rows are kept as they are finished."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvcli import engine
+from kvcli.errors import DamagedError, ResourceError, TooLongError
+from kvcli.evaluate.answer import Reading, answer
+from kvcli.evaluate.case import Case, Job
+from kvcli.evaluate.metrics import score
+from kvcli.evaluate.rows import Row, Rows
+from kvcli.events import Prefill
+from kvcli.hf.load import Model
+from kvcli.prompt import Prompt
+from kvcli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A case is done under one recipe; ``done`` of ``total`` are, those of earlier runs included."""
+
+    row: Row
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A case was left out, because it does not fit: why."""
+
+    task: str
+    length: int | None
+    recipe: str
+    case: int
+    problem: TooLongError | ResourceError
+
+
+def run(
+    model: Model,
+    prompt: Prompt,
+    work: Sequence[tuple[Job, Sequence[Recipe]]],
+    rows: Rows,
+    *,
+    chunk: int,
+) -> Generator[Prefill | Finished, None, list[Skipped]]:
+    """Measure what is not measured yet.
+
+    Args:
+        model: with heads where a recipe needs them.
+        prompt: as ``ask`` speaks to the model; cases that are ``raw`` get one without words.
+        work: cases, and the recipes to read each of them with.
+        rows: what is done; finished rows are added to it.
+        chunk: tokens per forward pass.
+
+    Yields:
+        progress of each reading, and a :class:`Finished` after each case and recipe.
+
+    Returns:
+        what does not fit the model or the machine.
+
+    Raises:
+        DamagedError: rows of ``rows`` were made with other heads.
+        ModelError: a recipe needs heads and the model has none.
+    """
+    for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.keep.trained}:
+        engine.start(model, recipe, 1)  # refuses at once where heads are missing, and not after hours of other recipes
+    heads = digest(model) if any(recipe.keep.trained for _, recipes in work for recipe in recipes) else None
+    wanted = {(job.task, job.length, str(recipe), job.number): recipe for job, recipes in work for recipe in recipes}
+    _same_heads(rows, wanted, heads)
+    total, done = len(wanted), sum(key in rows.done for key in wanted)
+    skipped: list[Skipped] = []
+    bare = Prompt(model.tokenizer, raw=True)
+    for job, recipes in work:
+        todo = [r for r in recipes if (job.task, job.length, str(r), job.number) not in rows.done]
+        case = job.make() if todo else None
+        for recipe in todo:
+            assert case is not None
+            try:
+                reading = yield from answer(
+                    model,
+                    bare if case.raw else prompt,
+                    recipe,
+                    case.text,
+                    [question.text for question in case.questions],
+                    chunk=chunk,
+                    max_tokens=case.max_tokens,
+                )
+            except (TooLongError, ResourceError) as problem:
+                skipped.append(Skipped(job.task, job.length, str(recipe), job.number, problem))
+                total -= 1
+                continue
+            row = _row(job, case, recipe, reading, heads if recipe.keep.trained else None)
+            rows.add(row)
+            done += 1
+            yield Finished(row, done, total)
+    return skipped
+
+
+def digest(model: Model) -> str | None:
+    """A short hash of the model's retaining heads, if it has any."""
+    weights = getattr(model.heads, "state_dict", None)
+    if weights is None:
+        return None
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _same_heads(rows: Rows, wanted: Mapping[tuple[str, int | None, str, int], Recipe], heads: str | None) -> None:
+    for key, recipe in wanted.items():
+        row = rows.done.get(key)
+        if row is not None and recipe.keep.trained and row.heads != heads:
+            raise DamagedError(
+                f"{rows.path} was made with other heads: {row.heads} there, {heads} here", "another name for --out"
+            )
+
+
+def _row(job: Job, case: Case, recipe: Recipe, reading: Reading, heads: str | None) -> Row:
+    return Row(
+        task=job.task,
+        length=job.length,
+        recipe=str(recipe),
+        case=job.number,
+        budget=recipe.keep.budget,
+        tokens=reading.tokens,
+        kept=reading.kept,
+        readings=reading.readings,
+        scores=[round(score(a, q), 6) for a, q in zip(reading.answers, case.questions, strict=True)],
+        metrics=_names(question.metric for question in case.questions),
+        answers=list(reading.answers),
+        gold=[list(question.gold) for question in case.questions],
+        tags=dict(case.tags),
+        read_s=round(reading.read_s, 3),
+        answer_s=round(reading.answer_s, 3),
+        heads=heads,
+    )
+
+
+def _names(metrics: Iterable[str]) -> list[str]:
+    """The metrics' names, each once."""
+    return list(dict.fromkeys(metrics))
+
+
+def settings(
+    model: Model, prompt: Prompt, *, seed: int, chunk: int, document: str | None, data: str | None
+) -> dict[str, str | int | None]:
+    """What rows of one file must have in common, beside what each of them names itself.
+
+    Args:
+        model: whose name, weights, dtype and kind of device count.
+        prompt: whose words count.
+        seed: of the cases.
+        chunk: tokens per forward pass.
+        document, data: digests of what was read.
+    """
+    words = hashlib.sha256(repr((prompt.document("text"), prompt.question("question"))).encode()).hexdigest()[:16]
+    return {
+        "model": model.spec.name,
+        "fingerprint": model.spec.fingerprint,
+        "dtype": model.spec.dtype,
+        "device": model.device.type,
+        "seed": seed,
+        "chunk-size": chunk,
+        "document": document,
+        "data": data,
+        "prompt": words,
+    }
