@@ -83,7 +83,7 @@ def command(
 def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) -> None:
     """The report in short, on stderr."""
     size = f"{found.characters:,} characters in {seconds:.1f} s"
-    render.note("document", f"{title(document)} · {size}", quiet=quiet)
+    render.note("document", f"{render.title(document)} · {size}", quiet=quiet)
     if document.pages:
         paged = [r for r in found.rows if r.page is not None]
         fewest = min(paged, key=lambda r: r.characters)
@@ -102,13 +102,6 @@ def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) ->
         render.note("note", text, quiet=quiet)
     for text in warnings(document, found):
         render.warn(text, quiet=quiet)
-
-
-def title(document: Document) -> str:
-    """Files and pages, for a person."""
-    named = document.files
-    files = " ".join(named) if len(named) <= 3 else f"{named[0]} and {len(named) - 1:,} more"
-    return files + (f" · {render.plural(document.pages, 'page')}" if document.pages else "")
 
 
 def warnings(document: Document, found: Quality) -> list[str]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from kvcli.documents import Document
+
 T = TypeVar("T")
 
 LABEL = 9
@@ -76,6 +78,14 @@ def share(part: int, whole: int) -> str:
 def plural(n: int, word: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def title(document: "Document") -> str:
+    """The files of a document, how many pages they have, and how many of those have no text."""
+    named, pages = document.files, document.pages
+    files = " ".join(named) if len(named) <= 3 else f"{named[0]} and {len(named) - 1:,} more"
+    empty = f", {len(document.without_text):,} without text" if document.without_text else ""
+    return files + (f" · {plural(pages, 'page')}{empty}" if pages else "")
 
 
 # --- streams ------------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from kvcli.documents.pdfium import HYPHEN
 EDGE = 4
 """Lines at the top and at the bottom of a page that may be running heads."""
 
+MARGIN = 0.12
+"""Share of a page's height, at the top and at the bottom, in which running heads stand."""
+
 REPEATS = 3
 """Pages a line must be on, at the same height, to be a running head."""
 
@@ -70,7 +73,7 @@ def running_heads(
     Numbers in them may differ. Only an unbroken run of such lines from the top or the bottom counts; so does a
     line that stands where heads stand and has the page's number in it.
     """
-    edges = [_edges(lines) for lines in pages]
+    edges = [_edges(lines, height) for lines, height in zip(pages, heights, strict=True)]
     seen: dict[tuple[str, int], list[float]] = defaultdict(list)
     for lines, ends in zip(pages, edges, strict=True):
         for side, end in enumerate(ends):
@@ -99,9 +102,10 @@ def running_heads(
     return found
 
 
-def _edges(lines: Sequence[Line]) -> tuple[list[int], list[int]]:
+def _edges(lines: Sequence[Line], height: float) -> tuple[list[int], list[int]]:
     order = sorted(range(len(lines)), key=lambda i: lines[i].y0)
-    return order[:EDGE], order[::-1][:EDGE]
+    top = [i for i in order[:EDGE] if lines[i].y0 < MARGIN * height]
+    return top, [i for i in order[::-1][:EDGE] if lines[i].y1 > (1 - MARGIN) * height]
 
 
 def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
@@ -116,7 +120,7 @@ def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
     text, opened = clean(lines[0].text), True
     for a, b in pairwise(lines):
         new = clean(b.text)
-        pitch = pitches.get(b.column, b.height)
+        pitch = min(pitches.get(b.column, b.height), 1.6 * max(a.height, b.height))
         if _wrapped(a, b, pitch, opened=opened):
             text = hyphens.join(text, new) if _BROKEN.search(text) else f"{text} {new}"
             opened = False

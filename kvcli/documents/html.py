@@ -29,8 +29,8 @@ APART = frozenset(re.findall(r"\S+", "p h1 h2 h3 h4 h5 h6 table ul ol dl pre blo
 NODES = 5_000_000
 """Nodes of one file that are walked."""
 
-PAGE = "\x0c"
-"""Stands around a page label in running text; no HTML text has it, for it is white space there."""
+PAGE = "\x02"
+"""Around a page label in running text, out of which it is taken before. No white space, or it would be stripped."""
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _HIDDEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
@@ -281,7 +281,7 @@ def parts(found: list[Block], *, first_page: int | None = None) -> list[Part]:
         for j, piece in enumerate(pieces):
             if j % 2:
                 page, label = (page or 0) + 1, piece
-                cut(f"[page {piece}] ")
+                cut(f"[page {piece}]" + (" " if pieces[j + 1].strip() else ""))
             elif piece:
                 heading = "#" * block.level + " " if block.level and not j else ""
                 add(heading + (piece.lstrip() if j else piece))

@@ -14,8 +14,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-MEMORY = 4 << 30
-"""Bytes of address space the process may take."""
+from kvcli.documents.worker import bounded
 
 CHARACTERS = 200_000
 """Of one page; a page of a book has 3,000 and a dense table 20,000."""
@@ -174,14 +173,11 @@ def _picture(page: Any) -> bool:
 
 def main() -> None:
     """Read a PDF from standard input; write one JSON object per line."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bounded()
     for piece in pieces(sys.stdin.buffer.read()):
         sys.stdout.write(json.dumps(piece) + "\n")
         sys.stdout.flush()
+        bounded()
 
 
 if __name__ == "__main__":

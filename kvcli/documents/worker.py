@@ -12,10 +12,31 @@ from typing import Any
 from kvcli.documents.document import Source
 from kvcli.errors import InputError
 
-SILENCE = 60.0
-"""Seconds without a page after which a reader is stopped."""
+SILENCE = 600.0
+"""Seconds without a page after which a reader is stopped; on a busy machine a second of work may take a minute."""
+
+MEMORY = 4 << 30
+"""Bytes of address space a reader may take."""
+
+WORK = 30
+"""Seconds of processor time one page may take."""
 
 _START = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
+
+
+def bounded() -> None:
+    """To be called in the process of a reader before each page: bounds its memory and the work on that page.
+
+    The system ends a process that goes beyond; :func:`run` then ends early.
+    """
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        limit = int(spent.ru_utime + spent.ru_stime) + WORK
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def run(module: str, source: Source, *args: str, silence: float = SILENCE) -> Generator[dict[str, Any], None, None]:
