@@ -11,7 +11,20 @@ from pathlib import Path
 from kvcli import registry
 from kvcli.recipe import format_policy
 
-COMMANDS = ["", "ask", "models", "models ls", "models pull", "models show", "recipes", "doctor"]
+CACHE = ("ls", "show", "rm", "prune", "verify", "export", "import", "path")
+COMMANDS = [
+    "",
+    "ask",
+    "prefill",
+    *(f"cache {c}".rstrip() for c in ("", *CACHE)),
+    "extract",
+    "models",
+    "models ls",
+    "models pull",
+    "models show",
+    "recipes",
+    "doctor",
+]
 TARGET = Path(__file__).parent / "reference.md"
 
 

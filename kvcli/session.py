@@ -151,6 +151,8 @@ def read(
         try:
             if isinstance(header, KvcliError):
                 raise header
+            if not demanded:
+                file.verify(header)
             _take_up(work, header, own)
             found = header
             break
@@ -208,6 +210,7 @@ def _sources(
     if base is not None:
         header = file.header(base)
         check(header, own)
+        file.verify(header)
         if header.meta.identity.text == own.text or _begins(header, job):
             yield header, True
             return
@@ -265,7 +268,6 @@ def _unlike(path: Path, field: str, theirs: object, mine: object) -> DamagedErro
 
 
 def _take_up(work: Fill, header: Header, own: Identity) -> None:
-    file.verify(header)
     same = header.meta.identity == own
     if same and not header.meta.complete and header.meta.seen % own.chunk:
         raise file.damaged(header.path, f"its checkpoint of {header.meta.seen} tokens is not between two chunks")
@@ -315,8 +317,8 @@ class _Keeper:
     def _write(self, work: Fill, edge: int, blobs: list[Blob]) -> Warned | None:
         assert self.place is not None
         job = self.job
-        about = json.dumps(job.document, ensure_ascii=False).encode()
-        for name, data in (("text", job.text.encode()), ("document", about)):
+        about = json.dumps(job.document).encode()
+        for name, data in (("text", job.text.encode("utf-8", "surrogatepass")), ("document", about)):
             blobs.append(Blob(name, "U8", (len(data),), lambda data=data: data))  # type: ignore[misc]
         blobs.append(Blob("ids", "I32", (len(job.ids),), lambda: pack(job.ids)))
         size = sum(b.nbytes for b in blobs)

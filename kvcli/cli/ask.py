@@ -6,9 +6,11 @@ import typer
 from typer.core import TyperCommand
 
 from kvcli.cli.budget import Budget
+from kvcli.cli.desk import Settings
+from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
 from kvcli.cli.output import Sink
 from kvcli.cli.questions import sort_out, valid
-from kvcli.cli.run import Run, Settings
+from kvcli.cli.run import Run
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
 
@@ -83,7 +85,17 @@ def command(
         str | None,
         typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
     ] = None,
-    chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="Every file by itself: one answer per file.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
@@ -91,9 +103,10 @@ def command(
 ) -> None:
     """Ask a question about files or standard input.
 
-    FILE is text, Markdown or source; several are read in order, each whole. Without FILE, piped standard
-    input is the document. QUESTION is the last argument, in quotes; several questions (-e, -Q) share one
-    reading.
+    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, or a directory; several are read in order.
+    Without FILE, piped standard input is the document. QUESTION is the last argument, in quotes; several
+    questions (-e, -Q) share one reading. Readings are saved: the next question about the same text reads nothing.
+    FILE may also be a saved reading of ``kvcli prefill -o book.kv``.
     """
     named = question_files or []
     request = sort_out(words or [], files or [], questions or [], named)
@@ -113,6 +126,9 @@ def command(
         budget=None if budget is None else Budget.parse(budget),
         heads=heads,
         chunk=chunk,
+        cache=not no_cache,
+        rebuild=rebuild,
+        reading=options(ranges, include, exclude, ocr),
         device=device,
         dtype=dtype,
         offline=offline,
@@ -120,11 +136,16 @@ def command(
         quiet=quiet,
         verbose=verbose,
     )
+    if each and (not request.files or STDIN in request.files):
+        raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
     sink = Sink(output, stream=not no_stream, as_json=as_json)
     run = Run(settings, request, sink)
     try:
+        if each:
+            run.answer_each()
+            return
         run.prepare(stdin_is_questions=STDIN in named)
         run.banner()
         run.answer_all()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from kvcli.cli import usage
 from kvcli.errors import KvcliError
-from kvcli.events import Convert, Download, Event, Prefill, Training
+from kvcli.events import Convert, Download, Event, Prefill, Reused, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -170,9 +170,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 class Meter:
     """Progress of one job: what has been done, how fast lately, how long still."""
 
-    def __init__(self, unit: str, start: float = 0.0) -> None:
+    def __init__(self, unit: str, start: float = 0.0, base: int = 0) -> None:
         self.unit = unit
-        self.recent: deque[tuple[float, int]] = deque([(start, 0)], maxlen=12)
+        self.base = base
+        self.recent: deque[tuple[float, int]] = deque([(start, base)], maxlen=12)
         self.done, self.total, self.seconds = 0, 0, 0.0
 
     def update(self, done: int, total: int, seconds: float) -> None:
@@ -216,6 +217,7 @@ class Watcher:
         self.began = time.monotonic()
         self.drawn = 0.0
         self.remark = ""
+        self.base = 0
 
     def see(self, event: Event) -> None:
         """Take one event; those that are no progress are none of its business."""
@@ -224,6 +226,8 @@ class Watcher:
             self._update("prefill", "tok", event, event.done, event.total, event.seconds)
         elif isinstance(event, Download):
             self._update(f"download {event.name}", "B", event, event.done, event.total or 0, now)
+        elif isinstance(event, Reused):
+            self.base = event.tokens
         elif isinstance(event, Training):
             self._train(event)
         elif isinstance(event, Convert):
@@ -242,7 +246,7 @@ class Watcher:
     def _update(self, key: str, unit: str, event: Event, done: int, total: int, seconds: float) -> None:
         if self.quiet:
             return
-        meter = self.meters.setdefault(key, Meter(unit, 0.0 if unit == "tok" else seconds))
+        meter = self.meters.setdefault(key, Meter(unit, *((0.0, self.base) if unit == "tok" else (seconds,))))
         meter.update(done, total, seconds)
         self.last[key] = event
         if self.live:
@@ -297,8 +301,9 @@ class Watcher:
         """One line for all that was read, fetched or converted."""
         reading = self.meters.get("prefill")
         if reading is not None:
-            rate = reading.done / reading.seconds if reading.seconds else 0.0
-            note("prefill", f"{count(reading.done)} tokens in {duration(reading.seconds)} · {rate:,.0f} tok/s")
+            new = reading.done - reading.base
+            rate = new / reading.seconds if reading.seconds else 0.0
+            note("prefill", f"{count(new)} tokens in {duration(reading.seconds)} · {rate:,.0f} tok/s")
         files = [m for k, m in self.meters.items() if k.startswith("download ")]
         if files:
             seconds = time.monotonic() - self.began

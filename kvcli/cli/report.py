@@ -17,8 +17,8 @@ from kvcli.events import Answer
 class Report:
     """What is known of a run so far. Times are in seconds, sizes in bytes.
 
-    ``planned_bytes`` is for the model and the cache; ``baseline_bytes`` is what the process took before
-    either.
+    ``cache`` is ``hit``, ``miss``, ``resumed`` or ``off``; ``reused`` tokens were not read again.
+    ``planned_bytes`` is for the model and the cache; ``baseline_bytes`` is what the process took before either.
     """
 
     document: Document | None = None
@@ -28,8 +28,11 @@ class Report:
     kept: int = 0
     bits: float = 16
     kv_bytes: int = 0
+    cache: str = "off"
+    reused: int = 0
     extract_s: float = 0.0
     load_s: float = 0.0
+    reuse_s: float = 0.0
     prefill_s: float = 0.0
     planned_bytes: int = 0
     baseline_bytes: int = 0
@@ -50,7 +53,7 @@ class Report:
             "citations": [],
             "document": {
                 "files": list(document.files) if document else [],
-                "pages": None,
+                "pages": document.pages if document else None,
                 "tokens": self.tokens,
                 "dropped": 0,
                 "sha256": document.sha256 if document else None,
@@ -61,7 +64,7 @@ class Report:
                 "kept": self.kept,
                 "bits": self.bits,
                 "bytes": self.kv_bytes,
-                "cache": "off",
+                "cache": self.cache,
             },
             "usage": {
                 "prompt_tokens": self.tokens + answer.prompt_tokens,
@@ -70,6 +73,7 @@ class Report:
             "timing": {
                 "extract_s": round(self.extract_s, 4),
                 "load_s": round(self.load_s, 4),
+                "reuse_s": round(self.reuse_s, 4),
                 "prefill_s": round(self.prefill_s, 4),
                 "ttft_s": round(answer.first_token_s, 4),
                 "decode_tps": round(answer.decode_tps, 2),
@@ -94,11 +98,12 @@ class Report:
 
     def statistics(self, answer: Answer) -> list[tuple[str, str]]:
         """``--stats``."""
-        rate = f" ({self.tokens / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
+        rate = f" ({(self.tokens - self.reused) / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
         size = render.size
         times = [
             f"extract {self.extract_s:.2f} s",
             f"load {self.load_s:.2f} s",
+            *([f"reuse {self.reuse_s:.2f} s"] if self.reused else []),
             f"prefill {self.prefill_s:.2f} s{rate}",
             f"first token {answer.first_token_s:.2f} s",
             f"decode {answer.decode_tps:.1f} tok/s",

@@ -14,10 +14,12 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +124,8 @@ def damaged(path: Path, why: str) -> DamagedError:
     return DamagedError(f"{path} is damaged or no saved reading: {why}", "make it again: kvcli prefill FILE -o book.kv")
 
 
-def write(path: Path, meta: Meta, blobs: Sequence[Blob], *, durable: bool = True) -> int:
-    """Write a reading; returns its size in bytes. Raises ``OSError``, and leaves nothing behind then.
-
-    Args:
-        path: its name when it is complete.
-        meta: its description.
-        blobs: its tensors.
-        durable: wait until it is on the disk. A file that was not waited for may be damaged after a power failure, and
-            its digest says so.
-    """
+def write(path: Path, meta: Meta, blobs: Sequence[Blob]) -> None:
+    """Write a reading under its name, all of it or nothing. Raises ``OSError``."""
     blobs = sorted(blobs, key=lambda b: -_SIZES[b.dtype])  # the largest numbers first keeps all of them aligned
     head = _head(meta, blobs)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -148,19 +142,41 @@ def write(path: Path, meta: Meta, blobs: Sequence[Blob], *, durable: bool = True
             file.seek(head.index(_NO_DIGEST.encode()))
             file.write(total.hexdigest().encode())
             file.flush()
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
-    if durable:
-        sync_folder(path.parent)
-    return len(head) + sum(b.nbytes for b in blobs)
+    _sync_folder(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def copy(source: Path, target: Path) -> None:
+    """Copy a whole file under the same care as :func:`write`. Raises ``OSError``, and leaves nothing behind then."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with (
+            source.open("rb") as old,
+            os.fdopen(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as new,
+        ):
+            shutil.copyfileobj(old, new, _BLOCK)
+            new.flush()
+            os.fsync(new.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def relabel(found: Header, meta: Meta) -> None:
+    """Write a reading anew with another description. Raises ``OSError``."""
+    blobs = [Blob(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
+    write(found.path, meta, blobs)
+
+
+def _sync_folder(folder: Path) -> None:
     """Make a rename durable."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -185,11 +201,11 @@ def _head(meta: Meta, blobs: Sequence[Blob]) -> bytes:
 
 def looks_like(path: Path) -> bool:
     """Whether a file is meant to be a reading: by its name, or by its first bytes."""
-    if path.suffix == SUFFIX and path.is_file():
-        return True
     try:
+        if not path.is_file():  # a pipe must not be tasted
+            return False
         with path.open("rb") as file:
-            return path.is_file() and file.read(8 + len(MARK))[8:] == MARK
+            return path.suffix == SUFFIX or file.read(8 + len(MARK))[8:] == MARK
     except (OSError, ValueError):
         return False
 

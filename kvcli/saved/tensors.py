@@ -1,9 +1,9 @@
 """A fill as tensors of a file and back, bit for bit.
 
 A finished reading also holds its *edge*: the fill as it was before its last chunk, from where a longer text reads on
-(the last chunk is special: stabilizers do not apply to it). Kept units hardly ever change, so of the edge only those are
-stored that the last chunk drove out, and of the others their scores. Where a policy did change some (``victims=merge``),
-all units of the edge count as driven out.
+(the last chunk is special: stabilizers do not apply to it). Kept units hardly ever change, so of the edge only those
+are stored that the last chunk drove out, and of the others their scores. Where a policy did change some
+(``victims=merge``), all units of the edge count as driven out.
 
     layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE
     layer.I.scores     [H_kv, c]      float32

@@ -1,0 +1,319 @@
+"""Before the first answer: documents or a saved reading, model, recipe, context; what fails cheaply comes first."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvcli import documents
+from kvcli.cli import opened, render, usage
+from kvcli.cli.budget import Budget
+from kvcli.cli.exits import STOPS, Interrupted
+from kvcli.cli.questions import Request, standard_input
+from kvcli.cli.reading import Reader
+from kvcli.cli.report import Report
+from kvcli.errors import DamagedError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+    from kvcli.hf.load import Model
+    from kvcli.prompt import Prompt
+    from kvcli.recipe import Recipe
+    from kvcli.saved.library import Library
+    from kvcli.session import Job
+
+QUESTION, ANSWER = 256, 2048
+"""Tokens that a reading leaves room for behind it, where it matters (models whose RoPE depends on the length)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of ``ask`` that are about the run, checked as far as can be without a model."""
+
+    model: str | None = None
+    system: str | None = None
+    raw: bool = False
+    max_tokens: int = 2048
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    policy: str | None = None
+    budget: Budget | None = None
+    heads: str | None = None
+    chunk: int | None = None
+    cache: bool = True
+    rebuild: bool = False
+    reading: documents.Options = field(default_factory=documents.Options)
+    device: str | None = None
+    dtype: str | None = None
+    offline: bool = False
+    stats: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+@contextmanager
+def during(what: str) -> Iterator[None]:
+    """Say of Ctrl-C and SIGTERM what they broke off."""
+    try:
+        yield
+    except STOPS as stop:
+        raise Interrupted(f"interrupted while {what}", "the same command again", cause=stop) from None
+
+
+class Desk:
+    """What a run works with: the document, the model, how it is read, and the context it leaves."""
+
+    model: "Model"
+    recipe: "Recipe"
+    prompt: "Prompt"
+
+    def __init__(self, settings: Settings, request: Request) -> None:
+        self.settings = self.given = settings
+        self.request = request
+        self.report = Report()
+        self.base: opened.Saved | None = None
+        self.ids: list[int] = []
+
+    # --- before the first answer ---
+
+    def prepare(self, *, stdin_is_questions: bool = False) -> None:
+        """Documents, model, token ids, recipe."""
+        self._check()
+        with during("waiting for standard input"):
+            stdin = standard_input(self.request, stdin_is_questions=stdin_is_questions, quiet=self.settings.quiet)
+        self._open(self.request.files, stdin)
+        self._load()
+        self._settle()
+
+    def _open(self, files: Sequence[str], stdin: bytes | None) -> None:
+        """The document, or the saved reading that was named instead; it brings its own options along."""
+        report, start = self.report, time.perf_counter()
+
+        def load(names: Sequence[str]) -> "Document | None":
+            return documents.read(names, stdin, self.given.reading) if names or stdin is not None else None
+
+        self.base, report.document = opened.read(files, load)
+        if self.base is not None and self.given.rebuild:
+            raise UsageError(
+                f"{self.base.path} is a saved reading, which --rebuild cannot read again", "name the document"
+            )
+        if self.base is not None and len(files) == 1 and self.given.reading != documents.Options():
+            raise UsageError(
+                f"{self.base.path} is a saved reading: its text is read already",
+                "leave out --pages, --include, --exclude and --ocr",
+            )
+        report.extract_s = time.perf_counter() - start
+        for warning in report.document.warnings if report.document else ():
+            self._warn(warning)
+        self.settings = self.given
+        if self.base is not None:
+            meta, given = self.base.header.meta, self.given
+            self.settings = replace(
+                given,
+                policy=given.policy or meta.identity.recipe,
+                chunk=given.chunk or meta.identity.chunk,
+                dtype=given.dtype or meta.identity.dtype,
+                system=given.system or meta.system,
+                raw=given.raw or meta.raw,
+            )
+
+    def _settle(self) -> None:
+        """Token ids, recipe, and where the reading may come from."""
+        from kvcli.prompt import Prompt
+        from kvcli.recipe import default
+
+        settings, report, spec = self.settings, self.report, self.model.spec
+        self.prompt = Prompt(self.model.tokenizer, system=settings.system, raw=settings.raw)
+        self.ids = []
+        with during("splitting the document into tokens"):
+            if report.document:
+                self.ids = self.prompt.document(report.document.text)
+        report.tokens = len(self.ids)
+        self.reader = Reader(
+            self.model,
+            report,
+            self._warn,
+            quiet=settings.quiet,
+            library=self._library() if self.ids else None,
+            rebuild=settings.rebuild,
+            base=None if self.base is None else self.base.path,
+        )
+        named = self._check()
+        budget = None if settings.budget is None else settings.budget.units(spec, len(self.ids))
+        if named is None:
+            trained = self.model.heads is not None
+            self.recipe = default(spec, questions=len(self.request.questions), budget=budget, heads=trained)
+            if self.ids and self.recipe.keep.question:
+                any_question = default(spec, questions=0, budget=budget, heads=trained)
+                if self.reader.was_asked_for(self._job(any_question)):
+                    self.recipe = any_question
+            if self.ids and not trained:
+                render.note(
+                    "heads", f"none for {spec.name}: reading with {self.recipe.keep.name}", quiet=settings.quiet
+                )
+        else:
+            self.recipe = named if budget is None else named.with_budget(budget)
+        report.recipe = str(self.recipe)
+        report.budget = self.recipe.keep.budget
+
+    def _library(self) -> "Library | None":
+        if not self.settings.cache:
+            return None
+        from kvcli.saved.library import Library
+
+        try:
+            return Library.default()
+        except ResourceError as error:
+            self._warn(f"readings are not saved: {error.message}")
+            return None
+
+    def _check(self) -> "Recipe | None":
+        """What can be wrong with the options, before anything is read."""
+        recipe = None
+        if self.settings.policy is not None:
+            from kvcli.recipe import parse
+
+            recipe = parse(self.settings.policy)
+        if self.settings.sampling:
+            from kvcli.sampling import Sampling
+
+            Sampling(**self.settings.sampling)
+        return recipe
+
+    def _load(self) -> None:
+        settings, report = self.settings, self.report
+        with during("loading the model"):
+            from kvcli.heads.find import attach
+            from kvcli.hf.load import load
+            from kvcli.hf.models import resolve
+
+            report.baseline_bytes = usage.resident()
+            source = render.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
+            self._same_model(source.fingerprint)
+            start = time.perf_counter()
+            self.model = load(source, device=settings.device, dtype=settings.dtype)
+            card = attach(self.model, settings.heads, offline=settings.offline)
+            report.load_s = time.perf_counter() - start
+        spec = self.model.spec
+        if spec.device.startswith("cuda"):
+            report.baseline_bytes = 0
+        report.model = asdict(spec)
+        report.model |= {"path": str(source.path), "notes": list(source.notes)}
+        report.model["heads"] = (
+            None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
+        )
+        if settings.verbose:
+            for text in (str(source.path), *source.notes):
+                render.note("source", text, quiet=settings.quiet)
+
+    def _same_model(self, fingerprint: str) -> None:
+        """Refuse another model than the saved reading's before it is loaded."""
+        if self.base is not None and fingerprint != self.base.header.meta.identity.model:
+            theirs = self.base.header.meta
+            raise DamagedError(
+                f"{self.base.path} does not fit: its model is {theirs.model} (fingerprint {theirs.identity.model}),"
+                f" and this one's fingerprint is {fingerprint}",
+                f"-m {theirs.model}",
+            )
+
+    def banner(self) -> None:
+        """What is about to happen."""
+        from kvcli import memory
+
+        report, spec, quiet = self.report, self.model.spec, self.settings.quiet
+        if report.document:
+            label = "book" if report.document.pages else "document"
+            title = render.title(report.document)
+            render.note(label, f"{title} · {report.tokens:,} tokens · nothing dropped", quiet=quiet)
+            kept = max(memory.units(spec, self.recipe, report.tokens, i) for i in range(spec.layers))
+            units = f"{kept:,} of {report.tokens:,} units kept ({render.share(kept, report.tokens)})"
+            recipe = f"{report.recipe}, {units}"
+        else:
+            recipe = "no document"
+        render.note("model", f"{spec.name} {spec.dtype} · {spec.device} · {recipe}", quiet=quiet)
+
+    # --- the context ---
+
+    def _read(self, question: Sequence[int], longest: int, out: Path | None = None) -> int:
+        """See to it that the context is there; returns how long the answer may become."""
+        from kvcli import memory
+
+        report, model, chunk = self.report, self.model, self.chunk
+        tokens = len(self.ids)
+        room = memory.check_positions(model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question))
+        longest = min(longest, room)
+        job = self._job(self.recipe, question, longest=longest, room=room) if self.ids else None
+        if job is None or not self.reader.has(job):
+            plan = memory.plan(model.spec, self.recipe, tokens=tokens, chunk=chunk, tail=len(question) + longest)
+            report.planned_bytes = plan.total
+            self.reader.drop()
+            plan.check(memory.available(model.spec.device), model.spec.device)
+            if job is not None:
+                self.reader.read(job, out)
+        return longest
+
+    @property
+    def chunk(self) -> int:
+        """Tokens read per step."""
+        return self.settings.chunk or 512
+
+    def _job(
+        self, recipe: "Recipe", question: Sequence[int] = (), *, longest: int = 0, room: int | None = None
+    ) -> "Job":
+        """What is read of the document under a recipe.
+
+        The horizon is the same for all questions and answers of common length, so that they share a reading also
+        where the model's RoPE depends on it.
+        """
+        from kvcli import memory
+        from kvcli.session import Job
+
+        spec, document = self.model.spec, self.report.document
+        assert document is not None
+        if room is None:
+            room = memory.check_positions(spec, recipe, tokens=len(self.ids), chunk=self.chunk, question=len(question))
+        needed = spec.max_positions - room + longest + max(0, QUESTION + ANSWER - len(question) - longest)
+        return Job(
+            ids=self.ids,
+            recipe=recipe,
+            chunk=self.chunk,
+            horizon=min(spec.max_positions, -(-needed // 4096) * 4096),
+            head=self.prompt.document(""),
+            text=document.text,
+            document=opened.about(document),
+            probe=question,
+            origin="ask" if self.request.questions else "prefill",
+            system=self.settings.system,
+            raw=self.settings.raw,
+        )
+
+    def prefill(self, out: Path | None) -> None:
+        """Read the document for questions to come, and see to it that it is saved.
+
+        Raises:
+            ResourceError: it was read and could not be saved.
+        """
+        from kvcli.saved import file
+
+        self._read([0] * QUESTION, ANSWER, None if self.settings.cache else out)
+        path = self.reader.path
+        try:
+            if path is None:
+                raise ResourceError(
+                    "the text was read and is not saved", "kvcli cache prune, then the same command again"
+                )
+            header = file.header(path)
+            if header.meta.origin != "prefill" and path == self.reader.place:
+                file.relabel(header, replace(header.meta, origin="prefill"))
+            if out is not None and path != out:
+                file.copy(path, out)
+                self.reader.path = out
+        except OSError as error:
+            raise ResourceError(f"{out or path} cannot be written: {error.strerror}", "another name for -o") from None
+
+    def _warn(self, text: str) -> None:
+        if text not in self.report.warnings:
+            self.report.warnings.append(text)
+        render.warn(text, quiet=self.settings.quiet)

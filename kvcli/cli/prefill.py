@@ -1,0 +1,106 @@
+"""``kvcli prefill FILE…``: read now, ask later."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvcli.cli import render
+from kvcli.cli.budget import Budget
+from kvcli.cli.cache import facts
+from kvcli.cli.desk import Desk, Settings
+from kvcli.cli.exits import SCHEMA
+from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.questions import Request, valid
+from kvcli.errors import InputError, UsageError
+
+
+def command(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="What to read; - is standard input.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the reading there: book.kv.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
+    ] = None,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Write the file of -o and nothing else.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Read files now, so that ``kvcli ask`` with the same files answers at once.
+
+    With -o the reading is also one portable file, to be asked in place of the document: kvcli ask book.kv "…".
+    A saved reading as the first FILE is continued with the others. Prints where the reading is.
+    """
+    out = None if output is None else Path(output)
+    if no_cache and out is None:
+        raise UsageError("with --no-cache and without -o nothing would be saved", "-o book.kv")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"-o {out}: {'it is' if out.is_dir() else 'there is no'} directory", "-o book.kv")
+    settings = Settings(
+        model=model,
+        system=None if system is None else valid(system, "the system message"),
+        raw=raw,
+        policy=policy,
+        budget=None if budget is None else Budget.parse(budget),
+        heads=heads,
+        chunk=chunk,
+        reading=options(ranges, include, exclude, ocr),
+        cache=not no_cache,
+        rebuild=rebuild,
+        device=device,
+        dtype=dtype,
+        offline=offline,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    desk = Desk(settings, Request(tuple(files or ()), (), False))
+    if policy is not None:
+        from kvcli.recipe import parse
+
+        if parse(policy).keep.question:
+            raise UsageError(f"'{policy}' reads for one question, and prefill knows none", "--policy keydiff")
+    desk.prepare()
+    if not desk.ids:
+        raise InputError("no document was given", "kvcli prefill FILE")
+    desk.banner()
+    desk.prefill(out)
+    path = desk.reader.path
+    assert path is not None
+    report = desk.report
+    render.note("read", report.reading(), quiet=quiet)
+    if as_json:
+        reading = {**facts(path), "cache": report.cache, "prefill_s": round(report.prefill_s, 4)}
+        print(json.dumps({"schema": SCHEMA, "reading": reading, "warnings": report.warnings}, ensure_ascii=False))
+    else:
+        print(path)

@@ -1,0 +1,190 @@
+"""Get a context: from a saved reading, from a checkpoint, or by prefill; saved when it is stopped."""
+
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kvcli.cli import render
+from kvcli.cli.exits import STOPS, Interrupted, Terminated
+from kvcli.cli.report import Report
+from kvcli.events import Event, Prefill, Reused, Warned
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.hf.load import Model
+    from kvcli.saved.identity import Identity
+    from kvcli.saved.library import Library
+    from kvcli.session import Job, Reading
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Between chunks a reading can be saved: the first Ctrl-C or SIGTERM waits for the chunk, the second does not.
+
+    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
+    """
+
+    def __init__(self) -> None:
+        self.cause: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Patience":
+        with suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        again = self.cause is not None
+        self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if again:
+            raise self.cause
+
+
+class Reader:
+    """Where a run's contexts come from.
+
+    Args:
+        model: a loaded model.
+        report: learns what was read, reused and kept.
+        warn: says a warning and remembers it.
+        quiet: no notes and no progress.
+        library: where readings are saved by themselves; ``None`` saves none.
+        rebuild: take none up.
+        base: a saved reading to be used, whatever lies in the library.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        report: Report,
+        warn: Callable[[str], None],
+        *,
+        quiet: bool,
+        library: "Library | None",
+        rebuild: bool = False,
+        base: Path | None = None,
+    ) -> None:
+        self.model, self.report, self.warn, self.quiet = model, report, warn, quiet
+        self.library, self.rebuild, self.base = library, rebuild, base
+        self.context: Context | None = None
+        self.path: Path | None = None
+        self.place: Path | None = None
+        self._has: Identity | None = None
+        self._done = 0
+
+    def has(self, job: "Job") -> bool:
+        """Whether the context at hand is that of ``job``."""
+        from kvcli.session import identity
+
+        return self._has == identity(self.model, job)
+
+    def drop(self) -> None:
+        """Give up the context at hand, so that another one has room."""
+        self.context = self._has = None
+
+    def was_asked_for(self, job: "Job") -> bool:
+        """Whether a person has had this very reading made, by ``kvcli prefill``."""
+        from kvcli.errors import DamagedError
+        from kvcli.saved.file import header
+        from kvcli.session import identity
+
+        if self.library is None or self.rebuild or self.base is not None:
+            return False
+        with suppress(DamagedError, OSError):
+            meta = header(self.library.place(identity(self.model, job))).meta
+            return meta.complete and meta.origin == "prefill"
+        return False
+
+    def read(self, job: "Job", out: Path | None = None) -> None:
+        """Make the context of ``job`` the one at hand. Raises ``Interrupted`` where it was stopped.
+
+        Args:
+            job: what to read.
+            out: its file, where it shall have one outside the library.
+        """
+        from kvcli import session
+
+        own = session.identity(self.model, job)
+        place = self.place = out if self.library is None else self.library.place(own)
+        patience, self._done, start = Patience(), 0, time.perf_counter()
+        warnings: list[str] = []
+        events = session.read(
+            self.model,
+            job,
+            place=place,
+            library=self.library,
+            base=self.base,
+            rebuild=self.rebuild,
+            stop=lambda: patience.cause is not None,
+        )
+        try:
+            with patience:
+                reading = render.follow(self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device)
+        except session.Paused as paused:
+            raise _interrupted(paused.done, paused.total, paused.saved, patience.cause) from None
+        except STOPS as stop:
+            saved = _saved(place)
+            raise _interrupted(self._done, len(job.ids), saved, stop) from None
+        finally:
+            for text in warnings:
+                self.warn(text)
+        self.context, self.path, self._has = reading.context, reading.path, own
+        self._learn(reading, time.perf_counter() - start)
+
+    def _told(self, events: Generator[Event, None, T], warnings: list[str]) -> Generator[Event, None, T]:
+        """``events``, what is reused said at once and what went wrong at the end: a progress bar stands between."""
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            if isinstance(event, Reused):
+                whole = event.tokens == event.total
+                tokens = render.count(event.tokens) + ("" if whole else f" of {render.count(event.total)}")
+                what = f"{tokens} tokens ({event.seconds:.1f} s)"
+                render.note("reading reused: " if whole else "reading resumed: ", what, quiet=self.quiet)
+            elif isinstance(event, Warned):
+                warnings.append(event.text)
+            elif isinstance(event, Prefill):
+                self._done = event.done
+            yield event
+
+    def _learn(self, reading: "Reading", seconds: float) -> None:
+        report, context = self.report, reading.context
+        report.cache, report.reused = reading.cache, reading.reused
+        report.reuse_s = reading.seconds if reading.reused else 0.0
+        report.prefill_s = 0.0 if reading.cache == "hit" else seconds - report.reuse_s
+        report.kept, report.kv_bytes, report.bits = context.kept, context.nbytes, context.bits
+
+
+def _saved(place: Path | None) -> int:
+    """Tokens that a reading's file holds."""
+    from kvcli.errors import DamagedError
+    from kvcli.saved.file import header
+
+    with suppress(DamagedError, OSError):
+        return 0 if place is None else header(place).meta.seen
+    return 0
+
+
+def _interrupted(done: int, total: int, saved: int, cause: BaseException | None) -> Interrupted:
+    kept = f"{saved:,} are saved" if saved else "nothing of it is saved"
+    hint = "it reads on from there" if saved else "it reads from the start"
+    return Interrupted(
+        f"interrupted while reading, at {done:,} of {total:,} tokens; {kept}",
+        f"the same command again; {hint}",
+        cause=cause or KeyboardInterrupt(),
+    )

@@ -1,0 +1,356 @@
+"""Saved readings as a person meets them: asked twice, killed and resumed, carried elsewhere, looked after."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import PROGRAM, Call, Validate
+
+TEXT = "Queequeg was a native of Kokovoko, an island far away to the West and South. " * 12
+POLICY = ("--policy", "keydiff(budget=200)")
+
+
+@pytest.fixture
+def book(folder: Path) -> Path:
+    (folder / "book.txt").write_text(TEXT)
+    return folder / "book.txt"
+
+
+@pytest.fixture
+def shelf(environment: dict[str, str]) -> Path:
+    """Where readings are saved."""
+    return Path(environment["KVCLI_CACHE_DIR"]) / "readings"
+
+
+def saved(shelf: Path) -> list[Path]:
+    return sorted(p for p in shelf.glob("*") if p.is_file())
+
+
+def ask(call: Call, model: Path, *args: str | Path) -> dict[str, object]:
+    outcome = call("ask", "-m", model, "-n", "12", "--json", *args)
+    assert outcome.code == 0, outcome.err
+    return {**outcome.json, "err": outcome.err}
+
+
+def cache(answer: dict[str, object]) -> object:
+    return answer["kv"]["cache"]  # type: ignore[index]
+
+
+def test_the_second_question_reads_nothing(call: Call, tiny_model: Path, book: Path, shelf: Path) -> None:
+    first = ask(call, tiny_model, *POLICY, book, "Who?")
+    second = ask(call, tiny_model, *POLICY, book, "Who?")
+    other = ask(call, tiny_model, *POLICY, book, "Where?")
+    assert [cache(a) for a in (first, second, other)] == ["miss", "hit", "hit"]
+    tokens = second["document"]["tokens"]  # type: ignore[index]
+    assert f"reading reused: {tokens:,} tokens (" in str(second["err"])
+    assert "prefill " not in str(second["err"])
+    assert second["timing"]["prefill_s"] == 0  # type: ignore[index]
+    assert second["answer"] == first["answer"]
+    assert second["kv"] == {**first["kv"], "cache": "hit"}  # type: ignore[dict-item]
+    assert other["answer"] == ask(call, tiny_model, *POLICY, "--no-cache", book, "Where?")["answer"]
+    (path,) = saved(shelf)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(shelf.stat().st_mode) == 0o700
+
+
+def test_no_cache_and_rebuild(call: Call, tiny_model: Path, book: Path, shelf: Path) -> None:
+    assert cache(ask(call, tiny_model, *POLICY, "--no-cache", book, "Who?")) == "off"
+    assert not saved(shelf)
+    ask(call, tiny_model, *POLICY, book, "Who?")
+    assert cache(ask(call, tiny_model, *POLICY, "--no-cache", book, "Who?")) == "off"
+    (path,) = saved(shelf)
+    before = path.stat().st_mtime_ns
+    assert cache(ask(call, tiny_model, *POLICY, "--rebuild", book, "Who?")) == "miss"
+    assert path.stat().st_mtime_ns > before
+    assert cache(ask(call, tiny_model, "Who?")) == "off"
+
+
+def test_a_policy_that_reads_for_the_question(call: Call, tiny_model: Path, book: Path) -> None:
+    policy = ("--policy", "snapkv(budget=200)")
+    found = [cache(ask(call, tiny_model, *policy, book, q)) for q in ("Who?", "Where?", "Who?")]
+    assert found == ["miss", "miss", "hit"]
+
+
+def test_each_answer_of_a_batch_is_that_of_a_single_run(call: Call, tiny_model: Path, book: Path) -> None:
+    options = ("-m", tiny_model, "-n", "9", "--json", "--no-cache", book)
+    for policy in ("keydiff(budget=200)", "snapkv(budget=200)"):
+        batch = call("ask", *options, "--policy", policy, "-e", "Who?", "-e", "Where?", "-e", "Who else?")
+        single = [call("ask", *options, "--policy", policy, q).json for q in ("Who?", "Where?", "Who else?")]
+        assert [json.loads(line)["answer"] for line in batch.out.splitlines()] == [a["answer"] for a in single]
+
+
+def test_another_text_a_longer_text(call: Call, tiny_model: Path, folder: Path, book: Path) -> None:
+    """A file that has grown is continued, and so is a list of files that has grown."""
+    ask(call, tiny_model, *POLICY, book, "Who?")
+    book.write_text(TEXT + "He was the son of a king.")
+    grown = ask(call, tiny_model, *POLICY, book, "Who?")
+    assert cache(grown) == "resumed"
+    assert "reading resumed: 512 of " in str(grown["err"])
+    assert grown["answer"] == ask(call, tiny_model, *POLICY, "--no-cache", book, "Who?")["answer"]
+    for name in ("b.txt", "c.txt"):
+        (folder / name).write_text(TEXT)
+    assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "Who?")) == "miss"
+    assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "c.txt", "Who?")) == "resumed"
+
+
+def test_one_portable_file(
+    call: Call, tiny_model: Path, folder: Path, book: Path, validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = call("prefill", "-m", tiny_model, *POLICY, "-s", "Be brief.", "--chunk-size", "300", book, "-o", "book.kv")
+    assert made.code == 0, made.err
+    assert made.out == "book.kv\n"
+    assert stat.S_IMODE((folder / "book.kv").stat().st_mode) == 0o600
+    plain = ask(call, tiny_model, *POLICY, "-s", "Be brief.", "--chunk-size", "300", "--no-cache", book, "Who?")
+    monkeypatch.setenv("KVCLI_CACHE_DIR", str(folder / "elsewhere"))
+    book.unlink()
+    answer = ask(call, tiny_model, "book.kv", "Who?")
+    assert cache(answer) == "hit"
+    for name in ("answer", "document", "usage"):
+        assert answer[name] == plain[name]
+    (folder / "more.txt").write_text("He was the son of a king. " * 20)
+    longer = ask(call, tiny_model, "book.kv", "more.txt", "Who?")
+    assert cache(longer) == "resumed"
+    assert longer["document"]["files"] == [str(book), "more.txt"]  # type: ignore[index]
+    made = call("prefill", "-m", tiny_model, "book.kv", "more.txt", "-o", "both.kv", "--no-cache", "--json")
+    validate(made.json)
+    assert made.json["reading"]["cache"] == "resumed"
+    assert ask(call, tiny_model, "both.kv", "Who?")["answer"] == longer["answer"]
+
+
+def test_what_does_not_fit_is_refused(
+    call: Call, tiny_model: Path, folder: Path, book: Path, validate: Validate
+) -> None:
+    assert call("prefill", "-q", "-m", tiny_model, *POLICY, book, "-o", "book.kv").code == 0
+    for options, field in (
+        (("--policy", "keydiff(budget=100)"), "recipe"),
+        (("--budget", "100"), "recipe"),
+        (("--chunk-size", "100"), "chunk"),
+        (("--dtype", "float16"), "dtype"),
+        (("-s", "Be brief."), "template"),
+        (("-r",), "template"),
+    ):
+        refused = call("ask", "-m", tiny_model, "--json", *options, "book.kv", "Who?")
+        assert refused.code == 7, (options, refused.err)
+        assert f"its {field} is" in refused.err
+        validate(refused.json)
+    from tests.cli.conftest import save_tiny
+
+    other = save_tiny(folder / "other", hidden=64)
+    refused = call("ask", "-m", other, "book.kv", "Who?")
+    assert refused.code == 7
+    assert "its model is" in refused.err
+    whole = (folder / "book.kv").read_bytes()
+    for bad in (
+        whole[:-1],
+        whole[:-2] + b"xy",
+        b"PK" + whole[2:],
+        b"",
+        whole.replace(b'"kvcli": "1"', b'"kvcli": "9"', 1),
+    ):
+        (folder / "book.kv").write_bytes(bad)
+        refused = call("ask", "-m", tiny_model, "book.kv", "Who?")
+        assert refused.code == 7, refused.err
+        assert len(refused.err.splitlines()) <= 4
+    assert "its version is 9" in refused.err
+    assert call("ask", "-m", tiny_model, "book.kv", "other.kv", "Who?").code == 7
+    assert call("ask", "-m", tiny_model, book, "book.kv", "Who?").code == 2
+    assert call("ask", "-m", tiny_model, "--rebuild", "missing.kv", "Who?").code == 3
+
+
+def test_a_damaged_reading_is_read_again_and_replaced(call: Call, tiny_model: Path, book: Path, shelf: Path) -> None:
+    first = ask(call, tiny_model, *POLICY, book, "Who?")
+    (path,) = saved(shelf)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    again = ask(call, tiny_model, *POLICY, book, "Who?")
+    assert cache(again) == "miss"
+    assert str(again["err"]).count("warning") == 2  # this one, and the length of the answer
+    assert again["answer"] == first["answer"]
+    assert cache(ask(call, tiny_model, *POLICY, book, "Who?")) == "hit"
+
+
+def test_prefill_and_then_ask(call: Call, tiny_model: Path, book: Path, shelf: Path, validate: Validate) -> None:
+    """What a person had read is used, although ask alone would have read for the question."""
+    assert ask(call, tiny_model, book, "Why?")["kv"]["recipe"].startswith("snapkv")  # type: ignore[index]
+    made = call("prefill", "-m", tiny_model, "--json", book)
+    validate(made.json)
+    assert made.json["reading"]["complete"] is True
+    answer = ask(call, tiny_model, book, "Who?")
+    assert cache(answer) == "hit"
+    assert answer["kv"]["recipe"].startswith("keydiff")  # type: ignore[index]
+    assert (
+        call("prefill", "-q", "-m", tiny_model, book).out
+        == f"{saved(shelf)[-1].parent / made.json['reading']['id']}.kv\n"
+    )
+
+
+def test_a_batch_marked_as_prefilled_later(call: Call, tiny_model: Path, book: Path) -> None:
+    ask_both = call("ask", "-q", "-m", tiny_model, "-n", "5", book, "-e", "Who?", "-e", "Where?")
+    assert ask_both.code == 0
+    assert cache(ask(call, tiny_model, book, "Who?")) == "miss"
+    assert call("prefill", "-q", "-m", tiny_model, book).code == 0
+    assert cache(ask(call, tiny_model, book, "What?")) == "hit"
+
+
+@pytest.mark.usefixtures("book")
+def test_prefill_refuses_what_makes_no_sense(call: Call, tiny_model: Path) -> None:
+    for args, code in (
+        (("--policy", "snapkv", "book.txt"), 2),
+        (("--no-cache", "book.txt"), 2),
+        (("book.txt", "-o", "nowhere/book.kv"), 2),
+        (("missing.txt",), 3),
+        ((), 3),
+    ):
+        outcome = call("prefill", "-m", tiny_model, *args)
+        assert outcome.code == code, outcome.err
+        assert outcome.out == ""
+
+
+def test_every_file_by_itself(call: Call, tiny_model: Path, folder: Path, book: Path, validate: Validate) -> None:
+    (folder / "b.txt").write_text("Nantucket! Take out your map and look at it. " * 9)
+    (folder / "empty.txt").write_text("")
+    outcome = call("ask", "-m", tiny_model, "-n", "9", "--json", *POLICY, "--each", book, "empty.txt", "b.txt", "Who?")
+    assert outcome.code == 8
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    for answer in answers:
+        validate(answer)
+    assert [a.get("document", {}).get("files") for a in answers] == [[str(book)], None, ["b.txt"]]
+    assert answers[1]["error"]["exit"] == 3
+    assert answers[1]["file"] == "empty.txt"
+    assert "1 of 3 files failed" in outcome.err
+    for name, answer in ((book, answers[0]), ("b.txt", answers[2])):
+        single = call("ask", "-m", tiny_model, "-n", "9", "--json", "--no-cache", *POLICY, name, "Who?").json
+        assert single["answer"] == answer["answer"]
+        assert single["document"] == answer["document"]
+    assert call("ask", "-m", tiny_model, "--each", "Who?").code == 2
+
+
+def test_looking_after_the_cache(
+    call: Call, tiny_model: Path, folder: Path, book: Path, shelf: Path, validate: Validate
+) -> None:
+    assert call("cache", "path").out == f"{shelf}\n"
+    assert call("cache", "ls").out == ""
+    ask(call, tiny_model, *POLICY, book, "Who?")
+    ask(call, tiny_model, *POLICY, "-s", "Be brief.", book, "Who?")
+    listed = call("cache", "ls", "--json").json
+    validate(listed)
+    one, two = (r["id"] for r in listed["readings"])
+    text = call("cache", "ls")
+    assert one[:10] in text.out
+    assert "keydiff(budget=200)" in text.out
+    assert "2 readings" in text.err
+    shown = call("cache", "show", one[:6])
+    assert "Be brief." in shown.out
+    assert str(book) in shown.out
+    validate(call("cache", "show", one, "--json").json)
+    assert call("cache", "verify").code == 0
+    validate(call("cache", "verify", "--json").json)
+    assert call("cache", "export", one, "book.kv").code == 0
+    assert cache(ask(call, tiny_model, "book.kv", "Who?")) == "hit"
+    assert call("cache", "show", "book.kv").code == 0
+    assert call("cache", "rm", one).code == 0
+    validate(call("cache", "rm", two, "--json").json)
+    assert not saved(shelf)
+    validate(call("cache", "import", "book.kv", "--json").json)
+    assert saved(shelf)[0].stem == one
+    assert cache(ask(call, tiny_model, *POLICY, "-s", "Be brief.", book, "Who?")) == "hit"
+    damaged = saved(shelf)[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert call("cache", "verify").code == 7
+    assert call("cache", "show", one).code == 7
+    assert "damaged" in call("cache", "ls").out
+    assert call("cache", "prune").code == 0
+    assert not saved(shelf)
+    (folder / "bad.kv").write_bytes(b"bad")
+    for args, code in (
+        (("show", "f00"), 2),
+        (("rm",), 2),
+        (("import", "bad.kv"), 7),
+        (("import", "missing.kv"), 3),
+        (("prune", "--limit", "lots"), 2),
+    ):
+        assert call("cache", *args).code == code, args
+
+
+def test_the_limit(
+    call: Call, tiny_model: Path, book: Path, shelf: Path, validate: Validate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCLI_CACHE_LIMIT", "1KiB")
+    answer = ask(call, tiny_model, *POLICY, book, "Who?")
+    assert str(answer["err"]).count("this reading is not saved") == 1
+    assert "KVCLI_CACHE_LIMIT" in str(answer["warnings"])
+    assert not saved(shelf)
+    assert call("prefill", "-m", tiny_model, book).code == 5
+    monkeypatch.setenv("KVCLI_CACHE_LIMIT", "lots")
+    assert call("ask", "-m", tiny_model, book, "Who?").code == 2
+    monkeypatch.setenv("KVCLI_CACHE_LIMIT", "1GiB")
+    ask(call, tiny_model, *POLICY, book, "Who?")
+    validate(call("cache", "prune", "--limit", "1KiB", "--json").json)
+    assert not saved(shelf)
+
+
+def test_the_cache_needs_no_torch(environment: dict[str, str], folder: Path) -> None:
+    import sys
+
+    (folder / "bad.kv").write_bytes(b"bad")
+    code = (
+        "import sys; from kvcli.cli.app import run; code = run(sys.argv[1:]);"
+        "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules]); sys.exit(code)"
+    )
+    for args in (["ls"], ["verify"], ["prune"], ["path"], ["rm", "--all"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "cache", *args], env=environment, cwd=folder, capture_output=True, check=True
+        )
+        assert done.stdout.decode().splitlines()[-1] == "[]", args
+
+
+def test_a_killed_reading_is_resumed(
+    slow_model: Path, folder: Path, environment: dict[str, str], shelf: Path, call: Call
+) -> None:
+    """``kill -9`` at any time, then Ctrl-C, then to the end: the answer is that of one uninterrupted run."""
+    (folder / "long.txt").write_text(TEXT * 6)
+    code = (
+        "import sys; from kvcli import session; session.EVERY_TOKENS = 1024; session._SHARE = 0.0;"
+        "from kvcli.cli.app import main; main()"
+    )
+    options = ["-m", str(slow_model), "-n", "12", "--json", *POLICY, "long.txt", "Who?"]
+    command = [PROGRAM[0], "-c", code, "ask", *options]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def size() -> float:
+        return max((p.stat().st_mtime for p in shelf.glob("*.kv")), default=0)
+
+    with start() as process:
+        while not size():
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.kill()
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    first = size()
+    with start() as process:
+        while size() == first:
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert b"reading resumed: " in err
+    assert b" are saved" in err
+    assert b"it reads on from there" in err
+    assert json.loads(out)["error"]["exit"] == 130
+    resumed = call("ask", *options)
+    assert resumed.json["kv"]["cache"] == "resumed"
+    whole = call("ask", "--no-cache", *options)
+    assert resumed.json["answer"] == whole.json["answer"]
+    assert resumed.json["kv"]["bytes"] == whole.json["kv"]["bytes"]
+    assert not [p for p in shelf.glob("*.tmp") if p.stat().st_size]
