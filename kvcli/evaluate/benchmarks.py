@@ -153,8 +153,8 @@ _LONGBENCH = {
     "passage_count": _Kind("count", 32, ("\n\nPlease enter the final count",)),
     "passage_retrieval_en": _Kind("paragraph", 32, ("\n\nThe following is an abstract",)),
     "passage_retrieval_zh": _Kind("paragraph", 32, ("\n\n下面是一个摘要",)),
-    "lcc": _Kind("code", 64, ("\nNext line of code:",), raw=True),
-    "repobench-p": _Kind("code", 64, ("\nNext line of code:",), raw=True),
+    "lcc": _Kind("code", 64, ("Next line of code:",), raw=True),
+    "repobench-p": _Kind("code", 64, ("Next line of code:",), raw=True),
 }
 
 

@@ -153,7 +153,7 @@ def test_a_document_that_is_too_short_says_how_long_it_is(ruler: Ruler, book: st
 @pytest.mark.parametrize("name", MADE)
 def test_too_few_tokens_are_refused(name: str, ruler: Ruler) -> None:
     with pytest.raises(UsageError, match="too few"):
-        make(name, ruler, length=20)
+        make(name, ruler, length=12)
 
 
 def test_too_few_passages_are_refused(ruler: Ruler) -> None:
