@@ -132,14 +132,14 @@ def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[
             f"{source.name} has no text: {_pages(chosen)} are empty", f"look at it: kvcli extract {source.quoted}"
         )
     characters = sum(len(texts[n - 1].strip()) for n in bare)
-    rest = f" but {characters:,} characters of stamps" if characters else ""
+    rest = f" with {characters:,} characters of stamps on it" if characters else ""
     have, kind = ("has", "picture") if len(bare) == 1 else ("have", "scan")
     if source.options.ocr:
         raise InputError(
             f"{source.name}: OCR found no text on {_pages(sorted(bare))}", "scan it with more dots per inch"
         )
     raise InputError(
-        f"{source.name}: {_pages(sorted(bare))} {have} no text{rest}; this is a {kind}",
+        f"{source.name}: {_pages(sorted(bare))} {have} no text; this is a {kind}{rest}",
         "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
     )
 

@@ -50,18 +50,22 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "output is a directory": (("ask", "-o", ".", "a.txt", "Who?"), 2, "is a directory"),
     "output nowhere": (("ask", "-o", "no/where.txt", "a.txt", "Who?"), 2, "there is no directory"),
     "stdin for both": (("ask", "-f", "-", "-Q", "-"), 2, "cannot be both"),
+    "pages of nothing": (("ask", "--pages", "0", "a.txt", "Who?"), 2, "pages count from 1"),
+    "pages of a text": (("ask", "--pages", "1-2", "a.txt", "Who?"), 2, "a.txt has no pages"),
+    "include without a directory": (("ask", "--include", "*.py", "a.txt", "Who?"), 2, "none is named"),
     # input
+    "extract a missing file": (("extract", "b.txt"), 3, "b.txt does not exist"),
     "missing file": (("ask", "b.txt", "Who?"), 3, "b.txt does not exist"),
     "missing -f": (("ask", "-f", "b.txt", "Who?"), 3, "b.txt does not exist"),
     "missing questions": (("ask", "a.txt", "-Q", "q.txt"), 3, "q.txt cannot be read"),
     "no questions": (("ask", "a.txt", "-Q", "blank.txt"), 3, "no question in blank.txt"),
     "questions that are no JSON": (("ask", "a.txt", "-Q", "bad.jsonl"), 3, "line 2 of bad.jsonl"),
     "questions of another shape": (("ask", "a.txt", "-Q", "other.jsonl"), 3, "line 1 of other.jsonl"),
-    "directory": (("ask", ".", "Who?"), 3, "is a directory"),
+    "directory": (("ask", "notmodel", "Who?"), 3, "notmodel has no text to read"),
     "empty file": (("ask", "empty.txt", "Who?"), 3, "is empty"),
     "blank file": (("ask", "blank.txt", "Who?"), 3, "no text"),
     "binary junk": (("ask", "junk.bin", "Who?"), 3, "binary"),
-    "pdf": (("ask", "book.pdf", "Who?"), 3, "reads text, Markdown and source files"),
+    "pdf": (("ask", "book.pdf", "Who?"), 3, "book.pdf is damaged"),
     "one bad file among good ones": (("ask", "a.txt", "junk.bin", "Who?"), 3, "junk.bin"),
     # model
     "unknown model": (("ask", "-m", "no-such-model", "a.txt", "Who?"), 4, "no-such-model"),
@@ -126,7 +130,7 @@ def test_standard_input_that_is_empty_is_no_document(call: Call, tiny_model: Pat
     """``pdftotext missing.pdf - | kvcli ask …`` must not be answered out of thin air."""
     check(call("ask", "-m", tiny_model, "Who?", stdin=b""), 3, "stdin is empty")
     check(call("ask", "-m", tiny_model, "Who?", stdin=b"\x0c\n"), 3, "no text")
-    check(call("ask", "-m", tiny_model, "Who?", stdin=b"%PDF-1.7"), 3, "stdin is PDF")
+    check(call("ask", "-m", tiny_model, "Who?", stdin=b"%PDF-1.7"), 3, "stdin is damaged")
 
 
 def test_more_than_memory(call: Call, folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
