@@ -78,6 +78,10 @@ def command(
         str | None,
         typer.Option("--heads", metavar="NAME", help="Retaining heads for locret: a file or a hub repository."),
     ] = None,
+    focus: Annotated[bool, typer.Option("--focus", help="Read for each question alone; it stands in front.")] = False,
+    again: Annotated[
+        int, typer.Option("--look-again", metavar="N", min=0, help="Passages looked at a second time before answers.")
+    ] = 0,
     chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
@@ -113,6 +117,8 @@ def command(
         plan.lengths(lengths) if lengths is not None else None,
         data or [],
         quiet=quiet,
+        focus=focus,
+        again=again,
     )
     run.load(model, heads, device=device, dtype=dtype, offline=offline)
     run.prepare(cases, seed, chunk, out)
@@ -156,12 +162,15 @@ class _Run:
         data: Sequence[str],
         *,
         quiet: bool,
+        focus: bool,
+        again: int,
     ) -> None:
         if not words:
             raise UsageError(f"no task was given; there are: {', '.join(tasks.TASKS)}", "kvcli eval needle")
         self.quiet = quiet
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
         self.budgets, self.lengths = budgets, lengths
+        self.focus, self.again = focus, again
         named, own = words[0], [task.name for task in self.tasks if not task.hides]
         if words[1:] and len(own) == len(self.tasks):
             raise UsageError(f"'{named}' makes its own texts and reads no FILE", f"kvcli eval {own[0]}")
@@ -208,6 +217,7 @@ class _Run:
 
     def prepare(self, cases: int | None, seed: int, chunk: int, out: Path | None) -> None:
         """Cases, recipes and the file they go to."""
+        from kvcli.evaluate.answer import Manner
         from kvcli.evaluate.haystack import Haystack
         from kvcli.evaluate.ruler import Ruler
         from kvcli.evaluate.run import settings
@@ -235,6 +245,7 @@ class _Run:
                 chunk=chunk,
                 document=document.sha256 if document else None,
                 data=self.data.sha256 if self.data else None,
+                manner=Manner(self.focus, self.again),
             ),
         )
         spec = self.model.spec
@@ -258,9 +269,10 @@ class _Run:
 
     def measure(self, chunk: int) -> list["Skipped"]:
         """All cases that are not done yet; returns those that do not fit."""
+        from kvcli.evaluate.answer import Manner
         from kvcli.evaluate.run import run
 
-        events = run(self.model, self.prompt, self.work, self.rows, chunk=chunk)
+        events = run(self.model, self.prompt, self.work, self.rows, chunk=chunk, manner=Manner(self.focus, self.again))
         screen = _Screen(self.model.spec.device, quiet=self.quiet)
         try:
             while True:

@@ -10,9 +10,27 @@ from time import perf_counter
 from kvcli import engine, memory
 from kvcli.cache.context import Context
 from kvcli.events import Answer, Prefill
+from kvcli.focus import focused
 from kvcli.hf.load import Model
+from kvcli.look import PASSAGE, look
 from kvcli.prompt import Prompt
 from kvcli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a text is read for its questions.
+
+    Attributes:
+        focus: once for each question, which then stands before the text too.
+        again: passages that are looked at a second time before each answer.
+    """
+
+    focus: bool = False
+    again: int = 0
+
+
+PLAIN = Manner()
 
 
 @dataclass(frozen=True)
@@ -45,11 +63,12 @@ def answer(
     *,
     chunk: int = engine.CHUNK,
     max_tokens: int = 32,
+    manner: Manner = PLAIN,
 ) -> Generator[Prefill, None, Reading]:
     """Read a text and ask questions about it, greedily.
 
     A policy that does not know the question reads once and its tail is rewound between questions; one that does
-    (``keep.question``) reads once for each.
+    (``keep.question``), or a focused reading, reads once for each.
 
     Args:
         model: a loaded model, with heads where the recipe needs them.
@@ -59,6 +78,7 @@ def answer(
         questions: at least one.
         chunk: tokens per forward pass.
         max_tokens: longest answer; less where the model's positions end before.
+        manner: focus, second look; a raw prompt knows neither.
 
     Yields:
         a :class:`Prefill` after each chunk.
@@ -68,9 +88,9 @@ def answer(
         ResourceError: nor the machine's memory.
     """
     spec = model.spec
-    ids = prompt.document(text)
-    asked = [prompt.question(question) for question in questions]
-    most = max(map(len, asked))
+    manner = PLAIN if prompt.raw else manner
+    ids = prompt.document(text, focus=max(questions, key=len) if manner.focus else None)
+    most = max(len(prompt.question(question)) for question in questions) + manner.again * PASSAGE
     room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most)
     longest = min(max_tokens, room)
     horizon = spec.max_positions - room + longest
@@ -79,19 +99,25 @@ def answer(
     answers: list[str] = []
     context: Context | None = None
     readings, read_s, answer_s = 0, 0.0, 0.0
-    for question in asked:
+    for question in questions:
+        asked = prompt.question(question)
         began = perf_counter()
-        if context is None or recipe.keep.question:
+        if context is None or recipe.keep.question or manner.focus:
             context = None  # let go of the last one before the next is made
-            context = yield from engine.read(
-                model, ids, recipe, chunk=chunk, probe=question if recipe.keep.question else None, horizon=horizon
-            )
+            used = recipe
+            if manner.focus:
+                ids, used = focused(prompt, recipe, text, question)
+            probe = asked if recipe.keep.question else None
+            context = yield from engine.read(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
             tail = engine.begin(model, context)
             readings += 1
         read_s += perf_counter() - began
         began = perf_counter()
+        if manner.again:
+            found = look(model, prompt, context, text, question, count=manner.again)
+            asked = prompt.question(question, again=[text[p.start : p.end].strip() for p in found])
         tail.rewind()
-        for event in engine.ask(model, tail, question, max_tokens=longest, chunk=chunk):
+        for event in engine.ask(model, tail, asked, max_tokens=longest, chunk=chunk):
             if isinstance(event, Answer):
                 answers.append(event.text)
         answer_s += perf_counter() - began

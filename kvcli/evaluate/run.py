@@ -10,7 +10,7 @@ import torch
 
 from kvcli import engine
 from kvcli.errors import DamagedError, ResourceError, TooLongError
-from kvcli.evaluate.answer import Reading, answer
+from kvcli.evaluate.answer import PLAIN, Manner, Reading, answer
 from kvcli.evaluate.case import Case, Job
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.rows import Row, Rows
@@ -47,6 +47,7 @@ def run(
     rows: Rows,
     *,
     chunk: int,
+    manner: Manner = PLAIN,
 ) -> Generator[Prefill | Finished, None, list[Skipped]]:
     """Measure what is not measured yet.
 
@@ -56,6 +57,7 @@ def run(
         work: cases, and the recipes to read each of them with.
         rows: what is done; finished rows are added to it.
         chunk: tokens per forward pass.
+        manner: focus and second look, the same for all.
 
     Yields:
         progress of each reading, and a :class:`Finished` after each case and recipe.
@@ -89,6 +91,7 @@ def run(
                     [question.text for question in case.questions],
                     chunk=chunk,
                     max_tokens=case.max_tokens,
+                    manner=manner,
                 )
             except (TooLongError, ResourceError) as problem:
                 skipped.append(Skipped(job.task, job.length, str(recipe), job.number, problem))
@@ -149,7 +152,14 @@ def _names(metrics: Iterable[str]) -> list[str]:
 
 
 def settings(
-    model: Model, prompt: Prompt, *, seed: int, chunk: int, document: str | None, data: str | None
+    model: Model,
+    prompt: Prompt,
+    *,
+    seed: int,
+    chunk: int,
+    document: str | None,
+    data: str | None,
+    manner: Manner = PLAIN,
 ) -> dict[str, str | int | None]:
     """What rows of one file must have in common, beside what each of them names itself.
 
@@ -159,6 +169,7 @@ def settings(
         seed: of the cases.
         chunk: tokens per forward pass.
         document, data: digests of what was read.
+        manner: how it was read.
     """
     words = hashlib.sha256(repr((prompt.document("text"), prompt.question("question"))).encode()).hexdigest()[:16]
     return {
@@ -168,6 +179,8 @@ def settings(
         "device": model.device.type,
         "seed": seed,
         "chunk-size": chunk,
+        "focus": int(manner.focus),
+        "look-again": manner.again,
         "document": document,
         "data": data,
         "prompt": words,
