@@ -163,7 +163,7 @@ def read(
             work = _start(model, job)
     reused = work.seen
     if found is not None:
-        if library is not None:
+        if library is not None and found.path.parent == library.folder:
             library.touch(found.path)
         yield Reused(reused, total, perf_counter() - began)
     seconds = perf_counter() - began

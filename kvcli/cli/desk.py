@@ -244,7 +244,7 @@ class Desk:
         tokens = len(self.ids)
         room = memory.check_positions(model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question))
         longest = min(longest, room)
-        job = self._job(self.recipe, question, longest=longest, room=room) if self.ids else None
+        job = self._job(self.recipe, question, longest) if self.ids else None
         if job is None or not self.reader.has(job):
             plan = memory.plan(model.spec, self.recipe, tokens=tokens, chunk=chunk, tail=len(question) + longest)
             report.planned_bytes = plan.total
@@ -259,9 +259,7 @@ class Desk:
         """Tokens read per step."""
         return self.settings.chunk or 512
 
-    def _job(
-        self, recipe: "Recipe", question: Sequence[int] = (), *, longest: int = 0, room: int | None = None
-    ) -> "Job":
+    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
         """What is read of the document under a recipe.
 
         The horizon is the same for all questions and answers of common length, so that they share a reading also
@@ -272,9 +270,8 @@ class Desk:
 
         spec, document = self.model.spec, self.report.document
         assert document is not None
-        if room is None:
-            room = memory.check_positions(spec, recipe, tokens=len(self.ids), chunk=self.chunk, question=len(question))
-        needed = spec.max_positions - room + longest + max(0, QUESTION + ANSWER - len(question) - longest)
+        room = memory.check_positions(spec, recipe, tokens=len(self.ids), chunk=self.chunk, question=0)
+        needed = spec.max_positions - room + max(QUESTION + ANSWER, len(question) + longest)
         return Job(
             ids=self.ids,
             recipe=recipe,

@@ -31,7 +31,8 @@ def test_the_answer_and_nothing_else(call: Call, tiny_model: Path, book: Path) -
     assert outcome.out.endswith("\n")
     assert outcome.out.count("\n") == 1
     assert set(outcome.out.strip()) <= set("abcdefgh")
-    said = outcome.err.splitlines()
+    heads, *said = outcome.err.splitlines()
+    assert heads.startswith("heads    none for ")
     assert said[0].startswith(f"document {book}")
     assert "nothing dropped" in said[0]
     assert "(budget=300, stabilizers=37, sinks=37), 300 of" in said[1]
