@@ -43,6 +43,9 @@ def command(
             "--focus", metavar="P", min=0.0, max=1.0, help="Share of examples with the question in front as well."
         ),
     ] = 0.25,
+    detrend: Annotated[
+        bool, typer.Option("--detrend/--no-detrend", help="Take the trend along the text out of the labels.")
+    ] = True,
     in_loop: Annotated[
         float, typer.Option("--in-loop", metavar="P", min=0.0, max=1.0, help="Share of examples read with eviction.")
     ] = 0.0,
@@ -100,6 +103,7 @@ def command(
         width=width,
         labels=labels,  # type: ignore[arg-type]
         loss=loss,  # type: ignore[arg-type]
+        detrend=detrend,
         in_loop=in_loop,
         budget=budget,
         check_every=check_every,
@@ -157,6 +161,7 @@ def _spoken(data: Sequence[Path], given: dict[str, Any]) -> str:
         "loss": "ordinal", "tokens": "512-2048", "focus": 0.25, "in_loop": 0.0, "budget": 512, "check_every": 250,
         "patience": 0, "seed": 0, "licence": "", "dtype": None,
     }  # fmt: skip
+    words += [] if given["detrend"] else ["--no-detrend"]
     for name, default in defaults.items():
         if given[name] != default:
             words += ["--" + name.replace("_", "-"), str(given[name])]

@@ -48,6 +48,8 @@ class Settings:
         labels: see :data:`kvcli.heads.labels.Kind`.
         loss: ``ordinal``, four cumulative classifications of each unit (is it among the best 1, 3, 10, 30 % of its
             text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
+        detrend: take the label's trend along the text out of it: what stands near the questions gets more attention
+            for that alone, and heads that learn it forget the beginning of a long text.
         in_loop: share of examples whose features come from a reading that evicts by the heads as they are.
         budget: units kept by such a reading, and in validation.
         check_every: steps between validations with real answers; 0 for none.
@@ -61,6 +63,7 @@ class Settings:
     width: int = 256
     labels: Kind = "prob"
     loss: Literal["ordinal", "regression"] = "ordinal"
+    detrend: bool = True
     in_loop: float = 0.0
     budget: int = 512
     check_every: int = 250
@@ -111,8 +114,8 @@ def train(
         loss, overlap = learner.learn(lesson(model, prompt, example, settings.labels, heads, settings.budget))
         right = None
         if settings.check_every and learner.step % settings.check_every == 0:
-            right = answers(model, learner.folded(), prompt, corpus, settings.budget)
-            learner.judge(right)
+            right, asked = answers(model, learner.folded(), prompt, corpus, settings.budget)
+            learner.judge(right, asked)
         if checkpoint is not None and (learner.step % _SAVE_EVERY == 0 or right is not None):
             learner.save(checkpoint)
         yield Training(learner.step, settings.steps, loss, overlap, right, perf_counter() - began, learner.step - first)
@@ -159,6 +162,8 @@ class Learner:
         for i in trained:
             x, y = lesson.features[i].float(), lesson.labels[i]
             assert y is not None
+            if self.settings.detrend:
+                y = detrended(y, lesson.head)
             if self.step == 0:
                 self.gain[i] = x[lesson.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
             score = self.heads(i, x * self.gain[i])
@@ -186,9 +191,9 @@ class Learner:
             heads.fc2[i].data = w2.detach().to(torch.bfloat16)
         return heads.requires_grad_(False)
 
-    def judge(self, right: float) -> None:
-        """Remember the best validation; of equals the later one, which has learned more."""
-        if right < self.metrics["answers"]:
+    def judge(self, right: float, asked: int) -> None:
+        """Remember the best validation; of those within one standard error the latest, which has learned most."""
+        if right < self.metrics["answers"] - (right * (1 - right) / max(1, asked)) ** 0.5:
             self.since_best += 1
             return
         self.since_best = 0
@@ -198,7 +203,7 @@ class Learner:
     def best(self) -> tuple[RetainingHeads, dict[str, float]]:
         """The heads to keep, and their metrics."""
         heads = self.folded()
-        if not self.kept:
+        if not self.kept or not self.settings.check_every:
             return heads, {"overlap": self.average, "step": self.step}
         for p, kept in zip(heads.parameters(), self.kept, strict=True):
             p.data = kept
@@ -229,7 +234,7 @@ class Learner:
         write(path, {k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(facts)})
 
     def resume(self, path: Path) -> None:
-        """Go on from :meth:`save`. The number of steps may be another one now: the schedule is that of the new end.
+        """Go on from :meth:`save`. How long and how often to check may be another now; the schedule is that of the end.
 
         Raises:
             DamagedError: the file is no checkpoint, or of other settings; names the first that differs.
@@ -242,7 +247,7 @@ class Learner:
             raise DamagedError(f"{path}: not a training checkpoint: {error}", f"rm {path}") from error
         mine = asdict(self.settings)
         for name, value in facts["settings"].items():
-            if name != "steps" and mine.get(name) != value:
+            if name not in ("steps", "check_every", "patience") and mine.get(name) != value:
                 raise DamagedError(
                     f"{path}: a training with {name}={value}, not {mine.get(name)}", f"rm {path}, or the same options"
                 )
@@ -312,6 +317,24 @@ def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Fill
         model.heads = before
 
 
+def detrended(label: Tensor, head: int) -> Tensor:
+    """A label less its least-squares fit to a line and the logarithm of the distance from the end, per KV head.
+
+    Args:
+        label: ``[H_kv, n]``.
+        head: first units, which take no part in the fit.
+    """
+    n = label.shape[1]
+    place = torch.linspace(0, 1, n, device=label.device)
+    near = torch.log(torch.arange(n, 0, -1, device=label.device).float()) / log(n + 1)
+    basis = torch.stack([torch.ones_like(place), place, near], dim=1)
+    if n - head < 8:
+        return label
+    fit = torch.linalg.lstsq(basis[head:], label[:, head:].T).solution
+    trend: Tensor = (basis @ fit).T
+    return label - trend
+
+
 def ordinal(score: Tensor, label: Tensor, levels: Tensor, head: int) -> Tensor:
     """Proportional odds: ``P(unit among the best p of its text) = sigmoid(score + level_p)`` for each of LEVELS.
 
@@ -347,8 +370,8 @@ def overlap(score: Tensor, label: Tensor, share: float = 0.1) -> Tensor:
     return (true * guess).sum() / true.sum()
 
 
-def answers(model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, budget: int) -> float:
-    """Share of held-out questions answered right from texts read with these heads, eight times the budget long."""
+def answers(model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, budget: int) -> tuple[float, int]:
+    """Share of held-out questions answered right from texts eight budgets long, read with these heads; and how many."""
     before, model.heads = model.heads, heads
     right = asked = 0
     try:
@@ -372,4 +395,4 @@ def answers(model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus,
                 asked += 1
     finally:
         model.heads = before
-    return right / max(1, asked)
+    return right / max(1, asked), asked
