@@ -85,6 +85,13 @@ def command(
         str | None,
         typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
     ] = None,
+    focus: Annotated[
+        bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
+    ] = False,
+    again: Annotated[
+        int,
+        typer.Option("--look-again", metavar="N", min=0, help="Read N passages a second time before the answer."),
+    ] = 0,
     chunk: Annotated[
         int | None,
         typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
@@ -125,6 +132,8 @@ def command(
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
         heads=heads,
+        focus=focus,
+        again=again,
         chunk=chunk,
         cache=not no_cache,
         rebuild=rebuild,

@@ -41,6 +41,8 @@ class Settings:
     policy: str | None = None
     budget: Budget | None = None
     heads: str | None = None
+    focus: bool = False
+    again: int = 0
     chunk: int | None = None
     cache: bool = True
     rebuild: bool = False
@@ -75,6 +77,7 @@ class Desk:
         self.report = Report()
         self.base: opened.Saved | None = None
         self.ids: list[int] = []
+        self.focus: str | None = None
 
     # --- before the first answer ---
 
@@ -98,6 +101,11 @@ class Desk:
         if self.base is not None and self.given.rebuild:
             raise UsageError(
                 f"{self.base.path} is a saved reading, which --rebuild cannot read again", "name the document"
+            )
+        if self.base is not None and self.given.focus:
+            raise UsageError(
+                f"{self.base.path} is a saved reading: --focus reads for one question, and this was read for any",
+                "leave out --focus, or name the document",
             )
         if self.base is not None and len(files) == 1 and self.given.reading != documents.Options():
             raise UsageError(
@@ -155,8 +163,37 @@ class Desk:
                 )
         else:
             self.recipe = named if budget is None else named.with_budget(budget)
+        self.agnostic = self.recipe
         report.recipe = str(self.recipe)
         report.budget = self.recipe.keep.budget
+
+    def _aim(self, question: str) -> None:
+        """Put a question in front of the document, where this run reads for each question alone."""
+        if not (self.settings.focus and self.report.document):
+            return
+        from kvcli.focus import focused
+
+        self.focus = question
+        self.ids, self.recipe = focused(self.prompt, self.agnostic, self.report.document.text, question)
+        self.report.tokens, self.report.recipe = len(self.ids), str(self.recipe)
+
+    def _look(self, question: str) -> list[str]:
+        """The passages that are to be read again behind the document, where this run takes a second look."""
+        context, document = self.reader.context, self.report.document
+        if not (self.settings.again and document) or context is None:
+            return []
+        from kvcli.look import look
+
+        start = time.perf_counter()
+        with during("looking for passages"):
+            found = look(self.model, self.prompt, context, document.text, question, count=self.settings.again)
+        self.report.looked = [(p.start, p.end) for p in found]
+        self.report.look_s = time.perf_counter() - start
+        shown = [document.text[p.start : p.end].strip() for p in found]
+        size = f"{sum(map(len, shown)):,} characters"
+        text = f"{render.plural(len(found), 'passage')} read again, {size} ({self.report.look_s:.1f} s)"
+        render.note("look", text, quiet=self.settings.quiet)
+        return shown
 
     def _library(self) -> "Library | None":
         if not self.settings.cache:
@@ -236,17 +273,21 @@ class Desk:
 
     # --- the context ---
 
-    def _read(self, question: Sequence[int], longest: int, out: Path | None = None) -> int:
-        """See to it that the context is there; returns how long the answer may become."""
+    def _read(self, question: Sequence[int], longest: int, out: Path | None = None, *, extra: int = 0) -> int:
+        """See to it that the context is there; returns how long the answer may become, ``extra`` tokens before it."""
         from kvcli import memory
 
         report, model, chunk = self.report, self.model, self.chunk
         tokens = len(self.ids)
-        room = memory.check_positions(model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question))
+        room = memory.check_positions(
+            model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question) + extra
+        )
         longest = min(longest, room)
         job = self._job(self.recipe, question, longest) if self.ids else None
         if job is None or not self.reader.has(job):
-            plan = memory.plan(model.spec, self.recipe, tokens=tokens, chunk=chunk, tail=len(question) + longest)
+            plan = memory.plan(
+                model.spec, self.recipe, tokens=tokens, chunk=chunk, tail=len(question) + extra + longest
+            )
             report.planned_bytes = plan.total
             self.reader.drop()
             plan.check(memory.available(model.spec.device), model.spec.device)
@@ -277,7 +318,7 @@ class Desk:
             recipe=recipe,
             chunk=self.chunk,
             horizon=min(spec.max_positions, -(-needed // 4096) * 4096),
-            head=self.prompt.document(""),
+            head=self.prompt.document("", focus=self.focus),
             text=document.text,
             document=opened.about(document),
             probe=question,

@@ -37,6 +37,8 @@ class Report:
     planned_bytes: int = 0
     baseline_bytes: int = 0
     peak_bytes: int = 0
+    looked: list[tuple[int, int]] = field(default_factory=list)
+    look_s: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Report:
                 "bytes": self.kv_bytes,
                 "cache": self.cache,
             },
+            "looked_again": [{"char_start": a, "char_end": b} for a, b in self.looked],
             "usage": {
                 "prompt_tokens": self.tokens + answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
@@ -73,6 +76,7 @@ class Report:
             "timing": {
                 "extract_s": round(self.extract_s, 4),
                 "load_s": round(self.load_s, 4),
+                "look_s": round(self.look_s, 4),
                 "reuse_s": round(self.reuse_s, 4),
                 "prefill_s": round(self.prefill_s, 4),
                 "ttft_s": round(answer.first_token_s, 4),

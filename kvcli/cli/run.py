@@ -15,6 +15,9 @@ from kvcli.events import Answer, Token
 
 __all__ = ["Run", "Settings", "during"]
 
+LONGEST = 400
+"""Tokens of the longest passage of a second look, about."""
+
 
 class Run(Desk):
     """A desk with questions, and a place for answers to go to."""
@@ -85,8 +88,11 @@ class Run(Desk):
         from kvcli.sampling import Sampling
 
         settings, report, model = self.settings, self.report, self.model
+        self._aim(question.text)
         ids = self.prompt.question(question.text, document=bool(self.ids))
-        longest = self._read(ids, settings.max_tokens)
+        longest = self._read(ids, settings.max_tokens, extra=settings.again * LONGEST)
+        if again := self._look(question.text):
+            ids = self.prompt.question(question.text, again=again)
         sampling = Sampling(**settings.sampling)
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
         answer, stopped = self._generate(ids, sampling, longest)
