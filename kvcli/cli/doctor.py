@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,6 @@ from kvcli.errors import KvcliError
 
 ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 """CPU features that decide how fast bfloat16 arithmetic is."""
-
-SIDE = 1024
-"""Side of the square matrices that are multiplied to measure speed."""
 
 
 def command(
@@ -80,48 +77,17 @@ def _memory() -> dict[str, int]:
 def _devices(problems: list[str]) -> list[dict[str, Any]]:
     """Each device torch can use, with a quick bfloat16 measurement."""
     try:
-        import torch
+        from kvcli.hf.devices import devices
     except Exception as error:  # a broken installation raises OSError, ImportError and worse
         problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
         return []
     found = []
-    for name in ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]:
-        device: dict[str, Any] = {"name": name, "bf16_gflops": None}
-        if name != "cpu":
-            free, total = torch.cuda.mem_get_info(name)
-            major, minor = torch.cuda.get_device_capability(name)
-            device |= {
-                "card": torch.cuda.get_device_name(name),
-                "capability": f"{major}.{minor}",
-                "total_bytes": total,
-                "free_bytes": free,
-            }
-        try:
-            device["bf16_gflops"] = round(_gflops(name), 1)
-        except RuntimeError as error:
-            problems.append(f"{name} cannot multiply bfloat16 matrices: {render.oneline(str(error))[:120]}")
-        found.append(device)
+    for device in devices():
+        if device.problem is not None:
+            problems.append(f"{device.name} cannot multiply bfloat16 matrices: {render.oneline(device.problem)[:120]}")
+        facts = {k: v for k, v in asdict(device).items() if k != "problem"}
+        found.append({k: v for k, v in facts.items() if v is not None or k == "bf16_gflops"})
     return found
-
-
-def _gflops(device: str, seconds: float = 0.3) -> float:
-    """bfloat16 matrix multiplications for about ``seconds``, in 10^9 operations per second."""
-    import torch
-
-    a = torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device=device)
-
-    def wait() -> None:
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-
-    a @ a  # the first one is slow: kernels are chosen and memory is taken
-    wait()
-    start, n = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        a @ a
-        wait()
-        n += 1
-    return float(2 * SIDE**3 * n / (time.perf_counter() - start) / 1e9)
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:
