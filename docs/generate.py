@@ -17,6 +17,7 @@ COMMANDS = [
     "ask",
     "prefill",
     *(f"cache {c}".rstrip() for c in ("", *CACHE)),
+    "train",
     "eval",
     "extract",
     "models",
