@@ -121,6 +121,56 @@ def begin(model: Model, context: Context | None) -> Tail:
     return Tail(model.spec, model.rotary, context, dtype=model.dtype, device=model.device)
 
 
+def absorb(
+    model: Model, work: Fill, ids: Sequence[int], recipe: Recipe, *, chunk: int = CHUNK
+) -> Generator[Prefill, None, Context]:
+    """Evict what stands behind a document into it: a conversation goes on for ever at fixed memory.
+
+    The fill is kept beside the context that was frozen from it (``freeze(…, release=False)``), and the ids of the tail
+    are read on in it as the document's next chunks; the old context and tail are then to be dropped. Nothing is said to
+    be the last chunk, so stabilizers protect the newest turns. Reading the ids again costs a prefill of the tail, and
+    the fill beside the context a second time the kept units. For that the turns are scored by the policy's own
+    measure, which needs their queries, at the places that they have behind what was kept of the document, and
+    absorbing is the same as having read one longer document.
+
+    Args:
+        model: a loaded model, its RoPE pinned as for the reading.
+        work: the fill that the context was frozen from; or an empty one, for a conversation without a document. It
+            must not be used again where the generator is closed early: a layer may have read more than another.
+        ids: what the tail holds.
+        recipe: that of the fill.
+        chunk: tokens per forward pass.
+
+    Yields:
+        a :class:`Prefill` after each chunk, counting ``ids``.
+
+    Returns:
+        the context of everything up to the end of ``ids``.
+
+    Raises:
+        InputError: no ids.
+    """
+    if not ids:
+        raise InputError("there is nothing to absorb")
+    began, before = perf_counter(), work.seen
+    with torch.inference_mode():
+        work.reserve(before + len(ids), min(chunk, len(ids)))
+    for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
+        work.step = Step(work.seen, len(part))
+        model.forward(part, work, logits=False)
+        work.seen += len(part)
+        yield Prefill(work.seen - before, len(ids), work.kept, perf_counter() - began)
+    return settle(work, recipe)
+
+
+def settle(work: Fill, recipe: Recipe) -> Context:
+    """The context of a fill that is kept, to be read on in by :func:`absorb`."""
+    with torch.inference_mode():
+        context = freeze(work, recipe.hold, release=False)
+        work.release()
+    return context
+
+
 def ask(
     model: Model,
     tail: Tail,

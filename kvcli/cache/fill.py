@@ -99,8 +99,18 @@ class Fill:
         return copy.deepcopy(self, shared)
 
     def release(self) -> None:
-        """Give up the workspace; the fill cannot read on."""
+        """Give up the workspace; the fill cannot read on before :meth:`reserve`."""
         self.workspace = tuple(t.new_empty(0) for t in self.workspace)
+
+    def reserve(self, tokens: int, chunk: int) -> None:
+        """Make room to read on, up to ``tokens`` in all, in chunks of at most ``chunk``; what is kept stays."""
+        capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
+        for layer, capacity in zip(self._layers, capacities, strict=True):
+            layer.reserve(capacity)
+        room = max(layer.capacity for layer in self._layers) + chunk
+        if self.workspace[0].dim() != 3 or self.workspace[0].shape[1] < room:
+            shape = (self.spec.kv_heads, room, self.spec.head_dim)
+            self.workspace = tuple(t.new_empty(shape) for t in self.workspace)
 
     def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
         if window is not None:
@@ -132,6 +142,17 @@ class FillLayer:
     def nbytes(self) -> int:
         """Bytes of the layer's buffers."""
         return sum(t.nbytes for t in (self.k, self.v, self.scores, self.pos, *self.state.values()))
+
+    def reserve(self, capacity: int) -> None:
+        """Buffers for ``capacity`` units, where there are fewer."""
+        if capacity <= self.capacity:
+            return
+        for name in ("k", "v", "scores", "pos"):
+            old: Tensor = getattr(self, name)
+            new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
+            new[:, : self.count] = old[:, : self.count]
+            setattr(self, name, new)
+        self.capacity = capacity
 
     def release(self) -> None:
         """Give up the buffers."""
