@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
 from kvcli.hf import attention, probe, rope
+from kvcli.hf.outline import sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
 
 
@@ -193,18 +194,6 @@ def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
         device=str(weights.device),
         weight_bytes=sum(p.nbytes for p in module.parameters()),
     )
-
-
-def sliding_windows(config: Any) -> tuple[int | None, ...]:
-    """Per layer, the width of its sliding window or ``None``, from a transformers configuration."""
-    width: int | None = getattr(config, "sliding_window", None)
-    layers: int = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None)
-    if width is None or getattr(config, "use_sliding_window", True) is False:
-        return (None,) * layers
-    if kinds is None:
-        return (width,) * layers
-    return tuple(width if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _eos(module: PreTrainedModel) -> frozenset[int]:

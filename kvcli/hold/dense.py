@@ -1,12 +1,14 @@
 """Survivors as they are, in the model's own dtype."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.hold.base import Hold, Survivors
-from kvcli_kernels.attention import attention
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class Dense(Hold):
 
     name: ClassVar[str] = "dense"
 
-    def freeze(self, survivors: Survivors) -> "DenseLayer":
+    def freeze(self, survivors: Survivors) -> DenseLayer:
         """Takes the tensors over without a copy."""
         return DenseLayer(survivors.k, survivors.v, survivors.pos, survivors.window)
 
@@ -36,4 +38,6 @@ class DenseLayer:
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
+        from kvcli_kernels.attention import attention
+
         return attention(q, self.k, self.v, scale, q_start, self.window)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
 from kvcli.keep.victims import Victims
 from kvcli.types import Positions, Scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,8 @@ class Keep:
 
         A causal policy leaves this alone: kept units carry the score they were given once.
         """
+        import torch
+
         return torch.cat([chunk.scores, self.score(chunk).float()], dim=1)
 
 
@@ -142,6 +144,8 @@ class Chunk:
         Post-softmax weights, summed over these queries and averaged over the query group, computed again in blocks
         so that no more than ``[H, block, u + probe]`` exists at a time: float32 ``[H_kv, u]``.
         """
+        import torch
+
         q, k = self.rotated
         kv_heads, keys, dim = k.shape
         group = q.shape[0] // kv_heads

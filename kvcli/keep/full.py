@@ -1,12 +1,14 @@
 """Keep everything: the reference that every other policy is measured against."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.keep.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,4 +20,4 @@ class Full(Keep):
 
     def score(self, chunk: Chunk) -> Tensor:
         """Nothing is ever evicted, so all scores are 0: ``[H_kv, new]``."""
-        return torch.zeros(chunk.k.shape[0], chunk.new, device=chunk.k.device)
+        return chunk.scores.new_zeros(chunk.k.shape[0], chunk.new)

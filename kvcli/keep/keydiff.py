@@ -1,12 +1,14 @@
 """Unusual keys matter (KeyDiff, Park et al. 2025, arXiv 2504.15364)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.keep.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class Keydiff(Keep):
 
     def rescore(self, chunk: Chunk) -> Tensor:
         """``-cos(k, mean of all normalised keys so far)``: ``[H_kv, kept + new]``."""
+        import torch.nn.functional as F
+
         k = F.normalize(chunk.k.float(), dim=-1)
         total = k[:, chunk.kept :].sum(dim=1, keepdim=True) + chunk.state.get("sum", 0)
         chunk.state["sum"] = total

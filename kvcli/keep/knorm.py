@@ -1,12 +1,14 @@
 """Small keys matter (Devoto et al. 2024, arXiv 2406.11430)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.keep.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,5 +19,7 @@ class Knorm(Keep):
 
     def score(self, chunk: Chunk) -> Tensor:
         """``-||k||``; RoPE does not change it: ``[H_kv, new]``."""
+        import torch
+
         norms: Tensor = torch.linalg.vector_norm(chunk.k[:, chunk.kept :].float(), dim=-1)
         return -norms

@@ -1,12 +1,14 @@
 """What the question looks at (SnapKV, Li et al. 2024, arXiv 2404.14469), at fixed memory."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.keep.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class Snapkv(Keep):
 
     def rescore(self, chunk: Chunk) -> Tensor:
         """Mean post-softmax attention of the observing queries, smoothed: ``[H_kv, kept + new]``."""
+        import torch.nn.functional as F
+
         rows = chunk.new + chunk.probe
         window = min(self.window, chunk.probe or chunk.new)
         mass = chunk.attention(rows - window, rows) / window

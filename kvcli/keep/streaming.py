@@ -1,11 +1,14 @@
 """StreamingLLM: sinks and the newest units (Xiao et al. 2023, arXiv 2309.17453)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.keep.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

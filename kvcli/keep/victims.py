@@ -1,10 +1,11 @@
 """What becomes of units that do not stay: dropped, or folded into the survivor that is most like them."""
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Victims = Literal["drop", "merge"]
 
@@ -23,6 +24,9 @@ def merge(k: Tensor, v: Tensor, index: Tensor) -> Tensor:
     Returns:
         ``[H_kv, c, D]`` in the dtype of ``v``.
     """
+    import torch
+    import torch.nn.functional as F
+
     heads, units, dim = v.shape
     victim = torch.ones(heads, units, dtype=torch.bool, device=v.device).scatter_(1, index, False)
     lost = victim.nonzero()[:, 1].view(heads, units - index.shape[1])
