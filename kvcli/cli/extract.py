@@ -91,7 +91,7 @@ def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) ->
         render.note("pages", f"{found.typical:,} characters on the median page · {few}", quiet=quiet)
         for file in document.files:
             if empty := [r.page for r in found.empty if r.file == file and r.page is not None]:
-                render.note("empty", f"{file}: pages {pages.shown(empty)}", quiet=quiet)
+                render.note("empty", f"{file}: {pages.named(empty)}", quiet=quiet)
     if found.odd:
         total = sum(found.odd.values())
         signs = ", ".join(f"{_name(c)} ×{n:,}" for c, n in found.odd.most_common(5))

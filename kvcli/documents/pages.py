@@ -51,3 +51,9 @@ def shown(numbers: Iterable[int]) -> str:
             runs.append([n, n])
     texts = [f"{a}" if a == b else f"{a}–{b}" for a, b in runs]
     return ", ".join(texts if len(texts) <= 12 else [*texts[:11], f"… ({len(texts) - 11} more ranges)"])
+
+
+def named(numbers: Iterable[int]) -> str:
+    """``page 7``, ``pages 1–3, 7``."""
+    found = sorted(numbers)
+    return f"page {found[0]}" if len(found) == 1 else f"pages {shown(found)}"

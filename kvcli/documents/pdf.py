@@ -6,7 +6,7 @@ from typing import Any
 
 from kvcli.documents import flow, layout
 from kvcli.documents.document import Extract, Part, Source
-from kvcli.documents.pages import select, shown
+from kvcli.documents.pages import named, select, shown
 from kvcli.documents.worker import run
 from kvcli.errors import InputError
 
@@ -37,14 +37,12 @@ def extract(source: Source) -> Extract:
 
         for number, text in ocr.pages(source, sorted(bare)).items():
             texts[number - 1] = text
-        notes.append(f"{source.name}: pages {shown(bare)} were read by OCR")
+        notes.append(f"{source.name}: {named(bare)} read by OCR")
         bare = {n for n in bare if not texts[n - 1].strip()}
     _refuse_scan(source, bare, chosen, texts)
     found.without_text = [n for n in chosen if not texts[n - 1].strip()]
     if bare:
-        found.warnings.append(
-            f"{source.name}: pages {shown(bare)} are pictures with hardly any text and were not read; --ocr reads them"
-        )
+        found.warnings.append(f"{source.name}: {named(bare)} not read, pictures with hardly any text; --ocr reads them")
     shows = [n for n in chosen if pages[n - 1].get("picture") and n not in bare and not source.options.ocr]
     if shows:
         notes.append(f"{source.name}: pictures on pages {shown(shows)} were not read")
@@ -87,7 +85,7 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if wrong := sorted(set(lost) & set(select(source.options.pages, head["pages"], name))):
         good = [n for n in range(1, head["pages"] + 1) if n not in set(lost)]
         rest = f"--pages {shown(good).replace('–', '-').replace(' ', '')} reads the others" if good else fetch
-        raise InputError(f"{name} is damaged: pages {shown(wrong)} cannot be read", rest)
+        raise InputError(f"{name} is damaged: {named(wrong)} cannot be read", rest)
     blank: dict[str, Any] = {"label": None, "height": 1.0, "words": [], "cut": 0}
     read = {p["page"]: p for p in pages if "error" not in p}
     return head, [read.get(n) or {"page": n, **blank} for n in range(1, head["pages"] + 1)]
@@ -129,23 +127,17 @@ def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[
         if any(texts[n - 1].strip() for n in chosen):
             return
         raise InputError(
-            f"{source.name} has no text: {_pages(chosen)} are empty", f"look at it: kvcli extract {source.quoted}"
+            f"{source.name} has no text, {named(chosen)} being empty", f"look at it: kvcli extract {source.quoted}"
         )
     characters = sum(len(texts[n - 1].strip()) for n in bare)
     rest = f" with {characters:,} characters of stamps on it" if characters else ""
     have, kind = ("has", "picture") if len(bare) == 1 else ("have", "scan")
     if source.options.ocr:
-        raise InputError(
-            f"{source.name}: OCR found no text on {_pages(sorted(bare))}", "scan it with more dots per inch"
-        )
+        raise InputError(f"{source.name}: OCR found no text on {named(bare)}", "scan it with more dots per inch")
     raise InputError(
-        f"{source.name}: {_pages(sorted(bare))} {have} no text; this is a {kind}{rest}",
+        f"{source.name}: {named(bare)} {have} no text; this is a {kind}{rest}",
         "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
     )
-
-
-def _pages(numbers: list[int]) -> str:
-    return f"page {numbers[0]}" if len(numbers) == 1 else f"pages {shown(numbers)}"
 
 
 def _sections(outline: list[tuple[int, str, int]]) -> Any:

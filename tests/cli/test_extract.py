@@ -28,7 +28,7 @@ def test_the_text_on_stdout_and_the_report_on_stderr(call: Call) -> None:
     assert outcome.code == 0
     assert outcome.out == f"[page 1]\n{' '.join(HARBOUR)}\n\n[page 2]\n\n\n[page 3]\nAnd then he walked home.\n"
     assert "book.pdf · 3 pages, 1 without text · 100 characters" in outcome.err
-    assert "empty    book.pdf: pages 2" in outcome.err
+    assert "empty    book.pdf: page 2" in outcome.err
     assert call("extract", "-q", "book.pdf", "--pages", "3").out == "[page 3]\nAnd then he walked home.\n"
 
 

@@ -49,7 +49,7 @@ def test_only_pages_without_text_are_read_by_ocr(tmp_path: Path, engine: list[tu
     assert engine == [("2", "3")]
     assert document.text.split("\n\n")[1] == "[page 2]\nThe old man sat by the harbour."
     assert not document.warnings
-    assert "pages 2–3 were read by OCR" in document.notes[-1]
+    assert "pages 2–3 read by OCR" in document.notes[-1]
 
 
 def test_a_picture_needs_the_option(tmp_path: Path, engine: list[tuple[str, ...]]) -> None:

@@ -154,12 +154,12 @@ def test_a_scan_is_refused_and_its_stamps_are_no_text(tmp_path: Path) -> None:
 
 def test_pictures_among_pages_of_text_are_said(tmp_path: Path) -> None:
     document = load(tmp_path, pdf([Page(lines(PROSE)), Page(lines(OTHER)), Page(picture=True)]))
-    assert "pages 3 are pictures with hardly any text" in document.warnings[0]
+    assert "page 3 not read, pictures with hardly any text" in document.warnings[0]
     assert [page for _, page in document.without_text] == [3]
 
 
 def test_empty_pages_are_no_book(tmp_path: Path) -> None:
-    assert "pages 1–2 are empty" in refused(tmp_path, pdf([Page(), Page()])).message
+    assert "pages 1–2 being empty" in refused(tmp_path, pdf([Page(), Page()])).message
 
 
 def test_an_encrypted_file_names_the_way_out_and_one_without_a_password_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Two spellings of the same words made one: how a quote and the text it comes from are compared.
+
+Unicode's compatible forms (NFKC, so ligatures and full-width letters), runs of white space, hyphens between letters
+with whatever line end follows them, invisible characters, and the shapes of quotation marks and apostrophes are
+folded. Case, digits, dashes and all other punctuation are not.
+"""
+
+import re
+import unicodedata
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_ODD = re.compile(
+    r"(?P<hyphen>(?<=[^\W\d_]|[\u0300-\u036f])[-\xad\u2010\u2011\ufffe\x02]+\s*(?=[^\W\d_]))"
+    r"|(?P<space>\s+)"
+    r"|(?P<other>[\x21-\x7e]?[^\x00-\x7f\s]+|[\x00-\x1f\x7f])"
+)
+_MARKS = str.maketrans({**dict.fromkeys("‘’‚‛`´′ʼ", "'"), **dict.fromkeys("“”„‟«»″", '"')})
+_UNWRITTEN = ("Cc", "Cf", "Cn")
+_UNSPACED = (  # scripts that put nothing between words, so that a word's edge cannot be told
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u2e80-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
+_LETTER = re.compile(rf"[^\W_{_UNSPACED}]")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A text to compare by. ``starts[i]`` and ``ends[i]`` are the stretch of the original behind ``text[i]``."""
+
+    text: str
+    starts: "array[int]"
+    ends: "array[int]"
+
+    def origin(self, start: int, end: int) -> tuple[int, int]:
+        """The stretch of the original behind ``text[start:end]``, which is not empty."""
+        return self.starts[start], self.ends[end - 1]
+
+    def splits_word(self, at: int) -> bool:
+        """Whether a cut before ``text[at]`` goes through a word; it may go where a hyphen was."""
+        if not 0 < at < len(self.text) or self.ends[at - 1] < self.starts[at]:
+            return False
+        return bool(_LETTER.match(self.text[at - 1]) and _LETTER.match(self.text[at]))
+
+
+def fold(text: str, foreign: Iterable[tuple[int, int]] = ()) -> Folded:
+    """``text`` folded.
+
+    Args:
+        text: any text.
+        foreign: stretches that are not the author's words; they count as white space.
+    """
+    text = _blanked(text, foreign)
+    parts: list[str] = []
+    starts, ends = array("I"), array("I")
+    at = 0
+
+    def plain(end: int) -> None:
+        if at < end:
+            parts.append(text[at:end].translate(_MARKS))
+            starts.extend(range(at, end))
+            ends.extend(range(at + 1, end + 1))
+
+    for match in _ODD.finditer(text):
+        plain(match.start())
+        at = match.end()
+        if match.lastgroup == "space":
+            if parts and parts[-1] == " ":  # on both sides of something invisible
+                ends[-1] = at
+                continue
+            parts.append(" ")
+            starts.append(match.start())
+            ends.append(at)
+        elif match.lastgroup == "other":
+            for start, end in _clusters(text, match.start(), at):
+                piece = unicodedata.normalize("NFKC", text[start:end].translate(_MARKS)).translate(_MARKS)
+                piece = "".join(c for c in piece if unicodedata.category(c) not in _UNWRITTEN)
+                if piece:
+                    parts.append(piece)
+                    starts.extend([start] * len(piece))
+                    ends.extend([end] * len(piece))
+    plain(len(text))
+    return Folded("".join(parts), starts, ends)
+
+
+def _blanked(text: str, foreign: Iterable[tuple[int, int]]) -> str:
+    """``text`` with some stretches, given in order, as line ends; of the same length."""
+    parts, at = [], 0
+    for start, end in foreign:
+        parts += [text[at:start], "\n" * (end - start)]
+        at = end
+    return "".join(parts) + text[at:]
+
+
+def _clusters(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
+    """Characters with the accents that follow them."""
+    for i in range(start + 1, end):
+        if not unicodedata.combining(text[i]):
+            yield start, i
+            start = i
+    yield start, end
