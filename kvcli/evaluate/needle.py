@@ -28,25 +28,21 @@ class Shape:
     question: str
 
 
+# Plain on purpose: what is measured is whether a fact was kept, not whether a small model understands the question.
 SHAPES = (
     Shape("number", "place", "The postal code of {k} is {v}.", "What is the postal code of {k}?"),
+    Shape("number", "place", "The population of {k} is {v}.", "What is the population of {k}?"),
+    Shape(
+        "number",
+        "place",
+        "The museum vault in {k} opens with the digits {v}.",
+        "Which digits open the museum vault in {k}?",
+    ),
     Shape(
         "number",
         "person",
         "The membership card that {k} lost bears the digits {v}.",
         "Which digits does the membership card that {k} lost bear?",
-    ),
-    Shape(
-        "number",
-        "place",
-        "According to the newest census, {k} has {v} inhabitants.",
-        "How many inhabitants does {k} have according to the newest census?",
-    ),
-    Shape(
-        "number",
-        "person",
-        "The bank account of {k} shows a balance of {v}.",
-        "What balance does the bank account of {k} show?",
     ),
     Shape(
         "name",
@@ -57,37 +53,17 @@ SHAPES = (
     Shape(
         "name",
         "place",
-        "The jury in {k} acquitted {v} of all charges.",
-        "Whom did the jury in {k} acquit of all charges?",
+        "The portrait in the library of {k} shows {v}.",
+        "Whom does the portrait in the library of {k} show?",
     ),
-    Shape(
-        "name",
-        "place",
-        "The portrait in the library of {k} shows {v} as a child.",
-        "Whom does the portrait in the library of {k} show as a child?",
-    ),
-    Shape("name", "person", "As a student, {k} shared rooms with {v}.", "With whom did {k} share rooms as a student?"),
-    Shape(
-        "word",
-        "place",
-        "The fishing boat that sank off {k} was christened {v}.",
-        "How was the fishing boat that sank off {k} christened?",
-    ),
-    Shape(
-        "word",
-        "person",
-        "The crow of {k} learned to say just one word: {v}.",
-        "Which word did the crow of {k} learn to say?",
-    ),
+    Shape("name", "person", "The fencing teacher of {k} is {v}.", "Who is the fencing teacher of {k}?"),
+    Shape("name", "person", "The roommate of {k} was named {v}.", "What was the roommate of {k} named?"),
     Shape(
         "word", "place", "The watchword of the sentries in {k} is {v}.", "What is the watchword of the sentries in {k}?"
     ),
-    Shape(
-        "word",
-        "person",
-        "The solution of the riddle that {k} set is {v}.",
-        "What is the solution of the riddle that {k} set?",
-    ),
+    Shape("word", "place", "The ferry to {k} is called the {v}.", "What is the ferry to {k} called?"),
+    Shape("word", "place", "The dialect word for rain in {k} is {v}.", "What is the dialect word for rain in {k}?"),
+    Shape("word", "person", "The racing horse of {k} is named {v}.", "What is the racing horse of {k} named?"),
 )
 
 
