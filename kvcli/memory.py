@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kvcli.errors import ResourceError, TooLongError
@@ -9,6 +10,12 @@ from kvcli.recipe import Recipe
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
 _SCORE_AND_PLACE = 8  # bytes per unit beside key and value: a float32 score and an int32 place
+_HEADER = 4096  # of a saved reading: the description and the first brackets
+_TENSORS, _ENTRY = 11, 110  # tensors a layer has in a saved reading, and bytes of one's entry in the header
+_STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
+
+KV_BITS = {16: None, 8: 8.5, 4: 4.5, 2: 2.5}
+"""``--kv-bits`` to effective bits: groups of 64 numbers share a scale and an offset of 16 bits each."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,32 @@ class Plan:
             )
 
 
-def plan(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, tail: int) -> Plan:
+def plan(
+    spec: ModelSpec,
+    recipe: Recipe,
+    *,
+    tokens: int,
+    chunk: int,
+    tail: int,
+    probe: int = 0,
+    kv_bits: float | None = None,
+) -> Plan:
     """Peak memory of reading ``tokens`` in chunks of ``chunk`` and asking with ``tail`` further tokens.
 
     The peak is all layers' kept units, plus one chunk of one layer.
+
+    Args:
+        spec: the model.
+        recipe: which units survive.
+        tokens: of the document, template head included; 0 for none.
+        chunk: tokens per forward pass.
+        tail: tokens of question and answer.
+        probe: tokens of the question that follow each chunk, for policies that read for one.
+        kv_bits: effective bits of a kept number, scales included; ``None`` is the model's dtype.
     """
     size = DTYPE_BYTES[spec.dtype]
     kept = [units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
-    chunk = min(chunk, max(tokens, 1))
+    chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
     # Keys and values at hand, and the keys rotated, of one layer.
     workspace = spec.kv_heads * room * spec.head_dim * size * 3
@@ -60,11 +85,113 @@ def plan(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, tail: int)
     activations = chunk * width * size + spec.vocab * (size + 4)
     return Plan(
         weights=spec.weight_bytes,
-        fill=sum(kept) * spec.kv_heads * (spec.unit_bytes + _SCORE_AND_PLACE),
+        fill=sum(kept) * spec.kv_heads * (_unit(spec, kv_bits) + _SCORE_AND_PLACE),
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
     )
+
+
+def _unit(spec: ModelSpec, bits: float | None) -> int:
+    """Bytes of a kept unit's key and value in one KV head of one layer."""
+    return spec.unit_bytes if bits is None else math.ceil(2 * spec.head_dim * bits / 8)
+
+
+def of_run(
+    spec: ModelSpec,
+    recipe: Recipe,
+    *,
+    tokens: int,
+    chunk: int,
+    question: int,
+    answer: int,
+    extra: int = 0,
+    kv_bits: float | None = None,
+) -> tuple[Plan, int]:
+    """The plan of one question about one document, and how long its answer may become, in tokens.
+
+    ``kvcli ask`` and ``kvcli plan`` both ask here, so what is planned is what is run.
+
+    Args:
+        spec, recipe, tokens, chunk, kv_bits: as for :func:`plan`.
+        question: tokens of the question, the turn to answer included.
+        answer: tokens that the answer may have at most.
+        extra: tokens that may stand before the question: passages of a second look.
+
+    Raises:
+        TooLongError: as :func:`check_positions`.
+    """
+    room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question + extra)
+    longest = min(answer, room)
+    probe = question if tokens and recipe.keep.question else 0
+    tail = question + extra + longest
+    return plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe, kv_bits=kv_bits), longest
+
+
+def largest_budget(
+    spec: ModelSpec,
+    recipe: Recipe,
+    usable: int,
+    *,
+    tokens: int,
+    chunk: int,
+    question: int,
+    answer: int,
+    kv_bits: float | None = None,
+) -> int | None:
+    """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
+
+    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`of_run`.
+    """
+
+    def fits(budget: int) -> bool:
+        try:
+            made, _ = of_run(
+                spec,
+                recipe.with_budget(budget),
+                tokens=tokens,
+                chunk=chunk,
+                question=question,
+                answer=answer,
+                kv_bits=kv_bits,
+            )
+        except TooLongError:
+            return False
+        return made.total <= usable
+
+    least = max(1, recipe.keep.sinks + (recipe.keep.stabilizers or 0))
+    if tokens >= least and fits(tokens):
+        return tokens
+    low, high = least - 1, max(tokens, least)  # the law behind the search: a plan grows with its budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if low >= least else None
+
+
+def disk(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text: int) -> int:
+    """Bytes of the saved reading, at most (see :mod:`kvcli.saved.tensors`).
+
+    Its end, and for a longer text its edge: scores, places and marks of the units before the last chunk, and those that
+    this chunk drives out, which are at most as many as it has tokens.
+
+    Args:
+        spec, recipe, tokens, chunk: as for :func:`plan`.
+        text: bytes of the document in UTF-8 and of what is known of it.
+    """
+    total = text + 4 * tokens + _HEADER
+    if not tokens:
+        return total
+    body = max(0, tokens - recipe.keep.tail)
+    edge = max(0, body - 1) // chunk * chunk
+    for layer in range(spec.layers):
+        kept = units(spec, recipe, tokens, layer)
+        then = min(units(spec, recipe, edge, layer), kept)
+        gone = then if recipe.keep.victims == "merge" else min(then, tokens - edge)
+        total += spec.kv_heads * (kept * (spec.unit_bytes + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
+        total += spec.kv_heads * (gone * spec.unit_bytes + 2 * _STATE * spec.head_dim)
+        total += _TENSORS * _ENTRY
+    return total
 
 
 def units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:

@@ -122,7 +122,9 @@ def heads_identity(source: Source, spec: ModelSpec) -> str | None:
     """What retaining heads are found by (see :func:`kvcli.heads.file.identity`); ``None`` without weights."""
     for shard in weights.shards(source.path) if source.complete else ():
         head = weights.header(shard)
-        norms = [(n, t) for n, t in json.loads(head).items() if n.endswith(("model.norm.weight", "final_layernorm.weight"))]
+        norms = [
+            (n, t) for n, t in json.loads(head).items() if n.endswith(("model.norm.weight", "final_layernorm.weight"))
+        ]
         for _, tensor in norms:
             begin, end = tensor["data_offsets"]
             with shard.open("rb") as file:

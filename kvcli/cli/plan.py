@@ -1,0 +1,184 @@
+"""``kvcli plan FILE…``: memory, disk and time of a run before it; loads no model and imports no torch."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import kvcli
+from kvcli import documents
+from kvcli.cli import planned, render
+from kvcli.cli.budget import Budget
+from kvcli.cli.desk import ANSWER, QUESTION
+from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.forecast import Place, Work, forecast
+from kvcli.cli.questions import valid
+from kvcli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+    from kvcli.hf.models import Source
+    from kvcli.prompt import Prompt
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
+
+CHUNK = 512
+"""Tokens read per step where ``--chunk-size`` does not say."""
+
+
+def command(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="What would be read; - is standard input.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", min=1, help="A text of N tokens instead of a file.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
+    ] = None,
+    what_if: Annotated[
+        list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="bf16|int8|nf4", help="How the weights would be held.")
+    ] = "bf16",
+    kv_bits: Annotated[
+        int, typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number, scales not counted.")
+    ] = 16,
+    card: Annotated[
+        str | None, typer.Option("--card", metavar="NAME|SIZE", help="Another card: 4090, 3060 or 8GB.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = ANSWER,
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
+    ] = None,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Say what a run would take, before it: memory, disk and time. Loads no model.
+
+    The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --card it is
+    about another card: whether it fits there, and with which budget at most. Exit code 5 says that it does not fit.
+    """
+    from kvcli import memory
+    from kvcli.hf import models, outline
+    from kvcli.recipe import parse
+
+    if weights not in outline.WEIGHTS:
+        raise UsageError(f"--weights {weights}: there are {', '.join(outline.WEIGHTS)}", "--weights bf16")
+    if kv_bits not in memory.KV_BITS:
+        raise UsageError(f"--kv-bits {kv_bits}: there are {', '.join(map(str, memory.KV_BITS))}", "--kv-bits 16")
+    if card is not None and device is not None:
+        raise UsageError("--card is about a card you need not have, --device about this machine", "leave out --device")
+    if raw and system:
+        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
+    wanted = None if budget is None else Budget.parse(budget)
+    named = None if policy is None else parse(policy)
+    others = [parse(text) for text in what_if or []]
+    place = None if card is None else Place.card(card)
+    chosen = options(ranges, include, exclude, ocr)
+    document = _document(list(files or []), tokens, chosen)
+
+    source = render.follow(models.resolve(model, offline=offline, only_config=True), quiet=quiet)
+    spec = outline.spec(
+        source,
+        device="cpu" if place is not None else device,  # a card that is not here is not asked for
+        dtype=dtype or ("bfloat16" if place is not None else None),
+        held=weights,
+    )
+    prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
+    ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
+    asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
+    work = Work(ids, _text_bytes(document), chunk or CHUNK, asked, max_tokens)
+
+    units = None if wanted is None else wanted.units(spec, ids)
+    if named is None:
+        recipe = _default(source, spec, units)
+    else:
+        recipe = named if units is None else named.with_budget(units)
+    place = place or Place.this(spec.device)
+    bits = memory.KV_BITS[kv_bits]
+    found = [forecast(spec, each, work, place, kv_bits=bits) for each in (recipe, *others)]
+    outlook = planned.Outlook(spec, work, place, found, document, weights, kv_bits, _caveats(weights, kv_bits))
+    if as_json:
+        planned.to_json(outlook)
+    else:
+        planned.show(outlook)
+    for note in (*(document.warnings if document else ()), *outlook.notes):
+        render.warn(note, quiet=quiet)
+    planned.judge(outlook)
+
+
+def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> "Document | None":
+    from kvcli.cli import opened
+
+    if tokens is not None and files:
+        raise UsageError("--tokens stands for a text that is not there, and a file was given", "leave out one of them")
+    if tokens is not None:
+        return None
+    if not files:
+        raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100000")
+    saved, _ = opened.find(files)
+    if saved is not None:
+        raise UsageError(f"{saved.path} is read already", f"kvcli cache show {saved.path}")
+    stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
+    return documents.read(files, stdin, chosen)
+
+
+def _prompt(directory: Path, system: str | None, raw: bool) -> "Prompt":
+    from kvcli.hf.tokens import Tokens
+    from kvcli.prompt import Prompt
+
+    return Prompt(Tokens(directory), system=system, raw=raw)
+
+
+def _default(source: "Source", spec: "ModelSpec", units: int | None) -> "Recipe":
+    """What ``ask`` would choose for one question; retaining heads are looked for where it finds them."""
+    from kvcli import paths
+    from kvcli.hf import outline
+    from kvcli.recipe import default
+
+    folders = [paths.data_dir() / "heads", Path(kvcli.__file__).parent / "heads" / "shipped"]
+    return default(spec, budget=units, heads=outline.has_heads(source, spec, folders))
+
+
+def _text_bytes(document: "Document | None") -> int:
+    """What of a saved reading is the text and what is known of it."""
+    from kvcli.cli import opened
+
+    if document is None:
+        return 0
+    return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(opened.about(document)))
+
+
+def _caveats(weights: str, kv_bits: int) -> list[str]:
+    """What is planned here and cannot be run yet."""
+    asked = [f"--weights {weights}"] * (weights != "bf16") + [f"--kv-bits {kv_bits}"] * (kv_bits != 16)
+    if not asked:
+        return []
+    return [f"{' and '.join(asked)} is arithmetic only: this version reads at 16 bits, with weights as they are"]
