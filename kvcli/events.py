@@ -98,4 +98,12 @@ class Warned:
     text: str
 
 
-Event = Download | Convert | Prefill | Token | Answer | Training | Reused | Warned
+@dataclass(frozen=True)
+class Absorbed:
+    """The turns of a conversation so far were evicted into its context: ``tokens`` of them, after ``turns`` turns."""
+
+    turns: int
+    tokens: int
+
+
+Event = Download | Convert | Prefill | Token | Answer | Training | Reused | Warned | Absorbed

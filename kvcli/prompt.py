@@ -18,12 +18,20 @@ BEHIND = "\n\nEnd of the text. Question: "
 ANSWER = "\nAnswer with the exact words of the text."
 
 _TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
-_FOCUS, _AGAIN = "\x02FOCUS\x03", "\x02AGAIN\x03"
+_FOCUS, _AGAIN, _REPLY = "\x02FOCUS\x03", "\x02AGAIN\x03", "\x02REPLY\x03"
 # Passages that are read again behind the text, where there is a second look.
 AGAIN = "\n\nEnd of the text. These passages of it matter:\n\n"
 BEHIND_AGAIN = "\n\nQuestion: "
 # The same where the question is known before the text is read (Locret-Q): it also stands in front.
 BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
+
+
+def _changed() -> ModelError:
+    return ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,22 @@ class Prompt:
         end = getattr(self.tokenizer, "eos_token", None) or ""
         return self._plain(text) + self._encode(end)
 
-    def _cut(self, content: str, mark: str) -> tuple[str, str]:
-        messages = [{"role": "user", "content": content}]
+    def follow(self, text: str) -> list[int]:
+        """Ids of a further question behind an answer whose end mark the model has not written, and of its turn."""
+        if self.raw:
+            return self._plain("\n\n" + text)
+        _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(_QUESTION))
+        before, found, behind = rest.partition(_QUESTION)
+        if not found:
+            raise _changed()
+        return self._opened(before, text) + self._encode(behind)
+
+    def reply(self, text: str) -> list[int]:
+        """Ids of an answer's text, without an end mark."""
+        return self._plain(text)
+
+    def _cut(self, content: str, mark: str, *more: dict[str, str]) -> tuple[str, str]:
+        messages = [_user(content), *more]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})
         if not getattr(self.tokenizer, "chat_template", None):
@@ -113,7 +135,7 @@ class Prompt:
                 ) from error
         before, found, behind = rendered.partition(mark)
         if not found:
-            raise ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
+            raise _changed()
         return before, behind
 
     def _bos(self) -> str:

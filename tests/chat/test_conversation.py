@@ -1,0 +1,236 @@
+"""What holds for a conversation, whatever is said in it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvcli import engine
+from kvcli.chat.conversation import Conversation
+from kvcli.errors import InputError, TooLongError
+from kvcli.events import Absorbed, Answer, Token
+from kvcli.recipe import parse
+from kvcli.sampling import Sampling
+from tests.chat.conftest import CHUNK, TEXT, Talk, ground
+from tests.laws.helpers import drain, filled
+
+QUESTIONS = [f"What is number {n}?" for n in range(12)]
+
+
+def say(talk: Conversation, text: str, count: int = 8, **how: object) -> Answer:
+    (answer,) = [e for e in talk.ask(text, max_tokens=count, **how) if isinstance(e, Answer)]  # type: ignore[arg-type]
+    return answer
+
+
+def held(talk: Conversation) -> list[torch.Tensor]:
+    """Keys and values that the next question attends to: those kept, and those of the tail."""
+    assert talk.tail is not None
+    tail = [t[:, : talk.tail.length].clone() for layer in talk.tail.layers for t in (layer.k, layer.v)]
+    kept = [] if talk.context is None else [t for layer in talk.context.layers for t in (layer.k, layer.v)]
+    return kept + tail
+
+
+def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("text", [TEXT, ""])
+def test_two_hundred_turns_at_fixed_memory_that_still_hold_the_first(talk: Talk, text: str) -> None:
+    """No turn takes more than those of the first rounds of absorbing, and the sinks of turn 1 are there to the end."""
+    chat = talk(text, "streaming(budget=96, sinks=24, stabilizers=16)")
+    bytes_after, absorbed = [], 0
+    for n in range(200):
+        for event in chat.ask(f"What is number {n % 7}?", max_tokens=8):
+            absorbed += isinstance(event, Absorbed)
+        bytes_after.append(chat.nbytes)
+    assert absorbed == len(chat.absorbed) > 30
+    assert max(bytes_after[20:]) <= max(bytes_after[:20])
+    assert len(chat.turns) == 200
+    assert chat.context is not None
+    assert chat.context.seen > 200 * 20
+    assert chat.context.kept == 96
+    for layer in chat.context.layers:
+        assert bool((layer.pos[:, :24] == torch.arange(24)).all())
+
+
+@pytest.mark.parametrize("recipe", ["keydiff(budget=96, stabilizers=16)", "full"])
+def test_a_fact_of_the_first_turn_is_known_as_long_as_it_is_kept(talk: Talk, recipe: str) -> None:
+    """With a budget for everything, absorbed turns answer as those in the tail do."""
+    short, long = talk(TEXT, recipe.replace("96", "4000"), room=120), talk(TEXT, "keydiff(budget=4000)", room=4000)
+    answers = [say(long, q).text for q in QUESTIONS]
+    assert [say(short, q).text for q in QUESTIONS] == answers
+    assert len(set(answers)) > len(QUESTIONS) // 2, "answers depend on what was said"
+    assert len(short.absorbed) >= 3
+    assert not long.absorbed
+
+
+def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None:
+    """What is behind the document and the answer to it are those of one text under the same recipe."""
+    recipe = "keydiff(budget=96, stabilizers=0)"
+    chat = talk(TEXT, recipe)
+    while not chat.absorbed:
+        say(chat, QUESTIONS[len(chat.turns)])
+    prompt, end = ground(model, TEXT, recipe).prompt, chat.absorbed[0]
+    ids = prompt.question(chat.turns[0].question) + list(chat.turns[0].ids)
+    for turn in chat.turns[1:end]:
+        ids += prompt.follow(turn.question) + list(turn.ids)
+    work = filled(model, prompt.document(TEXT), recipe, CHUNK, horizon=4096)
+    tail = engine.begin(model, drain(engine.absorb(model, work, ids, parse(recipe), chunk=CHUNK)))
+    found = [
+        e.id
+        for e in engine.ask(model, tail, prompt.follow(chat.turns[end].question), max_tokens=8)
+        if isinstance(e, Token)
+    ]
+    assert tuple(found) == chat.turns[end].ids
+
+
+def test_a_further_question_is_what_the_template_makes_of_all_messages(model) -> None:
+    """No token is between turns that the model's own template would not put there."""
+    for system in (None, "Be brief."):
+        prompt = ground(model, "", "full", system=system).prompt
+        ids = prompt.question("Who?", document=False) + prompt.reply("Pip.") + prompt.follow("Who else?")
+        messages = [{"role": "system", "content": system}] * bool(system) + [
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": "Pip."},
+            {"role": "user", "content": "Who else?"},
+        ]
+        whole = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert model.tokenizer.decode(ids) == whole
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_undo_and_the_same_question_again_are_bit_identical(talk: Talk, turns: int) -> None:
+    chat = talk(room=2000)
+    for question in QUESTIONS[:turns]:
+        say(chat, question)
+    before = held(chat)
+    first = say(chat, "And then?", sampling=Sampling(0.9, seed=3))
+    after = held(chat)
+    assert chat.undo().question == "And then?"
+    assert equal(held(chat), before)
+    assert say(chat, "And then?", sampling=Sampling(0.9, seed=3)).text == first.text
+    assert equal(held(chat), after)
+    again = list(chat.retry(sampling=Sampling(0.9, seed=3), max_tokens=8))[-1]
+    assert isinstance(again, Answer)
+    assert again.text == first.text
+    assert equal(held(chat), after)
+
+
+def test_undo_of_what_was_absorbed(talk: Talk) -> None:
+    """Turns that have been evicted into the context can be forgotten too, and the rest is as if they had never been."""
+    chat, other = talk(), talk()
+    while len(chat.absorbed) < 2:
+        say(chat, QUESTIONS[len(chat.turns)])
+    left = chat.absorbed[0] - 1
+    while len(chat.turns) > left:
+        chat.undo()
+    assert not chat.absorbed
+    for question in QUESTIONS[:left]:
+        say(other, question)
+    assert say(chat, "And then?").text == say(other, "And then?").text
+
+
+def test_clear_keeps_the_document(talk: Talk) -> None:
+    fresh = say(talk(), "Who?").text
+    chat = talk()
+    for absorbed in (0, 1):
+        say(chat, "What?")
+        while len(chat.absorbed) < absorbed:
+            say(chat, "What?")
+        chat.clear()
+        assert say(chat, "Who?").text == fresh
+        assert len(chat.turns) == 1
+
+
+@pytest.mark.parametrize("text", [TEXT, ""])
+def test_going_on_from_what_was_saved(talk: Talk, text: str) -> None:
+    """Resumed after any turn, the next answer is that of the conversation that was never broken off."""
+    chat = talk(text, room=120)
+    states = []
+    for question in QUESTIONS:
+        states.append((list(chat.turns), list(chat.absorbed)))
+        say(chat, question)
+    assert len(chat.absorbed) >= 2
+    for n in (0, 1, chat.absorbed[0], chat.absorbed[1], len(QUESTIONS) - 1):
+        turns, absorbed = states[n]
+        resumed = talk(text, room=120, turns=turns, absorbed=absorbed)
+        assert say(resumed, QUESTIONS[n]).text == chat.turns[n].answer
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 5])
+def test_an_interrupted_answer_is_kept_as_far_as_it_got(talk: Talk, stop_at: int) -> None:
+    saved = []
+    chat = talk(changed=lambda: saved.append((len(chat.turns), chat.unanswered)))
+    say(chat, "Who?")
+    whole = say(chat, "What?").text
+    chat.undo()
+    events = chat.ask("What?", max_tokens=8)
+    if stop_at == 0:
+        engine_forward, chat.model.module.forward = chat.model.module.forward, _interrupt
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(events)
+        finally:
+            chat.model.module.forward = engine_forward
+        assert (len(chat.turns), chat.unanswered) == (1, "What?")
+        assert saved[-1] == (1, "What?")
+    else:
+        text = "".join(next(events).text for _ in range(stop_at))  # type: ignore[union-attr]
+        events.close()
+        assert chat.turns[-1].answer == text == whole[: len(text)]
+        assert chat.turns[-1].finish == "interrupted"
+        assert saved[-1] == (2, None)
+    assert list(chat.retry(max_tokens=8))[-1].text == whole  # type: ignore[union-attr]
+    assert [t.question for t in chat.turns] == ["Who?", "What?"]
+
+
+def _interrupt(*_args: object, **_kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_follows_an_interrupted_answer_follows_what_was_shown(talk: Talk) -> None:
+    """The next question stands behind exactly the tokens that were shown, as if the answer had ended there."""
+    chat = talk()
+    events = chat.ask("Who?", max_tokens=8)
+    for _ in range(3):
+        next(events)
+    events.close()
+    other = talk(turns=chat.turns)
+    assert len(chat.turns[0].ids) == 3
+    assert say(chat, "What?").text == say(other, "What?").text
+
+
+def test_an_interrupted_absorption_is_done_again(talk: Talk) -> None:
+    chat = talk()
+    while not chat.absorbed:
+        before = (list(chat.turns), list(chat.absorbed))
+        say(chat, question := QUESTIONS[len(chat.turns)])
+    broken = talk(turns=before[0])
+    list(broken.open())
+    step = broken.ask(question, max_tokens=8)
+    next(step)  # one chunk of the tail has been absorbed
+    step.close()
+    assert broken.context is None
+    assert say(broken, question).text == chat.turns[-1].answer
+
+
+def test_bad_messages(talk: Talk) -> None:
+    chat = talk()
+    with pytest.raises(InputError, match="empty"):
+        say(chat, "  ")
+    with pytest.raises(InputError, match="no turn"):
+        chat.undo()
+    with pytest.raises(TooLongError, match="room for 200"):
+        say(chat, "x" * 300)
+    assert chat.turns == []
+    say(chat, "Who?")
+
+
+def test_a_recipe_that_evicts_nothing_says_when_it_is_full(talk: Talk) -> None:
+    chat = talk(TEXT, "full", room=200, total=500)
+    while chat.used < 150:
+        say(chat, "And then?", 40)
+    with pytest.raises(TooLongError, match="fills all 500 positions"):
+        say(chat, "And then? " * 10, 40)
+    chat.clear()
+    say(chat, "Who?")
