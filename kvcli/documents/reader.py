@@ -30,7 +30,8 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
     """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
 
     A directory stands for its files in the order of their names. Several files are joined with a line
-    ``=== name ===`` above each. Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
+    ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
+    begin as the first alone, and a saved reading of it is continued. Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
     """
     options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])
@@ -58,7 +59,7 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
         raise UsageError(
             f"--pages: {extracts[0][0]} has no pages", "leave out --pages, or --include and --exclude files"
         )
-    return _join(extracts, left, digest.hexdigest(), total)
+    return _join(extracts, left, digest.hexdigest(), total, from_folder=len(files) != len(names))
 
 
 def one(source: Source) -> Extract:
@@ -100,12 +101,15 @@ def _expand(names: list[str], options: Options) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(files)), notes
 
 
-def _join(extracts: list[tuple[str, Extract]], left: list[str], sha256: str, size: int) -> Document:
+def _join(
+    extracts: list[tuple[str, Extract]], left: list[str], sha256: str, size: int, *, from_folder: bool
+) -> Document:
     texts: list[str] = []
     spans: list[Span] = []
     at = 0
     for i, (name, extract) in enumerate(extracts):
-        header = f"=== {name} ===\n\n" if len(extracts) > 1 else ""
+        several = len(extracts) > 1
+        header = f"=== {name} ===\n\n" if several and (i or from_folder) else ""
         last = len(extract.parts) - 1
         for j, part in enumerate(extract.parts):
             text, body, line = part.text, part.body, part.line
@@ -114,7 +118,7 @@ def _join(extracts: list[tuple[str, Extract]], left: list[str], sha256: str, siz
             if header and not j and not body:
                 line += len(text) - len(text.lstrip("\n"))
                 text = text.lstrip("\n")
-            if header and j == last:
+            if several and j == last:
                 text = text.rstrip("\n") + ("\n\n" if i + 1 < len(extracts) else "")
             body += 0 if j else len(header)
             text = text if j else header + text

@@ -94,7 +94,7 @@ def make_folder(folder: Path) -> None:
 
 def check(outcome: Outcome, code: int, said: str) -> None:
     lines = outcome.err.splitlines()
-    shown = [line for line in lines if not line.startswith(("document ", "model ", "prefill "))]
+    shown = [line for line in lines if not line.startswith(("document ", "model ", "prefill ", "heads "))]
     assert outcome.code == code, outcome.err
     assert shown[0].startswith("kvcli: error: ")
     assert said in shown[0]

@@ -100,6 +100,17 @@ def test_another_text_a_longer_text(call: Call, tiny_model: Path, folder: Path, 
     assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "c.txt", "Who?")) == "resumed"
 
 
+def test_a_second_file_continues_the_reading_of_the_first(
+    call: Call, tiny_model: Path, folder: Path, book: Path
+) -> None:
+    (folder / "b.txt").write_text("Then it rained. " * 40)
+    ask(call, tiny_model, *POLICY, book, "Who?")
+    both = ask(call, tiny_model, *POLICY, book, "b.txt", "Who?")
+    assert cache(both) == "resumed"
+    fresh = ask(call, tiny_model, *POLICY, "--no-cache", book, "b.txt", "Who?")
+    assert both["answer"] == fresh["answer"]
+
+
 def test_one_portable_file(
     call: Call, tiny_model: Path, folder: Path, book: Path, validate: Validate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ def test_one_file_stays_as_it_is_and_several_get_headers(tmp_path: Path) -> None
     a, b = write(tmp_path / "a.md", "# A\n"), write(tmp_path / "b.py", "x = 1\n")
     assert read([a]).text == "# A\n"
     both = read([b, a])
-    assert both.text == f"=== {b} ===\n\nx = 1\n\n=== {a} ===\n\n# A"
+    assert both.text == f"x = 1\n\n=== {a} ===\n\n# A"
     assert both.files == (b, a)
     assert both.sha256 == hashlib.sha256(b"x = 1\n# A\n").hexdigest()
     assert both.bytes == 10
@@ -59,7 +59,7 @@ def test_one_file_stays_as_it_is_and_several_get_headers(tmp_path: Path) -> None
 def test_standard_input_alone_and_among_files(tmp_path: Path) -> None:
     a = write(tmp_path / "a.txt", "one")
     assert read([], b"two").files == ("stdin",)
-    assert read([a, "-"], b"two").text == f"=== {a} ===\n\none\n\n=== stdin ===\n\ntwo"
+    assert read([a, "-"], b"two").text == "one\n\n=== stdin ===\n\ntwo"
     with pytest.raises(InputError, match="twice"):
         read(["-", "-"], b"two")
 
