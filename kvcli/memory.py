@@ -141,12 +141,13 @@ def largest_budget(
 ) -> int | None:
     """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
 
-    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`of_run`.
+    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`of_run`, but that the answer is to have
+    all of its tokens.
     """
 
     def fits(budget: int) -> bool:
         try:
-            made, _ = of_run(
+            made, longest = of_run(
                 spec,
                 recipe.with_budget(budget),
                 tokens=tokens,
@@ -157,7 +158,7 @@ def largest_budget(
             )
         except TooLongError:
             return False
-        return made.total <= usable
+        return made.total <= usable and longest == answer
 
     least = max(1, recipe.keep.sinks + (recipe.keep.stabilizers or 0))
     if tokens >= least and fits(tokens):

@@ -64,7 +64,7 @@ class Forecast:
         disk: bytes of the saved reading.
         rates: measured on this machine; empty for another one's card.
         fits: the plan is no larger than what is usable.
-        budget: the largest one that fits, ``None`` where none does.
+        budget: the largest one that fits and leaves an answer as long as this one, ``None`` where none does.
         searched: the policy of that budget: the recipe's own, or another where it keeps everything.
         problem: why there is no plan.
     """
@@ -109,16 +109,18 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place, *, kv_bi
     """Everything about one recipe. Arithmetic is :mod:`kvcli.memory`'s, the same that ``kvcli ask`` runs with."""
     from kvcli.recipe import parse
 
-    run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question, "answer": work.answer}
+    run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question}
     made, longest, problem = None, 0, None
     try:
-        made, longest = memory.of_run(spec, recipe, **run, kv_bits=kv_bits)
+        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer, kv_bits=kv_bits)
     except TooLongError as error:
         problem = error
     bounded = recipe if recipe.keep.budget is not None else parse(FALLBACK)
     budget = None
     if work.tokens:
-        budget = memory.largest_budget(spec, bounded, place.usable, **run, kv_bits=kv_bits)
+        budget = memory.largest_budget(
+            spec, bounded, place.usable, **run, answer=longest or work.answer, kv_bits=kv_bits
+        )
     return Forecast(
         recipe=recipe,
         kept=max((memory.units(spec, recipe, work.tokens, i) for i in range(spec.layers)), default=0),

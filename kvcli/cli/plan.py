@@ -117,10 +117,9 @@ def command(
     work = Work(ids, _text_bytes(document), chunk or CHUNK, asked, max_tokens)
 
     units = None if wanted is None else wanted.units(spec, ids)
-    if named is None:
-        recipe = _default(source, spec, units)
-    else:
-        recipe = named if units is None else named.with_budget(units)
+    recipe = named or _default(source, spec, units)
+    if named is not None and units is not None:
+        recipe = named.with_budget(units)
     place = place or Place.this(spec.device)
     bits = memory.KV_BITS[kv_bits]
     found = [forecast(spec, each, work, place, kv_bits=bits) for each in (recipe, *others)]

@@ -81,11 +81,8 @@ def _time(found: Forecast, outlook: Outlook) -> str:
 
 
 def _verdict(found: Forecast, work: Work) -> str:
-    if found.problem is not None:
-        said = f"no: {found.problem.message}"
-    else:
-        said = "yes" if found.fits else "no"
-    return f"{said} · {_largest(found, work)}"
+    problem = f": {found.problem.message}" if found.problem else ""
+    return f"{'yes' if found.fits else 'no'}{problem} · {_largest(found, work)}"
 
 
 def _largest(found: Forecast, work: Work) -> str:

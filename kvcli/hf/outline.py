@@ -122,10 +122,8 @@ def heads_identity(source: Source, spec: ModelSpec) -> str | None:
     """What retaining heads are found by (see :func:`kvcli.heads.file.identity`); ``None`` without weights."""
     for shard in weights.shards(source.path) if source.complete else ():
         head = weights.header(shard)
-        norms = [
-            (n, t) for n, t in json.loads(head).items() if n.endswith(("model.norm.weight", "final_layernorm.weight"))
-        ]
-        for _, tensor in norms:
+        last = ("model.norm.weight", "model.final_layernorm.weight")
+        for tensor in (t for name, t in json.loads(head).items() if name.endswith(last)):
             begin, end = tensor["data_offsets"]
             with shard.open("rb") as file:
                 file.seek(8 + len(head) + begin)
