@@ -279,15 +279,11 @@ class Desk:
 
         report, model, chunk = self.report, self.model, self.chunk
         tokens = len(self.ids)
-        room = memory.check_positions(
-            model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question) + extra
+        plan, longest = memory.of_run(
+            model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question), answer=longest, extra=extra
         )
-        longest = min(longest, room)
         job = self._job(self.recipe, question, longest) if self.ids else None
         if job is None or not self.reader.has(job):
-            plan = memory.plan(
-                model.spec, self.recipe, tokens=tokens, chunk=chunk, tail=len(question) + extra + longest
-            )
             report.planned_bytes = plan.total
             self.reader.drop()
             plan.check(memory.available(model.spec.device), model.spec.device)

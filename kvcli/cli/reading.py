@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvcli import rates
 from kvcli.cli import render
 from kvcli.cli.exits import STOPS, Interrupted, Terminated
 from kvcli.cli.report import Report
@@ -142,6 +143,8 @@ class Reader:
                 self.warn(text)
         self.context, self.path, self._has = reading.context, reading.path, own
         self._learn(reading, time.perf_counter() - start)
+        new, seconds = len(job.ids) - self.report.reused, self.report.prefill_s
+        rates.record(self.model.spec, job.recipe, read=new, read_s=seconds)
 
     def _told(self, events: Generator[Event, None, T], warnings: list[str]) -> Generator[Event, None, T]:
         """``events``, what is reused said at once and what went wrong at the end: a progress bar stands between."""

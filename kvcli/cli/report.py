@@ -86,12 +86,23 @@ class Report:
                 "peak_bytes": self.peak_bytes,
                 "planned_bytes": self.planned_bytes,
                 "baseline_bytes": self.baseline_bytes,
+                "plan_error_percent": self.plan_error,
             },
             "model": self.model,
             "sampling": self.sampling,
             "versions": versions(),
             "warnings": list(self.warnings),
         }
+
+    @property
+    def plan_error(self) -> float | None:
+        """How far the measured peak is off the plan, in per cent of the plan; ``None`` where nothing was planned."""
+        if not (self.planned_bytes and self.peak_bytes):
+            return None
+        return round(100 * (self.peak_bytes - self.baseline_bytes - self.planned_bytes) / self.planned_bytes, 2)
+
+    def _off(self) -> str:
+        return "" if self.plan_error is None else f", measured {self.plan_error:+.1f} % of that"
 
     def reading(self) -> str:
         """Read, kept and dropped: three different numbers."""
@@ -119,7 +130,7 @@ class Report:
         ]
         memory = [
             f"peak {size(self.peak_bytes)}, of it {size(self.baseline_bytes)} before the model",
-            f"planned for model and cache {size(self.planned_bytes)}",
+            f"planned for model and cache {size(self.planned_bytes)}{self._off()}",
             f"kept units {size(self.kv_bytes)} at {self.bits:g} bits",
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from kvcli import rates
 from kvcli.cli import render, usage
 from kvcli.cli.desk import Desk, Settings, during
 from kvcli.cli.exits import PARTLY_FAILED, STOPS, Interrupted, error_object, stop_code, understand
@@ -97,6 +98,7 @@ class Run(Desk):
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
         answer, stopped = self._generate(ids, sampling, longest)
         report.peak_bytes = usage.peak(model.spec.device)
+        rates.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         if answer.finish_reason == "length":
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
