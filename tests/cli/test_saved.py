@@ -96,7 +96,7 @@ def test_another_text_a_longer_text(call: Call, tiny_model: Path, folder: Path, 
     assert grown["answer"] == ask(call, tiny_model, *POLICY, "--no-cache", book, "Who?")["answer"]
     for name in ("b.txt", "c.txt"):
         (folder / name).write_text(TEXT)
-    assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "Who?")) == "miss"
+    assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "Who?")) == "resumed"
     assert cache(ask(call, tiny_model, *POLICY, book, "b.txt", "c.txt", "Who?")) == "resumed"
 
 
