@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from kvcli.cli import citing
 from kvcli.cli.budget import Budget
 from kvcli.cli.desk import Settings
 from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
@@ -20,6 +21,9 @@ class Ask(TyperCommand):
 
     def collect_usage_pieces(self, _ctx: Any) -> list[str]:
         return ["[OPTIONS]", "[FILE]...", "QUESTION"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, citing.words(args))
 
 
 def command(
@@ -96,6 +100,16 @@ def command(
         int | None,
         typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
     ] = None,
+    cite: Annotated[
+        str | None,
+        typer.Option(
+            "--cite", metavar="[MODE]", help="Look up what the answer quotes: on, off, strict; on a terminal on."
+        ),
+    ] = None,
+    no_cite: Annotated[bool, typer.Option("--no-cite", help="Look nothing up: the answer alone.")] = False,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Exit 10 where no quote of an answer is verified.")
+    ] = False,
     each: Annotated[bool, typer.Option("--each", help="Every file by itself: one answer per file.")] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
@@ -134,6 +148,8 @@ def command(
         heads=heads,
         focus=focus,
         again=again,
+        cite=citing.mode(cite, no_cite=no_cite, exit_status=exit_status, as_json=as_json, output=output),
+        exit_status=exit_status,
         chunk=chunk,
         cache=not no_cache,
         rebuild=rebuild,

@@ -43,6 +43,8 @@ class Settings:
     heads: str | None = None
     focus: bool = False
     again: int = 0
+    cite: str = "off"
+    exit_status: bool = False
     chunk: int | None = None
     cache: bool = True
     rebuild: bool = False

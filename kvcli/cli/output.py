@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,13 +49,17 @@ class Sink:
             self.file.write(body)
             self.file.flush()
 
-    def end(self, text: str, record: dict[str, Any]) -> None:
-        """The answer is complete: ``text`` is all of it and ``record`` its JSON."""
+    def end(self, text: str, record: dict[str, Any], *, marks: str = "", notes: Sequence[str] = ()) -> None:
+        """The answer is complete: ``text`` is all of it and ``record`` its JSON.
+
+        ``marks`` stand behind its last word, ``notes`` are lines below it.
+        """
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
             self._begin()
-            self.file.write("\n" if self.stream else render.plain(text).rstrip("\n") + "\n")
+            behind = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
+            self.file.write(behind if self.stream else render.plain(text).rstrip("\n") + behind)
         self.file.flush()
         self._held, self._open = "", False
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from kvcli import __version__
-from kvcli.cli import render
+from kvcli.cli import citing, render
 from kvcli.cli.exits import SCHEMA
 from kvcli.cli.questions import Question
 from kvcli.documents import Document
@@ -39,6 +39,8 @@ class Report:
     peak_bytes: int = 0
     looked: list[tuple[int, int]] = field(default_factory=list)
     look_s: float = 0.0
+    cited: citing.Cited = field(default_factory=citing.Cited)
+    cite_s: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -52,7 +54,7 @@ class Report:
             "question": question.text,
             "answer": answer.text,
             "finish_reason": answer.finish_reason,
-            "citations": [],
+            **citing.as_json(self.cited),
             "document": {
                 "files": list(document.files) if document else [],
                 "pages": document.pages if document else None,
@@ -77,6 +79,7 @@ class Report:
                 "extract_s": round(self.extract_s, 4),
                 "load_s": round(self.load_s, 4),
                 "look_s": round(self.look_s, 4),
+                "cite_s": round(self.cite_s, 4),
                 "reuse_s": round(self.reuse_s, 4),
                 "prefill_s": round(self.prefill_s, 4),
                 "ttft_s": round(answer.first_token_s, 4),

@@ -2,17 +2,20 @@
 
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from kvcli import rates
-from kvcli.cli import render, usage
+from kvcli.cli import citing, render, usage
 from kvcli.cli.desk import Desk, Settings, during
 from kvcli.cli.exits import PARTLY_FAILED, STOPS, Interrupted, error_object, stop_code, understand
 from kvcli.cli.output import Sink
 from kvcli.cli.questions import Question, Request
 from kvcli.events import Answer, Token
+
+if TYPE_CHECKING:
+    from kvcli.documents.cite import Quotes
 
 __all__ = ["Run", "Settings", "during"]
 
@@ -27,6 +30,8 @@ class Run(Desk):
         super().__init__(settings, request)
         self.sink = sink
         self.asked = 0
+        self.ungrounded = 0
+        self._quotes: Quotes | None = None
 
     def answer_all(self) -> None:
         """Every question in order. Raises ``typer.Exit`` where not all went well."""
@@ -56,6 +61,8 @@ class Run(Desk):
         if failed:
             render.warn(f"{failed} of {total} {what}s failed")
             raise typer.Exit(PARTLY_FAILED)
+        if self.settings.exit_status and self.ungrounded:
+            raise typer.Exit(citing.UNGROUNDED)
 
     def _ask_all(self, *, batch: bool) -> int:
         """How many questions failed."""
@@ -103,7 +110,9 @@ class Run(Desk):
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
             self._warn(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
-        self.sink.end(answer.text, report.answer(question, answer))
+        report.cited = cited = self._cite(ids, answer)
+        notes = citing.lines(report.document, cited) if report.document else []
+        self.sink.end(answer.text, report.answer(question, answer), marks=citing.marks(cited), notes=notes)
         self._aftermath(answer)
         if stopped is not None:
             raise typer.Exit(stop_code(stopped))
@@ -138,6 +147,30 @@ class Run(Desk):
             answer = Answer(text, "interrupted", len(ids), made, first - start, now - first)
             return answer, stop
         raise RuntimeError("the engine ended without an answer")
+
+    def _cite(self, ids: list[int], answer: Answer) -> citing.Cited:
+        """Where the answer's words stand in the document; pages that it attends to, where that is to be shown."""
+        settings, document, context = self.settings, self.report.document, self.reader.context
+        cited, start = citing.Cited(), time.perf_counter()
+        if settings.cite != "off" and document and context:
+            from kvcli.documents.cite import Quotes
+
+            if self._quotes is None or self._quotes.document is not document:
+                self._quotes = Quotes(document)
+            with during("looking up what the answer quotes"):
+                found = tuple(self._quotes.cite(answer.text))
+                grounded = any(c.status == "verified" for c in found)
+                cited = citing.Cited(found, (), grounded)
+                if answer.finish_reason != "interrupted" and (self.sink.as_json or not grounded):
+                    from kvcli.sources import likely
+
+                    pages = likely(self.model, self.prompt, context, document, ids, answer.text)
+                    cited = replace(cited, likely=tuple(pages))
+        self.report.cite_s = time.perf_counter() - start
+        if settings.cite == "strict" and not cited.grounded:
+            self.ungrounded += 1
+            self._warn("the answer is not grounded: nothing that it quotes is in the document word for word")
+        return cited
 
     def _aftermath(self, answer: Answer) -> None:
         """After the answer: read, kept, dropped, and statistics where they were asked for."""

@@ -45,12 +45,10 @@ def one(answer: str, quotes: Quotes = MOBY) -> Citation:
     ["“”", "„“", "„”", "«»", "»«", "‹›", "「」", "『』", '""', "‚‘", "‘’", "''", ("``", "''"), ("\n> ", "\n")],
 )
 def test_every_style_of_marks(open_: str, close: str) -> None:
-    citation = one(f"It says {open_}some years ago{close} there, but “Call me Ishmael” first."[:-34])
-    assert citation.answer_end - citation.answer_start == len("some years ago")
-    exact = one(f"It says {open_}having little or no money{close} there")
-    assert (exact.status, exact.quote) == ("verified", "having little or no money")
-    assert exact.span is not None
-    assert exact.span.page == 1
+    citation = one(f"It says {open_}having little or no money{close} there")
+    assert (citation.status, citation.quote, citation.marked) == ("verified", "having little or no money", True)
+    assert citation.span is not None
+    assert citation.span.page == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +80,9 @@ def test_words_that_differ_are_repaired_to_the_sources() -> None:
     assert citation.span.page == 2
 
 
-@pytest.mark.parametrize("written", ["The sea had kindly drowned him for ever", "monkey", "Ismael", "shmael", "ringed hor"])
+@pytest.mark.parametrize(
+    "written", ["The sea had kindly drowned him for ever", "monkey", "Ismael", "shmael", "ringed hor"]
+)
 def test_what_is_not_there_is_unverified(written: str) -> None:
     """Also short words that are nearly there, and pieces of words."""
     citation = one(f"It says “{written}” somewhere")
@@ -110,7 +110,9 @@ def test_the_texts_own_words_without_marks() -> None:
     assert MOBY.cite("- I would sail about a little") != []
 
 
-@pytest.mark.parametrize("answer", ["", "boy", "The whale swam away, and nobody saw it again.", "“”", "“ … ”", "5' 11\""])
+@pytest.mark.parametrize(
+    "answer", ["", "boy", "The whale swam away, and nobody saw it again.", "“”", "“ … ”", "5' 11\""]
+)
 def test_no_quote_no_citation(answer: str) -> None:
     """Too short to be one without marks, not verbatim, or nothing at all between the marks."""
     assert MOBY.cite(answer) == []
@@ -118,7 +120,7 @@ def test_no_quote_no_citation(answer: str) -> None:
 
 def test_an_apostrophe_opens_nothing() -> None:
     assert marked("The sailor's boat isn't the captain's.") == []
-    assert [("It's " "‘don’t go’")[a:b] for a, b in marked("It's ‘don’t go’")] == ["don’t go"]
+    assert [("It's ‘don’t go’")[a:b] for a, b in marked("It's ‘don’t go’")] == ["don’t go"]
 
 
 def test_chinese_has_no_spaces(tmp_path: Path) -> None:

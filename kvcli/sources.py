@@ -1,0 +1,177 @@
+"""Likely sources: the pages that an answer's tokens attend to more than their share.
+
+Where nothing of an answer is verbatim in the text there is still attention: each token of the answer looks at the
+units that were kept of the text. Its probability is summed per page and divided by what the page would have if
+attention were spread evenly over the kept units, so that a long page does not win by its length, nor one of which
+much was kept. This is a hint where to look, and never a citation: docs/results.md has how often it is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvcli.documents.blocks import Block, blocks
+from kvcli.documents.document import Span
+from kvcli.heads.labels import Observer, ObserverLayer
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.documents.document import Document
+    from kvcli.hf.load import Model
+    from kvcli.prompt import Prompt
+
+LAYERS = (0.0, 1.0)
+"""Which layers are summed, as shares of the depth."""
+
+PRIOR = 0.1
+"""Of an average page, what every page is taken to have besides its own, in units and in attention: a page of which
+only a few units were kept says little, and goes to the middle."""
+
+_WORK = 1 << 24
+"""Numbers of one product of queries and keys."""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A page, section or run of lines that an answer may come from.
+
+    ``score`` is its attention over its share: 1 is even attention. ``attention`` is its share of the answer's
+    attention to the text, ``kept`` its share of the kept units; ``start`` and ``end`` are characters of the document's
+    text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
+    """
+
+    span: Span
+    start: int
+    end: int
+    line: int
+    last: int
+    score: float
+    attention: float
+    kept: float
+
+
+def likely(
+    model: Model,
+    prompt: Prompt,
+    context: Context,
+    document: Document,
+    question: Sequence[int],
+    answer: str,
+    *,
+    count: int = 3,
+) -> list[Likely]:
+    """The likeliest sources of an answer, the best first; only those with more than their share.
+
+    Args:
+        model, prompt, context: what the document was read with.
+        document: the document.
+        question: ids from :meth:`Prompt.question`.
+        answer: the answer's text; without any there are no sources.
+        count: how many at most.
+    """
+    pieces = blocks(document)
+    reply = prompt.answer(answer) if answer.strip() else []
+    if len(pieces) < 2 or not reply:
+        return []
+    mass, units = gaze(model, context, [*question, *reply], len(question))
+    scores, attention, kept = lift(*per_block(pieces, prompt.offsets(document.text), chosen(mass), chosen(units)))
+    best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
+    return [
+        Likely(p.span, p.start, p.end, p.line, p.last, scores[i], attention[i], kept[i])
+        for i in best
+        if scores[i] > 1
+        for p in [pieces[i]]
+    ]
+
+
+def chosen(values: Tensor, layers: tuple[float, float] = LAYERS) -> Tensor:
+    """``[layers, seen]`` summed over some layers, named by shares of the depth: ``[seen]``."""
+    depth = values.shape[0]
+    first = min(depth - 1, round(layers[0] * depth))
+    return values[first : max(first + 1, round(layers[1] * depth))].sum(0)
+
+
+def per_block(
+    pieces: Sequence[Block], offsets: Sequence[tuple[int, int]], mass: Tensor, units: Tensor
+) -> tuple[list[float], list[float]]:
+    """Attention and kept units per block; those of places outside all blocks are left out.
+
+    Args:
+        pieces: in order.
+        offsets: of each of the last places of the reading, its characters.
+        mass, units: ``[seen]``.
+    """
+    index, k = [], 0
+    for start, end in offsets:
+        middle = (start + end) / 2
+        while k < len(pieces) and middle >= pieces[k].end:
+            k += 1
+        index.append(k if k < len(pieces) and middle >= pieces[k].start else len(pieces))
+    where = torch.tensor(index, device=mass.device)
+    totals = torch.zeros(2, len(pieces) + 1, device=mass.device)
+    behind = mass.shape[0] - len(index)
+    totals.index_add_(1, where, torch.stack([mass[behind:], units[behind:]]))
+    attention, kept = totals[:, :-1].tolist()
+    return attention, kept
+
+
+def lift(attention: Sequence[float], kept: Sequence[float]) -> tuple[list[float], list[float], list[float]]:
+    """Per block attention over its share of the kept units, then both shares."""
+    looked, held = sum(attention) or 1.0, sum(kept) or 1.0
+    a, b = [x / looked for x in attention], [x / held for x in kept]
+    few = PRIOR / len(b)
+    return [(x + few) / (y + few) for x, y in zip(a, b, strict=True)], a, b
+
+
+@torch.inference_mode()
+def gaze(model: Model, context: Context, ids: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
+    """How much the ids from ``first`` on look at each place of a read document, layer by layer.
+
+    Args:
+        model: the model.
+        context: the document.
+        ids: a question's and behind it an answer's.
+        first: which of them is the first that counts.
+
+    Returns:
+        attention and kept units, both float32 ``[layers, seen]``: probabilities summed over queries and heads, and
+        how many KV heads kept the place. 0 in layers with a window of their own.
+    """
+    observer = Gaze(model, context, len(ids), first)
+    model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
+    mass = torch.zeros(len(context.layers), context.seen, device=model.device)
+    units = torch.zeros_like(mass)
+    for i, (held, label) in enumerate(zip(context.layers, observer.labels, strict=True)):
+        if label is not None:
+            places = held.pos.long().view(-1)
+            mass[i].index_add_(0, places, label.view(-1))
+            units[i].index_add_(0, places, torch.ones_like(label.view(-1)))
+    return mass, units
+
+
+class Gaze(Observer):
+    """An observer whose label is the sum of probabilities over the queries from ``first`` on: ``[H_kv, n]``."""
+
+    def __init__(self, model: Model, context: Context, length: int, first: int) -> None:
+        super().__init__(model.rotary, context, [(length, 0)], "prob")
+        self.first = first
+        self.layers = [_Layer(self, i) for i in range(len(context.layers))]
+
+
+class _Layer(ObserverLayer):
+    observer: Gaze
+
+    def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
+        kv_heads, n, dim = k.shape
+        step = max(1, _WORK // max(1, n * q.shape[0]))
+        total = torch.zeros(kv_heads, n, device=q.device)
+        for start in range(self.observer.first, q.shape[1], step):
+            rows = slice(start, start + step)
+            logits = (q[:, rows].reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float() * scale
+            total += (logits - lse[:, rows].reshape(kv_heads, -1, 1)).exp().sum(dim=1)
+        self.label = total
