@@ -2,7 +2,7 @@
 
     0 answered    1 internal error    130 Ctrl-C    141 the reader of stdout has gone    143 SIGTERM
     2 usage       3 input       4 model       5 resources       6 too long       7 damaged
-    8 part of a batch failed
+    8 part of a batch failed    10 with --exit-status: no quote of an answer is verified
 
 2 to 7 are the leaves of :mod:`kvcli.errors`.
 """

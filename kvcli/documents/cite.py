@@ -41,7 +41,8 @@ _STYLES = (
 _MARKED = re.compile("|".join(_STYLES), re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _GAP = re.compile(r"\s*[\[(]?(?:\.\s?\.\s?\.|…)\.?[\])]?\s*")
-_PIECES = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)]))\s+|(?<=[。！？])|\n+")
+_SHORT = "".join(rf"(?<!\b{s}\.)" for s in ("Mr", "Mrs", "Ms", "Dr", "St", "Mt", "No", "vs", "[A-Z]"))
+_PIECES = re.compile(rf"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)])){_SHORT}\s+|(?<=[。！？])|\n+")
 _BULLET = re.compile(r"[\s\-–—*•#>:,;.…]*(?:\d+[.)]\s+)?")
 _STOPS = " \t\n,;:.!?…。、！？*"
 _WORD = re.compile(r"\w")

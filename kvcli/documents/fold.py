@@ -74,8 +74,8 @@ def fold(text: str, foreign: Iterable[tuple[int, int]] = ()) -> Folded:
             ends.append(at)
         elif match.lastgroup == "other":
             for start, end in _clusters(text, match.start(), at):
-                piece = unicodedata.normalize("NFKC", text[start:end].translate(_MARKS)).translate(_MARKS)
-                piece = "".join(c for c in piece if unicodedata.category(c) not in _UNWRITTEN)
+                seen = "".join(c for c in text[start:end] if unicodedata.category(c) not in _UNWRITTEN)
+                piece = unicodedata.normalize("NFKC", seen.translate(_MARKS)).translate(_MARKS)
                 if piece:
                     parts.append(piece)
                     starts.extend([start] * len(piece))
@@ -94,9 +94,9 @@ def _blanked(text: str, foreign: Iterable[tuple[int, int]]) -> str:
 
 
 def _clusters(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
-    """Characters with the accents that follow them."""
+    """Characters with the accents, and with whatever is invisible, that follow them."""
     for i in range(start + 1, end):
-        if not unicodedata.combining(text[i]):
+        if not unicodedata.combining(text[i]) and unicodedata.category(text[i]) not in _UNWRITTEN:
             yield start, i
             start = i
     yield start, end

@@ -108,6 +108,7 @@ def test_the_texts_own_words_without_marks() -> None:
     sentences = MOBY.cite("He was lost. The sea had jeeringly kept his finite body up. “I would sail about”, he said.")
     assert [(c.status, c.marked) for c in sentences] == [("verified", False), ("verified", True)]
     assert MOBY.cite("- I would sail about a little") != []
+    assert MOBY.cite("He knows Mrs. I would sail about") == []  # no sentence ends there
 
 
 @pytest.mark.parametrize(
