@@ -12,6 +12,10 @@ from kvcli.types import DTYPE_BYTES, ModelSpec
 _SCORE_AND_PLACE = 8  # bytes per unit beside key and value: a float32 score and an int32 place
 _HEADER = 4096  # of a saved reading: the description and the first brackets
 _TENSORS, _ENTRY = 11, 110  # tensors a layer has in a saved reading, and bytes of one's entry in the header
+_BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
+# What oneDNN keeps for each shape that it has multiplied, and for how many. Measured with mallinfo2 on the default
+# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
+_PRODUCT, _REMEMBERED = 9 * 2**16, 1024
 _STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
 KV_BITS = {16: None, 8: 8.5, 4: 4.5, 2: 2.5}
@@ -20,17 +24,27 @@ KV_BITS = {16: None, 8: 8.5, 4: 4.5, 2: 2.5}
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes at the peak of a run, by what they are for."""
+    """Bytes at the peak of a run, by what they are for.
+
+    Attributes:
+        weights: the model's parameters.
+        fill: kept units of all layers.
+        workspace: keys and values at hand of one layer, and its keys rotated.
+        tail: question and answer.
+        activations: what one layer computes with, and one row of logits.
+        runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
+    """
 
     weights: int
     fill: int
     workspace: int
     tail: int
     activations: int
+    runtime: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.fill + self.workspace + self.tail + self.activations
+        return self.weights + self.fill + self.workspace + self.tail + self.activations + self.runtime
 
     def check(self, available: int, what: str) -> None:
         """Refuse a plan that does not fit.
@@ -83,12 +97,20 @@ def plan(
     # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     activations = chunk * width * size + spec.vocab * (size + 4)
+    # A block of logits and its softmax while attending, or logits, mask and softmax of the queries that score.
+    group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
+    attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
+    scoring = 3 * spec.heads * min(chunk, recipe.keep.observers) * room * size
+    activations += max(attending, scoring)
+    # What is freed stays with the process, and each shape of a product is prepared once and remembered.
+    products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     return Plan(
         weights=spec.weight_bytes,
         fill=sum(kept) * spec.kv_heads * (_unit(spec, kv_bits) + _SCORE_AND_PLACE),
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
+        runtime=activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,6 +112,8 @@ def command(
         dtype=dtype or ("bfloat16" if place is not None else None),
         held=weights,
     )
+    if place is not None:
+        spec = replace(spec, device="cuda:0")
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
     asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION

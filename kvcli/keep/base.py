@@ -49,6 +49,9 @@ class Keep:
     trained: ClassVar[bool] = False
     """Scores come from the model's retaining heads, without which the policy cannot run."""
 
+    observers: ClassVar[int] = 0
+    """Queries, 128 at most, whose attention is computed again at a time to score with; the plan counts their logits."""
+
     def __post_init__(self) -> None:
         for key in ("stabilizers", "sinks", "tail"):
             if (getattr(self, key) or 0) < 0:

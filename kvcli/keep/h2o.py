@@ -20,6 +20,7 @@ class H2o(Keep):
 
     name: ClassVar[str] = "h2o"
     causal: ClassVar[bool] = False
+    observers: ClassVar[int] = 128
 
     @property
     def recent(self) -> int:

@@ -27,6 +27,7 @@ class Snapkv(Keep):
     name: ClassVar[str] = "snapkv"
     causal: ClassVar[bool] = False
     question: ClassVar[bool] = True
+    observers: ClassVar[int] = 128
     window: int = 64
     pool: int = 5
 

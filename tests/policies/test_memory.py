@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kvcli import memory
+from kvcli import memory, registry
 from kvcli.errors import ResourceError, TooLongError
 from kvcli.recipe import parse
 from tests import tiny
@@ -68,3 +68,46 @@ def test_a_bigger_budget_costs_more(model) -> None:
         memory.plan(spec, parse(f"knorm(budget={b})"), tokens=10**5, chunk=512, tail=64).total for b in (64, 1024, 8192)
     ]
     assert sizes == sorted(sizes)
+
+
+LAWFUL = [n for n in registry.names("keep") if n != "full"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LAWFUL)
+def test_the_plan_grows_with_everything_but_the_document(model, name: str, dtype: str, device: str) -> None:
+    spec = dataclasses.replace(model.spec, dtype=dtype, device=device)
+
+    def total(budget: int = 256, tokens: int = 5000, chunk: int = 128, tail: int = 64, probe: int = 9) -> int:
+        recipe = parse(f"{name}(budget={budget}, stabilizers=8, sinks=4)")
+        return memory.plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe).total
+
+    for key, values in {
+        "budget": (16, 100, 256, 257, 2000, 4999, 5000),
+        "chunk": (1, 7, 100, 127, 128, 129, 512, 4096),
+        "tail": (0, 1, 64, 2000),
+        "probe": (0, 1, 64),
+        "tokens": (1, 10, 255, 256, 257, 300),
+    }.items():
+        sizes = [total(**{key: value}) for value in values]
+        assert sizes == sorted(sizes), key
+        assert key == "tokens" or sizes[0] < sizes[-1], key
+    assert len({total(tokens=n) for n in (256, 257, 1000, 10**6, 10**9)}) == 1
+    assert total(budget=5001) == total(budget=10**6)  # nor with a budget beyond the document
+
+
+def test_fewer_bits_of_kept_units_are_less_and_nothing_else_changes(model) -> None:
+    made = [
+        memory.plan(model.spec, parse("knorm(budget=64)"), tokens=500, chunk=16, tail=9, kv_bits=bits)
+        for bits in (None, 8.5, 4.5, 2.5)
+    ]
+    fills = [plan.fill for plan in made]
+    assert fills == sorted(fills, reverse=True)
+    assert len({plan.total - plan.fill for plan in made}) == 1
+
+
+def test_the_kernels_blocks_are_as_planned() -> None:
+    from kvcli_kernels.attention import blocked
+
+    assert (blocked._BLOCK, blocked.MAX_KEYS) == (memory._BLOCK, memory._BLOCKED_KEYS)
