@@ -1,9 +1,12 @@
 """The real default model, end to end through the engine: few cases, each a truth that tiny models cannot show."""
 
+from pathlib import Path
+
 import pytest
 
 from kvcli import engine
 from kvcli.events import Answer
+from kvcli.heads import find
 from kvcli.prompt import Prompt
 from kvcli.recipe import parse
 from tests.bench import passkey
@@ -44,3 +47,15 @@ def test_a_document_cannot_end_its_own_turn(model) -> None:
     assert ids.count(model.tokenizer.eos_token_id) == prompt.document("Notes.").count(model.tokenizer.eos_token_id)
     context = drain(engine.read(model, ids, parse("full")))
     assert "4711" in answer(model, context, prompt.question("What is the code of the blue door?"))
+
+
+def test_the_shipped_heads_find_a_fact_that_was_not_asked_for(model) -> None:
+    """One sentence in the project's licence, a quarter of whose tokens are kept without knowing the question."""
+    card = find.attach(model)
+    assert card is not None
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    at = text.index("\n\n", len(text) * 3 // 5)
+    prompt = Prompt(model.tokenizer)
+    ids = prompt.document(f"{text[:at]}\n\nThe postal code of Quimper is 58213.{text[at:]}")
+    context = drain(engine.read(model, ids, parse(f"locret(budget={len(ids) // 4}, stabilizers=64, sinks=48)")))
+    assert "58213" in answer(model, context, prompt.question("What is the postal code of Quimper?"))
