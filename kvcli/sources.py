@@ -1,9 +1,12 @@
 """Likely sources: the pages that an answer's tokens attend to more than their share.
 
 Where nothing of an answer is verbatim in the text there is still attention: each token of the answer looks at the
-units that were kept of the text. Its probability is summed per page and divided by what the page would have if
-attention were spread evenly over the kept units, so that a long page does not win by its length, nor one of which
-much was kept. This is a hint where to look, and never a citation: docs/results.md has how often it is right.
+units that were kept of the text. Its probability is summed per page and divided by the page's share: what an answer
+without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). That share
+grows with the units that were kept of a page, so that long pages do not win by their size, and it also takes out what
+is looked at whatever is asked: line ends, headings, the newest page. An even share of the kept units does only the
+first, and finds the page half as often. This is a hint where to look, and never a citation: docs/results.md has how
+often it is right.
 """
 
 from __future__ import annotations
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
     from kvcli.hf.load import Model
     from kvcli.prompt import Prompt
 
-LAYERS = (0.0, 1.0)
-"""Which layers are summed, as shares of the depth."""
+LAYERS = (1 / 3, 2 / 3)
+"""Which layers are summed, as shares of the depth; the others were measured to be worse (docs/results.md)."""
+
+NEUTRAL = "N/A"
+"""Question and answer without content."""
 
 PRIOR = 0.1
-"""Of an average page, what every page is taken to have besides its own, in units and in attention: a page of which
-only a few units were kept says little, and goes to the middle."""
+"""Of an average page, what is added to every page's attention and share: a page of which only a few units were kept
+says little, and goes to the middle."""
 
 _WORK = 1 << 24
 """Numbers of one product of queries and keys."""
@@ -40,8 +46,8 @@ _WORK = 1 << 24
 class Likely:
     """A page, section or run of lines that an answer may come from.
 
-    ``score`` is its attention over its share: 1 is even attention. ``attention`` is its share of the answer's
-    attention to the text, ``kept`` its share of the kept units; ``start`` and ``end`` are characters of the document's
+    ``score`` is its attention over its share: 1 is what any answer gives it. ``attention`` is its part of the answer's
+    attention to the text, ``kept`` its part of the kept units; ``start`` and ``end`` are characters of the document's
     text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
     """
 
@@ -78,8 +84,11 @@ def likely(
     reply = prompt.answer(answer) if answer.strip() else []
     if len(pieces) < 2 or not reply:
         return []
+    offsets, asked = prompt.offsets(document.text), prompt.question(NEUTRAL)
     mass, units = gaze(model, context, [*question, *reply], len(question))
-    scores, attention, kept = lift(*per_block(pieces, prompt.offsets(document.text), chosen(mass), chosen(units)))
+    none, _ = gaze(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
+    attention, kept = map(parts, per_block(pieces, offsets, chosen(mass), chosen(units)))
+    scores = lift(attention, per_block(pieces, offsets, chosen(none), chosen(units))[0])
     best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
     return [
         Likely(p.span, p.start, p.end, p.line, p.last, scores[i], attention[i], kept[i])
@@ -120,12 +129,16 @@ def per_block(
     return attention, kept
 
 
-def lift(attention: Sequence[float], kept: Sequence[float]) -> tuple[list[float], list[float], list[float]]:
-    """Per block attention over its share of the kept units, then both shares."""
-    looked, held = sum(attention) or 1.0, sum(kept) or 1.0
-    a, b = [x / looked for x in attention], [x / held for x in kept]
-    few = PRIOR / len(b)
-    return [(x + few) / (y + few) for x, y in zip(a, b, strict=True)], a, b
+def parts(values: Sequence[float]) -> list[float]:
+    """``values`` as parts of their sum."""
+    total = sum(values) or 1.0
+    return [v / total for v in values]
+
+
+def lift(attention: Sequence[float], share: Sequence[float]) -> list[float]:
+    """Each block's attention over its share, both in any unit: 1 for all blocks where they are proportional."""
+    few = PRIOR / len(share)
+    return [(a + few) / (b + few) for a, b in zip(parts(attention), parts(share), strict=True)]
 
 
 @torch.inference_mode()

@@ -11,12 +11,15 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_SOFT = r"\xad\u2010\u2011\ufffe"
 _ODD = re.compile(
-    r"(?P<hyphen>(?<=[^\W\d_]|[\u0300-\u036f])[-\xad\u2010\u2011\ufffe\x02]+\s*(?=[^\W\d_]))"
+    rf"(?P<hyphen>(?<=[^\W\d_]|[\u0300-\u036f])[-\x02{_SOFT}][-\x02{_SOFT}\s]*(?=[^\W\d_]))"
     r"|(?P<space>\s+)"
-    r"|(?P<other>[\x21-\x7e]?[^\x00-\x7f\s]+|[\x00-\x1f\x7f])"
+    rf"|(?P<other>[\x21-\x7e]?(?:[^\x00-\x7f\s{_SOFT}]|[{_SOFT}](?=[\u0300-\u036f]))+|[\x00-\x1f\x7f{_SOFT}])"
 )
-_MARKS = str.maketrans({**dict.fromkeys("‘’‚‛`´′ʼ", "'"), **dict.fromkeys("“”„‟«»″", '"')})
+_MARKS = str.maketrans(
+    {**dict.fromkeys("\u2010\u2011", "-"), **dict.fromkeys("‘’‚‛`´′ʼ", "'"), **dict.fromkeys("“”„‟«»″", '"')}
+)
 _UNWRITTEN = ("Cc", "Cf", "Cn")
 _UNSPACED = (  # scripts that put nothing between words, so that a word's edge cannot be told
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u2e80-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"

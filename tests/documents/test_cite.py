@@ -18,7 +18,7 @@ PAGES = (
     "I would sail about a little.\n",
     "The sea had jeeringly kept his ﬁnite body up, but drowned the inﬁnite of his soul. Pip’s ringed horizon began to "
     "expand around him miser-\nably. It was the well-known\ncabin boy, the Pequod’s\n",
-    "own. The ship sailed on. The ship sailed on.\n",
+    "own, and a soft hy\xad\nphen. The ship sailed on. The ship sailed on.\n",
 )
 
 
@@ -57,6 +57,7 @@ def test_every_style_of_marks(open_: str, close: str) -> None:
         ("kept his finite body up", "kept his ﬁnite body up"),  # ligature
         ("drowned  the\ninfinite of", "drowned the inﬁnite of"),  # white space
         ("around him miserably", "around him miser-\nably"),  # hyphenation
+        ("a soft hyphen", "a soft hy\xad\nphen"),
         ("the wellknown cabin boy", "the well-known\ncabin boy"),
         ("the well-known cabin boy", "the well-known\ncabin boy"),
         ("Pip's ringed horizon", "Pip’s ringed horizon"),  # shape of the apostrophe

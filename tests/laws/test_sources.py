@@ -68,13 +68,13 @@ def test_evicted_places_have_neither_units_nor_attention() -> None:
 
 
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=20), st.floats(0.1, 10))
-def test_even_attention_makes_every_page_one(kept: list[int], each: float) -> None:
+def test_attention_as_everyone_has_it_makes_every_page_one(kept: list[int], each: float) -> None:
     """However long the pages are; and then more attention to a page is a higher score of it alone."""
-    scores, _, shares = sources.lift([each * n for n in kept], [float(n) for n in kept])
-    assert sum(shares) == pytest.approx(1.0 if any(kept) else 0.0)
+    scores = sources.lift([each * n for n in kept], [float(n) for n in kept])
+    assert sum(sources.parts(kept)) == pytest.approx(1.0 if any(kept) else 0.0)
     assert scores == pytest.approx([1.0] * len(kept), rel=1e-6)
     if all(kept):
-        more = sources.lift([each * n * (1 + (i == 1)) for i, n in enumerate(kept)], [float(n) for n in kept])[0]
+        more = sources.lift([each * n * (1 + (i == 1)) for i, n in enumerate(kept)], [float(n) for n in kept])
         assert max(range(len(kept)), key=more.__getitem__) == 1
         assert more[1] > 1 > more[0]
 
