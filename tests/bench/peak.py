@@ -34,6 +34,8 @@ def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str
     model = load(name)
     ids = Prompt(model.tokenizer).document(text.read_text())[:tokens]
     read(model, ids[: chunk // 2], recipe, chunk)
+    for weights in model.module.parameters():
+        weights.sum()  # their file is mapped: rows of the embedding would else arrive with the words that need them
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what tokenizing the book left free would hide what the reading takes
     before = resident("VmRSS")
