@@ -5,8 +5,8 @@ units that were kept of the text. Its probability is summed per page and divided
 without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). That share
 grows with the units that were kept of a page, so that long pages do not win by their size, and it also takes out what
 is looked at whatever is asked: line ends, headings, the newest page. An even share of the kept units does only the
-first, and was measured to find the page half as often. This is a hint where to look, and never a citation: docs/results.md has how
-often it is right.
+first, and was measured to find the page half as often. This is a hint where to look, and never a citation:
+docs/results.md has how often it is right.
 """
 
 from __future__ import annotations
