@@ -45,6 +45,7 @@ _SHORT = "".join(rf"(?<!\b{s}\.)" for s in ("Mr", "Mrs", "Ms", "Dr", "St", "Mt",
 _PIECES = re.compile(rf"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)])){_SHORT}\s+|(?<=[。！？])|\n+")
 _BULLET = re.compile(r"[\s\-–—*•#>:,;.…]*(?:\d+[.)]\s+)?")
 _STOPS = " \t\n,;:.!?…。、！？*"
+_PAGE = re.compile(r"\[page [^\]\n]{1,12}\]")
 _WORD = re.compile(r"\w")
 
 
@@ -105,7 +106,7 @@ class Quotes:
     def _exact(self, answer: str, start: int, end: int, *, marked: bool = True) -> Citation | None:
         """Verified: as it stands, or without the punctuation that a sentence of the answer's own put at its ends."""
         for a, b in dict.fromkeys([(start, end), trimmed(answer, start, end)]):
-            places = list(self._places(fold(answer[a:b]).text.strip())) if a < b else []
+            places = list(self._places(folded_quote(answer[a:b]))) if a < b else []
             if places:
                 return self._found("verified", (start, end), marked, places[0], len(places), 100.0)
         return None
@@ -122,7 +123,7 @@ class Quotes:
         from rapidfuzz import fuzz
 
         folded, (a, b) = self.folded, trimmed(answer, start, end)
-        needle = fold(answer[a:b]).text.strip()
+        needle = folded_quote(answer[a:b])
         if len(needle) < LEAST or len(needle) > len(folded.text):
             return None
         near = fuzz.partial_ratio_alignment(needle, folded.text, score_cutoff=ALIKE)
@@ -156,6 +157,11 @@ class Quotes:
                     parts.append("\n")
                 parts.append(self.document.text[max(start, span.body) : min(end, span.end)])
         return "".join(parts).strip()
+
+
+def folded_quote(text: str) -> str:
+    """A quote to look for: kvcli's own page marks, which models copy, are no words of the source."""
+    return fold(text, (m.span() for m in _PAGE.finditer(text))).text.strip()
 
 
 def marked(answer: str) -> list[tuple[int, int]]:

@@ -63,6 +63,7 @@ def test_every_style_of_marks(open_: str, close: str) -> None:
         ("Pip's ringed horizon", "Pip’s ringed horizon"),  # shape of the apostrophe
         ("ｋｅｐｔ his", "kept his"),  # full width
         ("the Pequod’s own", "the Pequod’s\nown"),  # over the mark [page 3]
+        ("the Pequod’s [page 3] own", "the Pequod’s\nown"),
         ("infinite of his soul,", "inﬁnite of his soul"),  # punctuation of the answer's own sentence
         ("boy", "boy"),
     ],
