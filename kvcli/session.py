@@ -52,6 +52,7 @@ class Job:
         probe: the question's ids, for policies that read for one.
         origin: the command that reads.
         system, raw: how the prompt was made.
+        keep: whether the fill is kept beside the context, to be read on in (:func:`kvcli.engine.absorb`).
     """
 
     ids: Sequence[int]
@@ -65,6 +66,7 @@ class Job:
     origin: str = "ask"
     system: str | None = None
     raw: bool = False
+    keep: bool = False
 
     @property
     def edge(self) -> int:
@@ -83,6 +85,7 @@ class Reading:
         reused: tokens that were not read again.
         seconds: what taking them up took.
         path: the reading's file, where it has one.
+        work: the fill, where the job was to keep it.
     """
 
     context: Context
@@ -90,6 +93,7 @@ class Reading:
     reused: int
     seconds: float
     path: Path | None
+    work: Fill | None = None
 
 
 class Paused(Exception):
@@ -191,12 +195,12 @@ def read(
         if stop():
             raise Paused(total, total, keeper.saved)
     with torch.inference_mode():
-        context = freeze(work, job.recipe.hold)
+        context = engine.settle(work, job.recipe) if job.keep else freeze(work, job.recipe.hold)
     path = found.path if found is not None and reused == total else keeper.place
     cache: Literal["hit", "resumed", "miss", "off"] = "off" if place is None else "miss"
     if found is not None:
         cache = "hit" if reused == total else "resumed"
-    return Reading(context, cache, reused, seconds, path)
+    return Reading(context, cache, reused, seconds, path, work if job.keep else None)
 
 
 def _start(model: Model, job: Job) -> Fill:

@@ -50,6 +50,7 @@ class Record:
         model: name, directory or repository, as it was given; ``None`` for the default.
         fingerprint: of the model that made the token ids.
         files: the documents, absolute.
+        added: documents that were added later, absolute, in order.
         options: what else the reading was made with, by the names of the command's options.
         sampling: how answers are drawn; ``None`` for the model's own way.
         system: the system message.
@@ -61,6 +62,7 @@ class Record:
     model: str | None = None
     fingerprint: str = ""
     files: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] | None = None
     system: str | None = None

@@ -16,6 +16,7 @@ from kvcli.events import Event, Prefill, Reused, Warned
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
+    from kvcli.cache.fill import Fill
     from kvcli.hf.load import Model
     from kvcli.saved.identity import Identity
     from kvcli.saved.library import Library
@@ -80,6 +81,7 @@ class Reader:
         self.model, self.report, self.warn, self.quiet = model, report, warn, quiet
         self.library, self.rebuild, self.base = library, rebuild, base
         self.context: Context | None = None
+        self.work: Fill | None = None
         self.path: Path | None = None
         self.place: Path | None = None
         self._has: Identity | None = None
@@ -93,7 +95,7 @@ class Reader:
 
     def drop(self) -> None:
         """Give up the context at hand, so that another one has room."""
-        self.context = self._has = None
+        self.context = self.work = self._has = None
 
     def was_asked_for(self, job: "Job") -> bool:
         """Whether a person has had this very reading made, by ``kvcli prefill``."""
@@ -141,7 +143,7 @@ class Reader:
         finally:
             for text in warnings:
                 self.warn(text)
-        self.context, self.path, self._has = reading.context, reading.path, own
+        self.context, self.work, self.path, self._has = reading.context, reading.work, reading.path, own
         self._learn(reading, time.perf_counter() - start)
         new, seconds = len(job.ids) - self.report.reused, self.report.prefill_s
         rates.record(self.model.spec, job.recipe, read=new, read_s=seconds)

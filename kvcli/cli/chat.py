@@ -1,0 +1,232 @@
+"""``kvcli chat [FILE…]``: the options of the command, and the loop of lines that are typed or piped."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcli.cli import render
+from kvcli.cli.budget import Budget
+from kvcli.cli.desk import Settings
+from kvcli.cli.exits import PARTLY_FAILED, Interrupted, understand
+from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.questions import valid
+from kvcli.documents import STDIN
+from kvcli.errors import InputError, KvcliError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.chat.record import Record
+    from kvcli.cli.talk.commands import Commands
+    from kvcli.cli.talk.evening import Evening
+
+COMMAND = re.compile(r"/[a-z]*(\s|$)")
+"""What is no question. A path, or a comment that was pasted, is one."""
+
+
+def command(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="What to read.", show_default=False)
+    ] = None,
+    named: Annotated[
+        list[str] | None,
+        typer.Option("-f", "--file", "--context", metavar="FILE", help="A file to read, repeatable."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
+    ] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    resume: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")] = False,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="NAME", help="A conversation by name: begin it, or go on.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+    ] = 2048,
+    temp: Annotated[
+        float | None,
+        typer.Option("--temp", metavar="T", min=0.0, help="Temperature; by default the model's own settings."),
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then what is typed.")] = False,
+    policy: Annotated[
+        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
+    ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Talk with a model about files, or about nothing in particular.
+
+    FILE is anything that ``kvcli ask`` reads. /help lists the commands, Ctrl-D leaves. The conversation is saved as it
+    goes, and its turns are evicted into the context when they have become many, so that it can go on for ever.
+    Without a terminal each line of standard input is one question or command.
+    """
+    read = [*(named or []), *(files or [])]
+    if STDIN in read:
+        raise UsageError("standard input is what is said, and cannot be a document", "kvcli chat FILE")
+    path, saved = _session(read, resume=resume, name=session)
+    given = {
+        "policy": policy,
+        "budget": budget,
+        "heads": heads,
+        "chunk": chunk,
+        "raw": raw or None,
+        "pages": ranges,
+        "include": include,
+        "exclude": exclude,
+        "ocr": ocr or None,
+        "dtype": dtype,
+    }
+    saved.options |= {name: value for name, value in given.items() if value is not None}
+    saved.model = model or saved.model
+    if system is not None:
+        saved.system = valid(system, "the system message")
+    settings = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
+    sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    drawn = {name: value for name, value in sampling.items() if value is not None}
+    _run(replace(settings, cache=not no_cache, rebuild=rebuild), saved, path, drawn, debug=debug)
+
+
+def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Record]:
+    """Where the conversation is saved, and what there is of it."""
+    from kvcli.chat import record
+
+    if resume and name is not None:
+        raise UsageError("-c goes on with the last conversation, --session NAME with that one", "leave out -c")
+    path = record.last() if resume else record.fresh() if name is None else record.named(name)
+    absolute = [str(Path(file).expanduser().absolute()) for file in files]
+    if not path.exists():
+        return path, record.Record(files=absolute)
+    found = record.load(path)
+    if files and absolute != found.files:
+        names = " ".join(found.files) or "no file"
+        raise UsageError(f"the session {path.stem} is about {names}", "leave out FILE and type /add FILE")
+    return path, found
+
+
+def _settings(
+    saved: Record, *, max_tokens: int, device: str | None, offline: bool, quiet: bool, verbose: bool
+) -> Settings:
+    """What the conversation was begun with, checked as if it had been typed."""
+    known = saved.options
+    if known.get("raw") and saved.system:
+        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
+    return Settings(
+        model=saved.model,
+        system=saved.system,
+        raw=bool(known.get("raw")),
+        max_tokens=max_tokens,
+        policy=known.get("policy"),
+        budget=None if known.get("budget") is None else Budget.parse(known["budget"]),
+        heads=known.get("heads"),
+        chunk=known.get("chunk"),
+        reading=options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),
+        device=device,
+        dtype=known.get("dtype"),
+        offline=offline,
+        quiet=quiet,
+        verbose=verbose,
+    )
+
+
+def _run(settings: Settings, saved: Record, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
+    from kvcli.cli.talk.commands import Commands
+    from kvcli.cli.talk.evening import Evening
+    from kvcli.cli.talk.parlour import Parlour
+
+    interactive = sys.stdin.isatty()
+    parlour = Parlour(settings, saved.files, saved.added)
+    parlour.furnish()
+    given = saved.sampling
+    if drawn:
+        from kvcli.sampling import Sampling
+
+        given = asdict(Sampling(**{**(saved.sampling or parlour.sampling()), **drawn}))
+    evening = Evening(parlour, saved, path, given, interactive=interactive)
+    try:
+        evening.open()
+        if interactive:
+            from kvcli.cli.talk.typed import Prompt, consent
+
+            prompt = Prompt(evening, Commands.names())
+            render.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=settings.quiet)
+            _loop(evening, Commands(evening, consent), iter(prompt.read, None), debug=debug)
+        else:
+            _loop(evening, Commands(evening, lambda _: True), _piped(), debug=debug)
+    finally:
+        evening.close()
+    if interactive and evening.talk.turns:
+        render.note("saved", f"kvcli chat --session {evening.path.stem}", quiet=settings.quiet)
+    if evening.failed and not interactive:
+        raise typer.Exit(PARTLY_FAILED)
+
+
+def _piped() -> Iterator[str | KvcliError]:
+    """Lines of standard input; an error stands for one that is no text."""
+    for n, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8-sig" if n == 1 else "utf-8")
+        except UnicodeDecodeError:
+            yield InputError(f"line {n} of standard input is not UTF-8", "iconv -t utf-8")
+
+
+def _loop(evening: Evening, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
+    """Every line a question or a command; what goes wrong with one is said, and the next one is taken."""
+    for line in lines:
+        try:
+            if isinstance(line, KvcliError):
+                raise line
+            text = line.strip()
+            if COMMAND.match(text):
+                commands.run(valid(text, "the command"))
+            elif text:
+                evening.ask(valid(text, "the question"))
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as stop:
+            if not evening.interactive:
+                raise Interrupted(
+                    "interrupted; the conversation is saved", f"kvcli chat --session {evening.path.stem}", cause=stop
+                ) from None
+        except BrokenPipeError:
+            raise
+        except Exception as problem:
+            if debug:
+                traceback.print_exception(problem)
+            evening.problem(understand(problem))
+        if commands.leave:
+            return

@@ -1,0 +1,279 @@
+"""One chat from the first question to the last: what is asked, how it is shown, and what is saved of it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvcli.chat import record
+from kvcli.cli import render, usage
+from kvcli.cli.exits import Interrupted
+from kvcli.cli.reading import Patience
+from kvcli.cli.talk.blocks import Lines, Paper, Thoughts
+from kvcli.errors import KvcliError, ResourceError, UsageError
+from kvcli.events import Absorbed, Answer, Prefill, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from kvcli.chat.conversation import Conversation
+    from kvcli.chat.record import Record
+    from kvcli.cli.talk.parlour import Parlour
+
+SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
+
+
+class Evening:
+    """A conversation with a person or a script.
+
+    Args:
+        parlour: furnished.
+        saved: the conversation to go on with, or a new one.
+        path: where it is saved.
+        given: sampling that was asked for; ``None`` for the model's own.
+        interactive: whether a person types.
+    """
+
+    def __init__(
+        self, parlour: Parlour, saved: Record, path: Path, given: dict[str, Any] | None, *, interactive: bool
+    ) -> None:
+        self.parlour, self.saved, self.path, self.interactive = parlour, saved, path, interactive
+        self.quiet = parlour.settings.quiet
+        self.max_tokens = parlour.settings.max_tokens
+        self.hide_thoughts = False
+        self.given = saved.sampling if given is None else given
+        self.tps = 0.0
+        self.failed = 0
+        self.answers = 0
+        self._told = False
+        self._lock = ExitStack()
+        self.talk = self._conversation()
+
+    def _conversation(self) -> Conversation:
+        from kvcli.chat.conversation import Conversation
+
+        same = self.saved.fingerprint == self.parlour.model.spec.fingerprint
+        return Conversation(
+            self.parlour.model,
+            self.parlour.ground,
+            turns=self.saved.turns if same else [_by_words(turn) for turn in self.saved.turns],
+            absorbed=self.saved.absorbed,
+            unanswered=self.saved.unanswered,
+            changed=self.save,
+        )
+
+    # --- before and after ---
+
+    def open(self) -> None:
+        """Read the document, or take its reading up, and the turns there are."""
+        self._lock.enter_context(record.locked(self.path))
+        self.parlour.banner()
+        with Patience() as patience:
+            for _ in self.talk.open():
+                if patience.cause is not None:
+                    break
+        if patience.cause is not None:
+            raise Interrupted("interrupted while taking the turns up", "kvcli chat -c", cause=patience.cause)
+        if self.parlour.ids:
+            render.note("read", self.parlour.report.reading(), quiet=self.quiet)
+        turns = len(self.talk.turns)
+        if turns:
+            render.note("session", f"{self.path.stem} · {render.plural(turns, 'turn')}", quiet=self.quiet)
+        if self.talk.unanswered is not None:
+            render.note("session", "the last question has no answer yet: /retry asks it again", quiet=self.quiet)
+
+    def close(self) -> None:
+        """Let another process have the session."""
+        self._lock.close()
+
+    def move(self, path: Path) -> None:
+        """Save this conversation elsewhere from now on. Raises ``UsageError`` where that is open or there already."""
+        if path.exists() and path != self.path:
+            raise UsageError(f"there is a session {path.stem} already", "/save ANOTHER")
+        with ExitStack() as lock:
+            if path != self.path:
+                lock.enter_context(record.locked(path))
+                self._lock, before = lock.pop_all(), self._lock
+                before.close()
+        self.path = path
+        self.save()
+
+    def load(self, path: Path, found: Record) -> None:
+        """Go on with another conversation about the same text.
+
+        Raises:
+            UsageError: it is about other files, was read otherwise, or is open in another process.
+        """
+        for name in ("files", "added", "options", "system"):
+            if getattr(found, name) != getattr(self.saved, name):
+                raise UsageError(f"the session {path.stem} has other {name}", f"kvcli chat --session {path.stem}")
+        with ExitStack() as lock:
+            lock.enter_context(record.locked(path))
+            self._lock, before = lock.pop_all(), self._lock
+            before.close()
+        self.saved, self.path, self.given = found, path, found.sampling
+        self.talk = self._conversation()
+
+    def save(self) -> None:
+        """The conversation as it is now; a disk that refuses is said once and does not end it."""
+        saved, talk, parlour = self.saved, self.talk, self.parlour
+        saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.absorbed, talk.unanswered
+        saved.fingerprint, saved.sampling = parlour.model.spec.fingerprint, self.given
+        saved.system, saved.added = parlour.settings.system, parlour.added
+        try:
+            record.save(self.path, saved)
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                render.warn(f"this conversation is not saved: {error.strerror or error} ({self.path})")
+
+    # --- questions ---
+
+    def ask(self, text: str) -> None:
+        """Put a question and show its answer. Ctrl-C stops the answer and keeps what there is of it."""
+        self._show(self.talk.ask(text, sampling=self.sampling(), max_tokens=self.max_tokens))
+
+    def retry(self) -> None:
+        """The last question again."""
+        text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
+        if text:
+            render.note("again", text, quiet=self.quiet)
+        self._show(self.talk.retry(sampling=self.sampling(), max_tokens=self.max_tokens))
+
+    def sampling(self) -> Any:
+        """How the next answer is drawn. Raises ``UsageError``."""
+        from kvcli.sampling import Sampling
+
+        return Sampling(**self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Sampling in force: what was asked for, else the model's own."""
+        return self.parlour.sampling() if self.given is None else self.given
+
+    def _show(self, events: Generator[Prefill | Absorbed | Token | Answer, None, None]) -> None:
+        shown: Paper | Lines = Paper() if render.is_terminal(sys.stdout) else Lines()
+        thoughts = Thoughts(hide=self.hide_thoughts)
+        begun = False
+        if self.answers and not self.interactive:
+            sys.stdout.write("\n")  # a blank line between answers
+        try:
+            for event in events:
+                if isinstance(event, Absorbed):
+                    self._absorbed(event)
+                elif isinstance(event, Token):
+                    begun = True
+                    shown.write(thoughts.push(event.text))
+                elif isinstance(event, Answer):
+                    self.answers += 1
+                    self.tps = event.decode_tps
+                    shown.write(thoughts.flush())
+                    shown.end()
+                    if event.finish_reason == "length":
+                        render.warn(
+                            f"the answer was cut at {event.completion_tokens:,} tokens; try /set max_tokens"
+                            f" {2 * event.completion_tokens}",
+                            quiet=self.quiet,
+                        )
+        except KeyboardInterrupt:
+            events.close()
+            if begun:
+                shown.end()
+            kept = "what there is of the answer is kept" if begun else "before the answer began"
+            render.note("stopped", f"{kept}; /retry asks again", quiet=self.quiet)
+            if not self.interactive:
+                raise
+        except BaseException:
+            with suppress(Exception):
+                events.close()
+            if begun:
+                shown.end()
+            raise
+
+    def _absorbed(self, event: Absorbed) -> None:
+        """Said once: from then on it goes without saying."""
+        if len(self.talk.absorbed) == 1:
+            text = (
+                f"{render.count(event.tokens)} tokens of {render.plural(event.turns, 'turn')} were evicted into the"
+                " context like a part of the text; the chat goes on at the same memory"
+            )
+            render.note("absorbed", text, quiet=self.quiet)
+
+    # --- what is known ---
+
+    def status(self) -> str:
+        """The bottom line: model and recipe, kept of read, turn, memory, speed."""
+        parlour, talk = self.parlour, self.talk
+        used, total = usage.used_and_total(parlour.model.spec.device)
+        context = talk.context
+        parts = [f"{parlour.model.name} · {parlour.recipe}"]
+        if context is not None:
+            parts.append(f"kept {context.kept:,} of {context.seen:,}")
+        parts.append(f"turn {len(talk.turns) + 1}")
+        parts.append(f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB")
+        if self.tps:
+            parts.append(f"{self.tps:.1f} tok/s")
+        return " · ".join(parts)
+
+    def memory(self) -> list[tuple[str, str]]:
+        """Bytes of what is held, by name."""
+        talk, spec = self.talk, self.parlour.model.spec
+        used, total = usage.used_and_total(spec.device)
+        work = None if talk.ground is None else talk.ground.work
+        rows = [
+            ("weights", render.size(spec.weight_bytes)),
+            ("context", render.size(talk.context.nbytes if talk.context else 0)),
+            ("fill", render.size(work.nbytes if work else 0)),
+            ("tail", render.size(talk.tail.nbytes if talk.tail else 0)),
+        ]
+        return [*rows, ("in use", f"{render.size(used)} of {render.size(total)} on {spec.device}")]
+
+    def stats(self) -> list[tuple[str, str]]:
+        """What a person may want to know of the conversation."""
+        talk, parlour = self.talk, self.parlour
+        made = sum(len(turn.ids) for turn in talk.turns)
+        sampling = ", ".join(f"{k} {v:g}" for k, v in self.settings().items() if v is not None) or "greedy"
+        rows = [("session", f"{self.path.stem} · {self.path}")]
+        if parlour.ids:
+            rows.append(("read", parlour.report.reading()))
+        room = f" of {talk.ground.room:,}" if talk.ground else ""
+        return [
+            *rows,
+            ("turns", f"{len(talk.turns):,}, absorbed after {talk.absorbed[-1] if talk.absorbed else 0:,}"),
+            ("tokens", f"{talk.used:,}{room} before turns are absorbed · {made:,} answered"),
+            ("sampling", f"{sampling} · at most {self.max_tokens:,} tokens"),
+            *([("speed", f"{self.tps:.1f} tok/s")] if self.tps else []),
+        ]
+
+    def problem(self, problem: KvcliError) -> None:
+        """Say what went wrong with one line of the conversation."""
+        self.failed += 1
+        render.error(problem)
+
+
+def _by_words(turn: record.Turn) -> record.Turn:
+    """A turn of another model: its token ids mean nothing here."""
+    return record.Turn(**{**asdict(turn), "ids": ()})
+
+
+def export(path: Path, saved: Record) -> None:
+    """The conversation as Markdown or JSON, by the name's ending. Raises ``UsageError`` or ``ResourceError``."""
+    import json
+
+    if path.suffix not in (".md", ".json"):
+        raise UsageError(f"{path} is neither .md nor .json", "/export chat.md")
+    if path.suffix == ".json":
+        text = json.dumps(asdict(saved), ensure_ascii=False, indent=1) + "\n"
+    else:
+        files = ", ".join(Path(name).name for name in (*saved.files, *saved.added))
+        parts = [f"# {files or 'A conversation'}"]
+        for turn in saved.turns:
+            quoted = "\n".join(f"> {line}".rstrip() for line in turn.question.splitlines())
+            parts += [quoted, turn.answer.strip() or "(no answer)"]
+        text = "\n\n".join(parts) + "\n"
+    try:
+        record.write(path, text)
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror}", "/export another/place.md") from None

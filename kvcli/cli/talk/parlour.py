@@ -1,0 +1,143 @@
+"""What a chat stands on: documents, model, recipe, and a reading whose fill is kept to absorb turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from kvcli import documents
+from kvcli.cli import opened
+from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
+from kvcli.cli.questions import Request
+from kvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcli.chat.conversation import Ground
+    from kvcli.recipe import Recipe
+    from kvcli.session import Job
+
+ROOM = 4096
+"""Tokens that turns may take before they are absorbed, where the model's window allows it."""
+
+
+class Parlour(Desk):
+    """A desk for a conversation.
+
+    Args:
+        settings: as for ``ask``.
+        files: what is read at first.
+        added: what is read behind it.
+    """
+
+    def __init__(self, settings: Settings, files: Sequence[str], added: Sequence[str] = ()) -> None:
+        super().__init__(settings, Request(tuple(files), (), False))
+        self.added = list(added)
+
+    def furnish(self) -> None:
+        """Documents, model, token ids and recipe; nothing is read by the model yet."""
+        recipe = self._check()
+        if recipe is not None and recipe.keep.question:
+            raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
+        self._open(self.request.files, None)
+        for name in self.added:
+            self._join([name])
+        self._load()
+        self._settle()
+
+    def add(self, names: Sequence[str]) -> None:
+        """Documents behind those that are there; the ground is then another one."""
+        before = self.report.document
+        self._join(names)
+        try:
+            self._settle()
+        except BaseException:
+            self.report.document = before
+            raise
+        self.added += names
+
+    def take_back(self, document: documents.Document | None, added: Sequence[str]) -> None:
+        """What was added could not be read: as before."""
+        self.report.document, self.added = document, list(added)
+        self._settle()
+
+    def instruct(self, system: str | None) -> None:
+        """Another system message; it stands before the document, so that the ground is another one."""
+        self.given = replace(self.given, system=system)
+        self.settings = replace(self.settings, system=system)
+        self._settle()
+
+    def _join(self, names: Sequence[str]) -> None:
+        more = documents.read(names, None, self.given.reading)
+        for warning in more.warnings:
+            self._warn(warning)
+        document = self.report.document
+        self.report.document = more if document is None else opened.joined(document, more)
+
+    def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> Job:
+        return replace(super()._job(recipe, question, longest), keep=True, origin="ask")
+
+    # --- the ground ---
+
+    @property
+    def endless(self) -> bool:
+        """Whether turns can be evicted at all: a budget, and positions that are used again."""
+        return self.recipe.keep.budget is not None and self.recipe.keep.positions == "compact"
+
+    @property
+    def slots(self) -> int:
+        """Positions that the context takes at most, however long the conversation."""
+        from kvcli import memory
+
+        spec = self.model.spec
+        endless = 2**31
+        found = (memory.units(spec, self.recipe, endless, i) for i, w in enumerate(spec.sliding) if w is None)
+        return max(found, default=0)
+
+    @property
+    def room(self) -> int:
+        """Tokens that turns may take at a time."""
+        window = self.model.spec.max_positions
+        if not self.endless:
+            return window - len(self.ids)
+        return min(max(ROOM, QUESTION + self.settings.max_tokens), window - self.slots)
+
+    def ground(self) -> Ground:
+        """Read the document, or take its reading up.
+
+        Raises:
+            KvcliError: it does not fit the model or the memory, or was interrupted.
+        """
+        from kvcli import engine, memory
+        from kvcli.chat.conversation import Ground
+
+        spec, chunk = self.model.spec, self.chunk
+        self.reader.drop()
+        tokens = max(len(self.ids), self.slots + chunk) if self.endless else len(self.ids)
+        memory.check_positions(spec, self.recipe, tokens=tokens, chunk=chunk, question=QUESTION)
+        room = self.room
+        plan = memory.plan(spec, self.recipe, tokens=tokens, chunk=chunk, tail=room)
+        replace(plan, fill=2 * plan.fill).check(memory.available(spec.device), spec.device)
+        if self.ids:
+            self._read([0] * QUESTION, max(1, room - QUESTION))
+            work, context = self.reader.work, self.reader.context
+            assert work is not None
+            self.reader.drop()
+        else:
+            self.model.rotary.pin(min(spec.max_positions, max(tokens, chunk) + max(room, QUESTION + ANSWER)))
+            work, context = engine.start(self.model, self.recipe, 0, chunk=chunk), None
+        return Ground(
+            prompt=self.prompt,
+            recipe=self.recipe,
+            chunk=chunk,
+            work=work,
+            context=context,
+            room=room,
+            total=None if self.endless else spec.max_positions,
+        )
+
+    def sampling(self) -> dict[str, Any]:
+        """How answers are drawn where nobody says otherwise: the model's own generation settings."""
+        from kvcli.hf.generation import settings
+
+        return settings(self.model)
