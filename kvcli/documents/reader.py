@@ -31,7 +31,8 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
 
     A directory stands for its files in the order of their names. Several files are joined with a line
     ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
-    begin as the first alone, and a saved reading of it is continued. Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
+    begin as the first alone, and a saved reading of it is continued. Raises ``InputError``, and ``UsageError`` for
+    options that do not fit the files.
     """
     options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])
