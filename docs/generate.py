@@ -15,6 +15,7 @@ CACHE = ("ls", "show", "rm", "prune", "verify", "export", "import", "path")
 COMMANDS = [
     "",
     "ask",
+    "chat",
     "prefill",
     *(f"cache {c}".rstrip() for c in ("", *CACHE)),
     "train",

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvcli import __version__
-from kvcli.cli import ask, cache, doctor, evaluate, exits, extract, models, plan, prefill, recipes, train
+from kvcli.cli import ask, cache, chat, doctor, evaluate, exits, extract, models, plan, prefill, recipes, train
 
 app = typer.Typer(
     name="kvcli",
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ask", cls=ask.Ask)(ask.command)
+app.command("chat")(chat.command)
 app.command("eval", cls=evaluate.Eval)(evaluate.command)
 app.command("prefill")(prefill.command)
 app.command("plan")(plan.command)

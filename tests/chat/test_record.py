@@ -14,7 +14,7 @@ from kvcli.chat.record import Record, Turn
 from kvcli.errors import DamagedError, InputError, UsageError
 
 TURNS = [Turn("Who?", "Pip — \u2028 \ud800", (3, 4), "stop", 1.5), Turn("What?", "", (), "interrupted")]
-FULL = Record("tiny", "f", ["/a b.txt"], {"budget": "12%"}, {"temperature": 0.5}, "Be brief.", TURNS, [1], "And?")
+FULL = Record("tiny", "f", ["/a b.txt"], [], {"budget": "12%"}, {"temperature": 0.5}, "Be brief.", TURNS, [1], "And?")
 
 
 @pytest.fixture(autouse=True)
