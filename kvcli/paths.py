@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvcli.errors import ResourceError
@@ -73,8 +73,37 @@ def publish(temporary: Path, final: Path) -> None:
     """Give a finished directory its name. Readers see all of it or nothing of it."""
     sync(temporary)
     temporary.rename(final)
-    if os.name == "posix":  # the rename itself is durable only once the parent is
-        descriptor = os.open(final.parent, os.O_RDONLY)
+    _settle(final.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file to, 0600, which then takes the place of ``path``, durably.
+
+    Readers see the old file or the whole new one. Where anything fails the old one stays and nothing else is left.
+    Raises ``OSError``.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _settle(path.parent)
+
+
+def _settle(directory: Path) -> None:
+    """A rename is durable only once its directory is."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -6,10 +6,9 @@ The document is not in it: its reading is saved by itself, and the record says w
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,18 +110,8 @@ def save(path: Path, record: Record) -> None:
 
 def write(path: Path, text: str) -> None:
     """A text file, 0600, all of it or nothing. Raises ``OSError``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with paths.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def load(path: Path) -> Record:

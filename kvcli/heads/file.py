@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kvcli import paths
 from kvcli.errors import DamagedError, ModelError, ResourceError
 from kvcli.heads.module import ACTIVATIONS, RetainingHeads, features
 
@@ -84,15 +84,11 @@ def save(path: Path, heads: RetainingHeads, card: Card, *, dtype: torch.dtype = 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Safetensors under a temporary name, synced, then renamed. Raises ``ResourceError``."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
+        with paths.replacing(path) as part:
+            save_file(tensors, part, metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise ResourceError(f"{path} cannot be written: {error}", "-o another place") from error
 
 

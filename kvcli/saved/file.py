@@ -13,16 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import struct
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kvcli import paths
 from kvcli.errors import DamagedError
 from kvcli.saved.identity import FORMAT, Identity
 from kvcli.saved.revive import revive
@@ -128,62 +127,29 @@ def write(path: Path, meta: Meta, blobs: Sequence[Blob]) -> None:
     """Write a reading under its name, all of it or nothing. Raises ``OSError``."""
     blobs = sorted(blobs, key=lambda b: -_SIZES[b.dtype])  # the largest numbers first keeps all of them aligned
     head = _head(meta, blobs)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-            total = hashlib.sha256(head)
-            file.write(head)
-            for blob in blobs:
-                data = memoryview(blob.data()).cast("B")
-                if len(data) != blob.nbytes:
-                    raise ValueError(f"{blob.name} has {len(data)} bytes, not {blob.nbytes}")
-                total.update(data)
-                file.write(data)
-            file.seek(head.index(_NO_DIGEST.encode()))
-            file.write(total.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
+    with paths.replacing(path) as temporary, temporary.open("wb") as file:
+        total = hashlib.sha256(head)
+        file.write(head)
+        for blob in blobs:
+            data = memoryview(blob.data()).cast("B")
+            if len(data) != blob.nbytes:
+                raise ValueError(f"{blob.name} has {len(data)} bytes, not {blob.nbytes}")
+            total.update(data)
+            file.write(data)
+        file.seek(head.index(_NO_DIGEST.encode()))
+        file.write(total.hexdigest().encode())
 
 
 def copy(source: Path, target: Path) -> None:
     """Copy a whole file under the same care as :func:`write`. Raises ``OSError``, and leaves nothing behind then."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-    try:
-        with (
-            source.open("rb") as old,
-            os.fdopen(os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as new,
-        ):
-            shutil.copyfileobj(old, new, _BLOCK)
-            new.flush()
-            os.fsync(new.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(target.parent)
+    with paths.replacing(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+        shutil.copyfileobj(old, new, _BLOCK)
 
 
 def relabel(found: Header, meta: Meta) -> None:
     """Write a reading anew with another description. Raises ``OSError``."""
     blobs = [Blob(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
     write(found.path, meta, blobs)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _head(meta: Meta, blobs: Sequence[Blob]) -> bytes:
