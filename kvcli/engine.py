@@ -20,8 +20,7 @@ from kvcli.events import Answer, Prefill, Token
 from kvcli.hf.load import Model
 from kvcli.recipe import Recipe
 from kvcli.sampling import Sampling, sample
-
-CHUNK = 512
+from kvcli.types import CHUNK
 
 
 def fill(

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 Positions = Literal["compact", "original"]
 """How kept units are numbered for RoPE: by slot (0, 1, 2 … without holes) or by place in the document."""
 
+CHUNK = 512
+"""Tokens read per forward pass where nobody says otherwise."""
+
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -8,7 +8,32 @@ from typer.core import TyperCommand
 from kvcli.cli import citing
 from kvcli.cli.budget import Budget
 from kvcli.cli.desk import Settings
-from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    HEADS,
+    INCLUDE,
+    MAX_TOKENS,
+    MIN_P,
+    MODEL,
+    NO_CACHE,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    REBUILD,
+    SEED,
+    SYSTEM,
+    TOP_K,
+    TOP_P,
+    VERBOSE,
+    options,
+)
 from kvcli.cli.output import Sink
 from kvcli.cli.questions import sort_out, valid
 from kvcli.cli.run import Run
@@ -28,11 +53,8 @@ class Ask(TyperCommand):
 
 def command(
     words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository."),
-    ] = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    model: MODEL = None,
+    system: SYSTEM = None,
     files: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,44 +73,29 @@ def command(
         list[str] | None,
         typer.Option("-Q", "--questions", metavar="FILE", help="Questions, one per line or JSON Lines; - is stdin."),
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
-    ] = 2048,
+    max_tokens: MAX_TOKENS = 2048,
     temp: Annotated[float, typer.Option("--temp", metavar="T", min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
+    top_p: TOP_P = None,
+    top_k: TOP_K = None,
+    min_p: MIN_P = None,
+    seed: SEED = None,
     stop: Annotated[
         list[str] | None,
         typer.Option("--stop", metavar="TEXT", help="Text that ends the answer; repeatable."),
     ] = None,
     no_stream: Annotated[bool, typer.Option("-S", "--no-stream", help="Print the answer when it is complete.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
     output: Annotated[
         str | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, not to stdout."),
     ] = None,
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then the question.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Times, speed and memory on stderr.")] = False,
-    policy: Annotated[
-        str | None,
-        typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes."),
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
-    ] = None,
-    heads: Annotated[
-        str | None,
-        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
-    ] = None,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    heads: HEADS = None,
     focus: Annotated[
         bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
     ] = False,
@@ -96,10 +103,7 @@ def command(
         int,
         typer.Option("--look-again", metavar="N", min=0, help="Read N passages a second time before the answer."),
     ] = 0,
-    chunk: Annotated[
-        int | None,
-        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
-    ] = None,
+    chunk: CHUNK = None,
     cite: Annotated[
         str | None,
         typer.Option(
@@ -111,16 +115,16 @@ def command(
         bool, typer.Option("--exit-status", help="Exit 10 where no quote of an answer is verified.")
     ] = False,
     each: Annotated[bool, typer.Option("--each", help="Every file by itself: one answer per file.")] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
+    no_cache: NO_CACHE = False,
+    rebuild: REBUILD = False,
     ranges: PAGES = None,
     include: INCLUDE = None,
     exclude: EXCLUDE = None,
     ocr: OCR = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Ask a question about files or standard input.
 

@@ -16,7 +16,32 @@ from kvcli.cli import render
 from kvcli.cli.budget import Budget
 from kvcli.cli.desk import Settings
 from kvcli.cli.exits import PARTLY_FAILED, Interrupted, understand
-from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    HEADS,
+    INCLUDE,
+    MAX_TOKENS,
+    MIN_P,
+    MODEL,
+    NO_CACHE,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    REBUILD,
+    SEED,
+    SYSTEM,
+    TOP_K,
+    TOP_P,
+    VERBOSE,
+    options,
+)
 from kvcli.cli.questions import valid
 from kvcli.documents import STDIN
 from kvcli.errors import InputError, KvcliError, UsageError
@@ -38,56 +63,38 @@ def command(
         list[str] | None,
         typer.Option("-f", "--file", "--context", metavar="FILE", help="A file to read, repeatable."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
-    ] = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    model: MODEL = None,
+    system: SYSTEM = None,
     resume: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")] = False,
     session: Annotated[
         str | None, typer.Option("--session", metavar="NAME", help="A conversation by name: begin it, or go on.")
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
-    ] = 2048,
+    max_tokens: MAX_TOKENS = 2048,
     temp: Annotated[
         float | None,
         typer.Option("--temp", metavar="T", min=0.0, help="Temperature; by default the model's own settings."),
     ] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    top_p: TOP_P = None,
+    top_k: TOP_K = None,
+    min_p: MIN_P = None,
+    seed: SEED = None,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then what is typed.")] = False,
-    policy: Annotated[
-        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
-    ] = None,
-    heads: Annotated[
-        str | None,
-        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
-    ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
-    ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    heads: HEADS = None,
+    chunk: CHUNK = None,
+    no_cache: NO_CACHE = False,
+    rebuild: REBUILD = False,
     ranges: PAGES = None,
     include: INCLUDE = None,
     exclude: EXCLUDE = None,
     ocr: OCR = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
+    debug: DEBUG = False,
 ) -> None:
     """Talk with a model about files, or about nothing in particular.
 

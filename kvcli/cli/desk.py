@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcli import documents
+from kvcli import documents, types
 from kvcli.cli import opened, render, usage
 from kvcli.cli.budget import Budget
 from kvcli.cli.exits import STOPS, Interrupted
@@ -296,7 +296,7 @@ class Desk:
     @property
     def chunk(self) -> int:
         """Tokens read per step."""
-        return self.settings.chunk or 512
+        return self.settings.chunk or types.CHUNK
 
     def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
         """What is read of the document under a recipe.

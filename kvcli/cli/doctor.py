@@ -5,13 +5,14 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from kvcli import paths
 from kvcli.cli import render, report
 from kvcli.cli.exits import SCHEMA
+from kvcli.cli.options import DEBUG, JSON
 from kvcli.errors import KvcliError
 
 ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
@@ -19,8 +20,8 @@ ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", 
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Check versions, devices, memory, speed and the default model. Uses no network."""
     found = examine()

@@ -13,6 +13,7 @@ from kvcli import documents
 from kvcli.cli import render
 from kvcli.cli.budget import Budget
 from kvcli.cli.exits import SCHEMA, STOPS, Interrupted
+from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET
 from kvcli.cli.report import versions
 from kvcli.cli.run import during
 from kvcli.documents import STDIN, Document
@@ -41,10 +42,7 @@ class Eval(TyperCommand):
 
 def command(
     words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository."),
-    ] = None,
+    model: MODEL = None,
     policies: Annotated[
         list[str] | None,
         typer.Option("--policy", metavar="RECIPE", help="What to keep: kvcli recipes. Repeatable: side by side."),
@@ -83,12 +81,12 @@ def command(
         int, typer.Option("--look-again", metavar="N", min=0, help="Passages looked at a second time before answers.")
     ] = 0,
     chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Measure what a reading keeps: tasks with known answers, for each recipe, budget and length.
 

@@ -12,26 +12,11 @@ import typer
 from kvcli import documents
 from kvcli.cli import render
 from kvcli.cli.exits import SCHEMA
+from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, options
 from kvcli.cli.output import Sink
-from kvcli.documents import Document, Options, pages, quality
+from kvcli.documents import Document, pages, quality
 from kvcli.documents.quality import Quality, Row
 from kvcli.errors import UsageError
-
-PAGES = Annotated[str | None, typer.Option("--pages", metavar="RANGES", help="Pages to read, from 1: 1-40,55.")]
-INCLUDE = Annotated[
-    list[str] | None,
-    typer.Option("--include", metavar="GLOB", help="Of a directory read only these files; repeatable."),
-]
-EXCLUDE = Annotated[
-    list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Of a directory leave these files out; repeatable."),
-]
-OCR = Annotated[bool, typer.Option("--ocr", help="Read scanned pages and pictures; needs kvcli[ocr].")]
-
-
-def options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:
-    """The options that say how documents are read, checked. Raises ``UsageError``."""
-    return Options(pages.parse(ranges) if ranges is not None else (), tuple(include or ()), tuple(exclude or ()), ocr)
 
 
 def command(
@@ -45,8 +30,8 @@ def command(
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the text there, not to stdout.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: text, spans and quality.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Show exactly what a model would read of FILE, page by page, and how good it is. Loads no model.
 

@@ -9,12 +9,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import kvcli
-from kvcli import documents
+from kvcli import documents, types
 from kvcli.cli import planned, render
 from kvcli.cli.budget import Budget
 from kvcli.cli.desk import ANSWER, QUESTION
-from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
 from kvcli.cli.forecast import Place, Work, forecast
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    INCLUDE,
+    JSON,
+    MAX_TOKENS,
+    MODEL,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    SYSTEM,
+    options,
+)
 from kvcli.cli.questions import valid
 from kvcli.errors import InputError, UsageError
 
@@ -25,27 +43,18 @@ if TYPE_CHECKING:
     from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec
 
-CHUNK = 512
-"""Tokens read per step where ``--chunk-size`` does not say."""
-
 
 def command(
     files: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE...", help="What would be read; - is standard input.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
-    ] = None,
+    model: MODEL = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", metavar="N", min=1, help="A text of N tokens instead of a file.")
     ] = None,
-    policy: Annotated[
-        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
-    ] = None,
+    policy: POLICY = None,
+    budget: BUDGET = None,
     what_if: Annotated[
         list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
     ] = None,
@@ -61,25 +70,20 @@ def command(
     question: Annotated[
         str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
     ] = None,
-    max_tokens: Annotated[
-        int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
-    ] = ANSWER,
-    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    max_tokens: MAX_TOKENS = ANSWER,
+    system: SYSTEM = None,
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
-    chunk: Annotated[
-        int | None,
-        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
-    ] = None,
+    chunk: CHUNK = None,
     ranges: PAGES = None,
     include: INCLUDE = None,
     exclude: EXCLUDE = None,
     ocr: OCR = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Say what a run would take, before it: memory, disk and time. Loads no model.
 
@@ -117,7 +121,7 @@ def command(
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
     asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
-    work = Work(ids, _text_bytes(document), chunk or CHUNK, asked, max_tokens)
+    work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens)
 
     units = None if wanted is None else wanted.units(spec, ids)
     recipe = named or _default(source, spec, units)

@@ -11,7 +11,27 @@ from kvcli.cli.budget import Budget
 from kvcli.cli.cache import facts
 from kvcli.cli.desk import Desk, Settings
 from kvcli.cli.exits import SCHEMA
-from kvcli.cli.extract import EXCLUDE, INCLUDE, OCR, PAGES, options
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    HEADS,
+    INCLUDE,
+    JSON,
+    MODEL,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    REBUILD,
+    SYSTEM,
+    VERBOSE,
+    options,
+)
 from kvcli.cli.questions import Request, valid
 from kvcli.errors import InputError, UsageError
 
@@ -21,41 +41,29 @@ def command(
         list[str] | None,
         typer.Argument(metavar="FILE...", help="What to read; - is standard input.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
-    ] = None,
+    model: MODEL = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="FILE", help="Also write the reading there: book.kv.")
     ] = None,
-    system: Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")] = None,
+    system: SYSTEM = None,
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
-    policy: Annotated[
-        str | None, typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")
-    ] = None,
-    heads: Annotated[
-        str | None,
-        typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
-    ] = None,
-    chunk: Annotated[
-        int | None,
-        typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
-    ] = None,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    heads: HEADS = None,
+    chunk: CHUNK = None,
     ranges: PAGES = None,
     include: INCLUDE = None,
     exclude: EXCLUDE = None,
     ocr: OCR = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Write the file of -o and nothing else.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")] = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    rebuild: REBUILD = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Read files now, so that ``kvcli ask`` with the same files answers at once.
 

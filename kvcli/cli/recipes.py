@@ -4,12 +4,11 @@ import inspect
 import json
 from dataclasses import MISSING, fields
 from statistics import mode
-from typing import Annotated, Any, Literal
-
-import typer
+from typing import Any, Literal
 
 from kvcli.cli import render
 from kvcli.cli.exits import SCHEMA
+from kvcli.cli.options import DEBUG, JSON
 
 AXES: tuple[tuple[Literal["keep", "hold"], str], ...] = (
     ("keep", "which units survive the reading"),
@@ -18,8 +17,8 @@ AXES: tuple[tuple[Literal["keep", "hold"], str], ...] = (
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
 ) -> None:
     """List the policies a recipe is made of: keep, or keep+hold."""
     found = {axis: policies(axis) for axis, _ in AXES}

@@ -13,6 +13,7 @@ import typer
 from kvcli import __version__
 from kvcli.cli import render
 from kvcli.cli.exits import STOPS, Interrupted
+from kvcli.cli.options import DEBUG, DEVICE, MODEL, OFFLINE, QUIET
 from kvcli.errors import UsageError
 
 
@@ -21,9 +22,7 @@ def command(
         list[Path],
         typer.Argument(metavar="DATA...", help="Prose (.txt) or question-answer records (.jsonl, .json), also .gz."),
     ],
-    model: Annotated[
-        str | None, typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository.")
-    ] = None,
+    model: MODEL = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Where to; by default where ask finds them by itself."),
@@ -61,11 +60,11 @@ def command(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and data.")] = 0,
     licence: Annotated[str, typer.Option("--licence", metavar="TEXT", help="Of the heads; stands in their card.")] = "",
     restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted training.")] = False,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = None,
+    device: DEVICE = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="Of the frozen model.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")] = False,
-    _debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    offline: OFFLINE = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
     """Train Locret's retaining heads for a model.
 

@@ -15,6 +15,7 @@ from kvcli.hf.load import Model
 from kvcli.look import PASSAGE, look
 from kvcli.prompt import Prompt
 from kvcli.recipe import Recipe
+from kvcli.types import CHUNK
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def answer(
     text: str,
     questions: Sequence[str],
     *,
-    chunk: int = engine.CHUNK,
+    chunk: int = CHUNK,
     max_tokens: int = 32,
     manner: Manner = PLAIN,
 ) -> Generator[Prefill, None, Reading]:

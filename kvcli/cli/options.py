@@ -1,0 +1,58 @@
+"""Options that several commands share, each said once: its names, its value and its help."""
+
+from typing import Annotated
+
+import typer
+
+from kvcli.documents import Options, pages
+
+BUDGET = Annotated[str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")]
+CHUNK = Annotated[
+    int | None,
+    typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
+]
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
+DEVICE = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
+DTYPE = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")]
+HEADS = Annotated[
+    str | None,
+    typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MAX_TOKENS = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")]
+MIN_P = Annotated[
+    float | None,
+    typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively."),
+]
+MODEL = Annotated[
+    str | None,
+    typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository."),
+]
+NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")]
+OFFLINE = Annotated[bool, typer.Option("--offline", help="Use no network.")]
+POLICY = Annotated[
+    str | None,
+    typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes."),
+]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
+REBUILD = Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")]
+SEED = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
+SYSTEM = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
+TOP_K = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")]
+TOP_P = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")]
+VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
+PAGES = Annotated[str | None, typer.Option("--pages", metavar="RANGES", help="Pages to read, from 1: 1-40,55.")]
+INCLUDE = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="GLOB", help="Of a directory read only these files; repeatable."),
+]
+EXCLUDE = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="GLOB", help="Of a directory leave these files out; repeatable."),
+]
+OCR = Annotated[bool, typer.Option("--ocr", help="Read scanned pages and pictures; needs kvcli[ocr].")]
+
+
+def options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:
+    """The options that say how documents are read, checked. Raises ``UsageError``."""
+    return Options(pages.parse(ranges) if ranges is not None else (), tuple(include or ()), tuple(exclude or ()), ocr)
