@@ -97,6 +97,7 @@ def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, prob
         dtype=model.dtype,
         device=model.device,
         heads=model.heads if recipe.keep.trained else None,
+        hold=recipe.hold,
     )
 
 

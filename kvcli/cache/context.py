@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kvcli.cache.fill import Fill
 from kvcli.hold.base import HeldLayer, Hold, Survivors
@@ -32,8 +33,13 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the kept units really take, scales included."""
+        """Bytes that the kept units really take on the device, scales and indices included."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes of kept units in host memory, where a hold puts them there."""
+        return sum(layer.host_nbytes for layer in self.layers)
 
 
 def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
@@ -52,9 +58,13 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         pos = layer.pos[:, :c].clone()
         compact = fill.keep.positions == "compact"
         places = range(c) if compact else pos.long()
-        k = fill.rotary.rotate(layer.index, layer.k[:, :c], places)
+        rotate = partial(fill.rotary.rotate, layer.index)
+        raw = layer.k[:, :c].to(layer.device)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
-        layers.append(hold.freeze(Survivors(k, v, pos, layer.window)))
+        survivors = Survivors(
+            rotate(raw, places), v, pos, layer.window, layer.index, raw, places, rotate, dict(layer.state)
+        )
+        layers.append(hold.freeze(survivors))
         starts.append(c if compact else fill.seen)
         if release:
             layer.release()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvcli.hold.base import Hold
 from kvcli.keep.base import Chunk, Keep
 from kvcli.keep.budget import select
 from kvcli.keep.victims import merge
@@ -50,6 +51,8 @@ class Fill:
         chunk: longest chunk, probe included.
         dtype, device: of keys and values.
         heads: the model's retaining heads, for policies that score with them.
+        hold: how survivors will be held: one that offloads has keys and values in host memory already here, pinned
+            where the device is a card, and one layer at a time comes to the workspace.
     """
 
     def __init__(
@@ -63,8 +66,9 @@ class Fill:
         dtype: torch.dtype,
         device: torch.device,
         heads: Scorer | None = None,
+        hold: Hold | None = None,
     ) -> None:
-        self.spec, self.keep, self.rotary, self.heads = spec, keep, rotary, heads
+        self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
         self.step = Step()
         self.seen = 0
         self.budgets = [keep.units(i, spec.layers) for i in range(spec.layers)]
@@ -95,7 +99,7 @@ class Fill:
 
     def copy(self) -> Fill:
         """An independent fill with the same units; the model's parts are shared."""
-        shared = {id(part): part for part in (self.spec, self.keep, self.rotary, self.heads)}
+        shared = {id(part): part for part in (self.spec, self.keep, self.rotary, self.heads, self.hold)}
         return copy.deepcopy(self, shared)
 
     def release(self) -> None:
@@ -133,8 +137,12 @@ class FillLayer:
 
     def __post_init__(self) -> None:
         heads, dim = self.fill.spec.kv_heads, self.fill.spec.head_dim
-        self.k = torch.empty(heads, self.capacity, dim, dtype=self.dtype, device=self.device)
-        self.v = torch.empty_like(self.k)
+        hold = self.fill.hold
+        host = hold is not None and hold.offloads
+        where = torch.device("cpu") if host else self.device
+        pinned = host and self.device.type == "cuda"
+        shape = (heads, self.capacity, dim)
+        self.k, self.v = (torch.empty(shape, dtype=self.dtype, device=where, pin_memory=pinned) for _ in range(2))
         self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
         self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
 
@@ -149,7 +157,12 @@ class FillLayer:
             return
         for name in ("k", "v", "scores", "pos"):
             old: Tensor = getattr(self, name)
-            new = old.new_empty(old.shape[0], capacity, *old.shape[2:])
+            new = torch.empty(
+                (old.shape[0], capacity, *old.shape[2:]),
+                dtype=old.dtype,
+                device=old.device,
+                pin_memory=old.device.type == "cpu" and old.is_pinned(),
+            )
             new[:, : self.count] = old[:, : self.count]
             setattr(self, name, new)
         self.capacity = capacity
@@ -192,6 +205,8 @@ class FillLayer:
                 probe=step.probe,
                 heads=self.fill.heads,
             )
+            if self.fill.hold is not None:
+                self.fill.hold.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
             self._keep_best(chunk)
         return out
 

@@ -31,6 +31,7 @@ class Tail:
     ) -> None:
         self.spec, self.rotary, self.context = spec, rotary, context
         self.length = 0
+        self.held = [] if context is None else [layer.begin() for layer in context.layers]
         shape = (spec.kv_heads, 0, spec.head_dim)
         self._layers = [
             TailLayer(
@@ -81,10 +82,9 @@ class TailLayer:
         self.v[:, begin:end] = v
         term = attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
         if context is not None:
-            held = context.layers[self.index]
-            slots = held.pos.shape[1]
+            slots = context.layers[self.index].pos.shape[1]
             if slots:
-                term = merge(held.attend(q, scale, slots + begin), term)
+                term = merge(tail.held[self.index].attend(q, scale, slots + begin), term)
         return term[0]
 
     def _reserve(self, length: int) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from kvcli.cache.context import Context
 from kvcli.heads.module import RetainingHeads, joined
-from kvcli.hold.dense import DenseLayer
 from kvcli.types import Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
@@ -64,7 +63,7 @@ class Observer:
 
     Args:
         rotary: the model's RoPE.
-        context: the whole text, dense.
+        context: the whole text. However it is held, these tails attend to all of it.
         tails: per tail, how many ids are the question's and how many the answer's.
         kind: which label to take.
     """
@@ -87,8 +86,8 @@ class ObserverLayer:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See :class:`kvcli.cache.store.StoreLayer`; also takes the label."""
         observer, held = self.observer, self.observer.context.layers[self.index]
-        assert isinstance(held, DenseLayer)
         n, start = held.pos.shape[1], observer.context.starts[self.index]
+        kept_k, kept_v = held.whole()
         outputs, first = [], 0
         for question, answer in observer.tails:
             m = question + answer
@@ -97,11 +96,11 @@ class ObserverLayer:
             rotated = observer.rotary.rotate(self.index, q[:, part], places)
             keys = observer.rotary.rotate(self.index, k[:, part], places)
             own = attention(rotated, keys, v[:, part], scale, 0, window)
-            o, lse = merge(held.attend(rotated, scale, n), own)
+            o, lse = merge(attention(rotated, kept_k, kept_v, scale, n, held.window), own)
             if held.window is None:
                 # The token that predicts the answer's first word is the question's last.
                 rows = slice(question - 1, m - 1) if observer.kind == "logit" else slice(0, m)
-                self._take(rotated[:, rows], held.k, scale, lse[:, rows])
+                self._take(rotated[:, rows], kept_k, scale, lse[:, rows])
             outputs.append(o)
             first += m
         return torch.cat(outputs, dim=1)

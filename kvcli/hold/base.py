@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kvcli.types import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,43 @@ class Survivors:
         v: ``[H_kv, c, D]``.
         pos: ``[H_kv, c]`` int32, places in the document, strictly increasing per head.
         window: width of the layer's own sliding window, or ``None``.
+        layer: index of the layer.
+        raw: ``[H_kv, c, D]`` keys before RoPE; a view that lasts as long as ``freeze`` runs. ``None`` with ``rotate``.
+        places: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
+        rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
+        state: what :meth:`Hold.observe` has gathered during the reading.
     """
 
     k: Tensor
     v: Tensor
     pos: Tensor
     window: int | None
+    layer: int = 0
+    raw: Tensor | None = None
+    places: range | Tensor = range(0)
+    rotate: Callable[[Tensor, range | Tensor], Tensor] | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
 
 
-class HeldLayer(Protocol):
+class Bytes(NamedTuple):
+    """What a held layer takes on the device and in host memory; on a CPU both are the same RAM."""
+
+    device: int
+    host: int
+
+
+class Attending(Protocol):
+    """Something that queries can attend to."""
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
+        """Attention of rotated queries ``[H, m, D]`` over the whole context: ``(o [H, m, D], lse [H, m])``.
+
+        ``q_start`` is the first query's position counted from the context's first slot.
+        """
+        ...
+
+
+class HeldLayer(Attending, Protocol):
     """One layer of a frozen context. Immutable."""
 
     @property
@@ -35,15 +66,29 @@ class HeldLayer(Protocol):
         ...
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values as stored, scales included, positions not."""
+    def window(self) -> int | None:
+        """Width of the layer's own sliding window, or ``None``."""
         ...
 
-    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """Attention of rotated queries ``[H, m, D]`` over the whole context: ``(o [H, m, D], lse [H, m])``.
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device of keys and values as stored, scales and index included, positions not."""
+        ...
 
-        ``q_start`` is the first query's position counted from the context's first slot.
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes in host memory; 0 where everything is on the device."""
+        ...
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for a moment.
+
+        What looks at every unit (citations, the second look) computes with these, whatever ``attend`` leaves out.
         """
+        ...
+
+    def begin(self) -> Attending:
+        """What one tail attends to; it may remember between calls, but never so that an answer depends on it."""
         ...
 
 
@@ -56,6 +101,24 @@ class Hold:
 
     bits: ClassVar[float] = 16
     """Effective bits per stored number, scales included; 16 stands for the model's own dtype."""
+
+    offloads: ClassVar[bool] = False
+    """Keys and values lie in host memory, already while the document is read."""
+
+    def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
+        """See the rotated queries ``[H, m, D]`` of the tokens from ``start`` on, while the document is read.
+
+        Args:
+            state: the layer's running statistics, to be written to: tensors, saved with the reading.
+            layer: index of the layer.
+            q: of a chunk, without a probe's.
+            start: tokens read before.
+        """
+
+    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+        """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
+        del layer
+        return Bytes(int(spec.kv_heads * units * spec.unit_bytes * self.bits / 16), 0)
 
     def freeze(self, survivors: Survivors) -> HeldLayer:  # noqa: ARG002
         """Store one layer's survivors for good."""

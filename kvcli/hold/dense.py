@@ -36,6 +36,19 @@ class DenseLayer:
         """Bytes of keys and values."""
         return self.k.nbytes + self.v.nbytes
 
+    @property
+    def host_nbytes(self) -> int:
+        """Nothing is elsewhere."""
+        return 0
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.hold.base.HeldLayer`."""
+        return self.k, self.v
+
+    def begin(self) -> DenseLayer:
+        """Nothing to remember."""
+        return self
+
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         from kvcli_kernels.attention import attention
