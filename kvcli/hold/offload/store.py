@@ -1,0 +1,92 @@
+"""Where blocks come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Store(Protocol):
+    """Blocks of ``block`` consecutive units each, ``count`` of them per KV head."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        ...
+
+    @property
+    def host_nbytes(self) -> int:
+        """Bytes in host memory."""
+        ...
+
+    def fetch(self, heads: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, rotated, and values ``[M, block, D]`` on the device of ``M`` blocks, named by head and number."""
+        ...
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All units of the layer ``[H_kv, n, D]`` on the device, those outside blocks included."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostStore:
+    """Rotated keys and values of a layer in host memory, pinned where the device is a card.
+
+    Attributes:
+        k, v: ``[H_kv, n, D]`` in host memory.
+        device: where blocks go.
+        block: units per block.
+        first: units before the first block.
+        count: blocks per KV head.
+    """
+
+    k: Tensor
+    v: Tensor
+    device: torch.device
+    block: int
+    first: int
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing is on the device."""
+        return 0
+
+    @property
+    def host_nbytes(self) -> int:
+        """Keys and values."""
+        return self.k.nbytes + self.v.nbytes
+
+    def fetch(self, heads: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Store`."""
+        heads, ids = heads.to(self.k.device), ids.to(self.k.device)
+        k, v = (blocks(t, self.first, self.count, self.block)[heads, ids] for t in (self.k, self.v))
+        return k.to(self.device), v.to(self.device)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`Store`."""
+        return self.k.to(self.device), self.v.to(self.device)
+
+
+def blocks(x: Tensor, first: int, count: int, block: int) -> Tensor:
+    """``[H_kv, n, D]`` as ``[H_kv, count, block, D]``, a view of ``count * block`` units from ``first`` on."""
+    return x[:, first : first + count * block].view(x.shape[0], count, block, x.shape[2])
+
+
+def to_host(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` in host memory: itself where it is there as it should be, else a copy; pinned for a card."""
+    import torch
+
+    pinned = device.type == "cuda"
+    if x.device.type == "cpu" and (x.is_pinned() or not pinned):
+        return x
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
+    return host.copy_(x)
