@@ -41,7 +41,7 @@ class Keep:
     """The policy's name in recipes; equal to its module's name."""
 
     causal: ClassVar[bool] = True
-    """A token's score never depends on later tokens, and is never revised."""
+    """A token's score never depends on tokens beyond the next ``lookahead``, and is final once they are read."""
 
     question: ClassVar[bool] = False
     """The reading depends on the question: its tokens follow each chunk as a probe."""
@@ -77,6 +77,11 @@ class Keep:
             return self.budget
         share = 1 + self.pyramid * (1 - 2 * layer / (layers - 1))
         return max(1, self.sinks + self.recent, round(self.budget * share))
+
+    @property
+    def lookahead(self) -> int:
+        """How many later tokens take part in a causal score."""
+        return 0
 
     @property
     def recent(self) -> int:

@@ -7,12 +7,14 @@ import torch
 
 from kvcli import engine, registry
 from kvcli.keep.budget import select
+from kvcli.keep.pool import mean
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import asked, drain, filled
 
 EVICTING = [name for name in registry.names("keep") if name != "full"]
 CAUSAL = [name for name in EVICTING if registry.lookup("keep", name).causal]
+SINGLE = {"locret": ", pool=1"}  # the laws of scores that a unit has from itself alone
 
 
 def snapshots(model, ids, recipe: str, chunk: int):
@@ -66,8 +68,41 @@ def test_causal_scores_do_not_depend_on_later_tokens(model, policy: str, chunk: 
     other = ids[:40] + tiny.document(20, seed=9)
     a = filled(model(), ids, f"{policy}(budget=60, stabilizers=0)", chunk)
     b = filled(model(), other, f"{policy}(budget=60, stabilizers=0)", chunk)
+    final = 40 - a.keep.lookahead
     for one, two in zip(a.layers, b.layers, strict=True):
-        assert torch.allclose(one.scores[:, :40], two.scores[:, :40], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(one.scores[:, :final], two.scores[:, :final], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 16, 33])
+def test_smoothed_scores_are_the_mean_over_neighbours_whatever_the_chunks(model, chunk: int) -> None:
+    ids = tiny.document(60)
+    alone = filled(model(), ids, "locret(budget=60, stabilizers=0, pool=1)", 60)
+    work = filled(model(), ids, "locret(budget=60, stabilizers=0, pool=7)", chunk)
+    for one, two in zip(alone.layers, work.layers, strict=True):
+        for t in range(60):
+            mean = one.scores[:, max(0, t - 3) : t + 4].mean(dim=1)
+            assert torch.allclose(two.scores[:, t], mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 16, 33])
+def test_what_stays_has_the_smoothed_score_of_the_whole_text(model, chunk: int) -> None:
+    """Late scores reach the right units, also where every head keeps others."""
+    ids, recorded = list(range(3, 93)), {}
+    recipe = parse("locret(budget=20, stabilizers=4, pool=7)")
+    cls = type(recipe.keep)
+
+    class Recording(cls):
+        def score(self, unit):
+            scores = super().score(unit)
+            recorded.setdefault(unit.layer, []).append(scores.float())
+            return scores
+
+    keep = Recording(**{f.name: getattr(recipe.keep, f.name) for f in fields(recipe.keep)})
+    work = drain(engine.fill(model(), ids, replace(recipe, keep=keep), chunk=chunk))
+    for layer in work.layers:
+        scores = mean(torch.cat(recorded[layer.index], dim=1), 7)
+        kept = layer.pos[:, : layer.count].long()
+        assert torch.allclose(layer.scores[:, : layer.count], scores.gather(1, kept), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["random", "streaming"])
@@ -85,7 +120,7 @@ def test_scores_of_place_alone_do_not_depend_on_chunking(model, policy: str, chu
 def test_streaming_selection_is_offline_selection(model, policy: str, chunk: int) -> None:
     """Without stabilizers, the kept set is the top of all scores ever given; scores are recorded as they are made."""
     ids, budget, recorded = list(range(3, 93)), 20, {}  # all different: equal tokens would tie in the first layer
-    recipe = parse(f"{policy}(budget={budget}, stabilizers=0)")
+    recipe = parse(f"{policy}(budget={budget}, stabilizers=0{SINGLE.get(policy, '')})")
     cls = type(recipe.keep)
 
     class Recording(cls):
