@@ -18,7 +18,7 @@ class Landmarks:
     Attributes:
         vectors: ``[H_kv, N, D]``.
         most: blocks per KV head.
-        names: int64 ``[H_kv, N]``, ascending: which block each vector stands for, where some have none.
+        names: int32 ``[H_kv, N]``, ascending: which block each vector stands for, where some have none.
     """
 
     vectors: Tensor
@@ -35,4 +35,4 @@ class Landmarks:
         from kvcli_kernels.landmarks import choose
 
         found = choose(q, self.vectors, scale, self.most)
-        return Choice(found if self.names is None else self.names.gather(1, found))
+        return Choice(found if self.names is None else self.names.gather(1, found).long())
