@@ -106,6 +106,11 @@ class Prompt:
         end = getattr(self.tokenizer, "eos_token", None) or ""
         return self._plain(text) + self._encode(end)
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the template opens ``<think>`` itself, so that an answer begins within."""
+        return not self.raw and self._cut(_QUESTION, _QUESTION)[1].rstrip().endswith("<think>")
+
     def follow(self, text: str) -> list[int]:
         """Ids of a further question behind an answer whose end mark the model has not written, and of its turn."""
         if self.raw:

@@ -70,6 +70,7 @@ def likely(
     answer: str,
     *,
     count: int = 3,
+    tokens: int | None = None,
 ) -> list[Likely]:
     """The likeliest sources of an answer, the best first; only those with more than their share.
 
@@ -79,6 +80,7 @@ def likely(
         question: ids from :meth:`Prompt.question`.
         answer: the answer's text; without any there are no sources.
         count: how many at most.
+        tokens: how many were read of the document, where something else was read behind it; by default all.
     """
     pieces = blocks(document)
     reply = prompt.answer(answer) if answer.strip() else []
@@ -87,8 +89,8 @@ def likely(
     offsets, asked = prompt.offsets(document.text), prompt.question(NEUTRAL)
     mass, units = gaze(model, context, [*question, *reply], len(question))
     none, _ = gaze(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
-    attention, kept = map(parts, per_block(pieces, offsets, chosen(mass), chosen(units)))
-    scores = lift(attention, per_block(pieces, offsets, chosen(none), chosen(units))[0])
+    attention, kept = map(parts, per_block(pieces, offsets, chosen(mass[:, :tokens]), chosen(units[:, :tokens])))
+    scores = lift(attention, per_block(pieces, offsets, chosen(none[:, :tokens]), chosen(units[:, :tokens]))[0])
     best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
     return [
         Likely(p.span, p.start, p.end, p.line, p.last, scores[i], attention[i], kept[i])

@@ -48,8 +48,10 @@ class Record:
     Attributes:
         model: name, directory or repository, as it was given; ``None`` for the default.
         fingerprint: of the model that made the token ids.
-        files: the documents, absolute.
-        added: documents that were added later, absolute, in order.
+        files: the documents, as they were named: their names stand between several texts and are read too.
+        added: documents that were added later, in order.
+        folder: where the names lead from.
+        hide_thoughts: whether what is in ``<think>`` is shown.
         options: what else the reading was made with, by the names of the command's options.
         sampling: how answers are drawn; ``None`` for the model's own way.
         system: the system message.
@@ -68,8 +70,15 @@ class Record:
     turns: list[Turn] = field(default_factory=list)
     absorbed: list[int] = field(default_factory=list)
     unanswered: str | None = None
+    folder: str = ""
+    hide_thoughts: bool = False
     made: str = ""
     format: str = FORMAT
+
+
+def absolute(record: Record) -> list[str]:
+    """The documents of :attr:`Record.files`, wherever they were named."""
+    return [str(Path(record.folder, name)) for name in record.files]
 
 
 def folder() -> Path:

@@ -45,6 +45,7 @@ from kvcli.cli.options import (
 from kvcli.cli.questions import valid
 from kvcli.documents import STDIN
 from kvcli.errors import InputError, KvcliError, UsageError
+from kvcli.saved.file import looks_like
 
 if TYPE_CHECKING:
     from kvcli.chat.record import Record
@@ -85,6 +86,14 @@ def command(
     budget: BUDGET = None,
     heads: HEADS = None,
     chunk: CHUNK = None,
+    cite: Annotated[
+        bool | None,
+        typer.Option(
+            "--cite/--no-cite",
+            help="Look up what answers quote; on a terminal by default.",
+            show_default=False,
+        ),
+    ] = None,
     no_cache: NO_CACHE = False,
     rebuild: REBUILD = False,
     ranges: PAGES = None,
@@ -125,7 +134,9 @@ def command(
     settings = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
     sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     drawn = {name: value for name, value in sampling.items() if value is not None}
-    _run(replace(settings, cache=not no_cache, rebuild=rebuild), saved, path, drawn, debug=debug)
+    looked_up = cite if cite is not None else sys.stdin.isatty() and render.is_terminal(sys.stdout)
+    settings = replace(settings, cache=not no_cache, rebuild=rebuild, cite="on" if looked_up else "off")
+    _run(settings, saved, path, drawn, debug=debug)
 
 
 def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Record]:
@@ -135,14 +146,20 @@ def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path,
     if resume and name is not None:
         raise UsageError("-c goes on with the last conversation, --session NAME with that one", "leave out -c")
     path = record.last() if resume else record.fresh() if name is None else record.named(name)
-    absolute = [str(Path(file).expanduser().absolute()) for file in files]
+    here = record.Record(files=[_name(file) for file in files], folder=str(Path.cwd()))
     if not path.exists():
-        return path, record.Record(files=absolute)
+        return path, here
     found = record.load(path)
-    if files and absolute != found.files:
+    if files and record.absolute(here) != record.absolute(found):
         names = " ".join(found.files) or "no file"
         raise UsageError(f"the session {path.stem} is about {names}", "leave out FILE and type /add FILE")
     return path, found
+
+
+def _name(file: str) -> str:
+    """A document's as it is; a saved reading's, which is in no text, from wherever the conversation goes on."""
+    path = Path(file).expanduser()
+    return str(path.absolute() if looks_like(path) else path)
 
 
 def _settings(
@@ -176,7 +193,7 @@ def _run(settings: Settings, saved: Record, path: Path, drawn: dict[str, Any], *
     from kvcli.cli.talk.parlour import Parlour
 
     interactive = sys.stdin.isatty()
-    parlour = Parlour(settings, saved.files, saved.added)
+    parlour = Parlour(settings, saved.files, saved.added, Path(saved.folder))
     parlour.furnish()
     given = saved.sampling
     if drawn:

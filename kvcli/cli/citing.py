@@ -15,7 +15,7 @@ from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcli.documents import Document, Span
-    from kvcli.documents.cite import Citation
+    from kvcli.documents.cite import Citation, Quotes
     from kvcli.sources import Likely
 
 MODES = ("off", "on", "strict")
@@ -35,6 +35,22 @@ class Cited:
     citations: tuple["Citation", ...] = ()
     likely: tuple["Likely", ...] = ()
     grounded: bool | None = None
+
+
+class Lookup:
+    """Looks answers up in the document, which is folded once."""
+
+    def __init__(self) -> None:
+        self._quotes: Quotes | None = None
+
+    def cited(self, document: "Document", text: str) -> Cited:
+        """What an answer quotes; likely sources are left to be found."""
+        from kvcli.documents.cite import Quotes
+
+        if self._quotes is None or self._quotes.document is not document:
+            self._quotes = Quotes(document)
+        found = tuple(self._quotes.cite(text))
+        return Cited(found, (), any(c.status == "verified" for c in found))
 
 
 def words(args: Sequence[str]) -> list[str]:

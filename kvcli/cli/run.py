@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -13,9 +13,6 @@ from kvcli.cli.exits import PARTLY_FAILED, STOPS, Interrupted, error_object, sto
 from kvcli.cli.output import Sink
 from kvcli.cli.questions import Question, Request
 from kvcli.events import Answer, Token
-
-if TYPE_CHECKING:
-    from kvcli.documents.cite import Quotes
 
 __all__ = ["Run", "Settings", "during"]
 
@@ -31,7 +28,7 @@ class Run(Desk):
         self.sink = sink
         self.asked = 0
         self.ungrounded = 0
-        self._quotes: Quotes | None = None
+        self._lookup = citing.Lookup()
 
     def answer_all(self) -> None:
         """Every question in order. Raises ``typer.Exit`` where not all went well."""
@@ -153,15 +150,9 @@ class Run(Desk):
         settings, document, context = self.settings, self.report.document, self.reader.context
         cited, start = citing.Cited(), time.perf_counter()
         if settings.cite != "off" and document and context:
-            from kvcli.documents.cite import Quotes
-
-            if self._quotes is None or self._quotes.document is not document:
-                self._quotes = Quotes(document)
             with during("looking up what the answer quotes"):
-                found = tuple(self._quotes.cite(answer.text))
-                grounded = any(c.status == "verified" for c in found)
-                cited = citing.Cited(found, (), grounded)
-                if answer.finish_reason != "interrupted" and (self.sink.as_json or not grounded):
+                cited = self._lookup.cited(document, answer.text)
+                if answer.finish_reason != "interrupted" and (self.sink.as_json or not cited.grounded):
                     from kvcli.sources import likely
 
                     pages = likely(self.model, self.prompt, context, document, ids, answer.text)

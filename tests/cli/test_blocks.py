@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from kvcli.cli.talk.blocks import Blocks, Paper, Thoughts
+from kvcli.cli.talk.blocks import Blocks, Lines, Paper
+from kvcli.cli.talk.thoughts import Thoughts, spoken
 
 ANSWER = "# One\n\ntwo\nthree\n\n```python\nx = 1\n\ny = 2\n```\nfour\n~~~\n```\n\n~~~\n\n- a\n- b\n\n\nfive"
 PARTS = ["# One", "two\nthree", "```python\nx = 1\n\ny = 2\n```", "four", "~~~\n```\n\n~~~", "- a\n- b", "five"]
@@ -59,10 +60,63 @@ def test_three_hundred_lines_stand_on_the_screen_once(monkeypatch: pytest.Monkey
     assert text.endswith("." * (299 % 90))
 
 
+def test_a_list_goes_on_behind_a_blank_line() -> None:
+    blocks = Blocks()
+    found = blocks.push("1. one\n\n   more of it\n\n2. two\n\nfour\n\n    code\n\n")
+    assert found + blocks.flush() == ["1. one\n\n   more of it", "2. two", "four", "    code"]
+
+
+def test_marks_stand_behind_the_last_word() -> None:
+    for text, last in (("a\n\nb c", "b c [1]"), ("a\nb\n", "a\nb [1]"), ("```\nx", "```\nx")):
+        blocks = Blocks()
+        blocks.push(text)
+        blocks.mark("[1]")
+        assert blocks.flush()[-1] == last
+
+
+def test_no_row_ends_in_white_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded to the window's width it would become two rows in a narrower one."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    paper = Paper()
+    paper.write(
+        "# Head\n\ntext\n\n- a\n- b\n\n```python\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted\n\n"
+    )
+    paper.end()
+    rows = re.sub(r"\x1b\[[0-9;]*[mK]", "", screen.getvalue()).split("\n")
+    assert any("x = 1" in row for row in rows)
+    assert all(row == row.rstrip(" ") for row in rows)
+
+
+TOLD = "It is <b>Pip</b>, not <think>."
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
-def test_thoughts_are_hidden_however_they_come(size: int) -> None:
-    text = "<think>\nhm < think\n</think>\n\nIt is <b>Pip</b>."
-    for hide, shown in ((True, "It is <b>Pip</b>."), (False, text)):
-        thoughts = Thoughts(hide=hide)
-        found = "".join(thoughts.push(text[i : i + size]) for i in range(0, len(text), size)) + thoughts.flush()
-        assert found.lstrip("\n") == shown
+@pytest.mark.parametrize(
+    ("text", "thinking", "thought", "said"),
+    [
+        ("<think>\nhm < think\n</think>\n\n" + TOLD, False, "hm < think", TOLD),
+        ("\nhm\n\nwell\n</think>\n\n" + TOLD, True, "hm\n\nwell", TOLD),
+        ("<think>\n\n</think>\n\n" + TOLD, False, "", TOLD),
+        (TOLD, False, "", TOLD),
+        ("<think>never </thin", False, "never </thin", ""),
+        ("<thin", False, "", "<thin"),
+    ],
+)
+def test_thoughts_are_told_from_the_answer_however_they_come(
+    size: int, text: str, thinking: bool, thought: str, said: str
+) -> None:
+    thoughts = Thoughts(thinking=thinking)
+    pieces = [p for i in range(0, len(text), size) for p in thoughts.push(text[i : i + size])] + thoughts.flush()
+    assert ("".join(t for t, of in pieces if of), "".join(t for t, of in pieces if not of)) == (thought, said)
+    assert spoken(text, thinking=thinking) == said
+
+
+def test_thoughts_keep_their_tags_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    for text, thought in (("hm", True), (" so", True), ("Pip.\n", False)):
+        lines.write(text, thought=thought)
+    lines.end("[1]")
+    assert capsys.readouterr().out == "<think>\nhm so\n</think>\n\nPip. [1]\n"

@@ -1,17 +1,25 @@
 """Markdown as it comes, printed block by block: nothing that stands on the screen is drawn again.
 
-A block ends at a blank line outside a fence, or with its fence. Only the last, unfinished line of an answer is live:
-one row, cut to the screen's width, taken away when its block is printed.
+A block ends at a blank line outside a fence, or with its fence; a list goes on behind a blank line with what is
+indented. Only the last, unfinished line of an answer is live: one row, cut short, taken away when its block is printed.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from kvcli.cli import render
 
+if TYPE_CHECKING:
+    from rich.segment import Segment
+
+LIVE = 72
+"""Cells of the live row at most, so that a window may be made narrower without breaking it in two."""
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+_ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])\s")
 
 
 class Blocks:
@@ -35,6 +43,16 @@ class Blocks:
             done += self._take(line)
         return done
 
+    def mark(self, text: str) -> None:
+        """Put ``text`` behind the last word, where that is not printed yet and no code."""
+        if self._fence:
+            return
+        if self._line.strip():
+            self._line = f"{self._line.rstrip()} {text}"
+        elif self._lines:
+            last = max(i for i, line in enumerate(self._lines) if line.strip())
+            self._lines[last] = f"{self._lines[last].rstrip()} {text}"
+
     def flush(self) -> list[str]:
         """What is left, as the last block."""
         line, self._line = self._line, ""
@@ -48,18 +66,19 @@ class Blocks:
             if match and match[1].startswith(self._fence) and not match[2].strip():
                 return self._close()
             return []
+        before: list[str] = []
+        if self._lines and not self._lines[-1].strip() and not line.startswith("  ") and line.strip():
+            before = self._close()  # of a list: it did not go on
         if match:
-            before = self._close()
+            before += self._close()
             self._fence = match[1]
-            self._lines.append(line)
-            return before
-        if not line.strip():
+        elif not line.strip() and not (self._lines and _ITEM.match(self._lines[0])):
             return self._close()
         self._lines.append(line)
-        return []
+        return before
 
     def _close(self) -> list[str]:
-        block, self._lines, self._fence = "\n".join(self._lines), [], ""
+        block, self._lines, self._fence = "\n".join(self._lines).rstrip("\n"), [], ""
         return [block] if block.strip() else []
 
 
@@ -69,43 +88,79 @@ class Paper:
     def __init__(self) -> None:
         self.console = render.console(sys.stdout)
         self._blocks = Blocks()
-        self._live = False
+        self._live = 0
         self._printed = 0
+        self._thought = False
 
-    def write(self, text: str) -> None:
-        """A piece of the answer."""
+    def write(self, text: str, *, thought: bool = False) -> None:
+        """A piece of the answer, or of what the model thinks before it, which is no Markdown and stands back."""
+        if thought != self._thought:
+            self._flush()
+            self._thought = thought
         for block in self._blocks.push(render.plain(text)):
             self._print(block)
         self._show(self._blocks.unfinished)
 
-    def end(self) -> None:
-        """The answer is complete, or broken off."""
+    def wait(self, what: str) -> None:
+        """Say in the live row what is going on that is not shown."""
+        self._show(what)
+
+    def end(self, marks: str = "") -> None:
+        """The answer is complete, or broken off; ``marks`` go behind its last word."""
+        if marks:
+            self._blocks.mark(marks)
+        self._flush()
+
+    def _flush(self) -> None:
         for block in self._blocks.flush():
             self._print(block)
         self._show("")
 
     def _print(self, block: str) -> None:
         from rich.markdown import Markdown
+        from rich.segment import Segment, Segments
+        from rich.text import Text
 
         self._show("")
         if self._printed:
             self.console.print()
-        self.console.print(Markdown(block), soft_wrap=False)
+        shown = Text(block.strip(), style="dim") if self._thought else Markdown(block, code_theme="ansi_dark")
+        out: list[Segment] = []
+        for line in self.console.render_lines(shown, self.console.options.update(no_wrap=False), pad=False):
+            out += [*_trimmed(line), Segment.line()]
+        self.console.print(Segments(out), end="")
         self._printed += 1
 
     def _show(self, line: str) -> None:
         """Put ``line`` into the live row, or take the row away."""
         from rich.cells import set_cell_size
 
+        width = max(2, self.console.width)
         if self._live:
-            sys.stdout.write("\r\x1b[K")
-        room = max(1, self.console.width - 1)
+            # In a window that has been made narrower the row has become several.
+            up = (self._live - 1) // width
+            sys.stdout.write(f"\x1b[{up}A\r\x1b[J" if up else "\r\x1b[K")
+        room = min(LIVE, width - 1)
         shown = line.expandtabs(4)
         while len(shown) > 1 and _cells(shown) > room:
             shown = "…" + shown[max(2, len(shown) // 8) :]
-        self._live = bool(shown)
-        sys.stdout.write(set_cell_size(shown, min(room, _cells(shown))))
+        self._live = min(room, _cells(shown))
+        sys.stdout.write(set_cell_size(shown, self._live))
         sys.stdout.flush()
+
+
+def _trimmed(line: list[Segment]) -> list[Segment]:
+    """A line without white space at its end: made wider than the window, it would be wrapped."""
+    while line:
+        *before, (text, style, control) = line
+        if style is not None and style.bgcolor is not None and not style.bgcolor.is_default:
+            return line
+        if text.rstrip():
+            from rich.segment import Segment
+
+            return [*before, Segment(text.rstrip(), style, control)]
+        line = before
+    return line
 
 
 def _cells(text: str) -> int:
@@ -119,52 +174,24 @@ class Lines:
 
     def __init__(self) -> None:
         self._held = ""
+        self._thought = False
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, *, thought: bool = False) -> None:
         """A piece of the answer; line ends are held back until more text shows that they are not the last."""
+        if thought != self._thought:
+            self._thought = thought
+            text = ("<think>\n" if thought else "\n</think>\n\n") + text
         text = self._held + render.plain(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         sys.stdout.write(body)
         sys.stdout.flush()
 
-    def end(self) -> None:
-        """The answer is complete, or broken off."""
+    def wait(self, what: str) -> None:
+        """Where nobody watches, nothing."""
+
+    def end(self, marks: str = "") -> None:
+        """The answer is complete, or broken off; ``marks`` go behind its last word."""
         self._held = ""
-        sys.stdout.write("\n")
+        sys.stdout.write(f" {marks}\n" if marks else "\n")
         sys.stdout.flush()
-
-
-class Thoughts:
-    """Takes ``<think> … </think>`` out of an answer as it comes."""
-
-    _MARKS = ("<think>", "</think>")
-
-    def __init__(self, *, hide: bool) -> None:
-        self.hide = hide
-        self.thinking = False
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """What is to be shown by now."""
-        if not self.hide:
-            return text
-        self._held += text
-        shown = ""
-        while True:
-            mark = self._MARKS[self.thinking]
-            at = self._held.find(mark)
-            if at < 0:
-                keep = max((n for n in range(len(mark)) if n and self._held.endswith(mark[:n])), default=0)
-                sure = len(self._held) - keep
-                shown += "" if self.thinking else self._held[:sure]
-                self._held = self._held[sure:]
-                return shown
-            shown += "" if self.thinking else self._held[:at]
-            self._held = self._held[at + len(mark) :].lstrip("\n") if self.thinking else self._held[at + len(mark) :]
-            self.thinking = not self.thinking
-
-    def flush(self) -> str:
-        """What was held back."""
-        held, self._held = self._held, ""
-        return "" if self.thinking else held

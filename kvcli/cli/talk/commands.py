@@ -79,10 +79,10 @@ class Commands:
 
     def do_add(self, rest: str) -> None:
         """/add FILE… — read further files, behind those that were read."""
-        names = [str(Path(name).expanduser().absolute()) for name in _words(rest)]
+        parlour, talk = self.evening.parlour, self.evening.talk
+        names = [parlour.named(name) for name in _words(rest)]
         if not names:
             raise UsageError("no file was named", "/add FILE")
-        parlour, talk = self.evening.parlour, self.evening.talk
         before, added, tokens = parlour.report.document, list(parlour.added), len(parlour.ids)
         parlour.add(names)
         more = len(parlour.ids) - tokens
@@ -141,6 +141,14 @@ class Commands:
         elif len(places) > FOUND:
             _say(f"… and {len(places) - FOUND:,} more")
 
+    def do_sources(self, rest: str) -> None:
+        """/sources [TURN] — what the last answer, or that of a turn, quotes, and where else it may come from."""
+        if rest and not rest.isdecimal():
+            raise UsageError(f"'{rest}' is no turn", "/sources 2")
+        found = self.evening.sources(int(rest) if rest else None)
+        for line in found or ["nothing of the answer stands in the text, and no page stands out"]:
+            _say(line)
+
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""
         self.evening.retry()
@@ -186,7 +194,7 @@ class Commands:
         self.evening.save()
 
     def do_set(self, rest: str) -> None:
-        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide; sampling model."""
+        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens, think, cite; sampling model takes the model's."""
         evening = self.evening
         name, _, value = rest.partition(" ")
         value = value.strip()
@@ -196,6 +204,9 @@ class Commands:
             return
         if name == "think" and value in ("show", "hide"):
             evening.hide_thoughts = value == "hide"
+            evening.save()
+        elif name == "cite" and value in ("on", "off"):
+            evening.cite = value == "on"
         elif name == "sampling" and value == "model":
             evening.given = None
         elif name == "max_tokens":
@@ -210,7 +221,7 @@ class Commands:
         else:
             raise UsageError(
                 f"'{rest}' cannot be set: there are {', '.join(SAMPLING)}, max_tokens N, think show|hide,"
-                " sampling model",
+                " cite on|off, sampling model",
                 "/set temp 0.7",
             )
 

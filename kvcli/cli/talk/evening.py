@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli.chat import record
-from kvcli.cli import render, usage
+from kvcli.cli import citing, render, usage
 from kvcli.cli.exits import Interrupted
 from kvcli.cli.reading import Patience
-from kvcli.cli.talk.blocks import Lines, Paper, Thoughts
-from kvcli.errors import KvcliError, ResourceError, UsageError
+from kvcli.cli.talk.blocks import Lines, Paper
+from kvcli.cli.talk.thoughts import Thoughts, spoken
+from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
 from kvcli.events import Absorbed, Answer, Prefill, Token
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kvcli.chat.conversation import Conversation
     from kvcli.chat.record import Record
     from kvcli.cli.talk.parlour import Parlour
+    from kvcli.sources import Likely
 
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
 
@@ -43,11 +45,13 @@ class Evening:
         self.parlour, self.saved, self.path, self.interactive = parlour, saved, path, interactive
         self.quiet = parlour.settings.quiet
         self.max_tokens = parlour.settings.max_tokens
-        self.hide_thoughts = False
+        self.hide_thoughts = saved.hide_thoughts
+        self.cite = parlour.settings.cite != "off"
         self.given = saved.sampling if given is None else given
         self.tps = 0.0
         self.failed = 0
         self.answers = 0
+        self._lookup = citing.Lookup()
         self._told = False
         self._lock = ExitStack()
         self.talk = self._conversation()
@@ -108,7 +112,8 @@ class Evening:
             UsageError: it is about other files, was read otherwise, or is open in another process.
         """
         for name in ("files", "added", "options", "system"):
-            if getattr(found, name) != getattr(self.saved, name):
+            one, two = (record.absolute(r) if name == "files" else getattr(r, name) for r in (found, self.saved))
+            if one != two:
                 raise UsageError(f"the session {path.stem} has other {name}", f"kvcli chat --session {path.stem}")
         with ExitStack() as lock:
             lock.enter_context(record.locked(path))
@@ -123,6 +128,7 @@ class Evening:
         saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.absorbed, talk.unanswered
         saved.fingerprint, saved.sampling = parlour.model.spec.fingerprint, self.given
         saved.system, saved.added = parlour.settings.system, parlour.added
+        saved.hide_thoughts = self.hide_thoughts
         try:
             record.save(self.path, saved)
         except OSError as error:
@@ -154,23 +160,37 @@ class Evening:
         return self.parlour.sampling() if self.given is None else self.given
 
     def _show(self, events: Generator[Prefill | Absorbed | Token | Answer, None, None]) -> None:
-        shown: Paper | Lines = Paper() if render.is_terminal(sys.stdout) else Lines()
-        thoughts = Thoughts(hide=self.hide_thoughts)
+        shown = _screen()
+        thoughts = Thoughts(thinking=self.parlour.prompt.thinks)
         begun = False
+
+        def write(pieces: list[tuple[str, bool]]) -> None:
+            for text, thought in pieces:
+                if thought and self.hide_thoughts:
+                    shown.wait("thinking …")
+                else:
+                    shown.write(text, thought=thought)
+
         if self.answers and not self.interactive:
             sys.stdout.write("\n")  # a blank line between answers
         try:
             for event in events:
                 if isinstance(event, Absorbed):
+                    shown.wait("")
                     self._absorbed(event)
                 elif isinstance(event, Token):
                     begun = True
-                    shown.write(thoughts.push(event.text))
+                    write(thoughts.push(event.text))
+                elif isinstance(event, Prefill):
+                    shown.wait(f"absorbing {event.done:,} of {event.total:,} tokens")
                 elif isinstance(event, Answer):
                     self.answers += 1
                     self.tps = event.decode_tps
-                    shown.write(thoughts.flush())
-                    shown.end()
+                    write(thoughts.flush())
+                    cited = self._cited(event.text) if self.cite else citing.Cited()
+                    shown.end(citing.marks(cited))
+                    if self.cite:
+                        self._tell(cited)
                     if event.finish_reason == "length":
                         render.warn(
                             f"the answer was cut at {event.completion_tokens:,} tokens; try /set max_tokens"
@@ -181,6 +201,8 @@ class Evening:
             events.close()
             if begun:
                 shown.end()
+            else:
+                shown.wait("")
             kept = "what there is of the answer is kept" if begun else "before the answer began"
             render.note("stopped", f"{kept}; /retry asks again", quiet=self.quiet)
             if not self.interactive:
@@ -191,6 +213,64 @@ class Evening:
             if begun:
                 shown.end()
             raise
+
+    # --- sources ---
+
+    def sources(self, number: int | None = None) -> list[str]:
+        """What a turn's answer quotes, and the pages that it attends to; of the last turn unless one is named.
+
+        Raises:
+            InputError: there is no such turn, or no document.
+        """
+        document, turns = self.parlour.report.document, self.talk.turns
+        if document is None:
+            raise InputError("nothing has been read", "/add FILE")
+        if not turns:
+            raise InputError("there is no turn yet", "ask something")
+        number = len(turns) if number is None else number
+        if not 1 <= number <= len(turns):
+            raise InputError(f"there is no turn {number:,}: they are 1 to {len(turns):,}", "/sources")
+        turn = turns[number - 1]
+        cited = replace(self._cited(turn.answer), likely=self._likely(turn), grounded=None)
+        return citing.lines(document, cited)
+
+    def _cited(self, answer: str) -> citing.Cited:
+        document = self.parlour.report.document
+        if document is None:
+            return citing.Cited()
+        return self._lookup.cited(document, spoken(answer, thinking=self.parlour.prompt.thinks))
+
+    def _likely(self, turn: record.Turn) -> tuple[Likely, ...]:
+        """Pages that an answer attends to, its question put to the document as the first one."""
+        from kvcli.sources import likely
+
+        parlour = self.parlour
+        for _ in self.talk.open():
+            pass
+        context, document, prompt = self.talk.context, parlour.report.document, parlour.prompt
+        if context is None or document is None:
+            return ()
+        text = spoken(turn.answer, thinking=prompt.thinks)
+        asked = prompt.question(turn.question)
+        return tuple(likely(parlour.model, prompt, context, document, asked, text, tokens=len(parlour.ids)))
+
+    def _tell(self, cited: citing.Cited) -> None:
+        """Below an answer what it quotes; where nothing of that is verified, pages that it attends to."""
+        document = self.parlour.report.document
+        if document is None:
+            return
+        if not cited.grounded:
+            waiting = _screen()
+            waiting.wait("looking for sources …")
+            try:
+                cited = replace(cited, likely=self._likely(self.talk.turns[-1]))
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+            finally:
+                waiting.wait("")
+        for line in citing.lines(document, cited):
+            render.write(sys.stdout, line, "dim")
 
     def _absorbed(self, event: Absorbed) -> None:
         """Said once: from then on it goes without saying."""
@@ -208,7 +288,7 @@ class Evening:
         parlour, talk = self.parlour, self.talk
         used, total = usage.used_and_total(parlour.model.spec.device)
         context = talk.context
-        parts = [f"{parlour.model.name} · {parlour.recipe}"]
+        parts = [f"{parlour.model.name} · {parlour.recipe.keep.name}"]
         if context is not None:
             parts.append(f"kept {context.kept:,} of {context.seen:,}")
         parts.append(f"turn {len(talk.turns) + 1}")
@@ -251,6 +331,10 @@ class Evening:
         """Say what went wrong with one line of the conversation."""
         self.failed += 1
         render.error(problem)
+
+
+def _screen() -> Paper | Lines:
+    return Paper() if render.is_terminal(sys.stdout) else Lines()
 
 
 def _by_words(turn: record.Turn) -> record.Turn:

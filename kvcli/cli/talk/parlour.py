@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
 from kvcli.cli import opened
 from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
 from kvcli.cli.questions import Request
-from kvcli.errors import UsageError
+from kvcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from kvcli.chat.conversation import Ground
@@ -28,22 +30,31 @@ class Parlour(Desk):
         settings: as for ``ask``.
         files: what is read at first.
         added: what is read behind it.
+        folder: where these names lead from.
     """
 
-    def __init__(self, settings: Settings, files: Sequence[str], added: Sequence[str] = ()) -> None:
+    def __init__(
+        self, settings: Settings, files: Sequence[str], added: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
         super().__init__(settings, Request(tuple(files), (), False))
-        self.added = list(added)
+        self.added, self.folder = list(added), folder or Path()
 
     def furnish(self) -> None:
         """Documents, model, token ids and recipe; nothing is read by the model yet."""
         recipe = self._check()
         if recipe is not None and recipe.keep.question:
             raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
-        self._open(self.request.files, None)
+        with self._there():
+            self._open(self.request.files, None)
         for name in self.added:
             self._join([name])
         self._load()
         self._settle()
+
+    def named(self, name: str) -> str:
+        """A further file as it is remembered: by the name that ``ask`` would read, where that leads to it."""
+        path = Path(name).expanduser()
+        return str(path if Path.cwd() == self.folder else path.absolute())
 
     def add(self, names: Sequence[str]) -> None:
         """Documents behind those that are there; the ground is then another one."""
@@ -68,11 +79,22 @@ class Parlour(Desk):
         self._settle()
 
     def _join(self, names: Sequence[str]) -> None:
-        more = documents.read(names, None, self.given.reading)
+        with self._there():
+            more = documents.read(names, None, self.given.reading)
         for warning in more.warnings:
             self._warn(warning)
         document = self.report.document
         self.report.document = more if document is None else opened.joined(document, more)
+
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """In the folder where the conversation was begun, so that names in the text are the same again."""
+        if not self.folder.is_dir():
+            raise InputError(
+                f"the folder {self.folder} of this conversation does not exist", f"ls {self.folder.parent}"
+            )
+        with chdir(self.folder):
+            yield
 
     def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> Job:
         return replace(super()._job(recipe, question, longest), keep=True, origin="ask")
