@@ -17,6 +17,7 @@ COMMANDS = [
     "ask",
     "chat",
     "prefill",
+    "kv",
     *(f"cache {c}".rstrip() for c in ("", *CACHE)),
     "train",
     "eval",

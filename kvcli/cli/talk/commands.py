@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.chat import record
-from kvcli.cli import render
+from kvcli.cli import render, strip
 from kvcli.cli.exits import Interrupted
 from kvcli.cli.questions import valid
 from kvcli.cli.talk.evening import SAMPLING, export
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from kvcli.cli.talk.evening import Evening
     from kvcli.documents import Document
 
-WIDTH = 60
-BARS = " ▁▂▃▄▅▆▇█"
 FOUND = 20
 KEYS = (
     ("Alt-Enter, or \\ at the end", "a new line"),
@@ -86,10 +84,8 @@ class Commands:
         before, added, tokens = parlour.report.document, list(parlour.added), len(parlour.ids)
         parlour.add(names)
         more = len(parlour.ids) - tokens
-        room = f"{parlour.recipe} keeps what fits" if parlour.endless else "nothing is evicted"
-        question = f"read {more:,} more tokens, {len(parlour.ids):,} in all ({room})?"
         try:
-            if not self.consent(question):
+            if not self.consent(f"read {more:,} more tokens, {len(parlour.ids):,} in all ({parlour.outlook(more)})?"):
                 parlour.take_back(before, added)
                 return
             talk.forget_ground()
@@ -180,8 +176,12 @@ class Commands:
         if parlour.base is not None:
             raise UsageError(f"{parlour.base.path} was read under its own system message", "chat with the document")
         parlour.instruct(None if rest == "-" else valid(rest, "the system message"))
-        talk.forget_ground()
+        tokens = len(parlour.ids)
         try:
+            if tokens and not self.consent(f"read all {tokens:,} tokens under it ({parlour.outlook(tokens)})?"):
+                parlour.instruct(before)
+                return
+            talk.forget_ground()
             for _ in talk.open():
                 pass
         except (KvcliError, KeyboardInterrupt) as problem:
@@ -194,7 +194,7 @@ class Commands:
         self.evening.save()
 
     def do_set(self, rest: str) -> None:
-        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens, think, cite; sampling model takes the model's."""
+        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide, cite on|off."""
         evening = self.evening
         name, _, value = rest.partition(" ")
         value = value.strip()
@@ -264,22 +264,20 @@ class Commands:
 
     def do_kv(self, _rest: str) -> None:
         """/kv — where in the text the kept units lie."""
-        from kvcli.chat.kept import shares
+        from kvcli.kept import even, shares
 
         parlour, context = self.evening.parlour, self.evening.talk.context
         document, tokens = parlour.report.document, len(parlour.ids)
         if document is None or context is None:
             raise InputError("nothing has been read", "/add FILE")
-        edges = [tokens * i // WIDTH for i in range(WIDTH + 1)]
+        edges = even(tokens, strip.WIDTH)
         found = shares(context, edges, parlour.model.spec.sliding)
-        top = max(found)
-        _say("".join(BARS[min(8, round(8 * share / top)) if top else 0] for share in found))
-        spans = document.spans
-        first, last = spans[0].page, spans[-1].page
-        ends = ("start", "end") if first is None or last is None else (f"p. {first}", f"p. {last}")
-        _say(f"{ends[0]}{ends[1]:>{WIDTH - len(ends[0])}}")
+        _say(strip.bars(found))
+        _say(strip.ends(document, len(found)))
         kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
-        _say(f"{kept:,.0f} of {tokens:,} units of the text per KV head; the highest bar is {top:.0%} of its stretch")
+        _say(
+            f"{kept:,.0f} of {tokens:,} units of the text per KV head; the highest bar is {max(found):.0%} of its part"
+        )
 
     def do_exit(self, _rest: str) -> None:
         """/exit — leave; kvcli chat -c goes on."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
-from kvcli.cli import opened
+from kvcli.cli import opened, render
 from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
 from kvcli.cli.questions import Request
 from kvcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from kvcli.chat.conversation import Ground
+    from kvcli.memory import Plan
     from kvcli.recipe import Recipe
     from kvcli.session import Job
 
@@ -124,6 +125,33 @@ class Parlour(Desk):
             return window - len(self.ids)
         return min(max(ROOM, QUESTION + self.settings.max_tokens), window - self.slots)
 
+    def plan(self) -> Plan:
+        """Memory at the peak; the fill is there twice, as it is kept to absorb turns.
+
+        Raises:
+            TooLongError: the model's positions do not suffice.
+        """
+        from kvcli import memory
+
+        spec, chunk = self.model.spec, self.chunk
+        memory.check_positions(spec, self.recipe, tokens=self.planned, chunk=chunk, question=QUESTION)
+        found = memory.plan(spec, self.recipe, tokens=self.planned, chunk=chunk, tail=self.room)
+        return replace(found, fill=2 * found.fill)
+
+    @property
+    def planned(self) -> int:
+        """Tokens that are read at least once there have been enough turns."""
+        return max(len(self.ids), self.slots + self.chunk) if self.endless else len(self.ids)
+
+    def outlook(self, tokens: int) -> str:
+        """What reading so many tokens of this ground would take, for a person to decide."""
+        from kvcli import rates
+
+        rate = rates.measured(self.model.spec, self.recipe).prefill
+        time = f"about {render.duration(tokens / rate)}" if rate else "how long is not known here"
+        keeps = f"{self.slots:,} units kept" if self.endless else "nothing is evicted"
+        return f"{time} · {keeps} · {render.size(self.plan().total)} of memory at the peak"
+
     def ground(self) -> Ground:
         """Read the document, or take its reading up.
 
@@ -133,20 +161,16 @@ class Parlour(Desk):
         from kvcli import engine, memory
         from kvcli.chat.conversation import Ground
 
-        spec, chunk = self.model.spec, self.chunk
+        spec, chunk, room = self.model.spec, self.chunk, self.room
         self.reader.drop()
-        tokens = max(len(self.ids), self.slots + chunk) if self.endless else len(self.ids)
-        memory.check_positions(spec, self.recipe, tokens=tokens, chunk=chunk, question=QUESTION)
-        room = self.room
-        plan = memory.plan(spec, self.recipe, tokens=tokens, chunk=chunk, tail=room)
-        replace(plan, fill=2 * plan.fill).check(memory.available(spec.device), spec.device)
+        self.plan().check(memory.available(spec.device), spec.device)
         if self.ids:
             self._read([0] * QUESTION, max(1, room - QUESTION))
             work, context = self.reader.work, self.reader.context
             assert work is not None
             self.reader.drop()
         else:
-            self.model.rotary.pin(min(spec.max_positions, max(tokens, chunk) + max(room, QUESTION + ANSWER)))
+            self.model.rotary.pin(min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER)))
             work, context = engine.start(self.model, self.recipe, 0, chunk=chunk), None
         return Ground(
             prompt=self.prompt,

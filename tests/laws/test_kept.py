@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvcli.cache.context import Context
-from kvcli.chat.kept import shares
 from kvcli.hold.dense import DenseLayer
+from kvcli.kept import shares
 
 
 def test_shares() -> None:
