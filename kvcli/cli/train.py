@@ -45,6 +45,9 @@ def command(
     detrend: Annotated[
         bool, typer.Option("--detrend/--no-detrend", help="Take the trend along the text out of the labels.")
     ] = True,
+    pool: Annotated[
+        int, typer.Option("--pool", metavar="N", min=1, help="Neighbours that share a score; odd; 1 is Locret's.")
+    ] = 17,
     in_loop: Annotated[
         float, typer.Option("--in-loop", metavar="P", min=0.0, max=1.0, help="Share of examples read with eviction.")
     ] = 0.0,
@@ -78,6 +81,8 @@ def command(
     ):
         if value not in known:
             raise UsageError(f"{name} {value}: there are {' and '.join(known)}", f"{name} {known[0]}")
+    if pool % 2 == 0:
+        raise UsageError(f"--pool {pool} is even: a score is shared to both sides alike", f"--pool {pool + 1}")
     if not 0 < rate < 1:
         raise UsageError(f"--rate {rate} is no learning rate", "--rate 1.5e-3")
     span = _span(tokens)
@@ -103,6 +108,7 @@ def command(
         labels=labels,  # type: ignore[arg-type]
         loss=loss,  # type: ignore[arg-type]
         detrend=detrend,
+        pool=pool,
         in_loop=in_loop,
         budget=budget,
         check_every=check_every,
@@ -157,8 +163,8 @@ def _spoken(data: Sequence[Path], given: dict[str, Any]) -> str:
     words = ["kvcli", "train", *[p.name for p in data]]
     defaults = {
         "model": None, "steps": 2000, "rate": 1.5e-3, "schedule": "cosine", "width": 256, "labels": "prob",
-        "loss": "ordinal", "tokens": "512-2048", "focus": 0.25, "in_loop": 0.0, "budget": 512, "check_every": 250,
-        "patience": 0, "seed": 0, "licence": "", "dtype": None,
+        "loss": "ordinal", "tokens": "512-2048", "focus": 0.25, "pool": 17, "in_loop": 0.0, "budget": 512,
+        "check_every": 250, "patience": 0, "seed": 0, "licence": "", "dtype": None,
     }  # fmt: skip
     words += [] if given["detrend"] else ["--no-detrend"]
     for name, default in defaults.items():

@@ -14,7 +14,6 @@ from time import perf_counter
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -26,13 +25,14 @@ from kvcli.events import Answer, Training
 from kvcli.heads.data import Corpus, Example
 from kvcli.heads.file import write
 from kvcli.heads.labels import Kind, Observer, Recorder
+from kvcli.heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
 from kvcli.heads.module import RetainingHeads
 from kvcli.hf.load import Model
 from kvcli.hold.dense import Dense
+from kvcli.keep import pool
 from kvcli.prompt import Prompt
 from kvcli.recipe import parse
 
-LEVELS = (0.01, 0.03, 0.1, 0.3)
 _SAVE_EVERY = 50
 
 
@@ -50,6 +50,7 @@ class Settings:
             text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
         detrend: take the label's trend along the text out of it: what stands near the questions gets more attention
             for that alone, and heads that learn it forget the beginning of a long text.
+        pool: how many neighbours share a score and a label, as where ``locret`` reads with these heads.
         in_loop: share of examples whose features come from a reading that evicts by the heads as they are.
         budget: units kept by such a reading, and in validation.
         check_every: steps between validations with real answers; 0 for none.
@@ -64,6 +65,7 @@ class Settings:
     labels: Kind = "prob"
     loss: Literal["ordinal", "regression"] = "ordinal"
     detrend: bool = True
+    pool: int = 17
     in_loop: float = 0.0
     budget: int = 512
     check_every: int = 250
@@ -111,10 +113,10 @@ def train(
     while learner.step < settings.steps and not learner.exhausted:
         example = corpus.example(learner.step)
         heads = learner.heads if corpus.chance(learner.step) < settings.in_loop else None
-        loss, overlap = learner.learn(lesson(model, prompt, example, settings.labels, heads, settings.budget))
+        loss, overlap = learner.learn(lesson(model, prompt, example, settings, heads))
         right = None
         if settings.check_every and learner.step % settings.check_every == 0:
-            right, asked = answers(model, learner.folded(), prompt, corpus, settings.budget)
+            right, asked = answers(model, learner.folded(), prompt, corpus, settings)
             learner.judge(right, asked)
         if checkpoint is not None and (learner.step % _SAVE_EVERY == 0 or right is not None):
             learner.save(checkpoint)
@@ -162,11 +164,12 @@ class Learner:
         for i in trained:
             x, y = lesson.features[i].float(), lesson.labels[i]
             assert y is not None
+            y = spread(y, self.settings.pool)
             if self.settings.detrend:
                 y = detrended(y, lesson.head)
             if self.step == 0:
                 self.gain[i] = x[lesson.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
-            score = self.heads(i, x * self.gain[i])
+            score = pool.mean(self.heads(i, x * self.gain[i]), self.settings.pool)
             if self.settings.loss == "ordinal":
                 loss = ordinal(score, y, self.levels[i], lesson.head)
             else:
@@ -268,7 +271,7 @@ class Learner:
 
 
 def lesson(
-    model: Model, prompt: Prompt, example: Example, kind: Kind, heads: RetainingHeads | None = None, budget: int = 512
+    model: Model, prompt: Prompt, example: Example, settings: Settings, heads: RetainingHeads | None = None
 ) -> Lesson:
     """Run the frozen model over one example.
 
@@ -276,9 +279,8 @@ def lesson(
         model: the model.
         prompt: its template.
         example: a text and questions.
-        kind: which label.
+        settings: which label, and the budget and pool of a reading that evicts.
         heads: evict by these while features are recorded; ``None`` records them under full attention.
-        budget: units kept then.
     """
     focus = example.turns[0][0] if example.focus else None
     ids = prompt.document(example.text, focus=focus)
@@ -291,14 +293,14 @@ def lesson(
         for question, answer in example.turns:
             tails.append((prompt.question(question), prompt.answer(answer)))
         sizes = [(len(q), len(a)) for q, a in tails]
-        observer = Observer(model.rotary, context, sizes, kind)
+        observer = Observer(model.rotary, context, sizes, settings.labels)
         flat = [i for q, a in tails for i in q + a]
         model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
+    budget = settings.budget
     if heads is not None and len(ids) > budget:
         recorder = Recorder(model.spec.layers, heads)
-        _fill(
-            model, ids, f"locret(budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)})", recorder
-        )
+        fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
+        _fill(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
     return Lesson(features, [None if y is None else y.clone() for y in observer.labels], head)
 
@@ -317,69 +319,19 @@ def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Fill
         model.heads = before
 
 
-def detrended(label: Tensor, head: int) -> Tensor:
-    """A label less its least-squares fit to a line and the logarithm of the distance from the end, per KV head.
-
-    Args:
-        label: ``[H_kv, n]``.
-        head: first units, which take no part in the fit.
-    """
-    n = label.shape[1]
-    place = torch.linspace(0, 1, n, device=label.device)
-    near = torch.log(torch.arange(n, 0, -1, device=label.device).float()) / log(n + 1)
-    basis = torch.stack([torch.ones_like(place), place, near], dim=1)
-    if n - head < 8:
-        return label
-    fit = torch.linalg.lstsq(basis[head:], label[:, head:].T).solution
-    trend: Tensor = (basis @ fit).T
-    return label - trend
-
-
-def ordinal(score: Tensor, label: Tensor, levels: Tensor, head: int) -> Tensor:
-    """Proportional odds: ``P(unit among the best p of its text) = sigmoid(score + level_p)`` for each of LEVELS.
-
-    Each level is divided by the entropy of its rate, so that rare and common membership weigh alike.
-
-    Args:
-        score, label: ``[H_kv, n]``.
-        levels: ``[H_kv, len(LEVELS)]``.
-        head: first units, which are not counted where the best ``p`` of the text are looked for.
-    """
-    text = label[:, head:]
-    total = score.new_zeros(())
-    for j, p in enumerate(LEVELS):
-        count = max(1, round(p * text.shape[1]))
-        member = (label >= torch.topk(text, count, dim=1).values[:, -1:]).float()
-        entropy = -(p * log(p) + (1 - p) * log(1 - p))
-        total = total + F.binary_cross_entropy_with_logits(score + levels[:, j : j + 1], member) / entropy
-    return total / len(LEVELS)
-
-
-def regression(score: Tensor, label: Tensor, layers: int) -> Tensor:
-    """Locret's loss of one layer: smooth L1 to the label, plus 0.0025 × smoothness (which is summed over layers)."""
-    smooth = (score[:, 1:] - score[:, :-1]).square().mean()
-    return F.smooth_l1_loss(score, label) + 0.0025 * layers * smooth
-
-
-def overlap(score: Tensor, label: Tensor, share: float = 0.1) -> Tensor:
-    """How much of the true best tenth is in the predicted best tenth, mean over KV heads."""
-    count = max(1, round(share * label.shape[1]))
-    true, guess = torch.zeros_like(label), torch.zeros_like(label)
-    true.scatter_(1, torch.topk(label, count, dim=1).indices, 1)
-    guess.scatter_(1, torch.topk(score, count, dim=1).indices, 1)
-    return (true * guess).sum() / true.sum()
-
-
-def answers(model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, budget: int) -> tuple[float, int]:
+def answers(
+    model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, settings: Settings
+) -> tuple[float, int]:
     """Share of held-out questions answered right from texts eight budgets long, read with these heads; and how many."""
     before, model.heads = model.heads, heads
+    budget = settings.budget
     right = asked = 0
     try:
         for example in corpus.held_out(int(8 * budget), 4):
             ids = prompt.document(example.text)
             sinks = min(len(prompt.document("")), budget // 8)
-            recipe = parse(f"locret(budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks})")
-            reading = engine.read(model, ids, recipe)
+            fields = f"budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks}, pool={settings.pool}"
+            reading = engine.read(model, ids, parse(f"locret({fields})"))
             while True:
                 try:
                     next(reading)

@@ -16,7 +16,8 @@ from kvcli.heads import data
 from kvcli.heads.data import Corpus, Record
 from kvcli.heads.facts import plant, weave
 from kvcli.heads.labels import Observer, Recorder
-from kvcli.heads.train import LEVELS, Learner, Lesson, Settings, lesson, ordinal, overlap, regression, train
+from kvcli.heads.losses import LEVELS, ordinal, overlap, regression, spread
+from kvcli.heads.train import Learner, Lesson, Settings, lesson, train
 from kvcli.hf.load import load
 from kvcli.hold.dense import Dense
 from kvcli.prompt import Prompt
@@ -119,6 +120,15 @@ def test_the_ordinal_loss_is_least_for_the_true_order() -> None:
     assert regression(label, label, 3) < regression(-label, label, 3)
 
 
+@pytest.mark.parametrize("width", [1, 3, 9])
+def test_a_spread_label_is_the_logarithm_of_the_mean_probability_nearby(width: int) -> None:
+    label = torch.randn(2, 40, generator=torch.Generator().manual_seed(0)) * 6 - 20
+    wide = spread(label, width)
+    for t in range(40):
+        near = label[:, max(0, t - width // 2) : t + width // 2 + 1]
+        assert torch.allclose(wide[:, t], near.exp().mean(dim=1).log(), rtol=1e-4, atol=1e-4)
+
+
 def test_overlap_counts_the_common_tenth() -> None:
     label = torch.arange(100.0).expand(2, 100)
     assert overlap(label, label) == 1
@@ -129,7 +139,7 @@ def test_overlap_counts_the_common_tenth() -> None:
 def test_learning_learns() -> None:
     """Labels that are a linear function of the features are found."""
     model = tiny.load("llama")
-    learner = Learner(model, Settings(steps=120, rate=1e-2, width=16))
+    learner = Learner(model, Settings(steps=120, rate=1e-2, width=16, pool=1))
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(2, 64, generator=generator)
     for _ in range(120):
@@ -176,8 +186,8 @@ def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
     heads = RetainingHeads.like(talking.spec, width=8).requires_grad_(False)
     example = Corpus(["A quiet day. " * 80], [], tokens=(64, 128), focus=1.0).example(0)
     prompt = Prompt(talking.tokenizer)
-    plain = lesson(talking, prompt, example, "prob")
-    looped = lesson(talking, prompt, example, "prob", heads, budget=64)
+    plain = lesson(talking, prompt, example, Settings())
+    looped = lesson(talking, prompt, example, Settings(budget=64), heads)
     assert example.focus
     for a, b, y in zip(plain.features, looped.features, plain.labels, strict=True):
         assert a.shape == b.shape
