@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.context import Context
+from kvcli.hold.base import Foreseeing
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
@@ -52,6 +53,18 @@ class Tail:
     def extend(self, count: int) -> None:
         """Tokens have passed all layers and now belong to the tail."""
         self.length += count
+
+    def foresees(self, layer: int) -> bool:
+        """Whether a layer wants to know its queries before they are there (see :meth:`foresee`)."""
+        return layer < len(self.held) and isinstance(self.held[layer], Foreseeing)
+
+    def foresee(self, layer: int, q: Tensor, scale: float) -> None:
+        """A guess of the next tokens' queries in a layer, ``[H, m, D]`` before RoPE, made a layer ahead."""
+        held, context = self.held[layer], self.context
+        assert context is not None
+        assert isinstance(held, Foreseeing)
+        first = context.starts[layer] + self.length
+        held.foresee(self.rotary.rotate(layer, q, range(first, first + q.shape[1])), scale)
 
     def rewind(self, length: int = 0) -> None:
         """Forget everything after the first ``length`` tokens; what is left is as it was then, bit for bit."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
-from kvcli.hf import attention, probe, rope
+from kvcli.hf import attention, foresight, probe, rope
 from kvcli.hf.outline import sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
 
@@ -157,6 +157,7 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
     attentions = _attention_layers(module)
     rotary, switch = rope.take_out(module, attentions)
     switch(True)
+    foresight.install(attentions)
     module.get_output_embeddings().register_forward_pre_hook(_plain_strides)
     model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module), switch)
     probe.check(model, remember=fingerprint is not None)

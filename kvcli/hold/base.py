@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +54,15 @@ class Attending(Protocol):
 
         ``q_start`` is the first query's position counted from the context's first slot.
         """
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """Something to attend to that is told a guess of the queries while the layer before it computes."""
+
+    def foresee(self, q: Tensor, scale: float) -> None:
+        """Prepare for queries like ``q [H, m, D]``, rotated, which ``attend`` will be called with next."""
         ...
 
 

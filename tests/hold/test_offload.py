@@ -22,6 +22,7 @@ ALL = {
     "quest": "quest(page=4, pages=17, dense=0)",
     "infllm": "infllm(block=4, blocks=15, sinks=3, local=5)",
     "shadowkv": "shadowkv(rank=999, chunk=4, chunks=10, outliers=3)",
+    "infinigen": "infinigen(alpha=inf, cap=1, dense=1, least=0)",
 }
 """With every block of a text of 70 tokens chosen at every step."""
 
@@ -29,6 +30,7 @@ FEW = {
     "quest": "quest(page=4, pages=3, dense=1)",
     "infllm": "infllm(block=4, blocks=2, sinks=3, local=5)",
     "shadowkv": "shadowkv(rank=6, chunk=2, chunks=3, outliers=2)",
+    "infinigen": "infinigen(alpha=1, cap=0.3, dense=1, least=12)",
 }
 FAMILIES = ["llama", "llama-mha", "gemma3", "mistral-window", "qwen3", "phi3-longrope", "smollm3"]
 PROBE = tiny.document(6, seed=3)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_QUERIES = 64  # logits of so many queries exist at a time
+
 
 def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
     """The blocks whose landmarks queries look at most.
@@ -20,8 +22,10 @@ def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
         int64 ``[H_kv, count]``, ascending.
     """
     heads, m, dim = q.shape
-    kv_heads = landmarks.shape[0]
+    kv_heads, n, _ = landmarks.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
-    logits = torch.einsum("hgmd,hnd->hgmn", grouped, landmarks.float()) * scale
-    votes = logits.softmax(-1).sum(2).amax(1)
-    return votes.topk(count, dim=-1).indices.sort(dim=-1).values
+    votes = q.new_zeros(kv_heads, heads // kv_heads, n, dtype=torch.float32)
+    for part in torch.split(grouped, _QUERIES, dim=2):
+        logits = torch.einsum("hgmd,hnd->hgmn", part, landmarks.float()) * scale
+        votes += logits.softmax(-1).sum(2)
+    return votes.amax(1).topk(count, dim=-1).indices.sort(dim=-1).values

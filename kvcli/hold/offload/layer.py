@@ -49,7 +49,7 @@ class Offloaded:
     Attributes:
         k, v: ``[H_kv, e, D]`` on the device, attended to by every query.
         pos: ``[H_kv, c]``.
-        foreseen: queries are guessed a layer ahead (see :meth:`Reader.foresee`).
+        foreseen: queries are guessed a layer ahead (see :class:`Seer`).
     """
 
     store: Store
@@ -77,7 +77,7 @@ class Offloaded:
 
     def begin(self) -> Reader:
         """A reader with nothing staged yet."""
-        return Reader(self)
+        return Seer(self) if self.foreseen else Reader(self)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
@@ -102,11 +102,6 @@ class Reader:
         self._ahead: tuple[Choice, Tensor, Tensor] | None = None
         self._staged: tuple[Tensor, Tensor, Tensor] | None = None
         self._spare: tuple[Tensor, Tensor] | None = None
-
-    def foresee(self, q: Tensor, scale: float) -> None:
-        """Choose and fetch for a guess of the queries that :meth:`attend` will be called with next."""
-        choice = self.held.index.select(q, scale)
-        self._ahead = (choice, *self._stage(choice.ids))
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`; all queries stand behind the context."""
@@ -157,6 +152,15 @@ class Reader:
             self._spare = (held.k.new_zeros(shape), held.k.new_zeros(shape))
         spare, self._spare = self._spare, now
         return spare
+
+
+class Seer(Reader):
+    """A reader that chooses and fetches for a guess of its queries, where there is one."""
+
+    def foresee(self, q: Tensor, scale: float) -> None:
+        """See :class:`kvcli.hold.base.Foreseeing`."""
+        choice = self.held.index.select(q, scale)
+        self._ahead = (choice, *self._stage(choice.ids))
 
 
 def resident(survivors: Survivors) -> DenseLayer:

@@ -1,0 +1,145 @@
+"""Units fetched one by one, guessed a layer ahead (Lee et al. 2024, OSDI, arXiv 2406.19707).
+
+What a layer will look at is guessed from the attention input of the layer before it, with a few columns of queries and
+keys. An orthogonal matrix turns both so that few columns say most; it changes no product. The paper computes it once
+per model from a book; here it comes from the text that is read, whose queries' second moment is summed on the way, so
+that there is nothing to calibrate and no file to lose.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from kvcli.hold.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.hold.offload.checks import at_least
+from kvcli.hold.offload.layer import Choice, footprint, offload, resident
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcli.types import ModelSpec
+
+_QUERIES = "infinigen.queries"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfiniGen(Hold):
+    """Keeps all units in host memory and attends to those that a guess from the layer before says matter.
+
+    Args:
+        partial: share of the columns of queries and keys that the guess is made with.
+        alpha: a unit matters when its guessed logit is less than this below the largest one.
+        cap: most units that matter, as a share of all.
+        skew: where the columns come from: ``text`` turns them by the text's own queries, ``none`` leaves them.
+        dense: first layers that stay on the device as they are.
+        least: up to this many units stay on the device as they are.
+    """
+
+    partial: float = 0.3
+    alpha: float = 5.0
+    cap: float = 0.2
+    skew: Literal["text", "none"] = "text"
+    dense: int = 2
+    least: int = 64
+
+    name: ClassVar[str] = "infinigen"
+    offloads: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least(self, partial=0, alpha=0, cap=0, dense=0, least=0)
+
+    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+        """Partial keys, and staging for as many units as the cap allows."""
+        if self._fits(layer, units):
+            return super().size(spec, layer, units)
+        columns = self._columns(spec.head_dim)
+        index = columns * (units + spec.head_dim)
+        return footprint(spec, units, index=index, staged=self._most(units), exact=0)
+
+    def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
+        """Sums the second moment of queries: float32 ``[H, D, D]``."""
+        del start
+        if layer >= self.dense:
+            q = q.float()
+            moment = q.transpose(1, 2) @ q
+            state[_QUERIES] = state[_QUERIES] + moment if _QUERIES in state else moment
+
+    def freeze(self, survivors: Survivors) -> HeldLayer:
+        """The columns of turned keys that weigh most go to the index."""
+        if survivors.window is not None or self._fits(survivors.layer, survivors.k.shape[1]):
+            return resident(survivors)
+        n = survivors.k.shape[1]
+
+        def index(keys: Tensor) -> PartialKeys:
+            keys = keys[:, :, 0]
+            turn = self._turn(survivors.state.get(_QUERIES), keys)
+            return PartialKeys((keys.float() @ turn).to(keys.dtype), turn.to(keys.dtype), self.alpha, self._most(n))
+
+        return offload(survivors, index, block=1, foreseen=True)
+
+    def _turn(self, moment: Tensor | None, keys: Tensor) -> Tensor:
+        """The heaviest columns of an orthogonal matrix: float32 ``[H_kv, D, columns]``."""
+        import torch
+
+        kv_heads, _, dim = keys.shape
+        identity = torch.eye(dim, device=keys.device).expand(kv_heads, -1, -1)
+        grams = identity if moment is None else moment.view(kv_heads, -1, dim, dim).sum(1)
+        turn = identity if self.skew == "none" else skew(grams)
+        loud = (turn * (grams @ turn)).sum(1).clamp(min=0) * (keys.float() @ turn).square().sum(1)
+        best = loud.topk(self._columns(dim), dim=-1).indices
+        return turn.gather(2, best.unsqueeze(1).expand(-1, dim, -1))
+
+    def _columns(self, dim: int) -> int:
+        return min(dim, max(1, math.ceil(self.partial * dim)))
+
+    def _most(self, units: int) -> int:
+        return min(units, max(1, math.ceil(self.cap * units)))
+
+    def _fits(self, layer: int, units: int) -> bool:
+        return layer < self.dense or units <= self.least
+
+
+def skew(grams: Tensor) -> Tensor:
+    """Right singular vectors of queries from their second moment ``[H_kv, D, D]``: orthogonal, heaviest last."""
+    import torch
+
+    turn: Tensor = torch.linalg.eigh(grams.double()).eigenvectors
+    return turn.float()
+
+
+@dataclass(frozen=True)
+class PartialKeys:
+    """A few columns of turned keys.
+
+    Attributes:
+        keys: ``[H_kv, n, columns]``.
+        turn: ``[H_kv, D, columns]``, what queries are turned with.
+        alpha, most: as for :class:`InfiniGen`, ``most`` in units.
+    """
+
+    keys: Tensor
+    turn: Tensor
+    alpha: float
+    most: int
+
+    @property
+    def nbytes(self) -> int:
+        """Partial keys and the columns that queries are turned with."""
+        return self.keys.nbytes + self.turn.nbytes
+
+    def select(self, q: Tensor, scale: float) -> Choice:
+        """See :class:`kvcli.hold.offload.layer.Index`: each head its own count, each query its own largest logit."""
+        import torch
+
+        kv_heads, n, _ = self.keys.shape
+        rows = q.reshape(kv_heads, -1, q.shape[2]) @ self.turn
+        margin = torch.full((kv_heads, n), float("-inf"), device=q.device)
+        for part in torch.split(rows, 64, dim=1):
+            logits = (part @ self.keys.transpose(1, 2)).float() * scale
+            margin = torch.maximum(margin, (logits - logits.amax(-1, keepdim=True)).amax(1))
+        lengths = (margin >= -self.alpha).sum(1).clamp(max=self.most)
+        ids = margin.topk(self.most, dim=-1).indices
+        unused = torch.arange(self.most, device=q.device) >= lengths[:, None]
+        return Choice(ids.masked_fill(unused, n).sort(dim=-1).values, lengths)
