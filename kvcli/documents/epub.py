@@ -26,7 +26,7 @@ def extract(source: Source) -> Extract:
         for name in chapters:
             if name not in archive.names:
                 raise InputError(f"{source.name} is damaged: its chapter {name} is missing", "fetch the file again")
-            text, warnings = html.decode(archive.read(name), f"{source.name}/{name}")
+            text, warnings = _markup(archive, name)
             found.warnings += warnings
             chapter = html.blocks(html.xhtml(text))
             if chapter:
@@ -38,10 +38,18 @@ def extract(source: Source) -> Extract:
     return found
 
 
+def _markup(archive: Archive, name: str) -> tuple[str, list[str]]:
+    data = archive.read(name)
+    try:
+        return html.decode(data, f"{archive.source.name}/{name}")
+    except InputError as error:  # its hint is for a file of its own
+        raise InputError(error.message, "fetch the file again") from None
+
+
 def _tree(archive: Archive, name: str) -> Any:
     from selectolax.lexbor import LexborHTMLParser
 
-    text, _ = html.decode(archive.read(name), name)
+    text, _ = _markup(archive, name)
     # As HTML and not as XML: no entities to expand, no external ones to fetch. Prefixes go, for CSS has none.
     text = re.sub(r"<(/?)[A-Za-z][\w.-]*:", r"<\1", re.sub(r"<\?.*?\?>|<!DOCTYPE[^>]*>", "", text, flags=re.S))
     return LexborHTMLParser(html.xhtml(text.replace("<item ", "<x-item ").replace("<meta", "<x-meta")))

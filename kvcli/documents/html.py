@@ -35,6 +35,7 @@ PAGE = "\x02"
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _HIDDEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _SELF_CLOSED = re.compile(r"<([A-Za-z][\w:.-]*)((?:\s[^<>]*)?)/>")
+_OPENED, _CLOSED = re.compile(r"<html[\s>]", re.IGNORECASE), re.compile(r"</html\s*>", re.IGNORECASE)
 _VOID = frozenset(re.findall(r"\S+", "area base br col embed hr img input link meta param source track wbr"))
 
 
@@ -77,6 +78,8 @@ class _Walk:
 def extract(source: Source) -> Extract:
     """An HTML file, in parts by heading."""
     text, warnings = decode(source.data, source.name)
+    if _OPENED.search(text) and not _CLOSED.search(text):
+        warnings.append(f"{source.name} has no </html>: it may break off before its end")
     return Extract(parts(blocks(text)), warnings=warnings)
 
 

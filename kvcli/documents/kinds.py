@@ -8,12 +8,13 @@ from typing import NamedTuple
 class Kind(NamedTuple):
     """A format by name. It has a ``reader``, a module beside this one, or a ``hint`` how to get its text.
 
-    ``{}`` in a hint stands for the quoted file.
+    ``{}`` in a hint stands for the quoted file. Of what is ``damaged`` the name says how.
     """
 
     name: str
     hint: str = ""
     reader: str = ""
+    damaged: bool = False
 
 
 _PIPE = ' | kvcli ask "…"'
@@ -56,6 +57,10 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\x7fELF", Kind("a program", "strings {}" + _PIPE)),
 )
 _ZIP = b"PK\x03\x04"
+_FETCH = "fetch the file again"
+_CLAIMED = {".pdf": "a PDF", ".docx": "a DOCX", ".epub": "an EPUB"}
+"""Formats that are binary beyond doubt, by suffix: what is text there is the rest of a file, or a server's excuse."""
+
 _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
     ("word/document.xml", Kind("DOCX", reader="docx")),
     ("META-INF/container.xml", Kind("EPUB", reader="epub")),
@@ -67,8 +72,16 @@ _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
 def kind(data: bytes, suffix: str) -> Kind:
     """The format of ``data``; text where nothing says otherwise.
 
-    The content decides; ``suffix`` (with its dot, may be empty) only tells HTML from other marked-up text.
+    The content decides; ``suffix`` (with its dot, may be empty) tells HTML from other marked-up text, and text from
+    what has lost the beginning of a PDF, DOCX or EPUB.
     """
+    found, claimed = _told(data, suffix), _CLAIMED.get(suffix.lower())
+    if found is PLAIN and claimed:
+        return Kind(f"damaged: it does not begin like {claimed} ({len(data):,} bytes)", _FETCH, damaged=True)
+    return found
+
+
+def _told(data: bytes, suffix: str) -> Kind:
     if b"%PDF-" in data[:1024] and (data.startswith(b"%PDF-") or suffix.lower() == ".pdf"):
         return PDF
     for magic, found in _TEXTUAL:
@@ -95,7 +108,7 @@ def _zipped(data: bytes) -> Kind:
     try:
         names = zipfile.ZipFile(BytesIO(data)).namelist()
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return Kind("a damaged ZIP archive", "fetch the file again")
+        return Kind(f"damaged: its ZIP archive cannot be opened ({len(data):,} bytes)", _FETCH, damaged=True)
     for member, kind in _ZIPPED:
         if member in names:
             return kind

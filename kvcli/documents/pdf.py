@@ -50,6 +50,11 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: page {page['page']} is cut; {page['cut']:,} characters were not read")
     if not head["whole"]:
         found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
+    if head["strays"]:
+        found.warnings.append(
+            f"{source.name} has {head['strays']:,} more page objects than the {len(pages):,} pages it shows;"
+            " they were taken out, or it is damaged"
+        )
     sections = _sections(head["outline"])
     for n in chosen:
         label = pages[n - 1]["label"]

@@ -35,6 +35,9 @@ HYPHEN = "\ufffe"
 """PDFium's sign for a hyphen at the end of a line."""
 
 _WORD = re.compile(rf"[^\s{HYPHEN}\x02]+[{HYPHEN}\x02]?|[{HYPHEN}\x02]")
+_LEAF = re.compile(rb"(\d{1,9})\s+\d{1,5}\s+obj\b|/Type\s*/Page(?![A-Za-z])")
+_TREE = re.compile(rb"<<(?:[^<>]|<<[^<>]*>>){0,2000}?/Type\s*/Pages\b(?:[^<>]|<<[^<>]*>>){0,2000}>>")
+_COUNT = re.compile(rb"/Count\s+(\d{1,9})")
 _FLATE = re.compile(rb"<<((?:[^<>]|<<[^<>]*>>|<[0-9a-fA-F\s]*>){0,2000})>>\s*stream\r?\n")
 
 Word = tuple[str, float, float, float, float, int]
@@ -55,6 +58,7 @@ def pieces(data: bytes) -> Iterator[dict[str, Any]]:
         "pages": len(document),
         "whole": bool(raw.FPDF_DocumentHasValidCrossReferenceTable(document)),
         "broken": 0 if b"/Encrypt" in data else broken_streams(data),
+        "strays": max(0, leaves(data) - len(document)),
         "outline": list(_outline(document)),
     }
     for number in range(1, len(document) + 1):
@@ -84,6 +88,19 @@ def broken_streams(data: bytes) -> int:
         except zlib.error:
             broken += 1
     return broken
+
+
+def leaves(data: bytes) -> int:
+    """How many pages a file means to have: by its page objects or its page tree, whichever says more.
+
+    Compressed streams of objects are not looked into.
+    """
+    found, at = set[bytes](), b""
+    for match in _LEAF.finditer(data):
+        at = match[1] or at
+        if not match[1]:
+            found.add(at)
+    return max([len(found), *(int(n[1]) for tree in _TREE.finditer(data) for n in _COUNT.finditer(tree[0]))])
 
 
 def _outline(document: Any) -> Iterator[tuple[int, str, int]]:

@@ -71,6 +71,8 @@ def one(source: Source) -> Extract:
         name, hint = f"{source.name} is {found.name}", found.hint.format(source.quoted)
         if found.reader == "picture":
             raise InputError(f"{name}: it has no text, only a picture of it", hint)
+        if found.damaged:
+            raise InputError(name, hint)
         raise InputError(f"{name}, which is not supported: {READS}", hint)
     reader = import_module(f"kvcli.documents.{found.reader}")
     extract: Extract = reader.extract(source)

@@ -150,7 +150,7 @@ REFUSED = {
     "encrypted docx": ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "encrypted", "password"),
     "odt": ("a.odt", zipped("mimetype", "content.xml"), "OpenDocument", "pandoc"),
     "zip": ("a.zip", zipped("a.txt"), "ZIP", "unpack"),
-    "damaged zip": ("a.docx", b"PK\x03\x04\x00\xff\xff", "damaged ZIP", ""),
+    "damaged zip": ("a.docx", b"PK\x03\x04\x00\xff\xff", "its ZIP archive cannot be opened", "fetch"),
     "doc": ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Office 97", "soffice"),
     "png": ("a.png", b"\x89PNG\r\n\x1a\n\x00", "PNG", "--ocr"),
     "jpeg": ("a.jpg", b"\xff\xd8\xff\xe0", "JPEG", "--ocr"),
