@@ -1,0 +1,30 @@
+"""Attention straight on packed keys and values: the backends, and the one place that chooses between them."""
+
+from torch import Tensor
+
+from kvcli_kernels.attention import attention
+from kvcli_kernels.merge import merge
+from kvcli_kernels.packed_attention import folded, ref
+from kvcli_kernels.quantize import Packed, dequantize
+
+__all__ = ["packed_attention"]
+
+_FEW = 16  # query rows of a KV head, up to which unpacking costs more than the products
+_BLOCK = 8192  # keys that are unpacked at a time for more
+
+
+def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Tensor, Tensor]:
+    """See :func:`kvcli_kernels.packed_attention.ref.packed_attention`."""
+    n = k.codes.shape[1]
+    if n == 0:
+        return ref.packed_attention(q, k, v, scale)
+    if q.device.type == "cpu" and q.shape[0] // k.codes.shape[0] * q.shape[1] <= _FEW and v.tile[0] == 1:
+        return folded.packed_attention(q, k, v, scale)
+    term = None
+    for start in range(0, n, _BLOCK):
+        stop = min(start + _BLOCK, n)
+        keys, values = (dequantize(t.tokens(start, stop), q.dtype) for t in (k, v))
+        part = attention(q, keys, values, scale, stop - start)
+        term = part if term is None else merge(term, part)
+    assert term is not None
+    return term

@@ -1,0 +1,21 @@
+"""Attention over packed keys and values, by way of the numbers that they stand for, in float32."""
+
+from torch import Tensor
+
+from kvcli_kernels.attention import ref
+from kvcli_kernels.quantize.packed import Packed
+from kvcli_kernels.quantize.ref import dequantize
+
+
+def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax attention in which every query sees every key.
+
+    Args:
+        q: ``[H, m, D]``, already rotated.
+        k, v: ``[H_kv, n, D]``, packed; keys already rotated.
+        scale: factor on the logits.
+
+    Returns:
+        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` where there are no keys.
+    """
+    return ref.attention(q, dequantize(k), dequantize(v), scale, k.codes.shape[1])
