@@ -18,7 +18,7 @@ class Context:
         layers: one held layer per attention layer.
         starts: per layer, the RoPE position of the first token behind the document.
         seen: tokens read.
-        bits: effective bits per stored number.
+        bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
     """
 
     layers: Sequence[HeldLayer]
@@ -53,6 +53,7 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
     """
     layers: list[HeldLayer] = []
     starts: list[int] = []
+    numbers = 0
     for layer in fill.layers:
         c = layer.count
         pos = layer.pos[:, :c].clone()
@@ -64,10 +65,12 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         survivors = Survivors(
             rotate(raw, places), v, pos, layer.window, layer.index, raw, places, rotate, dict(layer.state)
         )
+        numbers += 2 * raw.numel()
         layers.append(hold.freeze(survivors))
         starts.append(c if compact else fill.seen)
         if release:
             layer.release()
     if release:
         fill.release()
-    return Context(layers, starts, fill.seen, hold.bits)
+    taken = sum(layer.nbytes + layer.host_nbytes for layer in layers)
+    return Context(layers, starts, fill.seen, 8 * taken / numbers if numbers else 8 * fill.dtype.itemsize)

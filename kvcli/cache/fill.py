@@ -69,6 +69,7 @@ class Fill:
         hold: Hold | None = None,
     ) -> None:
         self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
+        self.dtype = dtype
         self.step = Step()
         self.seen = 0
         self.budgets = [keep.units(i, spec.layers) for i in range(spec.layers)]

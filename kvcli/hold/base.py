@@ -108,9 +108,6 @@ class Hold:
     name: ClassVar[str]
     """The policy's name in recipes; equal to its module's name."""
 
-    bits: ClassVar[float] = 16
-    """Effective bits per stored number, scales included; 16 stands for the model's own dtype."""
-
     offloads: ClassVar[bool] = False
     """Keys and values lie in host memory, already while the document is read."""
 
@@ -127,7 +124,7 @@ class Hold:
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
         del layer
-        return Bytes(int(spec.kv_heads * units * spec.unit_bytes * self.bits / 16), 0)
+        return Bytes(spec.kv_heads * units * spec.unit_bytes, 0)
 
     def freeze(self, survivors: Survivors) -> HeldLayer:  # noqa: ARG002
         """Store one layer's survivors for good."""

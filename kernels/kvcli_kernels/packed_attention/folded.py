@@ -2,8 +2,8 @@
 
 With keys in tiles of ``(t, 1)`` (per channel) a logit is ``Σ_d (q_d s_d) code_d + Σ_d q_d low_d``, where ``s`` and
 ``low`` are those of the key's tile: the queries are multiplied once per tile. With tiles of ``(1, c)`` (per token) the
-scale belongs to the logit, and for values to the weight: ``o_c = Σ_n (w_n s_n) code_nc + Σ_n w_n low_n``. Codes need not
-even be shifted out of their bits: that factor is the queries' and the output's too. What is left to do with every
+scale belongs to the logit, and for values to the weight: ``o_c = Σ_n (w_n s_n) code_nc + Σ_n w_n low_n``. Codes need
+not even be shifted out of their bits: that factor is the queries' and the output's too. What is left to do with every
 number is to mask it and to make it a float32, which a product of so few rows is no slower in.
 """
 
@@ -76,7 +76,7 @@ def _weighted(weights: Tensor, v: Packed) -> Tensor:
     """``[H_kv, r, D]``: values, whose tiles are one token high, under weights ``[H_kv, r, n]``."""
     (heads, r, n), (tiles, numbers) = weights.shape, (v.scale.shape[2], v.tile[1])
     scaled = weights.unsqueeze(1) * v.scale.transpose(1, 2).contiguous().float().unsqueeze(2)
-    every = torch.bmm(scaled.view(heads, tiles * r, n), _values(v)).view(heads, tiles, r, v.dim)
+    every = torch.bmm(scaled.reshape(heads, tiles * r, n), _values(v)).view(heads, tiles, r, v.dim)
     out = torch.cat([every[:, i, :, i * numbers : (i + 1) * numbers] for i in range(tiles)], dim=2) * _places(v)
     if v.low is not None:
         low = (weights.unsqueeze(1) * v.low.transpose(1, 2).contiguous().float().unsqueeze(2)).sum(3).transpose(1, 2)

@@ -1,8 +1,8 @@
 """Numbers in 2, 4 or 8 bits: the format that quantising makes and that attention reads.
 
-A byte holds ``8 / bits`` neighbouring numbers of a row, the first in its lowest bits. A row is a token, so tokens can be
-gathered. A *tile* of ``tokens x numbers`` shares a scale and an offset; tiles at the ends are smaller, and nothing is
-padded.
+A byte holds ``8 / bits`` neighbouring numbers of a row, the first in its lowest bits. A row is a token, so tokens can
+be gathered. A *tile* of ``tokens x numbers`` shares a scale and an offset; tiles at the ends are smaller, and nothing
+is padded.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 BITS = (2, 4, 8)
-LARGEST = 65504.0
-"""The largest number that an offset in float16 can stand for."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,6 @@ class Packed:
         return Packed(codes, self.scale[:, first:last], low, self.bits, self.tile, self.codebook)
 
 
-def nbytes(n: int, dim: int, bits: int, tile: tuple[int, int], parameters: int = 2) -> int:
-    """Bytes of ``n`` rows of one head; ``parameters`` is 2 for scale and offset, 1 for a scale alone."""
-    return n * dim * bits // 8 + 2 * parameters * -(-n // tile[0]) * -(-dim // tile[1])
-
-
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes uint8 ``[H, n, D]`` below ``2 ** bits`` as bytes ``[H, n, D * bits / 8]``.
 
@@ -67,7 +60,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     per = _per_byte(bits)
     if codes.shape[2] % per:
         raise ValueError(f"rows of {codes.shape[2]} numbers do not fill whole bytes at {bits} bits")
-    parts = codes.unflatten(2, (-1, per))
+    parts = codes.reshape(*codes.shape[:2], codes.shape[2] // per, per)
     out = parts[..., 0].clone()
     for place in range(1, per):
         out |= parts[..., place] << (bits * place)
@@ -80,12 +73,15 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 
 
 def unmixed(packed: Tensor, bits: int) -> Tensor:
-    """Each code in a byte of its own but still in its bits, which is the cheaper half of unpacking: uint8 ``[H, n, D]``."""
+    """Each code in a byte of its own but still in its bits, the cheaper half of unpacking: uint8 ``[H, n, D]``."""
     per = _per_byte(bits)
     if per == 1:
         return packed
+    if not packed.numel():
+        return packed.new_empty(*packed.shape[:2], packed.shape[2] * per)
     kind, ones, mask = (torch.int16, 0x0101, 0xF00F) if per == 2 else (torch.int32, 0x01010101, 0xC0300C03)
-    wide = packed.to(kind).mul_(ones)  # the byte as often as it holds codes; the highest of them overflows on purpose
+    # The byte as often as it holds codes; where the last of them reaches the sign, it overflows on purpose.
+    wide = packed.to(kind, memory_format=torch.contiguous_format).mul_(ones)
     return wide.bitwise_and_(mask - (1 << 8 * per)).view(torch.uint8)
 
 

@@ -18,13 +18,15 @@ def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
         tile: tokens and numbers of a token that share scale and offset.
 
     Raises:
-        ValueError: rows that do not fill whole bytes.
+        ValueError: rows that do not fill whole bytes, or numbers beyond float16.
     """
     levels = 2**bits - 1
     x = x.float()
     least, greatest = _extremes(x, tile)
     low = _down(least)
     scale = -_down((low.float() - greatest) / levels)
+    if not bool(low.isfinite().all() & scale.isfinite().all()):
+        raise ValueError("a number is infinite or beyond 65,504")
     step, offset = (spread(t.float(), x, tile) for t in (scale, low))
     codes = ((x - offset) / step.masked_fill(step == 0, 1)).round_().clamp_(0, levels)
     return Packed(pack(codes.to(torch.uint8), bits), scale, low, bits, tile)

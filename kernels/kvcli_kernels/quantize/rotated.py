@@ -1,0 +1,67 @@
+"""The data-oblivious codec: a signed Hadamard rotation, and the Lloyd–Max code of a Gaussian with a norm per row."""
+
+import functools
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from kvcli_kernels.quantize.packed import Packed, pack
+
+_SEED = 20250428
+
+
+@functools.lru_cache(maxsize=16)
+def hadamard(dim: int, device: torch.device) -> Tensor:
+    """An orthogonal float32 ``[dim, dim]``: a Hadamard matrix with random signs, always the same ones.
+
+    Where ``dim`` is no power of two, it is made of blocks of the largest that divides it.
+    """
+    block = dim & -dim
+    matrix = torch.ones(1, 1)
+    while len(matrix) < block:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    whole = torch.kron(torch.eye(dim // block), matrix / math.sqrt(block))
+    signs = torch.randint(0, 2, (dim,), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
+    return (whole * signs).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def codebook(bits: int) -> tuple[float, ...]:
+    """The ``2 ** bits`` values that a standard Gaussian is nearest to on average (Max 1960, Lloyd 1982), ascending.
+
+    Lloyd's iteration on one half, which the other mirrors: each value becomes the mean of what is nearest to it.
+    """
+    count = 2 ** (bits - 1)
+    values = [3.0 * (i + 0.5) / count for i in range(count)]
+    for _ in range(40 * count):
+        edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(values)), math.inf]
+        dense = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in edges]
+        below = [math.erf(x / math.sqrt(2)) / 2 for x in edges]
+        moved = [(dense[i] - dense[i + 1]) / (below[i + 1] - below[i]) for i in range(count)]
+        change, values = max(abs(a - b) for a, b in zip(moved, values, strict=True)), moved
+        if change < 1e-7:
+            break
+    return (*(-x for x in reversed(values)), *values)
+
+
+def encode(x: Tensor, bits: int) -> Packed:
+    """Rows of a rotated ``x [H, n, D]``, each by itself: codes, and the factor that gives the row its norm again.
+
+    Raises:
+        ValueError: rows that do not fill whole bytes, or that are too long for a float16.
+    """
+    values = _values(bits, x.device)
+    x = x.float()
+    unit = x * (math.sqrt(x.shape[2]) / x.norm(dim=2, keepdim=True).clamp_min(1e-30))
+    codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2)
+    scale = (x.norm(dim=2, keepdim=True) / values[codes].norm(dim=2, keepdim=True)).half()
+    if not bool(scale.isfinite().all()):
+        raise ValueError("a row is too long for a float16")
+    return Packed(pack(codes.to(torch.uint8), bits), scale, None, bits, (1, x.shape[2]), values)
+
+
+@functools.lru_cache(maxsize=16)
+def _values(bits: int, device: torch.device) -> Tensor:
+    return torch.tensor(codebook(bits), dtype=torch.float32, device=device)

@@ -1,0 +1,93 @@
+"""What holds of few bits share: a layer whose keys and values are packed, and what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvcli.errors import ModelError
+from kvcli.hold.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.hold.dense import DenseLayer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kvcli.types import ModelSpec
+    from kvcli_kernels.quantize import Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedHold(Hold):
+    """Packs every number once, when the reading ends; a sliding layer's few units stay as they are."""
+
+    def freeze(self, survivors: Survivors) -> HeldLayer:
+        """Raises ``ModelError`` for numbers that no float16 scale reaches, and for heads that fill no whole bytes."""
+        k, v = survivors.k, survivors.v
+        if survivors.window is not None:
+            return DenseLayer(k, v, survivors.pos, survivors.window)
+        try:
+            return PackedLayer(*self.pack(k, v), survivors.pos, k.dtype, self.rotation(k))
+        except ValueError as error:
+            raise ModelError(f"{self.name} cannot hold layer {survivors.layer}: {error}", "--kv-bits 16") from None
+
+    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+        """See :meth:`kvcli.hold.base.Hold.size`."""
+        one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
+        return Bytes(spec.kv_heads * one, 0)
+
+    def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
+        """Keys and values ``[H_kv, c, D]`` in few bits."""
+        raise NotImplementedError
+
+    def packed_bytes(self, units: int, dim: int) -> int:
+        """Bytes of one KV head's units."""
+        raise NotImplementedError
+
+    def rotation(self, k: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The orthogonal float32 ``[D, D]`` that was applied to rows before they were packed, if any."""
+        return None
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """Packed keys and values of ``[H_kv, c, D]``, and what turned them beforehand."""
+
+    k: Packed
+    v: Packed
+    pos: Tensor
+    dtype: torch.dtype
+    rotation: Tensor | None = None
+    window: None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and offsets."""
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.hold.base.HeldLayer`."""
+        from kvcli_kernels.quantize import dequantize
+
+        k, v = dequantize(self.k), dequantize(self.v)
+        if self.rotation is not None:
+            k, v = k @ self.rotation, v @ self.rotation
+        return k.to(self.dtype), v.to(self.dtype)
+
+    def begin(self) -> PackedLayer:
+        """Itself: it remembers nothing."""
+        return self
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See :class:`kvcli.hold.base.HeldLayer`. Queries are turned as the keys were, outputs back again."""
+        from kvcli_kernels.packed_attention import packed_attention
+
+        if self.rotation is None:
+            return packed_attention(q, self.k, self.v, scale)
+        o, lse = packed_attention((q.float() @ self.rotation.T).to(q.dtype), self.k, self.v, scale)
+        return (o.float() @ self.rotation).to(q.dtype), lse
