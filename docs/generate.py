@@ -18,6 +18,8 @@ COMMANDS = [
     "chat",
     "prefill",
     "kv",
+    "plan",
+    "bench",
     *(f"cache {c}".rstrip() for c in ("", *CACHE)),
     "train",
     "eval",

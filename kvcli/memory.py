@@ -253,6 +253,18 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
     return room
 
 
+def horizon(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, behind: int) -> int:
+    """RoPE positions that a reading and ``behind`` tokens after it will use, in steps of 4,096.
+
+    The steps let questions and answers of common length share a reading also where RoPE depends on it.
+
+    Raises:
+        TooLongError: as :func:`check_positions`.
+    """
+    room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=0)
+    return min(spec.max_positions, -(-(spec.max_positions - room + behind) // 4096) * 4096)
+
+
 def available(device: str) -> int:
     """Bytes that can still be taken on a device: free card memory, or RAM that is free or reclaimable."""
     if device.startswith("cuda"):

@@ -9,7 +9,22 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvcli import __version__
-from kvcli.cli import ask, cache, chat, doctor, evaluate, exits, extract, kv, models, plan, prefill, recipes, train
+from kvcli.cli import (
+    ask,
+    bench,
+    cache,
+    chat,
+    doctor,
+    evaluate,
+    exits,
+    extract,
+    kv,
+    models,
+    plan,
+    prefill,
+    recipes,
+    train,
+)
 
 app = typer.Typer(
     name="kvcli",
@@ -26,6 +41,7 @@ app.command("eval", cls=evaluate.Eval)(evaluate.command)
 app.command("prefill")(prefill.command)
 app.command("plan")(plan.command)
 app.command("kv")(kv.command)
+app.command("bench")(bench.command)
 app.add_typer(cache.app, name="cache")
 app.command("extract")(extract.command)
 app.add_typer(models.app, name="models")

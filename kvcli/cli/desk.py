@@ -299,23 +299,18 @@ class Desk:
         return self.settings.chunk or types.CHUNK
 
     def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
-        """What is read of the document under a recipe.
-
-        The horizon is the same for all questions and answers of common length, so that they share a reading also
-        where the model's RoPE depends on it.
-        """
+        """What is read of the document under a recipe."""
         from kvcli import memory
         from kvcli.session import Job
 
         spec, document = self.model.spec, self.report.document
         assert document is not None
-        room = memory.check_positions(spec, recipe, tokens=len(self.ids), chunk=self.chunk, question=0)
-        needed = spec.max_positions - room + max(QUESTION + ANSWER, len(question) + longest)
+        behind = max(QUESTION + ANSWER, len(question) + longest)
         return Job(
             ids=self.ids,
             recipe=recipe,
             chunk=self.chunk,
-            horizon=min(spec.max_positions, -(-needed // 4096) * 4096),
+            horizon=memory.horizon(spec, recipe, tokens=len(self.ids), chunk=self.chunk, behind=behind),
             head=self.prompt.document("", focus=self.focus),
             text=document.text,
             document=opened.about(document),

@@ -21,8 +21,8 @@ CASES = 10
 _LENGTH = re.compile(r"([\d_]+)\s*([KM]?)", re.IGNORECASE)
 
 
-def lengths(text: str) -> list[int]:
-    """``4K,8192,1M`` in tokens, in order, each once; K is 1,024 and M is 1,024².
+def lengths(text: str, option: str = "--lengths") -> list[int]:
+    """``4K,8192,1M`` in tokens, in order, each once; K is 1,024 and M is 1,024². ``option`` is what errors name.
 
     Raises:
         UsageError: what is no length.
@@ -32,10 +32,10 @@ def lengths(text: str) -> list[int]:
         match = _LENGTH.fullmatch(part)
         tokens = int(match[1].replace("_", "") or 0) << {"": 0, "K": 10, "M": 20}[match[2].upper()] if match else 0
         if not tokens:
-            raise UsageError(f"--lengths {part} is no number of tokens", "--lengths 4K,8K,16384")
+            raise UsageError(f"{option} {part} is no number of tokens", f"{option} 4K,8K,16384")
         found.append(tokens)
     if not found:
-        raise UsageError("--lengths names no length", "--lengths 4K,8K")
+        raise UsageError(f"{option} names no length", f"{option} 4K,8K")
     return list(dict.fromkeys(found))
 
 

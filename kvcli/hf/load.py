@@ -65,6 +65,12 @@ class Model:
     def dtype(self) -> torch.dtype:
         return getattr(torch, self.spec.dtype)  # type: ignore[no-any-return]
 
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that one token's forward pass needs: all but an embedding table that is not the head's."""
+        table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
+        return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+
     @torch.inference_mode()
     def forward(self, ids: Tensor, store: Store, *, logits: bool | str) -> Tensor | None:
         """One forward pass into a store.
@@ -116,10 +122,7 @@ def load(source: SourceLike, *, device: str | None = None, dtype: str | None = N
         UnsupportedModel: an architecture whose attention kvcli does not understand, or that fails the probe.
         ResourceError: not enough memory for the weights.
     """
-    device = _checked_device(device)
-    dtype = dtype or default_dtype(device)
-    if dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+    device, dtype = placed(device, dtype)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     attention.register()
     try:
@@ -140,6 +143,19 @@ def load(source: SourceLike, *, device: str | None = None, dtype: str | None = N
             f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
         ) from error
     return wrap(module, tokenizer, name=source.name, fingerprint=source.fingerprint)
+
+
+def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Where a model goes and in which dtype, checked; ``None`` is what this machine does best.
+
+    Raises:
+        UsageError: a dtype or device that does not exist here.
+    """
+    device = _checked_device(device)
+    dtype = dtype or default_dtype(device)
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+    return device, dtype
 
 
 def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None) -> Model:

@@ -9,8 +9,6 @@ standard output is JSON.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import subprocess
 import sys
@@ -20,14 +18,9 @@ from tests.bench.passkey import load
 from tests.bench.prefill import read
 
 
-def resident(field: str) -> int:
-    """Bytes of ``VmRSS`` or ``VmHWM``."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str, float]:
     from kvcli import memory
+    from kvcli.bench.peak import Peak
     from kvcli.prompt import Prompt
     from kvcli.recipe import parse
 
@@ -36,15 +29,12 @@ def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str
     read(model, ids[: chunk // 2], recipe, chunk)
     for weights in model.module.parameters():
         weights.sum()  # their file is mapped: rows of the embedding would else arrive with the words that need them
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what tokenizing the book left free would hide what the reading takes
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    peak = Peak("cpu")
     context = read(model, ids, recipe, chunk)
     plan = memory.plan(model.spec, parse(recipe), tokens=len(ids), chunk=chunk, tail=0)
     return {
         "tokens": len(ids),
-        "peak_mib": round((resident("VmHWM") - before) / 2**20, 1),
+        "peak_mib": round((peak.bytes() or 0) / 2**20, 1),
         "planned_mib": round((plan.total - plan.weights) / 2**20, 1),
         "kept_mib": round(context.nbytes / 2**20, 1),
         "weights_mib": round(plan.weights / 2**20, 1),

@@ -30,37 +30,6 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def ceiling(model: Any, rows: int) -> float:
-    """FLOP/s of the model's own projections, timed alone: every weight matrix once, ``rows`` tokens at a time."""
-    layer = model.module.model.layers[0]
-    weights = [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = [torch.randn(rows, w.shape[1], dtype=w.dtype) for w in weights]
-    flop = sum(2 * rows * w.numel() for w in weights)
-
-    def once() -> None:
-        for w, x in zip(weights, inputs, strict=True):
-            torch.nn.functional.linear(x, w)
-
-    for _ in range(5):
-        once()
-    return flop / statistics.median(seconds(once) for _ in range(40))
-
-
-def arithmetic(spec: Any, tokens: int, chunk: int, budget: int) -> tuple[float, float]:
-    """FLOP of projections and of attention for reading ``tokens`` under a budget."""
-    per_token = (
-        spec.layers
-        * 2
-        * (spec.hidden * (2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.hidden * spec.intermediate)
-    )
-    attention, done = 0.0, 0
-    while done < tokens:
-        new = min(chunk, tokens - done)
-        attention += 4 * spec.layers * spec.heads * spec.head_dim * new * (min(done, budget) + (new + 1) / 2)
-        done += new
-    return float(per_token * tokens), attention
-
-
 def read(model: Any, ids: list[int], recipe: str, chunk: int) -> Any:
     from kvcli import engine
     from kvcli.recipe import parse
@@ -145,15 +114,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     sizes, whole = ([int(n[:-1]) * 1024 for n in text.split(",") if n] for text in (options.lengths, options.full))
 
+    from kvcli.bench.ceilings import matmul, prefill_flop
     from kvcli.prompt import Prompt
     from kvcli.recipe import parse
 
     model = load(options.model)
     ids = Prompt(model.tokenizer).document(options.text.read_text())
-    budget = parse(options.recipe).keep.budget or 10**9
+    recipe = parse(options.recipe)
     read(model, ids[:2048], options.recipe, options.chunk)
     full(model, ids[:1024])
-    top = ceiling(model, options.chunk)
+    top = matmul(model.spec, options.chunk)
     rows = []
     for size in sizes:
         if size > len(ids):
@@ -165,7 +135,7 @@ def main() -> None:
             if size in whole:
                 theirs.append(seconds(lambda n=size: full(model, ids[:n])))
         best = statistics.median(ours)
-        flop = sum(arithmetic(model.spec, size, options.chunk, budget))
+        flop = prefill_flop(model.spec, recipe, tokens=size, chunk=options.chunk)
         row = {
             "tokens": size,
             "seconds": round(best, 2),
@@ -182,7 +152,7 @@ def main() -> None:
         "threads": options.threads,
         "dtype": model.spec.dtype,
         "matmul_gflops_before": round(top / 1e9),
-        "matmul_gflops_after": round(ceiling(model, options.chunk) / 1e9),
+        "matmul_gflops_after": round(matmul(model.spec, options.chunk) / 1e9),
         "rows": rows,
     }
     if options.parts:

@@ -1,0 +1,126 @@
+"""Is what is timed also right? The calls of a measurement, on a short text, against the model's own attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kvcli import engine, session
+from kvcli.cache.context import Context
+from kvcli.errors import ModelError
+from kvcli.events import Token
+from kvcli.hf.load import Model
+from kvcli.hf.probe import TOLERANCE
+from kvcli.recipe import Recipe, parse
+from kvcli.session import Job
+
+TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
+
+HELD = 0.7
+"""How far a hold may move the logits (relative RMS) before it is called broken; unrelated logits are 1.4 away."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Relative RMS of logits, and how far below the best one the chosen tokens were, in RMS of the logits.
+
+    Attributes:
+        prefill: a reading with a budget for everything, asked, against one full forward.
+        decode: the answer's tokens against the logits of one full forward over them: 0 where each is the best one.
+        hold: the recipe's hold against the same units held dense; 0 for dense.
+    """
+
+    prefill: float
+    decode: float
+    hold: float
+
+
+def check(model: Model, recipe: Recipe) -> Check:
+    """Read, ask and compare.
+
+    Raises:
+        ModelError: it is not right; says what by how much. Nothing that this model does here is worth timing.
+    """
+    document, question = (draw(model, n, seed) for n, seed in ((TOKENS, 1), (QUESTION, 2)))
+    dense = Recipe(everything(recipe, TOKENS, model.spec.layers).keep, parse("full").hold)
+    context = _read(model, document, dense, question)
+    got = _question(model, context, question)
+    answer = [
+        event.id
+        for event in engine.ask(model, engine.begin(model, context), question, max_tokens=ANSWER)
+        if isinstance(event, Token) and event.id >= 0
+    ]
+    expected = _full(model, document + question + answer)
+    said = expected[-len(answer) - 1 : -1]
+    below = said.max(-1).values - said.gather(1, torch.tensor(answer, device=said.device)[:, None])[:, 0]
+    found = Check(
+        prefill=_apart(got, expected[TOKENS : TOKENS + QUESTION]),
+        decode=float((below / said.square().mean(-1).sqrt()).max()),
+        hold=0.0 if recipe.hold == dense.hold else _hold(model, recipe, dense, document, question, got),
+    )
+    limit = TOLERANCE[model.spec.dtype]
+    for name, value, most in (
+        ("prefill", found.prefill, limit),
+        ("decode", found.decode, 8 * limit),
+        ("hold", found.hold, HELD),
+    ):
+        if not value <= most:
+            raise ModelError(
+                f"'{recipe}' with {model.name} fails the correctness check, so its speed is not told: {name} is"
+                f" {value:.1e} away, and at most {most:.1e} is accepted for {model.spec.dtype}",
+                "--dtype float32",
+            )
+    return found
+
+
+def everything(recipe: Recipe, tokens: int, layers: int) -> Recipe:
+    """The recipe with a budget of which every layer gets at least ``tokens``."""
+    if recipe.keep.budget is None:
+        return recipe
+    budget = max(tokens, recipe.keep.budget)  # no less than its sinks and stabilizers
+    while min(recipe.with_budget(budget).keep.units(i, layers) or 0 for i in range(layers)) < tokens:
+        budget *= 2
+    return recipe.with_budget(budget)
+
+
+def draw(model: Model, count: int, seed: int) -> list[int]:
+    """Random ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, model.spec.vocab, (count,), generator=generator).tolist()
+
+
+def _read(model: Model, ids: list[int], recipe: Recipe, question: list[int]) -> Context:
+    job = Job(ids, recipe, CHUNK, horizon=TOKENS + QUESTION + ANSWER, probe=question)
+    reading = session.read(model, job)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value.context  # type: ignore[no-any-return]
+
+
+def _question(model: Model, context: Context, question: list[int]) -> Tensor:
+    ids = torch.tensor(question, device=model.device)
+    logits = model.forward(ids, engine.begin(model, context), logits="all")
+    assert logits is not None
+    return logits.float()
+
+
+@torch.inference_mode()
+def _full(model: Model, ids: list[int]) -> Tensor:
+    with model.reference() as module:
+        logits: Tensor = module(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+    return logits.float()
+
+
+def _hold(
+    model: Model, recipe: Recipe, dense: Recipe, document: list[int], question: list[int], expected: Tensor
+) -> float:
+    held = _read(model, document, replace(dense, hold=recipe.hold), question)
+    return _apart(_question(model, held, question), expected)
+
+
+def _apart(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())

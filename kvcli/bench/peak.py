@@ -1,0 +1,45 @@
+"""The most memory that a stretch of work takes above what was there before it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Peak:
+    """Bytes above the start: allocated card memory, or resident main memory where the kernel (Linux) counts them."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        gc.collect()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before: int | None = int(torch.cuda.memory_allocated(device))
+            return
+        with suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier work left free would hide what this work takes
+        self.before = None
+        with suppress(OSError, StopIteration):
+            _RESET.write_text("5")
+            self.before = resident("VmRSS")
+
+    def bytes(self) -> int | None:
+        """So far; ``None`` where nobody counts."""
+        if self.before is None:
+            return None
+        if self.device.startswith("cuda"):
+            return int(torch.cuda.max_memory_allocated(self.device)) - self.before
+        return resident("VmHWM") - self.before
+
+
+def resident(field: str) -> int:
+    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (at most, since the last reset). Linux only."""
+    line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,101 @@
+"""What was measured, beside the ceilings of the same run: rows for a table and for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvcli.bench.check import Check
+from kvcli.bench.run import Speed
+
+COLUMNS = ("recipe", "tokens", "prefill", "of matmul", "first token", "decode", "of memory", "peak", "planned", "kept")
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s and bytes per second, each the better of two measurements: before everything and after it."""
+
+    matmul: float
+    bandwidth: float
+
+    def better(self, other: Ceilings) -> Ceilings:
+        return Ceilings(max(self.matmul, other.matmul), max(self.bandwidth, other.bandwidth))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe at one length; ``speed`` is ``None`` where it was skipped, for ``reason``.
+
+    ``check`` is ``None`` for transformers' own attention, which is what others are checked against.
+    """
+
+    recipe: str
+    tokens: int
+    check: Check | None
+    speed: Speed | None
+    reason: str | None = None
+
+    def cells(self, top: Ceilings) -> list[str]:
+        """As :data:`COLUMNS`; ``reason`` stands below the table."""
+        speed = self.speed
+        if speed is None:
+            return [self.recipe, f"{self.tokens:,}", "skipped", *[""] * (len(COLUMNS) - 3)]
+        return [
+            self.recipe,
+            f"{self.tokens:,}",
+            f"{speed.prefill_tps:,.0f} tok/s",
+            f"{share_of_matmul(speed, top):.0%}",
+            f"{1000 * speed.ttft_s:,.0f} ms",
+            f"{speed.decode_tps:,.1f} tok/s",
+            f"{share_of_memory(speed, top):.0%}",
+            _mib(speed.peak),
+            _mib(speed.planned),
+            f"{speed.kept:,}",
+        ]
+
+    def to_json(self, top: Ceilings, against: Speed | None) -> dict[str, Any]:
+        """``against`` is transformers' full attention at the same length, where it was measured."""
+        speed = self.speed
+        head = {
+            "recipe": self.recipe,
+            "tokens": self.tokens,
+            "check": None if self.check is None else asdict(self.check),
+            "skipped": self.reason,
+        }
+        if speed is None:
+            return head
+        times = None
+        if against is not None and against is not speed:
+            times = {
+                "prefill": round(against.prefill_s / speed.prefill_s, 2),
+                "decode": round(against.decode_s / speed.decode_s, 2),
+            }
+        return head | {
+            "prefill_s": round(speed.prefill_s, 4),
+            "prefill_tps": round(speed.prefill_tps, 1),
+            "matmul_share": round(share_of_matmul(speed, top), 4),
+            "ttft_s": round(speed.ttft_s, 4),
+            "decode_tps": round(speed.decode_tps, 2),
+            "bandwidth_share": round(share_of_memory(speed, top), 4),
+            "decode_bytes": speed.decode_bytes,
+            "peak_bytes": speed.peak,
+            "planned_bytes": speed.planned,
+            "kept": speed.kept,
+            "kv_bytes": speed.kv_bytes,
+            "bits": round(speed.bits, 3),
+            "times_full": times,
+        }
+
+
+def share_of_matmul(speed: Speed, top: Ceilings) -> float:
+    """Of the time of its reading, what its arithmetic alone would take."""
+    return speed.flop / top.matmul / speed.prefill_s
+
+
+def share_of_memory(speed: Speed, top: Ceilings) -> float:
+    """Of the time of a token, what reading its bytes alone would take."""
+    return speed.decode_bytes / top.bandwidth / speed.decode_s
+
+
+def _mib(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**20:,.0f} MiB"

@@ -1,0 +1,182 @@
+"""One measurement: a text of random tokens read and asked about with the very calls of ``kvcli ask --no-cache``.
+
+Which tokens they are makes no difference to the time: nothing here depends on their values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from kvcli import engine, memory, session
+from kvcli.bench.ceilings import full_flop, prefill_flop, settle
+from kvcli.bench.check import draw
+from kvcli.bench.peak import Peak
+from kvcli.cache.context import Context
+from kvcli.errors import ResourceError
+from kvcli.events import Answer, Prefill
+from kvcli.hf.load import Model
+from kvcli.recipe import Recipe
+from kvcli.session import Job
+
+QUESTION = 32
+"""Tokens of the question that stands behind the text."""
+
+_WARM = 4  # tokens of the answer that warms up
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured; medians where it was repeated.
+
+    Attributes:
+        prefill_s: seconds of the reading, freezing included.
+        flop: arithmetic that it needs.
+        ttft_s: from the question to the first token, the text being read.
+        decode_s: seconds of one token after the first.
+        decode_bytes: weights, kept units and tail that one token needs, in the middle of the answer.
+        peak, planned: bytes above the loaded model; ``peak`` is ``None`` where nobody counts.
+        kept, kv_bytes, bits: units per KV head, bytes and effective bits of what was kept.
+    """
+
+    tokens: int
+    prefill_s: float
+    flop: float
+    ttft_s: float
+    decode_s: float
+    decode_bytes: int
+    peak: int | None
+    planned: int | None
+    kept: int
+    kv_bytes: int
+    bits: float
+
+    @property
+    def prefill_tps(self) -> float:
+        return self.tokens / self.prefill_s
+
+    @property
+    def decode_tps(self) -> float:
+        return 1 / self.decode_s
+
+
+def measure(
+    model: Model, recipe: Recipe, tokens: int, answer: int, *, chunk: int, repeat: int = 1
+) -> Generator[Prefill, None, Speed]:
+    """Read ``tokens`` tokens under a recipe and generate ``answer`` tokens, ``repeat`` times after a warm-up.
+
+    Raises:
+        TooLongError: the model's positions do not suffice under this recipe.
+        ResourceError: the memory does not.
+    """
+    model = replace(model, eos=frozenset())  # an answer has the length that was asked for
+    spec = model.spec
+    plan, longest = memory.of_run(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION, answer=answer)
+    if longest < answer:
+        memory.check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION + answer)
+    plan.check(memory.available(spec.device), spec.device)
+    ids, question = draw(model, tokens, 3), draw(model, QUESTION, 4)
+    horizon = memory.horizon(spec, recipe, tokens=tokens, chunk=chunk, behind=QUESTION + answer)
+    job = Job(ids, recipe, chunk, horizon, probe=question)
+    for _ in _once(model, replace(job, ids=ids[: 2 * chunk]), question, _WARM):
+        pass
+    found = []
+    for _ in range(repeat):
+        peak = Peak(spec.device)
+        once = yield from _once(model, job, question, answer)
+        found.append((once, peak.bytes()))
+    last = found[-1][0]
+    tail = (QUESTION + answer // 2) * spec.layers * spec.kv_heads * spec.unit_bytes
+    return Speed(
+        tokens=tokens,
+        prefill_s=median(once.prefill_s for once, _ in found),
+        flop=prefill_flop(spec, recipe, tokens=tokens, chunk=chunk, probe=QUESTION if recipe.keep.question else 0),
+        ttft_s=median(once.ttft_s for once, _ in found),
+        decode_s=median(once.decode_s for once, _ in found),
+        decode_bytes=model.read_bytes + last.kv_bytes + tail,
+        peak=max((p for _, p in found if p is not None), default=None),
+        planned=plan.total - plan.weights,
+        kept=last.kept,
+        kv_bytes=last.kv_bytes,
+        bits=last.bits,
+    )
+
+
+@dataclass(frozen=True)
+class _Once:
+    prefill_s: float
+    ttft_s: float
+    decode_s: float
+    kept: int
+    kv_bytes: int
+    bits: float
+
+
+def _once(model: Model, job: Job, question: list[int], answer: int) -> Generator[Prefill, None, _Once]:
+    settle(model.spec.device)
+    began = perf_counter()
+    context = yield from _read(model, job)
+    settle(model.spec.device)
+    read_s = perf_counter() - began
+    *_, end = engine.ask(model, engine.begin(model, context), question, max_tokens=answer, chunk=job.chunk)
+    assert isinstance(end, Answer)
+    step = end.decode_s / (end.completion_tokens - 1)
+    return _Once(read_s, end.first_token_s, step, context.kept, context.nbytes, context.bits)
+
+
+def _read(model: Model, job: Job) -> Generator[Prefill, None, Context]:
+    reading = session.read(model, job)
+    while True:
+        try:
+            event = next(reading)
+        except StopIteration as end:
+            return end.value.context  # type: ignore[no-any-return]
+        if isinstance(event, Prefill):
+            yield event
+
+
+@torch.inference_mode()
+def full(model: Model, tokens: int, answer: int) -> Speed:
+    """transformers' own way, in the same process: one forward pass, its cache, its SDPA attention, greedy decoding.
+
+    Raises:
+        ResourceError: it does not fit.
+    """
+    spec = model.spec
+    ids = torch.tensor([draw(model, tokens, 3)], device=model.device)
+    with model.reference() as module:
+        try:
+            module(input_ids=ids[:, :64], use_cache=True, logits_to_keep=1)
+            settle(spec.device)
+            peak = Peak(spec.device)
+            began = perf_counter()
+            out = module(input_ids=ids, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(-1)
+            int(token)
+            prefill_s = perf_counter() - began
+            began = perf_counter()
+            for _ in range(answer):
+                out = module(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+                token = out.logits[:, -1:].argmax(-1)
+                int(token)
+            decode_s = (perf_counter() - began) / answer
+        except torch.OutOfMemoryError:
+            raise ResourceError(f"transformers' full attention of {tokens:,} tokens is out of memory") from None
+    unit = spec.layers * spec.kv_heads * spec.unit_bytes
+    return Speed(
+        tokens=tokens,
+        prefill_s=prefill_s,
+        flop=full_flop(spec, tokens),
+        ttft_s=prefill_s,
+        decode_s=decode_s,
+        decode_bytes=model.read_bytes + unit * (tokens + answer // 2),
+        peak=peak.bytes(),
+        planned=None,
+        kept=tokens,
+        kv_bytes=unit * tokens,
+        bits=16,
+    )
