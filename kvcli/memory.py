@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
 from kvcli.recipe import Recipe
@@ -16,6 +16,7 @@ _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test 
 # What oneDNN keeps for each shape that it has multiplied, and for how many. Measured with mallinfo2 on the default
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
+_TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results.md)
 _STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
 KV_BITS = {16: None, 8: 8.5, 4: 4.5, 2: 2.5}
@@ -27,12 +28,13 @@ class Plan:
     """Bytes at the peak of a run, by what they are for.
 
     Attributes:
-        weights: the model's parameters.
+        weights: the model's parameters, and its retaining heads' where the policy scores with them.
         fill: kept units of all layers.
         workspace: keys and values at hand of one layer, and its keys rotated.
         tail: question and answer.
         activations: what one layer computes with, and one row of logits.
         runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
+        text: token ids, and what it took to make them, on the CPU.
     """
 
     weights: int
@@ -41,10 +43,12 @@ class Plan:
     tail: int
     activations: int
     runtime: int = 0
+    text: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.fill + self.workspace + self.tail + self.activations + self.runtime
+        cache = self.fill + self.workspace + self.tail + self.activations
+        return self.weights + cache + self.runtime + self.text
 
     def check(self, available: int, what: str) -> None:
         """Refuse a plan that does not fit.
@@ -105,7 +109,7 @@ def plan(
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     return Plan(
-        weights=spec.weight_bytes,
+        weights=spec.weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
         fill=sum(kept) * spec.kv_heads * (_unit(spec, kv_bits) + _SCORE_AND_PLACE),
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
@@ -147,7 +151,8 @@ def of_run(
     longest = min(answer, room)
     probe = question if tokens and recipe.keep.question else 0
     tail = question + extra + longest
-    return plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe, kv_bits=kv_bits), longest
+    made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe, kv_bits=kv_bits)
+    return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
 
 
 def largest_budget(

@@ -30,6 +30,7 @@ class ModelSpec:
         dtype: name of the dtype of weights and cache, e.g. ``bfloat16``.
         device: e.g. ``cpu`` or ``cuda:0``.
         weight_bytes: size of the parameters.
+        heads_bytes: size of the retaining heads that belong to it, where there are some.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelSpec:
     dtype: str
     device: str
     weight_bytes: int
+    heads_bytes: int = 0
 
     @property
     def unit_bytes(self) -> int:

@@ -228,11 +228,14 @@ class Desk:
             from kvcli.hf.load import load
             from kvcli.hf.models import resolve
 
-            report.baseline_bytes = usage.resident()
             source = render.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
             self._same_model(source.fingerprint)
             start = time.perf_counter()
-            self.model = load(source, device=settings.device, dtype=settings.dtype)
+
+            def ready() -> None:
+                report.baseline_bytes = usage.resident()
+
+            self.model = load(source, device=settings.device, dtype=settings.dtype, ready=ready)
             card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start
         spec = self.model.spec

@@ -86,7 +86,7 @@ class Forecast:
 
     def to_json(self, tokens: int) -> dict[str, Any]:
         plan, seconds = self.plan, self.read_s(tokens)
-        parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "total")
+        parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "text", "total")
         return {
             "recipe": str(self.recipe),
             "budget": self.recipe.keep.budget,

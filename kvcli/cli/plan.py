@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.hf.models import Source
     from kvcli.prompt import Prompt
-    from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec
 
 
@@ -92,7 +91,7 @@ def command(
     """
     from kvcli import memory
     from kvcli.hf import models, outline
-    from kvcli.recipe import parse
+    from kvcli.recipe import default, parse
 
     if weights not in outline.WEIGHTS:
         raise UsageError(f"--weights {weights}: there are {', '.join(outline.WEIGHTS)}", "--weights bf16")
@@ -118,13 +117,14 @@ def command(
     )
     if place is not None:
         spec = replace(spec, device="cuda:0")
+    spec = replace(spec, heads_bytes=_heads(source, spec))
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
     asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
     work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens)
 
     units = None if wanted is None else wanted.units(spec, ids)
-    recipe = named or _default(source, spec, units)
+    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
     if named is not None and units is not None:
         recipe = named.with_budget(units)
     place = place or Place.this(spec.device)
@@ -163,14 +163,13 @@ def _prompt(directory: Path, system: str | None, raw: bool) -> "Prompt":
     return Prompt(Tokens(directory), system=system, raw=raw)
 
 
-def _default(source: "Source", spec: "ModelSpec", units: int | None) -> "Recipe":
-    """What ``ask`` would choose for one question; retaining heads are looked for where it finds them."""
+def _heads(source: "Source", spec: "ModelSpec") -> int:
+    """Size of the retaining heads, looked for where ``ask`` finds them."""
     from kvcli import paths
     from kvcli.hf import outline
-    from kvcli.recipe import default
 
     folders = [paths.data_dir() / "heads", Path(kvcli.__file__).parent / "heads" / "shipped"]
-    return default(spec, budget=units, heads=outline.has_heads(source, spec, folders))
+    return outline.heads_bytes(source, spec, folders)
 
 
 def _text_bytes(document: "Document | None") -> int:

@@ -91,11 +91,12 @@ def answer(
     spec = model.spec
     manner = PLAIN if prompt.raw else manner
     ids = prompt.document(text, focus=max(questions, key=len) if manner.focus else None)
-    most = max(len(prompt.question(question)) for question in questions) + manner.again * PASSAGE
-    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most)
-    longest = min(max_tokens, room)
+    most, again = max(len(prompt.question(question)) for question in questions), manner.again * PASSAGE
+    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + again)
+    plan, longest = memory.of_run(
+        spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, extra=again
+    )
     horizon = spec.max_positions - room + longest
-    plan = memory.plan(spec, recipe, tokens=len(ids), chunk=chunk, tail=most + longest)
     plan.check(memory.available(spec.device), spec.device)
     answers: list[str] = []
     context: Context | None = None

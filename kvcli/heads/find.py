@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,8 @@ def attach(
         return None
     heads, card = file.load(path, activation=file.backbone_activation(model.module))
     file.check(heads, card, model, path)
-    model.heads = heads.to(model.device, model.dtype)
+    model.heads = heads = heads.to(model.device, model.dtype)
+    model.spec = replace(model.spec, heads_bytes=sum(p.nbytes for p in heads.parameters()))
     return card
 
 

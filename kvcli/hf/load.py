@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
@@ -113,8 +120,20 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
 
 
-def load(source: SourceLike, *, device: str | None = None, dtype: str | None = None) -> Model:
+def load(
+    source: SourceLike,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+) -> Model:
     """Load a model from a resolved source.
+
+    Args:
+        source: where it is.
+        device, dtype: by default the first card, and what it multiplies natively.
+        ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
+            the process takes then is not the model's.
 
     Raises:
         UsageError: a dtype or device that does not exist here.
@@ -126,6 +145,10 @@ def load(source: SourceLike, *, device: str | None = None, dtype: str | None = N
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     attention.register()
     try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
+        ready()
         module = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=getattr(torch, dtype),
@@ -133,7 +156,6 @@ def load(source: SourceLike, *, device: str | None = None, dtype: str | None = N
             local_files_only=True,
             device_map={"": device} if device != "cpu" else None,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"

@@ -202,18 +202,24 @@ def _bytes(name: str, shape: tuple[int, ...], size: int, held: str) -> int:
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)
 
 
-def has_heads(source: Source, spec: ModelSpec, folders: list[Path]) -> bool:
-    """Whether retaining heads of this model lie in one of these folders; reads cards, no weights."""
+def heads_bytes(source: Source, spec: ModelSpec, folders: list[Path]) -> int:
+    """Size of this model's retaining heads, if they lie in one of these folders, else 0; reads cards, no weights."""
     own = heads_identity(source, spec)
-    return own is not None and any(_card(path) == own for folder in folders for path in folder.glob("*.safetensors"))
+    for folder in folders if own is not None else []:
+        for path in sorted(folder.glob("*.safetensors")):
+            identity, numbers = _card(path)
+            if identity == own:
+                return numbers * DTYPE_BYTES[spec.dtype]
+    return 0
 
 
-def _card(path: Path) -> str | None:
+def _card(path: Path) -> tuple[str | None, int]:
+    """For which model a file of heads is, and how many numbers it has."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            about = json.loads(file.read(min(length, 2**24)))["__metadata__"]
-        found = json.loads(about["card"]).get("identity")
+            header = json.loads(file.read(min(length, 2**24)))
+        found = json.loads(header.pop("__metadata__")["card"]).get("identity")
+        return str(found) if found else None, sum(math.prod(tensor["shape"]) for tensor in header.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-        return None
-    return str(found) if found else None
+        return None, 0

@@ -10,6 +10,7 @@ import pytest
 
 from kvcli.hf import load, outline
 from kvcli.hf.models import Source
+from kvcli.types import DTYPE_BYTES
 from tests import tiny
 
 
@@ -49,14 +50,15 @@ def test_heads_are_found_by_what_is_on_disk(tmp_path: Path) -> None:
     source = Source("llama", tmp_path, "directory")
     spec = outline.spec(source, device="cpu")
     assert outline.heads_identity(source, spec) == file.identity(model)
-    assert not outline.has_heads(source, spec, [folder])
+    assert not outline.heads_bytes(source, spec, [folder])
     heads = model.heads
     assert heads is not None
     file.save(folder / "mine.safetensors", heads, file.Card(identity="another"))
     (folder / "broken.safetensors").write_bytes(b"\xff" * 9)
-    assert not outline.has_heads(source, spec, [folder])
+    assert not outline.heads_bytes(source, spec, [folder])
     file.save(folder / "mine.safetensors", heads, file.Card(identity=file.identity(model)))
-    assert outline.has_heads(source, spec, [folder])
+    loaded = sum(p.nbytes for p in heads.parameters())
+    assert outline.heads_bytes(source, spec, [folder]) * 4 == loaded * DTYPE_BYTES[spec.dtype]  # of float32
 
 
 def test_the_cpu_gets_the_same_dtype() -> None:
