@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
+from kvcli.hold.base import Bytes
 from kvcli.recipe import Recipe
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -35,6 +36,8 @@ class Plan:
         activations: what one layer computes with, and one row of logits.
         runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
         text: token ids, and what it took to make them, on the CPU.
+        host: kept units in the machine's memory beside a card, where the hold offloads; not part of ``total``. On the
+            CPU they are part of ``fill``.
     """
 
     weights: int
@@ -44,6 +47,7 @@ class Plan:
     activations: int
     runtime: int = 0
     text: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -60,6 +64,11 @@ class Plan:
         Raises:
             ResourceError: with the numbers and the largest fix.
         """
+        if self.host and self.host > (free := host_available()):
+            raise ResourceError(
+                f"keeping everything in host memory needs {gib(self.host)} of it and this machine has {gib(free)} free",
+                "--policy keydiff --budget N keeps N units per head, on the card",
+            )
         needed = self.total - self.weights
         if needed > available:
             raise ResourceError(
@@ -108,14 +117,29 @@ def plan(
     activations += max(attending, scoring)
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
+    notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
+    fill, host = sum(kept) * spec.kv_heads * _unit(spec, kv_bits), 0
+    if recipe.hold.offloads:
+        held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
+        fill, host = sum(part.device for part in held), max(fill, sum(part.host for part in held))
+        if cpu:
+            fill, host = fill + host, 0
     return Plan(
         weights=spec.weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
-        fill=sum(kept) * spec.kv_heads * (_unit(spec, kv_bits) + _SCORE_AND_PLACE),
+        fill=fill + notes,
+        host=host,
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
         runtime=activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0,
     )
+
+
+def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> Bytes:
+    """What a frozen layer takes; one with a window of its own is never offloaded."""
+    if spec.sliding[layer] is not None:
+        return Bytes(spec.kv_heads * units * spec.unit_bytes, 0)
+    return recipe.hold.size(spec, layer, units)
 
 
 def _unit(spec: ModelSpec, bits: float | None) -> int:
@@ -268,6 +292,11 @@ def horizon(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, behind:
     """
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=0)
     return min(spec.max_positions, -(-(spec.max_positions - room + behind) // 4096) * 4096)
+
+
+def host_available() -> int:
+    """Bytes of RAM that are free or reclaimable."""
+    return available("cpu")
 
 
 def available(device: str) -> int:

@@ -86,7 +86,7 @@ class Forecast:
 
     def to_json(self, tokens: int) -> dict[str, Any]:
         plan, seconds = self.plan, self.read_s(tokens)
-        parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "text", "total")
+        parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "text", "host", "total")
         return {
             "recipe": str(self.recipe),
             "budget": self.recipe.keep.budget,
@@ -103,6 +103,11 @@ class Forecast:
             "largest_budget_of": self.searched,
             "problem": None if self.problem is None else self.problem.message,
         }
+
+
+def _beyond_host(plan: memory.Plan, place: Place) -> bool:
+    """Whether this machine's own memory is too small beside its card; of another machine only the card is known."""
+    return place.here and plan.host > memory.host_available()
 
 
 def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place, *, kv_bits: float | None = None) -> Forecast:
@@ -128,7 +133,7 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place, *, kv_bi
         longest=longest,
         disk=memory.disk(spec, recipe, tokens=work.tokens, chunk=work.chunk, text=work.text),
         rates=rates.measured(spec, recipe) if place.here else rates.Rates(),
-        fits=made is not None and made.total <= place.usable,
+        fits=made is not None and made.total <= place.usable and not _beyond_host(made, place),
         budget=budget,
         searched=bounded.keep.name,
         problem=problem,

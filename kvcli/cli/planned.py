@@ -57,6 +57,7 @@ def show(outlook: Outlook) -> None:
             ("activations", gib(plan.activations)),
             *([("runtime", f"{gib(plan.runtime)} that the process holds on to")] if plan.runtime else []),
             *([("text", f"{gib(plan.text)} for its tokens")] if plan.text else []),
+            *([("host", f"{gib(plan.host)} of kept units in the machine's own memory")] if plan.host else []),
             ("memory", f"{gib(plan.total)} at the peak, of {gib(place.usable)} that {place.name} has for it"),
         ]
     rows += [("disk", f"{gib(first.disk)} at most, for the saved reading"), ("time", _time(first, outlook))]

@@ -173,6 +173,7 @@ class Reader:
         report.reuse_s = reading.seconds if reading.reused else 0.0
         report.prefill_s = 0.0 if reading.cache == "hit" else seconds - report.reuse_s
         report.kept, report.kv_bytes, report.bits = context.kept, context.nbytes, context.bits
+        report.host_bytes = context.host_nbytes
 
 
 def _saved(place: Path | None) -> int:

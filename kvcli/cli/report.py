@@ -28,6 +28,7 @@ class Report:
     kept: int = 0
     bits: float = 16
     kv_bytes: int = 0
+    host_bytes: int = 0
     cache: str = "off"
     reused: int = 0
     extract_s: float = 0.0
@@ -68,6 +69,7 @@ class Report:
                 "kept": self.kept,
                 "bits": self.bits,
                 "bytes": self.kv_bytes,
+                "host_bytes": self.host_bytes,
                 "cache": self.cache,
             },
             "looked_again": [{"char_start": a, "char_end": b} for a, b in self.looked],
@@ -134,7 +136,8 @@ class Report:
         memory = [
             f"peak {size(self.peak_bytes)}, of it {size(self.baseline_bytes)} before the model",
             f"planned for model and cache {size(self.planned_bytes)}{self._off()}",
-            f"kept units {size(self.kv_bytes)} at {self.bits:g} bits",
+            f"kept units {size(self.kv_bytes)} at {self.bits:g} bits"
+            + (f", and {size(self.host_bytes)} in host memory" if self.host_bytes else ""),
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
 

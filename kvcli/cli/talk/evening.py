@@ -305,6 +305,7 @@ class Evening:
         rows = [
             ("weights", render.size(spec.weight_bytes)),
             ("context", render.size(talk.context.nbytes if talk.context else 0)),
+            ("host", render.size(talk.context.host_nbytes if talk.context else 0)),
             ("fill", render.size(work.nbytes if work else 0)),
             ("tail", render.size(talk.tail.nbytes if talk.tail else 0)),
         ]
