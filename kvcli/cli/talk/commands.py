@@ -199,7 +199,12 @@ class Commands:
         name, _, value = rest.partition(" ")
         value = value.strip()
         if not name:
-            for label, text in evening.stats()[-2 - bool(evening.tps) :]:
+            shown = [
+                *(row for row in evening.stats() if row[0] == "sampling"),
+                ("think", "hide" if evening.hide_thoughts else "show"),
+                ("cite", "on" if evening.cite else "off"),
+            ]
+            for label, text in shown:
                 _say(f"{label:<10}{text}")
             return
         if name == "think" and value in ("show", "hide"):
