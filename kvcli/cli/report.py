@@ -59,6 +59,7 @@ class Report:
             "document": {
                 "files": list(document.files) if document else [],
                 "pages": document.pages if document else None,
+                "without_text": [{"file": f, "page": page} for f, page in document.without_text] if document else [],
                 "tokens": self.tokens,
                 "dropped": 0,
                 "sha256": document.sha256 if document else None,

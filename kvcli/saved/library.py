@@ -102,12 +102,13 @@ class Library:
     def prune(self, limit: int | None = None, *, older: float | None = None, spare: str = "") -> list[Entry]:
         """Delete damaged ones, those unused for ``older`` seconds, and the least recently used until ``limit`` holds.
 
-        Readings for one question go before readings for any. ``spare`` is a key that stays. Returns what was deleted.
+        Readings for one question go before readings for any. ``spare`` is a key that stays and takes nothing: its file
+        is about to be replaced. Returns what was deleted.
         """
         limit = self.limit if limit is None else limit
         self._sweep()
         entries = self.entries()
-        total = sum(e.size for e in entries)
+        total = sum(e.size for e in entries if e.key != spare)
         bound = [e for e in entries if e.header is None or e.header.meta.identity.question]
         gone = []
         for entry in [*reversed(bound), *(e for e in reversed(entries) if e not in bound)]:

@@ -65,6 +65,7 @@ def test_the_json_object(call: Call, tiny_model: Path, book: Path, validate: Val
     assert answer["document"] == {
         "files": [str(book)],
         "pages": None,
+        "without_text": [],
         "tokens": tokens,
         "dropped": 0,
         "sha256": hashlib.sha256(TEXT.encode()).hexdigest(),

@@ -71,6 +71,9 @@ def test_ask_reads_pages(call: Call, tiny_model: Path, validate: Validate) -> No
     assert outcome.code == 0, outcome.err
     validate(outcome.json)
     assert outcome.json["document"]["pages"] == 2
+    assert outcome.json["document"]["without_text"] == []
+    empty = call("ask", "-m", tiny_model, "-n", "4", "--json", "--pages", "2-3", "book.pdf", "Who?").json
+    assert empty["document"]["without_text"] == [{"file": "book.pdf", "page": 2}]
     assert "\nbook     book.pdf · 2 pages · " in f"\n{outcome.err}"
 
 
