@@ -16,6 +16,9 @@ CHUNK = 512
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+WEIGHTS = ("bf16", "int8", "nf4")
+"""Ways to hold weights: as they are, or with bitsandbytes' 8 or 4 bits for the matrices of the layers."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

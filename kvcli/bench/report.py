@@ -13,7 +13,7 @@ COLUMNS = ("recipe", "tokens", "prefill", "of matmul", "first token", "decode", 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """FLOP/s and bytes per second, each the better of two measurements: before everything and after it."""
+    """FLOP/s and bytes per second, each the best of several measurements in one run."""
 
     matmul: float
     bandwidth: float

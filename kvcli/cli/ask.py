@@ -32,6 +32,7 @@ from kvcli.cli.options import (
     TOP_K,
     TOP_P,
     VERBOSE,
+    WEIGHTS,
     options,
 )
 from kvcli.cli.output import Sink
@@ -123,6 +124,7 @@ def command(
     ocr: OCR = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
     offline: OFFLINE = False,
     _debug: DEBUG = False,
 ) -> None:
@@ -160,6 +162,7 @@ def command(
         reading=options(ranges, include, exclude, ocr),
         device=device,
         dtype=dtype,
+        weights=weights,
         offline=offline,
         stats=stats,
         quiet=quiet,

@@ -40,6 +40,7 @@ from kvcli.cli.options import (
     TOP_K,
     TOP_P,
     VERBOSE,
+    WEIGHTS,
     options,
 )
 from kvcli.cli.questions import valid
@@ -102,6 +103,7 @@ def command(
     ocr: OCR = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
     offline: OFFLINE = False,
     debug: DEBUG = False,
 ) -> None:
@@ -126,6 +128,7 @@ def command(
         "exclude": exclude,
         "ocr": ocr or None,
         "dtype": dtype,
+        "weights": None if weights == "bf16" else weights,
     }
     saved.options |= {name: value for name, value in given.items() if value is not None}
     saved.model = model or saved.model
@@ -181,6 +184,7 @@ def _settings(
         reading=options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),
         device=device,
         dtype=known.get("dtype"),
+        weights=known.get("weights") or "bf16",
         offline=offline,
         quiet=quiet,
         verbose=verbose,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvcli.hf.load import Model
     from kvcli.prompt import Prompt
     from kvcli.recipe import Recipe
+    from kvcli.saved.file import Meta
     from kvcli.saved.library import Library
     from kvcli.session import Job
 
@@ -51,10 +52,17 @@ class Settings:
     reading: documents.Options = field(default_factory=documents.Options)
     device: str | None = None
     dtype: str | None = None
+    weights: str = "bf16"
     offline: bool = False
     stats: bool = False
     quiet: bool = False
     verbose: bool = False
+
+
+def _way_back(meta: "Meta") -> str:
+    """The options with which a reading was made."""
+    held = meta.identity.model.partition("-")[2]
+    return f"-m {meta.model}" + (f" --weights {held}" if held else "")
 
 
 @contextmanager
@@ -227,15 +235,17 @@ class Desk:
             from kvcli.heads.find import attach
             from kvcli.hf.load import load
             from kvcli.hf.models import resolve
+            from kvcli.hf.outline import fingerprint
 
             source = render.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
-            self._same_model(source.fingerprint)
+            self._same_model(fingerprint(source, settings.weights))
             start = time.perf_counter()
 
             def ready() -> None:
                 report.baseline_bytes = usage.resident()
 
-            self.model = load(source, device=settings.device, dtype=settings.dtype, ready=ready)
+            place = {"device": settings.device, "dtype": settings.dtype}
+            self.model = load(source, **place, weights=settings.weights, ready=ready)
             card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start
         spec = self.model.spec
@@ -257,7 +267,7 @@ class Desk:
             raise DamagedError(
                 f"{self.base.path} does not fit: its model is {theirs.model} (fingerprint {theirs.identity.model}),"
                 f" and this one's fingerprint is {fingerprint}",
-                f"-m {theirs.model}",
+                _way_back(theirs),
             )
 
     def banner(self) -> None:
@@ -274,7 +284,8 @@ class Desk:
             recipe = f"{report.recipe}, {units}"
         else:
             recipe = "no document"
-        render.note("model", f"{spec.name} {spec.dtype} · {spec.device} · {recipe}", quiet=quiet)
+        held = spec.dtype if self.settings.weights == "bf16" else self.settings.weights
+        render.note("model", f"{spec.name} {held} · {spec.device} · {recipe}", quiet=quiet)
 
     # --- the context ---
 

@@ -13,7 +13,7 @@ from kvcli import documents
 from kvcli.cli import render
 from kvcli.cli.budget import Budget
 from kvcli.cli.exits import SCHEMA, STOPS, Interrupted
-from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET
+from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET, WEIGHTS
 from kvcli.cli.report import versions
 from kvcli.cli.run import during
 from kvcli.documents import STDIN, Document
@@ -83,6 +83,7 @@ def command(
     chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
     device: DEVICE = None,
     dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
     offline: OFFLINE = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
     quiet: QUIET = False,
@@ -118,7 +119,7 @@ def command(
         focus=focus,
         again=again,
     )
-    run.load(model, heads, device=device, dtype=dtype, offline=offline)
+    run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)
     run.prepare(cases, seed, chunk, out)
     skipped = run.measure(chunk)
     found = run.cells(skipped)
@@ -197,7 +198,14 @@ class _Run:
         return document
 
     def load(
-        self, name: str | None, heads: str | None, *, device: str | None, dtype: str | None, offline: bool
+        self,
+        name: str | None,
+        heads: str | None,
+        *,
+        device: str | None,
+        dtype: str | None,
+        weights: str,
+        offline: bool,
     ) -> None:
         """The model, with heads where a recipe needs them."""
         with during("loading the model"):
@@ -206,7 +214,7 @@ class _Run:
             from kvcli.prompt import Prompt
 
             source = render.follow(resolve(name, offline=offline), quiet=self.quiet)
-            self.model = load(source, device=device, dtype=dtype)
+            self.model = load(source, device=device, dtype=dtype, weights=weights)
             self.prompt = Prompt(self.model.tokenizer)
             if heads or not self.policies or any(recipe.keep.trained for recipe in self.policies):
                 from kvcli.heads.find import attach

@@ -33,6 +33,7 @@ from kvcli.cli.options import (
     REBUILD,
     SYSTEM,
     VERBOSE,
+    WEIGHTS,
     options,
 )
 from kvcli.cli.questions import Question, Request, valid
@@ -89,6 +90,7 @@ def command(
     ocr: OCR = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
     offline: OFFLINE = False,
     as_json: JSON = False,
     quiet: QUIET = False,
@@ -115,6 +117,7 @@ def command(
         reading=options(ranges, include, exclude, ocr),
         device=device,
         dtype=dtype,
+        weights=weights,
         offline=offline,
         quiet=quiet,
         verbose=verbose,

@@ -5,6 +5,15 @@ from typing import Annotated
 import typer
 
 from kvcli.documents import Options, pages
+from kvcli.errors import UsageError
+from kvcli.types import WEIGHTS as KINDS
+
+
+def _known(value: str) -> str:
+    if value not in KINDS:
+        raise UsageError(f"--weights {value}: there are {', '.join(KINDS)}", "--weights bf16")
+    return value
+
 
 BUDGET = Annotated[str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")]
 CHUNK = Annotated[
@@ -51,6 +60,12 @@ EXCLUDE = Annotated[
     typer.Option("--exclude", metavar="GLOB", help="Of a directory leave these files out; repeatable."),
 ]
 OCR = Annotated[bool, typer.Option("--ocr", help="Read scanned pages and pictures; needs kvcli[ocr].")]
+WEIGHTS = Annotated[
+    str,
+    typer.Option(
+        "--weights", metavar="bf16|int8|nf4", help="Hold the layers' matrices so; bf16 is as they are.", callback=_known
+    ),
+]
 
 
 def options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:

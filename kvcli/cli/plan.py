@@ -31,6 +31,7 @@ from kvcli.cli.options import (
     POLICY,
     QUIET,
     SYSTEM,
+    WEIGHTS,
     options,
 )
 from kvcli.cli.questions import valid
@@ -57,9 +58,7 @@ def command(
     what_if: Annotated[
         list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
     ] = None,
-    weights: Annotated[
-        str, typer.Option("--weights", metavar="bf16|int8|nf4", help="How the weights would be held.")
-    ] = "bf16",
+    weights: WEIGHTS = "bf16",
     kv_bits: Annotated[
         int, typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number, scales not counted.")
     ] = 16,
@@ -93,8 +92,6 @@ def command(
     from kvcli.hf import models, outline
     from kvcli.recipe import default, parse
 
-    if weights not in outline.WEIGHTS:
-        raise UsageError(f"--weights {weights}: there are {', '.join(outline.WEIGHTS)}", "--weights bf16")
     if kv_bits not in memory.KV_BITS:
         raise UsageError(f"--kv-bits {kv_bits}: there are {', '.join(map(str, memory.KV_BITS))}", "--kv-bits 16")
     if card is not None and device is not None:
@@ -130,7 +127,7 @@ def command(
     place = place or Place.this(spec.device)
     bits = memory.KV_BITS[kv_bits]
     found = [forecast(spec, each, work, place, kv_bits=bits) for each in (recipe, *others)]
-    outlook = planned.Outlook(spec, work, place, found, document, weights, kv_bits, _caveats(weights, kv_bits))
+    outlook = planned.Outlook(spec, work, place, found, document, weights, kv_bits, _caveats(kv_bits))
     if as_json:
         planned.to_json(outlook)
     else:
@@ -181,9 +178,8 @@ def _text_bytes(document: "Document | None") -> int:
     return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(opened.about(document)))
 
 
-def _caveats(weights: str, kv_bits: int) -> list[str]:
+def _caveats(kv_bits: int) -> list[str]:
     """What is planned here and cannot be run yet."""
-    asked = [f"--weights {weights}"] * (weights != "bf16") + [f"--kv-bits {kv_bits}"] * (kv_bits != 16)
-    if not asked:
+    if kv_bits == 16:
         return []
-    return [f"{' and '.join(asked)} is arithmetic only: this version reads at 16 bits, with weights as they are"]
+    return [f"--kv-bits {kv_bits} is arithmetic only: this version reads at 16 bits"]

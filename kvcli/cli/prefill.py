@@ -30,6 +30,7 @@ from kvcli.cli.options import (
     REBUILD,
     SYSTEM,
     VERBOSE,
+    WEIGHTS,
     options,
 )
 from kvcli.cli.questions import Request, valid
@@ -59,6 +60,7 @@ def command(
     rebuild: REBUILD = False,
     device: DEVICE = None,
     dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
     offline: OFFLINE = False,
     as_json: JSON = False,
     quiet: QUIET = False,
@@ -88,6 +90,7 @@ def command(
         rebuild=rebuild,
         device=device,
         dtype=dtype,
+        weights=weights,
         offline=offline,
         quiet=quiet,
         verbose=verbose,

@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +21,10 @@ from transformers import (
 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
-from kvcli.hf import attention, foresight, probe, rope
-from kvcli.hf.outline import sliding_windows
+from kvcli.hf import attention, foresight, probe, quantised, rope
+from kvcli.hf.models import Source
+from kvcli.hf.outline import fingerprint, sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
-
-
-class SourceLike(Protocol):
-    """What loading needs of a :class:`kvcli.hf.models.Source`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def fingerprint(self) -> str: ...
 
 
 @dataclass
@@ -121,17 +110,19 @@ def default_dtype(device: str) -> str:
 
 
 def load(
-    source: SourceLike,
+    source: Source,
     *,
     device: str | None = None,
     dtype: str | None = None,
+    weights: str = "bf16",
     ready: Callable[[], None] = lambda: None,
 ) -> Model:
     """Load a model from a resolved source.
 
     Args:
-        source: where it is.
-        device, dtype: by default the first card, and what it multiplies natively.
+        source: from :func:`kvcli.hf.models.resolve`.
+        device, dtype: as for :func:`placed`.
+        weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as they are.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
 
@@ -144,6 +135,7 @@ def load(
     device, dtype = placed(device, dtype)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     attention.register()
+    held = quantised.options(source, weights, getattr(torch, dtype))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
@@ -154,17 +146,18 @@ def load(
             dtype=getattr(torch, dtype),
             attn_implementation=attention.NAME,
             local_files_only=True,
-            device_map={"": device} if device != "cpu" else None,
+            device_map={"": device} if device != "cpu" or held else None,
+            **held,
         )
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
+    except (ImportError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise quantised.unreadable(source, error) or ModelError(
             f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
         ) from error
-    return wrap(module, tokenizer, name=source.name, fingerprint=source.fingerprint)
+    return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
 
 
 def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
@@ -241,7 +234,7 @@ def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
         sliding=sliding_windows(config),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(weights.device),
-        weight_bytes=sum(p.nbytes for p in module.parameters()),
+        weight_bytes=quantised.weight_bytes(module),
     )
 
 

@@ -23,10 +23,12 @@ from kvcli.hf import weights
 from kvcli.hf.models import Source
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
-WEIGHTS = ("bf16", "int8", "nf4")
-"""Ways to hold weights: as they are, or with bitsandbytes' 8 or 4 bits for the matrices of the layers."""
-
 _NF4_BLOCK = 64  # weights that share one float32 scale
+
+
+def fingerprint(source: Source, held: str = "bf16") -> str:
+    """A model's fingerprint with its weights held so: other weights read otherwise."""
+    return source.fingerprint if held == "bf16" else f"{source.fingerprint}-{held}"
 
 
 def spec(source: Source, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
@@ -36,7 +38,7 @@ def spec(source: Source, *, device: str | None = None, dtype: str | None = None,
         source: from :func:`kvcli.hf.models.resolve`; its weights need not be there.
         device: as for loading; by default the first CUDA card, else the CPU.
         dtype: of weights and cache, as for loading; by default what this device would get.
-        held: one of :data:`WEIGHTS`.
+        held: one of :data:`kvcli.types.WEIGHTS`.
 
     Raises:
         UsageError: an unknown dtype or device.
@@ -58,7 +60,7 @@ def spec(source: Source, *, device: str | None = None, dtype: str | None = None,
     heads, hidden, layers = need("num_attention_heads"), need("hidden_size"), need("num_hidden_layers")
     found = ModelSpec(
         name=source.name,
-        fingerprint=source.fingerprint,
+        fingerprint=fingerprint(source, held),
         layers=layers,
         heads=heads,
         kv_heads=text.get("num_key_value_heads") or heads,
@@ -72,8 +74,11 @@ def spec(source: Source, *, device: str | None = None, dtype: str | None = None,
         device=device,
         weight_bytes=0,
     )
-    shapes = list(_from_headers(source, text) if source.complete else _from_config(found, text))
-    total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held) for name, shape in shapes)
+    if source.complete and "quantization_config" in config:
+        total = sum(_stored(source, text, DTYPE_BYTES[dtype]))
+    else:
+        shapes = list(_from_headers(source, text) if source.complete else _from_config(found, text))
+        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held) for name, shape in shapes)
     return ModelSpec(**{**vars(found), "weight_bytes": total})
 
 
@@ -165,13 +170,25 @@ def _torch_has_cuda() -> bool:
 _Shape = tuple[str, tuple[int, ...]]
 
 
-def _from_headers(source: Source, config: dict[str, Any]) -> Iterator[_Shape]:
+def _tensors(source: Source, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     tied = bool(config.get("tie_word_embeddings"))
     for shard in weights.shards(source.path):
         for name, tensor in json.loads(weights.header(shard)).items():
             if name == "__metadata__" or name.endswith("inv_freq") or (tied and name == "lm_head.weight"):
                 continue
-            yield name, tuple(tensor["shape"])
+            yield name, tensor
+
+
+def _from_headers(source: Source, config: dict[str, Any]) -> Iterator[_Shape]:
+    yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config))
+
+
+def _stored(source: Source, config: dict[str, Any], size: int) -> Iterator[int]:
+    """Bytes of the tensors of a checkpoint that comes quantised: as they lie there, but 16 and 32 bit floats."""
+    for _, tensor in _tensors(source, config):
+        begin, end = tensor["data_offsets"]
+        floating = tensor["dtype"] in ("F16", "BF16", "F32")
+        yield math.prod(tensor["shape"]) * size if floating else end - begin
 
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:

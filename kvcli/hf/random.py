@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvcli.errors import InputError, ModelError
+from kvcli.hf import quantised
 from kvcli.hf.load import Model, placed, wrap
 
 _STD = 0.02  # of every matrix, as most families are initialised
@@ -25,12 +26,12 @@ class Wordless:
         self._tokenizer = Tokenizer(tokenizer_models.BPE(vocab={}, merges=[]))
 
 
-def build(path: Path, *, device: str | None = None, dtype: str | None = None) -> Model:
+def build(path: Path, *, device: str | None = None, dtype: str | None = None, weights: str = "bf16") -> Model:
     """A model with random weights.
 
     Args:
         path: a ``config.json``, under whatever name, or a directory with one.
-        device, dtype: as for :func:`kvcli.hf.load.load`.
+        device, dtype, weights: as for :func:`kvcli.hf.load.load`.
 
     Raises:
         InputError: there is no such file.
@@ -43,12 +44,12 @@ def build(path: Path, *, device: str | None = None, dtype: str | None = None) ->
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}", f"ls {path}") from None
     device, dtype = placed(device, dtype)
-    module = _module(file, text, device, getattr(torch, dtype))
+    module = _module(file, text, device, getattr(torch, dtype), weights)
     name = f"{file.parent.name if file.name == 'config.json' else file.stem} (random weights)"
     return wrap(module, Wordless(), name=name, fingerprint=None)
 
 
-def _module(file: Path, text: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -> PreTrainedModel:
     try:
         values: dict[str, Any] = json.loads(text)
         for name in ("auto_map", "quantization_config"):
@@ -60,8 +61,10 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype) -> PreTraine
         reason = f"{file} does not describe a causal language model: {str(error).strip().split(chr(10))[0][:200]}"
         raise ModelError(reason, "a model's config.json") from None
     generator = torch.Generator(device).manual_seed(0)
-    for part in list(module.modules()):
+    for name, part in list(module.named_modules()):
         fill(part, device, generator)
+        if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
+            module.set_submodule(name, quantised.linear(part, held))
     for name, rotary in [(n, m) for n, m in module.named_modules() if n.split(".")[-1] == "rotary_emb"]:
         parent = module.get_submodule(name.rpartition(".")[0])
         with torch.device(device):
