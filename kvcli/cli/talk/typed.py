@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import has_completions
+from prompt_toolkit.filters import has_completions, is_searching
 from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -52,7 +52,7 @@ def keys() -> KeyBindings:
     """Enter sends; Alt-Enter, and Enter behind a backslash, make a new line."""
     bindings = KeyBindings()
 
-    @bindings.add("enter", filter=~has_completions)
+    @bindings.add("enter", filter=~has_completions & ~is_searching)
     def _send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.text_before_cursor.endswith("\\"):
