@@ -21,11 +21,16 @@ def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
     Returns:
         int64 ``[H_kv, count]``, ascending.
     """
+    return votes(q, landmarks, scale).topk(count, dim=-1).indices.sort(dim=-1).values
+
+
+def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
+    """Votes float32 ``[H_kv, N]``; arguments as for :func:`choose`."""
     heads, m, dim = q.shape
     kv_heads, n, _ = landmarks.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
-    votes = q.new_zeros(kv_heads, heads // kv_heads, n, dtype=torch.float32)
+    found = q.new_zeros(kv_heads, heads // kv_heads, n, dtype=torch.float32)
     for part in torch.split(grouped, _QUERIES, dim=2):
         logits = torch.einsum("hgmd,hnd->hgmn", part, landmarks.float()) * scale
-        votes += logits.softmax(-1).sum(2)
-    return votes.amax(1).topk(count, dim=-1).indices.sort(dim=-1).values
+        found += logits.softmax(-1).sum(2)
+    return found.amax(1)
