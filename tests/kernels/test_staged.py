@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from kvcli_kernels.attention import ref as attention
+from kvcli_kernels.gather import ref as gather
 from kvcli_kernels.landmarks import ref as landmarks
+from kvcli_kernels.reconstruct import ref as reconstruct
 from kvcli_kernels.staged import ref as staged
 
 SHAPES = [(1, 1, 1, 1, 4), (4, 2, 1, 33, 8), (6, 2, 3, 65, 24), (9, 3, 17, 40, 64)]
@@ -56,11 +58,57 @@ def test_votes_are_softmax_summed_over_queries_of_the_keenest_head(shape) -> Non
     assert chosen.tolist() == [sorted(row) for row in expected.topk(count).indices.tolist()]
 
 
+def blocks(kv_heads: int, count: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A store, staged blocks, and wanted ones: some staged, some not, some none at all."""
+    generator = torch.Generator().manual_seed(count)
+    store, staged = (torch.randn(kv_heads, n, width, generator=generator) for n in (count, 5))
+    ids = torch.randint(0, count + 1, (kv_heads, 7), generator=generator)
+    slots = torch.randint(-3, 5, (kv_heads, 7), generator=generator).clamp(min=-1)
+    return store, staged, ids, slots.masked_fill(ids == count, -1)
+
+
+def factors(kv_heads: int, n: int, rank: int, dim: int) -> tuple[Tensor, ...]:
+    """Coefficients, basis, slots, cos and sin."""
+    generator = torch.Generator().manual_seed(n)
+    angles = torch.arange(n)[:, None] * torch.logspace(0, -3, dim // 2)
+    cos, sin = (torch.cat([t, t], dim=-1) for t in (angles.cos(), angles.sin()))
+    slots = torch.randint(0, n, (kv_heads, 19), generator=generator)
+    made = [torch.randn(shape, generator=generator) for shape in ((n, rank), (kv_heads, rank, dim))]
+    return (*made, slots, cos, sin)
+
+
+BLOCKS = [(1, 1, 3), (2, 9, 64), (3, 40, 300)]
+FACTORS = [(1, 3, 1, 2), (2, 40, 33, 24), (3, 70, 160, 64)]
+
+
+@pytest.mark.parametrize("shape", BLOCKS)
+def test_a_slot_has_its_block(shape) -> None:
+    store, staged, ids, slots = blocks(*shape)
+    out = gather.gather(store, staged, ids, slots)
+    for head in range(shape[0]):
+        for i, (number, slot) in enumerate(zip(ids[head].tolist(), slots[head].tolist(), strict=True)):
+            none = torch.zeros(shape[2])
+            fresh = none if number == shape[1] else store[head, min(number, shape[1] - 1)]
+            assert torch.equal(out[head, i], staged[head, slot] if slot >= 0 else fresh)
+
+
+@pytest.mark.parametrize("shape", FACTORS)
+def test_keys_are_rotated_as_llama_rotates_them(shape) -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    coefficients, basis, slots, cos, sin = factors(*shape)
+    keys = (coefficients[slots] @ basis)[:, None]  # heads as a batch
+    expected = apply_rotary_pos_emb(keys, keys, cos[slots], sin[slots])[0][:, 0]
+    assert rms(reconstruct.reconstruct(coefficients, basis, slots, cos, sin), expected) < 1e-5
+
+
 CODE = """
 import torch
+from kvcli_kernels.gather import ref as gather_ref, triton as gather
+from kvcli_kernels.reconstruct import ref as keys_ref, triton as keys
 from kvcli_kernels.landmarks import ref as marks_ref, triton as marks
 from kvcli_kernels.staged import ref, triton
-from tests.kernels.test_staged import SHAPES, draw, lengths, rms
+from tests.kernels.test_staged import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
 
 empty = torch.empty
 poisoned = lambda *a, **k: empty(*a, **k).fill_(float("nan"))
@@ -77,6 +125,12 @@ for shape in SHAPES:
     assert torch.allclose(lse[finite], expected_lse[finite], atol=1e-5), shape
     assert rms(marks.votes(q, k, 0.3), marks_ref.votes(q, k, 0.3)) < 1e-5, shape
     assert torch.equal(marks.choose(q, k, 0.3, min(5, shape[3])), marks_ref.choose(q, k, 0.3, min(5, shape[3]))), shape
+for shape in BLOCKS:
+    given = blocks(*shape)
+    assert torch.equal(gather.gather(*given), gather_ref.gather(*given)), shape
+for shape in FACTORS:
+    given = factors(*shape)
+    assert rms(keys.reconstruct(*given), keys_ref.reconstruct(*given)) < 1e-5, shape
 print("same")
 """
 

@@ -1,0 +1,1 @@
+"""Blocks from a store into staging slots."""

@@ -1,0 +1,1 @@
+"""Keys from a low-rank factorisation, rotated."""

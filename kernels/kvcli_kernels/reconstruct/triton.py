@@ -1,0 +1,67 @@
+"""Keys of some units from a low-rank factorisation, rotated; the unrotated keys are never stored."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_UNITS, _RANKS = 16, 32
+
+
+@triton.jit
+def _kernel(
+    p_coefficients,
+    p_basis,
+    p_slots,
+    p_cos,
+    p_sin,
+    p_out,
+    units,
+    rank,
+    dim,
+    UNITS: tl.constexpr,  # noqa: N803
+    RANKS: tl.constexpr,  # noqa: N803
+    HALF: tl.constexpr,  # noqa: N803
+):
+    i_head, i_units = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    o_units, o_half = i_units * UNITS + tl.arange(0, UNITS), tl.arange(0, HALF)
+    half = dim // 2
+    m_units, m_half = o_units < units, o_half < half
+    slots = tl.load(p_slots + i_head * units + o_units, mask=m_units, other=0)
+    # [UNITS, HALF]
+    b_first = tl.zeros([UNITS, HALF], tl.float32)
+    b_second = tl.zeros([UNITS, HALF], tl.float32)
+    for start in range(0, rank, RANKS):
+        o_rank = start + tl.arange(0, RANKS)
+        m_rank = o_rank < rank
+        at = slots[:, None] * rank + o_rank[None, :]
+        # [UNITS, RANKS]
+        b_factors = tl.load(p_coefficients + at, mask=m_units[:, None] & m_rank[None, :], other=0.0).to(tl.float32)
+        at = (i_head * rank + o_rank)[:, None] * dim + o_half[None, :]
+        m_both = m_rank[:, None] & m_half[None, :]
+        # [RANKS, HALF]
+        b_low = tl.load(p_basis + at, mask=m_both, other=0.0).to(tl.float32)
+        b_high = tl.load(p_basis + at + half, mask=m_both, other=0.0).to(tl.float32)
+        b_first += tl.dot(b_factors, b_low, input_precision="ieee")
+        b_second += tl.dot(b_factors, b_high, input_precision="ieee")
+    m_out = m_units[:, None] & m_half[None, :]
+    at = slots[:, None] * dim + o_half[None, :]
+    b_cos = tl.load(p_cos + at, mask=m_out, other=0.0).to(tl.float32)
+    b_sin = tl.load(p_sin + at, mask=m_out, other=0.0).to(tl.float32)
+    b_cos_high = tl.load(p_cos + at + half, mask=m_out, other=0.0).to(tl.float32)
+    b_sin_high = tl.load(p_sin + at + half, mask=m_out, other=0.0).to(tl.float32)
+    at = (i_head * units + o_units)[:, None] * dim + o_half[None, :]
+    kind = p_out.dtype.element_ty
+    tl.store(p_out + at, (b_first * b_cos - b_second * b_sin).to(kind), mask=m_out)
+    tl.store(p_out + at + half, (b_second * b_cos_high + b_first * b_sin_high).to(kind), mask=m_out)
+
+
+def reconstruct(coefficients: Tensor, basis: Tensor, slots: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Same contract as :func:`kvcli_kernels.reconstruct.ref.reconstruct`; all arguments are contiguous."""
+    kv_heads, rank, dim = basis.shape
+    units = slots.shape[1]
+    out = torch.empty(kv_heads, units, dim, dtype=coefficients.dtype, device=coefficients.device)
+    sizes = {"UNITS": _UNITS, "RANKS": _RANKS, "HALF": max(16, triton.next_power_of_2(dim // 2))}
+    grid = (kv_heads, triton.cdiv(units, _UNITS))
+    _kernel[grid](coefficients, basis, slots, cos, sin, out, units, rank, dim, **sizes)
+    return out
