@@ -20,9 +20,6 @@ _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
 _TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results.md)
 _STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
-KV_BITS = {16: None, 8: 8.5, 4: 4.5, 2: 2.5}
-"""``--kv-bits`` to effective bits: groups of 64 numbers share a scale and an offset of 16 bits each."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,6 +35,8 @@ class Plan:
         text: token ids, and what it took to make them, on the CPU.
         host: kept units in the machine's memory beside a card, where the hold offloads; not part of ``total``. On the
             CPU they are part of ``fill``.
+        held: kept units once they are read, as the recipe holds them, index included, wherever they lie. No part of the
+            peak, which is while they are read.
     """
 
     weights: int
@@ -48,6 +47,7 @@ class Plan:
     runtime: int = 0
     text: int = 0
     host: int = 0
+    held: int = 0
 
     @property
     def total(self) -> int:
@@ -86,7 +86,6 @@ def plan(
     chunk: int,
     tail: int,
     probe: int = 0,
-    kv_bits: float | None = None,
 ) -> Plan:
     """Peak memory of reading ``tokens`` in chunks of ``chunk`` and asking with ``tail`` further tokens.
 
@@ -99,7 +98,6 @@ def plan(
         chunk: tokens per forward pass.
         tail: tokens of question and answer.
         probe: tokens of the question that follow each chunk, for policies that read for one.
-        kv_bits: effective bits of a kept number, scales included; ``None`` is the model's dtype.
     """
     size = DTYPE_BYTES[spec.dtype]
     kept = [units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
@@ -118,9 +116,9 @@ def plan(
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
-    fill, host = sum(kept) * spec.kv_heads * _unit(spec, kv_bits), 0
+    fill, host = sum(kept) * spec.kv_heads * spec.unit_bytes, 0
+    held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
     if recipe.hold.offloads:
-        held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
         fill, host = sum(part.device for part in held), max(fill, sum(part.host for part in held))
         if cpu:
             fill, host = fill + host, 0
@@ -132,6 +130,7 @@ def plan(
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
         runtime=activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0,
+        held=sum(map(sum, held)),
     )
 
 
@@ -140,11 +139,6 @@ def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> Bytes:
     if spec.sliding[layer] is not None:
         return Bytes(spec.kv_heads * units * spec.unit_bytes, 0)
     return recipe.hold.size(spec, layer, units)
-
-
-def _unit(spec: ModelSpec, bits: float | None) -> int:
-    """Bytes of a kept unit's key and value in one KV head of one layer."""
-    return spec.unit_bytes if bits is None else math.ceil(2 * spec.head_dim * bits / 8)
 
 
 def of_run(
@@ -156,14 +150,13 @@ def of_run(
     question: int,
     answer: int,
     extra: int = 0,
-    kv_bits: float | None = None,
 ) -> tuple[Plan, int]:
     """The plan of one question about one document, and how long its answer may become, in tokens.
 
     ``kvcli ask`` and ``kvcli plan`` both ask here, so what is planned is what is run.
 
     Args:
-        spec, recipe, tokens, chunk, kv_bits: as for :func:`plan`.
+        spec, recipe, tokens, chunk: as for :func:`plan`.
         question: tokens of the question, the turn to answer included.
         answer: tokens that the answer may have at most.
         extra: tokens that may stand before the question: passages of a second look.
@@ -175,7 +168,7 @@ def of_run(
     longest = min(answer, room)
     probe = question if tokens and recipe.keep.question else 0
     tail = question + extra + longest
-    made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe, kv_bits=kv_bits)
+    made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
 
 
@@ -188,7 +181,6 @@ def largest_budget(
     chunk: int,
     question: int,
     answer: int,
-    kv_bits: float | None = None,
 ) -> int | None:
     """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
 
@@ -205,7 +197,6 @@ def largest_budget(
                 chunk=chunk,
                 question=question,
                 answer=answer,
-                kv_bits=kv_bits,
             )
         except TooLongError:
             return False

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
 
+KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
+"""``--kv-bits`` in short for a hold; what its scales add is in ``kvcli plan`` and in what a run reports."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -44,6 +47,33 @@ class Recipe:
         if self.keep.budget is None:
             raise UsageError(f"'{self}' keeps every unit and takes no budget", "--policy keydiff --budget N")
         return dataclasses.replace(self, keep=dataclasses.replace(self.keep, budget=budget))
+
+    @property
+    def reading(self) -> str:
+        """What decides which units are kept: readings that differ in nothing else are the same reading.
+
+        The keep policy, and a hold that gathers statistics while the document is read. Others come after the reading,
+        so one that is saved can be held in any way.
+        """
+        from kvcli.hold.base import Hold
+
+        return format_policy(self.keep) if type(self.hold).observe is Hold.observe else str(self)
+
+    def with_bits(self, bits: int) -> Recipe:
+        """The same recipe with units held in so many bits.
+
+        Raises:
+            UsageError: there is no such hold, or the recipe names another one.
+        """
+        if bits not in KV_BITS:
+            raise UsageError(f"--kv-bits {bits}: there are {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
+        hold = _parse_policy("hold", KV_BITS[bits], KV_BITS[bits])
+        if self.hold.name != "dense" and self.hold != hold:
+            raise UsageError(
+                f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' holds units as {format_policy(self.hold)}",
+                "leave out --kv-bits, or what stands behind the +",
+            )
+        return dataclasses.replace(self, hold=hold)
 
 
 def parse(text: str) -> Recipe:

@@ -112,7 +112,7 @@ def identity(model: Model, job: Job) -> Identity:
         model=model.spec.fingerprint,
         dtype=model.spec.dtype,
         template=digest(job.head),
-        recipe=str(job.recipe),
+        recipe=job.recipe.reading,
         heads=_heads(model) if keep.trained else "",
         chunk=job.chunk,
         question=digest(job.probe) if keep.question else "",
@@ -357,6 +357,7 @@ class _Keeper:
             device=spec.device,
             system=job.system,
             raw=job.raw,
+            recipe=str(job.recipe),
         )
 
 

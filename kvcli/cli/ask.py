@@ -17,6 +17,7 @@ from kvcli.cli.options import (
     EXCLUDE,
     HEADS,
     INCLUDE,
+    KV_BITS,
     MAX_TOKENS,
     MIN_P,
     MODEL,
@@ -96,6 +97,7 @@ def command(
     stats: Annotated[bool, typer.Option("--stats", help="Times, speed and memory on stderr.")] = False,
     policy: POLICY = None,
     budget: BUDGET = None,
+    kv_bits: KV_BITS = None,
     heads: HEADS = None,
     focus: Annotated[
         bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
@@ -151,6 +153,7 @@ def command(
         stop=tuple(valid(s, "--stop") for s in stop or []),
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
+        kv_bits=kv_bits,
         heads=heads,
         focus=focus,
         again=again,

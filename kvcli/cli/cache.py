@@ -71,7 +71,7 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
         "continues": f"from token {render.count(meta.edge)}" if meta.edge else "from the start",
         "model": f"{meta.model} (fingerprint {own.model})",
         "dtype": own.dtype,
-        "recipe": own.recipe,
+        "recipe": meta.recipe or own.recipe,
         "heads": own.heads,
         "chunk": f"{own.chunk} tokens",
         "system": meta.system,

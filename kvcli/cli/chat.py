@@ -25,6 +25,7 @@ from kvcli.cli.options import (
     EXCLUDE,
     HEADS,
     INCLUDE,
+    KV_BITS,
     MAX_TOKENS,
     MIN_P,
     MODEL,
@@ -85,6 +86,7 @@ def command(
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then what is typed.")] = False,
     policy: POLICY = None,
     budget: BUDGET = None,
+    kv_bits: KV_BITS = None,
     heads: HEADS = None,
     chunk: CHUNK = None,
     cite: Annotated[
@@ -120,6 +122,7 @@ def command(
     given = {
         "policy": policy,
         "budget": budget,
+        "kv_bits": kv_bits,
         "heads": heads,
         "chunk": chunk,
         "raw": raw or None,
@@ -179,6 +182,7 @@ def _settings(
         max_tokens=max_tokens,
         policy=known.get("policy"),
         budget=None if known.get("budget") is None else Budget.parse(known["budget"]),
+        kv_bits=known.get("kv_bits"),
         heads=known.get("heads"),
         chunk=known.get("chunk"),
         reading=options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),

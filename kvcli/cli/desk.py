@@ -41,6 +41,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     policy: str | None = None
     budget: Budget | None = None
+    kv_bits: int | None = None
     heads: str | None = None
     focus: bool = False
     again: int = 0
@@ -130,7 +131,7 @@ class Desk:
             meta, given = self.base.header.meta, self.given
             self.settings = replace(
                 given,
-                policy=given.policy or meta.identity.recipe,
+                policy=given.policy or (meta.recipe if given.kv_bits is None else "") or meta.identity.recipe,
                 chunk=given.chunk or meta.identity.chunk,
                 dtype=given.dtype or meta.identity.dtype,
                 system=given.system or meta.system,
@@ -173,6 +174,8 @@ class Desk:
                 )
         else:
             self.recipe = named if budget is None else named.with_budget(budget)
+        if settings.kv_bits is not None:
+            self.recipe = self.recipe.with_bits(settings.kv_bits)
         self.agnostic = self.recipe
         report.recipe = str(self.recipe)
         report.budget = self.recipe.keep.budget
@@ -218,11 +221,13 @@ class Desk:
 
     def _check(self) -> "Recipe | None":
         """What can be wrong with the options, before anything is read."""
-        recipe = None
-        if self.settings.policy is not None:
+        recipe, bits = None, self.settings.kv_bits
+        if self.settings.policy is not None or bits is not None:
             from kvcli.recipe import parse
 
-            recipe = parse(self.settings.policy)
+            recipe = None if self.settings.policy is None else parse(self.settings.policy)
+            if bits is not None:
+                (recipe or parse("full")).with_bits(bits)
         if self.settings.sampling:
             from kvcli.sampling import Sampling
 

@@ -13,7 +13,7 @@ from kvcli import documents
 from kvcli.cli import render
 from kvcli.cli.budget import Budget
 from kvcli.cli.exits import SCHEMA, STOPS, Interrupted
-from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET, WEIGHTS
+from kvcli.cli.options import DEBUG, DEVICE, DTYPE, KV_BITS, MODEL, OFFLINE, QUIET, WEIGHTS
 from kvcli.cli.report import versions
 from kvcli.cli.run import during
 from kvcli.documents import STDIN, Document
@@ -72,6 +72,7 @@ def command(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Keep finished cases there, and go on from those that are there."),
     ] = None,
+    kv_bits: KV_BITS = None,
     heads: Annotated[
         str | None,
         typer.Option("--heads", metavar="NAME", help="Retaining heads for locret: a file or a hub repository."),
@@ -118,6 +119,7 @@ def command(
         quiet=quiet,
         focus=focus,
         again=again,
+        kv_bits=kv_bits,
     )
     run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)
     run.prepare(cases, seed, chunk, out)
@@ -163,13 +165,14 @@ class _Run:
         quiet: bool,
         focus: bool,
         again: int,
+        kv_bits: int | None = None,
     ) -> None:
         if not words:
             raise UsageError(f"no task was given; there are: {', '.join(tasks.TASKS)}", "kvcli eval needle")
         self.quiet = quiet
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
         self.budgets, self.lengths = budgets, lengths
-        self.focus, self.again = focus, again
+        self.focus, self.again, self.kv_bits = focus, again, kv_bits
         named, own = words[0], [task.name for task in self.tasks if not task.hides]
         if words[1:] and len(own) == len(self.tasks):
             raise UsageError(f"'{named}' makes its own texts and reads no FILE", f"kvcli eval {own[0]}")
@@ -177,10 +180,13 @@ class _Run:
             raise UsageError(f"the texts of '{named}' have their own lengths", "leave out --lengths")
         if data and not any(task.passages or task.make is None for task in self.tasks):
             raise UsageError(f"'{named}' reads no --data", f"kvcli eval data --data {data[0]}")
-        if policies or budgets:
+        if policies or budgets or kv_bits is not None:
             from kvcli.recipe import parse
 
             self.policies: list[Recipe] = [parse(text) for text in policies]
+            if kv_bits is not None:
+                self.policies = [policy.with_bits(kv_bits) for policy in self.policies]
+                parse("full").with_bits(kv_bits)
         else:
             self.policies = []
         if budgets and self.policies and all(p.keep.budget is None for p in self.policies):
@@ -268,7 +274,8 @@ class _Run:
         sizes: list[int | None] = [budget.units(spec, job.length or 0) for budget in self.budgets]
         for units in sizes or [None]:
             if not self.policies:
-                found.append(default(spec, questions=2 if task.several else 1, budget=units, heads=trained))
+                usual = default(spec, questions=2 if task.several else 1, budget=units, heads=trained)
+                found.append(usual if self.kv_bits is None else usual.with_bits(self.kv_bits))
             for policy in self.policies:
                 found.append(policy if units is None or policy.keep.budget is None else policy.with_budget(units))
         return list({str(recipe): recipe for recipe in found}.values())

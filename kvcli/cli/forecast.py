@@ -67,6 +67,7 @@ class Forecast:
         budget: the largest one that fits and leaves an answer as long as this one, ``None`` where none does.
         searched: the policy of that budget: the recipe's own, or another where it keeps everything.
         problem: why there is no plan.
+        numbers: keys and values of all units that are kept.
     """
 
     recipe: Recipe
@@ -79,6 +80,12 @@ class Forecast:
     budget: int | None
     searched: str
     problem: TooLongError | None = None
+    numbers: int = 0
+
+    @property
+    def bits(self) -> float | None:
+        """Effective bits of a kept number once it is read, scales and indices included."""
+        return None if self.plan is None or not self.numbers else round(8 * self.plan.held / self.numbers, 4)
 
     def read_s(self, tokens: int) -> float | None:
         """Seconds of prefill at the measured rate."""
@@ -92,6 +99,8 @@ class Forecast:
             "budget": self.recipe.keep.budget,
             "kept": self.kept,
             "memory": None if plan is None else {f"{name}_bytes": getattr(plan, name) for name in parts},
+            "held_bytes": None if plan is None else plan.held,
+            "bits": self.bits,
             "disk_bytes": self.disk,
             "answer_tokens": self.longest,
             "prefill_tps": self.rates.prefill,
@@ -110,25 +119,24 @@ def _beyond_host(plan: memory.Plan, place: Place) -> bool:
     return place.here and plan.host > memory.host_available()
 
 
-def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place, *, kv_bits: float | None = None) -> Forecast:
+def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place) -> Forecast:
     """Everything about one recipe. Arithmetic is :mod:`kvcli.memory`'s, the same that ``kvcli ask`` runs with."""
     from kvcli.recipe import parse
 
     run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question}
     made, longest, problem = None, 0, None
     try:
-        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer, kv_bits=kv_bits)
+        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer)
     except TooLongError as error:
         problem = error
     bounded = recipe if recipe.keep.budget is not None else parse(FALLBACK)
     budget = None
     if work.tokens:
-        budget = memory.largest_budget(
-            spec, bounded, place.usable, **run, answer=longest or work.answer, kv_bits=kv_bits
-        )
+        budget = memory.largest_budget(spec, bounded, place.usable, **run, answer=longest or work.answer)
+    units = [memory.units(spec, recipe, work.tokens, i) for i in range(spec.layers)]
     return Forecast(
         recipe=recipe,
-        kept=max((memory.units(spec, recipe, work.tokens, i) for i in range(spec.layers)), default=0),
+        kept=max(units, default=0),
         plan=made,
         longest=longest,
         disk=memory.disk(spec, recipe, tokens=work.tokens, chunk=work.chunk, text=work.text),
@@ -137,4 +145,5 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place, *, kv_bi
         budget=budget,
         searched=bounded.keep.name,
         problem=problem,
+        numbers=2 * spec.kv_heads * spec.head_dim * sum(units),
     )

@@ -28,6 +28,10 @@ HEADS = Annotated[
     typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+KV_BITS = Annotated[
+    int | None,
+    typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number once it is read; scales come on top."),
+]
 MAX_TOKENS = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")]
 MIN_P = Annotated[
     float | None,

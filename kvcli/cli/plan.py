@@ -23,6 +23,7 @@ from kvcli.cli.options import (
     EXCLUDE,
     INCLUDE,
     JSON,
+    KV_BITS,
     MAX_TOKENS,
     MODEL,
     OCR,
@@ -59,9 +60,7 @@ def command(
         list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
     ] = None,
     weights: WEIGHTS = "bf16",
-    kv_bits: Annotated[
-        int, typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number, scales not counted.")
-    ] = 16,
+    kv_bits: KV_BITS = None,
     card: Annotated[
         str | None, typer.Option("--card", metavar="NAME|SIZE", help="Another card: 4090, 3060 or 8GB.")
     ] = None,
@@ -88,18 +87,17 @@ def command(
     The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --card it is
     about another card: whether it fits there, and with which budget at most. Exit code 5 says that it does not fit.
     """
-    from kvcli import memory
     from kvcli.hf import models, outline
     from kvcli.recipe import default, parse
 
-    if kv_bits not in memory.KV_BITS:
-        raise UsageError(f"--kv-bits {kv_bits}: there are {', '.join(map(str, memory.KV_BITS))}", "--kv-bits 16")
     if card is not None and device is not None:
         raise UsageError("--card is about a card you need not have, --device about this machine", "leave out --device")
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
     wanted = None if budget is None else Budget.parse(budget)
     named = None if policy is None else parse(policy)
+    if kv_bits is not None:
+        (named or parse("full")).with_bits(kv_bits)
     others = [parse(text) for text in what_if or []]
     place = None if card is None else Place.card(card)
     chosen = options(ranges, include, exclude, ocr)
@@ -124,10 +122,11 @@ def command(
     recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
     if named is not None and units is not None:
         recipe = named.with_budget(units)
+    if kv_bits is not None:
+        recipe = recipe.with_bits(kv_bits)
     place = place or Place.this(spec.device)
-    bits = memory.KV_BITS[kv_bits]
-    found = [forecast(spec, each, work, place, kv_bits=bits) for each in (recipe, *others)]
-    outlook = planned.Outlook(spec, work, place, found, document, weights, kv_bits, _caveats(kv_bits))
+    found = [forecast(spec, each, work, place) for each in (recipe, *others)]
+    outlook = planned.Outlook(spec, work, place, found, document, weights, kv_bits or 16, ())
     if as_json:
         planned.to_json(outlook)
     else:
@@ -176,10 +175,3 @@ def _text_bytes(document: "Document | None") -> int:
     if document is None:
         return 0
     return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(opened.about(document)))
-
-
-def _caveats(kv_bits: int) -> list[str]:
-    """What is planned here and cannot be run yet."""
-    if kv_bits == 16:
-        return []
-    return [f"--kv-bits {kv_bits} is arithmetic only: this version reads at 16 bits"]

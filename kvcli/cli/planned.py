@@ -48,10 +48,10 @@ def show(outlook: Outlook) -> None:
     ]
     if first.plan is not None:
         plan = first.plan
-        kept = "" if outlook.kv_bits == 16 else f", {outlook.kv_bits} bits and their scales"
+        kept = f", then {gib(plan.held)} at {first.bits:.2f} bits" if first.recipe.hold.name != "dense" else ""
         rows += [
             ("weights", gib(plan.weights)),
-            ("kept units", f"{gib(plan.fill)}{kept}"),
+            ("kept units", f"{gib(plan.fill)} while reading{kept}"),
             ("workspace", f"{gib(plan.workspace)} for chunks of {work.chunk:,} tokens"),
             ("tail", f"{gib(plan.tail)} for a question of {work.question:,} and an answer of {first.longest:,} tokens"),
             ("activations", gib(plan.activations)),

@@ -137,7 +137,7 @@ class Report:
         memory = [
             f"peak {size(self.peak_bytes)}, of it {size(self.baseline_bytes)} before the model",
             f"planned for model and cache {size(self.planned_bytes)}{self._off()}",
-            f"kept units {size(self.kv_bytes)} at {self.bits:g} bits"
+            f"kept units {size(self.kv_bytes)} at {self.bits:.4g} bits"
             + (f", and {size(self.host_bytes)} in host memory" if self.host_bytes else ""),
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]

@@ -42,6 +42,7 @@ class Reading:
         answers: one for each question, in order.
         tokens: of the text and the words in front of it.
         kept: units per KV head of the layer that keeps most.
+        bits: effective bits of a kept number, scales included.
         readings: how often the text was read.
         read_s: seconds of reading, all readings together.
         answer_s: seconds of asking, all questions together.
@@ -50,6 +51,7 @@ class Reading:
     answers: tuple[str, ...]
     tokens: int
     kept: int
+    bits: float
     readings: int
     read_s: float
     answer_s: float
@@ -124,4 +126,4 @@ def answer(
                 answers.append(event.text)
         answer_s += perf_counter() - began
     assert context is not None
-    return Reading(tuple(answers), len(ids), context.kept, readings, read_s, answer_s)
+    return Reading(tuple(answers), len(ids), context.kept, context.bits, readings, read_s, answer_s)

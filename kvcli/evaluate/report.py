@@ -67,6 +67,7 @@ class Cell:
             "metrics": sorted({name for row in rows for name in row.metrics}),
             "budget": rows[0].budget if rows else None,
             "kept": max((row.kept for row in rows), default=None),
+            "bits": rows[0].bits if rows else None,
             "tokens": sum(row.tokens for row in rows),
             "read_s": round(sum(row.read_s for row in rows), 2),
             "answer_s": round(sum(row.answer_s for row in rows), 2),

@@ -34,6 +34,7 @@ class Row:
         tags: for breakdowns.
         read_s, answer_s: seconds.
         heads: digest of the retaining heads, where the recipe uses any.
+        bits: effective bits of a kept number, scales included.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Row:
     read_s: float = 0.0
     answer_s: float = 0.0
     heads: str | None = None
+    bits: float | None = None
 
     @property
     def key(self) -> Key:

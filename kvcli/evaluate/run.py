@@ -143,6 +143,7 @@ def _row(job: Job, case: Case, recipe: Recipe, reading: Reading, heads: str | No
         read_s=round(reading.read_s, 3),
         answer_s=round(reading.answer_s, 3),
         heads=heads,
+        bits=reading.bits,
     )
 
 

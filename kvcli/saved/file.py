@@ -54,6 +54,7 @@ class Meta:
         program: versions of kvcli and torch.
         device: where it was read.
         system, raw: how the prompt was made.
+        recipe: with how its units were to be held; any other way fits too.
     """
 
     identity: Identity
@@ -70,6 +71,7 @@ class Meta:
     device: str
     system: str | None = None
     raw: bool = False
+    recipe: str = ""
 
     @property
     def complete(self) -> bool:

@@ -21,7 +21,7 @@ class Identity:
         model: the model's fingerprint.
         dtype: of weights and cache.
         template: digest of the prompt's ids in front of the text.
-        recipe: in canonical form.
+        recipe: in canonical form, but for a hold that only comes after the reading.
         heads: digest of the retaining heads, where the policy scores with them.
         chunk: tokens per forward pass.
         question: digest of the question's ids, where the policy reads for one.

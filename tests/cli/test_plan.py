@@ -198,16 +198,23 @@ def test_as_a_program(kvcli: Kvcli, tiny_model: Path) -> None:
     assert json.loads(done.stdout)["plan"]["document"]["tokens"] > 100
 
 
-def test_fewer_bits_are_less_and_say_that_they_are_arithmetic(call: Call, tiny_model: Path, book: Path) -> None:
+def test_fewer_bits_are_less_once_it_is_read(call: Call, tiny_model: Path, book: Path) -> None:
     sizes = {}
     for bits in (16, 8, 4, 2):
         outcome = call("plan", "--json", "-m", tiny_model, book, *POLICY, "--kv-bits", str(bits), "--dtype", "bfloat16")
-        sizes[bits] = outcome.json["plan"]["memory"]["fill_bytes"]
-        assert ("arithmetic only" in outcome.err) == (bits != 16)
+        made = outcome.json["plan"]
+        sizes[bits] = made["held_bytes"], made["bits"]
+        assert made["memory"]["fill_bytes"] == 2 * 2 * 200 * (2 * 2 * 8 + 8)  # layers, heads, units: it is read exactly
+        assert "arithmetic only" not in outcome.err
     numbers = 2 * 2 * 200 * 2 * 8  # layers, heads, units, key and value, head dim
-    places = 2 * 2 * 200 * 8
-    assert sizes == {16: numbers * 2 + places, 8: numbers * 17 // 16 + places, 4: numbers * 9 // 16 + places,
-                     2: numbers * 5 // 16 + places}  # fmt: skip
+    groups = 2 * 2 * (7 * 8 + 200)  # of keys: 7 of 32 tokens for 8 channels; of values: one a token
+    assert sizes[16] == (numbers * 2, 16)
+    assert sizes[8] == (numbers + 2 * 2 * 200 * 8, 12)
+    assert sizes[4] == (numbers // 2 + 4 * groups, round(8 * (numbers // 2 + 4 * groups) / numbers, 4))
+    assert sizes[2] == (numbers // 4 + 4 * groups, round(8 * (numbers // 4 + 4 * groups) / numbers, 4))
+
+
+def test_fewer_bits_of_weights_are_less(call: Call, tiny_model: Path, book: Path) -> None:
     weights = {
         held: plan(call, "-m", tiny_model, book, "--weights", held)["memory"]["weights_bytes"]  # type: ignore[index]
         for held in ("bf16", "int8", "nf4")

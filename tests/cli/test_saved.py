@@ -365,3 +365,25 @@ def test_a_killed_reading_is_resumed(
     assert resumed.json["answer"] == whole.json["answer"]
     assert resumed.json["kv"]["bytes"] == whole.json["kv"]["bytes"]
     assert not [p for p in shelf.glob("*.tmp") if p.stat().st_size]
+
+
+def test_a_saved_reading_is_held_in_any_bits(call: Call, tiny_model: Path, book: Path, tmp_path: Path) -> None:
+    """The reading is exact, and packed when it is taken up: another --kv-bits reads nothing again."""
+    common = ("ask", "-m", tiny_model, "--json", "--policy", "keydiff(budget=64)", "-n", "4")
+    found = {}
+    for bits in (4, 16, 2, 8, 4):
+        answer = call(*common, "--kv-bits", str(bits), book, "Who?").json
+        assert answer["kv"]["cache"] == ("miss" if not found else "hit")
+        assert found.setdefault(bits, (answer["answer"], answer["kv"]["bits"])) == (
+            answer["answer"],
+            answer["kv"]["bits"],
+        )
+    assert 2 < found[2][1] < found[4][1] < found[8][1] < found[16][1]
+    out = tmp_path / "book.kv"
+    assert (
+        call("prefill", "-m", tiny_model, "--policy", "keydiff(budget=64)", "--kv-bits", "4", book, "-o", out).code == 0
+    )
+    kept = call("ask", "-m", tiny_model, "--json", "-n", "4", out, "Who?").json
+    assert (kept["kv"]["recipe"], kept["kv"]["bits"]) == ("keydiff(budget=64)+kivi", found[4][1])
+    other = call("ask", "-m", tiny_model, "--json", "-n", "4", "--kv-bits", "8", out, "Who?").json
+    assert (other["kv"]["recipe"], other["kv"]["bits"]) == ("keydiff(budget=64)+int8", found[8][1])

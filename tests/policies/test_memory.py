@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from kvcli import memory, registry
+from kvcli.cache.context import freeze
 from kvcli.errors import ResourceError, TooLongError
 from kvcli.recipe import parse
 from tests import tiny
@@ -97,14 +98,15 @@ def test_the_plan_grows_with_everything_but_the_document(model, name: str, dtype
     assert total(budget=5001) == total(budget=10**6)  # nor with a budget beyond the document
 
 
-def test_fewer_bits_of_kept_units_are_less_and_nothing_else_changes(model) -> None:
-    made = [
-        memory.plan(model.spec, parse("knorm(budget=64)"), tokens=500, chunk=16, tail=9, kv_bits=bits)
-        for bits in (None, 8.5, 4.5, 2.5)
-    ]
-    fills = [plan.fill for plan in made]
-    assert fills == sorted(fills, reverse=True)
-    assert len({plan.total - plan.fill for plan in made}) == 1
+@pytest.mark.parametrize("hold", ["dense", "int8", "kivi(bits=4)", "kivi(bits=2)", "turbo(bits=2)"])
+@pytest.mark.parametrize("tokens", [10, 64, 300])
+def test_planned_bytes_once_it_is_read_are_those_of_the_context(model, hold: str, tokens: int) -> None:
+    """What is held is as the policy says; the peak, while all is still exact, does not depend on it."""
+    recipe = parse(f"knorm(budget=64)+{hold}")
+    plan = memory.plan(model.spec, recipe, tokens=tokens, chunk=16, tail=9)
+    context = freeze(filled(model, tiny.document(tokens), str(recipe), 16), recipe.hold)
+    assert plan.held == context.nbytes + context.host_nbytes
+    assert plan.total == memory.plan(model.spec, parse("knorm(budget=64)"), tokens=tokens, chunk=16, tail=9).total
 
 
 def test_the_kernels_blocks_are_as_planned() -> None:
