@@ -9,7 +9,7 @@ _WIDTH = 256
 
 
 @triton.jit
-def _kernel(p_store, p_staged, p_ids, p_slots, p_out, count, old, wanted, width, WIDTH: tl.constexpr):  # noqa: N803
+def _kernel(p_store, p_staged, p_ids, p_slots, p_out, count, old, wanted, width, WIDTH: tl.constexpr):
     i_head, i_slot, i_part = (tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2))
     o_width = i_part * WIDTH + tl.arange(0, WIDTH)
     m_width = o_width < width

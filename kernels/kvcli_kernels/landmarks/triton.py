@@ -17,9 +17,9 @@ def _normalise(
     marks,
     dim,
     scale,
-    ROWS: tl.constexpr,  # noqa: N803
-    MARKS: tl.constexpr,  # noqa: N803
-    DIM: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,
+    MARKS: tl.constexpr,
+    DIM: tl.constexpr,
 ):
     i_head, i_rows = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_rows, o_dim = i_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
@@ -55,9 +55,9 @@ def _vote(
     marks,
     dim,
     scale,
-    ROWS: tl.constexpr,  # noqa: N803
-    MARKS: tl.constexpr,  # noqa: N803
-    DIM: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,
+    MARKS: tl.constexpr,
+    DIM: tl.constexpr,
 ):
     i_head, i_marks = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_marks, o_dim = i_marks * MARKS + tl.arange(0, MARKS), tl.arange(0, DIM)

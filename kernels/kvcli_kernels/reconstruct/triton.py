@@ -19,9 +19,9 @@ def _kernel(
     units,
     rank,
     dim,
-    UNITS: tl.constexpr,  # noqa: N803
-    RANKS: tl.constexpr,  # noqa: N803
-    HALF: tl.constexpr,  # noqa: N803
+    UNITS: tl.constexpr,
+    RANKS: tl.constexpr,
+    HALF: tl.constexpr,
 ):
     i_head, i_units = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_units, o_half = i_units * UNITS + tl.arange(0, UNITS), tl.arange(0, HALF)

@@ -20,9 +20,9 @@ def _kernel(
     units,
     dim,
     scale,
-    ROWS: tl.constexpr,  # noqa: N803
-    UNITS: tl.constexpr,  # noqa: N803
-    DIM: tl.constexpr,  # noqa: N803
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    DIM: tl.constexpr,
 ):
     i_head, i_rows = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_rows, o_dim = i_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
