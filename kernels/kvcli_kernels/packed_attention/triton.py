@@ -11,8 +11,8 @@ _KEYS = 64  # of a step
 _SPLIT = 2048  # keys of a program
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _unpacked(  # type: ignore[no-untyped-def]
+@triton.jit
+def _unpacked(
     p_codes, p_scale, p_low, p_book, i_head, n, dim, o_n, o_d, column_tiles, stride_codes, stride_scale,
     BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BOOK: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -28,8 +28,8 @@ def _unpacked(  # type: ignore[no-untyped-def]
     return tl.where(m, b, 0.0)  # [n, d]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _attend(  # type: ignore[no-untyped-def]
+@triton.jit
+def _attend(
     p_q, p_o, p_lse, scale, rows, n, dim, split,
     p_kc, p_ks, p_kl, p_kb, k_columns, stride_kc, stride_ks,
     p_vc, p_vs, p_vl, p_vb, v_columns, stride_vc, stride_vs,

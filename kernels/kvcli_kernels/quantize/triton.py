@@ -11,15 +11,15 @@ _ROWS = 16  # tokens of a program where every token has its own scale
 
 
 @triton.jit
-def _down(x):  # type: ignore[no-untyped-def]
+def _down(x):
     near = x.to(tl.float16)
     return tl.where(
         near.to(tl.float32) <= x, near, (x - tl.abs(x) * 0.0009765625 - 5.9604644775390625e-8).to(tl.float16)
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _quantize(  # type: ignore[no-untyped-def]
+@triton.jit
+def _quantize(
     p_x, p_codes, p_scale, p_low, n, dim, bytes_, row_tiles, column_tiles, stride_head, stride_token,
     BITS: tl.constexpr, PER: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, BYTES: tl.constexpr,
     BY_CHANNEL: tl.constexpr, COLUMNS: tl.constexpr,
