@@ -95,9 +95,9 @@ class Watching(Hold):
 
 
 def ask(model: Any, context: Context, ids: list[int]) -> tuple[Answer, list[Reader], dict[int, list[float]]]:
-    """An answer of 12 tokens at most, its readers, and then recall per layer of the question's tokens one by one."""
+    """An answer of 40 tokens at most, its readers, and then recall per layer of the question's tokens one by one."""
     tail = engine.begin(model, context)
-    answer = [e for e in engine.ask(model, tail, ids, max_tokens=12) if isinstance(e, Answer)][-1]
+    answer = [e for e in engine.ask(model, tail, ids, max_tokens=40) if isinstance(e, Answer)][-1]
     readers = [r for r in tail.held if isinstance(r, Reader)]
     tail, found = engine.begin(model, context), defaultdict[int, list[float]](list)
     for i, reader in enumerate(tail.held):
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--characters", type=int, default=6000, help="of the book, per text")
     parser.add_argument("--pairs", type=int, default=75)
+    parser.add_argument("--kinds", nargs="*", choices=["needle", "kv"], default=["needle", "kv"])
     parser.add_argument("--cases", type=int, default=2, help="texts of each kind")
     parser.add_argument("--facts", type=int, default=4, help="questions per text")
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
@@ -138,7 +139,8 @@ def main() -> None:
                 "needle": needles(window, options.facts, rng),
                 "kv": pairs(options.pairs, options.facts, rng),
             }
-            for kind, (text, asked) in kinds.items():
+            for kind in options.kinds:
+                text, asked = kinds[kind]
                 ids = prompt.document(text)
                 work = engine.start(model, watching, len(ids))
                 for _ in engine.fill(model, ids, watching, resume=work, horizon=8192):
