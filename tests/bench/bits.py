@@ -6,8 +6,8 @@
 Needles of ``kvcli eval`` in a text within the model's window, so that the whole text can be held. All variants share
 the reading and say their own answers. The divergence is the mean of KL(dense ‖ variant) over the tokens of the dense
 answer, which all are fed. quanto gets the transformers model's own attention, the same ids, and is compared with that
-model's own dense cache; its groups are of 64
-numbers, and its newest 128 units stay in bfloat16. The last line is JSON.
+model's own dense cache; its groups are of 64 numbers, and its newest 128 units stay
+in bfloat16. The last line is JSON.
 """
 
 from __future__ import annotations
