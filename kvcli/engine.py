@@ -265,9 +265,10 @@ def _steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[Step]:
 
 def _positions(recipe: Recipe, tokens: int, chunk: int) -> int:
     keep = recipe.keep
-    if keep.budget is None or keep.positions == "original":
+    budget = recipe.units(0, 1)
+    if budget is None or keep.positions == "original":
         return tokens
-    return min(tokens, round(keep.budget * (1 + keep.pyramid)) + keep.tail + chunk)
+    return min(tokens, round(budget * (1 + keep.pyramid)) + keep.tail + chunk)
 
 
 class _Writer:

@@ -242,7 +242,7 @@ def units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)
-    budget = recipe.keep.units(layer, spec.layers)
+    budget = recipe.units(layer, spec.layers)
     return tokens if budget is None else min(tokens, budget + recipe.keep.tail)
 
 
@@ -254,7 +254,7 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
     """
     keep = recipe.keep
     slots = max((units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=0)
-    if keep.positions == "original" or keep.budget is None:
+    if keep.positions == "original" or recipe.units(0, spec.layers) is None:
         slots = tokens
     during = slots if slots == tokens else slots + chunk
     room = spec.max_positions - max(slots + question, during)

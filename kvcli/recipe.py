@@ -34,6 +34,13 @@ class Recipe:
     keep: Keep
     hold: Hold
 
+    def __post_init__(self) -> None:
+        if self.hold.limit is not None and self.keep.budget is not None:
+            raise UsageError(
+                f"{self.hold.name} with a limit evicts by itself, and so does {self.keep.name}",
+                f"full+{format_policy(self.hold)}",
+            )
+
     def __str__(self) -> str:
         text = format_policy(self.keep)
         return text if format_policy(self.hold) == "dense" else f"{text}+{format_policy(self.hold)}"
@@ -52,12 +59,14 @@ class Recipe:
     def reading(self) -> str:
         """What decides which units are kept: readings that differ in nothing else are the same reading.
 
-        The keep policy, and a hold that gathers statistics while the document is read. Others come after the reading,
-        so one that is saved can be held in any way.
+        The keep policy, and a hold that watches while the document is read. Others come after the reading, so one that
+        is saved can be held in any way.
         """
-        from kvcli.hold.base import Hold
+        return str(self) if self.hold.watches else format_policy(self.keep)
 
-        return format_policy(self.keep) if type(self.hold).observe is Hold.observe else str(self)
+    def units(self, layer: int, layers: int) -> int | None:
+        """Units that each KV head of one of ``layers`` layers keeps, without the tail; ``None`` for all."""
+        return self.keep.units(layer, layers) if self.hold.limit is None else self.hold.limit
 
     def with_bits(self, bits: int) -> Recipe:
         """The same recipe with units held in so many bits.

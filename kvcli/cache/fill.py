@@ -72,7 +72,8 @@ class Fill:
         self.dtype = dtype
         self.step = Step()
         self.seen = 0
-        self.budgets = [keep.units(i, spec.layers) for i in range(spec.layers)]
+        self.limit = None if hold is None else hold.limit
+        self.budgets = [keep.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         shape = (spec.kv_heads, max(capacities) + chunk, spec.head_dim)
         self.workspace: tuple[Tensor, ...] = (
@@ -213,7 +214,11 @@ class FillLayer:
 
     def _keep_best(self, chunk: Chunk) -> None:
         keep, step, units = self.fill.keep, self.fill.step, chunk.k.shape[1]
-        scores, budget = keep.rescore(chunk), self.fill.budgets[self.index]
+        scores, budget, recent = keep.rescore(chunk), self.fill.budgets[self.index], 0 if step.last else keep.recent
+        if self.fill.limit is not None and self.fill.hold is not None:
+            (q, k), new = chunk.rotated, chunk.new
+            scores = self.fill.hold.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
+            recent = self.fill.limit - self.fill.limit // 2
         if not step.evict or budget is None or units <= budget:
             self._append(chunk, scores)
             return
@@ -221,7 +226,7 @@ class FillLayer:
             scores,
             budget,
             sinks=chunk.pos < keep.sinks if keep.sinks else None,
-            recent=0 if step.last else min(keep.recent, units),
+            recent=min(recent, units),
         )
         self.count = budget
         merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None

@@ -121,6 +121,30 @@ class Hold:
             start: tokens read before.
         """
 
+    @property
+    def watches(self) -> bool:
+        """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
+        return type(self).observe is not Hold.observe or self.limit is not None
+
+    @property
+    def limit(self) -> int | None:
+        """The most units per KV head of a layer that memory is given for, already during the reading."""
+        return None
+
+    def worth(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:  # noqa: ARG002
+        """Where there is a limit: how much units are worth keeping, higher is kept: float32 ``[H_kv, kept + new]``.
+
+        The newer half of the limit stays in any case.
+
+        Args:
+            scores: ``[H_kv, kept]``, what was said of kept units before.
+            q: ``[H, new, D]``, a chunk's queries, rotated.
+            k: ``[H_kv, kept + new, D]``, keys, rotated.
+            pos: ``[H_kv, kept + new]`` int32, places in the document.
+            scale: factor on the logits.
+        """
+        raise TypeError(f"the policy '{self.name}' has a limit and does not define worth()")
+
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
         del layer

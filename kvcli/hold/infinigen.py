@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from kvcli.hold.base import Bytes, HeldLayer, Hold, Survivors
 from kvcli.hold.offload.checks import at_least
 from kvcli.hold.offload.layer import Choice, footprint, offload, resident
+from kvcli.hold.offload.pool import Victims, worth
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 _QUERIES = "infinigen.queries"
+_LAST = 32  # queries of a chunk that say what they want of a pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,9 @@ class InfiniGen(Hold):
         skew: where the columns come from: ``text`` turns them by the text's own queries, ``none`` leaves them.
         dense: first layers that stay on the device as they are.
         least: up to this many units stay on the device as they are.
+        pool: most units per KV head of a layer in host memory, with ``full``; without it, all.
+        victims: which of them make room for the next: ``counter`` the one wanted least often, ``lru`` the one not
+            wanted for longest, ``fifo`` the oldest; never one of the newer half of the pool.
     """
 
     partial: float = 0.3
@@ -43,12 +48,36 @@ class InfiniGen(Hold):
     skew: Literal["text", "none"] = "text"
     dense: int = 2
     least: int = 64
+    pool: int | None = None
+    victims: Victims = "counter"
 
     name: ClassVar[str] = "infinigen"
     offloads: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least(self, partial=0, alpha=0, cap=0, dense=0, least=0)
+        if self.pool is not None:
+            at_least(self, pool=1)
+
+    @property
+    def limit(self) -> int | None:
+        """See :class:`kvcli.hold.base.Hold`."""
+        return self.pool
+
+    def worth(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:
+        """What the chunk's last queries would fetch of what stands before them is wanted."""
+        import torch
+
+        (kv_heads, n, dim), last = k.shape, min(_LAST, q.shape[1])
+        wanted = torch.zeros(kv_heads, n + 1, dtype=torch.bool, device=k.device)
+        if self.victims != "fifo" and n > last:
+            turn = torch.eye(dim, dtype=k.dtype, device=k.device).expand(kv_heads, -1, -1)
+            index = PartialKeys(k[:, : n - last], turn, self.alpha, self._most(n - last))
+            ids, lengths = index.select(q[:, -last:], scale)
+            assert lengths is not None
+            used = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            wanted.scatter_(1, ids.masked_fill(~used, n), True)
+        return worth(self.victims, scores, wanted[:, :n], pos)
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """Partial keys, and staging for as many units as the cap allows."""
