@@ -19,6 +19,7 @@ from kvcli.keep.budget import select
 from kvcli.keep.victims import merge
 from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import causal_attention
+from kvcli_kernels.compact import Units, compact
 
 
 @dataclass
@@ -230,18 +231,9 @@ class FillLayer:
         )
         self.count = budget
         merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None
-        flat = (index + torch.arange(index.shape[0], device=index.device).unsqueeze(1) * self._stride()).view(-1)
-        for kept, units_at_hand in zip((self.k, self.v), self.fill.workspace, strict=True):
-            rows = units_at_hand.view(-1, kept.shape[2]).index_select(0, flat)
-            kept[:, : self.count] = rows.view(kept.shape[0], self.count, kept.shape[2])
+        compact(index, Units(chunk.k, chunk.v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
         if merged is not None:
             self.v[:, : self.count] = merged
-        self.scores[:, : self.count] = scores.gather(1, index)
-        self.pos[:, : self.count] = chunk.pos.gather(1, index)
-
-    def _stride(self) -> int:
-        """Rows between two heads of the workspace."""
-        return self.fill.workspace[0].shape[1]
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.k.shape[1]

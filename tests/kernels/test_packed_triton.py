@@ -1,30 +1,24 @@
 """The triton kernels for few bits, in the interpreter, against their references."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kernels.interpreted import run
+
 PROGRAM = """
-import torch
 from kvcli_kernels.packed_attention import ref as attention_ref, triton as attention
 from kvcli_kernels.quantize import encode, ref, triton
 
-plain = torch.empty
-def poisoned(*args, **options):
-    made = plain(*args, **options)
-    return made.fill_(float("nan")) if made.is_floating_point() else made.fill_(255)
-torch.empty = poisoned
 attention._SPLIT, attention._KEYS = 64, 32
 
 def draw(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
 
 for bits in (2, 4, 8):
     for n, dim in ((1, 8), (33, 24)):
-        x = draw(2, n, dim) * torch.logspace(-3, 2, dim)
+        x = draw(2, n, dim) * torch.logspace(-3, 2, dim, device=DEVICE)
         x[0, :, 4] = 0.1
         for tile in ((32, 1), (1, 8), (1, dim)):
             one, two = triton.quantize(x, bits, tile), ref.quantize(x, bits, tile)
@@ -46,13 +40,16 @@ for bits in (2, 4, 8):
                 error = float((o - expected).norm() / expected.norm())
                 assert error < 1e-5, (bits, heads, m, n, number, error)
                 assert torch.allclose(lse, expected_lse, atol=1e-4)
-    none = ref.quantize(torch.zeros(2, 0, 8), bits, (32, 1))
+                narrow, _ = attention.packed_attention(q.bfloat16(), *part, 0.3)
+                error = float((narrow - expected).norm() / expected.norm())
+                assert narrow.dtype == torch.bfloat16 and error < 2e-2, (bits, heads, m, n, number, error)
+    none = ref.quantize(torch.zeros(2, 0, 8, device=DEVICE), bits, (32, 1))
     o, lse = attention.packed_attention(draw(4, 3, 8), none, none, 1.0)
     assert not o.any() and bool((lse == float("-inf")).all())
-    assert triton.quantize(torch.zeros(2, 0, 8), bits, (32, 1)).codes.shape == none.codes.shape
+    assert triton.quantize(torch.zeros(2, 0, 8, device=DEVICE), bits, (32, 1)).codes.shape == none.codes.shape
 for wrong in (float("inf"), -1e6):
     try:
-        triton.quantize(torch.full((1, 3, 8), wrong), 4, (32, 1))
+        triton.quantize(torch.full((1, 3, 8), wrong, device=DEVICE), 4, (32, 1))
     except ValueError as error:
         assert "65,504" in str(error)
     else:
@@ -63,17 +60,4 @@ print("as the references")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
 def test_the_kernels_are_their_references(tmp_path: Path) -> None:
-    """In a process of its own, because the interpreter is chosen when triton is imported."""
-    root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root), str(root / "kernels")])
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, program],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "as the references" in done.stdout
+    assert run(PROGRAM, tmp_path) == "as the references"

@@ -21,3 +21,19 @@ def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, T
     share = torch.sigmoid(lse_b - lse_a).nan_to_num(0.0).unsqueeze(-1)
     o = torch.lerp(o_a.float(), o_b.float(), share).to(o_a.dtype)
     return o, torch.logaddexp(lse_a, lse_b)
+
+
+def merge_splits(o: Tensor, lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same of several terms at once: those of a split over the keys.
+
+    Args:
+        o: ``[S, H, m, D]``.
+        lse: ``[S, H, m]``.
+        dtype: of the output.
+
+    Returns:
+        ``(o [H, m, D], lse [H, m])``.
+    """
+    whole = torch.logsumexp(lse, 0)
+    weights = torch.exp(lse - whole).nan_to_num(0.0).unsqueeze(-1)
+    return (o.float() * weights).sum(0).to(dtype), whole

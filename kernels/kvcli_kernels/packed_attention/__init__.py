@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from kvcli_kernels.attention import attention
+from kvcli_kernels.backend import on_triton
 from kvcli_kernels.merge import merge
 from kvcli_kernels.packed_attention import folded, ref
 from kvcli_kernels.quantize import Packed, dequantize
@@ -10,6 +11,7 @@ from kvcli_kernels.quantize import Packed, dequantize
 __all__ = ["packed_attention"]
 
 _FEW = 16  # query rows of a KV head, up to which unpacking costs more than the products
+_CARD_FEW = 64  # the same on a card: a program's rows, above which each of its neighbours unpacks the keys again
 _BLOCK = 8192  # keys that are unpacked at a time for more
 
 
@@ -18,7 +20,12 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     n = k.codes.shape[1]
     if n == 0:
         return ref.packed_attention(q, k, v, scale)
-    if q.device.type == "cpu" and q.shape[0] // k.codes.shape[0] * q.shape[1] <= _FEW and v.tile[0] == 1:
+    rows = q.shape[0] // k.codes.shape[0] * q.shape[1]
+    if on_triton(q) and rows <= _CARD_FEW:
+        from kvcli_kernels.packed_attention import triton
+
+        return triton.packed_attention(q, k, v, scale)
+    if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
         return folded.packed_attention(q, k, v, scale)
     term = None
     for start in range(0, n, _BLOCK):

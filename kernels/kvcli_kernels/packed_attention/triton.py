@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kvcli_kernels.backend import products
+from kvcli_kernels.merge.triton import merge_splits
 from kvcli_kernels.quantize.packed import Packed
 
 _KEYS = 64  # of a step
@@ -35,7 +37,7 @@ def _attend(
     p_vc, p_vs, p_vl, p_vb, v_columns, stride_vc, stride_vs,
     K_BITS: tl.constexpr, K_ROWS: tl.constexpr, K_COLUMNS: tl.constexpr, K_BOOK: tl.constexpr, K_LOW: tl.constexpr,
     V_BITS: tl.constexpr, V_ROWS: tl.constexpr, V_COLUMNS: tl.constexpr, V_BOOK: tl.constexpr, V_LOW: tl.constexpr,
-    B_R: tl.constexpr, B_N: tl.constexpr, B_D: tl.constexpr,
+    B_R: tl.constexpr, B_N: tl.constexpr, B_D: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     i_row, i_split, i_head = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     heads = tl.num_programs(2)
@@ -43,7 +45,7 @@ def _attend(
     m_r = o_r < rows
     o_q = (i_head * rows + o_r)[:, None] * dim + o_d[None, :]
     m_q = m_r[:, None] & (o_d < dim)[None, :]
-    b_q = tl.load(p_q + o_q, mask=m_q, other=0.0)  # [r, d]
+    b_q = tl.load(p_q + o_q, mask=m_q, other=0.0).to(DOT)  # [r, d]
     b_o = tl.zeros([B_R, B_D], tl.float32)
     b_max, b_sum = tl.full([B_R], float("-inf"), tl.float32), tl.zeros([B_R], tl.float32)
     first = i_split * split
@@ -51,14 +53,14 @@ def _attend(
         o_n = start + tl.arange(0, B_N)
         b_k = _unpacked(p_kc, p_ks, p_kl, p_kb, i_head, n, dim, o_n, o_d, k_columns, stride_kc, stride_ks,
                         K_BITS, K_ROWS, K_COLUMNS, K_BOOK, K_LOW)  # fmt: skip
-        b_logit = tl.dot(b_q, tl.trans(b_k).to(b_q.dtype), input_precision="ieee") * scale
+        b_logit = tl.dot(b_q, tl.trans(b_k).to(DOT), input_precision="ieee") * scale
         b_logit = tl.where((o_n < n)[None, :], b_logit, float("-inf"))  # [r, n]
         b_new = tl.maximum(b_max, tl.max(b_logit, 1))
         b_w = tl.exp(b_logit - b_new[:, None])
         b_old = tl.exp(b_max - b_new)
         b_v = _unpacked(p_vc, p_vs, p_vl, p_vb, i_head, n, dim, o_n, o_d, v_columns, stride_vc, stride_vs,
                         V_BITS, V_ROWS, V_COLUMNS, V_BOOK, V_LOW)  # fmt: skip
-        b_o = b_o * b_old[:, None] + tl.dot(b_w.to(b_q.dtype), b_v.to(b_q.dtype), input_precision="ieee")
+        b_o = b_o * b_old[:, None] + tl.dot(b_w.to(DOT), b_v.to(DOT), input_precision="ieee")
         b_sum = b_sum * b_old + tl.sum(b_w, 1)
         b_max = b_new
     tl.store(p_o + i_split * heads * rows * dim + o_q, b_o / b_sum[:, None], mask=m_q)
@@ -77,10 +79,9 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     _attend[(-(-rows // block), splits, kv_heads)](
         q.contiguous(), o, lse, scale, rows, n, dim, _SPLIT, *_tensors(k), *_tensors(v),
         **_constants("K", k), **_constants("V", v), B_R=block, B_N=_KEYS, B_D=max(16, triton.next_power_of_2(dim)),
+        DOT=products(q),
     )  # fmt: skip
-    whole = torch.logsumexp(lse, 0)
-    o = (o * torch.exp(lse - whole).unsqueeze(-1)).sum(0)
-    return o.to(q.dtype).reshape(heads, m, dim), whole.reshape(heads, m)
+    return merge_splits(o.view(splits, heads, m, dim), lse.view(splits, heads, m), q.dtype)
 
 
 def _tensors(x: Packed) -> tuple[Tensor | int, ...]:

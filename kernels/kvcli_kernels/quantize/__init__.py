@@ -1,7 +1,21 @@
 """Quantising and packing: the format, and the one place that chooses between the backends."""
 
+from torch import Tensor
+
+from kvcli_kernels.backend import on_triton
+from kvcli_kernels.quantize import ref
 from kvcli_kernels.quantize.packed import BITS, Packed, pack, unpack
-from kvcli_kernels.quantize.ref import dequantize, quantize
+from kvcli_kernels.quantize.ref import dequantize
 from kvcli_kernels.quantize.rotated import codebook, encode, hadamard
 
 __all__ = ["BITS", "Packed", "codebook", "dequantize", "encode", "hadamard", "pack", "quantize", "unpack"]
+
+
+def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
+    """See :func:`kvcli_kernels.quantize.ref.quantize`."""
+    if on_triton(x):
+        from kvcli_kernels.quantize import triton
+
+        if triton.takes(bits, tile, x.shape[2]):
+            return triton.quantize(x, bits, tile)
+    return ref.quantize(x, bits, tile)

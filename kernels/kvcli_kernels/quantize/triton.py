@@ -60,6 +60,14 @@ def _quantize(
     tl.store(p_codes + o_out, b_byte.to(tl.uint8), mask=m_out)
 
 
+def takes(bits: int, tile: tuple[int, int], dim: int) -> bool:
+    """Whether there is a kernel: for tiles one number wide and 2 ** i tokens high, or of whole bytes of a token."""
+    rows, columns = tile
+    if rows > 1:
+        return columns == 1 and rows & (rows - 1) == 0
+    return min(columns, dim) % (8 // bits) == 0
+
+
 def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
     """See :func:`kvcli_kernels.quantize.ref.quantize`; tiles are ``(2 ** i, 1)``, or one token high.
 
@@ -70,7 +78,7 @@ def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
     per, columns, by_channel = 8 // bits, min(tile[1], dim), tile[1] == 1 and tile[0] > 1
     if dim % per:
         raise ValueError(f"rows of {dim} numbers do not fill whole bytes at {bits} bits")
-    if not by_channel and (tile[0] != 1 or columns % per):
+    if not takes(bits, tile, dim):
         raise ValueError(f"there is no kernel for tiles of {tile[0]} x {tile[1]}")
     rows, column_tiles = -(-n // tile[0]), -(-dim // columns)
     codes = torch.empty(heads, n, dim // per, dtype=torch.uint8, device=x.device)
