@@ -118,8 +118,9 @@ def plan(
     notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
     fill, host = sum(kept) * spec.kv_heads * spec.unit_bytes, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
+    shared = max((part.shared for part in held), default=0)
     if recipe.hold.offloads:
-        fill, host = sum(part.device for part in held), max(fill, sum(part.host for part in held))
+        fill, host = sum(part.device for part in held) + shared, max(fill, sum(part.host for part in held))
         if cpu:
             fill, host = fill + host, 0
     return Plan(
@@ -130,7 +131,7 @@ def plan(
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
         runtime=activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0,
-        held=sum(map(sum, held)),
+        held=sum(part.device + part.host for part in held) + shared,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kvcli.cache.fill import Fill
@@ -33,8 +33,9 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the kept units really take on the device, scales and indices included."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes that the kept units really take on the device, scales, indices and staging included."""
+        shared = max((layer.shared_nbytes for layer in self.layers), default=0)
+        return sum(layer.nbytes for layer in self.layers) + shared
 
     @property
     def host_nbytes(self) -> int:
@@ -72,5 +73,5 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
             layer.release()
     if release:
         fill.release()
-    taken = sum(layer.nbytes + layer.host_nbytes for layer in layers)
-    return Context(layers, starts, fill.seen, 8 * taken / numbers if numbers else 8 * fill.dtype.itemsize)
+    context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize)
+    return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcli.cache.context import Context
 from kvcli.hold.base import Foreseeing
+from kvcli.hold.offload.staging import Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
@@ -32,7 +33,8 @@ class Tail:
     ) -> None:
         self.spec, self.rotary, self.context = spec, rotary, context
         self.length = 0
-        self.held = [] if context is None else [layer.begin() for layer in context.layers]
+        self.staging = Staging()
+        self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
         shape = (spec.kv_heads, 0, spec.head_dim)
         self._layers = [
             TailLayer(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checka
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.hold.offload.staging import Staging
     from kvcli.types import ModelSpec
 
 
@@ -40,10 +41,14 @@ class Survivors:
 
 
 class Bytes(NamedTuple):
-    """What a held layer takes on the device and in host memory; on a CPU both are the same RAM."""
+    """What a held layer takes on the device and in host memory; on a CPU both are the same RAM.
+
+    ``shared`` is on the device as well, once for all layers that use it in turn.
+    """
 
     device: int
     host: int
+    shared: int = 0
 
 
 class Attending(Protocol):
@@ -89,6 +94,11 @@ class HeldLayer(Attending, Protocol):
         """Bytes in host memory; 0 where everything is on the device."""
         ...
 
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes on the device of what layers use in turn, as much as this one wants of it."""
+        ...
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for a moment.
 
@@ -96,8 +106,11 @@ class HeldLayer(Attending, Protocol):
         """
         ...
 
-    def begin(self) -> Attending:
-        """What one tail attends to; it may remember between calls, but never so that an answer depends on it."""
+    def begin(self, staging: Staging | None = None) -> Attending:
+        """What one tail attends to; it may remember between calls, but never so that an answer depends on it.
+
+        ``staging`` is memory that this tail's layers use in turn; without it a layer has its own.
+        """
         ...
 
 

@@ -10,6 +10,8 @@ from kvcli.hold.base import Hold, Survivors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.hold.offload.staging import Staging
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Hold):
@@ -41,11 +43,16 @@ class DenseLayer:
         """Nothing is elsewhere."""
         return 0
 
+    @property
+    def shared_nbytes(self) -> int:
+        """None."""
+        return 0
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         return self.k, self.v
 
-    def begin(self) -> DenseLayer:
+    def begin(self, staging: Staging | None = None) -> DenseLayer:  # noqa: ARG002
         """Nothing to remember."""
         return self
 

@@ -80,12 +80,12 @@ class InfiniGen(Hold):
         return worth(self.victims, scores, wanted[:, :n], pos)
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
-        """Partial keys, and staging for as many units as the cap allows."""
+        """Partial keys, and as many units as the cap allows of this layer and the next."""
         if self._fits(layer, units):
             return super().size(spec, layer, units)
         columns = self._columns(spec.head_dim)
         index = columns * (units + spec.head_dim)
-        return footprint(spec, units, index=index, staged=self._most(units), exact=0)
+        return footprint(spec, units, index=index, staged=self._most(units), exact=0, foreseen=True)
 
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
         """Sums the second moment of queries: float32 ``[H, D, D]``."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kvcli.hold.offload.staging import Staging
     from kvcli.types import ModelSpec
     from kvcli_kernels.quantize import Packed
 
@@ -70,6 +71,11 @@ class PackedLayer:
         """None."""
         return 0
 
+    @property
+    def shared_nbytes(self) -> int:
+        """None."""
+        return 0
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         from kvcli_kernels.quantize import dequantize
@@ -79,7 +85,7 @@ class PackedLayer:
             k, v = k @ self.rotation, v @ self.rotation
         return k.to(self.dtype), v.to(self.dtype)
 
-    def begin(self) -> PackedLayer:
+    def begin(self, staging: Staging | None = None) -> PackedLayer:  # noqa: ARG002
         """Itself: it remembers nothing."""
         return self
 

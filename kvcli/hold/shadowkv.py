@@ -59,7 +59,7 @@ class ShadowKV(Hold):
             spec, units, index=marks * spec.head_dim, staged=min(self.chunks, marks) * self.chunk, exact=exact
         )
         factors = rank * (count * self.chunk + spec.kv_heads * spec.head_dim) * number
-        return Bytes(kept.device + factors + 4 * spec.kv_heads * marks, kept.host // 2)
+        return Bytes(kept.device + factors + 4 * spec.kv_heads * marks, kept.host // 2, kept.shared)
 
     def freeze(self, survivors: Survivors) -> HeldLayer:
         """Factors, landmarks, outliers."""

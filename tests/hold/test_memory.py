@@ -34,11 +34,14 @@ def test_the_plan_says_what_a_context_takes(model, family: str, name: str, lengt
     assert (here.fill, here.host) == (plan.fill + plan.host, 0)
 
 
-@pytest.mark.parametrize("name", HOLDS)
-def test_a_small_card_holds_a_long_document(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "share"), [("quest", 1 / 7), ("infllm", 1 / 18), ("shadowkv", 1 / 6), ("infinigen", 1 / 4)]
+)
+def test_a_small_card_holds_a_long_document(name: str, share: float) -> None:
     """Llama-3.1-8B's shape at 126K tokens with the published settings."""
     full, few = (memory.plan(LLAMA, parse(r), tokens=129_024, chunk=1024, tail=512) for r in ("full", f"full+{name}"))
-    assert few.fill < full.fill * 0.6
+    notes = full.fill - full.held
+    assert few.fill - notes < full.held * share
     assert few.host == 129_024 * 8 * 512 * 32
     assert full.host == 0
 

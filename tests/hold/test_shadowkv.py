@@ -69,10 +69,14 @@ def test_positions_after_reconstruction_are_the_original_ones(model, family: str
         store = layer.store
         heads = torch.arange(expected.shape[0]).repeat_interleave(store.count)
         ids = torch.arange(store.count).repeat(expected.shape[0])
-        k, v = store.fetch(heads, ids)
-        end = store.count * 4
+        k, end = store.keys(heads, ids), store.count * 4
         assert torch.allclose(k.view(-1, end, k.shape[2]), expected[:, :end], atol=2e-4)
-        assert torch.equal(v.view(-1, end, k.shape[2]), fill.v[:, :end])
+        none = torch.zeros(len(expected), store.count, 4, k.shape[2])
+        out = (torch.empty_like(none), torch.empty_like(none))
+        ids = torch.arange(store.count).expand(len(expected), -1)
+        store.bring(ids, torch.full_like(ids, -1), (none, none), out)
+        assert torch.equal(out[0].flatten(0, 1), k)
+        assert torch.equal(out[1].flatten(1, 2), fill.v[:, :end])
         assert torch.allclose(store.whole()[0], expected, atol=2e-4)
         exact = expected.gather(1, store.exact[0].unsqueeze(-1).expand(-1, -1, expected.shape[2]))
         assert torch.equal(layer.k, exact)
@@ -84,8 +88,8 @@ def test_a_key_never_depends_on_what_is_fetched_with_it(model, together: int) ->
     layers, _ = held(model(), "full+shadowkv(rank=7, chunk=4, chunks=2, outliers=1)")
     store = layers[0].store
     ids = torch.arange(store.count)
-    whole = store.fetch(torch.zeros_like(ids), ids)[0]
-    parts = [store.fetch(torch.zeros_like(p), p)[0] for p in ids.split(together)]
+    whole = store.keys(torch.zeros_like(ids), ids)
+    parts = [store.keys(torch.zeros_like(p), p) for p in ids.split(together)]
     assert torch.equal(whole, torch.cat(parts))
 
 

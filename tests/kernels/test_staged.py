@@ -57,13 +57,14 @@ def test_votes_are_softmax_summed_over_queries_of_the_keenest_head(shape) -> Non
     assert chosen.tolist() == [sorted(row) for row in expected.topk(count).indices.tolist()]
 
 
-def blocks(kv_heads: int, count: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A store, staged blocks, and wanted ones: some staged, some not, some none at all."""
+def blocks(kv_heads: int, count: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """A store among other rows, staged blocks, wanted ones (some staged, some not, some none), and where they go."""
     generator = torch.Generator().manual_seed(count)
-    store, staged = (torch.randn(kv_heads, n, width, generator=generator) for n in (count, 5))
+    store, staged = (torch.randn(kv_heads, n, width, generator=generator) for n in (count + 3, 5))
+    store = store[:, 2 : 2 + count]
     ids = torch.randint(0, count + 1, (kv_heads, 7), generator=generator)
     slots = torch.randint(-3, 5, (kv_heads, 7), generator=generator).clamp(min=-1)
-    return store, staged, ids, slots.masked_fill(ids == count, -1)
+    return store, staged, ids, slots.masked_fill(ids == count, -1), torch.full((kv_heads, 7, width), 9.0)
 
 
 def factors(kv_heads: int, n: int, rank: int, dim: int) -> tuple[Tensor, ...]:
@@ -82,11 +83,11 @@ FACTORS = [(1, 3, 1, 2), (2, 40, 33, 24), (3, 70, 160, 64)]
 
 @pytest.mark.parametrize("shape", BLOCKS)
 def test_a_slot_has_its_block(shape) -> None:
-    store, staged, ids, slots = blocks(*shape)
-    out = gather.gather(store, staged, ids, slots)
+    store, staged, ids, slots, out = blocks(*shape)
+    assert gather.gather(store, staged, ids, slots, out) is out
     for head in range(shape[0]):
         for i, (number, slot) in enumerate(zip(ids[head].tolist(), slots[head].tolist(), strict=True)):
-            none = torch.zeros(shape[2])
+            none = torch.full((shape[2],), 9.0)
             fresh = none if number == shape[1] else store[head, min(number, shape[1] - 1)]
             assert torch.equal(out[head, i], staged[head, slot] if slot >= 0 else fresh)
 
@@ -123,8 +124,8 @@ for shape in SHAPES:
     assert rms(marks.votes(q, k, 0.3), marks_ref.votes(q, k, 0.3)) < 1e-5, shape
     assert torch.equal(marks.choose(q, k, 0.3, min(5, shape[3])), marks_ref.choose(q, k, 0.3, min(5, shape[3]))), shape
 for shape in BLOCKS:
-    given = moved(blocks(*shape))
-    assert torch.equal(gather.gather(*given), gather_ref.gather(*given)), shape
+    expected = gather_ref.gather(*moved(blocks(*shape)))
+    assert torch.equal(gather.gather(*moved(blocks(*shape))), expected), shape
 for shape in FACTORS:
     given = moved(factors(*shape))
     assert rms(keys.reconstruct(*given), keys_ref.reconstruct(*given)) < 1e-5, shape

@@ -1,1 +1,17 @@
-"""Blocks from a store into staging slots."""
+"""Blocks from a store into staging slots: the backends, and the one place that chooses between them."""
+
+from torch import Tensor
+
+from kvcli_kernels.backend import on_triton
+from kvcli_kernels.gather import ref
+
+__all__ = ["gather"]
+
+
+def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor, out: Tensor) -> Tensor:
+    """See :func:`kvcli_kernels.gather.ref.gather`."""
+    if on_triton(out):
+        from kvcli_kernels.gather import triton
+
+        return triton.gather(store, staged, ids, slots, out)
+    return ref.gather(store, staged, ids, slots, out)

@@ -1,10 +1,9 @@
 """Blocks from a store, or from where the last step staged them, into staging slots."""
 
-import torch
 from torch import Tensor
 
 
-def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
+def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor, out: Tensor) -> Tensor:
     """Fill staging slots.
 
     Args:
@@ -12,14 +11,15 @@ def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor) -> Tensor:
         staged: ``[H_kv, S, W]``, what the last step staged.
         ids: int64 ``[H_kv, K]``, the blocks that are wanted; ``N`` for none.
         slots: int64 ``[H_kv, K]``, where the last step has them, -1 where it does not.
+        out: ``[H_kv, K, W]``; stays as it is where no block is wanted. Shares no memory with ``staged`` but where
+            there are no hits.
 
     Returns:
-        ``[H_kv, K, W]``; 0 where no block is wanted.
+        ``out``.
     """
-    kv_heads, count, width = store.shape
-    out = staged.new_zeros(kv_heads, ids.shape[1], width)
-    head = torch.arange(kv_heads, device=ids.device)[:, None].expand(ids.shape)
-    hit, miss = slots >= 0, (slots < 0) & (ids < count)
-    out[hit] = staged[head[hit], slots[hit]]
-    out[miss] = store[head[miss], ids[miss]]
+    heads, at = (slots >= 0).nonzero(as_tuple=True)
+    out[heads, at] = staged[heads, slots[heads, at]]
+    heads, at = ((slots < 0) & (ids < store.shape[1])).nonzero(as_tuple=True)
+    there = (heads.to(store.device), ids[heads, at].to(store.device))
+    out[heads, at] = store[there].to(out.device)
     return out

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kvcli.hold.base import Bytes, Survivors
 from kvcli.hold.dense import DenseLayer
+from kvcli.hold.offload.staging import Staging
 from kvcli.hold.offload.store import HostStore, Store, blocks, to_host
 
 if TYPE_CHECKING:
@@ -62,9 +63,18 @@ class Offloaded:
 
     @property
     def nbytes(self) -> int:
-        """Index, what is always at hand, and two staging buffers."""
-        staged = 2 * self.index.most * self.store.block * self.k.shape[0] * self.k.shape[2] * self.k.itemsize
-        return self.index.nbytes + self.store.nbytes + self.k.nbytes + self.v.nbytes + 2 * staged
+        """Index, what is always at hand, and what stays staged between steps."""
+        staged = 0 if self.foreseen else self._staged
+        return self.index.nbytes + self.store.nbytes + self.k.nbytes + self.v.nbytes + staged
+
+    @property
+    def shared_nbytes(self) -> int:
+        """What is on its way: where it is fetched ahead, that of this layer and of the one before it."""
+        return self._staged * (2 if self.foreseen else 1)
+
+    @property
+    def _staged(self) -> int:
+        return 2 * self.index.most * self.store.block * self.k.shape[0] * self.k.shape[2] * self.k.itemsize
 
     @property
     def host_nbytes(self) -> int:
@@ -75,9 +85,10 @@ class Offloaded:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         return self.store.whole()
 
-    def begin(self) -> Reader:
+    def begin(self, staging: Staging | None = None) -> Reader:
         """A reader with nothing staged yet."""
-        return Seer(self) if self.foreseen else Reader(self)
+        kind = Seer if self.foreseen else Reader
+        return kind(self, Staging() if staging is None else staging)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
@@ -88,20 +99,31 @@ class Reader:
     """One tail's view of an offloaded layer: what the last step fetched is not fetched again.
 
     Staged blocks stand in the order of the text, so that an answer depends on what is chosen and never on what was
-    there before.
+    there before. Buffers neither move nor change size, so that a step can be captured.
 
     Attributes:
-        hits, misses: blocks that were staged already, and that were fetched.
         chosen: the last choice.
     """
 
-    def __init__(self, held: Offloaded) -> None:
-        self.held = held
-        self.hits = self.misses = 0
+    def __init__(self, held: Offloaded, staging: Staging) -> None:
+        import torch
+
+        self.held, self.staging = held, staging
         self.chosen: Choice | None = None
-        self._ahead: tuple[Choice, Tensor, Tensor] | None = None
+        self._shape = (held.k.shape[0], held.index.most, held.store.block, held.k.shape[2])
+        self._number = staging.join(*self._shape)
+        self._counts = torch.zeros(2, dtype=torch.long, device=held.k.device)
         self._staged: tuple[Tensor, Tensor, Tensor] | None = None
-        self._spare: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def hits(self) -> int:
+        """Blocks that were staged already."""
+        return int(self._counts[0])
+
+    @property
+    def misses(self) -> int:
+        """Blocks that were fetched."""
+        return int(self._counts[1])
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`; all queries stand behind the context."""
@@ -109,58 +131,66 @@ class Reader:
         from kvcli_kernels.merge import merge
         from kvcli_kernels.staged import staged
 
-        if self._ahead is None:
-            choice = self.held.index.select(q, scale)
-            k, v = self._stage(choice.ids)
-        else:
-            choice, k, v = self._ahead
-        self._ahead, self.chosen = None, choice
+        choice, k, v = self._at_hand(q, scale)
+        self.chosen = choice
         term = staged(q, k.flatten(1, 2), v.flatten(1, 2), scale, choice.lengths)
         if self.held.k.shape[1]:
             term = merge(term, attention(q, self.held.k, self.held.v, scale, q_start))
         return term
 
-    def _stage(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[H_kv, K, block, D]`` of blocks ``ids [H_kv, K]``."""
+    def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+        """What queries want, and its keys and values ``[H_kv, K, block, D]``."""
+        choice = self.held.index.select(q, scale)
+        if self._staged is None:
+            k, v = (self.held.k.new_zeros(self._shape) for _ in range(2))
+            self._staged = (choice.ids.new_full(choice.ids.shape, self.held.store.count), k, v)
+        old, k, v = self._staged
+        new_k, new_v = (self.staging.take(name, k, *self._shape) for name in ("k0", "v0"))
+        self._bring(choice.ids, self._slots(old, choice.ids), (k, v), (new_k, new_v))
+        k.copy_(new_k)
+        v.copy_(new_v)
+        self._staged = (choice.ids, k, v)
+        return choice, k, v
+
+    def _slots(self, old: Tensor, ids: Tensor) -> Tensor:
+        """Where blocks are staged, -1 for those that are not."""
         import torch
 
-        store, count = self.held.store, ids.shape[1]
-        k, v = self._buffers(ids)
-        wanted = ids < store.count
-        missing = wanted
-        if self._staged is not None and self._staged[0].shape[1]:
-            old, old_k, old_v = self._staged
-            at = torch.searchsorted(old, ids).clamp_(max=old.shape[1] - 1)
-            hit = wanted & (old.gather(1, at) == ids)
-            missing = wanted & ~hit
-            heads, slots = hit.nonzero(as_tuple=True)
-            k[heads, slots], v[heads, slots] = old_k[heads, at[heads, slots]], old_v[heads, at[heads, slots]]
-            self.hits += len(heads)
-        heads, slots = missing.nonzero(as_tuple=True)
-        if len(heads):
-            k[heads, slots], v[heads, slots] = store.fetch(heads, ids[heads, slots])
-        self.misses += len(heads)
-        self._staged = (ids, k, v)
-        return k[:, :count], v[:, :count]
+        at = torch.searchsorted(old, ids).clamp_(max=old.shape[1] - 1)
+        return at.masked_fill((ids == self.held.store.count) | (old.gather(1, at) != ids), -1)
 
-    def _buffers(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The buffers that the last step did not use; of one size for ever, so that a step can be captured."""
-        now = None if self._staged is None else self._staged[1:]
-        if self._spare is None:
-            held = self.held
-            shape = (ids.shape[0], held.index.most, held.store.block, held.k.shape[2])
-            self._spare = (held.k.new_zeros(shape), held.k.new_zeros(shape))
-        spare, self._spare = self._spare, now
-        return spare
+    def _bring(self, ids: Tensor, slots: Tensor, staged: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]) -> None:
+        import torch
+
+        hits = slots >= 0
+        self._counts += torch.stack([hits.sum(), ((ids < self.held.store.count) & ~hits).sum()])
+        self.held.store.bring(ids, slots, staged, out)
 
 
 class Seer(Reader):
-    """A reader that chooses and fetches for a guess of its queries, where there is one."""
+    """A reader that chooses and fetches for a guess of its queries, where there is one.
+
+    Layers take turns with two buffers: one is attended to while the other is filled for the layer that follows. So
+    nothing stays staged from step to step.
+    """
+
+    def __init__(self, held: Offloaded, staging: Staging) -> None:
+        super().__init__(held, staging)
+        self._ahead: tuple[Choice, Tensor, Tensor] | None = None
 
     def foresee(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.hold.base.Foreseeing`."""
-        choice = self.held.index.select(q, scale)
-        self._ahead = (choice, *self._stage(choice.ids))
+        self._ahead = self._fetch(q, scale)
+
+    def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+        ahead, self._ahead = self._ahead, None
+        return self._fetch(q, scale) if ahead is None else ahead
+
+    def _fetch(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+        choice, turn = self.held.index.select(q, scale), self._number % 2
+        k, v = (self.staging.take(f"{name}{turn}", self.held.k, *self._shape) for name in "kv")
+        self._bring(choice.ids, choice.ids.new_full(choice.ids.shape, -1), (k, v), (k, v))
+        return choice, k, v
 
 
 def resident(survivors: Survivors) -> DenseLayer:
@@ -203,8 +233,9 @@ def offload(
     )
 
 
-def footprint(spec: ModelSpec, units: int, *, index: int, staged: int, exact: int) -> Bytes:
+def footprint(spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, foreseen: bool = False) -> Bytes:
     """What such a layer takes: ``index`` in numbers of the model's dtype per KV head, the others in units of one."""
     number = spec.unit_bytes // (2 * spec.head_dim)
-    device = spec.kv_heads * (index * number + (2 * staged + exact) * spec.unit_bytes)
-    return Bytes(device, spec.kv_heads * units * spec.unit_bytes)
+    one = spec.kv_heads * spec.unit_bytes
+    own, shared = (0, 2 * staged) if foreseen else (staged, staged)
+    return Bytes(spec.kv_heads * index * number + (own + exact) * one, units * one, shared * one)

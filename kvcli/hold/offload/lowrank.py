@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvcli.hold.offload.store import blocks
+from kvcli.hold.offload.store import Pair, rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,18 @@ class LowRankStore:
         """Values."""
         return self.v.nbytes
 
-    def fetch(self, heads: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
         """See :class:`kvcli.hold.offload.store.Store`. Values travel while keys are reconstructed and rotated."""
+        rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
+        heads, at = (slots >= 0).nonzero(as_tuple=True)
+        out[0][heads, at] = staged[0][heads, slots[heads, at]]
+        heads, at = ((slots < 0) & (ids < self.count)).nonzero(as_tuple=True)
+        out[0][heads, at] = self.keys(heads, ids[heads, at])
+
+    def keys(self, heads: Tensor, ids: Tensor) -> Tensor:
+        """Rotated keys ``[M, block, D]`` of ``M`` blocks, named by head, in order, and number."""
         import torch
 
-        there = heads.to(self.v.device), ids.to(self.v.device)
-        v = blocks(self.v, 0, self.count, self.block)[there].to(self.coefficients.device, non_blocking=True)
         slots = ids[:, None] * self.block + torch.arange(self.block, device=ids.device)  # [M, block]
         factors = self.coefficients[slots]
         counts = torch.bincount(heads, minlength=len(self.basis)).tolist()
@@ -86,8 +92,7 @@ class LowRankStore:
                 for part, basis in zip(torch.split(factors, counts), self.basis, strict=True)
             ]
         )
-        places = slots if self.pos is None else self.pos[heads[:, None], slots].long()
-        return self.rotate(k, places), v
+        return self.rotate(k, slots if self.pos is None else self.pos[heads[:, None], slots].long())
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.offload.store.Store`."""

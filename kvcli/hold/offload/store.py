@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Pair = tuple["Tensor", "Tensor"]
+
+
 class Store(Protocol):
     """Blocks of ``block`` consecutive units each, ``count`` of them per KV head."""
 
@@ -27,8 +30,15 @@ class Store(Protocol):
         """Bytes in host memory."""
         ...
 
-    def fetch(self, heads: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys, rotated, and values ``[M, block, D]`` on the device of ``M`` blocks, named by head and number."""
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
+        """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
+
+        Args:
+            ids: int64 ``[H_kv, K]``, ``count`` for none.
+            slots: int64 ``[H_kv, K]``, where ``staged`` has them, -1 where it does not.
+            staged: ``[H_kv, S, block, D]``.
+            out: ``[H_kv, K, block, D]``; no part of ``staged``.
+        """
         ...
 
     def whole(self) -> tuple[Tensor, Tensor]:
@@ -65,11 +75,10 @@ class HostStore:
         """Keys and values."""
         return self.k.nbytes + self.v.nbytes
 
-    def fetch(self, heads: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
         """See :class:`Store`."""
-        heads, ids = heads.to(self.k.device), ids.to(self.k.device)
-        k, v = (blocks(t, self.first, self.count, self.block)[heads, ids] for t in (self.k, self.v))
-        return k.to(self.device), v.to(self.device)
+        for x, old, new in zip((self.k, self.v), staged, out, strict=True):
+            rows(x, self.first, self.count, self.block, ids, slots, old, new)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`Store`."""
@@ -79,6 +88,15 @@ class HostStore:
 def blocks(x: Tensor, first: int, count: int, block: int) -> Tensor:
     """``[H_kv, n, D]`` as ``[H_kv, count, block, D]``, a view of ``count * block`` units from ``first`` on."""
     return x[:, first : first + count * block].view(x.shape[0], count, block, x.shape[2])
+
+
+def rows(
+    x: Tensor, first: int, count: int, block: int, ids: Tensor, slots: Tensor, staged: Tensor, out: Tensor
+) -> None:
+    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`Store.bring`."""
+    from kvcli_kernels.gather import gather
+
+    gather(blocks(x, first, count, block).flatten(2), staged.flatten(2), ids, slots, out.flatten(2))
 
 
 def to_host(x: Tensor, device: torch.device) -> Tensor:
