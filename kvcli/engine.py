@@ -20,6 +20,7 @@ from kvcli.events import Answer, Prefill, Token
 from kvcli.hf.load import Model
 from kvcli.recipe import Recipe
 from kvcli.sampling import Sampling, sample
+from kvcli.step import Arrival, chosen
 from kvcli.types import CHUNK
 
 
@@ -180,6 +181,7 @@ def ask(
     max_tokens: int = 2048,
     stop: Sequence[str] = (),
     chunk: int = CHUNK,
+    ahead: bool | None = None,
 ) -> Iterator[Token | Answer]:
     """Put a question's ids behind a tail and generate the answer.
 
@@ -194,6 +196,8 @@ def ask(
         max_tokens: longest answer.
         stop: texts that end the answer and are not part of it.
         chunk: tokens per forward pass of a long question.
+        ahead: begin a token's step before its number is read, so that a card never waits for the host; by default
+            where there is a card. Answers are the same.
 
     Yields:
         a :class:`Token` for each token of the answer, then one :class:`Answer`.
@@ -205,19 +209,25 @@ def ask(
         raise InputError("the question has no tokens")
     how = sampling or Sampling()
     generator = how.generator(model.device)
+    ahead = model.device.type == "cuda" if ahead is None else ahead
     began = perf_counter()
+    with torch.inference_mode():
+        tail.reserve(tail.length + len(ids) + min(max_tokens, model.spec.max_positions))
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
     for part in torch.split(question, chunk):
         logits = _advance(model, tail, part)
-    writer = _Writer(model.tokenizer, stop)
+    writer, arrival = _Writer(model.tokenizer, stop), Arrival(model.device)
+    step = chosen(model, tail)
     first = began
     count, reason = 0, "length"
     while count < max_tokens:
         assert logits is not None
         token = sample(logits, how, generator)
-        number = int(token)
+        arrival.send(token)
         count += 1
+        following = step(token) if ahead and count < max_tokens else None
+        number = arrival.number()
         if count == 1:
             first = perf_counter()
         if number in model.eos:
@@ -230,7 +240,8 @@ def ask(
             break
         yield Token(number, piece)
         if count < max_tokens:
-            logits = _advance(model, tail, token)
+            logits = step(token) if following is None else following
+            tail.extend(1)
     last = writer.flush()
     if last:
         yield Token(-1, last)

@@ -63,4 +63,6 @@ def sample(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
         before = ordered.cumsum(dim=-1) - ordered
         cut = torch.empty_like(order, dtype=torch.bool).scatter_(0, order, before >= how.top_p)
         logits = logits.masked_fill(cut, float("-inf"))
-    return torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+    # What torch.multinomial does, number for number, without its checks, which wait for the device.
+    probabilities = torch.softmax(logits, dim=-1)
+    return (probabilities / torch.empty_like(probabilities).exponential_(1, generator=generator)).argmax().view(1)

@@ -62,7 +62,14 @@ class Rotary(Protocol):
     """The model's own rotary embedding, applied by the cache instead of by the layers."""
 
     def rotate(self, layer: int, x: Tensor, positions: range | Tensor) -> Tensor:
-        """Rotate ``x [H, n, D]`` to ``positions``: a range for all heads, or int64 ``[H, n]``."""
+        """Rotate ``x [H, n, D]`` to ``positions``: a range for all heads, or int64 ``[H, n]``.
+
+        Or int64 ``[n]`` for all heads, of places that :meth:`reserve` has made ready.
+        """
+        ...
+
+    def reserve(self, layer: int, x: Tensor, positions: int) -> None:
+        """Make ready for rotating tensors like ``x`` to any place below ``positions``."""
         ...
 
 

@@ -14,8 +14,9 @@ from kvcli.hold.offload.staging import Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
+from kvcli_kernels.staged import staged
 
-_GROWTH = 256
+_GROWTH = 256  # tokens, at least, where nobody has said how many there will be
 
 
 class Tail:
@@ -26,6 +27,11 @@ class Tail:
         rotary: the model's RoPE.
         context: the document, or ``None`` for a conversation without one.
         dtype, device: of keys and values.
+
+    Attributes:
+        length: tokens that have passed.
+        cursor: int64 ``[1]`` on the device, equal to ``length``, while a step runs whose shapes do not depend on how
+            many tokens there are (:class:`kvcli.step.Steady`); ``None`` otherwise.
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class Tail:
     ) -> None:
         self.spec, self.rotary, self.context = spec, rotary, context
         self.length = 0
+        self.cursor: Tensor | None = None
         self.staging = Staging()
         self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
         shape = (spec.kv_heads, 0, spec.head_dim)
@@ -49,8 +56,13 @@ class Tail:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tail's buffers."""
-        return sum(layer.k.nbytes + layer.v.nbytes for layer in self._layers)
+        """Bytes of the tokens that have passed; room for more comes on top."""
+        return self.length * self.spec.layers * self.spec.kv_heads * self.spec.unit_bytes
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for ``tokens`` in all, so that no step has to, and ready their rotations."""
+        for layer in self._layers:
+            layer.reserve(tokens)
 
     def extend(self, count: int) -> None:
         """Tokens have passed all layers and now belong to the tail."""
@@ -86,13 +98,16 @@ class TailLayer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See :class:`kvcli.cache.store.StoreLayer`."""
+        if self.tail.cursor is not None:
+            return self._attend_at(self.tail.cursor, q, k, v, scale)
         tail, m = self.tail, q.shape[1]
         begin, end = tail.length, tail.length + m
         context = tail.context
         start = 0 if context is None else context.starts[self.index]
         places = range(start + begin, start + end)
         q = tail.rotary.rotate(self.index, q, places)
-        self._reserve(end)
+        if end > self.k.shape[1]:
+            self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
         self.k[:, begin:end] = tail.rotary.rotate(self.index, k, places)
         self.v[:, begin:end] = v
         term = attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
@@ -102,10 +117,26 @@ class TailLayer:
                 term = merge(tail.held[self.index].attend(q, scale, slots + begin), term)
         return term[0]
 
-    def _reserve(self, length: int) -> None:
-        room = self.k.shape[1]
-        if length > room:
-            more = max(length - room, _GROWTH, room // 2)
-            self.k, self.v = (
-                torch.cat([t, t.new_empty(t.shape[0], more, t.shape[2])], dim=1) for t in (self.k, self.v)
-            )
+    def _attend_at(self, cursor: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """One token at a place that only the device knows; the same attention, over buffers that are always whole."""
+        tail, context = self.tail, self.tail.context
+        places = cursor + (0 if context is None else context.starts[self.index])
+        q = tail.rotary.rotate(self.index, q, places)
+        self.k.index_copy_(1, cursor, tail.rotary.rotate(self.index, k, places))
+        self.v.index_copy_(1, cursor, v)
+        term = staged(q, self.k, self.v, scale, (cursor + 1).repeat(k.shape[0]))
+        slots = 0 if context is None else context.layers[self.index].pos.shape[1]
+        if slots:
+            term = merge(tail.held[self.index].attend(q, scale, slots), term)
+        return term[0]
+
+    def reserve(self, tokens: int) -> None:
+        """Buffers for ``tokens``, finite everywhere, and angles for their places."""
+        context, used = self.tail.context, self.tail.length
+        if tokens > self.k.shape[1]:
+            for name in ("k", "v"):
+                old: Tensor = getattr(self, name)
+                new = old.new_zeros(old.shape[0], tokens, old.shape[2])
+                new[:, :used] = old[:, :used]
+                setattr(self, name, new)
+        self.tail.rotary.reserve(self.index, self.k, tokens + (0 if context is None else context.starts[self.index]))

@@ -77,8 +77,15 @@ class ModelRotary:
         if isinstance(positions, range):  # [1, H, n, D] with one row of angles for all heads
             cos, sin = self._table(self.types[layer], positions, x)
             return self.apply(x[None], x[None, :0], cos, sin)[0][0]
+        if positions.dim() == 1:
+            cos, sin = (t.index_select(1, positions) for t in self._tables[self.types[layer], x.dtype])
+            return self.apply(x[None], x[None, :0], cos, sin)[0][0]
         cos, sin = self._angles(self.types[layer], positions, x)
         return self.apply(x[:, None], x[:, None][:, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
+
+    def reserve(self, layer: int, x: Tensor, positions: int) -> None:
+        """See :class:`kvcli.types.Rotary`."""
+        self._table(self.types[layer], range(positions), x)
 
     def _table(self, kind: str | None, positions: range, x: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._tables.get((kind, x.dtype), (x.new_empty(1, 0, 0), x.new_empty(1, 0, 0)))

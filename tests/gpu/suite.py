@@ -25,7 +25,8 @@ LOCRET = "locret(budget=16384, stabilizers=2048)"
 
 @dataclass(frozen=True)
 class Step:
-    """One ``kvcli bench``: shape, lengths, recipes, further options, and the card's size in GB or 0 for all of it."""
+    """One ``kvcli bench``: shape, lengths, recipes, further options, and the card's size in GB or 0 for all of it, and
+    whether a step of the answer is one CUDA graph."""
 
     name: str
     shape: str
@@ -33,6 +34,7 @@ class Step:
     policies: tuple[str, ...]
     options: tuple[str, ...] = ()
     card: int = 0
+    graph: bool = False
 
     def command(self) -> list[str]:
         words = ["bench", "--random-weights", str(SHAPES / f"{self.shape}.json"), "-p", self.tokens, "-g", "64"]
@@ -48,6 +50,7 @@ STEPS = (
     Step("mini bf16, 24 GB", "phi-3-mini", "128K", ("locret(budget=6000, stabilizers=2048)",), card=24),
     Step("mini bf16, 1M in 24 GB", "phi-3-mini", "1M", ("locret(budget=6000, stabilizers=2048)",), card=24),
     Step("8B bf16, 1M in 24 GB", "llama-3.1-8b", "1M", (LOCRET,), card=24),
+    Step("8B bf16, graph", "llama-3.1-8b", "32K", (LOCRET, f"{LOCRET}+kivi(bits=4)"), graph=True),
 )
 
 # Run in front of the program: a card of so many bytes.
@@ -76,7 +79,9 @@ def main() -> int:
     head = f"{card.name} · {card.total_memory / 2**30:.0f} GiB · torch {torch.__version__} · CUDA {torch.version.cuda}"
     print(head, flush=True)
     lines = [["step", "recipe", "tokens", "prefill", "of matmul", "decode", "of memory", "peak+weights", "x full"]]
-    code, _ = _run([sys.executable, "-m", "pytest", "-q", "tests/kernels"], folder / "kernels.log", 120, 0)
+    code, _ = _run(
+        [sys.executable, "-m", "pytest", "-q", "tests/kernels", "tests/laws/test_step.py"], folder / "kernels.log", 120
+    )
     lines.append(["kernels", "passed" if code == 0 else f"FAILED ({code})", *[""] * 7])
     failed = code != 0
     for step in STEPS:
@@ -86,7 +91,9 @@ def main() -> int:
         if left < 20:
             lines.append([step.name, "no time left", *[""] * 7])
             continue
-        code, out = _run([sys.executable, "-c", CAPPED, *step.command()], log, left, step.card * 10**9)
+        code, out = _run(
+            [sys.executable, "-c", CAPPED, *step.command()], log, left, step.card * 10**9, graph=step.graph
+        )
         if code:
             said = log.read_text().strip().splitlines()[-2:]
             lines.append([step.name, "no time left" if code == 124 else f"FAILED: {' '.join(said)[:160]}", *[""] * 7])
@@ -102,9 +109,10 @@ def main() -> int:
     return int(failed)
 
 
-def _run(command: list[str], log: Path, limit: float, card: int) -> tuple[int, str]:
+def _run(command: list[str], log: Path, limit: float, card: int = 0, *, graph: bool = False) -> tuple[int, str]:
     """Exit code, 124 where the time was up, and standard output; standard error goes to ``log``."""
     own = {"PYTHONPATH": f".{os.pathsep}kernels{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    own["KVCLI_CUDA_GRAPH"] = str(int(graph))
     environment = {**os.environ, **own, "KVCLI_CARD_BYTES": str(card), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as errors:
         try:
