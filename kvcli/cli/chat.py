@@ -123,7 +123,7 @@ def command(
         "policy": policy,
         "budget": budget,
         "kv_bits": kv_bits,
-        "heads": heads,
+        "heads": None if heads is None else _place(heads),
         "chunk": chunk,
         "raw": raw or None,
         "pages": ranges,
@@ -134,7 +134,7 @@ def command(
         "weights": None if weights == "bf16" else weights,
     }
     saved.options |= {name: value for name, value in given.items() if value is not None}
-    saved.model = model or saved.model
+    saved.model = saved.model if model is None else _model(model)
     if system is not None:
         saved.system = valid(system, "the system message")
     settings = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
@@ -166,6 +166,19 @@ def _name(file: str) -> str:
     """A document's as it is; a saved reading's, which is in no text, from wherever the conversation goes on."""
     path = Path(file).expanduser()
     return str(path.absolute() if looks_like(path) else path)
+
+
+def _model(name: str) -> str:
+    """An alias as it is, whatever lies here under its name; a directory or a GGUF by its place."""
+    from kvcli.hf.models import ALIASES
+
+    return name if name in ALIASES else _place(name)
+
+
+def _place(name: str) -> str:
+    """What lies here, by a name that leads to it from wherever the conversation goes on."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _settings(

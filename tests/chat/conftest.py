@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from kvcli import engine
 from kvcli.chat.conversation import Conversation, Ground
 from kvcli.hf.load import Model, load
+from kvcli.hf.models import Source
 from kvcli.prompt import Prompt
 from kvcli.recipe import parse
 from tests.cli.conftest import save_tiny
 from tests.laws.helpers import drain
-from tests.tiny import randomise
 
 CHUNK = 32
 TEXT = "Queequeg was a native of Kokovoko, an island far away to the West and South. " * 4
@@ -25,14 +22,8 @@ Talk = Callable[..., Conversation]
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    path: Path = save_tiny(tmp_path_factory.mktemp("models") / "tiny", window=8192)
-    model = load(SimpleNamespace(name="tiny", path=path, fingerprint="tiny-chat"), device="cpu", dtype="float32")
-    randomise(model.module, seed=1)  # wide, so that answers depend on what was said before
-    letters = set(model.tokenizer.convert_tokens_to_ids(list("abcdefghijklmnop")))
-    with torch.no_grad():
-        head = model.module.lm_head.weight
-        head[[i for i in range(len(head)) if i not in letters]] = 0.0
-    return model
+    path = save_tiny(tmp_path_factory.mktemp("models") / "tiny", window=8192, letters="abcdefghijklmnop", wide=True)
+    return load(Source("tiny", path, "directory"), device="cpu", dtype="float32")
 
 
 def ground(

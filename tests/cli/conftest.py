@@ -26,11 +26,24 @@ TEMPLATE = (
 )
 
 
-def save_tiny(path: Path, *, layers: int = 2, hidden: int = 32, window: int = 4096) -> Path:
-    """A random Llama with a byte-level tokenizer and a chat template, saved as a directory."""
+def save_tiny(
+    path: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    window: int = 4096,
+    letters: str = "abcdefgh",
+    wide: bool = False,
+) -> Path:
+    """A random Llama that says ``letters``, with a byte-level tokenizer and a chat template, saved as a directory.
+
+    Where its weights are drawn ``wide``, what it says depends on what it was told.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tests.tiny import randomise
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
@@ -53,10 +66,13 @@ def save_tiny(path: Path, *, layers: int = 2, hidden: int = 32, window: int = 40
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
+    if wide:
+        randomise(model, seed=1)
+    said = tokenizer(letters)["input_ids"]
     with torch.no_grad():  # answers are letters: no control bytes and no early end
-        model.lm_head.weight.mul_(0.01)
-        for letter in "abcdefgh":
-            model.lm_head.weight[tokenizer.convert_tokens_to_ids(letter)].mul_(3000)
+        silent = torch.ones(len(tokenizer), 1)
+        silent[said] = 100.0 if wide else 3000.0
+        model.lm_head.weight.mul_(0.01 * silent)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -65,6 +81,12 @@ def save_tiny(path: Path, *, layers: int = 2, hidden: int = 32, window: int = 40
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What it says depends on what it was told."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "wide", wide=True)
 
 
 @pytest.fixture(scope="session")

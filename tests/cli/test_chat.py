@@ -27,6 +27,17 @@ def book(folder: Path) -> Path:
     return folder / "book.txt"
 
 
+def save_heads(path: Path, model: Path) -> None:
+    """Random retaining heads for a model."""
+    from kvcli.heads import file
+    from kvcli.heads.module import RetainingHeads
+    from kvcli.hf.load import load
+    from kvcli.hf.models import Source
+
+    loaded = load(Source("tiny", model, "directory"), device="cpu")
+    file.save(path, RetainingHeads.like(loaded.spec, width=8), file.Card(identity=file.identity(loaded)))
+
+
 def chats(data: Path) -> list[Path]:
     return sorted((data / "chats").glob("*.json"))
 
@@ -74,6 +85,46 @@ def test_going_on_reads_nothing(call: Call, tiny_model: Path, book: Path, data: 
     assert "session  parts · 2 turns" in third.err
     saved = {p.stem: answers(p) for p in chats(data)}
     assert saved["parts"] == saved["whole"]
+
+
+def test_going_on_from_another_folder(
+    call: Call, tiny_model: Path, folder: Path, book: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model, heads and files that were named from where one was are found from where one is."""
+    (folder / "model").symlink_to(tiny_model)
+    save_heads(folder / "heads.safetensors", tiny_model)
+    options = ("-m", "model", "--heads", "heads.safetensors", "-n", "9", "--session")
+    whole = call("chat", *options, "whole", book.name, stdin=b"Who?\nWhere?\n")
+    assert "locret" in whole.err
+    assert call("chat", *options, "parts", book.name, stdin=b"Who?\n").code == 0
+    (folder.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(folder.parent / "elsewhere")
+    later = call("chat", "-c", "-n", "9", stdin=b"Where?\n")
+    assert later.code == 0, later.err
+    assert "reading reused" in later.err
+    assert answers(data / "chats" / "parts.json") == answers(data / "chats" / "whole.json")
+
+
+@pytest.mark.parametrize("first", ["ask", "chat"])
+def test_a_first_question_is_answered_as_by_ask(call: Call, wide_model: Path, book: Path, first: str) -> None:
+    """From one reading, whoever made it; and behind no document."""
+    options = ("-m", wide_model, "-n", "24", "--policy", "keydiff(budget=300)")
+    questions = ("Who?", "Where was he from?", "Queequeg?")
+    found: dict[str, list[str]] = {"ask": [], "chat": []}
+    for name in (first, *(found.keys() - {first})):
+        for question in questions:
+            if name == "ask":
+                made = call("ask", *options, book, question)
+            else:
+                made = call("chat", *options, book, stdin=question.encode())
+            assert made.code == 0, made.err
+            found[name].append(made.out)
+            assert ("prefill " in made.err) == (name == first and question == questions[0])
+    assert found["ask"] == found["chat"]
+    assert len(set(found["ask"])) == len(questions), "answers depend on the question"
+    alone = call("ask", "-m", wide_model, "-n", "24", "Who?")
+    assert call("chat", "-m", wide_model, "-n", "24", stdin=b"Who?\n").out == alone.out
+    assert alone.out not in found["ask"], "answers depend on the text"
 
 
 def test_the_chat_goes_on_when_its_turns_do_not_fit(

@@ -117,26 +117,20 @@ class Parlour(Desk):
         found = (memory.units(spec, self.recipe, endless, i) for i, w in enumerate(spec.sliding) if w is None)
         return max(found, default=0)
 
-    @property
-    def room(self) -> int:
-        """Tokens that turns may take at a time."""
-        window = self.model.spec.max_positions
-        if not self.endless:
-            return window - len(self.ids)
-        return min(max(ROOM, QUESTION + self.settings.max_tokens), window - self.slots)
-
-    def plan(self) -> Plan:
-        """Memory at the peak; the fill is there twice, as it is kept to absorb turns.
+    def run(self) -> tuple[Plan, int]:
+        """Memory at the peak, and tokens that turns may take at a time; the fill is there twice, to absorb turns.
 
         Raises:
             TooLongError: the model's positions do not suffice.
         """
         from kvcli import memory
 
-        spec, chunk = self.model.spec, self.chunk
-        memory.check_positions(spec, self.recipe, tokens=self.planned, chunk=chunk, question=QUESTION)
-        found = memory.plan(spec, self.recipe, tokens=self.planned, chunk=chunk, tail=self.room)
-        return replace(found, fill=2 * found.fill)
+        spec = self.model.spec
+        longest = max(ROOM - QUESTION, self.settings.max_tokens) if self.endless else spec.max_positions
+        made, longest = memory.of_run(
+            spec, self.recipe, tokens=self.planned, chunk=self.chunk, question=QUESTION, answer=longest
+        )
+        return replace(made, fill=2 * made.fill, host=2 * made.host), QUESTION + longest
 
     @property
     def planned(self) -> int:
@@ -150,7 +144,7 @@ class Parlour(Desk):
         rate = rates.measured(self.model.spec, self.recipe).prefill
         time = f"about {render.duration(tokens / rate)}" if rate else "how long is not known here"
         keeps = f"{self.slots:,} units kept" if self.endless else "nothing is evicted"
-        return f"{time} · {keeps} · {render.size(self.plan().total)} of memory at the peak"
+        return f"{time} · {keeps} · {render.size(self.run()[0].total)} of memory at the peak"
 
     def ground(self) -> Ground:
         """Read the document, or take its reading up.
@@ -161,11 +155,12 @@ class Parlour(Desk):
         from kvcli import engine, memory
         from kvcli.chat.conversation import Ground
 
-        spec, chunk, room = self.model.spec, self.chunk, self.room
+        spec, chunk = self.model.spec, self.chunk
         self.reader.drop()
-        self.plan().check(memory.available(spec.device), spec.device)
+        plan, room = self.run()
+        plan.check(memory.available(spec.device), spec.device)
         if self.ids:
-            self._read([0] * QUESTION, max(1, room - QUESTION))
+            self._read([0] * QUESTION, room - QUESTION)
             work, context = self.reader.work, self.reader.context
             assert work is not None
             self.reader.drop()
