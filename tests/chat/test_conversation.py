@@ -8,7 +8,7 @@ import torch
 from kvcli import engine
 from kvcli.chat.conversation import Conversation
 from kvcli.errors import InputError, TooLongError
-from kvcli.events import Absorbed, Answer, Token
+from kvcli.events import Answer, Token
 from kvcli.recipe import parse
 from kvcli.sampling import Sampling
 from tests.chat.conftest import CHUNK, TEXT, Talk, ground
@@ -32,25 +32,6 @@ def held(talk: Conversation) -> list[torch.Tensor]:
 
 def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
     return len(one) == len(two) and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-
-
-@pytest.mark.parametrize("text", [TEXT, ""])
-def test_two_hundred_turns_at_fixed_memory_that_still_hold_the_first(talk: Talk, text: str) -> None:
-    """No turn takes more than those of the first rounds of absorbing, and the sinks of turn 1 are there to the end."""
-    chat = talk(text, "streaming(budget=96, sinks=24, stabilizers=16)")
-    bytes_after, absorbed = [], 0
-    for n in range(200):
-        for event in chat.ask(f"What is number {n % 7}?", max_tokens=8):
-            absorbed += isinstance(event, Absorbed)
-        bytes_after.append(chat.nbytes)
-    assert absorbed == len(chat.absorbed) > 30
-    assert max(bytes_after[20:]) <= max(bytes_after[:20])
-    assert len(chat.turns) == 200
-    assert chat.context is not None
-    assert chat.context.seen > 200 * 20
-    assert chat.context.kept == 96
-    for layer in chat.context.layers:
-        assert bool((layer.pos[:, :24] == torch.arange(24)).all())
 
 
 @pytest.mark.parametrize("recipe", ["keydiff(budget=96, stabilizers=16)", "full"])

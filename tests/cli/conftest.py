@@ -26,6 +26,22 @@ TEMPLATE = (
 )
 
 
+def byte_tokenizer() -> Any:
+    """A token per byte, and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    tokenizer.add_special_tokens({"eos_token": special[0], "additional_special_tokens": special[1:]})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
 def save_tiny(
     path: Path,
     *,
@@ -40,19 +56,11 @@ def save_tiny(
     Where its weights are drawn ``wide``, what it says depends on what it was told.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.tiny import randomise
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    tokenizer.add_special_tokens({"eos_token": special[0], "additional_special_tokens": special[1:]})
-    tokenizer.chat_template = TEMPLATE
+    tokenizer = byte_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
@@ -70,9 +78,9 @@ def save_tiny(
         randomise(model, seed=1)
     said = tokenizer(letters)["input_ids"]
     with torch.no_grad():  # answers are letters: no control bytes and no early end
-        silent = torch.ones(len(tokenizer), 1)
-        silent[said] = 100.0 if wide else 3000.0
-        model.lm_head.weight.mul_(0.01 * silent)
+        loud = torch.full((len(tokenizer), 1), 0.01)
+        loud[said] = 1.0 if wide else 30.0
+        model.lm_head.weight.mul_(loud)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -1,103 +1,29 @@
-"""``kvcli chat`` as a person meets it: a real terminal, keys, and a screen that is looked at."""
+"""``kvcli chat`` as a person meets it: a real terminal, keys, and a screen that is looked at.
+
+Starting takes longest, so that one chat goes through as many hands as it can.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 
-from tests.cli.conftest import PROGRAM
+pytest.importorskip("pexpect")
+pytest.importorskip("pyte")
 
-pexpect = pytest.importorskip("pexpect")
-pyte = pytest.importorskip("pyte")
+from tests.cli.terminal import Talk, squeezed
+from tests.handmade import rambler
 
 SENTENCE = "Queequeg was a native of Kokovoko, an island far away to the West and South. "
 PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 UP, CTRL_C, CTRL_D, CTRL_R = "\x1b[A", "\x03", "\x04", "\x12"
 ALT_ENTER, TAB, EDITOR = "\x1b\r", "\t", "\x18\x05"
-
-
-class Talk:
-    """A chat on a terminal of its own. What is waited for is looked for on the screen, with all that has left it."""
-
-    def __init__(self, args: list[str], environment: dict[str, str], folder: Path, size: tuple[int, int]) -> None:
-        rows, columns = size
-        self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.001)
-        self.stream = pyte.ByteStream(self.screen)
-        self.child = pexpect.spawn(
-            PROGRAM[0], [*PROGRAM[1:], "chat", *args], env=environment, cwd=str(folder), dimensions=size, timeout=60
-        )
-        self.child.delaybeforesend = None
-        self.screen.write_process_input = self.child.send  # where the cursor is, when that is asked
-
-    def __enter__(self) -> Talk:
-        return self
-
-    def __exit__(self, _type: type | None, _value: BaseException | None, _trace: TracebackType | None) -> None:
-        self.child.close(force=True)
-
-    @property
-    def rows(self) -> list[str]:
-        """All rows from the first one on, as they stand now."""
-        above = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
-        return [row.rstrip() for row in [*above, *self.screen.display]]
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.rows)
-
-    def wait(self, found: str | Callable[[], object], seconds: float = 60) -> None:
-        """Until a pattern is on the screen, or something is true."""
-        deadline = seconds
-        while not (re.search(found, self.text) if isinstance(found, str) else found()):
-            try:
-                self.stream.feed(self.child.read_nonblocking(65536, timeout=0.5))
-            except pexpect.TIMEOUT:
-                deadline -= 0.5
-                assert deadline > 0, f"{found} is not on the screen:\n{self.text}"
-            except pexpect.EOF:
-                assert re.search(found, self.text) if isinstance(found, str) else found(), self.text
-                return
-
-    def prompt(self, turn: int) -> None:
-        """Until the bottom line offers a turn, with an empty prompt above it."""
-        last = self.screen.lines - 1
-        self.wait(
-            lambda: (
-                self.screen.buffer[last][0].data != " "
-                and re.search(rf"turn {turn}\b", self.screen.display[last])
-                and self.typed == ""
-            )
-        )
-
-    @property
-    def typed(self) -> str | None:
-        """What stands behind the prompt."""
-        rows = [row for row in self.screen.display[:-1] if row.strip()]
-        at = next((i for i in reversed(range(len(rows))) if rows[i].startswith(">")), None)
-        return None if at is None else "\n".join(row[2:].rstrip() for row in rows[at:])
-
-    def send(self, keys: str) -> None:
-        self.child.send(keys)
-
-    def say(self, line: str, turn: int) -> None:
-        """Type a line, send it, and wait for the next prompt."""
-        self.send(line)
-        self.wait(lambda: self.typed == line)
-        self.send("\r")
-        self.prompt(turn)
-
-    def end(self) -> int:
-        """Wait for its end; returns the exit code."""
-        self.wait(lambda: not self.child.isalive())
-        self.child.close()
-        return int(self.child.exitstatus if self.child.exitstatus is not None else -self.child.signalstatus)
-
-
 Open = Callable[..., Talk]
 
 
@@ -116,55 +42,163 @@ def chat(environment: dict[str, str], folder: Path, tmp_path: Path) -> Iterator[
         talk.child.close(force=True)
 
 
-def turns(tmp_path: Path) -> list[dict[str, str]]:
-    (path,) = (tmp_path / "data" / "chats").glob("*.json")
-    return list(json.loads(path.read_text())["turns"])
+def turns(tmp_path: Path, name: str) -> list[dict[str, str]]:
+    return list(json.loads((tmp_path / "data" / "chats" / f"{name}.json").read_text())["turns"])
 
 
-def test_history_is_there_the_next_evening(chat: Open, tiny_model: Path) -> None:
-    for turn, session in ((1, "a"), (1, "b")):
-        talk = chat("-m", tiny_model, "-n", "4", "--session", session)
-        talk.prompt(turn)
-        if session == "b":
-            talk.send(UP)
-            talk.wait(lambda talk=talk: talk.typed == "What was it?")
-            return
-        talk.say("What was it?", 2)
-        talk.send(CTRL_D)
-        assert talk.end() == 0
+def test_an_evening_of_keys_and_one_of_commands(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    """Paste, new lines, history and its search, completion, an editor, Ctrl-C, Ctrl-D; then every command."""
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\nprintf 'Written in an editor.' > \"$1\"\n")
+    editor.chmod(0o700)
+    talk = chat("-m", tiny_model, "-n", "4", "--session", "keys", EDITOR=str(editor), VISUAL=str(editor))
+    talk.prompt(1)
+    talk.key(f"{PASTE}Three lines\nare one\n\nmessage.{PASTED}", "Three lines\nare one\nmessage.")
+    talk.send("\r")
+    talk.prompt(2)
+    talk.key("one" + ALT_ENTER + "two\\\rthree", "one\ntwo\nthree")
+    talk.send("\r")
+    talk.prompt(3)
+    talk.key("/unfinished", "/unfinished")
+    talk.key(CTRL_C, "")
+    talk.key("/me" + TAB, "/memory")
+    talk.key(CTRL_C, "")
+    talk.key(EDITOR, "Written in an editor.")
+    talk.send("\r")
+    talk.prompt(4)
+    talk.key(UP, "Written in an editor.")
+    talk.key(CTRL_C, "")
+    talk.send(CTRL_R + "two")
+    talk.wait(r"I-search backward: two")
+    talk.key("\r", "one\ntwo\nthree")
+    talk.send("\r")
+    talk.prompt(5)
+    talk.send(CTRL_D)
+    assert talk.end() == 0
+    assert "saved    kvcli chat --session keys" in talk.text
+    said = ["Three lines\nare one\n\nmessage.", "one\ntwo\nthree", "Written in an editor.", "one\ntwo\nthree"]
+    assert [t["question"] for t in turns(tmp_path, "keys")] == said
+    assert (tmp_path / "data" / "history").stat().st_mode & 0o777 == 0o600
+    every_command(chat, tiny_model, folder, tmp_path)
 
 
-def test_interrupted_in_prefill(chat: Open, slow_model: Path, folder: Path) -> None:
-    """The checkpoint is kept, and the same command reads on."""
-    (folder / "long.txt").write_text(SENTENCE * 700)
-    talk = chat("-m", slow_model, "-n", "4", "--chunk-size", "256", "long.txt")
+def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "book.html").write_text(f"<h1>One</h1><p>{SENTENCE * 20}</p><h1>Two</h1><p>{SENTENCE * 20}</p>")
+    (folder / "more.txt").write_text("He was the son of a king. " * 30)
+    talk = chat("-m", tiny_model, "-n", "4", "--session", "a", "book.html", size=(60, 110))
+    talk.prompt(1)
+    talk.key(UP, "one\ntwo\nthree")  # the history of the evening before
+    talk.key(CTRL_C, "")
+    steps = [
+        ("Who?", 2, r"likely source|line \d"),
+        ("/help", 2, r"/export FILE\.md(.*\n)*Ctrl-X Ctrl-E"),
+        ("/files", 2, r"book\.html · [\d,]+ characters"),
+        ("/page 3", 2, r"what was read has no pages"),
+        ("/find KOKOVOKO", 2, r"line \d+: ….*Kokovoko"),
+        ("/sources", 2, r"likely source|nothing of the answer"),
+        ("/retry", 2, r"again +Who\?"),
+        ("/stats", 2, r"session +a · "),
+        ("/memory", 2, r"in use +[\d.]+ [GM]iB of"),
+        ("/kv", 2, r"units of the text per KV head"),
+        ("/set temp 0.5", 2, ""),
+        ("/set think hide", 2, ""),
+        ("/set", 2, r"temperature 0\.5.*\nthink +hide\ncite +on"),
+        ("/undo", 1, r"undone +Who\?"),
+        ("/nonsense", 1, r"there is no command /nonsense"),
+        ("/fils", 1, r"the nearest is /files"),
+        ("/save b", 1, r"--session b"),
+        ("/export out.md", 1, r"written +out\.md"),
+        ("/export out.json", 1, r"written +out\.json"),
+        ("/system", 1, r"no system message of ours"),
+        ("Again?", 2, r""),
+        ("/clear", 1, r"the talk is forgotten"),
+        ("/load a", 1, r"session +a · "),
+    ]
+    for line, turn, found in steps:
+        between = talk.say(line, turn)
+        assert re.search(found, between), f"{line}: {found} is not in\n{between}"
+    for line, answer, found in (
+        ("/add more.txt", "n", r"^"),
+        ("/add more.txt", "", r"read +[\d,]+ tokens"),
+        ("/system Be brief.", "y", r"prefill +[\d,]+ tokens"),
+    ):
+        talk.key(line, line)
+        talk.send("\r")
+        talk.wait(lambda: squeezed(talk.text).endswith("[Y/n]"))
+        assert re.search(r"read(all)?[\d,]+(more)?tokens.*ofmemoryatthepeak\)?\?\[Y/n\]$", squeezed(talk.text))
+        talk.send(answer + "\r")
+        talk.prompt(1)
+        assert re.search(found, talk.text.rpartition("[Y/n]")[2])
+    assert "more.txt · " in talk.say("/files", 1)
+    talk.send("/exit\r")
+    assert talk.end() == 0
+    assert "Traceback" not in talk.text
+    saved = json.loads((tmp_path / "data" / "chats" / "a.json").read_text())
+    assert (saved["system"], saved["hide_thoughts"], len(saved["added"])) == ("Be brief.", True, 1)
+    assert [t["question"] for t in turns(tmp_path, "b")] == []
+
+
+def test_interrupts_and_a_kill(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    """Stopped while it reads, the same command reads on; stopped in an answer, it goes on; killed, it is resumed."""
+    (folder / "long.txt").write_text(SENTENCE * 400)
+    options = ("-m", tiny_model, "-n", "3000", "--no-cite", "--chunk-size", "64", "--session", "a", "long.txt")
+    talk = chat(*options)
     talk.wait(r"prefill .* [1-9]\d? %")
     talk.send(CTRL_C)
     assert talk.end() == 130
     assert re.search(r"interrupted while reading, at [\d,]+ of [\d,]+ tokens; [1-9][\d,]* are saved", talk.text)
     assert "Traceback" not in talk.text
-    again = chat("-m", slow_model, "-n", "4", "--chunk-size", "256", "long.txt")
-    again.wait(r"reading resumed: +[\d,]+ of")
-    again.send(CTRL_C)
-    assert again.end() == 130
 
-
-def test_interrupted_in_an_answer(chat: Open, slow_model: Path, tmp_path: Path) -> None:
-    """What there is of it is kept, the chat goes on, and /retry asks again."""
-    talk = chat("-m", slow_model, "-n", "2000")
+    talk = chat(*options)
+    talk.wait(r"reading resumed: +[1-9][\d,]* of")
     talk.prompt(1)
-    talk.send("Who?\r")
-    talk.wait(lambda: any(re.fullmatch(r"[a-h…]{4,}", row) for row in talk.rows))
+    talk.key("Who?", "Who?")
+    talk.send("\r")
+    talk.wait(lambda: any(re.fullmatch(r"[a-h…]{8,}", row) for row in talk.rows))
     talk.send(CTRL_C)
     talk.prompt(2)
-    assert "stopped" in talk.text
-    (turn,) = turns(tmp_path)
-    assert 4 <= len(turn["answer"]) < 2000
-    assert turn["finish"] == "interrupted"
-    assert turn["answer"][:40] in talk.text
+    assert "what there is of the answer is kept; /retry asks again" in talk.text
+    (stopped,) = turns(tmp_path, "a")
+    assert stopped["finish"] == "interrupted"
+    assert 8 <= len(stopped["answer"]) < 3000
+    assert stopped["answer"] in squeezed(talk.text)
     talk.say("/set max_tokens 4", 2)
     talk.say("/retry", 2)
-    (again,) = turns(tmp_path)
-    assert again["answer"] == turn["answer"][:4]
-    talk.send(CTRL_D)
-    assert talk.end() == 0
+    (again,) = turns(tmp_path, "a")
+    assert again["answer"] == stopped["answer"][:4]
+    talk.say("/set max_tokens 3000", 2)
+    talk.key("Where?", "Where?")
+    talk.send("\r")
+    talk.wait(lambda: any(re.fullmatch(r"[a-h…]{8,}", row) for row in talk.rows[talk.rows.index("> Where?") :]))
+    os.kill(talk.child.pid, signal.SIGKILL)
+    assert talk.end() == -signal.SIGKILL
+    assert turns(tmp_path, "a") == [again]
+
+    talk = chat("-c", "-n", "4", "--no-cite")
+    talk.prompt(2)
+    assert re.search(r"reading reused: +[\d,]+ tokens", talk.text)
+    assert "prefill" not in talk.text
+    assert "the last question has no answer yet: /retry asks it again" in talk.text
+    talk.say("/retry", 3)
+    assert [t["question"] for t in turns(tmp_path, "a")] == ["Who?", "Where?"]
+    assert turns(tmp_path, "a")[0] == again
+
+
+def test_a_long_answer_stands_once(chat: Open, tmp_path: Path) -> None:
+    """More than 300 rows of it in a window of 24; and again where the window changes on the way."""
+    model = rambler(tmp_path / "rambler")
+    talk = chat("-m", model, "-n", "1600", "--temp", "1", "--seed", "5", "--session", "a")
+    talk.prompt(1)
+    for line, sizes in (("Who?", ()), ("/retry", ((30, 120), (20, 60), (24, 100)))):
+        talk.key(line, line)
+        before = talk.scrolled
+        talk.send("\r")
+        for n, size in enumerate(sizes, 1):
+            talk.wait(lambda before=before, n=n: talk.scrolled > before + 60 * n)
+            assert "the answer was cut" not in "\n".join(talk.rows[before + 24 :])
+            talk.resize(*size)
+        talk.prompt(2)
+        (turn,) = turns(tmp_path, "a")
+        shown = talk.text.rpartition(f"> {line}\n")[2].partition("kvcli: warning")[0].removeprefix("again    Who?\n")
+        assert squeezed(shown) == squeezed(turn["answer"])
+        assert shown.count("\n") > 300

@@ -15,7 +15,7 @@ from kvcli.cli import render
 if TYPE_CHECKING:
     from rich.segment import Segment
 
-LIVE = 72
+LIVE = 48
 """Cells of the live row at most, so that a window may be made narrower without breaking it in two."""
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")

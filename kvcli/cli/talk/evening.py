@@ -120,6 +120,7 @@ class Evening:
             self._lock, before = lock.pop_all(), self._lock
             before.close()
         self.saved, self.path, self.given = found, path, found.sampling
+        self.hide_thoughts = found.hide_thoughts
         self.talk = self._conversation()
 
     def save(self) -> None:
