@@ -124,7 +124,7 @@ def plan(
         if cpu:
             fill, host = fill + host, 0
     return Plan(
-        weights=spec.weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
+        weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
         fill=fill + notes,
         host=host,
         workspace=workspace,

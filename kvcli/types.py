@@ -34,6 +34,7 @@ class ModelSpec:
         device: e.g. ``cpu`` or ``cuda:0``.
         weight_bytes: size of the parameters.
         heads_bytes: size of the retaining heads that belong to it, where there are some.
+        host_weight_bytes: those of ``weight_bytes`` that lie in main memory because the card is too small.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ModelSpec:
     device: str
     weight_bytes: int
     heads_bytes: int = 0
+    host_weight_bytes: int = 0
 
     @property
     def unit_bytes(self) -> int:

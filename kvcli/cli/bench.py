@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,7 +122,8 @@ def _load(
         from kvcli.hf.load import load
         from kvcli.hf.models import resolve
 
-        model = load(render.follow(resolve(name, offline=offline), quiet=quiet), **how)
+        say = partial(render.note, "spread", quiet=quiet)
+        model = load(render.follow(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
         if heads or trained or not named:
             attach(model, heads, offline=offline)
         return model

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +251,8 @@ class Desk:
                 report.baseline_bytes = usage.resident()
 
             place = {"device": settings.device, "dtype": settings.dtype}
-            self.model = load(source, **place, weights=settings.weights, ready=ready)
+            say = partial(render.note, "spread", quiet=settings.quiet)
+            self.model = load(source, **place, weights=settings.weights, ready=ready, announce=say)
             card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start
         spec = self.model.spec

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,7 +221,8 @@ class _Run:
             from kvcli.prompt import Prompt
 
             source = render.follow(resolve(name, offline=offline), quiet=self.quiet)
-            self.model = load(source, device=device, dtype=dtype, weights=weights)
+            say = partial(render.note, "spread", quiet=self.quiet)
+            self.model = load(source, device=device, dtype=dtype, weights=weights, announce=say)
             self.prompt = Prompt(self.model.tokenizer)
             if heads or not self.policies or any(recipe.keep.trained for recipe in self.policies):
                 from kvcli.heads.find import attach

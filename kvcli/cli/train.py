@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,7 +100,7 @@ def command(
     from kvcli.hf.models import resolve
 
     source = render.follow(resolve(model, offline=offline), quiet=quiet)
-    loaded = load(source, device=device, dtype=dtype)
+    loaded = load(source, device=device, dtype=dtype, announce=partial(render.note, "spread", quiet=quiet))
     settings = Settings(
         steps=steps,
         rate=rate,

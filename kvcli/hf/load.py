@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from transformers import (
 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
-from kvcli.hf import attention, foresight, probe, quantised, rope
+from kvcli.hf import attention, foresight, probe, quantised, rope, spread
 from kvcli.hf.models import Source
 from kvcli.hf.outline import fingerprint, sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
@@ -116,6 +117,7 @@ def load(
     dtype: str | None = None,
     weights: str = "bf16",
     ready: Callable[[], None] = lambda: None,
+    announce: Callable[[str], None] = warnings.warn,
 ) -> Model:
     """Load a model from a resolved source.
 
@@ -125,6 +127,7 @@ def load(
         weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as they are.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
+        announce: told in one line where a model that is larger than the card goes (:mod:`kvcli.hf.spread`).
 
     Raises:
         UsageError: a dtype or device that does not exist here.
@@ -141,12 +144,18 @@ def load(
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
         ready()
+        places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
+        if device != "cpu" and not held and quantised.method(source) is None:
+            wide = spread.needed(config, getattr(torch, dtype), device, source.name)
+            if wide is not None:
+                announce(wide.text)
+                places = wide.places
         module = AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=getattr(torch, dtype),
             attn_implementation=attention.NAME,
             local_files_only=True,
-            device_map={"": device} if device != "cpu" or held else None,
+            device_map=places,
             **held,
         )
     except torch.OutOfMemoryError as error:
@@ -219,7 +228,7 @@ def _attention_layers(module: PreTrainedModel) -> list[nn.Module]:
 def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
     config = module.config.get_text_config()
     heads = config.num_attention_heads
-    weights = next(module.parameters())
+    here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     return ModelSpec(
         name=name,
         fingerprint=fingerprint,
@@ -233,8 +242,9 @@ def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
         max_positions=config.max_position_embeddings,
         sliding=sliding_windows(config),
         dtype=str(module.dtype).removeprefix("torch."),
-        device=str(weights.device),
+        device=str(here[0].device),
         weight_bytes=quantised.weight_bytes(module),
+        host_weight_bytes=sum(p.nbytes for p in module.parameters() if p.device.type == "meta"),
     )
 
 
