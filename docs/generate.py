@@ -22,6 +22,7 @@ COMMANDS = [
     "bench",
     *(f"cache {c}".rstrip() for c in ("", *CACHE)),
     "train",
+    "calibrate",
     "eval",
     "extract",
     "models",

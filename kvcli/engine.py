@@ -82,12 +82,17 @@ def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, prob
     """An empty working set for a document of ``tokens``, and for questions of ``probe`` tokens behind each chunk.
 
     Raises:
-        ModelError: the policy scores with retaining heads and the model has none.
+        ModelError: the policy scores with retaining heads and the model has none, or its hold needs a calibration.
     """
     if recipe.keep.trained and model.heads is None:
         raise ModelError(
             f"'{recipe.keep.name}' needs retaining heads and there are none for {model.name}",
             f"kvcli train -m {model.name} -o heads.safetensors FILE…, or --policy keydiff, which needs none",
+        )
+    if recipe.hold.calibrated == "must" and not model.calibration:
+        raise ModelError(
+            f"'{recipe}' needs a calibration and there is none of {model.name}",
+            f"kvcli calibrate -m {model.name} FILE…, or another skew",
         )
     return Fill(
         model.spec,
@@ -99,6 +104,7 @@ def start(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, prob
         device=model.device,
         heads=model.heads if recipe.keep.trained else None,
         hold=recipe.hold,
+        calibration=model.calibration if recipe.hold.calibrated != "never" else None,
     )
 
 

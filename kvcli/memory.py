@@ -118,6 +118,7 @@ def plan(
     notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
     fill, host = sum(kept) * spec.kv_heads * spec.unit_bytes, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
+    gathered = sum(recipe.hold.observed(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None)
     shared = max((part.shared for part in held), default=0)
     if recipe.hold.offloads:
         fill, host = sum(part.device for part in held) + shared, max(fill, sum(part.host for part in held))
@@ -125,7 +126,7 @@ def plan(
             fill, host = fill + host, 0
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
-        fill=fill + notes,
+        fill=fill + notes + (gathered if tokens else 0),
         host=host,
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
@@ -234,6 +235,8 @@ def disk(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text: int)
         gone = then if recipe.keep.victims == "merge" else min(then, tokens - edge)
         total += spec.kv_heads * (kept * (spec.unit_bytes + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
         total += spec.kv_heads * (gone * spec.unit_bytes + 2 * _STATE * spec.head_dim)
+        if spec.sliding[layer] is None:
+            total += sum(recipe.hold.observed(spec, layer, n) for n in (tokens, edge) if n)
         total += _TENSORS * _ENTRY
     return total
 

@@ -64,7 +64,16 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         raw = layer.k[:, :c].to(layer.device)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
         survivors = Survivors(
-            rotate(raw, places), v, pos, layer.window, layer.index, raw, places, rotate, dict(layer.state)
+            rotate(raw, places),
+            v,
+            pos,
+            layer.window,
+            layer.index,
+            raw,
+            places,
+            rotate,
+            dict(layer.state),
+            fill.calibration.get(layer.index),
         )
         numbers += 2 * raw.numel()
         layers.append(hold.freeze(survivors))

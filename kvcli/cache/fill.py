@@ -54,6 +54,7 @@ class Fill:
         heads: the model's retaining heads, for policies that score with them.
         hold: how survivors will be held: one that offloads has keys and values in host memory already here, pinned
             where the device is a card, and one layer at a time comes to the workspace.
+        calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for holds that ask.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class Fill:
         device: torch.device,
         heads: Scorer | None = None,
         hold: Hold | None = None,
+        calibration: dict[int, Tensor] | None = None,
     ) -> None:
         self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
-        self.dtype = dtype
+        self.calibration, self.dtype = calibration or {}, dtype
         self.step = Step()
         self.seen = 0
         self.limit = None if hold is None else hold.limit
@@ -102,7 +104,9 @@ class Fill:
 
     def copy(self) -> Fill:
         """An independent fill with the same units; the model's parts are shared."""
-        shared = {id(part): part for part in (self.spec, self.keep, self.rotary, self.heads, self.hold)}
+        shared = {
+            id(part): part for part in (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration)
+        }
         return copy.deepcopy(self, shared)
 
     def release(self) -> None:

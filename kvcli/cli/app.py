@@ -13,6 +13,7 @@ from kvcli.cli import (
     ask,
     bench,
     cache,
+    calibrate,
     chat,
     doctor,
     evaluate,
@@ -46,6 +47,7 @@ app.add_typer(cache.app, name="cache")
 app.command("extract")(extract.command)
 app.add_typer(models.app, name="models")
 app.command("train")(train.command)
+app.command("calibrate")(calibrate.command)
 app.command("recipes")(recipes.command)
 app.command("doctor")(doctor.command)
 

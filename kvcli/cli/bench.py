@@ -126,6 +126,10 @@ def _load(
         model = load(render.follow(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
         if heads or trained or not named:
             attach(model, heads, offline=offline)
+        from kvcli.heads import calibrate
+
+        if calibration := calibrate.attach(model, named):
+            render.note("skew", calibration, quiet=quiet)
         return model
 
 

@@ -177,6 +177,10 @@ class Desk:
             self.recipe = named if budget is None else named.with_budget(budget)
         if settings.kv_bits is not None:
             self.recipe = self.recipe.with_bits(settings.kv_bits)
+        from kvcli.heads import calibrate
+
+        if calibration := calibrate.attach(self.model, [self.recipe]):
+            render.note("skew", calibration, quiet=settings.quiet)
         self.agnostic = self.recipe
         report.recipe = str(self.recipe)
         report.budget = self.recipe.keep.budget

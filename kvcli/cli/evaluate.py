@@ -228,6 +228,10 @@ class _Run:
                 from kvcli.heads.find import attach
 
                 attach(self.model, heads, offline=offline)
+            from kvcli.heads import calibrate
+
+            if calibration := calibrate.attach(self.model, self.policies):
+                render.note("skew", calibration, quiet=self.quiet)
 
     def prepare(self, cases: int | None, seed: int, chunk: int, out: Path | None) -> None:
         """Cases, recipes and the file they go to."""

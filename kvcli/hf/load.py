@@ -39,6 +39,7 @@ class Model:
         rotary: its RoPE, applied by the store.
         eos: token ids that end an answer.
         heads: its retaining heads, where it has been given some (:mod:`kvcli.heads.find`).
+        calibration: per layer the second moment of its queries, where it was given one (:mod:`kvcli.heads.calibrate`).
         reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
     """
 
@@ -49,6 +50,7 @@ class Model:
     eos: frozenset[int]
     _switch: Any = field(repr=False)
     heads: Scorer | None = None
+    calibration: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,7 @@ class Survivors:
         places: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
         rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
         state: what :meth:`Hold.observe` has gathered during the reading.
+        calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, where there is one.
     """
 
     k: Tensor
@@ -38,6 +39,7 @@ class Survivors:
     places: range | Tensor = range(0)
     rotate: Callable[[Tensor, range | Tensor], Tensor] | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
+    calibration: Tensor | None = None
 
 
 class Bytes(NamedTuple):
@@ -135,6 +137,11 @@ class Hold:
         """
 
     @property
+    def calibrated(self) -> Literal["never", "may", "must"]:
+        """Whether a calibration of the model (:mod:`kvcli.heads.calibrate`) is of use, or needed."""
+        return "never"
+
+    @property
     def watches(self) -> bool:
         """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
         return type(self).observe is not Hold.observe or self.limit is not None
@@ -157,6 +164,11 @@ class Hold:
             scale: factor on the logits.
         """
         raise TypeError(f"the policy '{self.name}' has a limit and does not define worth()")
+
+    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+        """Bytes of what :meth:`observe` has gathered of a layer after ``tokens``, on the device and on disk."""
+        del spec, layer, tokens
+        return 0
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""

@@ -1,9 +1,9 @@
 """Units fetched one by one, guessed a layer ahead (Lee et al. 2024, OSDI, arXiv 2406.19707).
 
 What a layer will look at is guessed from the attention input of the layer before it, with a few columns of queries and
-keys. An orthogonal matrix turns both so that few columns say most; it changes no product. The paper computes it once
-per model from a book; here it comes from the text that is read, whose queries' second moment is summed on the way, so
-that there is nothing to calibrate and no file to lose.
+keys. An orthogonal matrix turns both so that few columns say most; it changes no product. It comes from the second
+moment of a model's queries: over a book, once per model, as in the paper (``kvcli calibrate``), or over the text that
+is read, summed on the way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kvcli.types import ModelSpec
 
-_QUERIES = "infinigen.queries"
+QUERIES = "infinigen.queries"
 _LAST = 32  # queries of a chunk that say what they want of a pool
 
 
@@ -34,7 +34,8 @@ class InfiniGen(Hold):
         partial: share of the columns of queries and keys that the guess is made with.
         alpha: a unit matters when its guessed logit is less than this below the largest one.
         cap: most units that matter, as a share of all.
-        skew: where the columns come from: ``text`` turns them by the text's own queries, ``none`` leaves them.
+        skew: where the columns come from: ``file`` turns them by queries over another text (``kvcli calibrate``),
+            ``text`` by the text's own, ``none`` leaves them; ``auto`` is ``file`` where there is one, else ``text``.
         dense: first layers that stay on the device as they are.
         least: up to this many units stay on the device as they are.
         pool: most units per KV head of a layer in host memory, with ``full``; without it, all.
@@ -45,7 +46,7 @@ class InfiniGen(Hold):
     partial: float = 0.3
     alpha: float = 5.0
     cap: float = 0.2
-    skew: Literal["text", "none"] = "text"
+    skew: Literal["auto", "file", "text", "none"] = "auto"
     dense: int = 2
     least: int = 64
     pool: int | None = None
@@ -58,6 +59,16 @@ class InfiniGen(Hold):
         at_least(self, partial=0, alpha=0, cap=0, dense=0, least=0)
         if self.pool is not None:
             at_least(self, pool=1)
+
+    @property
+    def calibrated(self) -> Literal["never", "may", "must"]:
+        """See :class:`kvcli.hold.base.Hold`."""
+        return {"file": "must", "auto": "may"}.get(self.skew, "never")  # type: ignore[return-value]
+
+    @property
+    def watches(self) -> bool:
+        """With a file nothing is gathered."""
+        return self.skew != "file" or self.limit is not None
 
     @property
     def limit(self) -> int | None:
@@ -90,10 +101,15 @@ class InfiniGen(Hold):
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
         """Sums the second moment of queries: float32 ``[H, D, D]``."""
         del start
-        if layer >= self.dense:
+        if layer >= self.dense and self.skew != "file":
             q = q.float()
             moment = q.transpose(1, 2) @ q
-            state[_QUERIES] = state[_QUERIES] + moment if _QUERIES in state else moment
+            state[QUERIES] = state[QUERIES] + moment if QUERIES in state else moment
+
+    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+        """The second moment."""
+        del tokens
+        return 0 if layer < self.dense or self.skew == "file" else 4 * spec.heads * spec.head_dim**2
 
     def freeze(self, survivors: Survivors) -> HeldLayer:
         """The columns of turned keys that weigh most go to the index."""
@@ -103,7 +119,8 @@ class InfiniGen(Hold):
 
         def index(keys: Tensor) -> PartialKeys:
             keys = keys[:, :, 0]
-            turn = self._turn(survivors.state.get(_QUERIES), keys)
+            moment = survivors.calibration if self.skew in ("file", "auto") else None
+            turn = self._turn(survivors.state.get(QUERIES) if moment is None else moment, keys)
             return PartialKeys((keys.float() @ turn).to(keys.dtype), turn.to(keys.dtype), self.alpha, self._most(n))
 
         return offload(survivors, index, block=1, foreseen=True)

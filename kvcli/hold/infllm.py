@@ -67,6 +67,11 @@ class InfLLM(Hold):
         where = torch.arange(start, start + m, device=q.device) // self.block
         state[_QUERIES] = sums.index_add(1, where, q.float())
 
+    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+        """One sum per block and query head."""
+        del layer
+        return 4 * spec.heads * -(-tokens // self.block) * spec.head_dim
+
     def freeze(self, survivors: Survivors) -> HeldLayer:
         """The mean key of each block's representatives goes to the index."""
         if survivors.window is not None or self._fits(survivors.k.shape[1]):
