@@ -10,6 +10,7 @@ from kvcli import engine
 from kvcli.hf import foresight
 from kvcli.hf.load import _attention_layers
 from kvcli.hold.infinigen import InfiniGen, PartialKeys, skew
+from kvcli.hold.offload.aside import Aside
 from kvcli.hold.offload.layer import Offloaded, Seer
 from kvcli.recipe import parse
 from tests import tiny
@@ -100,6 +101,28 @@ def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatc
     other = engine.begin(model(), context(model(), "quest(page=4, pages=3, dense=0)"))
     model().forward(torch.tensor(tiny.document(7)), other, logits=False)
     assert seen == []
+
+
+def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
+    """Each guess runs aside and is joined before it is attended to."""
+    told: list[str] = []
+    run, join = Aside.run, Aside.join
+    monkeypatch.setattr(Aside, "run", lambda self, *used: (told.append("run"), run(self, *used))[1])
+    monkeypatch.setattr(Aside, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
+    tail = engine.begin(model(), context(model(), "infinigen(dense=0, least=0)"))
+    model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
+    assert told == ["run", "run", "join", "join"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA card")
+def test_a_second_stream_sees_what_the_first_wrote() -> None:
+    aside, x = Aside(torch.device("cuda")), torch.zeros(1 << 24, device="cuda")
+    for step in range(20):
+        x += 1
+        with aside.run(x):
+            y = x * 2
+        aside.join(aside.mark())
+        assert float(y.min()) == float(y.max()) == 2 * (step + 1)
 
 
 def test_the_first_layers_are_dense(model) -> None:

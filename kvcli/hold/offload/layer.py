@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kvcli.hold.base import Bytes, Survivors
 from kvcli.hold.dense import DenseLayer
@@ -177,14 +177,21 @@ class Seer(Reader):
     def __init__(self, held: Offloaded, staging: Staging) -> None:
         super().__init__(held, staging)
         self._ahead: tuple[Choice, Tensor, Tensor] | None = None
+        self._mark: Any = None
 
     def foresee(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.hold.base.Foreseeing`."""
-        self._ahead = self._fetch(q, scale)
+        aside = self.staging.aside(q)
+        with aside.run(q):
+            self._ahead = self._fetch(q, scale)
+        self._mark = aside.mark()
 
     def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         ahead, self._ahead = self._ahead, None
-        return self._fetch(q, scale) if ahead is None else ahead
+        if ahead is None:
+            return self._fetch(q, scale)
+        self.staging.aside(q).join(self._mark)
+        return ahead
 
     def _fetch(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         choice, turn = self.held.index.select(q, scale), self._number % 2

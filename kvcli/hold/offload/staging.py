@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from kvcli.hold.offload.aside import Aside
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,6 +18,7 @@ class Staging:
         self.readers = 0
         self._numbers = 0
         self._buffers: dict[str, Tensor] = {}
+        self._aside: Aside | None = None
 
     def join(self, *shape: int) -> int:
         """A reader says what it will want, before anyone takes anything; returns its number among all readers."""
@@ -28,6 +31,11 @@ class Staging:
         if name not in self._buffers:
             self._buffers[name] = like.new_zeros(self._numbers)
         return self._buffers[name][: prod(shape)].view(shape)
+
+    def aside(self, like: Tensor) -> Aside:
+        """The stream that all layers fetch ahead on."""
+        self._aside = self._aside or Aside(like.device)
+        return self._aside
 
     @property
     def nbytes(self) -> int:
