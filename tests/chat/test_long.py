@@ -65,8 +65,8 @@ def test_two_hundred_turns_at_fixed_memory(model: Model, text: str, recipe: str)
             assert chat.used < ROOM
     rounds = chat.absorbed[1]  # by then context, tail and fill have had all their units
     assert absorbed == len(chat.absorbed) > 30
-    assert max(sizes[rounds:]) == max(sizes[:rounds])
-    assert max(rooms[rounds:]) == max(rooms[:rounds])
+    assert max(sizes[rounds:]) <= max(sizes[:rounds])
+    assert max(rooms[rounds:]) <= max(rooms[:rounds])
     assert chat.context is not None
     assert (chat.context.kept, len(chat.turns)) == (64, TURNS)
     assert chat.context.seen > 30 * ROOM // 2

@@ -62,7 +62,7 @@ def test_bytes_are_those_planned(model, family: str, hold: str, units: int) -> N
     spec, policy = model(family).spec, parse(f"full+{hold}").hold
     context = held(model(family), hold, keep=f"keydiff(budget={units}, stabilizers=0)")
     for i, layer in enumerate(context.layers):
-        assert (layer.nbytes, layer.host_nbytes) == tuple(policy.size(spec, i, layer.pos.shape[1]))
+        assert (layer.nbytes, layer.host_nbytes, 0) == tuple(policy.size(spec, i, layer.pos.shape[1]))
     numbers = sum(2 * layer.pos.numel() * spec.head_dim for layer in context.layers)
     assert context.bits == 8 * context.nbytes / numbers
 
