@@ -19,7 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-RECIPES = ["full", "streaming(budget=1024)", "knorm(budget=1024)", "keydiff(budget=1024)", "snapkv(budget=1024)"]
+RECIPES = [
+    "full",
+    "streaming(budget=1024)",
+    "knorm(budget=1024)",
+    "keydiff(budget=1024)",
+    "snapkv(budget=1024)",
+    "locret(budget=1024, stabilizers=64, sinks=48)",
+]
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 QUESTION = "What is the pass key?"
 
@@ -59,12 +66,15 @@ def load(name: str) -> Any:
 
 
 def start(name: str, threads: int) -> None:
-    """A worker: one model, its share of the cores."""
+    """A worker: one model with its heads, its share of the cores."""
     import torch
+
+    from kvcli.heads.find import attach
 
     global _model
     torch.set_num_threads(threads)
     _model = load(name)
+    attach(_model)
 
 
 def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int) -> list[dict[str, Any]]:
