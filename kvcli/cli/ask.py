@@ -175,7 +175,7 @@ def command(
         raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    sink = Sink(output, stream=not no_stream, as_json=as_json)
+    sink = Sink(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
     run = Run(settings, request, sink)
     try:
         if each:

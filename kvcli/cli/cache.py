@@ -11,6 +11,7 @@ import typer
 
 from kvcli.cli import render
 from kvcli.cli.exits import SCHEMA
+from kvcli.cli.output import portable
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.saved import file
 from kvcli.saved.library import Entry, Library, size
@@ -26,6 +27,7 @@ Some = Annotated[
 ]
 
 _SHORT = 10  # digits of an id that are shown
+_AGAIN = "make it again: kvcli prefill FILE -o book.kv"
 
 
 @app.command("ls")
@@ -57,14 +59,14 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
     """Describe one reading: of what, by which model, how."""
     entry = _entry(name)
     if entry.header is None:
-        raise DamagedError(entry.fault or f"{entry.path} is damaged", f"kvcli cache rm {entry.key[:_SHORT]}")
+        raise _damaged(entry)
     if as_json:
         _print("reading", _facts(entry))
         return
     meta, own = entry.header.meta, entry.header.meta.identity
     read = render.count(meta.seen) + ("" if meta.complete else f" of {render.count(meta.tokens)}: a checkpoint")
     rows = {
-        "id": entry.key,
+        "id": entry.id,
         "document": " ".join(meta.files),
         "tokens": read,
         "kept": f"{render.count(meta.kept)} units",
@@ -143,11 +145,12 @@ def verify(names: Some = None, as_json: Json = False, quiet: Quiet = False, _deb
         if fault:
             bad.append(entry)
         if not as_json and (fault or not quiet):
-            print(render.oneline(f"{entry.key[:_SHORT]}  {fault or 'whole'}"))
+            print(render.oneline(f"{_name(entry)}  {fault or 'whole'}"))
     if bad:
+        own = [_name(e) for e in bad if _own(e)]
         raise DamagedError(
             f"{len(bad)} of {render.plural(len(entries), 'reading')} damaged",
-            "kvcli cache rm " + " ".join(e.key[:_SHORT] for e in bad),
+            f"kvcli cache rm {' '.join(own)}" if own else _AGAIN,
         )
     if as_json:
         _print("verified", [e.key for e in entries])
@@ -162,11 +165,8 @@ def export(
     _debug: Debug = False,
 ) -> None:
     """Copy one reading to a portable file."""
-    entry, path = _entry(name), Path(target)
-    found = _whole(entry)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path}: {'it is a' if path.is_dir() else 'there is no such'} directory", "another name")
-    _copy(found.path, path)
+    entry, path = _entry(name), portable(target)
+    _copy(_whole(entry).path, path)
     if as_json:
         _print("reading", facts(path))
         return
@@ -214,13 +214,12 @@ def path(as_json: Json = False, _debug: Debug = False) -> None:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What is known of the reading in a file, as JSON. Raises ``DamagedError``."""
-    stat = path.stat()
-    return _facts(Entry(path, stat.st_size, stat.st_mtime, file.header(path)))
+    """What is known of the reading in a file, as JSON; of a damaged one only that."""
+    return _facts(Entry.of(path))
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    common = {"id": entry.key, "path": str(entry.path), "bytes": entry.size, "used": round(entry.used, 3)}
+    common = {"id": entry.id, "path": str(entry.path), "bytes": entry.size, "used": round(entry.used, 3)}
     if entry.header is None:
         return {**common, "fault": entry.fault}
     meta = entry.header.meta
@@ -231,16 +230,30 @@ def _entry(name: str, *, only_file: bool = False) -> Entry:
     """A reading by its file or by its id."""
     path = Path(name)
     if path.is_file():
-        stat = path.stat()
-        return Entry(path, stat.st_size, stat.st_mtime, file.header(path))
+        return Entry.of(path)
     if only_file or "/" in name or "." in name:
         raise InputError(f"{name} does not exist", "ls *.kv")
     return Library.default().find(name)
 
 
+def _own(entry: Entry) -> bool:
+    """Whether it lies among the saved readings, and is no file that was named."""
+    return entry.path.parent == Library.default().folder
+
+
+def _name(entry: Entry) -> str:
+    return entry.key[:_SHORT] if _own(entry) else str(entry.path)
+
+
+def _damaged(entry: Entry) -> DamagedError:
+    return DamagedError(
+        entry.fault or f"{entry.path} is damaged", f"kvcli cache rm {_name(entry)}" if _own(entry) else _AGAIN
+    )
+
+
 def _whole(entry: Entry) -> file.Header:
     if entry.header is None:
-        raise DamagedError(entry.fault or f"{entry.path} is damaged", f"kvcli cache rm {entry.key[:_SHORT]}")
+        raise _damaged(entry)
     file.verify(entry.header)
     return entry.header
 

@@ -109,7 +109,7 @@ class Desk:
         def load(names: Sequence[str]) -> "Document | None":
             return documents.read(names, stdin, self.given.reading) if names or stdin is not None else None
 
-        self.base, report.document = opened.read(files, load)
+        self.base, report.document = opened.read(files, load, self.given.reading)
         if self.base is not None and self.given.rebuild:
             raise UsageError(
                 f"{self.base.path} is a saved reading, which --rebuild cannot read again", "name the document"
@@ -118,11 +118,6 @@ class Desk:
             raise UsageError(
                 f"{self.base.path} is a saved reading: --focus reads for one question, and this was read for any",
                 "leave out --focus, or name the document",
-            )
-        if self.base is not None and len(files) == 1 and self.given.reading != documents.Options():
-            raise UsageError(
-                f"{self.base.path} is a saved reading: its text is read already",
-                "leave out --pages, --include, --exclude and --ocr",
             )
         report.extract_s = time.perf_counter() - start
         for warning in report.document.warnings if report.document else ():

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcli import documents
-from kvcli.cli import render
+from kvcli.cli import opened, render
 from kvcli.cli.exits import SCHEMA
 from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, options
 from kvcli.cli.output import Sink
@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Show exactly what a model would read of FILE, page by page, and how good it is. Loads no model.
 
-    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, a directory of them, or - for standard input.
+    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, a directory of them, or - for standard input;
+    of a saved reading (book.kv) it shows what was read.
     """
     if report and as_json:
         raise UsageError("--report and --json are two ways to print the same", "leave out one of them")
@@ -45,10 +46,11 @@ def command(
         if sys.stdin.isatty():
             raise UsageError("no file was given", "kvcli extract book.pdf")
         names = [documents.STDIN]
-    sink = Sink(output, stream=False, as_json=as_json)
+    sink = Sink(output, stream=False, as_json=as_json, inputs=names)
     start = time.perf_counter()
     stdin = sys.stdin.buffer.read() if documents.STDIN in names else None
-    document = documents.read(names, stdin, chosen)
+    _, document = opened.read(names, lambda rest: documents.read(rest, stdin, chosen), chosen)
+    assert document is not None
     seconds = time.perf_counter() - start
     found = quality.measure(document)
     try:

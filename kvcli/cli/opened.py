@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvcli.documents import STDIN, Document
+from kvcli.documents import STDIN, Document, Options
 from kvcli.errors import InputError, UsageError
 from kvcli.saved.file import Header, damaged, header, looks_like
 from kvcli.saved.revive import revive
@@ -98,10 +98,18 @@ def _plain(value: Any) -> Any:
 Load = Callable[[Sequence[str]], Document | None]
 
 
-def read(files: Sequence[str], load: Load) -> tuple[Saved | None, Document | None]:
-    """The saved reading among ``files``, and the document: its text, that of the other files by ``load``, or both."""
+def read(files: Sequence[str], load: Load, chosen: Options) -> tuple[Saved | None, Document | None]:
+    """The saved reading among ``files``, and the document: its text, that of the other files by ``load``, or both.
+
+    Raises ``UsageError`` where options are ``chosen`` and there is nothing but a saved reading.
+    """
     saved, rest = find(files)
     if saved is None:
         return None, load(rest)
+    if not rest and chosen != Options():
+        raise UsageError(
+            f"{saved.path} is a saved reading: its text is read already",
+            "leave out --pages, --include, --exclude and --ocr",
+        )
     more = load(rest) if rest else None
     return saved, joined(saved.document, more) if more else saved.document

@@ -8,12 +8,15 @@ from typing import Any, TextIO
 
 from kvcli.cli import render
 from kvcli.errors import InputError, UsageError
+from kvcli.saved.file import looks_like
 
 
 class Sink:
     """Answers, one after the other, each ending in exactly one newline."""
 
-    def __init__(self, path: str | None = None, *, stream: bool = True, as_json: bool = False) -> None:
+    def __init__(
+        self, path: str | None = None, *, stream: bool = True, as_json: bool = False, inputs: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.as_json = as_json
         self.stream = stream and not as_json and path is None
@@ -23,6 +26,7 @@ class Sink:
         self._answers = 0
         if path is not None:
             _refuse(Path(path))
+            _refuse_inputs(Path(path), inputs)
 
     @property
     def file(self) -> TextIO:
@@ -85,6 +89,22 @@ class Sink:
 def _refuse(path: Path) -> None:
     """Say before hours of reading that the answer could not be written."""
     if path.is_dir():
-        raise UsageError(f"-o {path} is a directory", f"-o {path / 'answer.txt'}")
+        raise UsageError(f"{path} is a directory", "a name in it")
     if not path.parent.is_dir():
-        raise UsageError(f"-o {path}: there is no directory {path.parent}", f"mkdir -p {path.parent}")
+        raise UsageError(f"{path} cannot be written: there is no directory {path.parent}", f"mkdir -p {path.parent}")
+
+
+def _refuse_inputs(path: Path, inputs: Sequence[str]) -> None:
+    """A document is not overwritten with what was made of it."""
+    for name in inputs:
+        if name == str(path) or (path.is_file() and Path(name).is_file() and path.samefile(name)):
+            raise UsageError(f"-o {path} would overwrite {name}, which is to be read", "another name for -o")
+
+
+def portable(output: str) -> Path:
+    """Where a reading may be written: a new file, or in place of another reading. Raises ``UsageError``."""
+    path = Path(output)
+    _refuse(path)
+    if path.exists() and not looks_like(path):
+        raise UsageError(f"{path} is there and is no saved reading; it stays as it is", "another name: book.kv")
+    return path

@@ -1,7 +1,6 @@
 """``kvcli prefill FILE…``: read now, ask later."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +33,7 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
+from kvcli.cli.output import portable
 from kvcli.cli.questions import Request, valid
 from kvcli.errors import InputError, UsageError
 
@@ -74,11 +74,9 @@ def command(
     With -o the reading is also one portable file, to be asked in place of the document: kvcli ask book.kv "…".
     A saved reading as the first FILE is continued with the others. Prints where the reading is.
     """
-    out = None if output is None else Path(output)
+    out = None if output is None else portable(output)
     if no_cache and out is None:
         raise UsageError("with --no-cache and without -o nothing would be saved", "-o book.kv")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UsageError(f"-o {out}: {'it is' if out.is_dir() else 'there is no'} directory", "-o book.kv")
     settings = Settings(
         model=model,
         system=None if system is None else valid(system, "the system message"),

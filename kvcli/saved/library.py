@@ -34,9 +34,24 @@ class Entry:
     header: Header | None
     fault: str | None = None
 
+    @classmethod
+    def of(cls, path: Path) -> Entry:
+        """The reading in a file, damaged or not. Raises ``OSError``."""
+        stat = path.stat()
+        try:
+            return cls(path, stat.st_size, stat.st_mtime, header(path))
+        except DamagedError as error:
+            return cls(path, stat.st_size, stat.st_mtime, None, error.message)
+
     @property
     def key(self) -> str:
+        """The file's name, which in the library is the reading's id."""
         return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def id(self) -> str:
+        """What the reading is called in any library."""
+        return self.key if self.header is None else self.header.meta.identity.key
 
 
 class Library:
@@ -66,12 +81,7 @@ class Library:
         found = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # gone since
-                stat = path.stat()
-                try:
-                    entry = Entry(path, stat.st_size, stat.st_mtime, header(path))
-                except DamagedError as error:
-                    entry = Entry(path, stat.st_size, stat.st_mtime, None, error.message)
-                found.append(entry)
+                found.append(Entry.of(path))
         return sorted(found, key=lambda e: (-e.used, e.key))
 
     def find(self, key: str) -> Entry:
@@ -150,5 +160,5 @@ def size(text: str, what: str) -> int:
     """``20GiB`` in bytes. Raises ``UsageError``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[2] or "").upper() not in _UNITS:
-        raise UsageError(f"{what} {text} is no size", f"{what} 20GiB")
+        raise UsageError(f"{what} {text} is no size", f"{what}{' ' if what.startswith('-') else '='}20GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").upper()])

@@ -290,6 +290,51 @@ def test_looking_after_the_cache(
         assert call("cache", *args).code == code, args
 
 
+def test_every_file_is_verified_and_named_as_it_was(call: Call, tiny_model: Path, folder: Path, book: Path) -> None:
+    assert call("prefill", "-q", "-m", tiny_model, *POLICY, book, "-o", "book.kv").code == 0
+    whole = (folder / "book.kv").read_bytes()
+    (folder / "cut.kv").write_bytes(whole[:-1])
+    (folder / "flipped.kv").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    outcome = call("cache", "verify", "cut.kv", "flipped.kv", "book.kv")
+    assert outcome.code == 7
+    assert [line.split()[0] for line in outcome.out.splitlines()] == ["cut.kv", "flipped.kv", "book.kv"]
+    assert outcome.out.splitlines()[2].endswith("whole")
+    assert "2 of 3 readings damaged" in outcome.err
+    assert "kvcli cache rm" not in outcome.err
+    listed = call("cache", "ls", "--json").json["readings"]
+    assert call("cache", "show", "book.kv", "--json").json["reading"]["id"] == listed[0]["id"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("prefill", *POLICY, "book.txt", "-o", "book.txt"),
+        ("prefill", *POLICY, "book.txt", "-o", "notes.txt"),
+        ("ask", *POLICY, "book.txt", "Who?", "-o", "book.txt"),
+        ("ask", *POLICY, "-Q", "notes.txt", "book.txt", "-o", "notes.txt"),
+        ("extract", "book.txt", "-o", "./book.txt"),
+        ("cache", "export", "book.kv", "notes.txt"),
+    ],
+)
+def test_no_document_is_overwritten(
+    call: Call, tiny_model: Path, folder: Path, book: Path, args: tuple[str, ...]
+) -> None:
+    (folder / "notes.txt").write_text("Who?")
+    assert call("prefill", "-q", "-m", tiny_model, *POLICY, book, "-o", "book.kv").code == 0
+    model = ("-m", tiny_model) if args[0] in ("ask", "prefill") else ()
+    outcome = call(*args, *model)
+    assert outcome.code == 2, outcome.err
+    assert "stays as it is" in outcome.err or "would overwrite" in outcome.err
+    assert book.read_text() == TEXT
+    assert (folder / "notes.txt").read_text() == "Who?"
+
+
+def test_extract_shows_what_a_saved_reading_has_read(call: Call, tiny_model: Path, book: Path) -> None:
+    assert call("prefill", "-q", "-m", tiny_model, *POLICY, book, "-o", "book.kv").code == 0
+    assert call("extract", "book.kv").out == TEXT + "\n"
+    assert call("extract", "book.kv", "--pages", "1").code == 2
+
+
 def test_the_limit(
     call: Call, tiny_model: Path, book: Path, shelf: Path, validate: Validate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
