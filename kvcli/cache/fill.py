@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ class Fill:
             torch.empty(shape, dtype=dtype, device=device),
         )
         self._layers = [
-            FillLayer(self, i, window, capacity, dtype, device)
+            FillLayer(proxy(self), i, window, capacity, dtype, device)
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
 
@@ -107,7 +108,10 @@ class Fill:
         shared = {
             id(part): part for part in (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration)
         }
-        return copy.deepcopy(self, shared)
+        twin = copy.copy(self)
+        shared[id(proxy(self))] = proxy(twin)  # an object has one proxy
+        twin.__dict__ = copy.deepcopy(self.__dict__, shared)
+        return twin
 
     def release(self) -> None:
         """Give up the workspace; the fill cannot read on before :meth:`reserve`."""
@@ -131,7 +135,10 @@ class Fill:
 
 @dataclass
 class FillLayer:
-    """One layer's kept units: keys before RoPE, values, scores and places, in document order."""
+    """One layer's kept units: keys before RoPE, values, scores and places, in document order.
+
+    ``fill`` is a weak proxy, as in :class:`kvcli.cache.tail.TailLayer`.
+    """
 
     fill: Fill = field(repr=False)
     index: int

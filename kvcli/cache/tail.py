@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import proxy
 
 import torch
 from torch import Tensor
@@ -42,13 +43,8 @@ class Tail:
         self.cursor: Tensor | None = None
         self.staging = Staging()
         self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
-        shape = (spec.kv_heads, 0, spec.head_dim)
-        self._layers = [
-            TailLayer(
-                self, i, torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device)
-            )
-            for i in range(spec.layers)
-        ]
+        empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
+        self._layers = [TailLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
 
     @property
     def layers(self) -> Sequence[TailLayer]:
@@ -89,7 +85,11 @@ class Tail:
 
 @dataclass
 class TailLayer:
-    """One layer's tail: rotated keys and values ``[H_kv, capacity, D]``, of which ``tail.length`` are in use."""
+    """One layer's tail: rotated keys and values ``[H_kv, capacity, D]``, of which ``tail.length`` are in use.
+
+    ``tail`` is a weak proxy: a cycle would keep all of it, and its context, until Python looks for cycles, which in a
+    process of this size is seldom.
+    """
 
     tail: Tail = field(repr=False)
     index: int

@@ -33,7 +33,7 @@ class Ground:
         recipe: what survives of the document, and of turns that are absorbed.
         chunk: tokens per forward pass.
         work: the fill of the document, not to be used elsewhere; an empty one where there is no document.
-        context: frozen from ``work``; ``None`` where there is no document.
+        context: frozen from ``work``, until turns are evicted into it; ``None`` where there is no document.
         room: tokens that the turns may take before they are absorbed.
         total: tokens that the document and all turns may take, for recipes that evict nothing; ``None`` for no end.
     """
@@ -45,6 +45,9 @@ class Ground:
     context: Context | None
     room: int
     total: int | None = None
+
+    def __post_init__(self) -> None:
+        self.document = self.context is not None
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ class Conversation:
 
     def _question(self, ground: Ground, text: str, *, first: bool) -> list[int]:
         if first:
-            return ground.prompt.question(text, document=ground.context is not None)
+            return ground.prompt.question(text, document=ground.document)
         return ground.prompt.follow(text)
 
     def _make_room(self, ground: Ground, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
@@ -233,6 +236,7 @@ class Conversation:
         return min(max_tokens, left), absorbed
 
     def _absorb(self, ground: Ground) -> Generator[Prefill, None, None]:
+        ground.context = self.context = self.tail = None  # what comes is read from the fill, and takes their place
         context = yield from engine.absorb(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
         self._stand(context)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 
@@ -215,3 +218,22 @@ def test_a_recipe_that_evicts_nothing_says_when_it_is_full(talk: Talk) -> None:
         say(chat, "And then? " * 10, 40)
     chat.clear()
     say(chat, "Who?")
+
+
+def test_what_turns_were_evicted_from_is_freed(talk: Talk) -> None:
+    """At once, the document's own context too: a long conversation never holds the old beside the new."""
+    chat = talk(TEXT)
+    say(chat, QUESTIONS[0])
+    gc.collect()
+    gc.disable()
+    try:
+        old = [ref(chat.context), ref(chat.tail)]
+        while not chat.absorbed:
+            say(chat, QUESTIONS[len(chat.turns)])
+        assert [part() for part in old] == [None, None]
+        old = [ref(chat.context), ref(chat.tail), ref(chat.ground.work)]  # type: ignore[union-attr]
+        chat.clear()
+        assert [part() for part in old] == [None, None, None]
+    finally:
+        gc.enable()
+    assert say(chat, QUESTIONS[0]).text

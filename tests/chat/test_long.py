@@ -41,7 +41,7 @@ def told(chat: Conversation) -> torch.Tensor:
     """Per unit of the only layer whether it is the digit of the first turn."""
     assert chat.context is not None
     assert chat.ground is not None
-    prompt, document = chat.ground.prompt, TEXT if chat.ground.context is not None else ""
+    prompt, document = chat.ground.prompt, TEXT if chat.ground.document else ""
     ids = (prompt.document(document) if document else []) + prompt.question(FACT, document=bool(document))
     place = len(ids) - 1 - ids[::-1].index(chat.model.tokenizer.convert_tokens_to_ids("7"))
     return chat.context.layers[0].pos[0] == place
