@@ -1,12 +1,17 @@
-"""Likely sources: the pages that an answer's tokens attend to more than their share.
+"""Likely sources: the pages that an answer's tokens attend to more than their share, and share words with.
 
 Where nothing of an answer is verbatim in the text there is still attention: each token of the answer looks at the
 units that were kept of the text. Its probability is summed per page and divided by the page's share: what an answer
 without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). That share
 grows with the units that were kept of a page, so that long pages do not win by their size, and it also takes out what
 is looked at whatever is asked: line ends, headings, the newest page. An even share of the kept units does only the
-first, and was measured to find the page half as often. This is a hint where to look, and never a citation:
-docs/results.md has how often it is right.
+first, and was measured to find the page half as often.
+
+This is multiplied by how much more than an average page the page shares of the words of question and answer (BM25).
+Either says nothing where it is the same for all pages: eviction leaves attention little to see, and an answer in other
+words than the text's leaves words nothing to find. Together they were measured to be right where one of them is, and
+more often than attention alone. This is a hint where to look, and never a citation: docs/results.md has how often it
+is right.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from torch import Tensor
 from kvcli.documents.blocks import Block, blocks
 from kvcli.documents.document import Span
 from kvcli.heads.labels import Observer, ObserverLayer
+from kvcli.look import lexical
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
@@ -28,8 +34,8 @@ if TYPE_CHECKING:
     from kvcli.hf.load import Model
     from kvcli.prompt import Prompt
 
-LAYERS = (1 / 3, 2 / 3)
-"""Which layers are summed, as shares of the depth; the others were measured to be worse (docs/results.md)."""
+LAYERS = (0.5, 1.0)
+"""Which layers are summed, as shares of the depth; no others were measured to be better (docs/results.md)."""
 
 NEUTRAL = "N/A"
 """Question and answer without content."""
@@ -46,7 +52,8 @@ _WORK = 1 << 24
 class Likely:
     """A page, section or run of lines that an answer may come from.
 
-    ``score`` is its attention over its share: 1 is what any answer gives it. ``attention`` is its part of the answer's
+    ``score`` is ``lift``, its attention over its share, where 1 is what any answer gives it, times ``words``, what it
+    shares of the words of question and answer, where 1 is an average page. ``attention`` is its part of the answer's
     attention to the text, ``kept`` its part of the kept units; ``start`` and ``end`` are characters of the document's
     text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
     """
@@ -57,6 +64,8 @@ class Likely:
     line: int
     last: int
     score: float
+    lift: float
+    words: float
     attention: float
     kept: float
 
@@ -66,19 +75,21 @@ def likely(
     prompt: Prompt,
     context: Context,
     document: Document,
-    question: Sequence[int],
+    question: str,
     answer: str,
     *,
+    ids: Sequence[int] | None = None,
     count: int = 3,
     tokens: int | None = None,
 ) -> list[Likely]:
-    """The likeliest sources of an answer, the best first; only those with more than their share.
+    """The likeliest sources of an answer, the best first; only those that score more than 1.
 
     Args:
         model, prompt, context: what the document was read with.
         document: the document.
-        question: ids from :meth:`Prompt.question`.
+        question: what was asked.
         answer: the answer's text; without any there are no sources.
+        ids: of the question, where they are not those of :meth:`Prompt.question`.
         count: how many at most.
         tokens: how many were read of the document, where something else was read behind it; by default all.
     """
@@ -87,13 +98,16 @@ def likely(
     if len(pieces) < 2 or not reply:
         return []
     offsets, asked = prompt.offsets(document.text), prompt.question(NEUTRAL)
-    mass, units = gaze(model, context, [*question, *reply], len(question))
+    put = prompt.question(question) if ids is None else ids
+    mass, units = gaze(model, context, [*put, *reply], len(put))
     none, _ = gaze(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
     attention, kept = map(parts, per_block(pieces, offsets, chosen(mass[:, :tokens]), chosen(units[:, :tokens])))
-    scores = lift(attention, per_block(pieces, offsets, chosen(none[:, :tokens]), chosen(units[:, :tokens]))[0])
+    lifts = lift(attention, per_block(pieces, offsets, chosen(none[:, :tokens]), chosen(units[:, :tokens]))[0])
+    words = over_average(lexical([document.text[p.start : p.end] for p in pieces], f"{question} {answer}"))
+    scores = [a * b for a, b in zip(lifts, words, strict=True)]
     best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
     return [
-        Likely(p.span, p.start, p.end, p.line, p.last, scores[i], attention[i], kept[i])
+        Likely(p.span, p.start, p.end, p.line, p.last, scores[i], lifts[i], words[i], attention[i], kept[i])
         for i in best
         if scores[i] > 1
         for p in [pieces[i]]
@@ -135,6 +149,11 @@ def parts(values: Sequence[float]) -> list[float]:
     """``values`` as parts of their sum."""
     total = sum(values) or 1.0
     return [v / total for v in values]
+
+
+def over_average(scores: Sequence[float]) -> list[float]:
+    """Each block's score over that of an average block: 1 for all where all are 0."""
+    return lift(scores, [1.0] * len(scores)) if any(scores) else [1.0] * len(scores)
 
 
 def lift(attention: Sequence[float], share: Sequence[float]) -> list[float]:

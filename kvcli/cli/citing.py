@@ -148,6 +148,8 @@ def as_json(cited: Cited) -> dict[str, Any]:
                 "char_start": s.start,
                 "char_end": s.end,
                 "score": round(s.score, 4),
+                "lift": round(s.lift, 4),
+                "words": round(s.words, 4),
                 "attention": round(s.attention, 4),
                 "kept": round(s.kept, 4),
             }

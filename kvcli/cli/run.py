@@ -107,7 +107,7 @@ class Run(Desk):
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
             self._warn(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
-        report.cited = cited = self._cite(ids, answer)
+        report.cited = cited = self._cite(question.text, ids, answer)
         notes = citing.lines(report.document, cited) if report.document else []
         self.sink.end(answer.text, report.answer(question, answer), marks=citing.marks(cited), notes=notes)
         self._aftermath(answer)
@@ -145,7 +145,7 @@ class Run(Desk):
             return answer, stop
         raise RuntimeError("the engine ended without an answer")
 
-    def _cite(self, ids: list[int], answer: Answer) -> citing.Cited:
+    def _cite(self, question: str, ids: list[int], answer: Answer) -> citing.Cited:
         """Where the answer's words stand in the document; pages that it attends to, where that is to be shown."""
         settings, document, context = self.settings, self.report.document, self.reader.context
         cited, start = citing.Cited(), time.perf_counter()
@@ -155,7 +155,7 @@ class Run(Desk):
                 if answer.finish_reason != "interrupted" and (self.sink.as_json or not cited.grounded):
                     from kvcli.sources import likely
 
-                    pages = likely(self.model, self.prompt, context, document, ids, answer.text)
+                    pages = likely(self.model, self.prompt, context, document, question, answer.text, ids=ids)
                     cited = replace(cited, likely=tuple(pages))
         self.report.cite_s = time.perf_counter() - start
         if settings.cite == "strict" and not cited.grounded:

@@ -3,13 +3,14 @@
 Passages with a question and an answer each (``title``, ``text``, ``question``, ``answers``) stand as the pages of one
 document; the page of the case's own passage is gold. Attention is that of the answer's tokens, once of the answer that
 is known to be right and once of what the model answers itself. Pages are ranked by attention over what an answer
-without content gives them (what kvcli does), over their share of the kept units, and as it is. The baseline is BM25 of
-the pages for the words of question and answer, and for those of the answer alone. Cases are appended to a file; a
-second run adds what is missing:
+without content gives them, over their share of the kept units, and as it is. The baseline is BM25 of the pages for the
+words of question and answer, and for those of the answer alone, as if the question shared none; what kvcli does is the
+first of each, multiplied. Cases are appended to a file; a second run adds what is missing:
 
     python -m tests.bench.sources --data nq_passages_train.jsonl.gz --cases 24 --tokens 1000 --out sources.jsonl
 
-The last line of standard output is JSON: per recipe, answer and method the cases in the top 1 and the top 3.
+The last line of standard output is JSON: per recipe, answer and method the cases in the top 1 and the top 3. With
+``--half even`` or ``odd`` it is of every second case, so that what was chosen on one half is reported on the other.
 """
 
 from __future__ import annotations
@@ -103,17 +104,20 @@ def measure(model: Any, recipe: str, passages: list[dict[str, Any]], gold: int) 
 
 def methods(row: dict[str, Any], answer: str) -> dict[str, list[float]]:
     """Scores of the pages of one case by every method."""
-    from kvcli.sources import lift
+    from kvcli.sources import lift, over_average
 
     def total(by_layer: list[list[float]], layers: tuple[float, float]) -> list[float]:
         n = len(by_layer)
         return [sum(x) for x in zip(*by_layer[round(layers[0] * n) : round(layers[1] * n)], strict=True)]
 
-    found = {"words of question and answer": row[f"lexical {answer}"]}
-    found["words of the answer"] = row[f"lexical {answer} alone"]
+    words = {"words of question and answer": row[f"lexical {answer}"]}
+    words["words of the answer"] = row[f"lexical {answer} alone"]
+    found = {**words}
     for name, layers in LAYERS.items():
         mass, none, units = (total(row[k], layers) for k in (answer, "neutral", "units"))
         found[name] = lift(mass, none)
+        for kind, scores in words.items():
+            found[f"{name} × {kind}"] = [a * b for a, b in zip(found[name], over_average(scores), strict=True)]
         found[f"{name}, by share of units"] = lift(mass, units)
         found[f"{name}, as it is"] = mass
     return found
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--half", choices=["even", "odd"])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 
@@ -157,7 +162,8 @@ def main() -> None:
                 rows.append({**head, **measure(model, recipe, passages, gold)})
                 out.write(json.dumps(rows[-1]) + "\n")
                 out.flush()
-    print(json.dumps(table(rows)))
+    halves = {None: (0, 1), "even": (0,), "odd": (1,)}[options.half]
+    print(json.dumps(table([row for row in rows if row["case"] % 2 in halves])))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,23 @@ def test_what_is_not_verified_is_no_quote(call: Call, tiny_model: Path, book: Pa
     assert all(line.startswith("likely source") for line in likely)
 
 
+def test_likely_sources_share_words_and_without_any_it_is_attention(
+    call: Call, tiny_model: Path, folder: Path, saying: list[str]
+) -> None:
+    place, parts = 4, [f"Chapter {c}. " + f"It rained {c}. " * 99 + "\n" for c in "abcdefg"]
+    parts[place] = FACT + parts[place]
+    (folder / "long.txt").write_text("".join(parts))
+    saying += ["Green is what his bird was, the parrot.", "Zzz.", "Zzz."]
+    outcome = call("ask", "-m", tiny_model, "--json", "long.txt", "-e", "Which pet?", "-e", "Why?")
+    words, none = (json.loads(line)["likely_sources"] for line in outcome.out.splitlines())
+    assert words[0]["char_start"] <= len("".join(parts[:place])) < words[0]["char_end"]
+    assert words[0]["words"] > 1
+    for source in words + none:
+        assert source["score"] == pytest.approx(source["lift"] * source["words"], rel=1e-3, abs=1e-3)
+    assert none
+    assert all(source["words"] == 1 for source in none)
+
+
 def test_the_answer_alone_where_stdout_is_no_terminal(
     call: Call, tiny_model: Path, book: Path, folder: Path, saying: list[str]
 ) -> None:

@@ -79,6 +79,18 @@ def test_attention_as_everyone_has_it_makes_every_page_one(kept: list[int], each
         assert more[1] > 1 > more[0]
 
 
+@given(st.lists(st.floats(0, 50), min_size=1, max_size=20))
+def test_words_that_all_pages_share_alike_change_no_rank(scores: list[float]) -> None:
+    """Nor do words that none has; else more words of a page are a higher factor, and the average page's is 1."""
+    factors = sources.over_average(scores)
+    assert sources.over_average([0.0] * len(scores)) == [1.0] * len(scores)
+    assert sources.over_average([3.0] * len(scores)) == pytest.approx([1.0] * len(scores))
+    assert sum(factors) == pytest.approx(len(scores))
+    assert min(factors) > 0
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+    assert [factors[i] for i in order] == sorted(factors)
+
+
 def test_layers_are_shares_of_the_depth() -> None:
     values = torch.arange(6.0).view(6, 1)
     assert float(sources.chosen(values, (0.0, 1.0))) == 15

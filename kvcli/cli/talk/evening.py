@@ -252,8 +252,7 @@ class Evening:
         if context is None or document is None:
             return ()
         text = spoken(turn.answer, thinking=prompt.thinks)
-        asked = prompt.question(turn.question)
-        return tuple(likely(parlour.model, prompt, context, document, asked, text, tokens=len(parlour.ids)))
+        return tuple(likely(parlour.model, prompt, context, document, turn.question, text, tokens=len(parlour.ids)))
 
     def _tell(self, cited: citing.Cited) -> None:
         """Below an answer what it quotes; where nothing of that is verified, pages that it attends to."""
