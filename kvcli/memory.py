@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
 from kvcli.hold.base import Bytes
+from kvcli.hold.rows import passing
 from kvcli.recipe import Recipe
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -103,8 +104,14 @@ def plan(
     kept = [units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
-    # Keys and values at hand, and the keys rotated, of one layer.
-    workspace = spec.kv_heads * room * spec.head_dim * size * 3
+    # Keys and values at hand, and the keys rotated, of one layer; of one in codes only where a policy asks for them.
+    rows = recipe.hold.rows
+    coded = [n for n, window in zip(kept, spec.sliding, strict=True) if rows is not None and window is None]
+    exact = room if rows is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
+    at_hand = exact if recipe.keep.causal or not coded else room
+    workspace = spec.kv_heads * at_hand * spec.head_dim * size * 3
+    if rows is not None and coded:
+        workspace += passing(spec, rows.width(spec.head_dim), max(coded), chunk)
     # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     activations = chunk * width * size + spec.vocab * (size + 4)
@@ -116,7 +123,7 @@ def plan(
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
-    fill, host = sum(kept) * spec.kv_heads * spec.unit_bytes, 0
+    fill, host = sum(count * recipe.hold.unit(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
     gathered = sum(recipe.hold.observed(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None)
     shared = max((part.shared for part in held), default=0)
@@ -233,8 +240,9 @@ def disk(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text: int)
         kept = units(spec, recipe, tokens, layer)
         then = min(units(spec, recipe, edge, layer), kept)
         gone = then if recipe.keep.victims == "merge" else min(then, tokens - edge)
-        total += spec.kv_heads * (kept * (spec.unit_bytes + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
-        total += spec.kv_heads * (gone * spec.unit_bytes + 2 * _STATE * spec.head_dim)
+        unit = recipe.hold.unit(spec, layer)
+        total += spec.kv_heads * (kept * (unit + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
+        total += spec.kv_heads * (gone * unit + 2 * _STATE * spec.head_dim)
         if spec.sliding[layer] is None:
             total += sum(recipe.hold.observed(spec, layer, n) for n in (tokens, edge) if n)
         total += _TENSORS * _ENTRY

@@ -40,6 +40,11 @@ class Recipe:
                 f"{self.hold.name} with a limit evicts by itself, and so does {self.keep.name}",
                 f"full+{format_policy(self.hold)}",
             )
+        if self.hold.rows is not None and self.keep.victims == "merge":
+            raise UsageError(
+                f"victims=merge changes kept values, and {format_policy(self.hold)} codes each of them only once",
+                f"leave out victims=merge, or hold units as {self.hold.name} without fill=true",
+            )
 
     def __str__(self) -> str:
         text = format_policy(self.keep)

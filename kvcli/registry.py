@@ -16,7 +16,7 @@ from kvcli.errors import UsageError
 
 Axis = Literal["keep", "hold"]
 
-_NOT_POLICIES = {"base", "budget", "offload", "packed", "pool", "victims"}
+_NOT_POLICIES = {"base", "budget", "offload", "packed", "pool", "rows", "victims"}
 
 
 def _builtin(axis: Axis) -> list[str]:

@@ -46,20 +46,33 @@ class Context:
 def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
     """Turn a fill into a context: keys are rotated once, to their final positions.
 
+    A fill in codes is taken over as it is; its keys stay before RoPE.
+
     Args:
         fill: a finished reading.
         hold: how to store what it kept.
         release: give up the fill's buffers layer by layer, so that nothing is held twice; the fill is unusable
             afterwards. Keep it (``False``) to read on later.
     """
+    if fill.rows != hold.rows:
+        raise ValueError(f"what {fill.hold} has coded while it was read cannot be held by {hold}")
     layers: list[HeldLayer] = []
     starts: list[int] = []
     numbers = 0
     for layer in fill.layers:
         c = layer.count
         pos = layer.pos[:, :c].clone()
-        compact = fill.keep.positions == "compact"
-        places = range(c) if compact else pos.long()
+        starts.append(c if layer.compact else fill.seen)
+        if layer.rows is not None:
+            held = layer.held()
+            numbers += 2 * pos.numel() * fill.spec.head_dim
+            if not release or c < layer.capacity:
+                held = replace(held, k=held.k.clone(), v=held.v.clone())
+            layers.append(replace(held, pos=pos))
+            if release:
+                layer.release()
+            continue
+        places = range(c) if layer.compact else pos.long()
         rotate = partial(fill.rotary.rotate, layer.index)
         raw = layer.k[:, :c].to(layer.device)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
@@ -77,7 +90,6 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         )
         numbers += 2 * raw.numel()
         layers.append(hold.freeze(survivors))
-        starts.append(c if compact else fill.seen)
         if release:
             layer.release()
     if release:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import proxy
 
 import torch
 from torch import Tensor
 
+from kvcli.cache.units import Coded, Exact
+from kvcli.errors import ModelError
 from kvcli.hold.base import Hold
+from kvcli.hold.rows import RowLayer
 from kvcli.keep.base import Chunk, Keep
 from kvcli.keep.budget import select
 from kvcli.keep.victims import merge
 from kvcli.types import ModelSpec, Rotary, Scorer
-from kvcli_kernels.attention import causal_attention
+from kvcli_kernels.attention import attention, causal_attention
 from kvcli_kernels.compact import Units, compact
+from kvcli_kernels.merge import merge as merge_terms
 
 
 @dataclass
@@ -77,17 +82,15 @@ class Fill:
         self.step = Step()
         self.seen = 0
         self.limit = None if hold is None else hold.limit
+        self.rows = None if hold is None else hold.rows
         self.budgets = [keep.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
-        shape = (spec.kv_heads, max(capacities) + chunk, spec.head_dim)
-        self.workspace: tuple[Tensor, ...] = (
-            torch.empty(shape, dtype=dtype, device=device),
-            torch.empty(shape, dtype=dtype, device=device),
-        )
         self._layers = [
             FillLayer(proxy(self), i, window, capacity, dtype, device)
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
+        shape = (spec.kv_heads, self._room(chunk), spec.head_dim)
+        self.workspace: tuple[Tensor, ...] = tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
 
     @property
     def layers(self) -> Sequence[FillLayer]:
@@ -122,10 +125,15 @@ class Fill:
         capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
         for layer, capacity in zip(self._layers, capacities, strict=True):
             layer.reserve(capacity)
-        room = max(layer.capacity for layer in self._layers) + chunk
+        room = self._room(chunk)
         if self.workspace[0].dim() != 3 or self.workspace[0].shape[1] < room:
             shape = (self.spec.kv_heads, room, self.spec.head_dim)
             self.workspace = tuple(t.new_empty(shape) for t in self.workspace)
+
+    def _room(self, chunk: int) -> int:
+        """Units of the workspace, where layers that are not in codes have theirs side by side with a chunk's."""
+        exact = [layer.capacity for layer in self._layers if layer.rows is None]
+        return max(exact) + chunk if exact else 0
 
     def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
         if window is not None:
@@ -137,7 +145,8 @@ class Fill:
 class FillLayer:
     """One layer's kept units: keys before RoPE, values, scores and places, in document order.
 
-    ``fill`` is a weak proxy, as in :class:`kvcli.cache.tail.TailLayer`.
+    Keys and values are ``[H_kv, capacity, D]`` as the model made them, or with ``rows`` uint8
+    ``[H_kv, capacity, width]``. ``fill`` is a weak proxy, as in :class:`kvcli.cache.tail.TailLayer`.
     """
 
     fill: Fill = field(repr=False)
@@ -155,8 +164,10 @@ class FillLayer:
         host = hold is not None and hold.offloads
         where = torch.device("cpu") if host else self.device
         pinned = host and self.device.type == "cuda"
-        shape = (heads, self.capacity, dim)
-        self.k, self.v = (torch.empty(shape, dtype=self.dtype, device=where, pin_memory=pinned) for _ in range(2))
+        self.rows = self.fill.rows if self.window is None else None
+        width, dtype = (dim, self.dtype) if self.rows is None else (self.rows.width(dim), torch.uint8)
+        shape = (heads, self.capacity, width)
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=where, pin_memory=pinned) for _ in range(2))
         self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
         self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
 
@@ -188,33 +199,34 @@ class FillLayer:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See :class:`kvcli.cache.store.StoreLayer`. Evicts before it returns."""
         step, c, m = self.fill.step, self.count, q.shape[1]
-        u = c + step.new
-        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace)
-        work_k[:, :c], work_k[:, c:] = self.k[:, :c], k
-        work_v[:, :c], work_v[:, c:] = self.v[:, :c], v
+        places = range(c, c + m) if self.compact else range(step.start, step.start + m)
         pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
+        q_rotated = self.fill.rotary.rotate(self.index, q, places)
+        units: Exact | Coded
+        if self.rows is None:
+            out, units = self._beside(q_rotated, k, v, pos, scale, window)
+        else:
+            held, k_rotated = self.held(), self.fill.rotary.rotate(self.index, k, places)
+            term = attention(q_rotated, k_rotated, v, scale, 0)
+            out = (merge_terms(held.attend(q_rotated, scale, c), term) if c else term)[0]
+            units = Coded(held, k[:, : step.new], v[:, : step.new], k_rotated)
 
-        compact = self.fill.keep.positions == "compact"
-        k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if compact else pos.long())
-        q_rotated = self.fill.rotary.rotate(
-            self.index, q, range(c, c + m) if compact else range(step.start, step.start + m)
-        )
-        out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
-
+        u = c + step.new
         if self.window is not None:
-            self._keep_window(work_k[:, :u], work_v[:, :u], pos[:, :u])
+            self._keep_window(units.k, units.v, pos[:, :u])
         else:
             chunk = Chunk(
                 layer=self.index,
                 start=step.start,
-                k=work_k[:, :u],
-                v=work_v[:, :u],
+                units=units,
+                new_k=k[:, : step.new],
+                new_v=v[:, : step.new],
                 q=q[:, : step.new],
                 pos=pos[:, :u],
                 scores=self.scores[:, :c],
                 state=self.state,
-                rotated=(q_rotated, k_rotated),
+                q_rotated=q_rotated,
                 scale=scale,
                 probe=step.probe,
                 heads=self.fill.heads,
@@ -224,8 +236,31 @@ class FillLayer:
             self._keep_best(chunk)
         return out
 
+    @property
+    def compact(self) -> bool:
+        """Whether keys are rotated to their slots; to their places in the document otherwise."""
+        return self.fill.keep.positions == "compact"
+
+    def held(self) -> RowLayer:
+        """The kept units of a layer in codes, as something to attend to; its tensors are the layer's own."""
+        assert self.rows is not None
+        c, rotate = self.count, partial(self.fill.rotary.rotate, self.index)
+        return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.rows, rotate, self.dtype)
+
+    def _beside(
+        self, q_rotated: Tensor, k: Tensor, v: Tensor, pos: Tensor, scale: float, window: int | None
+    ) -> tuple[Tensor, Exact]:
+        """Attention over kept units and the chunk's own side by side in the workspace, and these."""
+        c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
+        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace)
+        work_k[:, :c], work_k[:, c:] = self.k[:, :c], k
+        work_v[:, :c], work_v[:, c:] = self.v[:, :c], v
+        k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
+        out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
+        return out, Exact(work_k[:, :u], work_v[:, :u], k_rotated)
+
     def _keep_best(self, chunk: Chunk) -> None:
-        keep, step, units = self.fill.keep, self.fill.step, chunk.k.shape[1]
+        keep, step, units = self.fill.keep, self.fill.step, chunk.kept + chunk.new
         scores, budget, recent = keep.rescore(chunk), self.fill.budgets[self.index], 0 if step.last else keep.recent
         if self.fill.limit is not None and self.fill.hold is not None:
             (q, k), new = chunk.rotated, chunk.new
@@ -240,19 +275,36 @@ class FillLayer:
             sinks=chunk.pos < keep.sinks if keep.sinks else None,
             recent=min(recent, units),
         )
-        self.count = budget
         merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None
-        compact(index, Units(chunk.k, chunk.v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
+        k, v = self._all(chunk)
+        self.count = budget
+        compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
         if merged is not None:
             self.v[:, : self.count] = merged
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
-        old, new = chunk.kept, chunk.k.shape[1]
-        self.k[:, old:new] = chunk.k[:, old:]
-        self.v[:, old:new] = chunk.v[:, old:]
+        old, new = chunk.kept, chunk.kept + chunk.new
+        self.k[:, old:new], self.v[:, old:new] = self._new(chunk)
         self.scores[:, :new] = scores
         self.pos[:, old:new] = chunk.pos[:, old:]
         self.count = new
+
+    def _all(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Keys and values at hand, as they are kept."""
+        if self.rows is None:
+            return chunk.k, chunk.v
+        k, v = self._new(chunk)
+        return torch.cat([self.k[:, : self.count], k], dim=1), torch.cat([self.v[:, : self.count], v], dim=1)
+
+    def _new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """The chunk's own, as they are kept; the one place where anything is coded."""
+        if self.rows is None:
+            return chunk.new_k, chunk.new_v
+        try:
+            return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
+        except ValueError as error:
+            name = self.fill.hold.name if self.fill.hold else ""
+            raise ModelError(f"{name} cannot hold layer {self.index}: {error}", "--kv-bits 16") from None
 
     def _keep_window(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
         """A sliding layer keeps what its next query can still see, whatever the policy."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kvcli.hold.offload.staging import Staging
+    from kvcli.hold.rows import Rows
     from kvcli.types import ModelSpec
 
 
@@ -144,11 +145,19 @@ class Hold:
     @property
     def watches(self) -> bool:
         """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
-        return type(self).observe is not Hold.observe or self.limit is not None
+        return type(self).observe is not Hold.observe or self.limit is not None or self.rows is not None
 
     @property
     def limit(self) -> int | None:
         """The most units per KV head of a layer that memory is given for, already during the reading."""
+        return None
+
+    @property
+    def rows(self) -> Rows | None:
+        """How keys and values lie already while the document is read; ``None``: as the model made them.
+
+        Layers with a window of their own stay exact. A reading in rows is frozen as it is, by :mod:`kvcli.hold.rows`.
+        """
         return None
 
     def worth(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:  # noqa: ARG002
@@ -169,6 +178,12 @@ class Hold:
         """Bytes of what :meth:`observe` has gathered of a layer after ``tokens``, on the device and on disk."""
         del spec, layer, tokens
         return 0
+
+    def unit(self, spec: ModelSpec, layer: int) -> int:
+        """Bytes of one unit's key and value in one KV head of a layer while the document is read."""
+        if self.rows is None or spec.sliding[layer] is not None:
+            return spec.unit_bytes
+        return 2 * self.rows.width(spec.head_dim)
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
 from kvcli.hold.packed import PackedHold
+from kvcli.hold.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,14 @@ class Turbo(PackedHold):
 
     Args:
         bits: of a code; the norm comes on top (``16 / D`` bits per number).
+        fill: units lie in codes already while the text is read, and are never coded again: the peak falls with a large
+            budget. Keys are then coded before RoPE, and every look at them costs a rotation.
     """
 
     name: ClassVar[str] = "turbo"
 
     bits: int = 4
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -37,10 +41,14 @@ class Turbo(PackedHold):
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
         """See :meth:`kvcli.hold.packed.PackedHold.pack`."""
-        from kvcli_kernels.quantize import encode
+        from kvcli_kernels.quantize import encode, turn
 
-        turn = self.rotation(k).T
-        return encode(k.float() @ turn, self.bits), encode(v.float() @ turn, self.bits)
+        return encode(turn(k), self.bits), encode(turn(v), self.bits)
+
+    @property
+    def rows(self) -> Rows | None:
+        """See :attr:`kvcli.hold.base.Hold.rows`."""
+        return Rows(self.bits) if self.fill else None
 
     def rotation(self, k: Tensor) -> Tensor:
         """See :meth:`kvcli.hold.packed.PackedHold.rotation`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from kvcli.errors import UsageError
 from kvcli.keep.victims import Victims
@@ -104,6 +104,25 @@ class Keep:
         return torch.cat([chunk.scores, self.score(chunk).float()], dim=1)
 
 
+class AtHand(Protocol):
+    """All units that a layer has at hand, the kept ones first: exact, or what their codes mean, made when asked for."""
+
+    @property
+    def k(self) -> Tensor:
+        """``[H_kv, u, D]`` before RoPE."""
+        ...
+
+    @property
+    def v(self) -> Tensor:
+        """``[H_kv, u, D]``."""
+        ...
+
+    @property
+    def rotated(self) -> Tensor:
+        """``[H_kv, u + probe, D]``, keys after RoPE."""
+        ...
+
+
 @dataclass
 class Chunk:
     """One layer's view of one chunk, after the layer's attention and before eviction.
@@ -114,12 +133,14 @@ class Chunk:
     Attributes:
         layer: index of the layer.
         start: number of tokens read before this chunk.
-        k, v: ``[H_kv, u, D]``.
+        units: all of them; read through ``k``, ``v`` and ``rotated``.
+        new_k, new_v: ``[H_kv, new, D]``, the chunk's own, always exact. A policy that needs no others should use these:
+            where kept units lie in codes, ``k`` and ``v`` have to be made.
         q: ``[H, new, D]``, the chunk's own queries.
         pos: ``[H_kv, u]`` int32, each unit's place in the document.
         scores: ``[H_kv, kept]`` float32, the stored scores of kept units.
         state: this layer's running statistics; the one thing a policy may write to. Tensors only.
-        rotated: queries ``[H, new + probe, D]`` and keys ``[H_kv, u + probe, D]`` after RoPE.
+        q_rotated: ``[H, new + probe, D]``, queries after RoPE.
         scale: factor on the logits of their attention.
         probe: how many of the last queries and keys belong to the question and not to the text.
         heads: the model's retaining heads; there for policies that are ``trained``.
@@ -127,16 +148,32 @@ class Chunk:
 
     layer: int
     start: int
-    k: Tensor
-    v: Tensor
+    units: AtHand = field(repr=False)
+    new_k: Tensor
+    new_v: Tensor
     q: Tensor
     pos: Tensor
     scores: Tensor
     state: dict[str, Tensor]
-    rotated: tuple[Tensor, Tensor] = field(repr=False)
+    q_rotated: Tensor = field(repr=False)
     scale: float
     probe: int = 0
     heads: Scorer | None = None
+
+    @property
+    def k(self) -> Tensor:
+        """``[H_kv, u, D]``, all keys."""
+        return self.units.k
+
+    @property
+    def v(self) -> Tensor:
+        """``[H_kv, u, D]``, all values."""
+        return self.units.v
+
+    @property
+    def rotated(self) -> tuple[Tensor, Tensor]:
+        """Queries ``[H, new + probe, D]`` and keys ``[H_kv, u + probe, D]`` after RoPE."""
+        return self.q_rotated, self.units.rotated
 
     @property
     def new(self) -> int:
@@ -166,4 +203,4 @@ class Chunk:
             future = place > self.kept + torch.arange(start, stop, device=k.device)[:, None]
             weights = torch.softmax(logits.masked_fill_(future, float("-inf")), dim=-1)
             mass += weights.sum(dim=(1, 2), dtype=torch.float32)
-        return mass[:, : self.k.shape[1]] / group
+        return mass[:, : self.kept + self.new] / group

@@ -20,4 +20,4 @@ class Full(Keep):
 
     def score(self, chunk: Chunk) -> Tensor:
         """Nothing is ever evicted, so all scores are 0: ``[H_kv, new]``."""
-        return chunk.scores.new_zeros(chunk.k.shape[0], chunk.new)
+        return chunk.scores.new_zeros(chunk.new_k.shape[0], chunk.new)

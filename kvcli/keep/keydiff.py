@@ -27,6 +27,6 @@ class Keydiff(Keep):
         import torch.nn.functional as F
 
         k = F.normalize(chunk.k.float(), dim=-1)
-        total = k[:, chunk.kept :].sum(dim=1, keepdim=True) + chunk.state.get("sum", 0)
+        total = F.normalize(chunk.new_k.float(), dim=-1).sum(dim=1, keepdim=True) + chunk.state.get("sum", 0)
         chunk.state["sum"] = total
         return -(k @ F.normalize(total, dim=-1).transpose(1, 2)).squeeze(-1)

@@ -21,5 +21,5 @@ class Knorm(Keep):
         """``-||k||``; RoPE does not change it: ``[H_kv, new]``."""
         import torch
 
-        norms: Tensor = torch.linalg.vector_norm(chunk.k[:, chunk.kept :].float(), dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(chunk.new_k.float(), dim=-1)
         return -norms

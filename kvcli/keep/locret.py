@@ -40,7 +40,7 @@ class Locret(Keep):
     def score(self, chunk: Chunk) -> Tensor:
         """The heads' scores of the chunk's own units: float32 ``[H_kv, new]``."""
         assert chunk.heads is not None  # engine.start sees to that
-        return chunk.heads.score(chunk.layer, chunk.q, chunk.k[:, chunk.kept :], chunk.v[:, chunk.kept :])
+        return chunk.heads.score(chunk.layer, chunk.q, chunk.new_k, chunk.new_v)
 
     def rescore(self, chunk: Chunk) -> Tensor:
         """Scores of all units at hand, smoothed: float32 ``[H_kv, kept + new]``."""

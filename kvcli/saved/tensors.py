@@ -5,7 +5,7 @@ A finished reading also holds its *edge*: the fill as it was before its last chu
 are stored that the last chunk drove out, and of the others their scores. Where a policy did change some
 (``victims=merge``), all units of the edge count as driven out.
 
-    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE
+    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows where they were read in codes
     layer.I.scores     [H_kv, c]      float32
     layer.I.pos        [H_kv, c]      int32
     layer.I.state.S    …              running statistics of the policy
@@ -104,7 +104,7 @@ def _edge(layer: FillLayer, edge: Tensors) -> list[Blob]:
 
     def victims(name: str) -> Blob:
         take: Callable[[], Tensor] = lambda: edge.get(f"{old}{name}")[gone]  # noqa: E731  # a layer at a time
-        return Blob(f"{new}{name}", _NAMES[layer.dtype], (count, dim), lambda: _bytes(take()))
+        return Blob(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
 
     return [
         victims("k"),
@@ -181,7 +181,7 @@ def _check(layer: FillLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor
     c = pos.shape[-1] if pos.dim() == 2 else -1
     fits = (
         0 <= c <= capacity
-        and (pos.dtype, scores.dtype, k.dtype, v.dtype) == (torch.int32, torch.float32, layer.dtype, layer.dtype)
+        and (pos.dtype, scores.dtype, k.dtype, v.dtype) == (torch.int32, torch.float32, layer.k.dtype, layer.k.dtype)
         and pos.shape == scores.shape == (heads, c)
         and k.shape == v.shape == (heads, c, dim)
     )
@@ -189,7 +189,7 @@ def _check(layer: FillLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor
         raise damaged(
             file.header.path,
             f"layer {layer.index} has keys {list(k.shape)} {k.dtype} and places {list(pos.shape)},"
-            f" and this model keeps at most {[heads, capacity, dim]} {layer.dtype}",
+            f" and this model keeps at most {[heads, capacity, dim]} {layer.k.dtype}",
         )
     if c and not (bool((pos.diff(dim=1) > 0).all()) and int(pos.min()) >= 0 and int(pos.max()) < seen):
         raise damaged(file.header.path, f"places of layer {layer.index} are out of order")

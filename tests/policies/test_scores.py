@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from kvcli.cache.units import Exact
 from kvcli.keep.base import Chunk
 from kvcli.keep.budget import select
 from kvcli.keep.keydiff import Keydiff
@@ -19,17 +20,20 @@ def chunk(kept: int = 3, new: int = 5, *, probe: int = 0, start: int = 10, state
         return torch.randn(*shape, generator=generator)
 
     units = kept + new
+    k, v, q, scores = draw(2, units, 8), draw(2, units, 8), draw(4, new, 8), draw(2, kept)
+    q_rotated, rotated = draw(4, new + probe, 8), draw(2, units + probe, 8)
     places = torch.cat([torch.tensor([0, 4, 9][:kept]), torch.arange(start, start + new)])
     return Chunk(
         layer=1,
         start=start,
-        k=draw(2, units, 8),
-        v=draw(2, units, 8),
-        q=draw(4, new, 8),
+        units=Exact(k, v, rotated),
+        new_k=k[:, kept:],
+        new_v=v[:, kept:],
+        q=q,
         pos=places.int().expand(2, units),
-        scores=draw(2, kept),
+        scores=scores,
         state={} if state is None else state,
-        rotated=(draw(4, new + probe, 8), draw(2, units + probe, 8)),
+        q_rotated=q_rotated,
         scale=0.4,
         probe=probe,
     )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kvcli_kernels.merge import merge
-from kvcli_kernels.quantize.packed import Packed, shifts, unmixed, unpack
+from kvcli_kernels.quantize.packed import Packed, shifts, unmixed
+from kvcli_kernels.quantize.rotated import look_up
 
 _BLOCK = 1024  # keys whose unpacked numbers stay in the caches; a multiple of any tile
 
@@ -88,9 +89,7 @@ def _values(packed: Packed) -> Tensor:
     """What the codes stand for before :func:`_places`, scale and offset: float32 ``[H, n, D]``."""
     if packed.codebook is None:
         return unmixed(packed.codes, packed.bits).float()
-    index = packed.codes.reshape(-1).int()
-    found = _table(packed.codebook, packed.bits).index_select(0, index)
-    return found.view(torch.float32).view(*packed.codes.shape[:2], packed.dim)
+    return look_up(packed)
 
 
 def _places(packed: Packed) -> Tensor | float:
@@ -101,11 +100,3 @@ def _places(packed: Packed) -> Tensor | float:
 @functools.lru_cache(maxsize=8)
 def _place_values(width: int, bits: int) -> Tensor | float:
     return torch.exp2(-shifts(width, bits).float()) if bits < 8 else 1.0
-
-
-@functools.lru_cache(maxsize=8)
-def _table(codebook: Tensor, bits: int) -> Tensor:
-    """The numbers of each byte ``[256]``, of several as one complex number so that a look-up fetches them together."""
-    codes = unpack(torch.arange(256, dtype=torch.uint8).view(1, 256, 1), bits)[0]
-    kinds = {8: torch.float32, 4: torch.complex64, 2: torch.complex128}
-    return codebook[codes.long()].contiguous().view(kinds[bits]).view(256)

@@ -6,9 +6,22 @@ from kvcli_kernels.backend import on_triton
 from kvcli_kernels.quantize import ref
 from kvcli_kernels.quantize.packed import BITS, Packed, pack, unpack
 from kvcli_kernels.quantize.ref import dequantize
-from kvcli_kernels.quantize.rotated import codebook, encode, hadamard
+from kvcli_kernels.quantize.rotated import book, codebook, encode, hadamard, look_up, turn
 
-__all__ = ["BITS", "Packed", "codebook", "dequantize", "encode", "hadamard", "pack", "quantize", "unpack"]
+__all__ = [
+    "BITS",
+    "Packed",
+    "book",
+    "codebook",
+    "dequantize",
+    "encode",
+    "hadamard",
+    "look_up",
+    "pack",
+    "quantize",
+    "turn",
+    "unpack",
+]
 
 
 def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:

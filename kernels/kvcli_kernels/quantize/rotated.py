@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kvcli_kernels.quantize.packed import Packed, pack
+from kvcli_kernels.quantize.packed import Packed, pack, unpack
 
 _SEED = 20250428
 
@@ -23,8 +23,29 @@ def hadamard(dim: int, device: torch.device) -> Tensor:
     while len(matrix) < block:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     whole = torch.kron(torch.eye(dim // block), matrix / math.sqrt(block))
-    signs = torch.randint(0, 2, (dim,), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1
-    return (whole * signs).to(device)
+    return (whole * _signs(dim, torch.device("cpu"))).to(device)
+
+
+def turn(x: Tensor) -> Tensor:
+    """``x @ hadamard(D).T`` of rows ``[…, D]`` in float32, by additions: a row is the same whatever is beside it.
+
+    A matrix product rounds otherwise for other numbers of rows, and then a code may depend on the chunk it came in.
+    """
+    dim = x.shape[-1]
+    block, shape = dim & -dim, x.shape
+    x = (x.float() * _signs(dim, x.device)).reshape(-1, dim // block, block)
+    half = 1
+    while half < block:
+        pairs = x.view(*x.shape[:2], block // (2 * half), 2, half)
+        a, b = pairs.unbind(3)
+        x = torch.stack([a + b, a - b], 3).view(x.shape)
+        half *= 2
+    return x.div_(math.sqrt(block)).view(shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _signs(dim: int, device: torch.device) -> Tensor:
+    return (torch.randint(0, 2, (dim,), generator=torch.Generator().manual_seed(_SEED)) * 2 - 1).to(device)
 
 
 @functools.lru_cache(maxsize=8)
@@ -52,7 +73,7 @@ def encode(x: Tensor, bits: int) -> Packed:
     Raises:
         ValueError: rows that do not fill whole bytes, or that are too long for a float16.
     """
-    values = _values(bits, x.device)
+    values = book(bits, x.device)
     x = x.float()
     unit = x * (math.sqrt(x.shape[2]) / x.norm(dim=2, keepdim=True).clamp_min(1e-30))
     codes = torch.bucketize(unit, (values[1:] + values[:-1]) / 2)
@@ -63,5 +84,21 @@ def encode(x: Tensor, bits: int) -> Packed:
 
 
 @functools.lru_cache(maxsize=16)
-def _values(bits: int, device: torch.device) -> Tensor:
+def book(bits: int, device: torch.device) -> Tensor:
+    """:func:`codebook` as a float32 tensor ``[2 ** bits]``, always the same one."""
     return torch.tensor(codebook(bits), dtype=torch.float32, device=device)
+
+
+def look_up(packed: Packed) -> Tensor:
+    """What codes of a codebook stand for, without their scale: float32 ``[H, n, D]``, a byte at a time."""
+    assert packed.codebook is not None
+    found = _table(packed.codebook, packed.bits).index_select(0, packed.codes.reshape(-1).int())
+    return found.view(torch.float32).view(*packed.codes.shape[:2], packed.dim)
+
+
+@functools.lru_cache(maxsize=8)
+def _table(codebook: Tensor, bits: int) -> Tensor:
+    """The numbers of each byte ``[256]``, of several as one complex number so that a look-up fetches them together."""
+    codes = unpack(torch.arange(256, dtype=torch.uint8, device=codebook.device).view(1, 256, 1), bits)[0]
+    kinds = {8: torch.float32, 4: torch.complex64, 2: torch.complex128}
+    return codebook[codes.long()].contiguous().view(kinds[bits]).view(256)
