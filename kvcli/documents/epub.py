@@ -19,9 +19,14 @@ def extract(source: Source) -> Extract:
     """The text of a book in its reading order. Raises ``InputError`` for DRM and damage."""
     with Archive(source) as archive:
         package = _package(archive)
-        chapters = _spine(archive, package)
+        chapters, lost = _spine(archive, package)
         _refuse_drm(archive, chapters)
         found = Extract([])
+        if lost:
+            found.warnings.append(
+                f"{source.name} names parts that are no text of its own, which were not read: {', '.join(lost[:5])}"
+                + (f" and {len(lost) - 5:,} more" if lost[5:] else "")
+            )
         blocks: list[html.Block] = []
         for name in chapters:
             if name not in archive.names:
@@ -63,20 +68,27 @@ def _package(archive: Archive) -> str:
     raise InputError(f"{archive.source.name} is damaged: it names no package file", "fetch the file again")
 
 
-def _spine(archive: Archive, package: str) -> list[str]:
-    """The members to read, each once, in order."""
+def _spine(archive: Archive, package: str) -> tuple[list[str], list[str]]:
+    """The members to read, each once, in order; and what else the spine names: pictures, places outside, nothing."""
     tree = _tree(archive, package)
     manifest: dict[str, str] = {}
+    given: dict[str, str] = {}
     for node in tree.css("x-item"):
-        href = resolve(package, node.attributes.get("href") or "")
+        name, path = node.attributes.get("id") or "", node.attributes.get("href") or ""
+        href = resolve(package, path)
         kind = node.attributes.get("media-type") or ""
+        given[name] = path
         if href and ("html" in kind or href.endswith((".html", ".xhtml", ".htm"))):
-            manifest[node.attributes.get("id") or ""] = href
-    wanted = [manifest.get(n.attributes.get("idref") or "") for n in tree.css("itemref")[:SPINE]]
-    chapters = list(dict.fromkeys(name for name in wanted if name))
+            manifest[name] = href
+    wanted = [n.attributes.get("idref") or "" for n in tree.css("itemref")]
+    if len(wanted) > SPINE:
+        raise InputError(
+            f"{archive.source.name} names {len(wanted):,} chapters; kvcli reads up to {SPINE:,}", "fetch the file again"
+        )
+    chapters = list(dict.fromkeys(manifest[name] for name in wanted if name in manifest))
     if not chapters:
         raise InputError(f"{archive.source.name} is damaged: it names no chapters", "fetch the file again")
-    return chapters
+    return chapters, list(dict.fromkeys(given.get(name) or name for name in wanted if name not in manifest))
 
 
 def _refuse_drm(archive: Archive, chapters: list[str]) -> None:

@@ -32,7 +32,7 @@ PACKED = frozenset(
 
 @dataclass
 class Found:
-    """Files of a directory and how many of each kind were left out, with an example."""
+    """Files of a directory; how many files, links and whole folders were left out for each reason, with an example."""
 
     files: list[Path] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Found:
 
     def leave(self, why: str, path: Path) -> None:
         self.left[why] += 1
-        self.example.setdefault(why, path.name)
+        self.example.setdefault(why, f"{path.name}/" if path.is_dir() and not path.is_symlink() else path.name)
 
     def note(self, name: str) -> str | None:
         """One line about what was left out."""
@@ -71,7 +71,7 @@ def walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> Found:
         elif include and not wanted.match_file(relative):
             found.leave("not included", path)
         elif path.is_symlink():
-            found.leave("links", path)
+            found.leave("linked", path)
         elif ignored:
             found.leave("ignored by git", path)
         elif any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -87,7 +87,7 @@ def walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> Found:
 
 
 def _files(given: Path) -> Iterator[tuple[Path, bool]]:
-    """Each file below ``given`` in order, and whether git ignores it."""
+    """Each file below ``given`` in order, and whether git ignores it; also folders that are not entered."""
     rules: dict[Path, GitIgnoreSpec] = {}
     root = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would follow links
     top = next((p for p in (root, *root.parents) if (p / ".git").exists()), root)
@@ -98,10 +98,10 @@ def _files(given: Path) -> Iterator[tuple[Path, bool]]:
         here = Path(folder)
         if (spec := _rules(here)) is not None:
             rules[here] = spec
-        for name in sorted(folders):
-            if name.startswith(".") or _ignored(here / name, top, rules, folder=True):
-                folders.remove(name)
-        folders.sort()
+        closed = {n: _ignored(here / n, top, rules, folder=True) for n in folders if n != ".git"}
+        folders[:] = sorted(n for n in closed if not (closed[n] or n.startswith(".") or (here / n).is_symlink()))
+        for name in sorted(closed.keys() - set(folders)):
+            yield Path(given, *(here / name).relative_to(root).parts), closed[name]
         for name in sorted(names):
             path = here / name
             yield Path(given, *path.relative_to(root).parts), _ignored(path, top, rules, folder=False)

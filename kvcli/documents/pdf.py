@@ -52,7 +52,7 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
     if head["strays"]:
         found.warnings.append(
-            f"{source.name} has {head['strays']:,} more page objects than the {len(pages):,} pages it shows;"
+            f"{source.name} has {head['strays']:,} page objects more than it shows;"
             " they were taken out, or it is damaged"
         )
     sections = _sections(head["outline"])
@@ -73,7 +73,9 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers.close()
         if code == 4:
             decrypt = f"qpdf --decrypt --password=PASSWORD {quoted} open.pdf"
-            raise InputError(f"{name} is encrypted, and its password is not known", decrypt)
+            raise InputError(
+                f"{name} is encrypted and asks for a password, which kvcli does not take; save it without one", decrypt
+            )
         raise InputError(f"{name} is damaged: PDFium cannot open it ({len(source.data):,} bytes)", fetch)
     if end < 0:
         answers.close()

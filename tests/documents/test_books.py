@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.documents import Document, archive, html, read
+from kvcli.documents import epub as epub_reader
 from kvcli.documents.plain import sections
 from kvcli.errors import InputError
 from tests.documents.makers import W, docx, epub, paragraph, zipped
@@ -105,7 +106,10 @@ def test_pages_of_the_printed_book(tmp_path: Path) -> None:
 def test_no_path_leads_out_of_the_archive(tmp_path: Path) -> None:
     (tmp_path / "secret.xhtml").write_text("<p>secret</p>")
     data = epub({"a.xhtml": "<p>inside</p>"}, spine=["../../secret.xhtml", "a.xhtml", "/etc/passwd"])
-    assert load(tmp_path, "a.epub", data).text == "inside\n"
+    document = load(tmp_path, "a.epub", data)
+    assert document.text == "inside\n"
+    (warning,) = document.warnings
+    assert "../../secret.xhtml, /etc/passwd" in warning
     assert archive.resolve("OEBPS/book.opf", "text/%61.xhtml#x") == "OEBPS/text/a.xhtml"
     for outside in ("../../a", "/etc/passwd", "https://example.org/a", "..\\a", ""):
         assert archive.resolve("OEBPS/book.opf", outside) is None
@@ -143,6 +147,14 @@ def test_hidden_fonts_are_no_drm(tmp_path: Path) -> None:
         '<CipherReference URI="OEBPS/a.xhtml"/></EncryptedData>'
     )
     assert "Ishmael" in load(tmp_path, "a.epub", epub(BOOK, more={"META-INF/encryption.xml": fonts})).text
+
+
+def test_a_spine_of_any_length_is_read_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = epub(BOOK, spine=["a.xhtml", "b.xhtml", "unused.xhtml"])
+    assert "cover" in load(tmp_path, "a.epub", data).text
+    monkeypatch.setattr(epub_reader, "SPINE", 2)
+    with pytest.raises(InputError, match="names 3 chapters; kvcli reads up to 2"):
+        load(tmp_path, "a.epub", data)
 
 
 def test_a_bomb_is_told_while_it_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

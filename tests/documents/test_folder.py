@@ -59,13 +59,25 @@ def test_include_and_exclude(tree: Path) -> None:
 def test_what_was_left_out_is_said(tree: Path) -> None:
     (note,) = read([tree]).notes
     for kind in (
-        "ignored by git (b.log",
         "hidden (",
         "binary or packed (",
         "empty (__init__.py)",
-        "links (outside.txt)",
+        "2 linked (outside.txt, …)",
+        "3 ignored by git (build/, …)",
     ):
         assert kind in note
+
+
+def test_folders_that_are_not_entered_are_left_out_by_name(tmp_path: Path) -> None:
+    for name in (".git/config", ".gitignore", "build/a.txt", ".hidden/b.txt", "c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("build/\n")
+    (tmp_path / "up").symlink_to(tmp_path)
+    document = read([tmp_path])
+    assert [Path(f).name for f in document.files] == ["c.txt"]
+    (note,) = document.notes
+    for left in ("1 ignored by git (build/)", "2 hidden (", "1 linked (up)"):
+        assert left in note
 
 
 def test_rules_above_the_directory_count_within_the_repository(tree: Path) -> None:
