@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         weights: the model's parameters, and its retaining heads' where the policy scores with them.
         fill: kept units of all layers.
-        workspace: keys and values at hand of one layer, and its keys rotated.
+        workspace: keys and values at hand of one layer, of two where the hold offloads, and one layer's keys rotated.
         tail: question and answer.
         activations: what one layer computes with, and one row of logits.
         runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
@@ -104,12 +104,12 @@ def plan(
     kept = [units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
-    # Keys and values at hand, and the keys rotated, of one layer; of one in codes only where a policy asks for them.
+    # Keys and values at hand and the keys rotated of one layer; of one in codes only where a policy asks for them.
     rows = recipe.hold.rows
     coded = [n for n, window in zip(kept, spec.sliding, strict=True) if rows is not None and window is None]
     exact = room if rows is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
     at_hand = exact if recipe.keep.causal or not coded else room
-    workspace = spec.kv_heads * at_hand * spec.head_dim * size * 3
+    workspace = spec.kv_heads * at_hand * spec.head_dim * size * (5 if recipe.hold.offloads else 3)
     if rows is not None and coded:
         workspace += passing(spec, rows.width(spec.head_dim), max(coded), chunk)
     # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.

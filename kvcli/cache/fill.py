@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.units import Coded, Exact
+from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.hold.base import Hold
 from kvcli.hold.rows import RowLayer
@@ -59,7 +60,7 @@ class Fill:
         dtype, device: of keys and values.
         heads: the model's retaining heads, for policies that score with them.
         hold: how survivors will be held: one that offloads has keys and values in host memory already here, pinned
-            where the device is a card, and one layer at a time comes to the workspace.
+            where the device is a card, and comes to the workspace layer by layer, each while the one before computes.
         calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for holds that ask.
     """
 
@@ -89,8 +90,8 @@ class Fill:
             FillLayer(proxy(self), i, window, capacity, dtype, device)
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
-        shape = (spec.kv_heads, self._room(chunk), spec.head_dim)
-        self.workspace: tuple[Tensor, ...] = tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        host = hold is not None and hold.offloads
+        self.workspace = Workspace.make(spec.kv_heads, self._room(chunk), spec.head_dim, dtype, device, host=host)
 
     @property
     def layers(self) -> Sequence[FillLayer]:
@@ -104,13 +105,12 @@ class Fill:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, workspace included."""
-        return sum(t.nbytes for t in self.workspace) + sum(layer.nbytes for layer in self._layers)
+        return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers)
 
     def copy(self) -> Fill:
         """An independent fill with the same units; the model's parts are shared."""
-        shared = {
-            id(part): part for part in (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration)
-        }
+        parts = (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration, self.workspace.aside)
+        shared = {id(part): part for part in parts}
         twin = copy.copy(self)
         shared[id(proxy(self))] = proxy(twin)  # an object has one proxy
         twin.__dict__ = copy.deepcopy(self.__dict__, shared)
@@ -118,17 +118,14 @@ class Fill:
 
     def release(self) -> None:
         """Give up the workspace; the fill cannot read on before :meth:`reserve`."""
-        self.workspace = tuple(t.new_empty(0) for t in self.workspace)
+        self.workspace.release()
 
     def reserve(self, tokens: int, chunk: int) -> None:
         """Make room to read on, up to ``tokens`` in all, in chunks of at most ``chunk``; what is kept stays."""
         capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
         for layer, capacity in zip(self._layers, capacities, strict=True):
             layer.reserve(capacity)
-        room = self._room(chunk)
-        if self.workspace[0].dim() != 3 or self.workspace[0].shape[1] < room:
-            shape = (self.spec.kv_heads, room, self.spec.head_dim)
-            self.workspace = tuple(t.new_empty(shape) for t in self.workspace)
+        self.workspace.reserve(self.spec.kv_heads, self._room(chunk), self.spec.head_dim)
 
     def _room(self, chunk: int) -> int:
         """Units of the workspace, where layers that are not in codes have theirs side by side with a chunk's."""
@@ -234,6 +231,8 @@ class FillLayer:
             if self.fill.hold is not None:
                 self.fill.hold.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
             self._keep_best(chunk)
+        if self.index + 1 == len(self.fill.layers):
+            self.fill.workspace.settle()
         return out
 
     @property
@@ -252,9 +251,8 @@ class FillLayer:
     ) -> tuple[Tensor, Exact]:
         """Attention over kept units and the chunk's own side by side in the workspace, and these."""
         c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
-        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace)
-        work_k[:, :c], work_k[:, c:] = self.k[:, :c], k
-        work_v[:, :c], work_v[:, c:] = self.v[:, :c], v
+        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace.open(self.fill.layers, self.index))
+        work_k[:, c:], work_v[:, c:] = k, v
         k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
         out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
         return out, Exact(work_k[:, :u], work_v[:, :u], k_rotated)
@@ -284,7 +282,10 @@ class FillLayer:
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.kept + chunk.new
-        self.k[:, old:new], self.v[:, old:new] = self._new(chunk)
+        if self.rows is None:
+            self.fill.workspace.put(self, (chunk.k, chunk.v), old, new)
+        else:
+            self.k[:, old:new], self.v[:, old:new] = self._new(chunk)
         self.scores[:, :new] = scores
         self.pos[:, old:new] = chunk.pos[:, old:]
         self.count = new
@@ -297,9 +298,8 @@ class FillLayer:
         return torch.cat([self.k[:, : self.count], k], dim=1), torch.cat([self.v[:, : self.count], v], dim=1)
 
     def _new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """The chunk's own, as they are kept; the one place where anything is coded."""
-        if self.rows is None:
-            return chunk.new_k, chunk.new_v
+        """The chunk's own in codes; the one place where anything is coded."""
+        assert self.rows is not None
         try:
             return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
         except ValueError as error:

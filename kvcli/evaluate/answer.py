@@ -43,6 +43,7 @@ class Reading:
         tokens: of the text and the words in front of it.
         kept: units per KV head of the layer that keeps most.
         bits: effective bits of a kept number, scales included.
+        device_bytes, host_bytes: of the kept units, index and staging included.
         readings: how often the text was read.
         read_s: seconds of reading, all readings together.
         answer_s: seconds of asking, all questions together.
@@ -52,6 +53,8 @@ class Reading:
     tokens: int
     kept: int
     bits: float
+    device_bytes: int
+    host_bytes: int
     readings: int
     read_s: float
     answer_s: float
@@ -126,4 +129,14 @@ def answer(
                 answers.append(event.text)
         answer_s += perf_counter() - began
     assert context is not None
-    return Reading(tuple(answers), len(ids), context.kept, context.bits, readings, read_s, answer_s)
+    return Reading(
+        tuple(answers),
+        len(ids),
+        context.kept,
+        context.bits,
+        context.nbytes,
+        context.host_nbytes,
+        readings,
+        read_s,
+        answer_s,
+    )

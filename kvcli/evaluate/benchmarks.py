@@ -67,7 +67,7 @@ def _squad(_stem: str, row: Row) -> Case:
 
 def _pairs(_stem: str, row: Row) -> Case:
     text = kv.show([(k, v) for k, v in row["ordered_kv_records"]])
-    return Case(text, (kv.ask(row["key"], row["value"]),), max_tokens=50)
+    return Case(text, (kv.ask(row["key"], row["value"]),), max_tokens=kv.ANSWER)
 
 
 # --- L-Eval ---

@@ -8,6 +8,9 @@ from kvcli.evaluate import words
 from kvcli.evaluate.case import Case, Question, Wanted
 from kvcli.evaluate.ruler import fit
 
+ANSWER = 128
+"""Tokens of an answer: two UUIDs, where a tokenizer splits digits, for a model may say the key again."""
+
 
 def kv(wanted: Wanted) -> Case:
     """As many pairs as fit."""
@@ -21,7 +24,7 @@ def kv(wanted: Wanted) -> Case:
 
     count = fit(build, wanted.ruler, wanted.length, least=2, what="pairs of keys and values")
     key, value = pairs[int(wanted.depth * count)]
-    return Case(build(count), (ask(key, value),), max_tokens=50)
+    return Case(build(count), (ask(key, value),), max_tokens=ANSWER)
 
 
 def show(pairs: list[tuple[str, str]]) -> str:

@@ -68,6 +68,8 @@ class Cell:
             "budget": rows[0].budget if rows else None,
             "kept": max((row.kept for row in rows), default=None),
             "bits": rows[0].bits if rows else None,
+            "device_bytes": sum(row.device_bytes or 0 for row in rows),
+            "host_bytes": sum(row.host_bytes or 0 for row in rows),
             "tokens": sum(row.tokens for row in rows),
             "read_s": round(sum(row.read_s for row in rows), 2),
             "answer_s": round(sum(row.answer_s for row in rows), 2),

@@ -35,6 +35,7 @@ class Row:
         read_s, answer_s: seconds.
         heads: digest of the retaining heads, where the recipe uses any.
         bits: effective bits of a kept number, scales included.
+        device_bytes, host_bytes: of the kept units, index and staging included.
     """
 
     task: str
@@ -54,6 +55,8 @@ class Row:
     answer_s: float = 0.0
     heads: str | None = None
     bits: float | None = None
+    device_bytes: int | None = None
+    host_bytes: int | None = None
 
     @property
     def key(self) -> Key:

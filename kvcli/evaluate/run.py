@@ -144,6 +144,8 @@ def _row(job: Job, case: Case, recipe: Recipe, reading: Reading, heads: str | No
         answer_s=round(reading.answer_s, 3),
         heads=heads,
         bits=reading.bits,
+        device_bytes=reading.device_bytes,
+        host_bytes=reading.host_bytes,
     )
 
 

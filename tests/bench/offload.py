@@ -1,18 +1,20 @@
-"""Holds that keep everything and attend to little: answers, bytes, hits, recall and time against full attention.
+"""Holds that keep everything and attend to little, beside ``full`` and ``locret`` at equal device memory.
 
-    python -m tests.bench.offload --text book.txt --cases 2 --out offload.jsonl
+    python -m tests.bench.offload needle book.txt --length 2K --cases 24 --out offload.jsonl
+    python -m tests.bench.offload multidoc --data squad.json --length 2K --cases 12 --out offload.jsonl
 
-Facts are hidden in a part of a book, or are pairs of keys and values, and asked for one by one. One reading serves all
-holds; a row is one question under one hold. ``recall`` is the share of the units with the largest true logits, as many
-as were chosen, that a step chose.
+Cases and scores are those of ``kvcli eval``; here one reading serves all holds, and a row also has bytes, hits and
+recall. ``locret`` keeps as many units as fit into what the largest of the holds takes on the device. ``recall`` is the
+share of the units with the largest true logits, as many as were chosen, that a step chose. Rows that are in ``--out``
+are not measured again; the last line of standard output is their summary.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +22,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kvcli import engine
+from kvcli import engine, memory
 from kvcli.cache.context import Context, freeze
+from kvcli.evaluate import files, plan, tasks
+from kvcli.evaluate.case import Case, Job
+from kvcli.evaluate.haystack import Haystack
+from kvcli.evaluate.metrics import score
+from kvcli.evaluate.ruler import Ruler
 from kvcli.events import Answer
 from kvcli.heads import calibrate
+from kvcli.heads.find import attach
 from kvcli.hold.base import Hold
 from kvcli.hold.offload.layer import Reader
 from kvcli.prompt import Prompt
 from kvcli.recipe import Recipe, parse
 from tests.bench.passkey import load
 from tests.laws.helpers import drain
+
+RECIPES = [
+    "dense",
+    "quest(pages=38)",
+    "infllm(block=64, blocks=8, sinks=32, local=256)",
+    "shadowkv(rank=64, chunks=32, outliers=8)",
+    "infinigen(partial=0.5)",
+]
+"""At 2,048 tokens of SmolLM2-135M, 32 to 42 % of a dense cache's bytes are on the device."""
 
 
 def recall(reader: Reader, q: Tensor) -> float:
@@ -56,35 +73,6 @@ def recall(reader: Reader, q: Tensor) -> float:
     return sum(shares) / kv_heads
 
 
-RECIPES = [
-    "dense",
-    "quest(pages=16)",
-    "infllm(block=32, blocks=6, sinks=16, local=64)",
-    "shadowkv(rank=96, chunks=24, outliers=8)",
-    "infinigen",
-]
-WORDS = ["anchor", "basket", "candle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket", "kettle"]
-
-
-def needles(text: str, facts: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """A text with facts between its sentences, and questions with their answers."""
-    pieces = text.split(". ")
-    asked = []
-    for thing in rng.sample(WORDS, facts):
-        number = str(rng.randrange(1000, 10000))
-        pieces.insert(rng.randrange(1, len(pieces)), f"The number of the {thing} is {number}")
-        asked.append((f"What is the number of the {thing}?", number))
-    return ". ".join(pieces), asked
-
-
-def pairs(count: int, facts: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-    """Keys and values of six digits, and questions for some of them."""
-    made = {str(rng.randrange(10**5, 10**6)): str(rng.randrange(10**5, 10**6)) for _ in range(count)}
-    lines = ",\n".join(f'"{key}": "{value}"' for key, value in made.items())
-    asked = [(f'What is the value of the key "{key}"?', made[key]) for key in rng.sample(list(made), facts)]
-    return f"JSON data:\n{{{lines}}}", asked
-
-
 @dataclass(frozen=True, kw_only=True)
 class Watching(Hold):
     """Observes for several holds, so that one reading serves all of them."""
@@ -100,17 +88,21 @@ class Watching(Hold):
             hold.observe(state, layer, q, start)
 
 
-def ask(model: Any, context: Context, ids: list[int]) -> tuple[Answer, list[Reader], dict[int, list[float]]]:
-    """An answer of 40 tokens at most, its readers, and then recall per layer of the question's tokens one by one."""
+def ask(model: Any, context: Context, ids: list[int], most: int) -> tuple[Answer, list[Reader]]:
+    """An answer, and what its tail read with."""
     tail = engine.begin(model, context)
-    answer = [e for e in engine.ask(model, tail, ids, max_tokens=40) if isinstance(e, Answer)][-1]
-    readers = [r for r in tail.held if isinstance(r, Reader)]
+    answer = [e for e in engine.ask(model, tail, ids, max_tokens=most) if isinstance(e, Answer)][-1]
+    return answer, [r for r in tail.held if isinstance(r, Reader)]
+
+
+def recalls(model: Any, context: Context, ids: list[int]) -> dict[int, float]:
+    """Recall by layer, mean over the question's last three tokens one by one."""
     tail, found = engine.begin(model, context), defaultdict[int, list[float]](list)
     for i, reader in enumerate(tail.held):
         if isinstance(reader, Reader):
 
             def watched(q: Tensor, scale: float, start: int, i: int = i, reader: Reader = reader) -> Any:
-                term = Reader.attend(reader, q, scale, start)
+                term = type(reader).attend(reader, q, scale, start)
                 found[i].append(recall(reader, q))
                 return term
 
@@ -118,89 +110,139 @@ def ask(model: Any, context: Context, ids: list[int]) -> tuple[Answer, list[Read
     for part in (ids[:-3], *([token] for token in ids[-3:])):
         model.forward(torch.tensor(part), tail, logits=False)
         tail.extend(len(part))
-    return answer, readers, {i: values[1:] for i, values in found.items()}
+    return {i: sum(values[1:]) / 3 for i, values in found.items()}
+
+
+def on_device(spec: Any, recipe: Recipe, tokens: int) -> int:
+    """Planned bytes of a context on the device, as :attr:`kvcli.cache.context.Context.nbytes` counts them."""
+    parts = [recipe.hold.size(spec, i, memory.units(spec, recipe, tokens, i)) for i in range(spec.layers)]
+    return sum(part.device for part in parts) + max(part.shared for part in parts)
+
+
+def equal(spec: Any, recipes: Iterable[Recipe], tokens: int) -> int:
+    """Units that ``locret`` may keep in the bytes that the largest hold takes on the device."""
+    dense = spec.layers * spec.kv_heads * spec.unit_bytes
+    return max(on_device(spec, r, tokens) for r in recipes if r.hold.offloads) // dense
+
+
+class Bench:
+    """A model, what is compared, and a file of rows."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model = load("smollm2-135m")
+        attach(self.model)
+        self.prompt, self.out = Prompt(self.model.tokenizer), options.out
+        if options.calibrate:
+            ids = self.prompt.document(options.calibrate.read_text()[:20_000])[:2048]
+            self.model.calibration = drain(calibrate.measure(self.model, ids))
+        self.keep, self.fields = options.keep, options.locret
+        self.recipes = [parse(f"{options.keep}+{text}") for text in options.recipes]
+        lines = options.out.read_text().splitlines() if options.out.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def case(self, job: Job) -> None:
+        """Everything that is not measured yet of one case."""
+        done = {r["recipe"] for r in self.rows if (r["task"], r["length"], r["case"]) == self._name(job)}
+        todo = [r for r in self.recipes if str(r) not in done]
+        if not todo and ("locret" in done or not self.fields):
+            return
+        case = job.make()
+        ids = self.prompt.document(case.text)
+        if todo:
+            watching = Recipe(parse(self.keep).keep, Watching(holds=tuple(r.hold for r in todo)))
+            work = engine.start(self.model, watching, len(ids))
+            drain(engine.fill(self.model, ids, watching, resume=work, horizon=8192))
+            for recipe in todo:
+                with torch.inference_mode():
+                    context = freeze(work, recipe.hold, release=False)
+                self._ask(job, case, str(recipe), context, len(ids))
+        if self.fields and "locret" not in done:
+            budget = equal(self.model.spec, self.recipes, len(ids))
+            recipe = parse(f"locret(budget={budget}, {self.fields})")
+            context = drain(engine.read(self.model, ids, recipe, horizon=8192))
+            self._ask(job, case, "locret", context, len(ids), budget=budget)
+
+    def _ask(self, job: Job, case: Case, name: str, context: Context, tokens: int, **more: int) -> None:
+        for question in case.questions:
+            asked = self.prompt.question(question.text)
+            answer, readers = ask(self.model, context, asked, case.max_tokens)
+            row = {
+                **dict(zip(("task", "length", "case"), self._name(job), strict=True)),
+                "recipe": name,
+                **more,
+                "tokens": tokens,
+                "score": score(answer.text, question),
+                "gold": question.gold,
+                "answer": answer.text,
+                "device_per_token": context.nbytes / tokens,
+                "host_per_token": context.host_nbytes / tokens,
+                "hits": sum(r.hits for r in readers),
+                "misses": sum(r.misses for r in readers),
+                "recall": {str(i): r for i, r in recalls(self.model, context, asked).items()} if readers else {},
+            }
+            self.rows.append(row)
+            with self.out.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+
+    @staticmethod
+    def _name(job: Job) -> tuple[str, int | None, int]:
+        return job.task, job.length, job.number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--characters", type=int, default=6000, help="of the book, per text")
-    parser.add_argument("--pairs", type=int, default=75)
-    parser.add_argument("--kinds", nargs="*", choices=["needle", "kv"], default=["needle", "kv"])
-    parser.add_argument("--cases", type=int, default=2, help="texts of each kind")
-    parser.add_argument("--facts", type=int, default=4, help="questions per text")
+    parser.add_argument("task", help="one of kvcli eval's")
+    parser.add_argument("file", type=Path, nargs="?", help="a document to hide facts in")
+    parser.add_argument("--data", nargs="*", help="benchmark files, passages")
+    parser.add_argument("--length", default="2K")
+    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("--keep", default="full", help="what the holds hold")
+    parser.add_argument("--locret", default="stabilizers=64, sinks=48", help="its fields; empty for none")
     parser.add_argument("--calibrate", type=Path, help="a text whose first 2048 tokens skew=file goes by")
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    model = load("smollm2-135m")
-    prompt = Prompt(model.tokenizer)
-    if options.calibrate:
-        model.calibration = drain(
-            calibrate.measure(model, prompt.document(options.calibrate.read_text()[:20_000])[:2048])
-        )
-    book, holds = options.text.read_text(), [parse(f"full+{text}") for text in options.recipes]
-    watching = Recipe(parse("full").keep, Watching(holds=tuple(recipe.hold for recipe in holds)))
-    with options.out.open("a") as out:
-        for case in range(options.cases):
-            rng = random.Random(case)
-            start = rng.randrange(0, max(1, len(book) - options.characters))
-            window = book[start : start + options.characters]
-            kinds = {
-                "needle": needles(window, options.facts, rng),
-                "kv": pairs(options.pairs, options.facts, rng),
-            }
-            for kind in options.kinds:
-                text, asked = kinds[kind]
-                ids = prompt.document(text)
-                work = engine.start(model, watching, len(ids))
-                for _ in engine.fill(model, ids, watching, resume=work, horizon=8192):
-                    pass
-                for recipe, name in zip(holds, options.recipes, strict=True):
-                    with torch.inference_mode():
-                        context = freeze(work, recipe.hold, release=False)
-                    for question, wanted in asked:
-                        answer, readers, recalled = ask(model, context, prompt.question(question))
-                        hits, misses = (sum(getattr(r, key) for r in readers) for key in ("hits", "misses"))
-                        row = {
-                            "kind": kind,
-                            "case": case,
-                            "hold": name,
-                            "tokens": len(ids),
-                            "right": wanted in answer.text,
-                            "answer": answer.text,
-                            "device_per_token": context.nbytes / len(ids),
-                            "host_per_token": context.host_nbytes / len(ids),
-                            "hits": hits,
-                            "misses": misses,
-                            "decode_tps": answer.decode_tps,
-                            "recall": {i: sum(v) / len(v) for i, v in recalled.items()},
-                        }
-                        out.write(json.dumps(row) + "\n")
-                        out.flush()
-    print(json.dumps(summary([json.loads(line) for line in options.out.read_text().splitlines()])))
+    bench = Bench(options)
+    ruler = Ruler(bench.prompt)
+    jobs = plan.jobs(
+        [tasks.lookup(options.task)],
+        ruler=ruler,
+        haystack=Haystack(ruler, options.file.read_text() if options.file else None),
+        data=files.read(options.data) if options.data else None,
+        lengths=plan.lengths(options.length),
+        cases=options.cases,
+        seed=0,
+    )
+    for _, job in jobs:
+        bench.case(job)
+    print(json.dumps(summary(bench.rows)))
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Per hold: right answers by kind, bytes per token, hits, recall by layer, tokens per second."""
-    found: dict[str, dict[str, Any]] = {}
-    for hold in dict.fromkeys(row["hold"] for row in rows):
-        mine = [row for row in rows if row["hold"] == hold]
-        fetched = sum(row["hits"] + row["misses"] for row in mine)
-        layers = {i: [row["recall"][i] for row in mine] for i in mine[0]["recall"]}
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per task, length and recipe: scores, bytes per token, hits, recall by layer."""
+    found = []
+    for task, length, recipe in dict.fromkeys((r["task"], r["length"], r["recipe"]) for r in rows):
+        mine = [r for r in rows if (r["task"], r["length"], r["recipe"]) == (task, length, recipe)]
+        fetched = sum(r["hits"] + r["misses"] for r in mine)
+        layers = {i: [r["recall"][i] for r in mine] for i in mine[0]["recall"]}
         means = {i: round(sum(v) / len(v), 2) for i, v in layers.items()}
-        found[hold] = {
-            **{
-                kind: f"{sum(r['right'] for r in mine if r['kind'] == kind)}/{sum(r['kind'] == kind for r in mine)}"
-                for kind in ("needle", "kv")
-            },
-            "device": round(sum(r["device_per_token"] for r in mine) / len(mine)),
-            "host": round(sum(r["host_per_token"] for r in mine) / len(mine)),
-            "hit_rate": round(sum(r["hits"] for r in mine) / fetched, 2) if fetched else None,
-            "recall": round(sum(means.values()) / len(means), 2) if means else None,
-            "recall_by_layer": means,
-            "decode_tps": round(sum(r["decode_tps"] for r in mine) / len(mine), 1),
-        }
+        found.append(
+            {
+                "task": task,
+                "length": length,
+                "recipe": recipe,
+                "budget": [min(r["budget"] for r in mine), max(r["budget"] for r in mine)]
+                if "budget" in mine[0]
+                else None,
+                "score": f"{sum(r['score'] for r in mine):g} of {len(mine)}",
+                "tokens": round(sum(r["tokens"] for r in mine) / len(mine)),
+                "device": round(sum(r["device_per_token"] for r in mine) / len(mine)),
+                "host": round(sum(r["host_per_token"] for r in mine) / len(mine)),
+                "hit_rate": round(sum(r["hits"] for r in mine) / fetched, 2) if fetched else None,
+                "recall": round(sum(means.values()) / len(means), 2) if means else None,
+                "recall_by_layer": means,
+            }
+        )
     return found
 
 

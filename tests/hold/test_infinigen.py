@@ -105,11 +105,12 @@ def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatc
 
 def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
     """Each guess runs aside and is joined before it is attended to."""
+    held = context(model(), "infinigen(dense=0, least=0)")
     told: list[str] = []
     run, join = Aside.run, Aside.join
     monkeypatch.setattr(Aside, "run", lambda self, *used: (told.append("run"), run(self, *used))[1])
     monkeypatch.setattr(Aside, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
-    tail = engine.begin(model(), context(model(), "infinigen(dense=0, least=0)"))
+    tail = engine.begin(model(), held)
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
     assert told == ["run", "run", "join", "join"]
 

@@ -119,8 +119,8 @@ def test_bytes_are_those_planned(model, family: str, hold: str, tokens: int) -> 
     recipe, spec = parse(f"knorm(budget=70)+{hold}"), model(family).spec
     work = filled(model(family), tiny.document(tokens), str(recipe), 16)
     plan = memory.plan(spec, recipe, tokens=tokens, chunk=16, tail=0)
-    assert plan.fill == work.nbytes - sum(t.nbytes for t in work.workspace)
-    assert plan.workspace >= sum(t.nbytes for t in work.workspace)
+    assert plan.fill == work.nbytes - work.workspace.nbytes
+    assert plan.workspace >= work.workspace.nbytes
     context = freeze(work, recipe.hold)
     assert plan.held == context.nbytes
     if not any(spec.sliding):

@@ -37,6 +37,11 @@ class Aside:
         """A point behind all that was told aside so far."""
         return None if self._stream is None else self._stream.record_event()
 
+    def wait(self) -> None:
+        """The host goes on when all that was told aside is done."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
     def join(self, mark: Any) -> None:
         """What the main stream is told from now on begins after ``mark``; what was told aside since may go on."""
         if self._stream is not None:
