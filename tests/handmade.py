@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,25 @@ def rambler(path: Path) -> Path:
     return _save(path, write, window=4096)
 
 
-def _save(path: Path, write: Callable[[Any, Callable[[str], int]], None], *, window: int) -> Path:
+def thinker(path: Path) -> Path:
+    """Whatever it is asked, it says ``<think>hm</think>Pip``: each token is what always follows the one before it."""
+
+    def write(model: Any, token: Callable[[str], int]) -> None:
+        words, head = model.model.embed_tokens.weight, model.lm_head.weight
+        words[:, SAID], head[token("?"), SAID] = 1, 20
+        chain = ["<|assistant|>", "<think>", "h", "m", "</think>", "P", "i", "p", "<|end|>"]
+        for state, (one, two) in enumerate(pairwise(chain)):
+            words[token(one)] = torch.eye(HIDDEN)[state]
+            head[token(two), state] = 20
+
+    return _save(path, write, window=4096, words=("<think>", "</think>"))
+
+
+def _save(
+    path: Path, write: Callable[[Any, Callable[[str], int]], None], *, window: int, words: Sequence[str] = ()
+) -> Path:
     """A Llama of one layer with nothing but what ``write`` puts there, as a directory."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(*words)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=HIDDEN,

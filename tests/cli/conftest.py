@@ -26,8 +26,8 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> Any:
-    """A token per byte, and a chat template."""
+def byte_tokenizer(*words: str) -> Any:
+    """A token per byte and per word that is named, and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +38,7 @@ def byte_tokenizer() -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     special = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     tokenizer.add_special_tokens({"eos_token": special[0], "additional_special_tokens": special[1:]})
+    tokenizer.add_tokens(list(words))
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 

@@ -12,13 +12,14 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("pexpect")
 pytest.importorskip("pyte")
 
 from tests.cli.terminal import Talk, squeezed
-from tests.handmade import rambler
+from tests.handmade import rambler, thinker
 
 SENTENCE = "Queequeg was a native of Kokovoko, an island far away to the West and South. "
 PASTE, PASTED = "\x1b[200~", "\x1b[201~"
@@ -130,12 +131,54 @@ def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) ->
         talk.prompt(1)
         assert re.search(found, talk.text.rpartition("[Y/n]")[2])
     assert "more.txt · " in talk.say("/files", 1)
+    bottom_line(talk, tmp_path)
     talk.send("/exit\r")
     assert talk.end() == 0
     assert "Traceback" not in talk.text
     saved = json.loads((tmp_path / "data" / "chats" / "a.json").read_text())
     assert (saved["system"], saved["hide_thoughts"], len(saved["added"])) == ("Be brief.", True, 1)
     assert [t["question"] for t in turns(tmp_path, "b")] == []
+
+
+def bottom_line(talk: Talk, tmp_path: Path) -> None:
+    """Each of its parts, beside what the banner, the operating system and the saved turn say."""
+    talk.say("What then?", 2)
+    talk.wait(lambda: talk.screen.display[-1].rstrip().endswith("tok/s"))
+    line = talk.screen.display[-1].strip()
+    model, recipe, kept, turn, memory, speed = line.split(" · ")
+    talk.resize(60, len(line) - 2)
+    talk.wait(lambda: talk.screen.display[-1].strip() == line.replace(" · ", "·"))
+    banner = re.findall(r"model +\S*?(\w+) \S+ · cpu · (\w+)\(", talk.text)[-1]
+    assert (model, recipe, turn) == (*banner, "turn 2")
+    read = re.findall(r"read +([\d,]+) tokens · kept ([\d,]+) units", talk.text)[-1]
+    assert kept == f"kept {read[1]} of {read[0]}"
+    used, total = map(float, re.fullmatch(r"([\d.]+)/([\d.]+) GiB", memory).groups())  # type: ignore[union-attr]
+    assert used == pytest.approx(psutil.Process(talk.child.pid).memory_info().rss / 2**30, abs=0.11)
+    assert total == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.06)
+    last = json.loads((tmp_path / "data" / "chats" / "a.json").read_text())["turns"][-1]
+    assert float(speed.removesuffix(" tok/s")) == pytest.approx(last["tps"], abs=0.06)
+
+
+def test_thoughts_are_shown_and_hidden(chat: Open, tmp_path: Path) -> None:
+    """What a model thinks is saved and never lost: what is hidden is only not shown, in a resumed chat too."""
+    model = thinker(tmp_path / "thinker")
+    talk = chat("-m", model, "--session", "a")
+    talk.prompt(1)
+
+    def said(talk: Talk, line: str, turn: int) -> list[str]:
+        return talk.say(line, turn).partition("\n>")[0].split()
+
+    assert said(talk, "Who?", 2) == ["hm", "Pip"]
+    talk.say("/set think hide", 2)
+    assert said(talk, "Who then?", 3) == ["Pip"]
+    talk.send(CTRL_D)
+    assert talk.end() == 0
+    assert {t["answer"] for t in turns(tmp_path, "a")} == {"<think>hm</think>Pip"}
+    talk = chat("-c")
+    talk.prompt(3)
+    assert said(talk, "/retry", 3)[2:] == ["then?", "Pip"]
+    talk.say("/set think show", 3)
+    assert said(talk, "And now?", 4) == ["hm", "Pip"]
 
 
 def test_interrupts_and_a_kill(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) -> None:

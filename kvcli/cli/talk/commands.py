@@ -192,6 +192,8 @@ class Commands:
             render.note("stopped", "the system message is as it was")
             return
         self.evening.save()
+        if tokens:
+            render.note("read", parlour.report.reading(), quiet=self.evening.quiet)
 
     def do_set(self, rest: str) -> None:
         """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide, cite on|off."""

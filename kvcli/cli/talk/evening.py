@@ -288,7 +288,7 @@ class Evening:
         parlour, talk = self.parlour, self.talk
         used, total = usage.used_and_total(parlour.model.spec.device)
         context = talk.context
-        parts = [f"{parlour.model.name} · {parlour.recipe.keep.name}"]
+        parts = [f"{Path(parlour.model.name).name} · {parlour.recipe.keep.name}"]  # a directory's name, not its path
         if context is not None:
             parts.append(f"kept {context.kept:,} of {context.seen:,}")
         parts.append(f"turn {len(talk.turns) + 1}")

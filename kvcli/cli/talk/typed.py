@@ -92,10 +92,14 @@ class Prompt:
             multiline=True,
             enable_open_in_editor=True,
             tempfile_suffix=".md",
-            bottom_toolbar=lambda: FormattedText([("", render.oneline(evening.status()))]),
+            bottom_toolbar=lambda: FormattedText([("", self.bottom(render.oneline(evening.status())))]),
             prompt_continuation="  ",
             output=create_output(sys.stdout if render.is_terminal(sys.stdout) else sys.stderr),
         )
+
+    def bottom(self, line: str) -> str:
+        """A bottom line, closer together where the window is too narrow for it."""
+        return line if len(line) <= self.session.output.get_size().columns else line.replace(" · ", "·")
 
     def read(self) -> str | None:
         """One message; ``None`` where the person leaves. Ctrl-C empties the line."""
