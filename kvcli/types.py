@@ -70,6 +70,13 @@ class Rotary(Protocol):
         """
         ...
 
+    def angles(self, layer: int, x: Tensor, positions: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin ``[positions, D]`` with which ``rotate`` turns tensors like ``x``, halves as pairs.
+
+        ``None`` where a layer turns otherwise, or not at all. Layers of one kind share them.
+        """
+        ...
+
     def reserve(self, layer: int, x: Tensor, positions: int) -> None:
         """Make ready for rotating tensors like ``x`` to any place below ``positions``."""
         ...

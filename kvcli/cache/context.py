@@ -87,6 +87,7 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
             rotate,
             dict(layer.state),
             fill.calibration.get(layer.index),
+            partial(fill.rotary.angles, layer.index, raw[:, :1]),
         )
         numbers += 2 * raw.numel()
         layers.append(hold.freeze(survivors))

@@ -83,6 +83,20 @@ class ModelRotary:
         cos, sin = self._angles(self.types[layer], positions, x)
         return self.apply(x[:, None], x[:, None][:, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
 
+    def angles(self, layer: int, x: Tensor, positions: int) -> tuple[Tensor, Tensor] | None:
+        """See :class:`kvcli.types.Rotary`. What a model calls rotation is tried out and not believed."""
+        if not self.rotated[layer]:
+            return None
+        cos, sin = (table[0] for table in self._table(self.types[layer], range(positions), x))
+        if cos.shape[1] != x.shape[2]:
+            return None
+        some, n = x.new_ones(1, 1, x.shape[2]).cumsum(-1) / x.shape[2], min(positions, 8)
+        some = some.expand(1, n, -1).contiguous()
+        half = x.shape[2] // 2
+        turned = torch.cat([-some[..., half:], some[..., :half]], dim=-1)
+        alike = torch.allclose(some * cos[:n] + turned * sin[:n], self.rotate(layer, some, range(n)), atol=1e-2)
+        return (cos, sin) if alike else None
+
     def reserve(self, layer: int, x: Tensor, positions: int) -> None:
         """See :class:`kvcli.types.Rotary`."""
         self._table(self.types[layer], range(positions), x)

@@ -28,6 +28,7 @@ class Survivors:
         places: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
         rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
         state: what :meth:`Hold.observe` has gathered during the reading.
+        angles: cos and sin ``[positions, D]`` for a number of positions, where ``rotate`` turns halves as pairs.
         calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, where there is one.
     """
 
@@ -41,6 +42,7 @@ class Survivors:
     rotate: Callable[[Tensor, range | Tensor], Tensor] | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     calibration: Tensor | None = None
+    angles: Callable[[int], tuple[Tensor, Tensor] | None] | None = None
 
 
 class Bytes(NamedTuple):

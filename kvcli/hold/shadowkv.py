@@ -85,15 +85,18 @@ class ShadowKV(Hold):
         slots = (odd.unsqueeze(-1) * self.chunk + torch.arange(self.chunk, device=k.device)).flatten(1)
         slots = torch.cat([slots, torch.arange(end, n, device=k.device).expand(kv_heads, -1)], dim=1)
         exact_k, exact_v = (_take(x, slots.to(x.device)).to(k.device) for x in (k, v))
+        placed = not isinstance(survivors.places, range)
+        positions = int(survivors.pos.max()) + 1 if placed else n
         store = LowRankStore(
             coefficients,
             basis.view(-1, kv_heads, dim).transpose(0, 1).contiguous(),
             to_host(v, k.device),
-            None if isinstance(survivors.places, range) else survivors.pos,
+            survivors.pos if placed else None,
             rotate,
             (slots, exact_k),
             self.chunk,
             count,
+            None if survivors.angles is None else survivors.angles(positions),
         )
         index = Landmarks(vectors, min(self.chunks, marks), names.int())
         return Offloaded(store, index, exact_k, exact_v, survivors.pos)

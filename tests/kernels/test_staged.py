@@ -67,18 +67,19 @@ def blocks(kv_heads: int, count: int, width: int) -> tuple[Tensor, Tensor, Tenso
     return store, staged, ids, slots.masked_fill(ids == count, -1), torch.full((kv_heads, 7, width), 9.0)
 
 
-def factors(kv_heads: int, n: int, rank: int, dim: int) -> tuple[Tensor, ...]:
-    """Coefficients, basis, slots, cos and sin."""
-    generator = torch.Generator().manual_seed(n)
-    angles = torch.arange(n)[:, None] * torch.logspace(0, -3, dim // 2)
+def factors(kv_heads: int, count: int, block: int, rank: int, dim: int, placed: bool) -> tuple[Tensor | None, ...]:
+    """Coefficients, basis, blocks of which some are none, positions or none, cos, sin, and where keys go."""
+    generator, n = torch.Generator().manual_seed(count), count * block + 1
+    angles = torch.arange(2 * n)[:, None] * torch.logspace(0, -3, dim // 2)
     cos, sin = (torch.cat([t, t], dim=-1) for t in (angles.cos(), angles.sin()))
-    slots = torch.randint(0, n, (kv_heads, 19), generator=generator)
+    ids = torch.randint(-2, count, (kv_heads, 13), generator=generator).clamp(min=-1)
     made = [torch.randn(shape, generator=generator) for shape in ((n, rank), (kv_heads, rank, dim))]
-    return (*made, slots, cos, sin)
+    pos = torch.stack([torch.randperm(2 * n, generator=generator)[:n].sort().values for _ in range(kv_heads)]).int()
+    return (*made, ids, pos if placed else None, cos, sin, torch.full((kv_heads, 13, block, dim), 9.0))
 
 
 BLOCKS = [(1, 1, 3), (2, 9, 64), (3, 40, 300)]
-FACTORS = [(1, 3, 1, 2), (2, 40, 33, 24), (3, 70, 160, 64)]
+FACTORS = [(1, 3, 1, 1, 2, False), (2, 10, 4, 33, 24, True), (3, 9, 8, 160, 64, False), (2, 9, 5, 16, 16, True)]
 
 
 @pytest.mark.parametrize("shape", BLOCKS)
@@ -96,10 +97,15 @@ def test_a_slot_has_its_block(shape) -> None:
 def test_keys_are_rotated_as_llama_rotates_them(shape) -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    coefficients, basis, slots, cos, sin = factors(*shape)
-    keys = (coefficients[slots] @ basis)[:, None]  # heads as a batch
-    expected = apply_rotary_pos_emb(keys, keys, cos[slots], sin[slots])[0][:, 0]
-    assert rms(reconstruct.reconstruct(coefficients, basis, slots, cos, sin), expected) < 1e-5
+    coefficients, basis, ids, pos, cos, sin, out = factors(*shape)
+    assert reconstruct.reconstruct(coefficients, basis, ids, pos, cos, sin, out) is out
+    for head, row in enumerate(ids.tolist()):
+        for i, number in enumerate(row):
+            slots = torch.arange(number * shape[2], (number + 1) * shape[2])
+            places = slots if pos is None else pos[head, slots].long()
+            keys = (coefficients[slots] @ basis[head])[None, None]
+            expected = apply_rotary_pos_emb(keys, keys, cos[places][None], sin[places][None])[0][0, 0]
+            assert rms(out[head, i], torch.full_like(expected, 9.0) if number < 0 else expected) < 1e-5
 
 
 CODE = """
@@ -110,7 +116,7 @@ from kvcli_kernels.staged import ref, triton
 from tests.kernels.test_staged import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
 
 def moved(given):
-    return [t.to(DEVICE) for t in given]
+    return [t if t is None else t.to(DEVICE) for t in given]
 
 for shape in SHAPES:
     q, k, v = moved(draw(*shape))
@@ -127,8 +133,8 @@ for shape in BLOCKS:
     expected = gather_ref.gather(*moved(blocks(*shape)))
     assert torch.equal(gather.gather(*moved(blocks(*shape))), expected), shape
 for shape in FACTORS:
-    given = moved(factors(*shape))
-    assert rms(keys.reconstruct(*given), keys_ref.reconstruct(*given)) < 1e-5, shape
+    expected = keys_ref.reconstruct(*moved(factors(*shape)))
+    assert rms(keys.reconstruct(*moved(factors(*shape))), expected) < 1e-5, shape
 print("same")
 """
 

@@ -1,6 +1,5 @@
-"""Keys of some units from a low-rank factorisation, rotated; the unrotated keys are never stored."""
+"""Keys of some blocks from a low-rank factorisation, rotated; the unrotated keys are never stored."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -12,13 +11,17 @@ _UNITS, _RANKS = 16, 32
 def _kernel(
     p_coefficients,
     p_basis,
-    p_slots,
+    p_ids,
+    p_pos,
     p_cos,
     p_sin,
     p_out,
     units,
+    block,
+    rows,
     rank,
     dim,
+    PLACED: tl.constexpr,
     UNITS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -26,15 +29,19 @@ def _kernel(
     i_head, i_units = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_units, o_half = i_units * UNITS + tl.arange(0, UNITS), tl.arange(0, HALF)
     half = dim // 2
-    m_units, m_half = o_units < units, o_half < half
-    slots = tl.load(p_slots + i_head * units + o_units, mask=m_units, other=0)
+    ids = tl.load(p_ids + i_head * (units // block) + o_units // block, mask=o_units < units, other=-1)
+    m_units, m_half = ids >= 0, o_half < half
+    if tl.max(ids) < 0:
+        return
+    o_rows = ids * block + o_units % block
+    places = tl.load(p_pos + i_head * rows + o_rows, mask=m_units, other=0).to(tl.int64) if PLACED else o_rows
     # [UNITS, HALF]
     b_first = tl.zeros([UNITS, HALF], tl.float32)
     b_second = tl.zeros([UNITS, HALF], tl.float32)
     for start in range(0, rank, RANKS):
         o_rank = start + tl.arange(0, RANKS)
         m_rank = o_rank < rank
-        at = slots[:, None] * rank + o_rank[None, :]
+        at = o_rows[:, None] * rank + o_rank[None, :]
         # [UNITS, RANKS]
         b_factors = tl.load(p_coefficients + at, mask=m_units[:, None] & m_rank[None, :], other=0.0).to(tl.float32)
         at = (i_head * rank + o_rank)[:, None] * dim + o_half[None, :]
@@ -45,7 +52,7 @@ def _kernel(
         b_first += tl.dot(b_factors, b_low, input_precision="ieee")
         b_second += tl.dot(b_factors, b_high, input_precision="ieee")
     m_out = m_units[:, None] & m_half[None, :]
-    at = slots[:, None] * dim + o_half[None, :]
+    at = places[:, None] * dim + o_half[None, :]
     b_cos = tl.load(p_cos + at, mask=m_out, other=0.0).to(tl.float32)
     b_sin = tl.load(p_sin + at, mask=m_out, other=0.0).to(tl.float32)
     b_cos_high = tl.load(p_cos + at + half, mask=m_out, other=0.0).to(tl.float32)
@@ -56,12 +63,18 @@ def _kernel(
     tl.store(p_out + at + half, (b_second * b_cos_high + b_first * b_sin_high).to(kind), mask=m_out)
 
 
-def reconstruct(coefficients: Tensor, basis: Tensor, slots: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Same contract as :func:`kvcli_kernels.reconstruct.ref.reconstruct`; all arguments are contiguous."""
+def reconstruct(
+    coefficients: Tensor, basis: Tensor, ids: Tensor, pos: Tensor | None, cos: Tensor, sin: Tensor, out: Tensor
+) -> Tensor:
+    """Same contract as :func:`kvcli_kernels.reconstruct.ref.reconstruct`; its grid is the same for any ``ids``."""
     kv_heads, rank, dim = basis.shape
-    units = slots.shape[1]
-    out = torch.empty(kv_heads, units, dim, dtype=coefficients.dtype, device=coefficients.device)
-    sizes = {"UNITS": _UNITS, "RANKS": _RANKS, "HALF": max(16, triton.next_power_of_2(dim // 2))}
+    units = out.shape[1] * out.shape[2]
+    if not out.is_contiguous():
+        raise ValueError(f"blocks with strides {out.stride()} cannot be written to")
+    given = [x.contiguous() for x in (coefficients, basis, ids, ids if pos is None else pos, cos, sin)]
+    rows = 0 if pos is None else pos.shape[1]
+    sizes = {"PLACED": pos is not None, "UNITS": _UNITS, "RANKS": _RANKS}
+    sizes["HALF"] = max(16, triton.next_power_of_2(dim // 2))
     grid = (kv_heads, triton.cdiv(units, _UNITS))
-    _kernel[grid](coefficients, basis, slots, cos, sin, out, units, rank, dim, **sizes)
+    _kernel[grid](*given, out, units, out.shape[2], rows, rank, dim, **sizes)
     return out

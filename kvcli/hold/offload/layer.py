@@ -164,7 +164,7 @@ class Reader:
 
         hits = slots >= 0
         self._counts += torch.stack([hits.sum(), ((ids < self.held.store.count) & ~hits).sum()])
-        self.held.store.bring(ids, slots, staged, out)
+        self.held.store.bring(ids, slots, staged, out, self.staging.aside(ids))
 
 
 class Seer(Reader):

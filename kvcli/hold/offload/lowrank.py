@@ -11,6 +11,8 @@ from kvcli.hold.offload.store import Pair, rows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.hold.offload.aside import Aside
+
 _PIECE = 4096  # rows that are multiplied at a time
 
 
@@ -49,6 +51,7 @@ class LowRankStore:
         rotate: the layer's RoPE.
         exact: units outside blocks and outliers, int64 ``[H_kv, e]`` slots and their rotated keys ``[H_kv, e, D]``.
         block, count: units per block, blocks per KV head; the first is at slot 0.
+        angles: cos and sin of all positions, the layers' own table, where ``rotate`` turns halves as pairs.
     """
 
     coefficients: Tensor
@@ -59,6 +62,7 @@ class LowRankStore:
     exact: tuple[Tensor, Tensor]
     block: int
     count: int
+    angles: tuple[Tensor, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,16 +74,29 @@ class LowRankStore:
         """Values."""
         return self.v.nbytes
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
-        """See :class:`kvcli.hold.offload.store.Store`. Values travel while keys are reconstructed and rotated."""
-        rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
-        heads, at = (slots >= 0).nonzero(as_tuple=True)
-        out[0][heads, at] = staged[0][heads, slots[heads, at]]
-        heads, at = ((slots < 0) & (ids < self.count)).nonzero(as_tuple=True)
-        out[0][heads, at] = self.keys(heads, ids[heads, at])
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
+        """See :class:`kvcli.hold.offload.store.Store`.
+
+        Values travel while keys are reconstructed and rotated, and the host waits for neither, but where a model turns
+        in its own way.
+        """
+        from kvcli_kernels.gather import gather
+        from kvcli_kernels.reconstruct import reconstruct
+
+        with aside.run(ids, slots):
+            rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
+        there, (k, at_hand) = aside.mark(), (out[0], staged[0].flatten(2))
+        gather(at_hand, at_hand, ids.new_full(ids.shape, at_hand.shape[1]), slots, k.flatten(2))
+        missed = (slots < 0) & (ids < self.count)
+        if self.angles is None:
+            heads, at = missed.nonzero(as_tuple=True)
+            k[heads, at] = self.keys(heads, ids[heads, at])
+        else:
+            reconstruct(self.coefficients, self.basis, ids.masked_fill(~missed, -1), self.pos, *self.angles, k)
+        aside.join(there)
 
     def keys(self, heads: Tensor, ids: Tensor) -> Tensor:
-        """Rotated keys ``[M, block, D]`` of ``M`` blocks, named by head, in order, and number."""
+        """Keys ``[M, block, D]`` of ``M`` blocks, named by head, in order, and number; rotated as the model does it."""
         import torch
 
         slots = ids[:, None] * self.block + torch.arange(self.block, device=ids.device)  # [M, block]

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from kvcli.hold.offload.aside import Aside
+
 
 Pair = tuple["Tensor", "Tensor"]
 
@@ -30,7 +32,7 @@ class Store(Protocol):
         """Bytes in host memory."""
         ...
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
         """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
 
         Args:
@@ -38,6 +40,7 @@ class Store(Protocol):
             slots: int64 ``[H_kv, K]``, where ``staged`` has them, -1 where it does not.
             staged: ``[H_kv, S, block, D]``.
             out: ``[H_kv, K, block, D]``; no part of ``staged``.
+            aside: for what may be done meanwhile; it is over for whoever is told something on the main stream next.
         """
         ...
 
@@ -75,7 +78,7 @@ class HostStore:
         """Keys and values."""
         return self.k.nbytes + self.v.nbytes
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair) -> None:
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:  # noqa: ARG002
         """See :class:`Store`."""
         for x, old, new in zip((self.k, self.v), staged, out, strict=True):
             rows(x, self.first, self.count, self.block, ids, slots, old, new)
