@@ -36,7 +36,7 @@ class Passage:
 
 
 def look(model: Model, prompt: Prompt, context: Context, text: str, question: str, *, count: int = 3) -> list[Passage]:
-    """The passages worth a second look, in the order of the text.
+    """The passages worth a second look, the best one last, which is where it stands next to the question.
 
     Args:
         model, prompt, context: what the text was read with.
@@ -62,7 +62,7 @@ def look(model: Model, prompt: Prompt, context: Context, text: str, question: st
             if scores[i] > 0:
                 fused[i] += 1 / (_RANK_OFFSET + rank)
     best = sorted(range(len(spans)), key=lambda i: -fused[i])[:count]
-    return [Passage(spans[i].start, spans[i].end, fused[i]) for i in sorted(best)]
+    return [Passage(spans[i].start, spans[i].end, fused[i]) for i in reversed(best)]
 
 
 def passages(text: str, size: int = PASSAGE) -> list[Passage]:

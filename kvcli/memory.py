@@ -19,6 +19,8 @@ _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test 
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
 _TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results.md)
+PASSAGES = 3  # that are read again where units are forgotten; chosen on development cases (docs/log.md)
+PASSAGE = 400  # tokens of the longest of them, about
 _STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
 
@@ -158,7 +160,7 @@ def of_run(
     chunk: int,
     question: int,
     answer: int,
-    extra: int = 0,
+    passages: int | None = 0,
 ) -> tuple[Plan, int]:
     """The plan of one question about one document, and how long its answer may become, in tokens.
 
@@ -168,17 +170,36 @@ def of_run(
         spec, recipe, tokens, chunk: as for :func:`plan`.
         question: tokens of the question, the turn to answer included.
         answer: tokens that the answer may have at most.
-        extra: tokens that may stand before the question: passages of a second look.
+        passages: of the text that are read again before the question; ``None`` for :func:`second_look`.
 
     Raises:
         TooLongError: as :func:`check_positions`.
     """
+    if passages is None:
+        passages = second_look(spec, recipe, tokens=tokens, chunk=chunk, question=question)
+    extra = passages * PASSAGE
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question + extra)
     longest = min(answer, room)
     probe = question if tokens and recipe.keep.question else 0
     tail = question + extra + longest
     made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
+
+
+def second_look(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
+    """Passages that ``ask`` reads again before it answers, where nobody says how many.
+
+    Some where units are forgotten, as long as half of the room behind the document stays the answer's. Arguments as
+    for :func:`of_run`.
+
+    Raises:
+        TooLongError: as :func:`check_positions`.
+    """
+    kept = min((units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=tokens)
+    if kept >= tokens:
+        return 0
+    room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question)
+    return PASSAGES if room // 2 >= PASSAGES * PASSAGE else 0
 
 
 def largest_budget(
@@ -190,6 +211,7 @@ def largest_budget(
     chunk: int,
     question: int,
     answer: int,
+    passages: int | None = None,
 ) -> int | None:
     """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
 
@@ -206,6 +228,7 @@ def largest_budget(
                 chunk=chunk,
                 question=question,
                 answer=answer,
+                passages=passages,
             )
         except TooLongError:
             return False

@@ -19,9 +19,9 @@ ANSWER = "\nAnswer with the exact words of the text."
 
 _TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
 _FOCUS, _AGAIN, _REPLY = "\x02FOCUS\x03", "\x02AGAIN\x03", "\x02REPLY\x03"
-# Passages that are read again behind the text, where there is a second look.
-AGAIN = "\n\nEnd of the text. These passages of it matter:\n\n"
-BEHIND_AGAIN = "\n\nQuestion: "
+# Passages that are read again behind the text, where there is a second look: a text of their own, with the same words
+# around it. Announced as passages they are overlooked more often (docs/log.md).
+AGAIN = "\n\nEnd of the text.\n\nI will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
 # The same where the question is known before the text is read (Locret-Q): it also stands in front.
 BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
 
@@ -82,7 +82,7 @@ class Prompt:
         if not document:
             before, behind = self._cut(_QUESTION, _QUESTION)
             return self._opened(before, text) + self._encode(behind)
-        middle = AGAIN + _AGAIN + BEHIND_AGAIN if again else BEHIND
+        middle = AGAIN + _AGAIN + BEHIND if again else BEHIND
         _, rest = self._cut(BEFORE + _TEXT + middle + _QUESTION + ANSWER, _TEXT)
         before, _, behind = rest.partition(_QUESTION)
         opening, found, before = before.rpartition(_AGAIN)

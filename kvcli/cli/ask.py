@@ -103,9 +103,14 @@ def command(
         bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
     ] = False,
     again: Annotated[
-        int,
-        typer.Option("--look-again", metavar="N", min=0, help="Read N passages a second time before the answer."),
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--look-again",
+            metavar="N",
+            min=0,
+            help="Read N passages a second time before the answer; 3 where units were dropped.",
+        ),
+    ] = None,
     chunk: CHUNK = None,
     cite: Annotated[
         str | None,

@@ -45,7 +45,7 @@ class Settings:
     kv_bits: int | None = None
     heads: str | None = None
     focus: bool = False
-    again: int = 0
+    again: int | None = None
     cite: str = "off"
     exit_status: bool = False
     chunk: int | None = None
@@ -190,16 +190,30 @@ class Desk:
         self.ids, self.recipe = focused(self.prompt, self.agnostic, self.report.document.text, question)
         self.report.tokens, self.report.recipe = len(self.ids), str(self.recipe)
 
-    def _look(self, question: str) -> list[str]:
-        """The passages that are to be read again behind the document, where this run takes a second look."""
+    def _passages(self, question: Sequence[int]) -> int:
+        """How many passages are to be read again before a question: as was asked for, else as is planned."""
+        if not self.report.document:
+            return 0
+        if self.settings.again is not None:
+            return self.settings.again
+        if self.settings.raw:
+            return 0
+        from kvcli import memory
+
+        work = {"tokens": len(self.ids), "chunk": self.chunk, "question": len(question)}
+        return memory.second_look(self.model.spec, self.recipe, **work)
+
+    def _look(self, question: str, count: int) -> list[str]:
+        """Passages of the document, to be read again behind it."""
         context, document = self.reader.context, self.report.document
-        if not (self.settings.again and document) or context is None:
+        self.report.looked, self.report.look_s = [], 0.0
+        if not (count and document) or context is None:
             return []
         from kvcli.look import look
 
         start = time.perf_counter()
         with during("looking for passages"):
-            found = look(self.model, self.prompt, context, document.text, question, count=self.settings.again)
+            found = look(self.model, self.prompt, context, document.text, question, count=count)
         self.report.looked = [(p.start, p.end) for p in found]
         self.report.look_s = time.perf_counter() - start
         shown = [document.text[p.start : p.end].strip() for p in found]
@@ -295,14 +309,20 @@ class Desk:
 
     # --- the context ---
 
-    def _read(self, question: Sequence[int], longest: int, out: Path | None = None, *, extra: int = 0) -> int:
-        """See to it that the context is there; returns how long the answer may become, ``extra`` tokens before it."""
+    def _read(self, question: Sequence[int], longest: int, out: Path | None = None, *, passages: int = 0) -> int:
+        """See to it that the context is there; returns how long the answer behind ``passages`` may become."""
         from kvcli import memory
 
         report, model, chunk = self.report, self.model, self.chunk
         tokens = len(self.ids)
         plan, longest = memory.of_run(
-            model.spec, self.recipe, tokens=tokens, chunk=chunk, question=len(question), answer=longest, extra=extra
+            model.spec,
+            self.recipe,
+            tokens=tokens,
+            chunk=chunk,
+            question=len(question),
+            answer=longest,
+            passages=passages,
         )
         job = self._job(self.recipe, question, longest) if self.ids else None
         if job is None or not self.reader.has(job):

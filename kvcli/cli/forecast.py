@@ -43,13 +43,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be read and asked: tokens, and bytes of the text with what is known of it."""
+    """What is to be read and asked: tokens, and bytes of the text with what is known of it.
+
+    ``passages`` are those of a second look; ``None`` for as many as ``ask`` takes unasked.
+    """
 
     tokens: int
     text: int
     chunk: int
     question: int
     answer: int
+    passages: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,14 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place) -> Forec
     run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question}
     made, longest, problem = None, 0, None
     try:
-        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer)
+        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer, passages=work.passages)
     except TooLongError as error:
         problem = error
     bounded = recipe if recipe.keep.budget is not None else parse(FALLBACK)
     budget = None
     if work.tokens:
-        budget = memory.largest_budget(spec, bounded, place.usable, **run, answer=longest or work.answer)
+        wanted = longest or work.answer
+        budget = memory.largest_budget(spec, bounded, place.usable, **run, answer=wanted, passages=work.passages)
     units = [memory.units(spec, recipe, work.tokens, i) for i in range(spec.layers)]
     return Forecast(
         recipe=recipe,

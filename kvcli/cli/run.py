@@ -16,9 +16,6 @@ from kvcli.events import Answer, Token
 
 __all__ = ["Run", "Settings", "during"]
 
-LONGEST = 400
-"""Tokens of the longest passage of a second look, about."""
-
 
 class Run(Desk):
     """A desk with questions, and a place for answers to go to."""
@@ -95,8 +92,9 @@ class Run(Desk):
         settings, report, model = self.settings, self.report, self.model
         self._aim(question.text)
         ids = self.prompt.question(question.text, document=bool(self.ids))
-        longest = self._read(ids, settings.max_tokens, extra=settings.again * LONGEST)
-        if again := self._look(question.text):
+        passages = self._passages(ids)
+        longest = self._read(ids, settings.max_tokens, passages=passages)
+        if again := self._look(question.text, passages):
             ids = self.prompt.question(question.text, again=again)
         sampling = Sampling(**settings.sampling)
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
@@ -107,7 +105,7 @@ class Run(Desk):
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
             self._warn(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
-        report.cited = cited = self._cite(question.text, ids, answer)
+        report.cited = cited = self._cite(question.text, answer)
         notes = citing.lines(report.document, cited) if report.document else []
         self.sink.end(answer.text, report.answer(question, answer), marks=citing.marks(cited), notes=notes)
         self._aftermath(answer)
@@ -145,7 +143,7 @@ class Run(Desk):
             return answer, stop
         raise RuntimeError("the engine ended without an answer")
 
-    def _cite(self, question: str, ids: list[int], answer: Answer) -> citing.Cited:
+    def _cite(self, question: str, answer: Answer) -> citing.Cited:
         """Where the answer's words stand in the document; pages that it attends to, where that is to be shown."""
         settings, document, context = self.settings, self.report.document, self.reader.context
         cited, start = citing.Cited(), time.perf_counter()
@@ -155,7 +153,7 @@ class Run(Desk):
                 if answer.finish_reason != "interrupted" and (self.sink.as_json or not cited.grounded):
                     from kvcli.sources import likely
 
-                    pages = likely(self.model, self.prompt, context, document, question, answer.text, ids=ids)
+                    pages = likely(self.model, self.prompt, context, document, question, answer.text)
                     cited = replace(cited, likely=tuple(pages))
         self.report.cite_s = time.perf_counter() - start
         if settings.cite == "strict" and not cited.grounded:

@@ -12,7 +12,7 @@ from kvcli.cache.context import Context
 from kvcli.events import Answer, Prefill
 from kvcli.focus import focused
 from kvcli.hf.load import Model
-from kvcli.look import PASSAGE, look
+from kvcli.look import look
 from kvcli.prompt import Prompt
 from kvcli.recipe import Recipe
 from kvcli.types import CHUNK
@@ -96,10 +96,10 @@ def answer(
     spec = model.spec
     manner = PLAIN if prompt.raw else manner
     ids = prompt.document(text, focus=max(questions, key=len) if manner.focus else None)
-    most, again = max(len(prompt.question(question)) for question in questions), manner.again * PASSAGE
+    most, again = max(len(prompt.question(question)) for question in questions), manner.again * memory.PASSAGE
     room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + again)
     plan, longest = memory.of_run(
-        spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, extra=again
+        spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, passages=manner.again
     )
     horizon = spec.max_positions - room + longest
     plan.check(memory.available(spec.device), spec.device)

@@ -38,10 +38,11 @@ def test_the_answer_and_nothing_else(call: Call, tiny_model: Path, book: Path) -
     assert "(budget=300, stabilizers=37, sinks=37), 300 of" in said[1]
     assert said[2].startswith("prefill ")
     assert "tok/s" in said[2]
-    assert "cut at 12 tokens" in said[3]
-    assert "kept 300 units" in said[4]
-    assert "dropped 0 tokens" in said[4]
-    assert len(said) == 5
+    assert "3 passages read again" in said[3]
+    assert "cut at 12 tokens" in said[4]
+    assert "kept 300 units" in said[5]
+    assert "dropped 0 tokens" in said[5]
+    assert len(said) == 6
 
 
 def test_the_same_every_time_and_streamed_or_not(call: Call, tiny_model: Path, book: Path) -> None:

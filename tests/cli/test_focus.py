@@ -53,10 +53,35 @@ def test_the_second_look_shows_the_passage(call: Call, tiny_model: Path, book: P
     validate(answer)
     assert "2 passages read again" in outcome.err
     shown = [TEXT[p["char_start"] : p["char_end"]] for p in answer["looked_again"]]
-    assert any(FACT.strip() in text for text in shown)
-    plain = lines(call(*args))[0]
+    assert FACT.strip() in shown[-1]
+    plain = lines(call(*args, "--look-again", "0"))[0]
     assert plain["looked_again"] == []
     assert answer["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + sum(map(len, shown)) - 10
+
+
+def test_what_forgets_looks_again_unasked(call: Call, tiny_model: Path, book: Path) -> None:
+    args = [
+        "ask",
+        "-m",
+        tiny_model,
+        "-n",
+        "8",
+        "--json",
+        "--chunk-size",
+        "64",
+        book,
+        "What does the harbour master own?",
+    ]
+    named, unasked, raw, all_kept = (
+        call(*args, "--policy", f"keydiff(budget={budget})", *more)
+        for budget, more in [(200, ["--look-again", "3"]), (200, []), (200, ["--raw"]), (4000, [])]
+    )
+    assert lines(unasked)[0]["looked_again"] == lines(named)[0]["looked_again"]
+    assert lines(unasked)[0]["answer"] == lines(named)[0]["answer"]
+    assert "3 passages read again" in unasked.err
+    for outcome in (raw, all_kept):
+        assert lines(outcome)[0]["looked_again"] == []
+        assert "read again" not in outcome.err
 
 
 def test_without_a_document_there_is_nothing_to_look_at(call: Call, tiny_model: Path) -> None:
