@@ -11,7 +11,8 @@ from kvcli.hold.rows import passing
 from kvcli.recipe import Recipe
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
-_SCORE_AND_PLACE = 8  # bytes per unit beside key and value: a float32 score and an int32 place
+_PLACE = 4  # bytes of an int32 place
+_SCORE_AND_PLACE = 4 + _PLACE  # bytes per unit beside key and value: a float32 score and a place
 _HEADER = 4096  # of a saved reading: the description and the first brackets
 _TENSORS, _ENTRY = 11, 110  # tensors a layer has in a saved reading, and bytes of one's entry in the header
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
@@ -133,6 +134,9 @@ def plan(
         fill, host = sum(part.device for part in held) + shared, max(fill, sum(part.host for part in held))
         if cpu:
             fill, host = fill + host, 0
+    # When it is frozen, the workspace is given up first, and then a layer at a time is there twice.
+    freezing = max((recipe.hold.freezing(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
+    workspace = max(workspace, freezing - activations)
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
         fill=fill + notes + (gathered if tokens else 0),
@@ -200,6 +204,19 @@ def second_look(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, que
         return 0
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question)
     return PASSAGES if room // 2 >= PASSAGES * PASSAGE else 0
+
+
+def beside(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: int) -> Plan:
+    """The plan of a run whose fill stays beside the context, to be read on in: kept units are there in both.
+
+    Args:
+        plan: of the run without that.
+        spec, recipe, tokens: as for :func:`plan`.
+    """
+    if recipe.hold.offloads:
+        return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
+    places = sum(units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _PLACE
+    return replace(plan, fill=plan.fill + plan.held + places)
 
 
 def largest_budget(

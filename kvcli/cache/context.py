@@ -56,6 +56,8 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
     """
     if fill.rows != hold.rows:
         raise ValueError(f"what {fill.hold} has coded while it was read cannot be held by {hold}")
+    if release:
+        fill.release()
     layers: list[HeldLayer] = []
     starts: list[int] = []
     numbers = 0
@@ -93,7 +95,5 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         layers.append(hold.freeze(survivors))
         if release:
             layer.release()
-    if release:
-        fill.release()
     context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize)
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

@@ -205,8 +205,11 @@ class FillLayer:
             out, units = self._beside(q_rotated, k, v, pos, scale, window)
         else:
             held, k_rotated = self.held(), self.fill.rotary.rotate(self.index, k, places)
-            term = attention(q_rotated, k_rotated, v, scale, 0)
-            out = (merge_terms(held.attend(q_rotated, scale, c), term) if c else term)[0]
+            if c:
+                own = attention(q_rotated, k_rotated, v, scale, 0)
+                out = merge_terms(held.attend(q_rotated, scale, c), own)[0]
+            else:
+                out = causal_attention(q_rotated, k_rotated, v, scale)
             units = Coded(held, k[:, : step.new], v[:, : step.new], k_rotated)
 
         u = c + step.new

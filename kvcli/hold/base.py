@@ -187,6 +187,11 @@ class Hold:
             return spec.unit_bytes
         return 2 * self.rows.width(spec.head_dim)
 
+    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """Bytes on the device that freezing one layer takes for a moment: keys rotated, and a copy of the values."""
+        del layer
+        return spec.kv_heads * units * spec.unit_bytes
+
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
         del layer

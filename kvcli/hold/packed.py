@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
     from kvcli_kernels.quantize import Packed
 
+_BLOCK = 4096  # units of a KV head that are packed at a time; a multiple of any group
+_COPIES = 18  # float32 numbers for each of a block, as measured (docs/results.md): freed ones stay with the process
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedHold(Hold):
@@ -28,7 +31,7 @@ class PackedHold(Hold):
         if survivors.window is not None:
             return DenseLayer(k, v, survivors.pos, survivors.window)
         try:
-            return PackedLayer(*self.pack(k, v), survivors.pos, k.dtype, self.rotation(k))
+            return PackedLayer(*self._pack(k, v), survivors.pos, k.dtype, self.rotation(k))
         except ValueError as error:
             raise ModelError(f"{self.name} cannot hold layer {survivors.layer}: {error}", "--kv-bits 16") from None
 
@@ -36,6 +39,21 @@ class PackedHold(Hold):
         """See :meth:`kvcli.hold.base.Hold.size`."""
         one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
         return Bytes(spec.kv_heads * one, 0)
+
+    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """See :meth:`kvcli.hold.base.Hold.freezing`: the keys rotated, and a block of them in float32 several times."""
+        if spec.sliding[layer] is not None:
+            return super().freezing(spec, layer, units)
+        block = spec.kv_heads * spec.head_dim * min(units, _BLOCK) * 4 * _COPIES
+        return block + self.size(spec, layer, units).device + super().freezing(spec, layer, units)
+
+    def _pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
+        """Block by block, and the same as at once: blocks are whole tiles."""
+        from kvcli_kernels.quantize import join
+
+        starts = range(0, k.shape[1], _BLOCK) or [0]
+        parts = [self.pack(k[:, start : start + _BLOCK], v[:, start : start + _BLOCK]) for start in starts]
+        return join([k for k, _ in parts]), join([v for _, v in parts])
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
         """Keys and values ``[H_kv, c, D]`` in few bits."""

@@ -17,6 +17,7 @@ from kvcli.hold.rows import Rows
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.types import ModelSpec
     from kvcli_kernels.quantize import Packed
 
 
@@ -49,6 +50,10 @@ class Turbo(PackedHold):
     def rows(self) -> Rows | None:
         """See :attr:`kvcli.hold.base.Hold.rows`."""
         return Rows(self.bits) if self.fill else None
+
+    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """See :meth:`kvcli.hold.base.Hold.freezing`; rows are taken over, or copied at most."""
+        return spec.kv_heads * units * self.unit(spec, layer) if self.fill else super().freezing(spec, layer, units)
 
     def rotation(self, k: Tensor) -> Tensor:
         """See :meth:`kvcli.hold.packed.PackedHold.rotation`."""

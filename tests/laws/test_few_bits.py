@@ -67,6 +67,19 @@ def test_bytes_are_those_planned(model, family: str, hold: str, units: int) -> N
     assert context.bits == 8 * context.nbytes / numbers
 
 
+@pytest.mark.parametrize("hold", HOLDS)
+@pytest.mark.parametrize("n", [256, 257, 1000])
+def test_packing_in_blocks_is_packing_at_once(hold: str, n: int, monkeypatch) -> None:
+    k, v = (torch.randn(2, n, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    policy, pos = parse(f"full+{hold}").hold, torch.arange(n).expand(2, -1)
+    made = []
+    for block in (4096, 256):
+        monkeypatch.setattr("kvcli.hold.packed._BLOCK", block)
+        layer = policy.freeze(Survivors(k, v, pos, None))
+        made.append(Context([layer], [n], n, 16))
+    assert same(*made)
+
+
 def test_effective_bits_are_those_with_scales() -> None:
     k = torch.randn(3, 1024, 64)
     pos = torch.arange(1024).expand(3, -1)

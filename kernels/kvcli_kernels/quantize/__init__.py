@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kvcli_kernels.backend import on_triton
 from kvcli_kernels.quantize import ref
-from kvcli_kernels.quantize.packed import BITS, Packed, pack, unpack
+from kvcli_kernels.quantize.packed import BITS, Packed, join, pack, unpack
 from kvcli_kernels.quantize.ref import dequantize
 from kvcli_kernels.quantize.rotated import book, codebook, encode, hadamard, look_up, turn
 
@@ -16,6 +16,7 @@ __all__ = [
     "dequantize",
     "encode",
     "hadamard",
+    "join",
     "look_up",
     "pack",
     "quantize",

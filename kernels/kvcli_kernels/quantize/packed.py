@@ -5,6 +5,7 @@ be gathered. A *tile* of ``tokens x numbers`` shares a scale and an offset; tile
 is padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,16 @@ class Packed:
         low = None if self.low is None else self.low[:, first:last]
         codes = self.codes[:, start:stop]
         return Packed(codes, self.scale[:, first:last], low, self.bits, self.tile, self.codebook)
+
+
+def join(parts: Sequence[Packed]) -> Packed:
+    """Tokens one after the other; all parts but the last end with a whole tile."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    low = None if first.low is None else torch.cat([p.low for p in parts if p.low is not None], dim=1)
+    codes, scale = (torch.cat([getattr(p, name) for p in parts], dim=1) for name in ("codes", "scale"))
+    return Packed(codes, scale, low, first.bits, first.tile, first.codebook)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

@@ -118,7 +118,7 @@ class Parlour(Desk):
         return max(found, default=0)
 
     def run(self) -> tuple[Plan, int]:
-        """Memory at the peak, and tokens that turns may take at a time; the fill is there twice, to absorb turns.
+        """Memory at the peak, and tokens that turns may take at a time; the fill stays beside the context.
 
         Raises:
             TooLongError: the model's positions do not suffice.
@@ -130,7 +130,7 @@ class Parlour(Desk):
         made, longest = memory.of_run(
             spec, self.recipe, tokens=self.planned, chunk=self.chunk, question=QUESTION, answer=longest
         )
-        return replace(made, fill=2 * made.fill, host=2 * made.host), QUESTION + longest
+        return memory.beside(made, spec, self.recipe, tokens=self.planned), QUESTION + longest
 
     @property
     def planned(self) -> int:
