@@ -136,7 +136,8 @@ def plan(
             fill, host = fill + host, 0
     # When it is frozen, the workspace is given up first, and then a layer at a time is there twice.
     freezing = max((recipe.hold.freezing(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
-    workspace = max(workspace, freezing - activations)
+    runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
+    workspace = max(workspace, freezing - activations - runtime)
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
         fill=fill + notes + (gathered if tokens else 0),
@@ -144,7 +145,7 @@ def plan(
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
         activations=activations,
-        runtime=activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0,
+        runtime=runtime,
         held=sum(part.device + part.host for part in held) + shared,
     )
 

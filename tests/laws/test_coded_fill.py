@@ -133,7 +133,7 @@ def test_the_peak_falls_with_a_large_budget(model) -> None:
 
     exact, coded = total("knorm(budget=50000)"), total("knorm(budget=50000)+turbo(bits=2, fill=true)")
     assert coded < exact / 2
-    assert total("knorm(budget=50000)+turbo(bits=2)") == exact
+    assert total("knorm(budget=50000)+turbo(bits=2)") >= exact
     assert total("keydiff(budget=50000)+turbo(bits=2, fill=true)") < exact  # it looks at all keys of a layer
 
 

@@ -101,12 +101,33 @@ def test_the_plan_grows_with_everything_but_the_document(model, name: str, dtype
 @pytest.mark.parametrize("hold", ["dense", "int8", "kivi(bits=4)", "kivi(bits=2)", "turbo(bits=2)"])
 @pytest.mark.parametrize("tokens", [10, 64, 300])
 def test_planned_bytes_once_it_is_read_are_those_of_the_context(model, hold: str, tokens: int) -> None:
-    """What is held is as the policy says; the peak, while all is still exact, does not depend on it."""
+    """What is held is as the policy says; the peak, while all is still exact, does not fall with it."""
     recipe = parse(f"knorm(budget=64)+{hold}")
     plan = memory.plan(model.spec, recipe, tokens=tokens, chunk=16, tail=9)
     context = freeze(filled(model, tiny.document(tokens), str(recipe), 16), recipe.hold)
     assert plan.held == context.nbytes + context.host_nbytes
-    assert plan.total == memory.plan(model.spec, parse("knorm(budget=64)"), tokens=tokens, chunk=16, tail=9).total
+    assert plan.total >= memory.plan(model.spec, parse("knorm(budget=64)"), tokens=tokens, chunk=16, tail=9).total
+
+
+def test_what_freezing_takes_for_a_moment_is_planned(model) -> None:
+    """At first it is a matter of the layer's size, then of a block's; and a chat's fill stays beside the context."""
+
+    def made(hold: str, budget: int) -> memory.Plan:
+        return memory.plan(model.spec, parse(f"knorm(budget={budget}){hold}"), tokens=10**6, chunk=16, tail=0)
+
+    for budget in (1000, 10_000):
+        assert made("+kivi", budget).workspace > made("", budget).workspace
+    assert made("+kivi", 10**6).workspace < 1.2 * made("", 10**6).workspace
+    for hold in ("", "+int8", "+kivi(bits=2)", "+turbo(fill=true)"):
+        recipe, plan = parse(f"knorm(budget=1000){hold}"), made(hold, 1000)
+        work = filled(model, tiny.document(300), str(recipe), 16)
+        both = memory.beside(plan, model.spec, recipe, tokens=10**6).fill
+        assert both == plan.fill + plan.held + 4 * 1000 * model.spec.kv_heads * model.spec.layers
+        small = memory.plan(model.spec, recipe, tokens=300, chunk=16, tail=0)
+        kept = freeze(work, recipe.hold, release=False)
+        own = work.nbytes - sum(t.nbytes for t in work.workspace)
+        places = sum(layer.pos.nbytes for layer in kept.layers)
+        assert memory.beside(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places
 
 
 def test_the_kernels_blocks_are_as_planned() -> None:
