@@ -125,7 +125,7 @@ def test_what_freezing_takes_for_a_moment_is_planned(model) -> None:
         assert both == plan.fill + plan.held + 4 * 1000 * model.spec.kv_heads * model.spec.layers
         small = memory.plan(model.spec, recipe, tokens=300, chunk=16, tail=0)
         kept = freeze(work, recipe.hold, release=False)
-        own = work.nbytes - sum(t.nbytes for t in work.workspace)
+        own = work.nbytes - work.workspace.nbytes
         places = sum(layer.pos.nbytes for layer in kept.layers)
         assert memory.beside(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places
 
