@@ -35,7 +35,16 @@ class Passage:
     score: float = 0.0
 
 
-def look(model: Model, prompt: Prompt, context: Context, text: str, question: str, *, count: int = 3) -> list[Passage]:
+def look(
+    model: Model,
+    prompt: Prompt,
+    context: Context,
+    text: str,
+    question: str,
+    *,
+    count: int = 3,
+    tokens: int | None = None,
+) -> list[Passage]:
     """The passages worth a second look, the best one last, which is where it stands next to the question.
 
     Args:
@@ -43,6 +52,7 @@ def look(model: Model, prompt: Prompt, context: Context, text: str, question: st
         text: the document.
         question: about it.
         count: passages.
+        tokens: how many were read of the document, where something else was read behind it; by default all.
     """
     spans = passages(text)
     if len(spans) <= count:
@@ -50,7 +60,8 @@ def look(model: Model, prompt: Prompt, context: Context, text: str, question: st
     mass = regard(model, context, prompt.question(question))
     attended = [0.0] * len(spans)
     bounds, k = prompt.offsets(text), 0
-    for (start, end), value in zip(bounds, mass[context.seen - len(bounds) :].tolist(), strict=True):
+    mass = mass[: context.seen if tokens is None else tokens]
+    for (start, end), value in zip(bounds, mass[len(mass) - len(bounds) :].tolist(), strict=True):
         while k + 1 < len(spans) and (start + end) / 2 >= spans[k].end:
             k += 1
         attended[k] = max(attended[k], value)

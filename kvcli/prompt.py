@@ -21,7 +21,8 @@ _TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
 _FOCUS, _AGAIN, _REPLY = "\x02FOCUS\x03", "\x02AGAIN\x03", "\x02REPLY\x03"
 # Passages that are read again behind the text, where there is a second look: a text of their own, with the same words
 # around it. Announced as passages they are overlooked more often (docs/log.md).
-AGAIN = "\n\nEnd of the text.\n\nI will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
+AGAIN = "I will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
+END = "\n\nEnd of the text.\n\n"
 # The same where the question is known before the text is read (Locret-Q): it also stands in front.
 BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
 
@@ -82,7 +83,7 @@ class Prompt:
         if not document:
             before, behind = self._cut(_QUESTION, _QUESTION)
             return self._opened(before, text) + self._encode(behind)
-        middle = AGAIN + _AGAIN + BEHIND if again else BEHIND
+        middle = END + AGAIN + _AGAIN + BEHIND if again else BEHIND
         _, rest = self._cut(BEFORE + _TEXT + middle + _QUESTION + ANSWER, _TEXT)
         before, _, behind = rest.partition(_QUESTION)
         opening, found, before = before.rpartition(_AGAIN)
@@ -111,15 +112,24 @@ class Prompt:
         """Whether the template opens ``<think>`` itself, so that an answer begins within."""
         return not self.raw and self._cut(_QUESTION, _QUESTION)[1].rstrip().endswith("<think>")
 
-    def follow(self, text: str) -> list[int]:
-        """Ids of a further question behind an answer whose end mark the model has not written, and of its turn."""
+    def follow(self, text: str, *, again: Sequence[str] = ()) -> list[int]:
+        """Ids of a further question behind an answer whose end mark the model has not written, and of its turn.
+
+        Args:
+            text: the question.
+            again: passages of the document to stand before it.
+        """
+        shown = "\n\n".join(again)
         if self.raw:
-            return self._plain("\n\n" + text)
-        _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(_QUESTION))
+            return self._plain("\n\n" + shown + "\n\n" * bool(again) + text)
+        said = AGAIN + _AGAIN + BEHIND + _QUESTION + ANSWER if again else _QUESTION
+        _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(said))
         before, found, behind = rest.partition(_QUESTION)
         if not found:
             raise _changed()
-        return self._opened(before, text) + self._encode(behind)
+        opening, found, before = before.rpartition(_AGAIN)
+        ids = self._opened(opening, shown) if found else []
+        return ids + self._opened(before, text) + self._encode(behind)
 
     def reply(self, text: str) -> list[int]:
         """Ids of an answer's text, without an end mark."""

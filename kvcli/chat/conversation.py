@@ -36,6 +36,8 @@ class Ground:
         context: frozen from ``work``, until turns are evicted into it; ``None`` where there is no document.
         room: tokens that the turns may take before they are absorbed.
         total: tokens that the document and all turns may take, for recipes that evict nothing; ``None`` for no end.
+        look: passages of the document to be read again before a question. They are read for its answer and leave no
+            trace: what stands in the tail afterwards are question and answer. Their tokens are not the room's.
     """
 
     prompt: Prompt
@@ -45,6 +47,7 @@ class Ground:
     context: Context | None
     room: int
     total: int | None = None
+    look: Callable[[Context, str], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         self.document = self.context is not None
@@ -204,10 +207,10 @@ class Conversation:
             self._ids += turn.ids or ground.prompt.reply(turn.answer)
             self._begun.append(begun)
 
-    def _question(self, ground: Ground, text: str, *, first: bool) -> list[int]:
+    def _question(self, ground: Ground, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
         if first:
-            return ground.prompt.question(text, document=ground.document)
-        return ground.prompt.follow(text)
+            return ground.prompt.question(text, document=ground.document, again=again)
+        return ground.prompt.follow(text, again=again)
 
     def _make_room(self, ground: Ground, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
         """How long the answer may be, and how many tokens were absorbed for it."""
@@ -245,7 +248,9 @@ class Conversation:
     ) -> Generator[Token | Answer, None, None]:
         assert self.tail is not None
         begun = _Begun(len(self._ids), self.tail.length)
-        self._ids += self._question(ground, text, first=not self.turns)
+        first, pending = not self.turns, self._ids[self.tail.length :]
+        again = ground.look(self.context, text) if ground.look and ground.document and self.context else ()
+        self._ids += self._question(ground, text, first=first)
         made: list[int] = []
         parts: list[str] = []
         answer: Answer | None = None
@@ -253,7 +258,7 @@ class Conversation:
         events = engine.ask(
             self.model,
             self.tail,
-            self._ids[self.tail.length :],
+            pending + self._question(ground, text, first=first, again=again),
             sampling=sampling,
             max_tokens=longest,
             chunk=ground.chunk,
@@ -272,6 +277,8 @@ class Conversation:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))
             else:
+                if again:
+                    self.tail.rewind(begun.held)
                 self._ids += made
                 self._begun.append(begun)
                 finish = answer.finish_reason if answer else "interrupted"

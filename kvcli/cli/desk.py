@@ -18,6 +18,7 @@ from kvcli.cli.report import Report
 from kvcli.errors import DamagedError, ResourceError, UsageError
 
 if TYPE_CHECKING:
+    from kvcli.cache.context import Context
     from kvcli.documents import Document
     from kvcli.hf.load import Model
     from kvcli.prompt import Prompt
@@ -203,24 +204,20 @@ class Desk:
         work = {"tokens": len(self.ids), "chunk": self.chunk, "question": len(question)}
         return memory.second_look(self.model.spec, self.recipe, **work)
 
-    def _look(self, question: str, count: int) -> list[str]:
+    def _look(self, context: "Context | None", question: str, count: int) -> list[str]:
         """Passages of the document, to be read again behind it."""
-        context, document = self.reader.context, self.report.document
+        document = self.report.document
         self.report.looked, self.report.look_s = [], 0.0
         if not (count and document) or context is None:
             return []
         from kvcli.look import look
 
         start = time.perf_counter()
-        with during("looking for passages"):
-            found = look(self.model, self.prompt, context, document.text, question, count=count)
+        about = self.model, self.prompt, context, document.text, question
+        found = look(*about, count=count, tokens=len(self.ids))
         self.report.looked = [(p.start, p.end) for p in found]
         self.report.look_s = time.perf_counter() - start
-        shown = [document.text[p.start : p.end].strip() for p in found]
-        size = f"{sum(map(len, shown)):,} characters"
-        text = f"{render.plural(len(found), 'passage')} read again, {size} ({self.report.look_s:.1f} s)"
-        render.note("look", text, quiet=self.settings.quiet)
-        return shown
+        return [document.text[p.start : p.end].strip() for p in found]
 
     def _library(self) -> "Library | None":
         if not self.settings.cache:

@@ -94,8 +94,13 @@ class Run(Desk):
         ids = self.prompt.question(question.text, document=bool(self.ids))
         passages = self._passages(ids)
         longest = self._read(ids, settings.max_tokens, passages=passages)
-        if again := self._look(question.text, passages):
+        with during("looking for passages"):
+            again = self._look(self.reader.context, question.text, passages)
+        if again:
             ids = self.prompt.question(question.text, again=again)
+            size = f"{sum(map(len, again)):,} characters"
+            text = f"{render.plural(len(again), 'passage')} read again, {size} ({report.look_s:.1f} s)"
+            render.note("look", text, quiet=settings.quiet)
         sampling = Sampling(**settings.sampling)
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
         answer, stopped = self._generate(ids, sampling, longest)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from kvcli import engine
+from kvcli.cache.context import Context
 from kvcli.chat.conversation import Conversation, Ground
 from kvcli.hf.load import Model, load
 from kvcli.hf.models import Source
@@ -47,8 +49,12 @@ def talk(model: Model) -> Talk:
         *,
         room: int = 200,
         total: int | None = None,
+        look: Callable[[Context, str], Sequence[str]] | None = None,
         **more: object,
     ) -> Conversation:
-        return Conversation(model, lambda: ground(model, text, recipe, room=room, total=total), **more)  # type: ignore[arg-type]
+        def make() -> Ground:
+            return replace(ground(model, text, recipe, room=room, total=total), look=look)
+
+        return Conversation(model, make, **more)  # type: ignore[arg-type]
 
     return begin

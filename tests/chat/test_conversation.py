@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvcli import engine
-from kvcli.chat.conversation import Conversation
+from kvcli.chat.conversation import Conversation, Ground
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Token
 from kvcli.recipe import parse
@@ -31,6 +31,13 @@ def held(talk: Conversation) -> list[torch.Tensor]:
     tail = [t[:, : talk.tail.length].clone() for layer in talk.tail.layers for t in (layer.k, layer.v)]
     kept = [] if talk.context is None else [t for layer in talk.context.layers for t in (layer.k, layer.v)]
     return kept + tail
+
+
+def plain_ground(talk: Conversation) -> Ground:
+    for _ in talk.open():
+        pass
+    assert talk.ground is not None
+    return talk.ground
 
 
 def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
@@ -80,6 +87,30 @@ def test_a_further_question_is_what_the_template_makes_of_all_messages(model) ->
         ]
         whole = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert model.tokenizer.decode(ids) == whole
+
+
+def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) -> None:
+    """Each answer is that of all turns so far, plain, and of the last question with its passages before it."""
+    shown = {question: (f"The answer to {question} is {n}.", "It rained.") for n, question in enumerate(QUESTIONS)}
+    recipe = "keydiff(budget=96, stabilizers=16)"
+    chat = talk(TEXT, recipe, room=2000, look=lambda _, question: shown[question])
+    plain = talk(TEXT, recipe, room=2000)
+    prompt, text = plain_ground(plain).prompt, list[int]()
+    for n, question in enumerate(QUESTIONS[:4]):
+        ask, given = (prompt.follow, {}) if n else (prompt.question, {"document": True})
+        say(chat, question)
+        tail = engine.begin(model, plain.context)
+        asked = [*text, *ask(question, again=shown[question], **given)]  # type: ignore[operator]
+        found = [e.id for e in engine.ask(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
+        assert tuple(found) == chat.turns[-1].ids
+        text += [*ask(question, **given), *found]  # type: ignore[operator]
+        assert chat.used == len(text)
+    assert any(say(plain, q).text != turn.answer for q, turn in zip(QUESTIONS, chat.turns, strict=False))
+    before, last = held(chat), chat.turns[-1]
+    assert chat.undo() == last
+    assert say(chat, last.question).text == last.answer
+    assert equal(held(chat), before)
+    assert chat.used == len(text)
 
 
 @pytest.mark.parametrize("turns", [1, 3])

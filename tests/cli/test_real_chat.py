@@ -87,7 +87,7 @@ def test_an_evening_with_the_default_model(chat: Open, folder: Path, tmp_path: P
         ("/export talk.md", r"written +talk\.md"),
         ("/export talk.json", r"written +talk\.json"),
         ("/export talk.doc", r"talk\.doc is neither \.md nor \.json"),
-        ("/load nowhere", r"nowhere\.json cannot\s+be\s+read"),
+        ("/load nowhere", r"nowhere\.json cannot be read"),
         ("/add nowhere.txt", r"nowhere\.txt"),
         ("/add", r"no file was named"),
         ("/undu", r"the nearest is /undo"),
@@ -95,7 +95,8 @@ def test_an_evening_with_the_default_model(chat: Open, folder: Path, tmp_path: P
     ]
     for line, words in steps:
         between = talk.say(line, 2)
-        assert re.search(words, between), f"{line}: {words} is not in\n{between}"
+        unwrapped = " ".join(between.split())  # where lines are wrapped depends on how long a temporary path is
+        assert re.search(words, between) or re.search(words, unwrapped), f"{line}: {words} is not in\n{between}"
         assert between.count("error") <= 1
     assert "71432" in (folder / "talk.md").read_text()
     assert json.loads((folder / "talk.json").read_text())["turns"] == turns(tmp_path) == turns(tmp_path, "b")

@@ -15,6 +15,7 @@ from kvcli.cli.questions import Request
 from kvcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from kvcli.cache.context import Context
     from kvcli.chat.conversation import Ground
     from kvcli.memory import Plan
     from kvcli.recipe import Recipe
@@ -128,7 +129,13 @@ class Parlour(Desk):
         spec = self.model.spec
         longest = max(ROOM - QUESTION, self.settings.max_tokens) if self.endless else spec.max_positions
         made, longest = memory.of_run(
-            spec, self.recipe, tokens=self.planned, chunk=self.chunk, question=QUESTION, answer=longest
+            spec,
+            self.recipe,
+            tokens=self.planned,
+            chunk=self.chunk,
+            question=QUESTION,
+            answer=longest,
+            passages=self._passages([0] * QUESTION),
         )
         return memory.beside(made, spec, self.recipe, tokens=self.planned), QUESTION + longest
 
@@ -167,6 +174,9 @@ class Parlour(Desk):
         else:
             self.model.rotary.pin(min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER)))
             work, context = engine.start(self.model, self.recipe, 0, chunk=chunk), None
+        if context is not None and (count := self._passages([0] * QUESTION)):
+            passages = render.plural(count, "passage")
+            render.note("look", f"{passages} of the text read again before each answer", quiet=self.settings.quiet)
         return Ground(
             prompt=self.prompt,
             recipe=self.recipe,
@@ -175,7 +185,11 @@ class Parlour(Desk):
             context=context,
             room=room,
             total=None if self.endless else spec.max_positions,
+            look=self._again,
         )
+
+    def _again(self, context: Context, question: str) -> list[str]:
+        return self._look(context, question, self._passages([0] * QUESTION))
 
     def sampling(self) -> dict[str, Any]:
         """How answers are drawn where nobody says otherwise: the model's own generation settings."""
