@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,26 +55,29 @@ def look(
         count: passages.
         tokens: how many were read of the document, where something else was read behind it; by default all.
     """
-    spans = passages(text)
+    spans, places = _spread(prompt, text)
     if len(spans) <= count:
-        return spans
-    mass = regard(model, context, prompt.question(question))
-    attended = [0.0] * len(spans)
-    bounds, k = prompt.offsets(text), 0
-    mass = mass[: context.seen if tokens is None else tokens]
-    for (start, end), value in zip(bounds, mass[len(mass) - len(bounds) :].tolist(), strict=True):
-        while k + 1 < len(spans) and (start + end) / 2 >= spans[k].end:
-            k += 1
-        attended[k] = max(attended[k], value)
-    shared = lexical([text[s.start : s.end] for s in spans], question)
+        return list(spans)
+    mass = regard(model, context, prompt.question(question)).cpu()[: context.seen if tokens is None else tokens]
+    attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass[len(mass) - len(places) :], "amax")
+    shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
     fused = [0.0] * len(spans)
-    for scores in (attended, shared):
+    for scores in (attended.tolist(), shared):
         order = sorted(range(len(spans)), key=lambda i: -scores[i])
         for rank, i in enumerate(order):
             if scores[i] > 0:
                 fused[i] += 1 / (_RANK_OFFSET + rank)
     best = sorted(range(len(spans)), key=lambda i: -fused[i])[:count]
     return [Passage(spans[i].start, spans[i].end, fused[i]) for i in reversed(best)]
+
+
+@lru_cache(maxsize=1)  # many questions about one text
+def _spread(prompt: Prompt, text: str) -> tuple[tuple[Passage, ...], torch.Tensor]:
+    """The passages of a text, and of each of its tokens the passage that it lies in: int64 ``[n]``."""
+    spans = passages(text)
+    ends = torch.tensor([span.end for span in spans[:-1]])
+    middles = torch.tensor([(start + end) / 2 for start, end in prompt.offsets(text)])
+    return tuple(spans), torch.bucketize(middles, ends, right=True)
 
 
 def passages(text: str, size: int = PASSAGE) -> list[Passage]:
@@ -97,12 +101,19 @@ def lexical(texts: Sequence[str], question: str) -> list[float]:
     """BM25 of each text for the question's words, stop words left out."""
     import bm25s
 
-    words = bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+    index = _indexed(tuple(texts))
     asked = bm25s.tokenize([question], stopwords="en", show_progress=False, return_ids=False)[0]
-    index = bm25s.BM25()
-    index.index(words, show_progress=False)
     known = [w for w in asked if w in index.vocab_dict]
     return [float(s) for s in index.get_scores(known)] if known else [0.0] * len(texts)
+
+
+@lru_cache(maxsize=2)  # passages of a second look, and pages that are likely sources
+def _indexed(texts: tuple[str, ...]) -> Any:
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+    return index
 
 
 @torch.inference_mode()
