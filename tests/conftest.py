@@ -1,9 +1,16 @@
 """Nothing here touches a person's own files: caches live in a folder of the test run unless one is given."""
 
 import os
+import signal
 import tempfile
 
 # Tiny tensors gain nothing from threads, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KVCLI_CACHE_DIR", tempfile.mkdtemp(prefix="kvcli-tests-"))
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
+
+# A shell that runs the tests in the background has told them to ignore Ctrl-C, and children inherit that; the programs
+# that are tested here must get it.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
