@@ -21,6 +21,7 @@ from kvcli.documents import STDIN, Document
 from kvcli.errors import UsageError
 from kvcli.evaluate import files as data_files
 from kvcli.evaluate import plan, report, tasks
+from kvcli.evaluate.case import Manner
 from kvcli.evaluate.rows import Rows
 from kvcli.events import Prefill
 
@@ -80,8 +81,13 @@ def command(
     ] = None,
     focus: Annotated[bool, typer.Option("--focus", help="Read for each question alone; it stands in front.")] = False,
     again: Annotated[
-        int, typer.Option("--look-again", metavar="N", min=0, help="Passages looked at a second time before answers.")
-    ] = 0,
+        str,
+        typer.Option(
+            "--look-again",
+            metavar="N,…",
+            help="Passages looked at a second time before answers, ask takes 3; 0,3 compares, from one reading.",
+        ),
+    ] = "0",
     chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
     device: DEVICE = None,
     dtype: DTYPE = None,
@@ -118,8 +124,7 @@ def command(
         plan.lengths(lengths) if lengths is not None else None,
         data or [],
         quiet=quiet,
-        focus=focus,
-        again=again,
+        manner=Manner(focus, plan.looks(again)),
         kv_bits=kv_bits,
     )
     run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)
@@ -164,8 +169,7 @@ class _Run:
         data: Sequence[str],
         *,
         quiet: bool,
-        focus: bool,
-        again: int,
+        manner: Manner,
         kv_bits: int | None = None,
     ) -> None:
         if not words:
@@ -173,7 +177,7 @@ class _Run:
         self.quiet = quiet
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
         self.budgets, self.lengths = budgets, lengths
-        self.focus, self.again, self.kv_bits = focus, again, kv_bits
+        self.manner, self.kv_bits = manner, kv_bits
         named, own = words[0], [task.name for task in self.tasks if not task.hides]
         if words[1:] and len(own) == len(self.tasks):
             raise UsageError(f"'{named}' makes its own texts and reads no FILE", f"kvcli eval {own[0]}")
@@ -235,7 +239,6 @@ class _Run:
 
     def prepare(self, cases: int | None, seed: int, chunk: int, out: Path | None) -> None:
         """Cases, recipes and the file they go to."""
-        from kvcli.evaluate.answer import Manner
         from kvcli.evaluate.haystack import Haystack
         from kvcli.evaluate.ruler import Ruler
         from kvcli.evaluate.run import settings
@@ -263,7 +266,7 @@ class _Run:
                 chunk=chunk,
                 document=document.sha256 if document else None,
                 data=self.data.sha256 if self.data else None,
-                manner=Manner(self.focus, self.again),
+                manner=self.manner,
             ),
         )
         spec = self.model.spec
@@ -288,10 +291,9 @@ class _Run:
 
     def measure(self, chunk: int) -> list["Skipped"]:
         """All cases that are not done yet; returns those that do not fit."""
-        from kvcli.evaluate.answer import Manner
         from kvcli.evaluate.run import run
 
-        events = run(self.model, self.prompt, self.work, self.rows, chunk=chunk, manner=Manner(self.focus, self.again))
+        events = run(self.model, self.prompt, self.work, self.rows, chunk=chunk, manner=self.manner)
         screen = _Screen(self.model.spec.device, quiet=self.quiet)
         try:
             while True:
@@ -311,8 +313,12 @@ class _Run:
 
     def cells(self, skipped: "list[Skipped]") -> list[report.Cell]:
         """The cells of this run, in the order of its words."""
-        order = dict.fromkeys((job.task, str(recipe), job.length) for job, recipes in self.work for recipe in recipes)
-        wanted = {(job.task, job.length, str(recipe), job.number) for job, recipes in self.work for recipe in recipes}
+        from kvcli.evaluate.run import keys
+
+        wanted = dict.fromkeys(
+            key for job, recipes in self.work for recipe in recipes for key in keys(job, recipe, self.manner)
+        )
+        order = dict.fromkeys((key.task, key.recipe, key.length, key.look) for key in wanted)
         return report.cells([row for key, row in self.rows.done.items() if key in wanted], skipped, list(order))
 
 
@@ -337,7 +343,8 @@ class _Screen:
         self.finished += 1
         row = event.row
         mean = sum(row.scores) / len(row.scores)
-        parts: list[Any] = [row.task, report.name(row.length), row.recipe, f"{100 * mean:.0f} %"]
+        cell = report.Cell(row.task, row.recipe, row.length, row.look)
+        parts: list[Any] = [row.task, report.name(row.length), cell.reader, f"{100 * mean:.0f} %"]
         parts.append(render.duration(row.read_s + row.answer_s))
         render.note("case", f"{event.done:,}/{event.total:,} " + " · ".join(parts), quiet=self.quiet)
 

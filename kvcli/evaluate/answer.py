@@ -9,6 +9,7 @@ from time import perf_counter
 
 from kvcli import engine, memory
 from kvcli.cache.context import Context
+from kvcli.evaluate.case import PLAIN, Manner
 from kvcli.events import Answer, Prefill
 from kvcli.focus import focused
 from kvcli.hf.load import Model
@@ -19,26 +20,11 @@ from kvcli.types import CHUNK
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a text is read for its questions.
-
-    Attributes:
-        focus: once for each question, which then stands before the text too.
-        again: passages that are looked at a second time before each answer.
-    """
-
-    focus: bool = False
-    again: int = 0
-
-
-PLAIN = Manner()
-
-
-@dataclass(frozen=True)
 class Reading:
-    """What came of one text.
+    """What came of one text with one number of passages looked at again.
 
     Attributes:
+        look: that number.
         answers: one for each question, in order.
         tokens: of the text and the words in front of it.
         kept: units per KV head of the layer that keeps most.
@@ -49,6 +35,7 @@ class Reading:
         answer_s: seconds of asking, all questions together.
     """
 
+    look: int
     answers: tuple[str, ...]
     tokens: int
     kept: int
@@ -70,7 +57,7 @@ def answer(
     chunk: int = CHUNK,
     max_tokens: int = 32,
     manner: Manner = PLAIN,
-) -> Generator[Prefill, None, Reading]:
+) -> Generator[Prefill, None, list[Reading]]:
     """Read a text and ask questions about it, greedily.
 
     A policy that does not know the question reads once and its tail is rewound between questions; one that does
@@ -84,59 +71,68 @@ def answer(
         questions: at least one.
         chunk: tokens per forward pass.
         max_tokens: longest answer; less where the model's positions end before.
-        manner: focus, second look; a raw prompt knows neither.
+        manner: focus, second look; a raw prompt knows neither and answers alike with any look.
 
     Yields:
         a :class:`Prefill` after each chunk.
+
+    Returns:
+        one for each of ``manner.looks``.
 
     Raises:
         TooLongError: text and question do not fit the model's window under this recipe.
         ResourceError: nor the machine's memory.
     """
     spec = model.spec
-    manner = PLAIN if prompt.raw else manner
-    ids = prompt.document(text, focus=max(questions, key=len) if manner.focus else None)
-    most, again = max(len(prompt.question(question)) for question in questions), manner.again * memory.PASSAGE
-    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + again)
+    focus, passages = manner.focus and not prompt.raw, 0 if prompt.raw else max(manner.looks)
+    ids = prompt.document(text, focus=max(questions, key=len) if focus else None)
+    most = max(len(prompt.question(question)) for question in questions)
+    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + passages * memory.PASSAGE)
     plan, longest = memory.of_run(
-        spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, passages=manner.again
+        spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, passages=passages
     )
     horizon = spec.max_positions - room + longest
     plan.check(memory.available(spec.device), spec.device)
-    answers: list[str] = []
+    answers: dict[int, list[str]] = {count: [] for count in manner.looks}
+    answer_s = dict.fromkeys(manner.looks, 0.0)
     context: Context | None = None
-    readings, read_s, answer_s = 0, 0.0, 0.0
+    readings, read_s = 0, 0.0
     for question in questions:
-        asked = prompt.question(question)
         began = perf_counter()
-        if context is None or recipe.keep.question or manner.focus:
+        if context is None or recipe.keep.question or focus:
             context = None  # let go of the last one before the next is made
             used = recipe
-            if manner.focus:
+            if focus:
                 ids, used = focused(prompt, recipe, text, question)
-            probe = asked if recipe.keep.question else None
+            probe = prompt.question(question) if recipe.keep.question else None
             context = yield from engine.read(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
             tail = engine.begin(model, context)
             readings += 1
         read_s += perf_counter() - began
-        began = perf_counter()
-        if manner.again:
-            found = look(model, prompt, context, text, question, count=manner.again)
-            asked = prompt.question(question, again=[text[p.start : p.end].strip() for p in found])
-        tail.rewind()
-        for event in engine.ask(model, tail, asked, max_tokens=longest, chunk=chunk):
-            if isinstance(event, Answer):
-                answers.append(event.text)
-        answer_s += perf_counter() - began
+        for count in manner.looks:
+            began = perf_counter()
+            asked = prompt.question(question)
+            if count and not prompt.raw:
+                found = look(model, prompt, context, text, question, count=count)
+                asked = prompt.question(question, again=[text[p.start : p.end].strip() for p in found])
+            tail.rewind()
+            for event in engine.ask(model, tail, asked, max_tokens=longest, chunk=chunk):
+                if isinstance(event, Answer):
+                    answers[count].append(event.text)
+            answer_s[count] += perf_counter() - began
     assert context is not None
-    return Reading(
-        tuple(answers),
-        len(ids),
-        context.kept,
-        context.bits,
-        context.nbytes,
-        context.host_nbytes,
-        readings,
-        read_s,
-        answer_s,
-    )
+    return [
+        Reading(
+            count,
+            tuple(answers[count]),
+            len(ids),
+            context.kept,
+            context.bits,
+            context.nbytes,
+            context.host_nbytes,
+            readings,
+            read_s,
+            answer_s[count],
+        )
+        for count in manner.looks
+    ]

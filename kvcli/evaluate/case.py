@@ -1,4 +1,5 @@
-"""A case: one text, the questions about it, and what would be right. What a generator is told in order to make one."""
+"""A case: one text, the questions about it, what would be right, and how it is read. What a generator is told in order
+to make one."""
 
 from __future__ import annotations
 
@@ -14,6 +15,23 @@ if TYPE_CHECKING:
     from kvcli.evaluate.ruler import Ruler
 
 _GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a text is read for its questions.
+
+    Attributes:
+        focus: once for each question, which then stands before the text too.
+        looks: how many passages are looked at a second time before an answer; each question is answered once for
+            each of these numbers, from the same reading.
+    """
+
+    focus: bool = False
+    looks: tuple[int, ...] = (0,)
+
+
+PLAIN = Manner()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,19 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def looks(text: str, option: str = "--look-again") -> tuple[int, ...]:
+    """``0,3`` as numbers of passages, in order, each once. ``option`` is what errors name.
+
+    Raises:
+        UsageError: what is no number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise UsageError(f"{option} {part or repr(text)} is no number of passages", f"{option} 0,3")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
 def jobs(
     tasks: Sequence[Task],
     *,

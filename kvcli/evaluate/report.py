@@ -19,7 +19,7 @@ AS_IS = "own length"
 
 @dataclass
 class Cell:
-    """One task under one recipe at one length.
+    """One task under one recipe at one length, with one number of passages looked at again.
 
     Attributes:
         rows: the finished cases.
@@ -29,8 +29,14 @@ class Cell:
     task: str
     recipe: str
     length: int | None
+    look: int = 0
     rows: list[Row] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+
+    @property
+    def reader(self) -> str:
+        """The recipe, and the second look where there is one."""
+        return f"{self.recipe} · look {self.look}" if self.look else self.recipe
 
     @property
     def estimate(self) -> Estimate | None:
@@ -58,6 +64,7 @@ class Cell:
             "task": self.task,
             "recipe": self.recipe,
             "length": self.length,
+            "look_again": self.look,
             "n": len(rows),
             "questions": sum(len(row.scores) for row in rows),
             "mean": None if found is None else round(found.mean, 4),
@@ -78,31 +85,34 @@ class Cell:
         }
 
 
-def cells(rows: Iterable[Row], skipped: Iterable[Skipped], order: Sequence[tuple[str, str, int | None]]) -> list[Cell]:
+def cells(
+    rows: Iterable[Row], skipped: Iterable[Skipped], order: Sequence[tuple[str, str, int | None, int]]
+) -> list[Cell]:
     """The cells of a run.
 
     Args:
         rows: finished cases.
         skipped: those that do not fit.
-        order: task, recipe and length of each cell, in the order of the report.
+        order: task, recipe, length and look of each cell, in the order of the report.
     """
     found = {key: Cell(*key) for key in order}
     for row in rows:
-        found[row.task, row.recipe, row.length].rows.append(row)
+        found[row.task, row.recipe, row.length, row.look].rows.append(row)
     for skip in skipped:
-        found[skip.task, skip.recipe, skip.length].reasons.append(skip.problem.message)
+        key = skip.key
+        found[key.task, key.recipe, key.length, key.look].reasons.append(skip.problem.message)
     return list(found.values())
 
 
 def table(found: Sequence[Cell]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Heading, rows and footnotes: a row for each task and recipe, a column for each length, scores in per cent."""
+    """Heading, rows and footnotes: a row for each task, recipe and look, a column for each length, in per cent."""
     lengths = sorted({cell.length for cell in found}, key=lambda n: (n is not None, n or 0))
     lines: dict[tuple[str, str], dict[int | None, Cell]] = defaultdict(dict)
     for cell in found:
-        lines[cell.task, cell.recipe][cell.length] = cell
-    body = [[task, recipe, *(_text(by[n]) if n in by else "" for n in lengths)] for (task, recipe), by in lines.items()]
+        lines[cell.task, cell.reader][cell.length] = cell
+    body = [[task, reader, *(_text(by[n]) if n in by else "" for n in lengths)] for (task, reader), by in lines.items()]
     notes = [
-        f"{cell.task} · {cell.recipe} · {name(cell.length)}: {len(cell.reasons)} of"
+        f"{cell.task} · {cell.reader} · {name(cell.length)}: {len(cell.reasons)} of"
         f" {len(cell.reasons) + len(cell.rows)} cases skipped: {cell.reasons[0]}"
         for cell in found
         if cell.reasons

@@ -7,14 +7,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvcli.errors import DamagedError, InputError, UsageError
 
 SCHEMA = "kvcli.eval/1"
 
-Key = tuple[str, int | None, str, int]
-"""What tells one row from another: task, length, recipe, number."""
+
+class Key(NamedTuple):
+    """What tells one row from another."""
+
+    task: str
+    length: int | None
+    recipe: str
+    look: int
+    case: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Row:
         tags: for breakdowns.
         read_s, answer_s: seconds.
         heads: digest of the retaining heads, where the recipe uses any.
+        look: passages looked at again before the answers.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
     """
@@ -57,10 +65,11 @@ class Row:
     bits: float | None = None
     device_bytes: int | None = None
     host_bytes: int | None = None
+    look: int = 0
 
     @property
     def key(self) -> Key:
-        return self.task, self.length, self.recipe, self.case
+        return Key(self.task, self.length, self.recipe, self.look, self.case)
 
 
 class Rows:

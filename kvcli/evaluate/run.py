@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kvcli import engine
 from kvcli.errors import DamagedError, ResourceError, TooLongError
-from kvcli.evaluate.answer import PLAIN, Manner, Reading, answer
-from kvcli.evaluate.case import Case, Job
+from kvcli.evaluate.answer import Reading, answer
+from kvcli.evaluate.case import PLAIN, Case, Job, Manner
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.rows import Row, Rows
+from kvcli.evaluate.rows import Key, Row, Rows
 from kvcli.events import Prefill
 from kvcli.hf.load import Model
 from kvcli.prompt import Prompt
@@ -22,7 +22,7 @@ from kvcli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Finished:
-    """A case is done under one recipe; ``done`` of ``total`` are, those of earlier runs included."""
+    """A case is done under one recipe with one look; ``done`` of ``total`` are, those of earlier runs included."""
 
     row: Row
     done: int
@@ -33,10 +33,7 @@ class Finished:
 class Skipped:
     """A case was left out, because it does not fit: why."""
 
-    task: str
-    length: int | None
-    recipe: str
-    case: int
+    key: Key
     problem: TooLongError | ResourceError
 
 
@@ -57,7 +54,7 @@ def run(
         work: cases, and the recipes to read each of them with.
         rows: what is done; finished rows are added to it.
         chunk: tokens per forward pass.
-        manner: focus and second look, the same for all.
+        manner: focus and second looks, the same for all.
 
     Yields:
         progress of each reading, and a :class:`Finished` after each case and recipe.
@@ -72,36 +69,46 @@ def run(
     for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.keep.trained}:
         engine.start(model, recipe, 1)  # refuses at once where heads are missing, and not after hours of other recipes
     heads = digest(model) if any(recipe.keep.trained for _, recipes in work for recipe in recipes) else None
-    wanted = {(job.task, job.length, str(recipe), job.number): recipe for job, recipes in work for recipe in recipes}
+    wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
     _same_heads(rows, wanted, heads)
     total, done = len(wanted), sum(key in rows.done for key in wanted)
     skipped: list[Skipped] = []
     bare = Prompt(model.tokenizer, raw=True)
     for job, recipes in work:
-        todo = [r for r in recipes if (job.task, job.length, str(r), job.number) not in rows.done]
-        case = job.make() if todo else None
-        for recipe in todo:
-            assert case is not None
-            try:
-                reading = yield from answer(
-                    model,
-                    bare if case.raw else prompt,
-                    recipe,
-                    case.text,
-                    [question.text for question in case.questions],
-                    chunk=chunk,
-                    max_tokens=case.max_tokens,
-                    manner=manner,
-                )
-            except (TooLongError, ResourceError) as problem:
-                skipped.append(Skipped(job.task, job.length, str(recipe), job.number, problem))
-                total -= 1
-                continue
-            row = _row(job, case, recipe, reading, heads if recipe.keep.trained else None)
-            rows.add(row)
-            done += 1
-            yield Finished(row, done, total)
+        missing = {r: [key.look for key in keys(job, r, manner) if key not in rows.done] for r in recipes}
+        case = job.make() if any(missing.values()) else None
+        for recipe, looks in missing.items():
+            while looks:
+                assert case is not None
+                try:
+                    readings = yield from answer(
+                        model,
+                        bare if case.raw else prompt,
+                        recipe,
+                        case.text,
+                        [question.text for question in case.questions],
+                        chunk=chunk,
+                        max_tokens=case.max_tokens,
+                        manner=replace(manner, looks=tuple(looks)),
+                    )
+                except (TooLongError, ResourceError) as problem:  # before anything was read; fewer passages may fit
+                    most = max(looks)
+                    looks.remove(most)
+                    skipped.append(Skipped(Key(job.task, job.length, str(recipe), most, job.number), problem))
+                    total -= 1
+                    continue
+                for reading in readings:
+                    row = _row(job, case, recipe, reading, heads if recipe.keep.trained else None)
+                    rows.add(row)
+                    done += 1
+                    yield Finished(row, done, total)
+                break
     return skipped
+
+
+def keys(job: Job, recipe: Recipe, manner: Manner) -> list[Key]:
+    """The rows that a case makes under a recipe."""
+    return [Key(job.task, job.length, str(recipe), look, job.number) for look in manner.looks]
 
 
 def digest(model: Model) -> str | None:
@@ -116,7 +123,7 @@ def digest(model: Model) -> str | None:
     return found.hexdigest()[:16]
 
 
-def _same_heads(rows: Rows, wanted: Mapping[tuple[str, int | None, str, int], Recipe], heads: str | None) -> None:
+def _same_heads(rows: Rows, wanted: Mapping[Key, Recipe], heads: str | None) -> None:
     for key, recipe in wanted.items():
         row = rows.done.get(key)
         if row is not None and recipe.keep.trained and row.heads != heads:
@@ -146,6 +153,7 @@ def _row(job: Job, case: Case, recipe: Recipe, reading: Reading, heads: str | No
         bits=reading.bits,
         device_bytes=reading.device_bytes,
         host_bytes=reading.host_bytes,
+        look=reading.look,
     )
 
 
@@ -183,7 +191,6 @@ def settings(
         "seed": seed,
         "chunk-size": chunk,
         "focus": int(manner.focus),
-        "look-again": manner.again,
         "document": document,
         "data": data,
         "prompt": words,

@@ -10,8 +10,8 @@ import pytest
 from kvcli import engine
 from kvcli.errors import DamagedError, ModelError
 from kvcli.evaluate.answer import answer
-from kvcli.evaluate.case import Case, Job, Question
-from kvcli.evaluate.rows import Rows
+from kvcli.evaluate.case import Case, Job, Manner, Question
+from kvcli.evaluate.rows import Key, Rows
 from kvcli.evaluate.run import Finished, Skipped, run, settings
 from kvcli.events import Answer, Prefill
 from kvcli.prompt import Prompt
@@ -34,7 +34,7 @@ def drain(events: Any) -> tuple[list[Any], Any]:
 def test_answers_are_those_of_single_questions(model: Any, recipe: str) -> None:
     """All questions of one reading are answered as if each had been the only one, by the engine alone."""
     prompt, parsed = Prompt(model.tokenizer), parse(recipe)
-    events, reading = drain(answer(model, prompt, parsed, TEXT, QUESTIONS, chunk=64, max_tokens=8))
+    events, (reading,) = drain(answer(model, prompt, parsed, TEXT, QUESTIONS, chunk=64, max_tokens=8))
     ids = prompt.document(TEXT)
     for text, given in zip(QUESTIONS, reading.answers, strict=True):
         question = prompt.question(text)
@@ -86,12 +86,56 @@ def test_what_does_not_fit_the_window_is_left_out(model: Any) -> None:
     done = rows(model)
     _, (left,) = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64))
     assert isinstance(left, Skipped)
-    assert left.recipe == "full"
+    assert left.key == Key("task", 900, "full", 0, 0)
     assert "4,096 positions" in left.problem.message
     (row,) = done.done.values()
     assert row.tokens > 4096
     assert row.kept == 128
     assert row.scores == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("focus", [False, True])
+def test_several_looks_from_one_reading_answer_as_each_alone(
+    model: Any, focus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, recipe = Prompt(model.tokenizer), parse("keydiff(budget=128)")
+    text = "".join(f"House {n} is blue and the sky is {n}. " for n in range(60))
+
+    asked: list[list[int]] = []
+    ask = engine.ask
+
+    def spy(model: Any, tail: Any, ids: Any, **rest: Any) -> Any:
+        asked.append(list(ids))
+        return ask(model, tail, ids, **rest)
+
+    def read(*looks: int) -> Any:
+        manner = Manner(focus, looks)
+        return drain(answer(model, prompt, recipe, text, QUESTIONS, chunk=64, max_tokens=8, manner=manner))[1]
+
+    monkeypatch.setattr(engine, "ask", spy)
+    both = read(0, 2)
+    together = [asked[0::2], asked[1::2]]
+    assert all(len(plain) < len(again) for plain, again in zip(*together, strict=True))
+    asked.clear()
+    assert [found.look for found in both] == [0, 2]
+    assert [found.answers for found in both] == [read(0)[0].answers, read(2)[0].answers]
+    assert asked == together[0] + together[1]
+    assert both[0].readings == both[1].readings == (len(QUESTIONS) if focus else 1)
+
+
+def test_a_run_adds_the_look_that_is_missing(model: Any) -> None:
+    done, work = rows(model), [(job(0), [parse("keydiff(budget=128)")])]
+    for looks, fresh in [((0,), [0]), ((0, 1), [1]), ((1, 0), [])]:
+        events, _ = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=Manner(looks=looks)))
+        assert [event.row.look for event in events if isinstance(event, Finished)] == fresh
+
+
+def test_passages_that_do_not_fit_leave_the_plain_answer(model: Any) -> None:
+    """8 passages and 3,900 tokens are more than the tiny model's 4,096 positions."""
+    work, done = [(job(0, text="The grass is green. " * 170), [parse("full")])], rows(model)
+    _, (left,) = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=Manner(looks=(0, 8))))
+    assert left.key.look == 8
+    assert [key.look for key in done.done] == [0]
 
 
 def test_bare_cases_get_no_words_around_them(model: Any) -> None:

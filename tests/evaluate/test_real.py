@@ -32,7 +32,7 @@ def test_pass_keys_survive_half_of_the_cache() -> None:
     recipe = parse("keydiff(budget=512)")
     rows = Rows(None, settings(model, prompt, seed=0, chunk=512, document=None, data=None))
     left = drain(run(model, prompt, [(job, [recipe]) for _, job in found], rows, chunk=512))
-    (cell,) = cells(rows.done.values(), left, [("passkey", str(recipe), 1024)])
+    (cell,) = cells(rows.done.values(), left, [("passkey", str(recipe), 1024, 0)])
     assert left == []
     assert [row.kept for row in cell.rows] == [512] * 3
     assert cell.estimate is not None

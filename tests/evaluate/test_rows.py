@@ -14,10 +14,9 @@ from kvcli.evaluate.rows import Row, Rows
 SETTINGS = {"model": "tiny", "seed": 0, "document": None}
 
 
-def row(case: int = 0, *, scores: tuple[float, ...] = (1.0,), length: int | None = 4096, recipe: str = "full") -> Row:
-    return Row(
-        "needle", length, recipe, case, None, 4000, 4000, 1, list(scores), ["contains"], ["é"], [["x"]], {"k": "v"}
-    )
+def row(case: int = 0, *, scores: tuple[float, ...] = (1.0,), length: int | None = 4096, look: int = 0) -> Row:
+    found, gold, tags = list(scores), [["x"]], {"k": "v"}
+    return Row("needle", length, "full", case, None, 4000, 4000, 1, found, ["contains"], ["é"], gold, tags, look=look)
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
@@ -67,14 +66,17 @@ def test_a_place_where_no_file_can_be(tmp_path: Path) -> None:
 
 
 def test_a_cell_sums_up_its_rows() -> None:
-    order = [("needle", "full", 4096), ("needle", "full", 20000)]
-    found = cells([row(0), row(1, scores=(0.0,)), row(0, length=20000)], [], order)
+    order = [("needle", "full", 4096, 0), ("needle", "full", 20000, 0), ("needle", "full", 4096, 3)]
+    found = cells([row(0), row(1, scores=(0.0,)), row(0, length=20000), row(0, look=3)], [], order)
     numbers = found[0].numbers()
     assert (numbers["n"], numbers["mean"], numbers["interval"], numbers["length"]) == (2, 0.5, "wilson", 4096)
     assert numbers["by"] == {"k": {"v": {"n": 2, "mean": 0.5}}}
     columns, body, notes = table(found)
     assert columns == ["task", "recipe", "4K", "20,000"]
-    assert body == [["needle", "full", "50.0 [9–91] n=2", "100.0 [21–100] n=1"]]
+    assert body == [
+        ["needle", "full", "50.0 [9–91] n=2", "100.0 [21–100] n=1"],
+        ["needle", "full · look 3", "100.0 [21–100] n=1", ""],
+    ]
     assert notes == []
     json.dumps(numbers)
 
