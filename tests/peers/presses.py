@@ -107,7 +107,7 @@ def main() -> None:
                     recipe = parse(method)
                     recipe = recipe if recipe.keep.budget is None else recipe.with_budget(options.keep)
                     questions = [question.text for question in case.questions]
-                    reading = _end(answer(model, prompt, recipe, case.text, questions, max_tokens=case.max_tokens))
+                    (reading,) = _end(answer(model, prompt, recipe, case.text, questions, max_tokens=case.max_tokens))
                     given, seconds = list(reading.answers), round(reading.read_s + reading.answer_s, 2)
                 scores = [score(a, q) for a, q in zip(given, case.questions, strict=True)]
                 row = {"task": job.task, "length": job.length, "case": job.number, "method": method}
