@@ -19,7 +19,7 @@ from kvcli.errors import InputError, ModelError
 from kvcli.events import Answer, Prefill, Token
 from kvcli.hf.load import Model
 from kvcli.recipe import Recipe
-from kvcli.sampling import Sampling, sample
+from kvcli.sampling import Circles, Sampling, sample
 from kvcli.step import Arrival, chosen
 from kvcli.types import CHUNK
 
@@ -187,6 +187,7 @@ def ask(
     max_tokens: int = 2048,
     stop: Sequence[str] = (),
     chunk: int = CHUNK,
+    circles: bool = True,
     ahead: bool | None = None,
 ) -> Iterator[Token | Answer]:
     """Put a question's ids behind a tail and generate the answer.
@@ -202,6 +203,8 @@ def ask(
         max_tokens: longest answer.
         stop: texts that end the answer and are not part of it.
         chunk: tokens per forward pass of a long question.
+        circles: whether a greedy answer may go in circles until ``max_tokens``, or is ended as soon as it does
+            (:class:`kvcli.sampling.Circles`).
         ahead: begin a token's step before its number is read, so that a card never waits for the host; by default
             where there is a card. Answers are the same.
 
@@ -227,6 +230,8 @@ def ask(
     step = chosen(model, tail)
     first = began
     count, reason = 0, "length"
+    watch = None if circles or how.temperature else Circles()
+    circled = False
     while count < max_tokens:
         assert logits is not None
         token = sample(logits, how, generator)
@@ -245,13 +250,16 @@ def ask(
             reason = "stop"
             break
         yield Token(number, piece)
+        if watch is not None and watch.push(number):
+            circled = True
+            break
         if count < max_tokens:
             logits = step(token) if following is None else following
             tail.extend(1)
     last = writer.flush()
     if last:
         yield Token(-1, last)
-    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first)
+    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first, circled)
 
 
 def _advance(model: Model, tail: Tail, ids: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ class Token:
 class Answer:
     """The end of one answer.
 
-    ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds.
+    ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. ``circled`` says of ``length``
+    that the answer was ended because it went in circles.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Answer:
     completion_tokens: int
     first_token_s: float
     decode_s: float
+    circled: bool = False
 
     @property
     def decode_tps(self) -> float:

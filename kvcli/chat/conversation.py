@@ -120,7 +120,7 @@ class Conversation:
         self.ground = ground
 
     def ask(
-        self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048
+        self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
     ) -> Generator[Prefill | Absorbed | Token | Answer, None, None]:
         """Ask, and answer token by token.
 
@@ -141,16 +141,16 @@ class Conversation:
             yield Absorbed(self.absorbed[-1], absorbed)
         self.unanswered = text
         self.changed()
-        yield from self._answer(ground, text, sampling, longest)
+        yield from self._answer(ground, text, sampling, longest, circles)
 
     def retry(
-        self, *, sampling: Sampling | None = None, max_tokens: int = 2048
+        self, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
     ) -> Generator[Prefill | Absorbed | Token | Answer, None, None]:
         """Ask the last question again, as if it had not been answered. Raises ``InputError`` where there is none."""
         text = self.unanswered
         if text is None:
             text = self.undo().question
-        yield from self.ask(text, sampling=sampling, max_tokens=max_tokens)
+        yield from self.ask(text, sampling=sampling, max_tokens=max_tokens, circles=circles)
 
     def undo(self) -> Turn:
         """Forget the last turn; returns it. Raises ``InputError`` where there is none.
@@ -244,7 +244,7 @@ class Conversation:
         self._stand(context)
 
     def _answer(
-        self, ground: Ground, text: str, sampling: Sampling | None, longest: int
+        self, ground: Ground, text: str, sampling: Sampling | None, longest: int, circles: bool
     ) -> Generator[Token | Answer, None, None]:
         assert self.tail is not None
         begun = _Begun(len(self._ids), self.tail.length)
@@ -262,6 +262,7 @@ class Conversation:
             sampling=sampling,
             max_tokens=longest,
             chunk=ground.chunk,
+            circles=circles,
         )
         try:
             for event in events:

@@ -7,7 +7,7 @@ from typer.core import TyperCommand
 
 from kvcli.cli import citing
 from kvcli.cli.budget import Budget
-from kvcli.cli.desk import Settings
+from kvcli.cli.desk import ANSWER, Settings
 from kvcli.cli.options import (
     BUDGET,
     CHUNK,
@@ -75,7 +75,7 @@ def command(
         list[str] | None,
         typer.Option("-Q", "--questions", metavar="FILE", help="Questions, one per line or JSON Lines; - is stdin."),
     ] = None,
-    max_tokens: MAX_TOKENS = 2048,
+    max_tokens: MAX_TOKENS = None,
     temp: Annotated[float, typer.Option("--temp", metavar="T", min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
     top_p: TOP_P = None,
     top_k: TOP_K = None,
@@ -153,7 +153,8 @@ def command(
         model=model,
         system=None if system is None else valid(system, "the system message"),
         raw=raw,
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or ANSWER,
+        circles=max_tokens is not None,
         sampling={k: v for k, v in given.items() if v is not None},
         stop=tuple(valid(s, "--stop") for s in stop or []),
         policy=policy,

@@ -14,7 +14,7 @@ import typer
 
 from kvcli.cli import render
 from kvcli.cli.budget import Budget
-from kvcli.cli.desk import Settings
+from kvcli.cli.desk import ANSWER, Settings
 from kvcli.cli.exits import PARTLY_FAILED, Interrupted, understand
 from kvcli.cli.options import (
     BUDGET,
@@ -72,7 +72,7 @@ def command(
     session: Annotated[
         str | None, typer.Option("--session", metavar="NAME", help="A conversation by name: begin it, or go on.")
     ] = None,
-    max_tokens: MAX_TOKENS = 2048,
+    max_tokens: MAX_TOKENS = None,
     temp: Annotated[
         float | None,
         typer.Option("--temp", metavar="T", min=0.0, help="Temperature; by default the model's own settings."),
@@ -182,7 +182,7 @@ def _place(name: str) -> str:
 
 
 def _settings(
-    saved: Record, *, max_tokens: int, device: str | None, offline: bool, quiet: bool, verbose: bool
+    saved: Record, *, max_tokens: int | None, device: str | None, offline: bool, quiet: bool, verbose: bool
 ) -> Settings:
     """What the conversation was begun with, checked as if it had been typed."""
     known = saved.options
@@ -192,7 +192,8 @@ def _settings(
         model=saved.model,
         system=saved.system,
         raw=bool(known.get("raw")),
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or ANSWER,
+        circles=max_tokens is not None,
         policy=known.get("policy"),
         budget=None if known.get("budget") is None else Budget.parse(known["budget"]),
         kv_bits=known.get("kv_bits"),

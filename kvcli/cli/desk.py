@@ -38,7 +38,8 @@ class Settings:
     model: str | None = None
     system: str | None = None
     raw: bool = False
-    max_tokens: int = 2048
+    max_tokens: int = ANSWER
+    circles: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
     policy: str | None = None

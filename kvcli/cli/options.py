@@ -32,7 +32,16 @@ KV_BITS = Annotated[
     int | None,
     typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number once it is read; scales come on top."),
 ]
-MAX_TOKENS = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", min=1, help="Longest answer, in tokens.")]
+MAX_TOKENS = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        "--max-tokens",
+        metavar="N",
+        min=1,
+        help="Longest answer, in tokens: 2,048, or fewer where it goes in circles, which only N allows.",
+    ),
+]
 MIN_P = Annotated[
     float | None,
     typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively."),

@@ -67,7 +67,7 @@ def command(
     question: Annotated[
         str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
     ] = None,
-    max_tokens: MAX_TOKENS = ANSWER,
+    max_tokens: MAX_TOKENS = None,
     system: SYSTEM = None,
     raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
     chunk: CHUNK = None,
@@ -116,7 +116,7 @@ def command(
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
     asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
-    work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens, 0 if raw else None)
+    work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER, 0 if raw else None)
 
     units = None if wanted is None else wanted.units(spec, ids)
     recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))

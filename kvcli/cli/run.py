@@ -106,7 +106,12 @@ class Run(Desk):
         answer, stopped = self._generate(ids, sampling, longest)
         report.peak_bytes = usage.peak(model.spec.device)
         rates.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
-        if answer.finish_reason == "length":
+        if answer.circled:
+            self._warn(
+                f"the answer went in circles and was ended after {answer.completion_tokens:,} tokens;"
+                f" try --temp 0.7, or -n {settings.max_tokens} to let it"
+            )
+        elif answer.finish_reason == "length":
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
             self._warn(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
@@ -132,6 +137,7 @@ class Run(Desk):
             max_tokens=longest,
             stop=self.settings.stop,
             chunk=self.chunk,
+            circles=self.settings.circles,
         )
         try:
             for event in events:

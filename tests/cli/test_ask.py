@@ -212,3 +212,19 @@ def test_stop_and_sampling(call: Call, tiny_model: Path) -> None:
 def test_questions_from_standard_input(call: Call, tiny_model: Path) -> None:
     outcome = call("ask", "-m", tiny_model, "-n", "4", "--json", "book.txt", "-Q", "-", stdin=b"Who?\nWhy?\n")
     assert [json.loads(line)["question"] for line in outcome.out.splitlines()] == ["Who?", "Why?"]
+
+
+def test_an_answer_in_circles_is_ended_unless_its_length_was_asked_for(
+    call: Call, tiny_model: Path, book: Path
+) -> None:
+    ended = call("ask", "-m", tiny_model, "--json", book, "Who?")
+    assert ended.code == 0, ended.err
+    made = ended.json["usage"]["completion_tokens"]
+    assert made < 2048
+    assert ended.json["finish_reason"] == "length"
+    assert any(
+        f"went in circles and was ended after {made:,} tokens; try --temp 0.7" in w for w in ended.json["warnings"]
+    )
+    longer = ask(call, tiny_model, "-n", str(made + 100), book, "Who?")
+    assert longer["usage"]["completion_tokens"] == made + 100
+    assert longer["answer"].startswith(ended.json["answer"])

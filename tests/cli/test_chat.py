@@ -281,3 +281,14 @@ def test_no_escape_byte_into_a_pipe(tiny_model: Path, book: Path, environment: d
     )
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_an_answer_in_circles_is_ended_until_its_length_is_set(
+    call: Call, tiny_model: Path, book: Path, data: Path
+) -> None:
+    made = call("chat", "-m", tiny_model, book, stdin=b"Who?\n/set max_tokens 500\n/retry\n")
+    assert made.code == 0, made.err
+    assert made.err.count("went in circles and was ended after") == 1
+    assert "try /set temp 0.7, or /set max_tokens 2048 to let it" in made.err
+    assert "cut at 500 tokens" in made.err
+    assert len(answers(chats(data)[0])) == 1

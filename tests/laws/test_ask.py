@@ -1,5 +1,7 @@
 """Generation: what comes out is what the logits say, in pieces that add up."""
 
+import random
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -8,7 +10,7 @@ from kvcli import engine
 from kvcli.errors import InputError
 from kvcli.events import Answer, Token
 from kvcli.hf.load import wrap
-from kvcli.sampling import Sampling, sample
+from kvcli.sampling import Circles, Sampling, sample
 from tests import tiny
 
 
@@ -102,3 +104,52 @@ def test_what_sampling_may_choose(how: Sampling, allowed: set[int]) -> None:
     logits = torch.tensor([0.05, 0.3, 0.05, 0.6]).log()
     generator = torch.Generator().manual_seed(0)
     assert {int(sample(logits, how, generator)) for _ in range(200)} == allowed
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 63, 64, 65, 200, 256])
+def test_circles_are_noticed_after_three_more_turns(length: int) -> None:
+    circle = random.Random(length).sample(range(1000), length)
+    watch = Circles()
+    opening = [watch.push(token) for token in range(2000, 2100)]
+    turning = [watch.push(circle[i % length]) for i in range(4 * length + Circles.LEAST)]
+    assert not any(opening)
+    assert turning.index(True) == length + max(Circles.LEAST, 3 * length) - 1
+
+
+def test_what_only_resembles_a_circle_goes_on() -> None:
+    """A list whose lines differ in one place, a line that comes three times, and a long silence of one token."""
+    for ids in (
+        [token for line in range(60) for token in (1, 2, 3, 1000 + line, 4)],
+        [token for block in range(4) for token in [*range(60)] * 3 + [2000 + block]],
+        [7] * Circles.LEAST,
+    ):
+        assert not any(map(Circles().push, ids))
+
+
+@pytest.fixture(scope="module")
+def whirl():
+    """A model whose layers add nothing, so that each token has one that follows it, always."""
+    module = tiny.build("llama")
+    for name, weight in module.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            torch.nn.init.zeros_(weight)
+    return wrap(module, Bytes(), name="whirl", fingerprint=None)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_answer_in_circles_is_ended_where_that_is_asked_for(whirl, ahead: bool) -> None:
+    whole, _ = run(whirl, max_tokens=1200)
+    tail = engine.begin(whirl, None)
+    *tokens, answer = engine.ask(whirl, tail, tiny.document(12), max_tokens=1200, circles=False, ahead=ahead)
+    assert isinstance(answer, Answer)
+    assert (answer.finish_reason, answer.circled) == ("length", True)
+    made = [t.id for t in tokens if t.id >= 0]
+    assert made == [t.id for t in whole if t.id >= 0][: len(made)]
+    watch = Circles()
+    assert [watch.push(token) for token in made].index(True) == len(made) - 1 < 1199
+    assert tail.length == 12 + answer.completion_tokens - 1
+
+
+def test_a_drawn_answer_may_go_in_circles(whirl) -> None:
+    _, answer = run(whirl, max_tokens=600, circles=False, sampling=Sampling(temperature=1e-6, seed=1))
+    assert (answer.completion_tokens, answer.circled) == (600, False)

@@ -217,7 +217,7 @@ class Commands:
         elif name == "sampling" and value == "model":
             evening.given = None
         elif name == "max_tokens":
-            evening.max_tokens = int(_number(name, value, int))
+            evening.max_tokens, evening.circles = int(_number(name, value, int)), True
         elif name in SAMPLING:
             from kvcli.sampling import Sampling
 

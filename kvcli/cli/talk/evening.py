@@ -44,7 +44,7 @@ class Evening:
     ) -> None:
         self.parlour, self.saved, self.path, self.interactive = parlour, saved, path, interactive
         self.quiet = parlour.settings.quiet
-        self.max_tokens = parlour.settings.max_tokens
+        self.max_tokens, self.circles = parlour.settings.max_tokens, parlour.settings.circles
         self.hide_thoughts = saved.hide_thoughts
         self.cite = parlour.settings.cite != "off"
         self.given = saved.sampling if given is None else given
@@ -141,14 +141,17 @@ class Evening:
 
     def ask(self, text: str) -> None:
         """Put a question and show its answer. Ctrl-C stops the answer and keeps what there is of it."""
-        self._show(self.talk.ask(text, sampling=self.sampling(), max_tokens=self.max_tokens))
+        self._show(self.talk.ask(text, **self._how()))
 
     def retry(self) -> None:
         """The last question again."""
         text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
         if text:
             render.note("again", text, quiet=self.quiet)
-        self._show(self.talk.retry(sampling=self.sampling(), max_tokens=self.max_tokens))
+        self._show(self.talk.retry(**self._how()))
+
+    def _how(self) -> dict[str, Any]:
+        return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "circles": self.circles}
 
     def sampling(self) -> Any:
         """How the next answer is drawn. Raises ``UsageError``."""
@@ -192,7 +195,13 @@ class Evening:
                     shown.end(citing.marks(cited))
                     if self.cite:
                         self._tell(cited)
-                    if event.finish_reason == "length":
+                    if event.circled:
+                        render.warn(
+                            f"the answer went in circles and was ended after {event.completion_tokens:,} tokens;"
+                            f" try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it",
+                            quiet=self.quiet,
+                        )
+                    elif event.finish_reason == "length":
                         render.warn(
                             f"the answer was cut at {event.completion_tokens:,} tokens; try /set max_tokens"
                             f" {2 * event.completion_tokens}",
