@@ -26,7 +26,8 @@ def main() -> None:
     for line in (line for path in options.rows for line in path.read_text().splitlines()):
         row = json.loads(line)
         if "recipe" in row:  # the first line of a file says how it was made
-            cells[row["recipe"].partition("(")[0]][row["budget"]].append(row["scores"])
+            name = row["recipe"].partition("(")[0] + (f", look {row['look']}" if row["look"] else "")
+            cells[name][row["budget"]].append(row["scores"])
             what.add(f"{row['task']}, {row['length']:,} tokens")
 
     import matplotlib
