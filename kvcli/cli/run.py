@@ -90,6 +90,7 @@ class Run(Desk):
         from kvcli.sampling import Sampling
 
         settings, report, model = self.settings, self.report, self.model
+        self._remarks: list[str] = []
         self._aim(question.text)
         ids = self.prompt.question(question.text, document=bool(self.ids))
         passages = self._passages(ids)
@@ -107,20 +108,28 @@ class Run(Desk):
         report.peak_bytes = usage.peak(model.spec.device)
         rates.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         if answer.circled:
-            self._warn(
+            self._remark(
                 f"the answer went in circles and was ended after {answer.completion_tokens:,} tokens;"
                 f" try --temp 0.7, or -n {settings.max_tokens} to let it"
             )
         elif answer.finish_reason == "length":
             limit = "-n allows no more" if longest == settings.max_tokens else "the model's positions end there"
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
-            self._warn(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
+            self._remark(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
         report.cited = cited = self._cite(question.text, answer)
         notes = citing.lines(report.document, cited) if report.document else []
         self.sink.end(answer.text, report.answer(question, answer), marks=citing.marks(cited), notes=notes)
+        for remark in self._remarks:
+            render.warn(remark, quiet=settings.quiet)
         self._aftermath(answer)
         if stopped is not None:
             raise typer.Exit(stop_code(stopped))
+
+    def _remark(self, text: str) -> None:
+        """A warning about the answer at hand: in its record, and on the screen once its last line has ended."""
+        self._remarks.append(text)
+        if text not in self.report.warnings:
+            self.report.warnings.append(text)
 
     def _generate(self, ids: list[int], sampling: Any, longest: int) -> tuple[Answer, BaseException | None]:
         """The answer, streamed; where it was interrupted, what there is of it and what interrupted it."""
@@ -169,7 +178,7 @@ class Run(Desk):
         self.report.cite_s = time.perf_counter() - start
         if settings.cite == "strict" and not cited.grounded:
             self.ungrounded += 1
-            self._warn("the answer is not grounded: nothing that it quotes is in the document word for word")
+            self._remark("the answer is not grounded: nothing that it quotes is in the document word for word")
         return cited
 
     def _aftermath(self, answer: Answer) -> None:
