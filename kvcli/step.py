@@ -30,9 +30,10 @@ def obstacle(tail: Tail) -> str | None:
     """Why steps behind a tail are not all alike; ``None`` where they are."""
     if any(window is not None for window in tail.spec.sliding):
         return "layers with a window of their own see other places at every step"
-    if tail.context is not None and any(h is not c for h, c in zip(tail.held, tail.context.layers, strict=True)):
-        return "a hold that fetches fetches something else at every step"
-    return None
+    if tail.spec.host_weight_bytes:
+        return "layers in main memory are brought to the card at every step"
+    layers = () if tail.context is None else tail.context.layers
+    return next((layer.unsteady for layer in layers if layer.unsteady is not None), None)
 
 
 class Steady:

@@ -73,8 +73,10 @@ class Tail:
         held, context = self.held[layer], self.context
         assert context is not None
         assert isinstance(held, Foreseeing)
-        first = context.starts[layer] + self.length
-        held.foresee(self.rotary.rotate(layer, q, range(first, first + q.shape[1])), scale)
+        first = context.starts[layer]
+        begin = first + self.length
+        places = range(begin, begin + q.shape[1]) if self.cursor is None else self.cursor + first
+        held.foresee(self.rotary.rotate(layer, q, places), scale)
 
     def rewind(self, length: int = 0) -> None:
         """Forget everything after the first ``length`` tokens; what is left is as it was then, bit for bit."""

@@ -104,6 +104,15 @@ class HeldLayer(Attending, Protocol):
         """Bytes on the device of what layers use in turn, as much as this one wants of it."""
         ...
 
+    @property
+    def unsteady(self) -> str | None:
+        """Why a step over it is not the same work each time (:class:`kvcli.step.Steady`); ``None`` where it is.
+
+        It is where shapes and addresses never change, nothing waits for the device, and what a step leaves for the next
+        lies on the device.
+        """
+        ...
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """All keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for a moment.
 

@@ -48,6 +48,11 @@ class DenseLayer:
         """None."""
         return 0
 
+    @property
+    def unsteady(self) -> None:
+        """Nothing is."""
+        return None
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         return self.k, self.v

@@ -94,6 +94,11 @@ class PackedLayer:
         """None."""
         return 0
 
+    @property
+    def unsteady(self) -> None:
+        """Nothing is."""
+        return None
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         from kvcli_kernels.quantize import dequantize

@@ -117,6 +117,11 @@ class RowLayer:
         """Values of these slots."""
         return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
 
+    @property
+    def unsteady(self) -> str | None:
+        """See :class:`kvcli.hold.base.HeldLayer`."""
+        return None if self.compact else "keys in codes are turned to their places in the document by the model itself"
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         import torch

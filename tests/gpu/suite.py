@@ -51,6 +51,7 @@ STEPS = (
     Step("mini bf16, 1M in 24 GB", "phi-3-mini", "1M", ("locret(budget=6000, stabilizers=2048)",), card=24),
     Step("8B bf16, 1M in 24 GB", "llama-3.1-8b", "1M", (LOCRET,), card=24),
     Step("8B bf16, graph", "llama-3.1-8b", "32K", (LOCRET, f"{LOCRET}+kivi(bits=4)"), graph=True),
+    Step("8B bf16, host, graph", "llama-3.1-8b", "32K", ("full+shadowkv", "full+infinigen"), graph=True),
 )
 
 # Run in front of the program: a card of so many bytes.
@@ -80,7 +81,9 @@ def main() -> int:
     print(head, flush=True)
     lines = [["step", "recipe", "tokens", "prefill", "of matmul", "decode", "of memory", "peak+weights", "x full"]]
     code, _ = _run(
-        [sys.executable, "-m", "pytest", "-q", "tests/kernels", "tests/laws/test_step.py"], folder / "kernels.log", 120
+        [sys.executable, "-m", "pytest", "-q", "tests/kernels", "tests/laws/test_step.py", "tests/hold/test_steady.py"],
+        folder / "kernels.log",
+        120,
     )
     lines.append(["kernels", "passed" if code == 0 else f"FAILED ({code})", *[""] * 7])
     failed = code != 0

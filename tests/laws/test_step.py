@@ -1,5 +1,7 @@
 """Steps of an answer: begun ahead of what is read, and made all alike, they say the same."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,9 +12,12 @@ from kvcli.sampling import Sampling, sample
 from kvcli.step import Steady, obstacle
 from tests import tiny
 from tests.laws.helpers import distance, drain
+from tests.laws.tape import Taped, Waits
 from tests.laws.test_ask import Bytes
 
 HELD = ["knorm(budget=24)", "keydiff(budget=24)+kivi(bits=4, group=8)"]
+CODED = ["keydiff(budget=24)+int8", "knorm(budget=24)+turbo(bits=4)", "knorm(budget=24)+turbo(bits=8, fill=true)"]
+FETCHING = ["full+quest(page=4, pages=3, dense=1)", "full+shadowkv(rank=6, chunk=2, chunks=3, outliers=2)"]
 NO_CARD = "needs a CUDA card: what waits for the device can only be seen on one"
 
 
@@ -90,8 +95,38 @@ def test_steps_that_are_all_alike_are_the_steps(model, family: str, recipe: str 
 
 def test_what_is_in_the_way_of_steps_that_are_all_alike(model) -> None:
     assert "window" in str(obstacle(engine.begin(model("gemma3"), None)))
-    fetching = behind(model(), "full+infllm(block=4, blocks=2, sinks=4, local=8, representatives=1)")
-    assert "fetches" in str(obstacle(fetching))
+    coded = "keydiff(budget=24, positions=original)+turbo(bits=8, fill=true)"
+    assert "by the model itself" in str(obstacle(behind(model(), coded)))
+    with pytest.raises(Waits):
+        Taped(model(), ready(model(), coded))
+    elsewhere = engine.begin(model(), None)
+    elsewhere.spec = dataclasses.replace(elsewhere.spec, host_weight_bytes=1)
+    assert "main memory" in str(obstacle(elsewhere))
+
+
+def ready(model, recipe: str | None):
+    """Behind a document and a question, with room for steps."""
+    tail = engine.begin(model, None) if recipe is None else behind(model, recipe)
+    with torch.inference_mode():
+        tail.reserve(40)
+    model.forward(torch.tensor(tiny.document(6, seed=5)), tail, logits=False)
+    tail.extend(6)
+    return tail
+
+
+@pytest.mark.parametrize("recipe", [None, *HELD, *CODED])
+@pytest.mark.parametrize("family", ["llama", "phi3-longrope"])
+def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, recipe: str | None) -> None:
+    one, two = (ready(model(family), recipe) for _ in range(2))
+    assert obstacle(two) is None
+    taped = Taped(model(family), two)
+    for number in tiny.document(14, seed=6):
+        token = torch.tensor([number])
+        expected = model(family).forward(token, one, logits=True)
+        with torch.inference_mode():
+            assert distance(taped(token), expected) < 1e-5
+        one.extend(1)
+        two.extend(1)
 
 
 def test_drawing_is_multinomial() -> None:
@@ -106,12 +141,13 @@ def test_drawing_is_multinomial() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CARD)
 @pytest.mark.parametrize("graph", ["0", "1"])
 @pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)])
-def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling) -> None:
+@pytest.mark.parametrize("recipe", [HELD[0], *FETCHING])
+def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, recipe: str) -> None:
     from kvcli.hf.load import wrap
 
     monkeypatch.setenv("KVCLI_CUDA_GRAPH", graph)
     model = wrap(tiny.build("llama").to("cuda", torch.bfloat16), Bytes(), name="llama", fingerprint=None)
-    answer = engine.ask(model, behind(model, HELD[0]), tiny.document(9), sampling=how, max_tokens=30)
+    answer = engine.ask(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
     next(answer)  # the question goes to the card and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kvcli.hold.base import Bytes, Survivors
@@ -81,6 +82,15 @@ class Offloaded:
         """The store's."""
         return self.store.host_nbytes
 
+    @property
+    def unsteady(self) -> str | None:
+        """See :class:`kvcli.hold.base.HeldLayer`."""
+        from kvcli_kernels.backend import on_triton
+
+        if self.k.is_cuda and not on_triton(self.k):
+            return "without triton the host must know which blocks are fetched"
+        return self.store.unsteady
+
     def whole(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.hold.base.HeldLayer`."""
         return self.store.whole()
@@ -99,7 +109,8 @@ class Reader:
     """One tail's view of an offloaded layer: what the last step fetched is not fetched again.
 
     Staged blocks stand in the order of the text, so that an answer depends on what is chosen and never on what was
-    there before. Buffers neither move nor change size, so that a step can be captured.
+    there before. Buffers neither move nor change size, and what a step leaves for the next is in them and nowhere else,
+    so that a step can be captured.
 
     Attributes:
         chosen: the last choice.
@@ -113,11 +124,16 @@ class Reader:
         self._shape = (held.k.shape[0], held.index.most, held.store.block, held.k.shape[2])
         self._number = staging.join(*self._shape)
         self._counts = torch.zeros(2, dtype=torch.long, device=held.k.device)
-        self._staged: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @cached_property
+    def _staged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the last step chose, and its blocks; made when first used, written to in place from then on."""
+        ids = self._counts.new_full(self._shape[:2], self.held.store.count)
+        return ids, self.held.k.new_zeros(self._shape), self.held.k.new_zeros(self._shape)
 
     @property
     def hits(self) -> int:
-        """Blocks that were staged already."""
+        """Blocks that were staged already; those of the steps that warm a recording up are counted, too."""
         return int(self._counts[0])
 
     @property
@@ -140,16 +156,13 @@ class Reader:
 
     def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         """What queries want, and its keys and values ``[H_kv, K, block, D]``."""
-        choice = self.held.index.select(q, scale)
-        if self._staged is None:
-            k, v = (self.held.k.new_zeros(self._shape) for _ in range(2))
-            self._staged = (choice.ids.new_full(choice.ids.shape, self.held.store.count), k, v)
-        old, k, v = self._staged
+        choice, (ids, k, v) = self.held.index.select(q, scale), self._staged
         new_k, new_v = (self.staging.take(name, k, *self._shape) for name in ("k0", "v0"))
-        self._bring(choice.ids, self._slots(old, choice.ids), (k, v), (new_k, new_v))
+        self._bring(choice.ids, self._slots(ids, choice.ids), (k, v), (new_k, new_v))
+        ids.fill_(self.held.store.count)  # whoever is interrupted from here on has nothing staged
         k.copy_(new_k)
         v.copy_(new_v)
-        self._staged = (choice.ids, k, v)
+        ids.copy_(choice.ids)
         return choice, k, v
 
     def _slots(self, old: Tensor, ids: Tensor) -> Tensor:
@@ -176,22 +189,22 @@ class Seer(Reader):
 
     def __init__(self, held: Offloaded, staging: Staging) -> None:
         super().__init__(held, staging)
-        self._ahead: tuple[Choice, Tensor, Tensor] | None = None
-        self._mark: Any = None
+        self._ahead: tuple[tuple[Choice, Tensor, Tensor], Any] | None = None
 
     def foresee(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.hold.base.Foreseeing`."""
         aside = self.staging.aside(q)
         with aside.run(q):
-            self._ahead = self._fetch(q, scale)
-        self._mark = aside.mark()
+            fetched = self._fetch(q, scale)
+        self._ahead = fetched, aside.mark()
 
     def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return self._fetch(q, scale)
-        self.staging.aside(q).join(self._mark)
-        return ahead
+        fetched, mark = ahead
+        self.staging.aside(q).join(mark)
+        return fetched
 
     def _fetch(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         choice, turn = self.held.index.select(q, scale), self._number % 2

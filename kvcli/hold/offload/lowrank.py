@@ -74,6 +74,13 @@ class LowRankStore:
         """Values."""
         return self.v.nbytes
 
+    @property
+    def unsteady(self) -> str | None:
+        """Without a table of angles only missed keys are made, by the model, and the host must know how many."""
+        if self.angles is not None:
+            return None
+        return "shadowkv has missed keys turned by the model itself, as many as there are"
+
     def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
         """See :class:`kvcli.hold.offload.store.Store`.
 

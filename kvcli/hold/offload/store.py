@@ -32,6 +32,11 @@ class Store(Protocol):
         """Bytes in host memory."""
         ...
 
+    @property
+    def unsteady(self) -> str | None:
+        """See :class:`kvcli.hold.base.HeldLayer`, of what ``bring`` does on a card."""
+        ...
+
     def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
         """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
 
@@ -77,6 +82,11 @@ class HostStore:
     def host_nbytes(self) -> int:
         """Keys and values."""
         return self.k.nbytes + self.v.nbytes
+
+    @property
+    def unsteady(self) -> None:
+        """A kernel reads pinned memory as it lies."""
+        return None
 
     def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:  # noqa: ARG002
         """See :class:`Store`."""

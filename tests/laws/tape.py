@@ -1,0 +1,170 @@
+"""A stand-in for a CUDA graph where there is no card: a step is recorded once and done again from the record.
+
+Doing it again runs none of the step's Python. Each operator is called with the very tensors and numbers it was recorded
+with, and what it returns goes where it went; so a tensor that a step replaces instead of writing to it, a place that is
+a Python number, or a shape that depends on the data shows as it would on a card. What a card's host would have to wait
+for is refused while recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kvcli.cache.tail import Tail
+from kvcli.hf.load import Model
+from kvcli.hold.offload.aside import Aside
+from kvcli.step import Steady
+
+_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
+_BROUGHT = {torch.ops.aten.lift_fresh.default, torch.ops.aten.bincount.default}
+_EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.empty_strided.default}
+_TO_HOST = {"tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__"}
+
+
+_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
+
+
+class Waits(AssertionError):
+    """A step asks the device for something."""
+
+
+class Tape(TorchDispatchMode):
+    """Operators in the order in which they were told, with their arguments and results."""
+
+    current: Tape | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[_Call] = []
+        self.aside: list[_Call] = []
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        refuse(func, args)
+        with self:  # what is made of other operators is recorded as these
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        out = func(*args, **kwargs)
+        self.told.append((func, args, kwargs, out))
+        return out
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        Tape.current = self
+        try:
+            with _Asked(self), self:
+                yield
+        finally:
+            Tape.current = None
+
+    def again(self) -> None:
+        """Everything once more, in the same memory."""
+        for func, args, kwargs, out in self.told:
+            if func in _EMPTY:
+                continue
+            for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    if old.shape != new.shape:
+                        raise Waits(f"{func} gives {tuple(new.shape)} where it gave {tuple(old.shape)}")
+                    old.copy_(new)
+
+
+class LateAside(Aside):
+    """A second stream of a record: when it is done again, everything aside comes as late as it may."""
+
+    @contextmanager
+    def run(self, *_used: Tensor) -> Iterator[None]:
+        tape = Tape.current
+        if tape is None:
+            yield
+            return
+        before, tape.told = tape.told, tape.aside
+        try:
+            yield
+        finally:
+            tape.told = before
+
+    def mark(self) -> int:
+        return len(Tape.current.aside) if Tape.current else 0
+
+    def join(self, mark: int) -> None:
+        if tape := Tape.current:
+            tape.told += tape.aside[:mark]
+            del tape.aside[:mark]
+
+
+class _Asked(TorchFunctionMode):
+    """Refuses what never reaches an operator on a CPU."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        elsewhere = name == "to" and any(isinstance(x, (str, torch.device)) for x in (*args[1:], *kwargs.values()))
+        if not self.tape.paused and (name in _TO_HOST or elsewhere):
+            raise Waits(f"Tensor.{name} waits for the device")
+        return func(*args, **kwargs)
+
+
+def refuse(func: Any, args: Any) -> None:
+    """Raises where a card's host would wait, or where a shape depends on the data."""
+    if func in _INDEXED:
+        if any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
+            raise Waits(f"{func} with a mask waits for the device")
+    elif func in _BROUGHT or _TAGS & set(func.tags):
+        raise Waits(f"{func} waits for the device")
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is one kernel on a card: recorded as it is called, whatever it does within."""
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        tape = Tape.current
+        if tape is None or tape.paused:
+            return function(*args, **kwargs)
+        tape.paused = True
+        try:
+            out = function(*args, **kwargs)
+        finally:
+            tape.paused = False
+        tape.told.append((function, args, kwargs, out))
+        return out
+
+    return told
+
+
+class Taped(Steady):
+    """Steps as :class:`kvcli.step.Graph` takes them: warmed up, recorded, done again."""
+
+    def __init__(self, model: Model, tail: Tail) -> None:
+        super().__init__(model, tail)
+        self.cursor.fill_(tail.length)
+        self.tape = Tape()
+        with torch.inference_mode():
+            for _ in range(2):
+                self._work()
+            with self.tape.recording():
+                self.logits = self._work()
+        if self.tape.aside:
+            raise Waits("the step ends before what is done aside")
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self._put(token)
+        self.tape.again()
+        return self.logits
