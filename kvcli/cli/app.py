@@ -1,5 +1,6 @@
 """The program ``kvcli``: commands are hung up here, and every run ends here. Imports no torch."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -99,6 +100,8 @@ def _environment() -> None:
         **({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "1000"}),
     }.items():
         os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):  # what torchao, where it is installed, says of each start
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

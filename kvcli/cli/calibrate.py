@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def command(
         from kvcli.prompt import Prompt
 
         source = render.follow(resolve(model, offline=offline), quiet=quiet)
-        loaded = load(source, device=device, dtype=dtype)
+        say = partial(render.note, "weights", quiet=quiet)
+        loaded = load(source, device=device, dtype=dtype, announce=say)
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
     with during("reading"):
         moments = render.follow(calibrate.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)

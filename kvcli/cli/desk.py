@@ -262,7 +262,7 @@ class Desk:
                 report.baseline_bytes = usage.resident()
 
             place = {"device": settings.device, "dtype": settings.dtype}
-            say = partial(render.note, "spread", quiet=settings.quiet)
+            say = partial(render.note, "weights", quiet=settings.quiet)
             self.model = load(source, **place, weights=settings.weights, ready=ready, announce=say)
             card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start

@@ -225,7 +225,7 @@ class _Run:
             from kvcli.prompt import Prompt
 
             source = render.follow(resolve(name, offline=offline), quiet=self.quiet)
-            say = partial(render.note, "spread", quiet=self.quiet)
+            say = partial(render.note, "weights", quiet=self.quiet)
             self.model = load(source, device=device, dtype=dtype, weights=weights, announce=say)
             self.prompt = Prompt(self.model.tokenizer)
             if heads or not self.policies or any(recipe.keep.trained for recipe in self.policies):

@@ -100,7 +100,7 @@ def command(
     from kvcli.hf.models import resolve
 
     source = render.follow(resolve(model, offline=offline), quiet=quiet)
-    loaded = load(source, device=device, dtype=dtype, announce=partial(render.note, "spread", quiet=quiet))
+    loaded = load(source, device=device, dtype=dtype, announce=partial(render.note, "weights", quiet=quiet))
     settings = Settings(
         steps=steps,
         rate=rate,

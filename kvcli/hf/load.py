@@ -141,25 +141,33 @@ def load(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     attention.register()
     held = quantised.options(source, weights, getattr(torch, dtype))
+    own = quantised.method(source)
+    if own is not None:
+        held = quantised.reading(source, device)
+        if text := quantised.told(source, device, dtype):
+            announce(text)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
         ready()
         places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
-        if device != "cpu" and not held and quantised.method(source) is None:
+        if device != "cpu" and not held and own is None:
             wide = spread.needed(config, getattr(torch, dtype), device, source.name)
             if wide is not None:
                 announce(wide.text)
                 places = wide.places
-        module = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention.NAME,
-            local_files_only=True,
-            device_map=places,
-            **held,
-        )
+        with quantised.hushed(source):
+            module = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention.NAME,
+                local_files_only=True,
+                device_map=places,
+                **held,
+            )
+        if own is not None:
+            quantised.settle(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
@@ -168,7 +176,11 @@ def load(
         raise quantised.unreadable(source, error) or ModelError(
             f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
         ) from error
-    return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
+    try:
+        with quantised.hushed(source):  # the probe may be the first that runs
+            return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise quantised.unreadable(source, error) or error from None
 
 
 def placed(device: str | None, dtype: str | None) -> tuple[str, str]:

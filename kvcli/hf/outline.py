@@ -74,11 +74,12 @@ def spec(source: Source, *, device: str | None = None, dtype: str | None = None,
         device=device,
         weight_bytes=0,
     )
-    if source.complete and "quantization_config" in config:
-        total = sum(_stored(source, text, DTYPE_BYTES[dtype]))
+    packing = config.get("quantization_config") or text.get("quantization_config") or {}
+    if source.complete and packing:
+        total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype]))
     else:
         shapes = list(_from_headers(source, text) if source.complete else _from_config(found, text))
-        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held) for name, shape in shapes)
+        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in shapes)
     return ModelSpec(**{**vars(found), "weight_bytes": total})
 
 
@@ -183,12 +184,34 @@ def _from_headers(source: Source, config: dict[str, Any]) -> Iterator[_Shape]:
     yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config))
 
 
-def _stored(source: Source, config: dict[str, Any], size: int) -> Iterator[int]:
+def unpacked(method: str | None, device: str) -> bool:
+    """Whether a checkpoint that comes quantised takes its bits only on disk: transformers unpacks it."""
+    return method == "compressed-tensors" or (method == "fp8" and device == "cpu")
+
+
+def _bits(packing: dict[str, Any]) -> int:
+    """Of a number of a quantised checkpoint's matrices."""
+    groups = [group.get("weights") or {} for group in (packing.get("config_groups") or {}).values()]
+    named = [packing.get("bits"), packing.get("w_bit"), *(group.get("num_bits") for group in groups)]
+    if packing.get("load_in_4bit"):
+        return 4
+    return next((int(bits) for bits in named if bits), 8)
+
+
+_SCALES = re.compile(r"(weight_scale(_inv)?|weight_zero_point|weight_shape|\w*_g_idx|\w*global_scale|input_\w+)$")
+
+
+def _stored(source: Source, config: dict[str, Any], packing: dict[str, Any], device: str, size: int) -> Iterator[int]:
     """Bytes of the tensors of a checkpoint that comes quantised: as they lie there, but 16 and 32 bit floats."""
-    for _, tensor in _tensors(source, config):
+    dense, bits = unpacked(packing.get("quant_method"), device), _bits(packing)
+    for name, tensor in _tensors(source, config):
         begin, end = tensor["data_offsets"]
-        floating = tensor["dtype"] in ("F16", "BF16", "F32")
-        yield math.prod(tensor["shape"]) * size if floating else end - begin
+        if dense and _SCALES.search(name):
+            continue
+        if tensor["dtype"] in ("F16", "BF16", "F32"):
+            yield math.prod(tensor["shape"]) * size
+        else:
+            yield (end - begin) * 8 // bits * size if dense else end - begin
 
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
@@ -209,11 +232,15 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
         yield f"{at}norms", (2 * spec.hidden,)
 
 
-def _bytes(name: str, shape: tuple[int, ...], size: int, held: str) -> int:
+def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:
     """What one tensor takes; only matrices of layers are ever quantised, and their scales count."""
     numbers = math.prod(shape)
-    if held == "bf16" or len(shape) != 2 or "layers." not in name:
+    few = packing and not unpacked(packing.get("quant_method"), device)
+    if len(shape) != 2 or "layers." not in name or (held == "bf16" and not few):
         return numbers * size
+    if few:  # a scale of 16 bits and a zero point for each group
+        group = packing.get("group_size") or packing.get("q_group_size") or 128
+        return (numbers * _bits(packing) + numbers // (group if group > 0 else 128) * (16 + _bits(packing))) // 8
     if held == "int8":
         return numbers + 4 * shape[0]  # one float32 scale a row
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)

@@ -1,8 +1,8 @@
-"""``--weights``: what is loaded agrees with what is planned, passes the probe, and is never taken for another model."""
+"""Weights in few bits, ours and theirs: what is loaded is as planned, passes the probe, and is not mistaken."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from kvcli.hf.models import Source
 from kvcli.hf.random import build
 from kvcli.recipe import parse
 from tests.cli.conftest import save_tiny
+from tests.models import packed
 
 
 @pytest.fixture(scope="module")
@@ -45,36 +46,102 @@ def test_random_weights_too(source: Source, held: str) -> None:
     check.check(model, parse("full"))
 
 
-def quantised_checkpoint(source: Source, path: Path, method: dict[str, object]) -> Source:
-    for file in source.path.iterdir():
-        (path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((path / "config.json").read_text()) | {"quantization_config": method}
-    (path / "config.json").write_text(json.dumps(config))
-    return Source("theirs", path, "directory")
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return Source("wide", save_tiny(tmp_path_factory.mktemp("wide"), hidden=64, wide=True), "directory")
 
 
-METHODS = [
-    {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
-    {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False},
-    {"quant_method": "hqq"},
-]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: str(m["quant_method"]))
-def test_a_quantised_checkpoint_that_cannot_be_read_says_what_it_needs(
-    source: Source, method: dict[str, object], tmp_path: Path
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", packed.FORMATS)
+def test_a_quantised_checkpoint_says_what_its_numbers_mean(
+    wide: Source, name: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    name = str(method["quant_method"])
-    theirs = quantised_checkpoint(source, tmp_path, method)
-    with pytest.raises(ModelError, match=f"is quantised with {name}") as found:
+    """Against the same numbers in a plain checkpoint; in bfloat16, and in kernels that use it, but for rounding."""
+    if missing := quantised._missing(packed.FORMATS[name][0]["quant_method"], "cpu"):
+        pytest.skip(f"{name} is read by {' and '.join(missing)}, which is not installed")
+    theirs, plain = packed.pack(wide, name, tmp_path)
+    capfd.readouterr()
+    said: list[str] = []
+    model = load(theirs, device="cpu", dtype=dtype, announce=said.append)
+    assert capfd.readouterr().out == ""
+    whole = load(plain, device="cpu", dtype=dtype)
+    ids = torch.arange(40)[None]
+    with model.reference() as few, whole.reference() as all_bits, torch.inference_mode():
+        a, b = few(ids).logits.float(), all_bits(ids).logits.float()
+    kernel = quantised.method(theirs) in ("gptq", "awq")
+    assert float((a - b).norm() / b.norm()) < (0.05 if kernel or dtype == "bfloat16" else 5e-3)
+    assert len(said) == 1
+    assert f"comes quantised ({quantised.method(theirs)})" in said[0]
+    planned = outline.spec(theirs, device="cpu", dtype=dtype)
+    assert model.spec.weight_bytes == pytest.approx(planned.weight_bytes, rel=0.05)
+    assert quantised.weight_bytes(model.module) == pytest.approx(planned.weight_bytes, rel=0.06)
+    assert (planned.weight_bytes < whole.spec.weight_bytes) == kernel  # the others are unpacked
+    assert model.spec.fingerprint != whole.spec.fingerprint
+    check.check(model, parse("keydiff(budget=64)"))
+
+
+@pytest.mark.parametrize("name", packed.FORMATS)
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_plan_of_a_quantised_checkpoint(
+    wide: Source, name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few bits stay few where they are multiplied as they are; from the config alone nearly the same."""
+    monkeypatch.setattr(outline, "_device", lambda _: device)
+    theirs, plain = packed.pack(wide, name, tmp_path)
+    planned, dense = (outline.spec(s, dtype="bfloat16").weight_bytes for s in (theirs, plain))
+    if name.startswith("compressed") or (name == "fp8" and device == "cpu"):
+        assert planned == dense
+    else:
+        assert planned < 0.75 * dense
+    early = outline.spec(replace(theirs, complete=False), dtype="bfloat16").weight_bytes
+    assert early == pytest.approx(planned, rel=0.06)
+
+
+@pytest.mark.parametrize("name", ["awq", "gptq", "compressed int4"])
+def test_what_is_missing_is_named_before_anything_is_loaded(
+    source: Source, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, _ = packed.pack(source, name, tmp_path)
+    monkeypatch.setattr(quantised, "_installed", lambda _: False)
+    with pytest.raises(ModelError, match=f"quantised with {quantised.method(theirs)}, which needs ") as found:
         load(theirs, device="cpu")
     assert "\n" not in found.value.message
-    if name in quantised.NEEDS:
-        assert found.value.hint == f"pip install {quantised.NEEDS[name]}"
+    for package in quantised.NEEDS[str(quantised.method(theirs))]:
+        assert package in found.value.message
+        assert package in str(found.value.hint)
+    assert f'"torch=={torch.__version__.split("+")[0]}"' in str(found.value.hint)
+
+
+def test_only_a_card_needs_kernels_for_fp8(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, _ = packed.pack(source, "fp8", tmp_path)
+    monkeypatch.setattr(quantised, "_installed", lambda _: False)
+    assert quantised.reading(theirs, "cpu") == {}
+    with pytest.raises(ModelError, match="needs kernels"):
+        quantised.reading(theirs, "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"), [("a GPU is needed for this", "CUDA card"), ("no such\ntensor", "kvcli models show")]
+)
+def test_what_transformers_cannot_read_is_said_in_one_line(
+    source: Source, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, _ = packed.pack(source, "fp8", tmp_path)
+
+    def refuse(*_args: object, **_options: object) -> None:
+        print("a banner")
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("kvcli.hf.load.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="is quantised with fp8 and cannot be loaded: ") as found:
+        load(theirs, device="cpu", announce=lambda _: None)
+    assert "\n" not in found.value.message
+    assert hint in str(found.value.hint)
 
 
 def test_what_is_quantised_is_not_quantised_again(source: Source, tmp_path: Path) -> None:
-    theirs = quantised_checkpoint(source, tmp_path, METHODS[0])
+    theirs, _ = packed.pack(source, "awq", tmp_path)
     with pytest.raises(UsageError, match="quantised already"):
         load(theirs, device="cpu", weights="nf4")
 
