@@ -64,12 +64,6 @@ class Row:
         }
         if speed is None:
             return head
-        times = None
-        if against is not None and against is not speed:
-            times = {
-                "prefill": round(against.prefill_s / speed.prefill_s, 2),
-                "decode": round(against.decode_s / speed.decode_s, 2),
-            }
         return head | {
             "prefill_s": round(speed.prefill_s, 4),
             "prefill_tps": round(speed.prefill_tps, 1),
@@ -83,7 +77,16 @@ class Row:
             "kept": speed.kept,
             "kv_bytes": speed.kv_bytes,
             "bits": round(speed.bits, 3),
-            "times_full": times,
+            "times_full": self.times(against),
+        }
+
+    def times(self, against: Speed | None) -> dict[str, float] | None:
+        """How many times as fast as ``against``; ``None`` where one of them was not measured, or both are the same."""
+        if self.speed is None or against is None or against is self.speed:
+            return None
+        return {
+            "prefill": round(against.prefill_s / self.speed.prefill_s, 2),
+            "decode": round(against.decode_s / self.speed.decode_s, 2),
         }
 
 

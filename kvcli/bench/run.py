@@ -9,8 +9,10 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from kvcli import engine, memory, session
 from kvcli.bench.ceilings import full_flop, prefill_flop, settle
@@ -141,39 +143,43 @@ def _read(model: Model, job: Job) -> Generator[Prefill, None, Context]:
 
 @torch.inference_mode()
 def full(model: Model, tokens: int, answer: int) -> Speed:
-    """transformers' own way, in the same process: one forward pass, its cache, its SDPA attention, greedy decoding.
+    """transformers' own way, in the same process: one forward pass over the text, one over the question, greedy
+    decoding, with its cache and its SDPA attention.
 
     Raises:
         ResourceError: it does not fit.
     """
     spec = model.spec
-    ids = torch.tensor([draw(model, tokens, 3)], device=model.device)
+    ids, question = (torch.tensor([draw(model, n, i)], device=model.device) for n, i in ((tokens, 3), (QUESTION, 4)))
     with model.reference() as module:
+
+        def step(given: Tensor, cache: Any) -> tuple[Tensor, Any]:
+            out = module(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(-1)
+            int(token)  # waits for the device
+            return token, out.past_key_values
+
         try:
-            module(input_ids=ids[:, :64], use_cache=True, logits_to_keep=1)
-            settle(spec.device)
+            step(ids[:, :64], None)
             peak = Peak(spec.device)
             began = perf_counter()
-            out = module(input_ids=ids, use_cache=True, logits_to_keep=1)
-            token = out.logits[:, -1:].argmax(-1)
-            int(token)
-            prefill_s = perf_counter() - began
-            began = perf_counter()
-            for _ in range(answer):
-                out = module(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
-                token = out.logits[:, -1:].argmax(-1)
-                int(token)
-            decode_s = (perf_counter() - began) / answer
+            _, cache = step(ids, None)
+            read = perf_counter()
+            token, cache = step(question, cache)
+            first = perf_counter()
+            for _ in range(answer - 1):
+                token, cache = step(token, cache)
+            decode_s = (perf_counter() - first) / (answer - 1)
         except torch.OutOfMemoryError:
             raise ResourceError(f"transformers' full attention of {tokens:,} tokens is out of memory") from None
     unit = spec.layers * spec.kv_heads * spec.unit_bytes
     return Speed(
         tokens=tokens,
-        prefill_s=prefill_s,
+        prefill_s=read - began,
         flop=full_flop(spec, tokens),
-        ttft_s=prefill_s,
+        ttft_s=first - read,
         decode_s=decode_s,
-        decode_bytes=model.read_bytes + unit * (tokens + answer // 2),
+        decode_bytes=model.read_bytes + unit * (tokens + QUESTION + answer // 2),
         peak=peak.bytes(),
         planned=None,
         kept=tokens,

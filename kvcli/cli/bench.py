@@ -23,6 +23,7 @@ from kvcli.evaluate.plan import lengths
 if TYPE_CHECKING:
     from kvcli.bench.check import Check
     from kvcli.bench.report import Ceilings, Row
+    from kvcli.bench.run import Speed
     from kvcli.hf.load import Model
     from kvcli.recipe import Recipe
 
@@ -122,7 +123,7 @@ def _load(
         from kvcli.hf.load import load
         from kvcli.hf.models import resolve
 
-        say = partial(render.note, "spread", quiet=quiet)
+        say = partial(render.note, "weights", quiet=quiet)
         model = load(render.follow(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
         if heads or trained or not named:
             attach(model, heads, offline=offline)
@@ -217,14 +218,22 @@ def _show(rows: "Sequence[Row]", top: "Ceilings") -> None:
     render.table(COLUMNS, [row.cells(top) for row in rows])
     text = f"ceilings: matrix products {top.matmul / 1e9:,.0f} GFLOP/s, memory {top.bandwidth / 1e9:,.1f} GB/s"
     render.write(sys.stdout, text)
+    full = _full_speeds(rows)
     for row in rows:
         if row.reason:
             render.write(sys.stdout, render.oneline(f"{row.recipe} at {row.tokens:,}: {row.reason}"))
+        if times := row.times(full.get(row.tokens)):
+            beside = f"prefill {times['prefill']:.2f} and decode {times['decode']:.2f} times as fast as {FULL}"
+            render.write(sys.stdout, f"{row.recipe} at {row.tokens:,}: {beside}")
+
+
+def _full_speeds(rows: "Sequence[Row]") -> "dict[int, Speed | None]":
+    return {row.tokens: row.speed for row in rows if row.recipe == FULL}
 
 
 def _print_json(bench: _Bench, rows: "Sequence[Row]", top: "Ceilings") -> None:
     spec = bench.model.spec
-    full = {row.tokens: row.speed for row in rows if row.recipe == FULL}
+    full = _full_speeds(rows)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "bench": [row.to_json(top, full.get(row.tokens)) for row in rows],

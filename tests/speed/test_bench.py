@@ -152,6 +152,8 @@ def test_a_table_and_json(config: Path, call: Call, validate: Validate) -> None:
         for name in ("keydiff(budget=64)", "full", "transformers")
     ]
     assert set(found["bench"][0]["times_full"]) == {"prefill", "decode"}
+    beside = [line.split(":")[0] for line in table if line.endswith(" times as fast as transformers")]
+    assert beside == ["keydiff(budget=64) at 128", "full at 128", "keydiff(budget=64) at 1,024"]
     assert any("full at 1,024: " in line for line in table)  # its 1,024 positions leave no room for an answer
 
 
