@@ -80,9 +80,11 @@ def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: 
             f"{name} takes {gib(whole)} and {device} has {gib(room)} for it, less than its first layer needs",
             "--device cpu",
         )
-    for part in places:
-        if part.split(".")[-1] == "rotary_emb":
-            places[part] = device
+    # Frequencies, and the last norm, by which a model's heads are found: small, and wanted where they can be read.
+    small = [part for part in places if part.split(".")[-1] == "rotary_emb"]
+    inside = tuple(f"{layer}." for layer in layers)
+    norms = [n for n, m in module.named_modules() if n.split(".")[-1].endswith("norm") and not n.startswith(inside)]
+    places.update(dict.fromkeys([*small, *norms], device))
     card = sum(p.nbytes for n, p in module.named_parameters() if _place(places, n) == device)
     text = (
         f"{name} takes {gib(whole)} and {device} has {gib(room)} for weights: {on_card} of {len(layers)} layers lie on"

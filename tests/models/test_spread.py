@@ -12,6 +12,7 @@ from kvcli.hf import attention, load, spread
 from kvcli.hf.models import Source
 from kvcli.hf.spread import over
 from tests import tiny
+from tests.cli.conftest import call, environment, folder, tiny_model  # noqa: F401
 from tests.laws.helpers import asked
 
 
@@ -30,7 +31,7 @@ def test_no_more_goes_to_the_card_than_it_has_room_for(family: str, share: float
     assert 0 < found.card <= share * whole
     assert found.card + found.host == whole
     assert set(found.places.values()) == {"cuda:0", "cpu"}
-    assert all(where == "cuda:0" for part, where in found.places.items() if part.endswith("rotary_emb"))
+    assert all(where == "cuda:0" for part, where in found.places.items() if part.endswith(("rotary_emb", "model.norm")))
     layers = [found.places.get(f"model.layers.{i}", found.places.get("model.layers")) for i in range(3)]
     assert layers == sorted(layers, reverse=True)  # the first ones are on the card
     assert f"{layers.count('cuda:0')} of 3 layers" in found.text
@@ -110,3 +111,32 @@ def test_fetched_layers_compute_the_same_on_the_device(tmp_path, monkeypatch, fa
     assert torch.equal(asked(model, body, question, "keydiff(budget=24)", 16), expected)
     assert set(seen) == {(layer, "cpu") for layer in range(3)}
     assert next(apart.model.layers[2].parameters()).device.type == "meta"
+
+
+def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch) -> None:  # noqa: F811
+    """The whole command: the CPU is told to be a card that is too small, and the disk to be main memory."""
+    (folder / "a.txt").write_text("The dog is called Pepper. " * 20)
+    words = ["ask", "a.txt", "Who?", "-m", tiny_model, "--dtype", "float32", "-n", "6", "--no-cache", "--json"]
+    plain = call(*words)
+    assert "fetched at every step" not in plain.err
+
+    def needed(config: object, dtype: torch.dtype, _device: str, name: str) -> spread.Spread:
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        whole = sum(p.nbytes for p in module.parameters())
+        return over(module, "cpu", int(0.85 * whole), 2**30, name, rest="disk")
+
+    def from_pretrained(path: object, **options: object) -> object:
+        return load_from(path, **options, offload_folder=str(folder / "rest"))
+
+    load_from = load.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(load, "placed", lambda _device, dtype: ("cuda:0", dtype))
+    monkeypatch.setattr(spread, "needed", needed)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    apart = call(*words)
+    assert apart.code == 0, apart.err
+    (line,) = [line for line in apart.err.splitlines() if "fetched at every step" in line]
+    assert line.startswith("weights ")
+    assert "1 of 2 layers lie on it" in line
+    assert apart.json["answer"] == plain.json["answer"]
+    assert 0 < apart.json["model"]["host_weight_bytes"] < apart.json["model"]["weight_bytes"]
