@@ -50,7 +50,7 @@ class Row:
             f"{share_of_memory(speed, top):.0%}",
             _mib(speed.peak),
             _mib(speed.planned),
-            f"{speed.kept:,}",
+            f"{speed.kept:,}" + ("" if speed.bits in (16, 32) else f" at {speed.bits:.4g} bits"),
         ]
 
     def to_json(self, top: Ceilings, against: Speed | None) -> dict[str, Any]:

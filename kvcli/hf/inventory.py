@@ -125,6 +125,7 @@ def _facts(source: Source) -> Facts:
     architectures = config.get("architectures") or [config.get("model_type")]
     text = config.get("text_config", config)
     card = models.card(source.path)
+    packing = config.get("quantization_config") or text.get("quantization_config") or {}
     return Facts(
         name=source.name,
         local=source.complete,
@@ -139,7 +140,7 @@ def _facts(source: Source) -> Facts:
         kv_bytes_per_token=_per_token(shape["layers"], shape["kv_heads"], shape["head_dim"]),
         fingerprint=source.fingerprint if source.complete else None,
         path=source.path,
-        notes=source.notes,
+        notes=(*source.notes, *([f"comes quantised: {packing.get('quant_method')}"] if packing else [])),
     )
 
 

@@ -10,12 +10,13 @@ import torch
 
 from kvcli.bench import check
 from kvcli.errors import ModelError, UsageError
-from kvcli.hf import outline, quantised
+from kvcli.hf import inventory, outline, quantised
 from kvcli.hf.load import load
 from kvcli.hf.models import Source
 from kvcli.hf.random import build
 from kvcli.recipe import parse
 from tests.cli.conftest import save_tiny
+from tests.laws.helpers import drain
 from tests.models import packed
 
 
@@ -138,6 +139,12 @@ def test_what_transformers_cannot_read_is_said_in_one_line(
         load(theirs, device="cpu", announce=lambda _: None)
     assert "\n" not in found.value.message
     assert hint in str(found.value.hint)
+
+
+def test_models_show_says_it(source: Source, tmp_path: Path) -> None:
+    theirs, plain = packed.pack(source, "awq", tmp_path)
+    told = [drain(inventory.show(str(s.path), offline=True)).notes for s in (theirs, plain)]
+    assert told == [("comes quantised: awq",), ()]
 
 
 def test_what_is_quantised_is_not_quantised_again(source: Source, tmp_path: Path) -> None:

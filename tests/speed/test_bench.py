@@ -158,6 +158,9 @@ def test_a_table_and_json(config: Path, call: Call, validate: Validate) -> None:
 
 
 def test_a_saved_model_with_json_alone(tiny_model: Path, call: Call, validate: Validate) -> None:  # noqa: F811
+    packed = call("bench", "-m", tiny_model, "-p", "100", "-g", "2", "--policy", "full+int8")
+    *table, last = packed.out.splitlines()
+    assert table[1].endswith(f"100 at {json.loads(last)['bench'][0]['bits']:.4g} bits")
     done = call("bench", "-m", tiny_model, "-p", "100", "-g", "2", "--json", "-q")
     assert (done.code, done.err) == (0, "")
     validate(done.json)
