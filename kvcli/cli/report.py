@@ -111,7 +111,7 @@ class Report:
         return "" if self.plan_error is None else f", measured {self.plan_error:+.1f} % of that"
 
     def reading(self) -> str:
-        """Read, kept and dropped: three different numbers; and the bits of a kept one, where they are not the dtype's."""
+        """Read, kept and dropped: three different numbers; and the bits of a kept one, where they are not plain."""
         bits = "" if self.bits in (16, 32) else f" at {self.bits:.4g} bits"
         return (
             f"{render.count(self.tokens)} tokens · kept {render.count(self.kept)} units "
