@@ -111,7 +111,7 @@ def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
     if where is None:
         if "must" in asked:
             raise ModelError(f"there is no calibration of {model.name}, and skew=file needs one", again)
-        return f"no calibration of {model.name}: the text's own queries serve ({again})"
+        return f"no calibration of {model.name}: columns stay as they are ({again})"
     moments, card = load(where)
     have = {"layers": card.layers, "heads": card.heads, "head dimensions": card.head_dim}
     want = {"layers": spec.layers, "heads": spec.heads, "head dimensions": spec.head_dim}

@@ -1,9 +1,10 @@
 """Units fetched one by one, guessed a layer ahead (Lee et al. 2024, OSDI, arXiv 2406.19707).
 
 What a layer will look at is guessed from the attention input of the layer before it, with a few columns of queries and
-keys. An orthogonal matrix turns both so that few columns say most; it changes no product. It comes from the second
+keys. An orthogonal matrix can turn both so that few columns say most; it changes no product. It comes from the second
 moment of a model's queries: over a book, once per model, as in the paper (``kvcli calibrate``), or over the text that
-is read, summed on the way.
+is read, summed on the way. Unturned, the columns are those that the text's own queries and keys are largest in, and for
+the default model they guess best (docs/results.md).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 QUERIES = "infinigen.queries"
+SQUARES = "infinigen.squares"
 _LAST = 32  # queries of a chunk that say what they want of a pool
 
 
@@ -35,7 +37,7 @@ class InfiniGen(Hold):
         alpha: a unit matters when its guessed logit is less than this below the largest one.
         cap: most units that matter, as a share of all.
         skew: where the columns come from: ``file`` turns them by queries over another text (``kvcli calibrate``),
-            ``text`` by the text's own, ``none`` leaves them; ``auto`` is ``file`` where there is one, else ``text``.
+            ``text`` by the text's own, ``none`` leaves them; ``auto`` is ``file`` where there is one, else ``none``.
         dense: first layers that stay on the device as they are.
         least: up to this many units stay on the device as they are.
         pool: most units per KV head of a layer in host memory, with ``full``; without it, all.
@@ -99,17 +101,20 @@ class InfiniGen(Hold):
         return footprint(spec, units, index=index, staged=self._most(units), exact=0, foreseen=True)
 
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
-        """Sums the second moment of queries: float32 ``[H, D, D]``."""
+        """Sums the second moment of queries, float32 ``[H, D, D]``, or its diagonal ``[H, D]``."""
         del start
-        if layer >= self.dense and self.skew != "file":
-            q = q.float()
-            moment = q.transpose(1, 2) @ q
-            state[QUERIES] = state[QUERIES] + moment if QUERIES in state else moment
+        if layer < self.dense or self.skew == "file":
+            return
+        q = q.float()
+        name, new = (QUERIES, q.transpose(1, 2) @ q) if self.skew == "text" else (SQUARES, q.square().sum(1))
+        state[name] = state[name] + new if name in state else new
 
     def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
-        """The second moment."""
+        """The second moment, or its diagonal."""
         del tokens
-        return 0 if layer < self.dense or self.skew == "file" else 4 * spec.heads * spec.head_dim**2
+        if layer < self.dense or self.skew == "file":
+            return 0
+        return 4 * spec.heads * spec.head_dim ** (2 if self.skew == "text" else 1)
 
     def freeze(self, survivors: Survivors) -> HeldLayer:
         """The columns of turned keys that weigh most go to the index."""
@@ -119,20 +124,24 @@ class InfiniGen(Hold):
 
         def index(keys: Tensor) -> PartialKeys:
             keys = keys[:, :, 0]
-            moment = survivors.calibration if self.skew in ("file", "auto") else None
-            turn = self._turn(survivors.state.get(QUERIES) if moment is None else moment, keys)
+            turn = self._turn(survivors.state, survivors.calibration, keys)
             return PartialKeys((keys.float() @ turn).to(keys.dtype), turn.to(keys.dtype), self.alpha, self._most(n))
 
         return offload(survivors, index, block=1, foreseen=True)
 
-    def _turn(self, moment: Tensor | None, keys: Tensor) -> Tensor:
+    def _turn(self, state: dict[str, Tensor], calibration: Tensor | None, keys: Tensor) -> Tensor:
         """The heaviest columns of an orthogonal matrix: float32 ``[H_kv, D, columns]``."""
         import torch
 
         kv_heads, _, dim = keys.shape
-        identity = torch.eye(dim, device=keys.device).expand(kv_heads, -1, -1)
-        grams = identity if moment is None else moment.view(kv_heads, -1, dim, dim).sum(1)
-        turn = identity if self.skew == "none" else skew(grams)
+        moment = state.get(QUERIES) if self.skew == "text" else None if self.skew == "none" else calibration
+        if moment is None:
+            squares = state.get(SQUARES, torch.ones(kv_heads, dim, device=keys.device))
+            grams = torch.diag_embed(squares.view(kv_heads, -1, dim).sum(1))
+            turn = torch.eye(dim, device=keys.device).expand(kv_heads, -1, -1)
+        else:
+            grams = moment.view(kv_heads, -1, dim, dim).sum(1)
+            turn = skew(grams)
         loud = (turn * (grams @ turn)).sum(1).clamp(min=0) * (keys.float() @ turn).square().sum(1)
         best = loud.topk(self._columns(dim), dim=-1).indices
         return turn.gather(2, best.unsqueeze(1).expand(-1, dim, -1))

@@ -51,14 +51,16 @@ def test_it_is_the_second_moment_of_that_text(model) -> None:
         assert torch.allclose(moments[layer.index], layer.state[QUERIES] / 60, rtol=1e-3, atol=1e-4)
 
 
-def test_a_file_turns_and_without_one_the_text_does(model) -> None:
-    text = turns(model, "full+infinigen(skew=text, dense=1, least=0)")
+def test_a_file_turns_and_without_one_nothing_does(model) -> None:
+    none, text = (turns(model, f"full+infinigen(skew={how}, dense=1, least=0)") for how in ("none", "text"))
     auto = "full+infinigen(dense=1, least=0)"
     said = calibrate.attach(model, [parse(auto)])
     assert said is not None
-    assert "the text's own queries" in said
+    assert "columns stay as they are" in said
     assert "kvcli calibrate" in said
-    assert all(torch.equal(a, b) for a, b in zip(text, turns(model, auto), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(none, turns(model, auto), strict=True))
+    assert all(((a == 0) | (a == 1)).all() and bool((a.sum(1) == 1).all()) for a in none)
+    assert not any(torch.equal(a, b) for a, b in zip(none, text, strict=True))
     make(model)
     assert "a.txt" in (calibrate.attach(model, [parse(auto)]) or "")
     from_file = turns(model, FILE)

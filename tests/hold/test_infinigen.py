@@ -9,7 +9,7 @@ from torch import Tensor
 from kvcli import engine
 from kvcli.hf import foresight
 from kvcli.hf.load import _attention_layers
-from kvcli.hold.infinigen import InfiniGen, PartialKeys, skew
+from kvcli.hold.infinigen import QUERIES, SQUARES, InfiniGen, PartialKeys, skew
 from kvcli.hold.offload.aside import Aside
 from kvcli.hold.offload.layer import Offloaded, Seer
 from kvcli.recipe import parse
@@ -40,7 +40,7 @@ def test_a_few_turned_columns_say_more_than_a_few_plain_ones() -> None:
         hold = InfiniGen(partial=0.25, skew=how)  # type: ignore[arg-type]
         state.clear()
         hold.observe(state, 5, q, 0)
-        turn = hold._turn(state["infinigen.queries"], k)
+        turn = hold._turn(state, None, k)
         assert turn.shape == (1, 16, 4)
         errors.append(distance((q @ turn) @ (k @ turn).transpose(1, 2), q @ k.transpose(1, 2)))
     assert errors[0] < 0.1 < errors[1]
@@ -50,8 +50,20 @@ def test_a_few_turned_columns_say_more_than_a_few_plain_ones() -> None:
 def test_the_second_moment_does_not_depend_on_the_chunks(cuts: list[int]) -> None:
     q, state = draw(4, 100, 8), {}
     for part in q.split(cuts, dim=1):
+        InfiniGen(skew="text").observe(state, 3, part, 0)
         InfiniGen().observe(state, 3, part, 0)
-    assert torch.allclose(state["infinigen.queries"], q.transpose(1, 2) @ q, rtol=1e-4, atol=1e-4)
+    moment = q.transpose(1, 2) @ q
+    assert torch.allclose(state[QUERIES], moment, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(state[SQUARES], moment.diagonal(dim1=1, dim2=2), rtol=1e-4, atol=1e-4)
+
+
+def test_unturned_columns_are_those_that_queries_and_keys_are_largest_in() -> None:
+    """Each alone would name others: queries are large in the first half, keys in every other column."""
+    q, k = draw(4, 60, 8) * torch.tensor([9.0] * 4 + [0.1] * 4), draw(2, 50, 8, seed=1) * torch.tensor([9.0, 0.1] * 4)
+    hold, state = InfiniGen(partial=0.25, skew="none"), {}
+    hold.observe(state, 3, q, 0)
+    turn = hold._turn(state, None, k)
+    assert [sorted(head.argmax(0).tolist()) for head in turn] == [[0, 2], [0, 2]]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
