@@ -6,6 +6,7 @@
 #   sh tests/gpu/suite.sh --dry-run     the steps, and what the plan says of their memory; needs no card
 #
 # Nine minutes are too few for all steps on most cards: with the same FOLDER it goes on with what is missing or failed.
+# Changed code wants a new FOLDER.
 # The shapes allow 1,310,720 positions, ten times their models', so that `full` can be compared at 128K and 1M be read.
 cd "$(dirname "$0")/../.." || exit 2
 exec "${PYTHON:-python}" -m tests.gpu.suite "$@"
