@@ -5,7 +5,9 @@ appended to a JSON-lines file as they finish, and a second run continues where t
 
     python -m tests.bench.passkey --lengths 1K,3K,7K,16K --cases 10 --out passkey.jsonl
 
-The last line of standard output is JSON: recall per recipe and length.
+With ``--looks 0,3`` each reading also answers with three passages read again, as ``ask`` does by default.
+
+The last line of standard output is JSON: recall per recipe (and its second look) and length.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ def text(key: int, depth: float, sentences: int) -> str:
     return NOISE * at + fact + NOISE * (sentences - at)
 
 
-def build(model: Any, tokens: int, case: int, cases: int) -> tuple[list[int], list[int], str]:
-    """Document ids, question ids and the key of one case; the document has at most ``tokens`` tokens."""
+def build(model: Any, tokens: int, case: int, cases: int) -> tuple[str, list[int], str]:
+    """Text, document ids and the key of one case; the document has at most ``tokens`` tokens."""
     from kvcli.prompt import Prompt
 
     key = random.Random(f"{tokens} {case}").randrange(10000, 100000)
@@ -47,7 +49,8 @@ def build(model: Any, tokens: int, case: int, cases: int) -> tuple[list[int], li
     line = len(prompt.document(NOISE * 11)) - len(prompt.document(NOISE * 10))
     sentences = (tokens - len(prompt.document(text(key, 0, 0)))) // line
     depth = case / max(1, cases - 1)
-    return prompt.document(text(key, depth, sentences)), prompt.question(QUESTION), str(key)
+    said = text(key, depth, sentences)
+    return said, prompt.document(said), str(key)
 
 
 _model: Any = None
@@ -77,7 +80,7 @@ def start(name: str, threads: int) -> None:
     attach(_model)
 
 
-def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int) -> list[dict[str, Any]]:
+def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: list[int]) -> list[dict[str, Any]]:
     """The cases of one cell: read, ask, look for the key in the answer.
 
     Texts of one cell are the same up to the key, so a case continues a copy of the fill that has read the noise
@@ -86,14 +89,16 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int) -> list
     from kvcli import engine
     from kvcli.cache.context import freeze
     from kvcli.events import Answer
+    from kvcli.look import look
+    from kvcli.prompt import Prompt
     from kvcli.recipe import parse
 
-    parsed, rows = parse(recipe), []
+    parsed, rows, prompt = parse(recipe), [], Prompt(_model.tokenizer)
     built = {case: build(_model, tokens, case, of) for case in cases}
-    noise, question, _ = built[max(cases)]
+    noise, question = built[max(cases)][1], prompt.question(QUESTION)
     shared = engine.start(_model, parsed, len(noise), chunk=chunk, probe=len(question) if parsed.keep.question else 0)
     for case in sorted(cases):
-        ids, _, key = built[case]
+        said, ids, key = built[case]
         began = time.perf_counter()
         same = next((i for i, (a, b) in enumerate(zip(ids, noise, strict=False)) if a != b), 0) // chunk * chunk
         if same > shared.seen:
@@ -103,21 +108,27 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int) -> list
         work = _end(engine.fill(_model, ids, parsed, chunk=chunk, probe=question, resume=shared.copy()))
         context = freeze(work, parsed.hold)
         tail = engine.begin(_model, context)
-        answer = [e for e in engine.ask(_model, tail, question, max_tokens=24) if isinstance(e, Answer)][-1]
-        rows.append(
-            {
-                "recipe": recipe,
-                "tokens": tokens,
-                "case": case,
-                "read": len(ids),
-                "kept": context.kept,
-                "right": key in answer.text,
-                "key": key,
-                "answer": answer.text,
-                "seconds": round(time.perf_counter() - began, 2),
-                "shared": shared.seen,
-            }
-        )
+        for count in looks:
+            found = look(_model, prompt, context, said, QUESTION, count=count) if count else []
+            again = [said[p.start : p.end].strip() for p in found]
+            asked = prompt.question(QUESTION, again=again) if again else question
+            tail.rewind()
+            answer = [e for e in engine.ask(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
+            rows.append(
+                {
+                    "recipe": recipe,
+                    "tokens": tokens,
+                    "case": case,
+                    "look": count,
+                    "read": len(ids),
+                    "kept": context.kept,
+                    "right": key in answer.text,
+                    "key": key,
+                    "answer": answer.text,
+                    "seconds": round(time.perf_counter() - began, 2),
+                    "shared": shared.seen,
+                }
+            )
     return rows
 
 
@@ -133,7 +144,8 @@ def table(rows: list[dict[str, Any]]) -> dict[str, dict[int, str]]:
     """recipe → length → "right/cases"."""
     cells: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        cells[row["recipe"]][row["tokens"]].append(row["right"])
+        look = row.get("look", 0)
+        cells[row["recipe"] + f", {look} passages again" * bool(look)][row["tokens"]].append(row["right"])
     return {r: {n: f"{sum(v)}/{len(v)}" for n, v in sorted(by.items())} for r, by in cells.items()}
 
 
@@ -143,17 +155,22 @@ def main() -> None:
     parser.add_argument("--lengths", default="1K,3K,7K,16K,32K,128K")
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--cases", type=int, default=10)
+    parser.add_argument("--looks", default="0")
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    lengths = [int(n.removesuffix("K")) * (1024 if n.endswith("K") else 1) for n in options.lengths.split(",")]
+    units = {"K": 1024, "M": 1024**2}
+    lengths = [int(n.rstrip("KM")) * units.get(n[-1], 1) for n in options.lengths.split(",")]
+    looks = [int(n) for n in options.looks.split(",")]
 
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(row["recipe"], row["tokens"], row["case"]) for row in rows}
+    done = {(row["recipe"], row["tokens"], row["case"], row.get("look", 0)) for row in rows}
     todo = {
-        (recipe, tokens): [case for case in range(options.cases) if (recipe, tokens, case) not in done]
+        (recipe, tokens): [
+            c for c in range(options.cases) if any((recipe, tokens, c, look) not in done for look in looks)
+        ]
         for tokens in lengths
         for recipe in options.recipes
     }
@@ -161,7 +178,9 @@ def main() -> None:
         ProcessPoolExecutor(options.workers, initializer=start, initargs=(options.model, options.threads)) as pool,
         options.out.open("a") as out,
     ):
-        jobs = [pool.submit(run, *cell, cases, options.cases, options.chunk) for cell, cases in todo.items() if cases]
+        jobs = [
+            pool.submit(run, *cell, cases, options.cases, options.chunk, looks) for cell, cases in todo.items() if cases
+        ]
         for job in as_completed(jobs):
             rows += job.result()
             out.write("".join(json.dumps(row) + "\n" for row in job.result()))
