@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from kvcli.cache.heap import trim
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -23,8 +24,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self.before: int | None = int(torch.cuda.memory_allocated(device))
             return
-        with suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier work left free would hide what this work takes
+        trim()  # what earlier work left free would hide what this work takes
         self.before = None
         with suppress(OSError, StopIteration):
             _RESET.write_text("5")

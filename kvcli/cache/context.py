@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvcli.cache.fill import Fill
+from kvcli.cache.heap import trim
 from kvcli.hold.base import HeldLayer, Hold, Survivors
 
 
@@ -95,5 +96,7 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         layers.append(hold.freeze(survivors))
         if release:
             layer.release()
+            if layer.device.type == "cpu":
+                trim()  # what a hold computed with is in pieces that the next layer's do not fit into
     context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize)
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

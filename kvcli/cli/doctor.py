@@ -64,8 +64,9 @@ def _cpu() -> dict[str, Any]:
                 break
     except OSError:
         pass
+    numba = report.installed("numba")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"name": name, "cores": usable, "isa": [f for f in ISA if f in flags]}
+    return {"name": name, "cores": usable, "isa": [f for f in ISA if f in flags], "numba": numba}
 
 
 def _memory() -> dict[str, int]:
@@ -126,10 +127,11 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
     size = render.size
+    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba for few bits: pip install 'kvcli[cpu]'"
     rows = [
         ("versions", " · ".join(f"{k} {v}" for k, v in found["versions"].items())),
         ("system", found["system"]),
-        ("cpu", " · ".join([cpu["name"], render.plural(cpu["cores"], "core"), *cpu["isa"]])),
+        ("cpu", " · ".join([cpu["name"], render.plural(cpu["cores"], "core"), *cpu["isa"], numba])),
         ("memory", f"{size(memory['available_bytes'])} of {size(memory['total_bytes'])} available"),
     ]
     for device in found["devices"]:

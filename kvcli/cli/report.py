@@ -147,9 +147,12 @@ class Report:
 def versions() -> dict[str, str | None]:
     """Versions that an answer depends on, without importing any of them."""
     found: dict[str, str | None] = {"kvcli": __version__, "python": sys.version.split()[0]}
-    for name in ("torch", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return found | {name: installed(name) for name in ("torch", "transformers")}
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, without importing it; ``None`` where it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,5 +1,8 @@
 """Attention straight on packed keys and values: the backends, and the one place that chooses between them."""
 
+from functools import cache
+from types import ModuleType
+
 from torch import Tensor
 
 from kvcli_kernels.attention import attention
@@ -12,6 +15,7 @@ __all__ = ["packed_attention"]
 
 _FEW = 16  # query rows of a KV head, up to which unpacking costs more than the products
 _CARD_FEW = 64  # the same on a card: a program's rows, above which each of its neighbours unpacks the keys again
+_MANY = 1 << 15  # codes of keys, below which a compiled kernel's call costs as much as it saves
 _BLOCK = 8192  # keys that are unpacked at a time for more
 
 
@@ -26,7 +30,9 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
         return triton.packed_attention(q, k, v, scale)
     if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
-        return folded.packed_attention(q, k, v, scale)
+        compiled = _compiled() if k.codes.numel() * 8 // k.bits >= _MANY else None
+        backend = compiled if compiled is not None and compiled.serves(k, v) else folded
+        return backend.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
     term = None
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
@@ -35,3 +41,13 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
         term = part if term is None else merge(term, part)
     assert term is not None
     return term
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The kernels for CPUs, where numba is installed."""
+    try:
+        from kvcli_kernels.packed_attention import compiled
+    except ImportError:
+        return None
+    return compiled
