@@ -11,6 +11,7 @@ from kvcli_kernels.quantize.packed import Packed
 
 _KEYS = 64  # of a step
 _SPLIT = 2048  # keys of a program
+_ROWS = 16  # of queries, up to which two steps with a codebook fit into what a program may share
 
 
 @triton.jit
@@ -79,9 +80,16 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     _attend[(-(-rows // block), splits, kv_heads)](
         q.contiguous(), o, lse, scale, rows, n, dim, _SPLIT, *_tensors(k), *_tensors(v),
         **_constants("K", k), **_constants("V", v), B_R=block, B_N=_KEYS, B_D=max(16, triton.next_power_of_2(dim)),
-        DOT=products(q),
+        DOT=products(q), num_stages=_stages(dim, block, k.codebook is not None),
     )  # fmt: skip
     return merge_splits(o.view(splits, heads, m, dim), lse.view(splits, heads, m), q.dtype)
+
+
+def _stages(dim: int, rows: int, book: bool) -> int:
+    """Steps in flight at a time, so few that consumer cards have the memory (tests/kernels/test_for_cards.py)."""
+    if dim <= 64:
+        return 3
+    return 2 if dim <= 128 and (rows <= _ROWS or not book) else 1
 
 
 def _tensors(x: Packed) -> tuple[Tensor | int, ...]:

@@ -63,9 +63,10 @@ def ragged(q: Tensor, k: Tensor, v: Tensor, indptr: Tensor, scale: float, longes
     o = torch.empty(splits, kv_heads, rows, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(splits, kv_heads, rows, dtype=torch.float32, device=q.device)
     block = max(16, min(64, triton.next_power_of_2(rows)))
+    stages = 3 if dim <= 128 else 1  # what consumer cards have the memory for
     _kernel[triton.cdiv(rows, block), splits, kv_heads](
         q.contiguous(), k.contiguous(), v.contiguous(), indptr, o, lse, rows, dim, scale, _SPLIT,
-        ROWS=block, KEYS=_KEYS, DIM=max(16, triton.next_power_of_2(dim)), DOT=products(q),
+        ROWS=block, KEYS=_KEYS, DIM=max(16, triton.next_power_of_2(dim)), DOT=products(q), num_stages=stages,
     )  # fmt: skip
     o, lse = merge_splits(o.view(splits, heads, m, dim), lse.view(splits, heads, m), q.dtype)
     return o, lse
