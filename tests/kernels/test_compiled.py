@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -78,6 +80,23 @@ def test_a_codebook_is_a_polynomial_through_its_points(bits: int) -> None:
     assert torch.allclose(y.float(), values, atol=1e-5)
     with pytest.raises(ValueError, match="symmetric"):
         compiled._through(values + 1)
+
+
+@pytest.mark.parametrize("problem", [ImportError("no numba"), RuntimeError("no locator available")])
+def test_without_numba_or_a_folder_for_it_torch_does_it(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
+    class Missing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == compiled.__name__:
+                raise problem
+
+    monkeypatch.delitem(sys.modules, compiled.__name__)
+    monkeypatch.delattr(backends, "compiled")
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    backends._compiled.cache_clear()
+    try:
+        assert backends._compiled() is None
+    finally:
+        backends._compiled.cache_clear()
 
 
 def test_many_codes_go_to_it_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 @cache
 def _compiled() -> ModuleType | None:
-    """The kernels for CPUs, where numba is installed."""
+    """The kernels for CPUs, where numba is installed and finds a folder for what it compiles."""
     try:
         from kvcli_kernels.packed_attention import compiled
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return compiled

@@ -22,7 +22,7 @@ from kvcli_kernels.merge import merge
 from kvcli_kernels.quantize.packed import Packed
 
 _PART = 1 << 18  # codes of keys from which on a thread of its own pays
-_STRETCH = 64  # tokens whose scales are spread over their rows at a time; a multiple of four
+_STRETCH = 64  # tokens whose values are unpacked at a time; a multiple of four
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _sqrt_exp2: Any = lambda x: np.exp2(x / 2)  # noqa: E731
 _LOG2E = np.float32(1 / log(2))
