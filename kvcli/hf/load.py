@@ -150,6 +150,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
+        quantised.prepare(source)
         ready()
         places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
         if device != "cpu" and not held and own is None:

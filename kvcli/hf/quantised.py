@@ -6,6 +6,7 @@ gptqmodel multiplies AWQ and GPTQ as they are, on the CPU too; FP8 stays so on a
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import warnings
@@ -115,6 +116,13 @@ def hushed(source: Source) -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+def prepare(source: Source) -> None:
+    """Imports the package that reads a quantised checkpoint where it is large: what it takes is not the model's."""
+    if "gptqmodel" in NEEDS.get(method(source) or "", ()):
+        with hushed(source):
+            importlib.import_module("gptqmodel")
 
 
 def settle(module: nn.Module, dtype: torch.dtype) -> None:
