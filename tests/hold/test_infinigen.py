@@ -1,6 +1,7 @@
 """InfiniGen: guesses are made a layer ahead from the right things, and what they leave out is what weighs least."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -120,11 +121,25 @@ def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
     held = context(model(), "infinigen(dense=0, least=0)")
     told: list[str] = []
     run, join = Aside.run, Aside.join
-    monkeypatch.setattr(Aside, "run", lambda self, *used: (told.append("run"), run(self, *used))[1])
+    monkeypatch.setattr(Aside, "run", lambda self: (told.append("run"), run(self))[1])
     monkeypatch.setattr(Aside, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
     tail = engine.begin(model(), held)
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
     assert told == ["run", "run", "join", "join"]
+
+
+def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> None:
+    """On a card its memory would be given to another while it is read."""
+    held, guesses, alive = context(model(), "infinigen(dense=0, least=0)"), [], []
+    foresee, join = Seer.foresee, Aside.join
+    monkeypatch.setattr(Seer, "foresee", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1])
+    monkeypatch.setattr(
+        Aside, "join", lambda self, mark: (alive.append(guesses[-1]() is not None), join(self, mark))[1]
+    )
+    tail = engine.begin(model(), held)
+    model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
+    assert alive == [True, True]
+    assert [guess() for guess in guesses] == [None, None]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA card")
@@ -132,7 +147,7 @@ def test_a_second_stream_sees_what_the_first_wrote() -> None:
     aside, x = Aside(torch.device("cuda")), torch.zeros(1 << 24, device="cuda")
     for step in range(20):
         x += 1
-        with aside.run(x):
+        with aside.run():
             y = x * 2
         aside.join(aside.mark())
         assert float(y.min()) == float(y.max()) == 2 * (step + 1)

@@ -30,7 +30,7 @@ class Late(Aside):
         self.done = 0
 
     @contextmanager
-    def run(self, *_used: Tensor) -> Iterator[None]:
+    def run(self) -> Iterator[None]:
         Late.current = self
         yield
 

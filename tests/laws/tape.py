@@ -86,7 +86,7 @@ class LateAside(Aside):
     """A second stream of a record: when it is done again, everything aside comes as late as it may."""
 
     @contextmanager
-    def run(self, *_used: Tensor) -> Iterator[None]:
+    def run(self) -> Iterator[None]:
         tape = Tape.current
         if tape is None:
             yield

@@ -17,7 +17,11 @@ from tests.laws.test_ask import Bytes
 
 HELD = ["knorm(budget=24)", "keydiff(budget=24)+kivi(bits=4, group=8)"]
 CODED = ["keydiff(budget=24)+int8", "knorm(budget=24)+turbo(bits=4)", "knorm(budget=24)+turbo(bits=8, fill=true)"]
-FETCHING = ["full+quest(page=4, pages=3, dense=1)", "full+shadowkv(rank=6, chunk=2, chunks=3, outliers=2)"]
+FETCHING = [
+    "full+quest(page=4, pages=3, dense=1)",
+    "full+shadowkv(rank=6, chunk=2, chunks=3, outliers=2)",
+    "full+infinigen(alpha=1, cap=0.3, dense=1, least=12)",
+]
 NO_CARD = "needs a CUDA card: what waits for the device can only be seen on one"
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 
 class Aside:
@@ -20,16 +19,18 @@ class Aside:
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def run(self, *used: Tensor) -> Iterator[None]:
-        """What is told here begins after all that the main stream was told before; it reads the tensors ``used``."""
+    def run(self) -> Iterator[None]:
+        """What is told here begins after all that the main stream was told before.
+
+        The main stream's tensors that it reads must live until :meth:`join`; ``record_stream`` would see to that, but
+        memory that it is told of in a recording is not used again.
+        """
         if self._stream is None:
             yield
             return
         import torch
 
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        for tensor in used:  # the main stream may drop them before they are read
-            tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             yield
 

@@ -189,20 +189,20 @@ class Seer(Reader):
 
     def __init__(self, held: Offloaded, staging: Staging) -> None:
         super().__init__(held, staging)
-        self._ahead: tuple[tuple[Choice, Tensor, Tensor], Any] | None = None
+        self._ahead: tuple[tuple[Choice, Tensor, Tensor], Any, Tensor] | None = None
 
     def foresee(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.hold.base.Foreseeing`."""
         aside = self.staging.aside(q)
-        with aside.run(q):
+        with aside.run():
             fetched = self._fetch(q, scale)
-        self._ahead = fetched, aside.mark()
+        self._ahead = fetched, aside.mark(), q  # which is read aside, and lives until then
 
     def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return self._fetch(q, scale)
-        fetched, mark = ahead
+        fetched, mark, _ = ahead
         self.staging.aside(q).join(mark)
         return fetched
 

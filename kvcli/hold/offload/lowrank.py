@@ -90,7 +90,7 @@ class LowRankStore:
         from kvcli_kernels.gather import gather
         from kvcli_kernels.reconstruct import reconstruct
 
-        with aside.run(ids, slots):
+        with aside.run():
             rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
         there, (k, at_hand) = aside.mark(), (out[0], staged[0].flatten(2))
         gather(at_hand, at_hand, ids.new_full(ids.shape, at_hand.shape[1]), slots, k.flatten(2))
