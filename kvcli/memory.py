@@ -35,7 +35,7 @@ class Plan:
         workspace: keys and values at hand of one layer, of two where the hold offloads, and one layer's keys rotated.
         tail: question and answer.
         activations: what one layer computes with, and one row of logits.
-        runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products, programs.
+        runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
         text: token ids, and what it took to make them, on the CPU.
         host: kept units in the machine's memory beside a card, where the hold offloads; not part of ``total``. On the
             CPU they are part of ``fill``.
@@ -138,7 +138,6 @@ def plan(
     freezing = max((recipe.hold.freezing(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
     runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
     workspace = max(workspace, freezing - activations - runtime)
-    runtime += recipe.hold.programs() if cpu else 0
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
         fill=fill + notes + (gathered if tokens else 0),

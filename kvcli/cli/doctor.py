@@ -127,7 +127,7 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
 def _show(found: dict[str, Any]) -> None:
     cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
     size = render.size
-    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba for few bits: pip install 'kvcli[cpu]'"
+    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba, which answers faster: pip install numba"
     rows = [
         ("versions", " · ".join(f"{k} {v}" for k, v in found["versions"].items())),
         ("system", found["system"]),

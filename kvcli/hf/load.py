@@ -22,10 +22,11 @@ from transformers import (
 
 from kvcli.cache.store import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
-from kvcli.hf import attention, foresight, probe, quantised, rope, spread
+from kvcli.hf import attention, foresight, probe, quantised, rope, spread, thin
 from kvcli.hf.models import Source
 from kvcli.hf.outline import fingerprint, sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
+from kvcli_kernels.linear import prepare
 
 
 @dataclass
@@ -151,6 +152,8 @@ def load(
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
         quantised.prepare(source)
+        if device == "cpu":
+            prepare()
         ready()
         places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
         if device != "cpu" and not held and own is None:
@@ -210,7 +213,13 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
     module.eval().requires_grad_(False)
     module.set_attn_implementation(attention.NAME)
     attentions = _attention_layers(module)
-    rotary, switch = rope.take_out(module, attentions)
+    rotary, unrotated = rope.take_out(module, attentions)
+    thin_layers = thin.install(module)
+
+    def switch(ours: bool) -> None:
+        unrotated(ours)
+        thin_layers(ours)
+
     switch(True)
     foresight.install(attentions)
     module.get_output_embeddings().register_forward_pre_hook(_plain_strides)

@@ -201,10 +201,6 @@ class Hold:
         del layer
         return spec.kv_heads * units * spec.unit_bytes
 
-    def programs(self) -> int:
-        """Bytes on the CPU of what is compiled to look at held units."""
-        return 0
-
     def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
         del layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from kvcli.errors import ModelError
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from kvcli_kernels.quantize import Packed
 
 _BLOCK = 4096  # units of a KV head that are packed at a time; a multiple of any group
-_PROGRAMS = 90 * 2**20  # as measured (docs/results.md)
 _COPIES = 18  # float32 numbers for each of a block, as measured (docs/results.md): freed ones stay with the process
 
 
@@ -48,10 +46,6 @@ class PackedHold(Hold):
             return super().freezing(spec, layer, units)
         block = spec.kv_heads * spec.head_dim * min(units, _BLOCK) * 4 * _COPIES
         return block + self.size(spec, layer, units).device + super().freezing(spec, layer, units)
-
-    def programs(self) -> int:
-        """See :meth:`kvcli.hold.base.Hold.programs`: numba, its compiler and two kernels, where it is installed."""
-        return _PROGRAMS if find_spec("numba") else 0
 
     def _pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
         """Block by block, and the same as at once: blocks are whole tiles."""

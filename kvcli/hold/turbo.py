@@ -55,10 +55,6 @@ class Turbo(PackedHold):
         """See :meth:`kvcli.hold.base.Hold.freezing`; rows are taken over, or copied at most."""
         return spec.kv_heads * units * self.unit(spec, layer) if self.fill else super().freezing(spec, layer, units)
 
-    def programs(self) -> int:
-        """See :meth:`kvcli.hold.base.Hold.programs`; rows are attended to a block at a time, by torch."""
-        return 0 if self.fill else super().programs()
-
     def rotation(self, k: Tensor) -> Tensor:
         """See :meth:`kvcli.hold.packed.PackedHold.rotation`."""
         from kvcli_kernels.quantize import hadamard

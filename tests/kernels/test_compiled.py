@@ -9,6 +9,7 @@ import torch
 
 compiled = pytest.importorskip("kvcli_kernels.packed_attention.compiled", reason="numba is not installed")
 
+from kvcli_kernels import backend  # noqa: E402
 from kvcli_kernels import packed_attention as backends  # noqa: E402
 from kvcli_kernels.attention import ref  # noqa: E402
 from kvcli_kernels.packed_attention import packed_attention  # noqa: E402
@@ -90,13 +91,12 @@ def test_without_numba_or_a_folder_for_it_torch_does_it(monkeypatch: pytest.Monk
                 raise problem
 
     monkeypatch.delitem(sys.modules, compiled.__name__)
-    monkeypatch.delattr(backends, "compiled")
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    backends._compiled.cache_clear()
+    backend.for_cpu.cache_clear()
     try:
-        assert backends._compiled() is None
+        assert backend.for_cpu("packed_attention") is None
     finally:
-        backends._compiled.cache_clear()
+        backend.for_cpu.cache_clear()
 
 
 def test_many_codes_go_to_it_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_many_codes_go_to_it_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> 
         x = draw(1, n, 64)
         packed_attention(draw(2, 1, 64), *FORMS["channels, 4 bits"](x, x), 1.0)
     assert len(seen) == 1
-    monkeypatch.setattr(backends, "_compiled", lambda: None)
+    monkeypatch.setattr(backends, "for_cpu", lambda _: None)
     o, _ = packed_attention(draw(2, 1, 64), *FORMS["channels, 4 bits"](x, x), 1.0)
     assert len(seen) == 1
     assert o.shape == (2, 1, 64)

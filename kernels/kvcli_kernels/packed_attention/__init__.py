@@ -1,12 +1,9 @@
 """Attention straight on packed keys and values: the backends, and the one place that chooses between them."""
 
-from functools import cache
-from types import ModuleType
-
 from torch import Tensor
 
 from kvcli_kernels.attention import attention
-from kvcli_kernels.backend import on_triton
+from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.merge import merge
 from kvcli_kernels.packed_attention import folded, ref
 from kvcli_kernels.quantize import Packed, dequantize
@@ -30,8 +27,8 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
         return triton.packed_attention(q, k, v, scale)
     if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
-        compiled = _compiled() if k.codes.numel() * 8 // k.bits >= _MANY else None
-        backend = compiled if compiled is not None and compiled.serves(k, v) else folded
+        kernels = for_cpu("packed_attention") if k.codes.numel() * 8 // k.bits >= _MANY else None
+        backend = kernels if kernels is not None and kernels.serves(k, v) else folded
         return backend.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
     term = None
     for start in range(0, n, _BLOCK):
@@ -41,13 +38,3 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
         term = part if term is None else merge(term, part)
     assert term is not None
     return term
-
-
-@cache
-def _compiled() -> ModuleType | None:
-    """The kernels for CPUs, where numba is installed and finds a folder for what it compiles."""
-    try:
-        from kvcli_kernels.packed_attention import compiled
-    except (ImportError, RuntimeError):
-        return None
-    return compiled

@@ -7,7 +7,6 @@ alone. A codebook is followed as an odd polynomial through its points: no regist
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache, reduce
 from math import log
 from typing import Any
@@ -18,6 +17,7 @@ from numba import njit
 from numpy.polynomial.chebyshev import cheb2poly, chebinterpolate
 from torch import Tensor
 
+from kvcli_kernels.backend import on_threads
 from kvcli_kernels.merge import merge
 from kvcli_kernels.quantize.packed import Packed
 
@@ -42,12 +42,8 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     """See :func:`kvcli_kernels.packed_attention.ref.packed_attention`."""
     (heads, m, dim), (kv_heads, n, _) = q.shape, k.codes.shape
     rows = (q.float() * scale).view(kv_heads, heads // kv_heads * m, dim)
-    count = max(1, min(torch.get_num_threads(), k.codes.numel() * 8 // k.bits // _PART))
-    step = -(-n // count // k.tile[0]) * k.tile[0]
-    first, *others = [(start, min(start + step, n)) for start in range(0, n, step)]
-    attend = _attention(rows, k, v)
-    jobs = [_pool(count).submit(attend, *tokens) for tokens in others]
-    o, lse = reduce(merge, [attend(*first), *(job.result() for job in jobs)])
+    parts = on_threads(_attention(rows, k, v), n, k.codes.numel() * 8 // k.bits // _PART, step=k.tile[0])
+    o, lse = reduce(merge, parts)
     return o.reshape(heads, m, dim).to(q.dtype), lse.view(heads, m)
 
 
@@ -107,11 +103,6 @@ def _through(codebook: Tensor) -> np.ndarray:
     upper = values[len(values) // 2 :]
     points = np.arange(len(upper)) + 0.5
     return np.linalg.solve(points[:, None] ** (2 * np.arange(len(upper)) + 1), upper).astype(np.float32)
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="packed")
 
 
 # --- kernels; what they are made for is constant in them, so that loops over a row are whole registers ---

@@ -1,0 +1,35 @@
+"""Linear layers that know how to multiply one row: what an answer on a CPU spends its time with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from kvcli_kernels.linear import linear
+
+
+class Linear(nn.Linear):
+    """torch's own layer with its product chosen by kvcli."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def install(module: nn.Module) -> Callable[[bool], None]:
+    """Find a model's plain bfloat16 layers on the CPU.
+
+    Layers of other classes (quantised ones) and those that accelerate brings to the card stay as they are.
+
+    Returns:
+        a switch: ``switch(True)`` makes them :class:`Linear`, ``switch(False)`` plain again.
+    """
+    layers = [m for m in module.modules() if type(m) is nn.Linear and not hasattr(m, "_hf_hook")]
+    layers = [m for m in layers if m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
+
+    def switch(on: bool) -> None:
+        for layer in layers:
+            layer.__class__ = Linear if on else nn.Linear
+
+    return switch

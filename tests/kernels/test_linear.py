@@ -1,0 +1,93 @@
+"""A few rows times a weight: the compiled kernel against the float32 reference, and who gets which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvcli_kernels import backend
+from kvcli_kernels.linear import linear, prepare, ref
+
+compiled = pytest.importorskip("kvcli_kernels.linear.compiled", reason="numba is not installed")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).bfloat16()
+
+
+def agrees(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    with torch.inference_mode():
+        ours, theirs = compiled.linear(x, weight, bias), ref.linear(x, weight, bias)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == x.dtype
+    assert torch.allclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-5 * x.shape[-1])
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 4), (2, 1, 2)])
+@pytest.mark.parametrize(("wide", "high"), [(1, 1), (7, 5), (64, 3), (576, 33), (100, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_is_the_product_in_float32_rounded_once(shape, wide: int, high: int, biased: bool) -> None:
+    agrees(draw(*shape, wide), draw(high, wide, seed=1), draw(high, seed=2) if biased else None)
+
+
+def test_numbers_that_are_not_numbers_stay_so() -> None:
+    x = torch.tensor([[1.0, float("inf"), float("nan"), -2.0]]).bfloat16()
+    with torch.inference_mode():
+        out = compiled.linear(x, torch.eye(4).bfloat16())
+    assert out.isnan().all()
+    with torch.inference_mode():
+        out = compiled.linear(torch.ones(1, 2).bfloat16(), torch.tensor([[float("inf"), 1], [3e38, 3e38]]).bfloat16())
+    assert bool(out.isinf().all())
+
+
+def test_strides_do_not_matter() -> None:
+    agrees(draw(64, 3).T[1:2], draw(64, 96, seed=1).T, None)
+    agrees(draw(4, 128)[:, ::2], draw(9, 128, seed=1)[:, ::2], None)
+
+
+def test_threads_share_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_PART", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    agrees(draw(2, 40), draw(31, 40, seed=1), None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "grad", "ours"),
+    [
+        (1, torch.bfloat16, False, True),
+        (4, torch.bfloat16, False, True),
+        (5, torch.bfloat16, False, False),
+        (0, torch.bfloat16, False, False),
+        (1, torch.float32, False, False),
+        (1, torch.bfloat16, True, False),
+    ],
+)
+def test_who_multiplies(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, grad: bool, ours: bool) -> None:
+    seen = []
+    monkeypatch.setattr(compiled, "linear", lambda x, *_: seen.append(x) or x)
+    with torch.set_grad_enabled(grad):
+        linear(draw(rows, 8).to(dtype), draw(8, 8, seed=1).to(dtype))
+    assert bool(seen) == ours
+
+
+def test_training_still_gets_its_gradients() -> None:
+    weight = draw(8, 8, seed=1).requires_grad_(True)
+    linear(draw(1, 8), weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_without_numba_torch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcli_kernels.linear.for_cpu", lambda _: None)
+    x, weight = draw(1, 16), draw(4, 16, seed=1)
+    with torch.inference_mode():
+        assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
+    prepare()
+
+
+@pytest.mark.parametrize(("size", "most", "step"), [(1, 5, 1), (10, 3, 1), (100, 3, 32), (64, 2, 32), (5, 0, 1)])
+def test_ranges_make_up_the_whole(monkeypatch: pytest.MonkeyPatch, size: int, most: int, step: int) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    parts = backend.on_threads(lambda start, stop: list(range(start, stop)), size, most, step)
+    assert [i for part in parts for i in part] == list(range(size))
+    assert len(parts) <= max(1, most)
+    assert all(part[0] % step == 0 for part in parts)
