@@ -127,6 +127,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def shelf(environment: dict[str, str]) -> Path:
+    """Where readings are saved."""
+    return Path(environment["KVCLI_CACHE_DIR"]) / "readings"
+
+
+@pytest.fixture
 def kvcli(folder: Path, environment: dict[str, str]) -> Kvcli:
     """Run ``kvcli ARGS`` as a process, with nothing on standard input unless given."""
 
