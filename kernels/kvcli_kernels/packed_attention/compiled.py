@@ -54,10 +54,10 @@ def _attention(q: Tensor, k: Packed, v: Packed) -> Callable[[int, int], tuple[Te
     queries[:, :rows] = _planes(q, k.bits)
     terms = [_planes(x, k.bits) for x in _terms(k)] if k.tile[0] > 1 else [x.squeeze(2) for x in _terms(k)]
     keys = queries.numpy(), k.codes.numpy(), *map(_floats, terms), _curve(k)
-    logits = _logits(k.bits, k.tile[0] if k.tile[0] > 1 else 0, len(_curve(k)), block, k.low is not None)
+    logits = _logits(k.bits, k.tile[0] if k.tile[0] > 1 else 0, len(keys[-1]), block, k.low is not None)
     codes = v.codes.unflatten(2, (-1, v.tile[1] * v.bits // 8))
     values = codes.numpy(), *map(_floats, _terms(v)), _curve(v)
-    weighted = _weighted(v.bits, len(_curve(v)), block, v.low is not None)
+    weighted = _weighted(v.bits, len(values[-1]), block, v.low is not None)
 
     def attend(start: int, stop: int) -> tuple[Tensor, Tensor]:
         weights = np.empty((*queries.shape[:2], stop - start), np.float32)
