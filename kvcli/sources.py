@@ -44,9 +44,6 @@ PRIOR = 0.1
 """Of an average page, what is added to every page's attention and share: a page of which only a few units were kept
 says little, and goes to the middle."""
 
-_WORK = 1 << 24
-"""Numbers of one product of queries and keys."""
-
 
 @dataclass(frozen=True)
 class Likely:
@@ -201,11 +198,8 @@ class _Layer(ObserverLayer):
     observer: Gaze
 
     def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
-        kv_heads, n, dim = k.shape
-        step = max(1, _WORK // max(1, n * q.shape[0]))
-        total = torch.zeros(kv_heads, n, device=q.device)
-        for start in range(self.observer.first, q.shape[1], step):
-            rows = slice(start, start + step)
-            logits = (q[:, rows].reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float() * scale
-            total += (logits - lse[:, rows].reshape(kv_heads, -1, 1)).exp().sum(dim=1)
+        first = self.observer.first
+        total = torch.zeros(k.shape[:2], device=q.device)
+        for block in self._regard(q[:, first:], k, scale, lse[:, first:]):
+            total += block.exp_().sum(dim=1)
         self.label = total

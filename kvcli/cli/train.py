@@ -32,7 +32,14 @@ def command(
     rate: Annotated[float, typer.Option("--rate", metavar="R", help="Peak learning rate.")] = 1.5e-3,
     schedule: Annotated[str, typer.Option("--schedule", metavar="NAME", help="cosine or linear.")] = "cosine",
     width: Annotated[int, typer.Option("--width", metavar="N", min=1, help="Hidden units of a head.")] = 256,
-    labels: Annotated[str, typer.Option("--labels", metavar="KIND", help="prob or logit (Locret's).")] = "prob",
+    labels: Annotated[
+        str,
+        typer.Option(
+            "--labels",
+            metavar="KIND,…",
+            help="prob, logit (Locret's) or repeat (KVzip's); of several, each example has one.",
+        ),
+    ] = "prob",
     loss: Annotated[str, typer.Option("--loss", metavar="KIND", help="ordinal or regression (Locret's).")] = "ordinal",
     tokens: Annotated[
         str, typer.Option("--tokens", metavar="A-B", help="Shortest and longest example, in tokens.")
@@ -77,11 +84,11 @@ def command(
     """
     for name, value, known in (
         ("--schedule", schedule, ("cosine", "linear")),
-        ("--labels", labels, ("prob", "logit")),
         ("--loss", loss, ("ordinal", "regression")),
     ):
         if value not in known:
             raise UsageError(f"{name} {value}: there are {' and '.join(known)}", f"{name} {known[0]}")
+    _check(labels, loss)
     if pool % 2 == 0:
         raise UsageError(f"--pool {pool} is even: a score is shared to both sides alike", f"--pool {pool + 1}")
     if not 0 < rate < 1:
@@ -106,7 +113,7 @@ def command(
         rate=rate,
         schedule=schedule,  # type: ignore[arg-type]
         width=width,
-        labels=labels,  # type: ignore[arg-type]
+        labels=labels,
         loss=loss,  # type: ignore[arg-type]
         detrend=detrend,
         pool=pool,
@@ -150,6 +157,14 @@ def command(
     found = f"answers {metrics['answers']:.0%}, " if metrics.get("answers", -1) >= 0 else ""
     render.note("heads", f"{find.describe(heads, card)} · {found}overlap {metrics['overlap']:.2f}", quiet=quiet)
     print(path)
+
+
+def _check(labels: str, loss: str) -> None:
+    kinds = labels.split(",")
+    if unknown := [kind for kind in kinds if kind not in ("prob", "logit", "repeat")]:
+        raise UsageError(f"--labels {labels}: there are prob, logit and repeat, no {unknown[0]!r}", "--labels prob")
+    if loss == "regression" and len(set(kinds)) > 1:
+        raise UsageError(f"--loss regression learns values, which {labels} do not share", "--loss ordinal")
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -89,9 +89,9 @@ class Corpus:
             text, turns = self._window(room, rng)
         return Example(text, tuple([rng.choice(turns)] if focus else turns), focus)
 
-    def chance(self, number: int) -> float:
+    def chance(self, number: int, choice: str = "chance") -> float:
         """A number in [0, 1) that belongs to this example, for a choice that is not the data's."""
-        return random.Random(f"{self.seed} chance {number}").random()
+        return random.Random(f"{self.seed} {choice} {number}").random()
 
     def held_out(self, tokens: int, count: int, facts: int = 6) -> list[Example]:
         """Texts of about ``tokens`` with planted facts, from the last tenth of the prose, which no example uses."""

@@ -2,13 +2,13 @@
 
 Two passes of the frozen model. The text is read by the engine itself (a fill that keeps everything, or that evicts,
 for features as they are at inference), and the projections that heads see are recorded on the way. Then questions
-and answers attend to the whole text and a maximum over their queries is taken layer by layer, so that nothing larger
-than one layer's ``[H, rows, n]`` ever exists.
+and answers, or the text itself once more, attend to the whole text and a maximum over their queries is taken layer by
+layer, a few queries at a time, so that nothing larger than :data:`_WORK` numbers ever exists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,9 +21,13 @@ from kvcli.types import Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
 
-Kind = Literal["logit", "prob"]
-"""``logit``: the maximum over answer queries and the query group of the pre-softmax logit, as published for Locret.
-``prob``: the maximum over question and answer queries and the group of the log-probability."""
+Kind = Literal["prob", "logit", "repeat"]
+"""``prob``: the maximum over question and answer queries and the query group of the log-probability. ``logit``: that
+over answer queries and the group of the pre-softmax logit, as published for Locret. ``repeat``: as ``prob``, but the
+queries are those of saying the text again, as in KVzip (Kim et al. 2025, arXiv 2505.23416)."""
+
+_WORK = 1 << 24
+"""Numbers of one product of queries and keys."""
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Observer:
         rotary: the model's RoPE.
         context: the whole text. However it is held, these tails attend to all of it.
         tails: per tail, how many ids are the question's and how many the answer's.
-        kind: which label to take.
+        kind: which label to take; it is the caller's what the tails say.
     """
 
     def __init__(self, rotary: Rotary, context: Context, tails: Sequence[tuple[int, int]], kind: Kind) -> None:
@@ -106,9 +110,16 @@ class ObserverLayer:
         return torch.cat(outputs, dim=1)
 
     def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
-        kv_heads, _, dim = k.shape
-        logits = (q.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float() * scale
-        if self.observer.kind == "prob":
-            logits -= lse.reshape(kv_heads, -1, 1)
-        label = logits.amax(dim=1)
+        label = torch.stack([block.amax(dim=1) for block in self._regard(q, k, scale, lse)]).amax(dim=0)
         self.label = label if self.label is None else torch.maximum(self.label, label)
+
+    def _regard(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> Iterator[Tensor]:
+        """What a few queries at a time give each key: log-probabilities, or logits, ``[H_kv, group · queries, n]``."""
+        kv_heads, n, dim = k.shape
+        step = max(1, _WORK // max(1, n * q.shape[0]))
+        for start in range(0, q.shape[1], step):
+            rows = slice(start, start + step)
+            logits = (q[:, rows].reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float() * scale
+            if self.observer.kind != "logit":
+                logits -= lse[:, rows].reshape(kv_heads, -1, 1)
+            yield logits

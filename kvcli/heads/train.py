@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from math import cos, log, pi
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from safetensors import safe_open
@@ -34,6 +34,7 @@ from kvcli.prompt import Prompt
 from kvcli.recipe import parse
 
 _SAVE_EVERY = 50
+_PIECE, _LEAD = 2048, 8  # tokens that are repeated at a time, and of the piece before, as in KVzip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Settings:
         rate: peak learning rate of AdamW.
         schedule: of the rate after a warm-up over the first tenth: a half ``cosine`` or ``linear`` to zero.
         width: hidden units.
-        labels: see :data:`kvcli.heads.labels.Kind`.
+        labels: one or more of :data:`kvcli.heads.labels.Kind`, joined with commas; each example has one of them.
         loss: ``ordinal``, four cumulative classifications of each unit (is it among the best 1, 3, 10, 30 % of its
             text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
         detrend: take the label's trend along the text out of it: what stands near the questions gets more attention
@@ -62,7 +63,7 @@ class Settings:
     rate: float = 1.5e-3
     schedule: Literal["cosine", "linear"] = "cosine"
     width: int = 256
-    labels: Kind = "prob"
+    labels: str = "prob"
     loss: Literal["ordinal", "regression"] = "ordinal"
     detrend: bool = True
     pool: int = 17
@@ -71,6 +72,11 @@ class Settings:
     check_every: int = 250
     patience: int = 0
     seed: int = 0
+
+    def kind(self, chance: float) -> Kind:
+        """The label of an example, by a number in [0, 1)."""
+        kinds = self.labels.split(",")
+        return cast(Kind, kinds[int(chance * len(kinds))])
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,8 @@ def train(
     while learner.step < settings.steps and not learner.exhausted:
         example = corpus.example(learner.step)
         heads = learner.heads if corpus.chance(learner.step) < settings.in_loop else None
-        loss, overlap = learner.learn(lesson(model, prompt, example, settings, heads))
+        kind = settings.kind(corpus.chance(learner.step, "label"))
+        loss, overlap = learner.learn(lesson(model, prompt, example, settings, heads, kind))
         right = None
         if settings.check_every and learner.step % settings.check_every == 0:
             right, asked = answers(model, learner.folded(), prompt, corpus, settings)
@@ -271,7 +278,12 @@ class Learner:
 
 
 def lesson(
-    model: Model, prompt: Prompt, example: Example, settings: Settings, heads: RetainingHeads | None = None
+    model: Model,
+    prompt: Prompt,
+    example: Example,
+    settings: Settings,
+    heads: RetainingHeads | None = None,
+    kind: Kind = "prob",
 ) -> Lesson:
     """Run the frozen model over one example.
 
@@ -279,21 +291,23 @@ def lesson(
         model: the model.
         prompt: its template.
         example: a text and questions.
-        settings: which label, and the budget and pool of a reading that evicts.
+        settings: the budget and pool of a reading that evicts.
         heads: evict by these while features are recorded; ``None`` records them under full attention.
+        kind: which label. ``repeat`` asks nothing, so no question stands in front of its text either.
     """
-    focus = example.turns[0][0] if example.focus else None
+    focus = example.turns[0][0] if example.focus and kind != "repeat" else None
     ids = prompt.document(example.text, focus=focus)
     head = len(prompt.document("", focus=focus))
     recorder = Recorder(model.spec.layers)
     work = _fill(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
     with torch.inference_mode():
         context = freeze(work, Dense())
-        tails = []
-        for question, answer in example.turns:
-            tails.append((prompt.question(question), prompt.answer(answer)))
+        if kind == "repeat":
+            tails = _repeated(prompt, ids[head:])
+        else:
+            tails = [(prompt.question(question), prompt.answer(answer)) for question, answer in example.turns]
         sizes = [(len(q), len(a)) for q, a in tails]
-        observer = Observer(model.rotary, context, sizes, settings.labels)
+        observer = Observer(model.rotary, context, sizes, kind)
         flat = [i for q, a in tails for i in q + a]
         model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
     budget = settings.budget
@@ -303,6 +317,12 @@ def lesson(
         _fill(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
     return Lesson(features, [None if y is None else y.clone() for y in observer.labels], head)
+
+
+def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int]]]:
+    """Questions for a text and the text as their answers, a piece at a time, each with the end of the one before."""
+    asked = prompt.question("What does the text say, word for word?")
+    return [(asked, text[max(0, i - _LEAD) : i + _PIECE]) for i in range(0, len(text), _PIECE)]
 
 
 def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Fill:

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import asdict
 
 import pytest
@@ -17,7 +18,7 @@ from kvcli.heads.data import Corpus, Record
 from kvcli.heads.facts import plant, weave
 from kvcli.heads.labels import Observer, Recorder
 from kvcli.heads.losses import LEVELS, ordinal, overlap, regression, spread
-from kvcli.heads.train import Learner, Lesson, Settings, lesson, train
+from kvcli.heads.train import Learner, Lesson, Settings, _repeated, lesson, train
 from kvcli.hf.load import load
 from kvcli.hold.dense import Dense
 from kvcli.prompt import Prompt
@@ -92,6 +93,46 @@ def test_locrets_label_looks_through_the_answers_queries_only() -> None:
     assert torch.allclose(long[0], row.amax(dim=1), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["prob", "logit"])
+def test_labels_do_not_depend_on_how_many_queries_are_taken_at_a_time(monkeypatch, kind: str) -> None:
+    model = tiny.load("llama")
+    body, tail = tiny.document(40), tiny.document(9, seed=1)
+    whole = observed(model, body, [(tail, 3)], kind).labels
+    monkeypatch.setattr("kvcli.heads.labels._WORK", 2 * 40 * model.spec.heads)
+    for a, b in zip(whole, observed(model, body, [(tail, 3)], kind).labels, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0])
+def test_a_label_of_repeating_is_the_attention_of_the_text_said_again(talking, focus: float) -> None:
+    example = Corpus(["A quiet day. Nobody came. " * 40], [], tokens=(64, 128), focus=focus).example(0)
+    prompt = Prompt(talking.tokenizer)
+    taught = lesson(talking, prompt, example, Settings(), kind="repeat")
+    ids = prompt.document(example.text)  # no question stands in front: none is asked
+    asked = prompt.question("What does the text say, word for word?")
+    observer = observed(talking, ids, [(asked + ids[taught.head :], len(asked))], "prob")
+    for a, b in zip(taught.labels, observer.labels, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    for x in taught.features:
+        assert len(x) == len(ids)
+
+
+def test_pieces_of_a_repeated_text_overlap_and_leave_nothing_out(talking, monkeypatch) -> None:
+    monkeypatch.setattr("kvcli.heads.train._PIECE", 20)
+    text = tiny.document(70)
+    pieces = [answer for _, answer in _repeated(Prompt(talking.tokenizer), text)]
+    assert [len(piece) for piece in pieces] == [20, 28, 28, 18]
+    assert pieces[0] + [i for piece in pieces[1:] for i in piece[8:]] == text
+
+
+def test_kinds_of_labels_take_turns() -> None:
+    corpus, settings = Corpus(["A quiet day. " * 80], []), Settings(labels="prob,repeat,prob,logit")
+    counts = Counter(settings.kind(corpus.chance(number, "label")) for number in range(2000))
+    assert 900 < counts["prob"] < 1100
+    assert 400 < counts["repeat"] < 600
+    assert counts.total() == 2000
+
+
 def test_recorded_features_do_not_depend_on_chunks() -> None:
     model = tiny.load("llama")
     ids = tiny.document(50)
@@ -154,7 +195,7 @@ def test_learning_learns() -> None:
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(talking, tmp_path) -> None:
     corpus = Corpus(["It was a quiet day. Nobody came. " * 60], [], tokens=(64, 128), seed=1)
-    settings = Settings(steps=12, width=8, check_every=6, budget=32, in_loop=0.5)
+    settings = Settings(steps=12, width=8, check_every=6, budget=32, in_loop=0.5, labels="prob,repeat")
     whole, metrics = drain(train(talking, corpus, settings))
     checkpoint = tmp_path / "x.training"
     running = train(talking, corpus, settings, checkpoint)
