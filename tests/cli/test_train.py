@@ -66,7 +66,7 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "cut.safetensors").exists()
     refused = call(*words, "--seed", "5")
-    assert refused.code == 5
+    assert refused.code == 7
     assert "seed=0, not 5" in refused.err
     rest = call(*words)
     assert rest.code == 0, rest.err
