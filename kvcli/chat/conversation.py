@@ -278,8 +278,8 @@ class Conversation:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))
             else:
-                if again:
-                    self.tail.rewind(begun.held)
+                if again:  # the turns before it stay read; passages stood behind them
+                    self.tail.rewind(min(begun.held + len(pending), self.tail.length))
                 self._ids += made
                 self._begun.append(begun)
                 finish = answer.finish_reason if answer else "interrupted"

@@ -103,6 +103,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
         asked = [*text, *ask(question, again=shown[question], **given)]  # type: ignore[operator]
         found = [e.id for e in engine.ask(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
         assert tuple(found) == chat.turns[-1].ids
+        assert chat.tail.length == len(text)  # turns are read once
         text += [*ask(question, **given), *found]  # type: ignore[operator]
         assert chat.used == len(text)
     assert any(say(plain, q).text != turn.answer for q, turn in zip(QUESTIONS, chat.turns, strict=False))
