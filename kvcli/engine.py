@@ -262,6 +262,13 @@ def ask(
     yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first, circled)
 
 
+def put(model: Model, tail: Tail, ids: Sequence[int], *, chunk: int = CHUNK) -> None:
+    """Put ids behind a tail and ask nothing; arguments as for :func:`ask`."""
+    for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
+        model.forward(part, tail, logits=False)
+        tail.extend(len(part))
+
+
 def _advance(model: Model, tail: Tail, ids: Tensor) -> Tensor:
     logits = model.forward(ids, tail, logits=True)
     tail.extend(len(ids))

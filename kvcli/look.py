@@ -3,23 +3,31 @@
 Eviction keeps the gist of a text; a passage that is put behind it again has its exact words. Passages are chosen by
 two rankings joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
 Robertson and Zaragoza 2009). The first finds what is said in other words, the second what eviction has lost.
+
+Of a text that is much longer than what is kept of it, only the units stay in sight that the question attends to most:
+the shreds of everything else draw a small model away from passages that it has right before it (docs/log.md).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from kvcli.heads.labels import Observer
+from kvcli.hold.dense import DenseLayer
+from kvcli.memory import in_sight
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.hf.load import Model
+    from kvcli.hold.base import HeldLayer
     from kvcli.prompt import Prompt
 
 PASSAGE = 400  # characters
@@ -36,6 +44,23 @@ class Passage:
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class Look:
+    """What to read again, and what to see of the rest.
+
+    Attributes:
+        passages: the best one last, which is where it stands next to the question.
+        context: what the question and its answer attend to in place of the whole reading.
+    """
+
+    passages: tuple[Passage, ...]
+    context: Context
+
+    def texts(self, text: str) -> list[str]:
+        """The passages' words."""
+        return [text[p.start : p.end].strip() for p in self.passages]
+
+
 def look(
     model: Model,
     prompt: Prompt,
@@ -45,8 +70,8 @@ def look(
     *,
     count: int = 3,
     tokens: int | None = None,
-) -> list[Passage]:
-    """The passages worth a second look, the best one last, which is where it stands next to the question.
+) -> Look:
+    """The passages worth a second look, and the kept units that stay in sight.
 
     Args:
         model, prompt, context: what the text was read with.
@@ -57,9 +82,11 @@ def look(
     """
     spans, places = _spread(prompt, text)
     if len(spans) <= count:
-        return list(spans)
-    mass = regard(model, context, prompt.question(question)).cpu()[: context.seen if tokens is None else tokens]
-    attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass[len(mass) - len(places) :], "amax")
+        return Look(spans, context)
+    labels = regard(model, context, prompt.question(question))
+    end = context.seen if tokens is None else tokens
+    read = range(end - len(places), end)
+    attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
     shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
     fused = [0.0] * len(spans)
     for scores in (attended.tolist(), shared):
@@ -68,7 +95,8 @@ def look(
             if scores[i] > 0:
                 fused[i] += 1 / (_RANK_OFFSET + rank)
     best = sorted(range(len(spans)), key=lambda i: -fused[i])[:count]
-    return [Passage(spans[i].start, spans[i].end, fused[i]) for i in reversed(best)]
+    chosen = tuple(Passage(spans[i].start, spans[i].end, fused[i]) for i in reversed(best))
+    return Look(chosen, narrowed(context, labels, read))
 
 
 @lru_cache(maxsize=1)  # many questions about one text
@@ -117,8 +145,8 @@ def _indexed(texts: tuple[str, ...]) -> Any:
 
 
 @torch.inference_mode()
-def regard(model: Model, context: Context, ids: Sequence[int]) -> torch.Tensor:
-    """How much some ids look at each place of a read document.
+def regard(model: Model, context: Context, ids: Sequence[int]) -> list[Tensor | None]:
+    """How much some ids look at each kept unit of a read document.
 
     Args:
         model: the model.
@@ -126,13 +154,45 @@ def regard(model: Model, context: Context, ids: Sequence[int]) -> torch.Tensor:
         ids: e.g. a question's.
 
     Returns:
-        float32 ``[seen]``: per place, the largest attention of any query, summed over layers and KV heads; 0 where
-        nothing was kept.
+        per layer float32 ``[H_kv, c]``, the logarithm of the largest attention of any query of the group; ``None`` for
+        layers with a window of their own.
     """
     observer = Observer(model.rotary, context, [(len(ids), 0)], "prob")
     model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
-    mass = torch.zeros(context.seen, device=model.device)
-    for held, label in zip(context.layers, observer.labels, strict=True):
+    return observer.labels
+
+
+def mass(context: Context, labels: Sequence[Tensor | None]) -> Tensor:
+    """:func:`regard` by place: float32 ``[seen]``, summed over layers and KV heads; 0 where nothing was kept."""
+    total = torch.zeros(context.seen, device=context.layers[0].pos.device)
+    for held, label in zip(context.layers, labels, strict=True):
         if label is not None:
-            mass.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
-    return mass
+            total.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
+    return total
+
+
+@torch.inference_mode()
+def narrowed(context: Context, labels: Sequence[Tensor | None], text: range) -> Context:
+    """The part of a context that is looked at most, as it stands there: nothing moves, and a tail fits behind either.
+
+    Args:
+        context: a read document.
+        labels: from :func:`regard`.
+        text: places of which :func:`kvcli.memory.in_sight` units per KV head stay. Of all others, the template's head
+            and turns of a chat, everything does.
+    """
+    layers: list[HeldLayer] = []
+    for held, label in zip(context.layers, labels, strict=True):
+        if label is None:
+            layers.append(held)
+            continue
+        others = (held.pos < text.start) | (held.pos >= text.stop)
+        count = in_sight(held.pos.shape[1], len(text)) + int(others.sum(1).max())
+        if count >= held.pos.shape[1]:
+            layers.append(held)
+            continue
+        best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
+        k, v = held.whole()
+        rows = best[..., None].expand(-1, -1, k.shape[2])
+        layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
+    return replace(context, layers=layers)

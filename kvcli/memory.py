@@ -22,6 +22,8 @@ _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
 _TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results.md)
 PASSAGES = 3  # that are read again where units are forgotten; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of the longest of them, about
+_IN_SIGHT = 32  # units per KV head, at least, that stay in sight beside them
+_HEAD = 64  # tokens of a template's head, about
 _STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
 
@@ -188,7 +190,32 @@ def of_run(
     probe = question if tokens and recipe.keep.question else 0
     tail = question + extra + longest
     made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
+    if extra:
+        made = replace(made, tail=made.tail + _sight(spec, recipe, tokens))
     return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
+
+
+def in_sight(kept: int, read: int) -> int:
+    """Units per KV head that stay in sight of those that are kept of a text, while passages of it are read again.
+
+    All where they are a good part of the text; the shreds of a long one would draw a small model away from the
+    passages.
+
+    Args:
+        kept: units per KV head.
+        read: tokens of the text.
+    """
+    return kept if 8 * kept >= read else min(kept, max(_IN_SIGHT, kept // 16))
+
+
+def _sight(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
+    """Bytes of what stays in sight, which is a copy where it is not everything."""
+    copied = 0
+    for layer, window in enumerate(spec.sliding):
+        kept = units(spec, recipe, tokens, layer)
+        seen = in_sight(kept, tokens)
+        copied += 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
+    return copied * spec.kv_heads * spec.unit_bytes
 
 
 def second_look(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:

@@ -38,13 +38,18 @@ class Tail:
     def __init__(
         self, spec: ModelSpec, rotary: Rotary, context: Context | None, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.spec, self.rotary, self.context = spec, rotary, context
+        self.spec, self.rotary = spec, rotary
         self.length = 0
         self.cursor: Tensor | None = None
         self.staging = Staging()
-        self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
+        self.turn_to(context)
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
         self._layers = [TailLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
+
+    def turn_to(self, context: Context | None) -> None:
+        """Attend to another part of the same document: what has passed stays as it was."""
+        self.context = context
+        self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
 
     @property
     def layers(self) -> Sequence[TailLayer]:

@@ -37,7 +37,8 @@ class Ground:
         room: tokens that the turns may take before they are absorbed.
         total: tokens that the document and all turns may take, for recipes that evict nothing; ``None`` for no end.
         look: passages of the document to be read again before a question. They are read for its answer and leave no
-            trace: what stands in the tail afterwards are question and answer. Their tokens are not the room's.
+            trace: what stands in the tail afterwards are question and answer. Their tokens are not the room's. With
+            them comes what the question and its answer see in place of the whole context.
     """
 
     prompt: Prompt
@@ -47,7 +48,7 @@ class Ground:
     context: Context | None
     room: int
     total: int | None = None
-    look: Callable[[Context, str], Sequence[str]] | None = None
+    look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None
 
     def __post_init__(self) -> None:
         self.document = self.context is not None
@@ -249,12 +250,19 @@ class Conversation:
         assert self.tail is not None
         begun = _Begun(len(self._ids), self.tail.length)
         first, pending = not self.turns, self._ids[self.tail.length :]
-        again = ground.look(self.context, text) if ground.look and ground.document and self.context else ()
+        again: Sequence[str] = ()
+        sight = self.context
+        if ground.look and ground.document and self.context:
+            again, sight = ground.look(self.context, text)
+            if again and pending:
+                engine.put(self.model, self.tail, pending, chunk=ground.chunk)
+                pending = []
         self._ids += self._question(ground, text, first=first)
         made: list[int] = []
         parts: list[str] = []
         answer: Answer | None = None
-        began = perf_counter()
+        began, read = perf_counter(), self.tail.length
+        self.tail.turn_to(sight)
         events = engine.ask(
             self.model,
             self.tail,
@@ -274,12 +282,13 @@ class Conversation:
                     yield event
         finally:
             seconds = perf_counter() - began
+            self.tail.turn_to(self.context)
             if answer is None and not made:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))
             else:
                 if again:  # the turns before it stay read; passages stood behind them
-                    self.tail.rewind(min(begun.held + len(pending), self.tail.length))
+                    self.tail.rewind(read)
                 self._ids += made
                 self._begun.append(begun)
                 finish = answer.finish_reason if answer else "interrupted"

@@ -205,20 +205,20 @@ class Desk:
         work = {"tokens": len(self.ids), "chunk": self.chunk, "question": len(question)}
         return memory.second_look(self.model.spec, self.recipe, **work)
 
-    def _look(self, context: "Context | None", question: str, count: int) -> list[str]:
-        """Passages of the document, to be read again behind it."""
+    def _look(self, context: "Context", question: str, count: int) -> "tuple[list[str], Context]":
+        """Passages of the document, to be read again behind it, and what to see of it meanwhile."""
         document = self.report.document
         self.report.looked, self.report.look_s = [], 0.0
-        if not (count and document) or context is None:
-            return []
+        if not (count and document):
+            return [], context
         from kvcli.look import look
 
         start = time.perf_counter()
         about = self.model, self.prompt, context, document.text, question
         found = look(*about, count=count, tokens=len(self.ids))
-        self.report.looked = [(p.start, p.end) for p in found]
+        self.report.looked = [(p.start, p.end) for p in found.passages]
         self.report.look_s = time.perf_counter() - start
-        return [document.text[p.start : p.end].strip() for p in found]
+        return found.texts(document.text), found.context
 
     def _library(self) -> "Library | None":
         if not self.settings.cache:

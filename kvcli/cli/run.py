@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from kvcli.cli.exits import PARTLY_FAILED, STOPS, Interrupted, error_object, sto
 from kvcli.cli.output import Sink
 from kvcli.cli.questions import Question, Request
 from kvcli.events import Answer, Token
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
 
 __all__ = ["Run", "Settings", "during"]
 
@@ -95,8 +98,10 @@ class Run(Desk):
         ids = self.prompt.question(question.text, document=bool(self.ids))
         passages = self._passages(ids)
         longest = self._read(ids, settings.max_tokens, passages=passages)
-        with during("looking for passages"):
-            again = self._look(self.reader.context, question.text, passages)
+        again, sight = list[str](), self.reader.context
+        if sight is not None:
+            with during("looking for passages"):
+                again, sight = self._look(sight, question.text, passages)
         if again:
             ids = self.prompt.question(question.text, again=again)
             size = f"{sum(map(len, again)):,} characters"
@@ -104,7 +109,7 @@ class Run(Desk):
             render.note("look", text, quiet=settings.quiet)
         sampling = Sampling(**settings.sampling)
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
-        answer, stopped = self._generate(ids, sampling, longest)
+        answer, stopped = self._generate(sight, ids, sampling, longest)
         report.peak_bytes = usage.peak(model.spec.device)
         rates.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         if answer.circled:
@@ -131,13 +136,15 @@ class Run(Desk):
         if text not in self.report.warnings:
             self.report.warnings.append(text)
 
-    def _generate(self, ids: list[int], sampling: Any, longest: int) -> tuple[Answer, BaseException | None]:
+    def _generate(
+        self, context: "Context | None", ids: list[int], sampling: Any, longest: int
+    ) -> tuple[Answer, BaseException | None]:
         """The answer, streamed; where it was interrupted, what there is of it and what interrupted it."""
         from kvcli import engine
 
         start = time.perf_counter()
         first, parts, made = start, list[str](), 0
-        tail = engine.begin(self.model, self.reader.context)
+        tail = engine.begin(self.model, context)
         events = engine.ask(
             self.model,
             tail,

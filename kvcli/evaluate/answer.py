@@ -111,11 +111,12 @@ def answer(
         read_s += perf_counter() - began
         for count in manner.looks:
             began = perf_counter()
-            asked = prompt.question(question)
+            asked, sight = prompt.question(question), context
             if count and not prompt.raw:
                 found = look(model, prompt, context, text, question, count=count)
-                asked = prompt.question(question, again=[text[p.start : p.end].strip() for p in found])
+                asked, sight = prompt.question(question, again=found.texts(text)), found.context
             tail.rewind()
+            tail.turn_to(sight)
             for event in engine.ask(model, tail, asked, max_tokens=longest, chunk=chunk):
                 if isinstance(event, Answer):
                     answers[count].append(event.text)

@@ -109,10 +109,12 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
         context = freeze(work, parsed.hold)
         tail = engine.begin(_model, context)
         for count in looks:
-            found = look(_model, prompt, context, said, QUESTION, count=count) if count else []
-            again = [said[p.start : p.end].strip() for p in found]
-            asked = prompt.question(QUESTION, again=again) if again else question
+            asked, sight = question, context
+            if count:
+                found = look(_model, prompt, context, said, QUESTION, count=count)
+                asked, sight = prompt.question(QUESTION, again=found.texts(said)), found.context
             tail.rewind()
+            tail.turn_to(sight)
             answer = [e for e in engine.ask(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
             rows.append(
                 {

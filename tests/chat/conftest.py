@@ -49,7 +49,7 @@ def talk(model: Model) -> Talk:
         *,
         room: int = 200,
         total: int | None = None,
-        look: Callable[[Context, str], Sequence[str]] | None = None,
+        look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None,
         **more: object,
     ) -> Conversation:
         def make() -> Ground:

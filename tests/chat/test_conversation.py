@@ -93,7 +93,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
     """Each answer is that of all turns so far, plain, and of the last question with its passages before it."""
     shown = {question: (f"The answer to {question} is {n}.", "It rained.") for n, question in enumerate(QUESTIONS)}
     recipe = "keydiff(budget=96, stabilizers=16)"
-    chat = talk(TEXT, recipe, room=2000, look=lambda _, question: shown[question])
+    chat = talk(TEXT, recipe, room=2000, look=lambda context, question: (shown[question], context))
     plain = talk(TEXT, recipe, room=2000)
     prompt, text = plain_ground(plain).prompt, list[int]()
     for n, question in enumerate(QUESTIONS[:4]):

@@ -1,5 +1,6 @@
 """The second look: passages cover the text, and attention over places is attention."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvcli import engine, look
+from kvcli import engine, look, memory
 from kvcli.cache.context import freeze
+from kvcli.memory import in_sight
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import drain, filled
@@ -43,7 +45,7 @@ def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: st
     model = tiny.load(family)
     body, question = tiny.document(14), tiny.document(5, seed=1)
     context = freeze(filled(model, body, "full", 16), parse("full").hold)
-    mass = look.regard(model, context, question)
+    mass = look.mass(context, look.regard(model, context, question))
     with torch.inference_mode(), model.reference() as module:
         module.set_attn_implementation("eager")
         weights = module(input_ids=torch.tensor([body + question]), output_attentions=True, use_cache=False).attentions
@@ -59,7 +61,97 @@ def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: st
 def test_regard_puts_evicted_places_to_zero() -> None:
     model = tiny.load("llama")
     context = drain(engine.read(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
-    mass = look.regard(model, context, tiny.document(5))
+    mass = look.mass(context, look.regard(model, context, tiny.document(5)))
     assert mass.shape == (90,)
     assert bool((mass[4:74] == 0).all())
     assert bool((torch.cat([mass[:4], mass[74:]]) > 0).all())
+
+
+HELD = ["", "+kivi(bits=4, group=8)", "+int8", "+turbo(bits=4, fill=true)", "+quest", "+shadowkv(rank=4)"]
+
+
+@pytest.mark.parametrize("hold", HELD)
+def test_what_stays_in_sight_is_the_units_that_are_looked_at_most(hold: str) -> None:
+    """Of the text ``in_sight`` units per KV head, of what is not the text everything, as the hold gives them back."""
+    model = tiny.load("llama")
+    ids, question = tiny.document(900), tiny.document(5, seed=1)
+    context = drain(engine.read(model, ids, parse(f"snapkv(budget=100, stabilizers=0, sinks=6){hold}"), chunk=64))
+    labels, text = look.regard(model, context, question), range(6, 890)
+    sight = look.narrowed(context, labels, text)
+    assert (sight.seen, sight.starts) == (context.seen, context.starts)
+    count = in_sight(100, len(text))
+    assert count == 32
+    for seen, held, label in zip(sight.layers, context.layers, labels, strict=True):
+        k, v = held.whole()
+        for head in range(model.spec.kv_heads):
+            places = held.pos[head].tolist()
+            inside = [i for i, place in enumerate(places) if place in text]
+            best = sorted(inside, key=lambda i: -float(label[head, i]))[:count]
+            must = {i for i in range(len(places)) if i not in inside} | set(best)
+            rows = [places.index(place) for place in seen.pos[head].tolist()]
+            assert rows == sorted(rows)
+            assert must <= set(rows)
+            assert torch.equal(seen.k[head], k[head, rows])
+            assert torch.equal(seen.v[head], v[head, rows])
+
+
+@pytest.mark.parametrize(("family", "budget"), [("llama", 200), ("gemma3", 60)])
+def test_a_good_part_of_a_text_stays_whole(family: str, budget: int) -> None:
+    """And so do layers with a window of their own, however long the text."""
+    model = tiny.load(family)
+    context = drain(engine.read(model, tiny.document(900), parse(f"streaming(budget={budget})"), chunk=64))
+    sight = look.narrowed(context, look.regard(model, context, tiny.document(5)), range(4, 900))
+    for seen, held, window in zip(sight.layers, context.layers, model.spec.sliding, strict=True):
+        assert (seen is held) == (budget == 200 or window is not None)
+
+
+def test_a_tail_turns_to_what_is_in_sight_and_back(model_and_context) -> None:
+    model, context = model_and_context
+    sight = look.narrowed(context, look.regard(model, context, tiny.document(5)), range(4, 900))
+    tail, other = engine.begin(model, context), engine.begin(model, context)
+    history, question = tiny.document(7, seed=2), tiny.document(6, seed=3)
+    for one in (tail, other):
+        engine.put(model, one, history)
+    plain = said(model, other, question)
+    tail.turn_to(sight)
+    narrow = said(model, tail, question)
+    assert not torch.allclose(narrow, plain, atol=1e-3)
+    tail.rewind(len(history))
+    assert torch.equal(said(model, tail, question), narrow)
+    tail.rewind(len(history))
+    tail.turn_to(context)
+    assert torch.equal(said(model, tail, question), plain)
+
+
+@pytest.fixture
+def model_and_context():
+    model = tiny.load("llama")
+    return model, drain(engine.read(model, tiny.document(900), parse("streaming(budget=60)"), chunk=64))
+
+
+def said(model, tail, ids: list[int]) -> torch.Tensor:
+    logits = model.forward(torch.tensor(ids), tail, logits=True)
+    tail.extend(len(ids))
+    return logits
+
+
+@given(st.integers(1, 40000), st.integers(1, 2_000_000))
+def test_never_more_in_sight_than_is_kept(kept: int, read: int) -> None:
+    seen = in_sight(kept, read)
+    assert 0 < seen <= kept
+    assert seen <= in_sight(kept + 1, read)
+    assert seen >= in_sight(kept, read + 1)
+    assert seen == kept or 8 * kept < read
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_plan_knows_of_what_is_copied(family: str) -> None:
+    model, recipe = tiny.load(family), parse("snapkv(budget=200, sinks=16, stabilizers=8)")
+    context = drain(engine.read(model, tiny.document(3000), recipe, chunk=64))
+    sight = look.narrowed(context, look.regard(model, context, tiny.document(5)), range(20, 3000))
+    new = sum(seen.nbytes for seen, held in zip(sight.layers, context.layers, strict=True) if seen is not held)
+    work = {"tokens": 3000, "chunk": 64, "question": 5, "answer": 8}
+    spec = replace(model.spec, max_positions=8192)
+    plans = [memory.of_run(spec, recipe, **work, passages=n)[0].tail for n in (1, 0)]
+    passage = model.spec.layers * model.spec.kv_heads * memory.PASSAGE * model.spec.unit_bytes
+    assert new <= plans[0] - plans[1] - passage <= 2.5 * new

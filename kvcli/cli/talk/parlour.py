@@ -188,7 +188,7 @@ class Parlour(Desk):
             look=self._again,
         )
 
-    def _again(self, context: Context, question: str) -> list[str]:
+    def _again(self, context: Context, question: str) -> tuple[list[str], Context]:
         return self._look(context, question, self._passages([0] * QUESTION))
 
     def sampling(self) -> dict[str, Any]:
