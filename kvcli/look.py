@@ -1,7 +1,7 @@
 """The second look: after a reading, the passages that matter most to the question are read again, word for word.
 
 Eviction keeps the gist of a text; a passage that is put behind it again has its exact words. Passages are chosen by
-two rankings joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
+two measures joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
 Robertson and Zaragoza 2009). The first finds what is said in other words, the second what eviction has lost.
 
 Of a text that is much longer than what is kept of it, only the units stay in sight that the question attends to most:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from kvcli.prompt import Prompt
 
 PASSAGE = 400  # characters
-_RANK_OFFSET = 10  # of reciprocal rank fusion (Cormack et al. 2009); small, because only the first few ranks matter
 _ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
 
 
@@ -88,15 +87,27 @@ def look(
     read = range(end - len(places), end)
     attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
     shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
-    fused = [0.0] * len(spans)
-    for scores in (attended.tolist(), shared):
-        order = sorted(range(len(spans)), key=lambda i: -scores[i])
-        for rank, i in enumerate(order):
-            if scores[i] > 0:
-                fused[i] += 1 / (_RANK_OFFSET + rank)
-    best = sorted(range(len(spans)), key=lambda i: -fused[i])[:count]
-    chosen = tuple(Passage(spans[i].start, spans[i].end, fused[i]) for i in reversed(best))
+    chosen = tuple(replace(spans[i], score=score) for i, score in reversed(joined(attended.tolist(), shared, count)))
     return Look(chosen, narrowed(context, labels, read))
+
+
+def joined(attended: Sequence[float], shared: Sequence[float], count: int) -> list[tuple[int, float]]:
+    """The ``count`` best passages with their scores, best first.
+
+    Each measure is divided by its largest value, so that a passage that leads by far stays ahead, and words count
+    twice; the last place is that of the passage which attention alone prefers, wherever words put it.
+
+    Args:
+        attended, shared: per passage, both 0 where nothing is known.
+        count: passages.
+    """
+    most, words = max(attended) or 1.0, max(shared) or 1.0
+    scores = [2 * w / words + a / most for a, w in zip(attended, shared, strict=True)]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    seen = max(range(len(attended)), key=attended.__getitem__)
+    if count > 1 and seen not in order[:count]:
+        order[count - 1] = seen
+    return [(i, scores[i]) for i in order[:count]]
 
 
 @lru_cache(maxsize=1)  # many questions about one text
