@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kvcli.prompt import Prompt
 
 PASSAGE = 400  # characters
+_RANK_OFFSET = 10  # small, because only the first few ranks matter
 _ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
 
 
@@ -95,7 +96,8 @@ def joined(attended: Sequence[float], shared: Sequence[float], count: int) -> li
     """The ``count`` best passages with their scores, best first.
 
     Each measure is divided by its largest value, so that a passage that leads by far stays ahead, and words count
-    twice; the last place is that of the passage which attention alone prefers, wherever words put it.
+    twice. The last place is that of the passage with the best ranks together (reciprocal rank fusion, Cormack et al.
+    2009): in one's own words one asks for what attention puts high and no word puts first.
 
     Args:
         attended, shared: per passage, both 0 where nothing is known.
@@ -104,9 +106,13 @@ def joined(attended: Sequence[float], shared: Sequence[float], count: int) -> li
     most, words = max(attended) or 1.0, max(shared) or 1.0
     scores = [2 * w / words + a / most for a, w in zip(attended, shared, strict=True)]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    seen = max(range(len(attended)), key=attended.__getitem__)
-    if count > 1 and seen not in order[:count]:
-        order[count - 1] = seen
+    ranked = [0.0] * len(scores)
+    for measure in (attended, shared):
+        for rank, i in enumerate(sorted(range(len(scores)), key=lambda i: -measure[i])):
+            ranked[i] += (measure[i] > 0) / (_RANK_OFFSET + rank)
+    best = max(range(len(ranked)), key=ranked.__getitem__)
+    if count > 1 and best not in order[:count]:
+        order[count - 1] = best
     return [(i, scores[i]) for i in order[:count]]
 
 
