@@ -88,31 +88,39 @@ def look(
     read = range(end - len(places), end)
     attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
     shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
-    chosen = tuple(replace(spans[i], score=score) for i, score in reversed(joined(attended.tolist(), shared, count)))
+    thin = in_sight(context.kept, len(read)) < context.kept
+    best = joined(attended.tolist(), shared, count, thin=thin)
+    chosen = tuple(replace(spans[i], score=score) for i, score in reversed(best))
     return Look(chosen, narrowed(context, labels, read))
 
 
-def joined(attended: Sequence[float], shared: Sequence[float], count: int) -> list[tuple[int, float]]:
+def joined(
+    attended: Sequence[float], shared: Sequence[float], count: int, *, thin: bool = False
+) -> list[tuple[int, float]]:
     """The ``count`` best passages with their scores, best first.
 
-    Each measure is divided by its largest value, so that a passage that leads by far stays ahead, and words count
-    twice. The last place is that of the passage with the best ranks together (reciprocal rank fusion, Cormack et al.
-    2009): in one's own words one asks for what attention puts high and no word puts first.
+    By reciprocal ranks (Cormack et al. 2009). Attention finds only what was kept, so where that is thin, scores are
+    added instead: each measure is divided by its largest value, so that a passage whose words lead by far stays ahead,
+    and words count twice. The last place is then still that of the best by ranks: in one's own words one asks for what
+    attention puts high and no word puts first.
 
     Args:
         attended, shared: per passage, both 0 where nothing is known.
         count: passages.
+        thin: whether little was kept of the text.
     """
+    ranked = [0.0] * len(shared)
+    for measure in (attended, shared):
+        for rank, i in enumerate(sorted(range(len(measure)), key=lambda i: -measure[i])):
+            ranked[i] += (measure[i] > 0) / (_RANK_OFFSET + rank)
+    by_rank = sorted(range(len(ranked)), key=lambda i: -ranked[i])
+    if not thin:
+        return [(i, ranked[i]) for i in by_rank[:count]]
     most, words = max(attended) or 1.0, max(shared) or 1.0
     scores = [2 * w / words + a / most for a, w in zip(attended, shared, strict=True)]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    ranked = [0.0] * len(scores)
-    for measure in (attended, shared):
-        for rank, i in enumerate(sorted(range(len(scores)), key=lambda i: -measure[i])):
-            ranked[i] += (measure[i] > 0) / (_RANK_OFFSET + rank)
-    best = max(range(len(ranked)), key=ranked.__getitem__)
-    if count > 1 and best not in order[:count]:
-        order[count - 1] = best
+    if count > 1 and by_rank[0] not in order[:count]:
+        order[count - 1] = by_rank[0]
     return [(i, scores[i]) for i in order[:count]]
 
 

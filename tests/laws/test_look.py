@@ -70,9 +70,9 @@ def test_regard_puts_evicted_places_to_zero() -> None:
 POSITIVE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), min_size=1, max_size=30)
 
 
-@given(POSITIVE, st.integers(1, 5))
-def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, count: int) -> None:
-    found = look.joined([a for a, _ in pairs], [w for _, w in pairs], count)
+@given(POSITIVE, st.integers(1, 5), st.booleans())
+def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, count: int, thin: bool) -> None:
+    found = look.joined([a for a, _ in pairs], [w for _, w in pairs], count, thin=thin)
     places = [i for i, _ in found]
     assert len(set(places)) == len(places) == min(count, len(pairs))
     assert all(a >= b for (_, a), (_, b) in pairwise(found[:-1]))
@@ -80,11 +80,13 @@ def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, 
     assert not above or places[0] == above[0]
 
 
-def test_words_that_lead_by_far_are_not_outvoted_and_good_ranks_not_forgotten() -> None:
+def test_words_that_lead_by_far_are_outvoted_only_where_much_is_kept() -> None:
     attended, shared = [0.8, 0.9, 0.7, 0.6, 0.1, 0.0, 0.0], [2.0, 10.0, 2.5, 1.0, 30.0, 20.5, 29.0]
-    assert [i for i, _ in look.joined(attended, shared, 2)] == [4, 1]  # 1 is first by attention and fourth by words
-    assert look.joined(attended, [0.0] * 7, 3)[0][0] == 1
-    assert look.joined([0.0] * 7, shared, 1)[0][0] == 4
+    assert [i for i, _ in look.joined(attended, shared, 2)] == [1, 4]  # 1 is first by attention and fourth by words
+    assert [i for i, _ in look.joined(attended, shared, 2, thin=True)] == [4, 1]
+    for thin in (False, True):
+        assert look.joined(attended, [0.0] * 7, 3, thin=thin)[0][0] == 1
+        assert look.joined([0.0] * 7, shared, 1, thin=thin)[0][0] == 4
 
 
 HELD = ["", "+kivi(bits=4, group=8)", "+int8", "+turbo(bits=4, fill=true)", "+quest", "+shadowkv(rank=4)"]
