@@ -51,7 +51,7 @@ def test_products_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     model = tiny.load("llama")
     context = drain(engine.read(model, tiny.document(60), parse("keydiff(budget=24)"), chunk=16))
     whole, _ = sources.gaze(model, context, tiny.document(9), 3)
-    monkeypatch.setattr(sources, "_WORK", 1)
+    monkeypatch.setattr("kvcli.heads.labels._WORK", 1)
     pieces, _ = sources.gaze(model, context, tiny.document(9), 3)
     assert torch.allclose(whole, pieces, rtol=1e-5, atol=1e-6)
 
