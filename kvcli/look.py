@@ -88,10 +88,9 @@ def look(
     read = range(end - len(places), end)
     attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
     shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
-    thin = in_sight(context.kept, len(read)) < context.kept
-    best = joined(attended.tolist(), shared, count, thin=thin)
-    chosen = tuple(replace(spans[i], score=score) for i, score in reversed(best))
-    return Look(chosen, narrowed(context, labels, read))
+    sight = narrowed(context, labels, read)
+    best = joined(attended.tolist(), shared, count, thin=sight is not context)
+    return Look(tuple(replace(spans[i], score=score) for i, score in reversed(best)), sight)
 
 
 def joined(
@@ -205,6 +204,9 @@ def narrowed(context: Context, labels: Sequence[Tensor | None], text: range) -> 
         labels: from :func:`regard`.
         text: places of which :func:`kvcli.memory.in_sight` units per KV head stay. Of all others, the template's head
             and turns of a chat, everything does.
+
+    Returns:
+        the context itself where all of it stays.
     """
     layers: list[HeldLayer] = []
     for held, label in zip(context.layers, labels, strict=True):
@@ -220,4 +222,5 @@ def narrowed(context: Context, labels: Sequence[Tensor | None], text: range) -> 
         k, v = held.whole()
         rows = best[..., None].expand(-1, -1, k.shape[2])
         layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
-    return replace(context, layers=layers)
+    unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))
+    return context if unchanged else replace(context, layers=layers)

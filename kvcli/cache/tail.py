@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.context import Context
-from kvcli.hold.base import Foreseeing
+from kvcli.hold.base import Attending, Foreseeing
 from kvcli.hold.offload.staging import Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
@@ -42,12 +42,16 @@ class Tail:
         self.length = 0
         self.cursor: Tensor | None = None
         self.staging = Staging()
+        self.context: Context | None = None
+        self.held: list[Attending] = []
         self.turn_to(context)
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
         self._layers = [TailLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
 
     def turn_to(self, context: Context | None) -> None:
         """Attend to another part of the same document: what has passed stays as it was."""
+        if context is self.context:  # what its layers remember is still of use
+            return
         self.context = context
         self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
 
