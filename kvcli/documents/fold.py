@@ -15,7 +15,7 @@ _SOFT = r"\xad\u2010\u2011\ufffe"
 _ODD = re.compile(
     rf"(?P<hyphen>(?<=[^\W\d_]|[\u0300-\u036f])[-\x02{_SOFT}][-\x02{_SOFT}\s]*(?=[^\W\d_]))"
     r"|(?P<space>\s+)"
-    rf"|(?P<other>[\x21-\x7e]?(?:[^\x00-\x7f\s{_SOFT}]|[{_SOFT}](?=[\u0300-\u036f]))+|[\x00-\x1f\x7f{_SOFT}])"
+    rf"|(?P<other>[\x21-\x7e]?(?:[^\x00-\x7f\s{_SOFT}]|[{_SOFT}]{{1,8}}(?=[\u0300-\u036f]))+|[\x00-\x1f\x7f{_SOFT}])"
 )
 _MARKS = str.maketrans(
     {**dict.fromkeys("\u2010\u2011", "-"), **dict.fromkeys("‘’‚‛`´′ʼ", "'"), **dict.fromkeys("“”„‟«»″", '"')}

@@ -151,7 +151,7 @@ def test_any_words_of_the_text_are_found_in_it(pages: list[str], data: st.DataOb
     quotes = Quotes(document)
     folded = quotes.folded
     ends = [i for i in range(len(folded.text) + 1) if not folded.splits_word(i)]
-    assume("\u00ad\u0301" not in "".join(pages))  # an accent on a soft hyphen, which is found neither way yet
+    assume(9 * "\u00ad" not in "".join(pages))  # an accent behind so many belongs to nothing
     assume(len(ends) > 1 and any(c.isalnum() for c in folded.text))
     first = data.draw(st.integers(0, len(ends) - 2))
     quote = folded.text[ends[first] : data.draw(st.sampled_from(ends[first + 1 :]))]
