@@ -127,6 +127,7 @@ def command(
     checkpoint = path.with_name(path.name + ".training")
     if restart:
         checkpoint.unlink(missing_ok=True)
+    running = train(loaded, corpus, settings, checkpoint)
     render.note(
         "train",
         f"{loaded.name} · {render.plural(len(prose), 'text')}, {render.plural(len(records), 'record')}"
@@ -134,7 +135,7 @@ def command(
         quiet=quiet,
     )
     try:
-        heads, metrics = render.follow(train(loaded, corpus, settings, checkpoint), quiet=quiet)
+        heads, metrics = render.follow(running, quiet=quiet)
     except STOPS as stop:
         kept = f"; {checkpoint} has what was learned" if checkpoint.exists() else "; nothing was saved yet"
         raise Interrupted(f"interrupted while training{kept}", "the same command again", cause=stop) from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ class Corpus:
         self.long = [r for r in records if len(r.context) > _SHORT]
         if not (prose or records):
             raise InputError("there is nothing to train on", "kvcli train -m MODEL book.txt …")
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the examples are a function of, as JSON can hold it; texts, records and seed by their digest."""
+        items = [self.seed, self.prose, self._rest, *([astuple(r) for r in some] for some in (self.short, self.long))]
+        digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
+        return {"data": digest, "tokens": list(self.tokens), "focus": self.focus}
 
     def example(self, number: int) -> Example:
         """The example with this number."""

@@ -23,7 +23,7 @@ from kvcli.cache.fill import Fill
 from kvcli.errors import DamagedError
 from kvcli.events import Answer, Training
 from kvcli.heads.data import Corpus, Example
-from kvcli.heads.file import write
+from kvcli.heads.file import identity, write
 from kvcli.heads.labels import Kind, Observer, Recorder
 from kvcli.heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
 from kvcli.heads.module import RetainingHeads
@@ -94,7 +94,7 @@ class Lesson:
 def train(
     model: Model, corpus: Corpus, settings: Settings, checkpoint: Path | None = None
 ) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
-    """Train heads for a model.
+    """Train heads for a model. A checkpoint is taken up by the call itself, before the first step is asked for.
 
     Args:
         model: frozen; its own heads, if any, are not used.
@@ -111,10 +111,16 @@ def train(
     Raises:
         DamagedError: the checkpoint belongs to another training.
     """
-    learner = Learner(model, settings)
+    learner = Learner(model, settings, corpus)
     if checkpoint is not None and checkpoint.exists():
         learner.resume(checkpoint)
-    prompt = Prompt(model.tokenizer)
+    return _steps(learner, model, corpus, checkpoint)
+
+
+def _steps(
+    learner: Learner, model: Model, corpus: Corpus, checkpoint: Path | None
+) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
+    settings, prompt = learner.settings, Prompt(model.tokenizer)
     began, first = perf_counter(), learner.step
     while learner.step < settings.steps and not learner.exhausted:
         example = corpus.example(learner.step)
@@ -135,10 +141,16 @@ class Learner:
     """Heads in training with their optimiser; everything that a checkpoint holds.
 
     Features are divided by their root mean square over the first example; :meth:`folded` moves that into the weights.
+
+    Args:
+        model: whose heads they are.
+        settings: see :class:`Settings`.
+        corpus: what they learn from; a checkpoint is for this and no other.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, corpus: Corpus) -> None:
         self.settings = settings
+        self.origin = asdict(settings) | {"model": identity(model)} | corpus.origin
         self.device = model.device
         spec = model.spec
         self.heads = RetainingHeads.like(spec, width=settings.width, seed=settings.seed).to(self.device)
@@ -239,7 +251,7 @@ class Learner:
             "since_best": self.since_best,
             "metrics": self.metrics,
             "average": self.average,
-            "settings": asdict(self.settings),
+            "origin": self.origin,
         }
         write(path, {k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(facts)})
 
@@ -247,19 +259,20 @@ class Learner:
         """Go on from :meth:`save`. How long and how often to check may be another now; the schedule is that of the end.
 
         Raises:
-            DamagedError: the file is no checkpoint, or of other settings; names the first that differs.
+            DamagedError: the file is no checkpoint, or one of another model, data or settings; names what differs.
         """
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 facts = json.loads((file.metadata() or {})["training"])
+                origin = facts["origin"]
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except Exception as error:
             raise DamagedError(f"{path}: not a training checkpoint: {error}", f"rm {path}") from error
-        mine = asdict(self.settings)
-        for name, value in facts["settings"].items():
-            if name not in ("steps", "check_every", "patience") and mine.get(name) != value:
+        for name, mine in self.origin.items():
+            if name not in ("steps", "check_every", "patience") and origin.get(name) != mine:
                 raise DamagedError(
-                    f"{path}: a training with {name}={value}, not {mine.get(name)}", f"rm {path}, or the same options"
+                    f"{path}: a training with {name}={origin.get(name)}, not {mine}",
+                    f"the same model, files and options again, or rm {path}",
                 )
         self.step, self.since_best = facts["step"], facts["since_best"]
         self.metrics, self.average = facts["metrics"], facts["average"]

@@ -67,7 +67,7 @@ def main() -> None:
     prompt, settings = Prompt(model.tokenizer), Settings(labels=options.labels)
     text = options.text.read_text()
     corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), focus=0.0)
-    learner = Learner(model, settings)
+    learner = Learner(model, settings, corpus)
     read, taught, flops, sizes = [], [], [], []
     for number in range(options.steps + 1):  # the first step warms up
         example = corpus.example(number)

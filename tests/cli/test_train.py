@@ -68,6 +68,11 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     refused = call(*words, "--seed", "5")
     assert refused.code == 7
     assert "seed=0, not 5" in refused.err
+    assert "goes on" not in refused.err
+    refused = call("train", "-m", tiny_model, data[0], *words[-len(options) - 2 :])
+    assert refused.code == 7
+    assert "data=" in refused.err
+    assert checkpoint.exists()
     rest = call(*words)
     assert rest.code == 0, rest.err
     assert "goes on where it was" in rest.err

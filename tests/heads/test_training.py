@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_overlap_counts_the_common_tenth() -> None:
 def test_learning_learns() -> None:
     """Labels that are a linear function of the features are found."""
     model = tiny.load("llama")
-    learner = Learner(model, Settings(steps=120, rate=1e-2, width=16, pool=1))
+    learner = Learner(model, Settings(steps=120, rate=1e-2, width=16, pool=1), Corpus(["Nothing."], []))
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(2, 64, generator=generator)
     for _ in range(120):
@@ -217,8 +218,19 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(talking, tmp_path) -
         if event.step == 7:
             break
     running.close()
+
+    def taken_up(model=talking, corpus=corpus, **other: Any) -> None:
+        train(model, corpus, Settings(**{**asdict(settings), **other}), checkpoint_of_other)
+
+    taken_up(steps=20, check_every=5, patience=3)
     with pytest.raises(DamagedError, match="seed=0, not 5"):
-        next(train(talking, corpus, Settings(**{**asdict(settings), "seed": 5}), checkpoint_of_other))
+        taken_up(seed=5)
+    with pytest.raises(DamagedError, match="model="):
+        taken_up(model=tiny.load("llama-mha"))
+    with pytest.raises(DamagedError, match="data="):
+        taken_up(corpus=Corpus(["It was another day. " * 60], [], tokens=(64, 128), seed=1))
+    with pytest.raises(DamagedError, match=r"tokens=\[64, 128\], not \[64, 256\]"):
+        taken_up(corpus=Corpus(["It was a quiet day. Nobody came. " * 60], [], tokens=(64, 256), seed=1))
 
 
 def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
