@@ -40,9 +40,10 @@ def detrended(label: Tensor, head: int) -> Tensor:
     basis = torch.stack([torch.ones_like(place), place, near], dim=1)
     if n - head < 8:
         return label
-    fit = torch.linalg.lstsq(basis[head:], label[:, head:].T).solution
+    basis = basis.double()  # in float32 LAPACK's last bits differ from call to call, and with them who is above a level
+    fit = torch.linalg.lstsq(basis[head:], label[:, head:].double().T).solution
     trend: Tensor = (basis @ fit).T
-    return label - trend
+    return (label - trend).float()
 
 
 def ordinal(score: Tensor, label: Tensor, levels: Tensor, head: int) -> Tensor:

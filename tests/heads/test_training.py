@@ -18,7 +18,7 @@ from kvcli.heads import data
 from kvcli.heads.data import Corpus, Record
 from kvcli.heads.facts import plant, weave
 from kvcli.heads.labels import Observer, Recorder
-from kvcli.heads.losses import LEVELS, ordinal, overlap, regression, spread
+from kvcli.heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
 from kvcli.heads.train import Learner, Lesson, Settings, _repeated, lesson, train
 from kvcli.hf.load import load
 from kvcli.hold.dense import Dense
@@ -169,6 +169,13 @@ def test_a_spread_label_is_the_logarithm_of_the_mean_probability_nearby(width: i
     for t in range(40):
         near = label[:, max(0, t - width // 2) : t + width // 2 + 1]
         assert torch.allclose(wide[:, t], near.exp().mean(dim=1).log(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_trend_is_the_same_at_every_call() -> None:
+    """A least-squares fit in float32 is not: one call in some hundreds ended in other bits."""
+    label = torch.randn(2, 110, generator=torch.Generator().manual_seed(0)) * 3
+    first = detrended(label, 20)
+    assert all(torch.equal(detrended(label, 20), first) for _ in range(2000))
 
 
 def test_overlap_counts_the_common_tenth() -> None:
