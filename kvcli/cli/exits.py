@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
 import typer
@@ -57,6 +58,35 @@ def listen() -> None:
 
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, stop)
+
+
+class Patience:
+    """Work can be saved between its pieces: the first Ctrl-C or SIGTERM waits for the one at hand, the second does not.
+
+    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
+    """
+
+    def __init__(self) -> None:
+        self.cause: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Patience":
+        with suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        again = self.cause is not None
+        self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if again:
+            raise self.cause
 
 
 def understand(problem: BaseException) -> KvcliError:

@@ -1,16 +1,14 @@
 """Get a context: from a saved reading, from a checkpoint, or by prefill; saved when it is stopped."""
 
-import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kvcli import rates
 from kvcli.cli import render
-from kvcli.cli.exits import STOPS, Interrupted, Terminated
+from kvcli.cli.exits import STOPS, Interrupted, Patience
 from kvcli.cli.report import Report
 from kvcli.events import Event, Prefill, Reused, Warned
 
@@ -23,35 +21,6 @@ if TYPE_CHECKING:
     from kvcli.session import Job, Reading
 
 T = TypeVar("T")
-
-
-class Patience:
-    """Between chunks a reading can be saved: the first Ctrl-C or SIGTERM waits for the chunk, the second does not.
-
-    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
-    """
-
-    def __init__(self) -> None:
-        self.cause: BaseException | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Patience":
-        with suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._arrived)
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        again = self.cause is not None
-        self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-        if again:
-            raise self.cause
 
 
 class Reader:

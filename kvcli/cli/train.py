@@ -4,18 +4,21 @@ import hashlib
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from kvcli import __version__
 from kvcli.cli import render
-from kvcli.cli.exits import STOPS, Interrupted
+from kvcli.cli.exits import STOPS, Interrupted, Patience
 from kvcli.cli.options import DEBUG, DEVICE, MODEL, OFFLINE, QUIET
 from kvcli.errors import UsageError
+from kvcli.events import Event
+
+T = TypeVar("T")
 
 
 def command(
@@ -102,7 +105,7 @@ def command(
     corpus = examples.Corpus(prose, records, tokens=span, focus=focus, seed=seed)
 
     from kvcli.heads import file, find
-    from kvcli.heads.train import Settings, train
+    from kvcli.heads.train import Settings, saved, train
     from kvcli.hf.load import load
     from kvcli.hf.models import resolve
 
@@ -131,14 +134,17 @@ def command(
     render.note(
         "train",
         f"{loaded.name} · {render.plural(len(prose), 'text')}, {render.plural(len(records), 'record')}"
-        f" · {render.count(steps)} steps" + (" · goes on where it was" if checkpoint.exists() else ""),
+        f" · {render.count(steps)} steps"
+        + (f" · goes on after {render.count(done)}" if (done := saved(checkpoint)) else ""),
         quiet=quiet,
     )
     try:
-        heads, metrics = render.follow(running, quiet=quiet)
+        with Patience() as signals:
+            heads, metrics = render.follow(_until(running, signals), quiet=quiet)
     except STOPS as stop:
-        kept = f"; {checkpoint} has what was learned" if checkpoint.exists() else "; nothing was saved yet"
-        raise Interrupted(f"interrupted while training{kept}", "the same command again", cause=stop) from None
+        done = saved(checkpoint)
+        kept = f"{render.plural(done, 'step')} are in {checkpoint}" if done else "nothing was saved yet"
+        raise Interrupted(f"interrupted while training; {kept}", "the same command again", cause=stop) from None
     card = file.Card(
         model=loaded.name,
         identity=file.identity(loaded),
@@ -158,6 +164,19 @@ def command(
     found = f"answers {metrics['answers']:.0%}, " if metrics.get("answers", -1) >= 0 else ""
     render.note("heads", f"{find.describe(heads, card)} · {found}overlap {metrics['overlap']:.2f}", quiet=quiet)
     print(path)
+
+
+def _until(steps: Generator[Event, None, T], signals: Patience) -> Generator[Event, None, T]:
+    """``steps`` until a signal arrives; closed between two of them, a training saves itself."""
+    while signals.cause is None:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        yield event
+    steps.close()
+    raise signals.cause
 
 
 def _check(labels: str, loss: str) -> None:

@@ -100,7 +100,7 @@ def train(
         model: frozen; its own heads, if any, are not used.
         corpus: the examples.
         settings: see :class:`Settings`.
-        checkpoint: where to save every 50 steps and to resume from.
+        checkpoint: where to save every 50 steps, and where the generator is closed; and to resume from.
 
     Yields:
         a :class:`Training` after each step.
@@ -133,8 +133,23 @@ def _steps(
             learner.judge(right, asked)
         if checkpoint is not None and (learner.step % _SAVE_EVERY == 0 or right is not None):
             learner.save(checkpoint)
-        yield Training(learner.step, settings.steps, loss, overlap, right, perf_counter() - began, learner.step - first)
+        try:
+            yield Training(
+                learner.step, settings.steps, loss, overlap, right, perf_counter() - began, learner.step - first
+            )
+        except GeneratorExit:
+            if checkpoint is not None:
+                learner.save(checkpoint)
+            raise
     return learner.best()
+
+
+def saved(checkpoint: Path) -> int:
+    """Steps that a checkpoint holds; 0 where there is none."""
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, "pt") as file:
+        return int(json.loads(file.metadata()["training"])["step"])
 
 
 class Learner:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kvcli.heads import file
+from kvcli.heads.train import saved
 from tests.cli.conftest import PROGRAM, Call
 
 PROSE = "It was a quiet day in {}. Nobody came up the hill, and nobody asked why. "
@@ -74,13 +75,33 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     assert checkpoint.exists()
     rest = call(*words)
     assert rest.code == 0, rest.err
-    assert "goes on where it was" in rest.err
+    assert "goes on after 50" in rest.err
     assert not checkpoint.exists()
     whole = call("train", "-m", tiny_model, *data, "-o", "whole.safetensors", *options)
     assert whole.code == 0, whole.err
     (one, _), (two, _) = (file.load(folder / f"{name}.safetensors") for name in ("whole", "cut"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_ctrl_c_loses_no_finished_step(environment: dict[str, str], folder: Path, tiny_model: Path) -> None:
+    (folder / "book.txt").write_text(PROSE.format("Whitby") * 90)
+    words = ["train", "-m", str(tiny_model), "book.txt", "-o", "x.safetensors", "--steps", "30000", *FEW]
+    checkpoint = folder / "x.safetensors.training"
+
+    with subprocess.Popen(
+        [*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 100
+        while not checkpoint.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert f"{saved(checkpoint):,} steps are in x.safetensors.training" in said
+    assert not (folder / "x.safetensors").exists()
 
 
 @pytest.mark.parametrize(

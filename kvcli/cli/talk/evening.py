@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.chat import record
 from kvcli.cli import citing, render, usage
-from kvcli.cli.exits import Interrupted
-from kvcli.cli.reading import Patience
+from kvcli.cli.exits import Interrupted, Patience
 from kvcli.cli.talk.blocks import Lines, Paper
 from kvcli.cli.talk.thoughts import Thoughts, spoken
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
