@@ -17,8 +17,8 @@ from kvcli import registry
 from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvcli.hold.base import Hold
-    from kvcli.keep.base import Keep
+    from kvcli.eviction.base import Keep
+    from kvcli.storage.base import Hold
     from kvcli.types import ModelSpec
 
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
@@ -81,7 +81,7 @@ class Recipe:
         """
         if bits not in KV_BITS:
             raise UsageError(f"--kv-bits {bits}: there are {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
-        hold = _parse_policy("hold", KV_BITS[bits], KV_BITS[bits])
+        hold = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
         if self.hold.name != "dense" and self.hold != hold:
             raise UsageError(
                 f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' holds units as {format_policy(self.hold)}",
@@ -97,7 +97,7 @@ def parse(text: str) -> Recipe:
         UsageError: unknown policy, unknown field, a value of the wrong kind, or broken syntax; names what exists.
     """
     keep, plus, hold = text.partition("+")
-    return Recipe(_parse_policy("keep", keep, text), _parse_policy("hold", hold if plus else "dense", text))
+    return Recipe(_parse_policy("eviction", keep, text), _parse_policy("storage", hold if plus else "dense", text))
 
 
 def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, heads: bool = False) -> Recipe:

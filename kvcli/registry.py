@@ -1,7 +1,8 @@
-"""Finding policies: one module per policy in ``kvcli.keep`` and ``kvcli.hold``, plus installed entry points.
+"""Finding policies: one module per policy in ``kvcli.eviction`` and ``kvcli.storage``, plus installed entry points.
 
 A policy's name is its module's name, so names are known without importing torch. Third parties add one with an
-entry point in the group ``kvcli.keep`` or ``kvcli.hold`` whose name is the policy's and whose value is its class.
+entry point in the group ``kvcli.eviction`` or ``kvcli.storage`` whose name is the policy's and whose value is its
+class.
 """
 
 from __future__ import annotations
@@ -14,9 +15,20 @@ from typing import Any, Literal
 
 from kvcli.errors import UsageError
 
-Axis = Literal["keep", "hold"]
+Axis = Literal["eviction", "storage"]
 
-_NOT_POLICIES = {"base", "budget", "offload", "packed", "pool", "rows", "victims"}
+_BASES = {"eviction": "Keep", "storage": "Hold"}
+
+_NOT_POLICIES = {
+    "base",
+    "merging",
+    "offload",
+    "packed",
+    "row_codec",
+    "selection",
+    "smoothing",
+    "staging",
+}
 
 
 def _builtin(axis: Axis) -> list[str]:
@@ -41,7 +53,7 @@ def lookup(axis: Axis, name: str) -> type[Any]:
     Raises:
         UsageError: no policy of that name exists, or a plugin's class is not a policy.
     """
-    base: type[Any] = getattr(importlib.import_module(f"kvcli.{axis}.base"), axis.capitalize())
+    base: type[Any] = getattr(importlib.import_module(f"kvcli.{axis}.base"), _BASES[axis])
     if name in _builtin(axis):
         module = importlib.import_module(f"kvcli.{axis}.{name}")
         own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c is not base]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.cli.conftest import byte_tokenizer
+from tests.e2e.conftest import byte_tokenizer
 
 HIDDEN, WIDTH, SHARP = 32, 16, 8.0
 SLOW, NEXT = WIDTH // 2 - 1, WIDTH // 2 - 2  # of a head: the two slowest pairs of RoPE, too slow here to matter

@@ -22,8 +22,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from kvcli.heads.module import RetainingHeads
-from kvcli.hf.load import Model, wrap
+from kvcli.models.load import Model, wrap
+from kvcli.retaining_heads.module import RetainingHeads
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kvcli import engine, session
 from kvcli.cache.context import Context
+from kvcli.engine import prefill as engine
 from kvcli.errors import ModelError
 from kvcli.events import Token
-from kvcli.hf.load import Model
-from kvcli.hf.probe import TOLERANCE
+from kvcli.models.load import Model
+from kvcli.models.self_test import TOLERANCE
+from kvcli.prompt_cache import prefill as session
+from kvcli.prompt_cache.prefill import Job
 from kvcli.recipe import Recipe, parse
-from kvcli.session import Job
 
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
 

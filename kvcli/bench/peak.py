@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kvcli.cache.heap import trim
+from kvcli.utils.malloc import trim
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -14,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvcli import engine, memory, session
-from kvcli.bench.ceilings import full_flop, prefill_flop, settle
 from kvcli.bench.check import draw
 from kvcli.bench.peak import Peak
+from kvcli.bench.roofline import full_flop, prefill_flop, settle
 from kvcli.cache.context import Context
+from kvcli.engine import prefill as engine
 from kvcli.errors import ResourceError
 from kvcli.events import Answer, Prefill
-from kvcli.hf.load import Model
+from kvcli.models.load import Model
+from kvcli.planning import memory
+from kvcli.prompt_cache import prefill as session
+from kvcli.prompt_cache.prefill import Job
 from kvcli.recipe import Recipe
-from kvcli.session import Job
 
 QUESTION = 32
 """Tokens of the question that stands behind the text."""

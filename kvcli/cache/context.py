@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvcli.cache.fill import Fill
-from kvcli.cache.heap import trim
-from kvcli.hold.base import HeldLayer, Hold, Survivors
+from kvcli.cache.prefill_cache import Fill
+from kvcli.storage.base import HeldLayer, Hold, Survivors
+from kvcli.utils.malloc import trim
 
 
 @dataclass(frozen=True)

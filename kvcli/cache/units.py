@@ -1,4 +1,4 @@
-"""The units that a fill's layer has at hand, as policies see them (:class:`kvcli.keep.base.AtHand`)."""
+"""The units that a fill's layer has at hand, as policies see them (:class:`kvcli.eviction.base.AtHand`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from kvcli.hold.rows import RowLayer, blocks
+from kvcli.storage.row_codec import RowLayer, blocks
 
 
 @dataclass(frozen=True)

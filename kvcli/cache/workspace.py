@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvcli.hold.offload.aside import Aside
+from kvcli.utils.copy_stream import Aside
 
 Pair = tuple[Tensor, Tensor]
 

@@ -11,17 +11,17 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from kvcli import engine
 from kvcli.cache.context import Context
-from kvcli.cache.fill import Fill
-from kvcli.cache.tail import Tail
-from kvcli.chat.record import Turn
+from kvcli.cache.decode_cache import Tail
+from kvcli.cache.prefill_cache import Fill
+from kvcli.chat.transcript import Turn
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Absorbed, Answer, Prefill, Token
-from kvcli.hf.load import Model
-from kvcli.prompt import Prompt
+from kvcli.models.load import Model
 from kvcli.recipe import Recipe
-from kvcli.sampling import Sampling
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Conversation:
         model: a loaded model.
         ground: makes the ground anew; called at :meth:`open`, and again when turns are to be forgotten that have
             been absorbed, which is cheap where the document's reading is saved.
-        turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.record.Record`).
+        turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.transcript.Record`).
         unanswered: its question without an answer.
         changed: called after each change of these, to save them.
     """

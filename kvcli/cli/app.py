@@ -10,15 +10,15 @@ from typing import Annotated, NoReturn
 import typer
 
 from kvcli import __version__
-from kvcli.cli import (
+from kvcli.cli import exit_codes
+from kvcli.cli.commands import (
     ask,
     bench,
     cache,
     calibrate,
     chat,
     doctor,
-    evaluate,
-    exits,
+    eval,
     extract,
     kv,
     models,
@@ -39,7 +39,7 @@ app = typer.Typer(
 )
 app.command("ask", cls=ask.Ask)(ask.command)
 app.command("chat")(chat.command)
-app.command("eval", cls=evaluate.Eval)(evaluate.command)
+app.command("eval", cls=eval.Eval)(eval.command)
 app.command("prefill")(prefill.command)
 app.command("plan")(plan.command)
 app.command("kv")(kv.command)
@@ -75,7 +75,7 @@ def run(args: Sequence[str]) -> int:
     """One run of the program on ``args``; returns its exit code."""
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
     _environment()
-    exits.listen()
+    exit_codes.listen()
     try:
         command = typer.main.get_command(app)
         with command.make_context("kvcli", list(args)) as context:
@@ -84,7 +84,7 @@ def run(args: Sequence[str]) -> int:
     except BaseException as problem:
         if isinstance(problem, SystemExit):
             raise
-        return exits.finish(problem, as_json="--json" in own, debug="--debug" in own)
+        return exit_codes.finish(problem, as_json="--json" in own, debug="--debug" in own)
     return 0
 
 

@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents, types
-from kvcli.cli import opened, render, usage
+from kvcli.cli import inputs
 from kvcli.cli.budget import Budget
-from kvcli.cli.exits import STOPS, Interrupted
-from kvcli.cli.questions import Request, standard_input
+from kvcli.cli.exit_codes import STOPS, Interrupted
 from kvcli.cli.reading import Reader
 from kvcli.cli.report import Report
+from kvcli.cli.request import Request, standard_input
+from kvcli.cli.views import terminal
 from kvcli.errors import DamagedError, ResourceError, UsageError
+from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.documents import Document
-    from kvcli.hf.load import Model
-    from kvcli.prompt import Prompt
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.load import Model
+    from kvcli.prompt_cache.directory import Library
+    from kvcli.prompt_cache.file_format import Meta
+    from kvcli.prompt_cache.prefill import Job
     from kvcli.recipe import Recipe
-    from kvcli.saved.file import Meta
-    from kvcli.saved.library import Library
-    from kvcli.session import Job
 
 QUESTION, ANSWER = 256, 2048
 """Tokens that a reading leaves room for behind it, where it matters (models whose RoPE depends on the length)."""
@@ -89,7 +91,7 @@ class Desk:
         self.settings = self.given = settings
         self.request = request
         self.report = Report()
-        self.base: opened.Saved | None = None
+        self.base: inputs.Saved | None = None
         self.ids: list[int] = []
         self.focus: str | None = None
 
@@ -111,7 +113,7 @@ class Desk:
         def load(names: Sequence[str]) -> "Document | None":
             return documents.read(names, stdin, self.given.reading) if names or stdin is not None else None
 
-        self.base, report.document = opened.read(files, load, self.given.reading)
+        self.base, report.document = inputs.read(files, load, self.given.reading)
         if self.base is not None and self.given.rebuild:
             raise UsageError(
                 f"{self.base.path} is a saved reading, which --rebuild cannot read again", "name the document"
@@ -138,7 +140,7 @@ class Desk:
 
     def _settle(self) -> None:
         """Token ids, recipe, and where the reading may come from."""
-        from kvcli.prompt import Prompt
+        from kvcli.engine.prompt import Prompt
         from kvcli.recipe import default
 
         settings, report, spec = self.settings, self.report, self.model.spec
@@ -167,17 +169,17 @@ class Desk:
                 if self.reader.was_asked_for(self._job(any_question)):
                     self.recipe = any_question
             if self.ids and not trained:
-                render.note(
+                terminal.note(
                     "heads", f"none for {spec.name}: reading with {self.recipe.keep.name}", quiet=settings.quiet
                 )
         else:
             self.recipe = named if budget is None else named.with_budget(budget)
         if settings.kv_bits is not None:
             self.recipe = self.recipe.with_bits(settings.kv_bits)
-        from kvcli.heads import calibrate
+        from kvcli.retaining_heads import calibration
 
-        if calibration := calibrate.attach(self.model, [self.recipe]):
-            render.note("skew", calibration, quiet=settings.quiet)
+        if notice := calibration.attach(self.model, [self.recipe]):
+            terminal.note("skew", notice, quiet=settings.quiet)
         self.agnostic = self.recipe
         report.recipe = str(self.recipe)
         report.budget = self.recipe.keep.budget
@@ -186,7 +188,7 @@ class Desk:
         """Put a question in front of the document, where this run reads for each question alone."""
         if not (self.settings.focus and self.report.document):
             return
-        from kvcli.focus import focused
+        from kvcli.engine.query_aware import focused
 
         self.focus = question
         self.ids, self.recipe = focused(self.prompt, self.agnostic, self.report.document.text, question)
@@ -200,7 +202,7 @@ class Desk:
             return self.settings.again
         if self.settings.raw:
             return 0
-        from kvcli import memory
+        from kvcli.planning import memory
 
         work = {"tokens": len(self.ids), "chunk": self.chunk, "question": len(question)}
         return memory.second_look(self.model.spec, self.recipe, **work)
@@ -211,7 +213,7 @@ class Desk:
         self.report.looked, self.report.look_s = [], 0.0
         if not (count and document):
             return [], context
-        from kvcli.look import look
+        from kvcli.retrieval.passages import look
 
         start = time.perf_counter()
         about = self.model, self.prompt, context, document.text, question
@@ -223,7 +225,7 @@ class Desk:
     def _library(self) -> "Library | None":
         if not self.settings.cache:
             return None
-        from kvcli.saved.library import Library
+        from kvcli.prompt_cache.directory import Library
 
         try:
             return Library.default()
@@ -241,7 +243,7 @@ class Desk:
             if bits is not None:
                 (recipe or parse("full")).with_bits(bits)
         if self.settings.sampling:
-            from kvcli.sampling import Sampling
+            from kvcli.engine.sampling import Sampling
 
             Sampling(**self.settings.sampling)
         return recipe
@@ -249,20 +251,20 @@ class Desk:
     def _load(self) -> None:
         settings, report = self.settings, self.report
         with during("loading the model"):
-            from kvcli.heads.find import attach
-            from kvcli.hf.load import load
-            from kvcli.hf.models import resolve
-            from kvcli.hf.outline import fingerprint
+            from kvcli.models.load import load
+            from kvcli.models.resolve import resolve
+            from kvcli.models.spec import fingerprint
+            from kvcli.retaining_heads.discovery import attach
 
-            source = render.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
+            source = terminal.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
             self._same_model(fingerprint(source, settings.weights))
             start = time.perf_counter()
 
             def ready() -> None:
-                report.baseline_bytes = usage.resident()
+                report.baseline_bytes = process_memory.resident()
 
             place = {"device": settings.device, "dtype": settings.dtype}
-            say = partial(render.note, "weights", quiet=settings.quiet)
+            say = partial(terminal.note, "weights", quiet=settings.quiet)
             self.model = load(source, **place, weights=settings.weights, ready=ready, announce=say)
             card = attach(self.model, settings.heads, offline=settings.offline)
             report.load_s = time.perf_counter() - start
@@ -276,7 +278,7 @@ class Desk:
         )
         if settings.verbose:
             for text in (str(source.path), *source.notes):
-                render.note("source", text, quiet=settings.quiet)
+                terminal.note("source", text, quiet=settings.quiet)
 
     def _same_model(self, fingerprint: str) -> None:
         """Refuse another model than the saved reading's before it is loaded."""
@@ -290,26 +292,26 @@ class Desk:
 
     def banner(self) -> None:
         """What is about to happen."""
-        from kvcli import memory
+        from kvcli.planning import memory
 
         report, spec, quiet = self.report, self.model.spec, self.settings.quiet
         if report.document:
             label = "book" if report.document.pages else "document"
-            title = render.title(report.document)
-            render.note(label, f"{title} · {report.tokens:,} tokens · nothing dropped", quiet=quiet)
+            title = terminal.title(report.document)
+            terminal.note(label, f"{title} · {report.tokens:,} tokens · nothing dropped", quiet=quiet)
             kept = max(memory.units(spec, self.recipe, report.tokens, i) for i in range(spec.layers))
-            units = f"{kept:,} of {report.tokens:,} units kept ({render.share(kept, report.tokens)})"
+            units = f"{kept:,} of {report.tokens:,} units kept ({terminal.share(kept, report.tokens)})"
             recipe = f"{report.recipe}, {units}"
         else:
             recipe = "no document"
         held = spec.dtype if self.settings.weights == "bf16" else self.settings.weights
-        render.note("model", f"{spec.name} {held} · {spec.device} · {recipe}", quiet=quiet)
+        terminal.note("model", f"{spec.name} {held} · {spec.device} · {recipe}", quiet=quiet)
 
     # --- the context ---
 
     def _read(self, question: Sequence[int], longest: int, out: Path | None = None, *, passages: int = 0) -> int:
         """See to it that the context is there; returns how long the answer behind ``passages`` may become."""
-        from kvcli import memory
+        from kvcli.planning import memory
 
         report, model, chunk = self.report, self.model, self.chunk
         tokens = len(self.ids)
@@ -338,8 +340,8 @@ class Desk:
 
     def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
         """What is read of the document under a recipe."""
-        from kvcli import memory
-        from kvcli.session import Job
+        from kvcli.planning import memory
+        from kvcli.prompt_cache.prefill import Job
 
         spec, document = self.model.spec, self.report.document
         assert document is not None
@@ -351,7 +353,7 @@ class Desk:
             horizon=memory.horizon(spec, recipe, tokens=len(self.ids), chunk=self.chunk, behind=behind),
             head=self.prompt.document("", focus=self.focus),
             text=document.text,
-            document=opened.about(document),
+            document=inputs.about(document),
             probe=question,
             origin="ask" if self.request.questions else "prefill",
             system=self.settings.system,
@@ -364,7 +366,7 @@ class Desk:
         Raises:
             ResourceError: it was read and could not be saved.
         """
-        from kvcli.saved import file
+        from kvcli.prompt_cache import file_format
 
         self._read([0] * QUESTION, ANSWER, None if self.settings.cache else out)
         path = self.reader.path
@@ -373,11 +375,11 @@ class Desk:
                 raise ResourceError(
                     "the text was read and is not saved", "kvcli cache prune, then the same command again"
                 )
-            header = file.header(path)
+            header = file_format.header(path)
             if header.meta.origin != "prefill" and path == self.reader.place:
-                file.relabel(header, replace(header.meta, origin="prefill"))
+                file_format.relabel(header, replace(header.meta, origin="prefill"))
             if out is not None and path != out:
-                file.copy(path, out)
+                file_format.copy(path, out)
                 self.reader.path = out
         except OSError as error:
             raise ResourceError(f"{out or path} cannot be written: {error.strerror}", "another name for -o") from None
@@ -385,4 +387,4 @@ class Desk:
     def _warn(self, text: str) -> None:
         if text not in self.report.warnings:
             self.report.warnings.append(text)
-        render.warn(text, quiet=self.settings.quiet)
+        terminal.warn(text, quiet=self.settings.quiet)

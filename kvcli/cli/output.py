@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from kvcli.cli import render
+from kvcli.cli.views import terminal
 from kvcli.errors import InputError, UsageError
-from kvcli.saved.file import looks_like
+from kvcli.prompt_cache.file_format import looks_like
 
 
 class Sink:
@@ -46,7 +46,7 @@ class Sink:
         if not self.stream:
             return
         self._begin()
-        text = self._held + render.plain(text)
+        text = self._held + terminal.plain(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         if body:
@@ -63,7 +63,7 @@ class Sink:
         else:
             self._begin()
             behind = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
-            self.file.write(behind if self.stream else render.plain(text).rstrip("\n") + behind)
+            self.file.write(behind if self.stream else terminal.plain(text).rstrip("\n") + behind)
         self.file.flush()
         self._held, self._open = "", False
 

@@ -6,19 +6,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kvcli import rates
-from kvcli.cli import render
-from kvcli.cli.exits import STOPS, Interrupted, Patience
+from kvcli.cli.exit_codes import STOPS, Interrupted, Patience
 from kvcli.cli.report import Report
+from kvcli.cli.views import terminal
 from kvcli.events import Event, Prefill, Reused, Warned
+from kvcli.planning import speed_history
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
-    from kvcli.cache.fill import Fill
-    from kvcli.hf.load import Model
-    from kvcli.saved.identity import Identity
-    from kvcli.saved.library import Library
-    from kvcli.session import Job, Reading
+    from kvcli.cache.prefill_cache import Fill
+    from kvcli.models.load import Model
+    from kvcli.prompt_cache.directory import Library
+    from kvcli.prompt_cache.key import Identity
+    from kvcli.prompt_cache.prefill import Job, Reading
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Reader:
 
     def has(self, job: "Job") -> bool:
         """Whether the context at hand is that of ``job``."""
-        from kvcli.session import identity
+        from kvcli.prompt_cache.prefill import identity
 
         return self._has == identity(self.model, job)
 
@@ -69,8 +69,8 @@ class Reader:
     def was_asked_for(self, job: "Job") -> bool:
         """Whether a person has had this very reading made, by ``kvcli prefill``."""
         from kvcli.errors import DamagedError
-        from kvcli.saved.file import header
-        from kvcli.session import identity
+        from kvcli.prompt_cache.file_format import header
+        from kvcli.prompt_cache.prefill import identity
 
         if self.library is None or self.rebuild or self.base is not None:
             return False
@@ -86,7 +86,7 @@ class Reader:
             job: what to read.
             out: its file, where it shall have one outside the library.
         """
-        from kvcli import session
+        from kvcli.prompt_cache import prefill as session
 
         own = session.identity(self.model, job)
         place = self.place = out if self.library is None else self.library.place(own)
@@ -103,7 +103,7 @@ class Reader:
         )
         try:
             with patience:
-                reading = render.follow(self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device)
+                reading = terminal.follow(self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device)
         except session.Paused as paused:
             raise _interrupted(paused.done, paused.total, paused.saved, patience.cause) from None
         except STOPS as stop:
@@ -115,7 +115,7 @@ class Reader:
         self.context, self.work, self.path, self._has = reading.context, reading.work, reading.path, own
         self._learn(reading, time.perf_counter() - start)
         new, seconds = len(job.ids) - self.report.reused, self.report.prefill_s
-        rates.record(self.model.spec, job.recipe, read=new, read_s=seconds)
+        speed_history.record(self.model.spec, job.recipe, read=new, read_s=seconds)
 
     def _told(self, events: Generator[Event, None, T], warnings: list[str]) -> Generator[Event, None, T]:
         """``events``, what is reused said at once and what went wrong at the end: a progress bar stands between."""
@@ -127,9 +127,9 @@ class Reader:
                 return value
             if isinstance(event, Reused):
                 whole = event.tokens == event.total
-                tokens = render.count(event.tokens) + ("" if whole else f" of {render.count(event.total)}")
+                tokens = terminal.count(event.tokens) + ("" if whole else f" of {terminal.count(event.total)}")
                 what = f"{tokens} tokens ({event.seconds:.1f} s)"
-                render.note("reading reused: " if whole else "reading resumed: ", what, quiet=self.quiet)
+                terminal.note("reading reused: " if whole else "reading resumed: ", what, quiet=self.quiet)
             elif isinstance(event, Warned):
                 warnings.append(event.text)
             elif isinstance(event, Prefill):
@@ -148,7 +148,7 @@ class Reader:
 def _saved(place: Path | None) -> int:
     """Tokens that a reading's file holds."""
     from kvcli.errors import DamagedError
-    from kvcli.saved.file import header
+    from kvcli.prompt_cache.file_format import header
 
     with suppress(DamagedError, OSError):
         return 0 if place is None else header(place).meta.seen

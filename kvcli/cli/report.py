@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from kvcli import __version__
-from kvcli.cli import citing, render
-from kvcli.cli.exits import SCHEMA
-from kvcli.cli.questions import Question
+from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.request import Question
+from kvcli.cli.views import citations, terminal
 from kvcli.documents import Document
 from kvcli.events import Answer
 
@@ -40,7 +40,7 @@ class Report:
     peak_bytes: int = 0
     looked: list[tuple[int, int]] = field(default_factory=list)
     look_s: float = 0.0
-    cited: citing.Cited = field(default_factory=citing.Cited)
+    cited: citations.Cited = field(default_factory=citations.Cited)
     cite_s: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Report:
             "question": question.text,
             "answer": answer.text,
             "finish_reason": answer.finish_reason,
-            **citing.as_json(self.cited),
+            **citations.as_json(self.cited),
             "document": {
                 "files": list(document.files) if document else [],
                 "pages": document.pages if document else None,
@@ -114,14 +114,14 @@ class Report:
         """Read, kept and dropped: three different numbers; and the bits of a kept one, where they are not plain."""
         bits = "" if self.bits in (16, 32) else f" at {self.bits:.4g} bits"
         return (
-            f"{render.count(self.tokens)} tokens · kept {render.count(self.kept)} units "
-            f"({render.share(self.kept, self.tokens)}){bits} · dropped 0 tokens"
+            f"{terminal.count(self.tokens)} tokens · kept {terminal.count(self.kept)} units "
+            f"({terminal.share(self.kept, self.tokens)}){bits} · dropped 0 tokens"
         )
 
     def statistics(self, answer: Answer) -> list[tuple[str, str]]:
         """``--stats``."""
         rate = f" ({(self.tokens - self.reused) / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
-        size = render.size
+        size = terminal.size
         times = [
             f"extract {self.extract_s:.2f} s",
             f"load {self.load_s:.2f} s",

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from kvcli import rates
-from kvcli.cli import citing, render, usage
 from kvcli.cli.desk import Desk, Settings, during
-from kvcli.cli.exits import PARTLY_FAILED, STOPS, Interrupted, error_object, stop_code, understand
+from kvcli.cli.exit_codes import PARTLY_FAILED, STOPS, Interrupted, error_object, stop_code, understand
 from kvcli.cli.output import Sink
-from kvcli.cli.questions import Question, Request
+from kvcli.cli.request import Question, Request
+from kvcli.cli.views import citations, terminal
 from kvcli.events import Answer, Token
+from kvcli.planning import speed_history
+from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
@@ -28,7 +29,7 @@ class Run(Desk):
         self.sink = sink
         self.asked = 0
         self.ungrounded = 0
-        self._lookup = citing.Lookup()
+        self._lookup = citations.Lookup()
 
     def answer_all(self) -> None:
         """Every question in order. Raises ``typer.Exit`` where not all went well."""
@@ -40,7 +41,7 @@ class Run(Desk):
         self._load()
         loaded, files, failed = self.report, self.request.files, 0
         for n, name in enumerate(files, 1):
-            render.note("file", f"[{n}/{len(files)}] {name}", quiet=self.settings.quiet)
+            terminal.note("file", f"[{n}/{len(files)}] {name}", quiet=self.settings.quiet)
             self.report = replace(loaded, warnings=[])
             try:
                 self._open((name,), None)
@@ -56,10 +57,10 @@ class Run(Desk):
 
     def _count(self, failed: int, total: int, what: str) -> None:
         if failed:
-            render.warn(f"{failed} of {total} {what}s failed")
+            terminal.warn(f"{failed} of {total} {what}s failed")
             raise typer.Exit(PARTLY_FAILED)
         if self.settings.exit_status and self.ungrounded:
-            raise typer.Exit(citing.UNGROUNDED)
+            raise typer.Exit(citations.UNGROUNDED)
 
     def _ask_all(self, *, batch: bool) -> int:
         """How many questions failed."""
@@ -68,7 +69,7 @@ class Run(Desk):
         for n, question in enumerate(questions, 1):
             self.asked = n
             if len(questions) > 1:
-                render.note("question", f"[{n}/{len(questions)}] {question.text}", quiet=self.settings.quiet)
+                terminal.note("question", f"[{n}/{len(questions)}] {question.text}", quiet=self.settings.quiet)
             try:
                 self._answer(question)
             except (typer.Exit, Interrupted, BrokenPipeError):
@@ -87,10 +88,10 @@ class Run(Desk):
         self.sink.abandon()
         if self.sink.as_json:
             self.sink.end("", {**error_object(error), **which})
-        render.error(error)
+        terminal.error(error)
 
     def _answer(self, question: Question) -> None:
-        from kvcli.sampling import Sampling
+        from kvcli.engine.sampling import Sampling
 
         settings, report, model = self.settings, self.report, self.model
         self._remarks: list[str] = []
@@ -105,13 +106,13 @@ class Run(Desk):
         if again:
             ids = self.prompt.question(question.text, again=again)
             size = f"{sum(map(len, again)):,} characters"
-            text = f"{render.plural(len(again), 'passage')} read again, {size} ({report.look_s:.1f} s)"
-            render.note("look", text, quiet=settings.quiet)
+            text = f"{terminal.plural(len(again), 'passage')} read again, {size} ({report.look_s:.1f} s)"
+            terminal.note("look", text, quiet=settings.quiet)
         sampling = Sampling(**settings.sampling)
         report.sampling = {**asdict(sampling), "max_tokens": settings.max_tokens, "stop": list(settings.stop)}
         answer, stopped = self._generate(sight, ids, sampling, longest)
-        report.peak_bytes = usage.peak(model.spec.device)
-        rates.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
+        report.peak_bytes = process_memory.peak(model.spec.device)
+        speed_history.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         if answer.circled:
             self._remark(
                 f"the answer went in circles and was ended after {answer.completion_tokens:,} tokens;"
@@ -122,10 +123,10 @@ class Run(Desk):
             hint = f"; try -n {2 * longest}" if longest == settings.max_tokens else ""
             self._remark(f"the answer was cut at {answer.completion_tokens:,} tokens: {limit}{hint}")
         report.cited = cited = self._cite(question.text, answer)
-        notes = citing.lines(report.document, cited) if report.document else []
-        self.sink.end(answer.text, report.answer(question, answer), marks=citing.marks(cited), notes=notes)
+        notes = citations.lines(report.document, cited) if report.document else []
+        self.sink.end(answer.text, report.answer(question, answer), marks=citations.marks(cited), notes=notes)
         for remark in self._remarks:
-            render.warn(remark, quiet=settings.quiet)
+            terminal.warn(remark, quiet=settings.quiet)
         self._aftermath(answer)
         if stopped is not None:
             raise typer.Exit(stop_code(stopped))
@@ -140,7 +141,7 @@ class Run(Desk):
         self, context: "Context | None", ids: list[int], sampling: Any, longest: int
     ) -> tuple[Answer, BaseException | None]:
         """The answer, streamed; where it was interrupted, what there is of it and what interrupted it."""
-        from kvcli import engine
+        from kvcli.engine import prefill as engine
 
         start = time.perf_counter()
         first, parts, made = start, list[str](), 0
@@ -170,15 +171,15 @@ class Run(Desk):
             return answer, stop
         raise RuntimeError("the engine ended without an answer")
 
-    def _cite(self, question: str, answer: Answer) -> citing.Cited:
+    def _cite(self, question: str, answer: Answer) -> citations.Cited:
         """Where the answer's words stand in the document; pages that it attends to, where that is to be shown."""
         settings, document, context = self.settings, self.report.document, self.reader.context
-        cited, start = citing.Cited(), time.perf_counter()
+        cited, start = citations.Cited(), time.perf_counter()
         if settings.cite != "off" and document and context:
             with during("looking up what the answer quotes"):
                 cited = self._lookup.cited(document, answer.text)
                 if answer.finish_reason != "interrupted" and (self.sink.as_json or not cited.grounded):
-                    from kvcli.sources import likely
+                    from kvcli.retrieval.attribution import likely
 
                     pages = likely(self.model, self.prompt, context, document, question, answer.text)
                     cited = replace(cited, likely=tuple(pages))
@@ -192,17 +193,17 @@ class Run(Desk):
         """After the answer: read, kept, dropped, and statistics where they were asked for."""
         quiet = self.settings.quiet
         if self.report.document:
-            render.note("read", self.report.reading(), quiet=quiet)
+            terminal.note("read", self.report.reading(), quiet=quiet)
         if answer.finish_reason == "interrupted":
             made = answer.completion_tokens
-            kept = f"after {render.plural(made, 'token')} of the answer" if made else "before the answer began"
+            kept = f"after {terminal.plural(made, 'token')} of the answer" if made else "before the answer began"
             left = len(self.request.questions) - self.asked
-            skipped = f"; {render.plural(left, 'question')} not asked" if left else ""
-            render.note("stopped", f"interrupted {kept}{skipped}", quiet=quiet)
+            skipped = f"; {terminal.plural(left, 'question')} not asked" if left else ""
+            terminal.note("stopped", f"interrupted {kept}{skipped}", quiet=quiet)
         if self.settings.stats:
             for label, text in self.report.statistics(answer):
-                render.note(label, text)
+                terminal.note(label, text)
         if self.settings.verbose:
-            render.note("model", f"fingerprint {self.model.spec.fingerprint}", quiet=quiet)
+            terminal.note("model", f"fingerprint {self.model.spec.fingerprint}", quiet=quiet)
         if self.sink.path is not None:
-            render.note("answer", f"written to {self.sink.path}", quiet=quiet)
+            terminal.note("answer", f"written to {self.sink.path}", quiet=quiet)

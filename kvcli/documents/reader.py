@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kvcli.documents.document import Document, Extract, Options, Source, Span
 from kvcli.documents.folder import walk
-from kvcli.documents.kinds import kind
+from kvcli.documents.formats import kind
 from kvcli.errors import InputError, UsageError
 
 STDIN = "-"

@@ -7,15 +7,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from kvcli import engine, memory
 from kvcli.cache.context import Context
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.engine.query_aware import focused
 from kvcli.evaluate.case import PLAIN, Manner
 from kvcli.events import Answer, Prefill
-from kvcli.focus import focused
-from kvcli.hf.load import Model
-from kvcli.look import look
-from kvcli.prompt import Prompt
+from kvcli.models.load import Model
+from kvcli.planning import memory
 from kvcli.recipe import Recipe
+from kvcli.retrieval.passages import look
 from kvcli.types import CHUNK
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvcli.evaluate.haystack import Haystack
-    from kvcli.evaluate.passages import Passages
-    from kvcli.evaluate.ruler import Ruler
+    from kvcli.evaluate.tasks.passages import Passages
+    from kvcli.evaluate.token_counter import Ruler
 
 _GOLDEN = 0.6180339887498949
 

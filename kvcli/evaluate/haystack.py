@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from kvcli.errors import InputError, UsageError
-from kvcli.evaluate.ruler import Ruler
+from kvcli.evaluate.token_counter import Ruler
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 """The paragraph that pass-key benchmarks repeat (Mohtashami & Jaggi, arXiv:2305.16300)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcli.evaluate.intervals import Estimate, estimate
-from kvcli.evaluate.rows import Row
+from kvcli.evaluate.results_file import Row
 
 if TYPE_CHECKING:
     from kvcli.evaluate.run import Skipped

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kvcli import engine
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ResourceError, TooLongError
 from kvcli.evaluate.answer import Reading, answer
 from kvcli.evaluate.case import PLAIN, Case, Job, Manner
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.rows import Key, Row, Rows
+from kvcli.evaluate.results_file import Key, Row, Rows
 from kvcli.events import Prefill
-from kvcli.hf.load import Model
-from kvcli.prompt import Prompt
+from kvcli.models.load import Model
 from kvcli.recipe import Recipe
 
 

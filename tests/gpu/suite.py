@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvcli import memory
-from kvcli.heads.module import RetainingHeads, features
-from kvcli.hf import outline
-from kvcli.hf.models import Source
+from kvcli.models import spec as model_spec
+from kvcli.models.resolve import Source
+from kvcli.planning import memory
 from kvcli.recipe import parse
+from kvcli.retaining_heads.module import RetainingHeads, features
 
 LIMIT = 9 * 60 - 20
 """Seconds for everything, less what the last step needs to be stopped."""
@@ -77,7 +77,7 @@ STEPS = (
     Step("mini nf4, 1M in 8 GB", "phi-3-mini", "1M", (SMALL + FOUR,), "nf4", card=8),
 )
 
-TESTS = ["-m", "pytest", "-q", "tests/kernels", "tests/laws/test_step.py"]
+TESTS = ["-m", "pytest", "-q", "tests/unit/kernels", "tests/laws/test_decode_step.py"]
 TESTS_LIMIT = 120
 
 # Run in front of the program: a card of so many bytes.
@@ -124,7 +124,7 @@ def dry_run() -> int:
 def planned(step: Step, policy: str) -> int:
     """Bytes at the peak of a step, weights and random heads included."""
     source = Source(step.shape, SHAPES / step.shape, "directory", complete=False)
-    spec = replace(outline.spec(source, device="cpu", dtype="bfloat16", held=step.weights), device="cuda:0")
+    spec = replace(model_spec.spec(source, device="cpu", dtype="bfloat16", held=step.weights), device="cuda:0")
     width = RetainingHeads.like(replace(spec, layers=1)).width
     spec = replace(spec, heads_bytes=2 * spec.layers * width * (features(spec) + spec.kv_heads))
     tokens = int(step.tokens[:-1]) * {"K": 2**10, "M": 2**20}[step.tokens[-1]]

@@ -6,10 +6,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kvcli import engine
-from kvcli.cache.fill import Fill
-from kvcli.cache.tail import Tail
-from kvcli.hf.load import Model
+from kvcli.cache.decode_cache import Tail
+from kvcli.cache.prefill_cache import Fill
+from kvcli.engine import prefill as engine
+from kvcli.models.load import Model
 from kvcli.recipe import parse
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvcli.cache.tail import Tail
-from kvcli.hf.load import Model
-from kvcli.hold.offload.aside import Aside
-from kvcli.step import Steady
+from kvcli.cache.decode_cache import Tail
+from kvcli.engine.decode_step import Steady
+from kvcli.models.load import Model
+from kvcli.utils.copy_stream import Aside
 
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
@@ -150,7 +150,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Taped(Steady):
-    """Steps as :class:`kvcli.step.Graph` takes them: warmed up, recorded, done again."""
+    """Steps as :class:`kvcli.engine.decode_step.Graph` takes them: warmed up, recorded, done again."""
 
     def __init__(self, model: Model, tail: Tail) -> None:
         super().__init__(model, tail)

@@ -7,7 +7,7 @@ from kvcli import registry
 from tests import tiny
 from tests.laws.helpers import asked, distance, reference
 
-RECIPES = registry.names("keep")
+RECIPES = registry.names("eviction")
 
 
 def at_limit(policy: str, n: int) -> str:
@@ -50,7 +50,7 @@ def test_longrope_factor_is_that_of_the_final_length(model, n: int) -> None:
 
 
 def test_a_question_without_a_document(model) -> None:
-    from kvcli import engine
+    from kvcli.engine import prefill as engine
 
     question = tiny.document(20)
     got = model().forward(torch.tensor(question), engine.begin(model(), None), logits="all")
@@ -58,7 +58,7 @@ def test_a_question_without_a_document(model) -> None:
 
 
 def test_a_long_question_in_pieces(model) -> None:
-    from kvcli import engine
+    from kvcli.engine import prefill as engine
 
     question = tiny.document(50)
     tail = engine.begin(model(), None)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcli import engine
 from kvcli.cache.context import Context, freeze
+from kvcli.engine import prefill as engine
 from kvcli.errors import ModelError
-from kvcli.hold.base import Survivors
-from kvcli.hold.dense import DenseLayer
-from kvcli.hold.packed import PackedLayer
 from kvcli.recipe import parse
+from kvcli.storage.base import Survivors
+from kvcli.storage.dense import DenseLayer
+from kvcli.storage.packed import PackedLayer
 from kvcli_kernels.attention import ref
 from tests import tiny
 from tests.laws.helpers import answer, distance, drain, filled
@@ -74,7 +74,7 @@ def test_packing_in_blocks_is_packing_at_once(hold: str, n: int, monkeypatch) ->
     policy, pos = parse(f"full+{hold}").hold, torch.arange(n).expand(2, -1)
     made = []
     for block in (4096, 256):
-        monkeypatch.setattr("kvcli.hold.packed._BLOCK", block)
+        monkeypatch.setattr("kvcli.storage.packed._BLOCK", block)
         layer = policy.freeze(Survivors(k, v, pos, None))
         made.append(Context([layer], [n], n, 16))
     assert same(*made)
@@ -173,9 +173,9 @@ def test_numbers_beyond_float16_are_refused() -> None:
 @pytest.mark.parametrize("hold", HOLDS)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_saved_and_loaded_packs_the_same_bytes(model, tmp_path: Path, family: str, hold: str) -> None:
-    from kvcli import session
-    from kvcli.saved.library import Library
-    from tests.laws.test_saved import job, run
+    from kvcli.prompt_cache import prefill as session
+    from kvcli.prompt_cache.directory import Library
+    from tests.laws.test_prompt_cache import job, run
 
     work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), Library(tmp_path)
     place = library.place(session.identity(model(family), work))

@@ -6,7 +6,7 @@ from weakref import ref
 
 import pytest
 
-from kvcli import engine
+from kvcli.engine import prefill as engine
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import answer, drain

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from kvcli import engine
+from benchmarks import passkey
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
 from kvcli.events import Answer
-from kvcli.heads import find
-from kvcli.prompt import Prompt
 from kvcli.recipe import parse
-from tests.bench import passkey
+from kvcli.retaining_heads import discovery
 from tests.laws.helpers import drain
 
 pytestmark = pytest.mark.real
@@ -51,7 +51,7 @@ def test_a_document_cannot_end_its_own_turn(model) -> None:
 
 def test_the_shipped_heads_find_a_fact_that_was_not_asked_for(model) -> None:
     """One sentence in the project's licence, a quarter of whose tokens are kept without knowing the question."""
-    card = find.attach(model)
+    card = discovery.attach(model)
     assert card is not None
     text = (Path(__file__).parents[2] / "LICENSE").read_text()
     at = text.index("\n\n", len(text) * 3 // 5)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcli import engine
 from kvcli.cache.context import freeze
-from kvcli.hf.load import load
-from kvcli.hf.models import resolve
-from kvcli.hold.offload.layer import Offloaded
-from kvcli.prompt import Prompt
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.models.load import load
+from kvcli.models.resolve import resolve
 from kvcli.recipe import parse
+from kvcli.storage.offload.layer import Offloaded
 from tests.laws.helpers import answer, distance, drain, filled
 
 pytestmark = pytest.mark.real

@@ -86,7 +86,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 
 def _stages(dim: int, rows: int, book: bool) -> int:
-    """Steps in flight at a time, so few that consumer cards have the memory (tests/kernels/test_for_cards.py)."""
+    """Steps in flight at a time, so few that consumer cards have the memory (tests/unit/kernels/test_for_cards.py)."""
     if dim <= 64:
         return 3
     return 2 if dim <= 128 and (rows <= _ROWS or not book) else 1

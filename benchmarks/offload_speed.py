@@ -1,0 +1,109 @@
+"""Time of a token behind a long text: holds that offload, full attention, and full offload, in turn in one run.
+
+    python -m benchmarks.offload_speed --text book.txt --tokens 4K --rounds 9
+
+Each round takes one step behind every recipe; ``streamed`` is full offload: all keys and values of a layer are copied
+from host memory to one buffer at each step, and attended to. The last line of standard output is JSON with medians of
+seconds and medians of each round's ratios to ``dense`` and to ``streamed``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from benchmarks.offload import RECIPES, Watching
+from benchmarks.passkey import load
+from kvcli.cache.context import Context, freeze
+from kvcli.cache.decode_cache import Tail
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.recipe import Recipe, parse
+from kvcli.storage.dense import DenseLayer
+from kvcli.storage.offload.host_store import to_host
+from kvcli.storage.staging import Staging
+from kvcli_kernels.attention import attention
+from tests.laws.helpers import drain
+
+
+@dataclass(frozen=True)
+class Streamed(DenseLayer):
+    """Full offload: everything comes at each step."""
+
+    def begin(self, staging: Staging | None = None) -> Streamed:
+        assert staging is not None
+        staging.join(*self.k.shape)
+        return _Streaming(**vars(self), staging=staging)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Streaming(Streamed):
+    staging: Staging
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
+        k, v = (self.staging.take(name, q, *self.k.shape) for name in ("all k", "all v"))
+        for target, source in ((k, self.k), (v, self.v)):
+            for one, other in zip(target, source, strict=True):
+                one.copy_(other, non_blocking=True)
+        return attention(q, k, v, scale, q_start, self.window)
+
+
+def streamed(context: Context, device: torch.device) -> Context:
+    """A dense context with its layers in host memory."""
+    layers = [
+        Streamed(to_host(x.k, device), to_host(x.v, device), x.pos, x.window)
+        for x in context.layers
+        if isinstance(x, DenseLayer)
+    ]
+    return replace(context, layers=layers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--tokens", default="4K")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--recipes", nargs="*", default=RECIPES[1:])
+    options = parser.parse_args()
+    model = load("smollm2-135m")
+    count = int(options.tokens.removesuffix("K")) * (1024 if options.tokens.endswith("K") else 1)
+    ids = Prompt(model.tokenizer).document(options.text.read_text())[:count]
+    holds = {text: parse(f"full+{text}").hold for text in ["dense", *options.recipes]}
+    watching = Recipe(parse("full").keep, Watching(holds=tuple(holds.values())))
+    work = engine.start(model, watching, len(ids))
+    drain(engine.fill(model, ids, watching, resume=work, horizon=8192))
+    tails: dict[str, Tail] = {}
+    with torch.inference_mode():
+        for name, hold in holds.items():
+            tails[name] = engine.begin(model, freeze(work, hold, release=False))
+        dense = tails["dense"].context
+        assert dense is not None
+        tails["streamed"] = engine.begin(model, streamed(dense, model.device))
+    seconds: dict[str, list[float]] = {name: [] for name in tails}
+    for number in range(options.rounds + 3):  # the first warm up
+        for name, tail in tails.items():
+            began = perf_counter()
+            model.forward(torch.tensor([ids[100 + number]], device=model.device), tail, logits=True)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append(perf_counter() - began)
+            tail.extend(1)
+    found = {}
+    for name, spent in seconds.items():
+        ratios = {
+            base: round(median(b / a for a, b in zip(spent[3:], seconds[base][3:], strict=True)), 2)
+            for base in ("dense", "streamed")
+        }
+        found[name] = {"median_s": round(median(spent[3:]), 4), "times_as_fast_as": ratios}
+    print(json.dumps({"tokens": len(ids), "rounds": options.rounds, "steps": found}))
+
+
+if __name__ == "__main__":
+    main()

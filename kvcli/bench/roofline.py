@@ -1,0 +1,101 @@
+"""What the machine can do at most, measured in the run that it is compared with, and what a run needs of it.
+
+Reading is bound by matrix products, so a prefill is compared with the products of the model's own projections, alone.
+Decoding is bound by memory: each token needs all weights and everything kept once, so it is compared with the time
+that reading so many bytes takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+from kvcli.planning import memory
+from kvcli.recipe import Recipe
+from kvcli.types import ModelSpec
+
+_ENOUGH, _LEAST = 0.4, 4  # seconds and repetitions of one measurement
+_CARD_ROWS = 4096  # tokens at a time with which a card's products are at their fastest
+_BUFFER = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes, far beyond any cache
+
+
+def settle(device: str) -> None:
+    """Wait until the device has done what it was told; the CPU always has."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _fastest(work: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest repetition."""
+    for _ in range(2):
+        work()
+    settle(device)
+    best, spent, done = float("inf"), 0.0, 0
+    while spent < _ENOUGH or done < _LEAST:
+        began = perf_counter()
+        work()
+        settle(device)
+        seconds = perf_counter() - began
+        best, spent, done = min(best, seconds), spent + seconds, done + 1
+    return best
+
+
+@torch.inference_mode()
+def matmul(spec: ModelSpec, chunk: int) -> float:
+    """FLOP/s of one layer's projections in the model's dtype, ``chunk`` tokens at a time (on a card, 4,096 or more)."""
+    rows = chunk if spec.device == "cpu" else max(chunk, _CARD_ROWS)
+    place = {"dtype": getattr(torch, spec.dtype), "device": spec.device}
+    pairs = [(torch.randn(rows, i, **place), torch.randn(o, i, **place)) for o, i in _projections(spec)]
+    flop = sum(2 * rows * w.numel() for _, w in pairs)
+
+    def once() -> None:
+        for x, w in pairs:
+            torch.nn.functional.linear(x, w)
+
+    return flop / _fastest(once, spec.device)
+
+
+@torch.inference_mode()
+def bandwidth(device: str) -> float:
+    """Bytes per second from memory: the faster of adding a large buffer up and copying it."""
+    size = _BUFFER[torch.device(device).type]
+    buffer = torch.ones(size // 4, device=device)
+    other = torch.empty_like(buffer)
+    return max(
+        size / _fastest(buffer.sum, device),
+        2 * size / _fastest(lambda: other.copy_(buffer), device),
+    )
+
+
+def _projections(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Shapes ``(out, in)`` of a layer's matrices."""
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    mlp = [(spec.intermediate, spec.hidden)] * 2 + [(spec.hidden, spec.intermediate)]
+    return [(q, spec.hidden), (kv, spec.hidden), (kv, spec.hidden), (spec.hidden, q), *mlp]
+
+
+def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, probe: int = 0) -> float:
+    """FLOP of projections and attention that a reading cannot do without: what is kept, and each chunk's triangle.
+
+    Scores of a policy are not counted, and neither is the language-model head, which a reading does not use.
+
+    Args:
+        spec, recipe, tokens, chunk, probe: as for :func:`kvcli.planning.memory.plan`.
+    """
+    matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
+    total = 0.0
+    for start in range(0, tokens, chunk):
+        new = min(chunk, tokens - start) + probe
+        total += matrices * new
+        for layer in range(spec.layers):
+            seen = memory.units(spec, recipe, start, layer)
+            total += 4.0 * spec.heads * spec.head_dim * new * (seen + (new + 1) / 2)
+    return total
+
+
+def full_flop(spec: ModelSpec, tokens: int) -> float:
+    """The same of one causal forward pass over everything."""
+    matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
+    return matrices * tokens + 4.0 * spec.layers * spec.heads * spec.head_dim * tokens * (tokens + 1) / 2

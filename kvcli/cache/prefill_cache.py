@@ -1,0 +1,319 @@
+"""The fill: a bounded working set that a document is read into, chunk by chunk.
+
+For every layer and chunk: attend to ``kept ‖ chunk``, score, select, keep. Eviction happens inside the layer, right
+after its attention, so the peak is all layers' budgets plus one chunk of one layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from weakref import proxy
+
+import torch
+from torch import Tensor
+
+from kvcli.cache.units import Coded, Exact
+from kvcli.cache.workspace import Workspace
+from kvcli.errors import ModelError
+from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.merging import merge
+from kvcli.eviction.selection import select
+from kvcli.storage.base import Hold
+from kvcli.storage.row_codec import RowLayer
+from kvcli.types import ModelSpec, Rotary, Scorer
+from kvcli_kernels.attention import attention, causal_attention
+from kvcli_kernels.compact import Units, compact
+from kvcli_kernels.merge import merge as merge_terms
+
+
+@dataclass
+class Step:
+    """The chunk at hand, the same for all layers.
+
+    Attributes:
+        start: tokens read before it.
+        new: its length.
+        probe: how many further queries behind it belong to the question; attended, scored with and dropped.
+        last: nothing of the body follows, so stabilizers do not apply.
+        evict: whether units may go; the protected tail of a document is read without.
+    """
+
+    start: int = 0
+    new: int = 0
+    probe: int = 0
+    last: bool = False
+    evict: bool = True
+
+
+class Fill:
+    """The working set of all layers.
+
+    Args:
+        spec: the model's sizes.
+        keep: the policy.
+        rotary: the model's RoPE.
+        tokens: length of the document; buffers never outgrow it.
+        chunk: longest chunk, probe included.
+        dtype, device: of keys and values.
+        heads: the model's retaining heads, for policies that score with them.
+        hold: how survivors will be held: one that offloads has keys and values in host memory already here, pinned
+            where the device is a card, and comes to the workspace layer by layer, each while the one before computes.
+        calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for holds that ask.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        keep: Keep,
+        rotary: Rotary,
+        *,
+        tokens: int,
+        chunk: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        heads: Scorer | None = None,
+        hold: Hold | None = None,
+        calibration: dict[int, Tensor] | None = None,
+    ) -> None:
+        self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
+        self.calibration, self.dtype = calibration or {}, dtype
+        self.step = Step()
+        self.seen = 0
+        self.limit = None if hold is None else hold.limit
+        self.rows = None if hold is None else hold.rows
+        self.budgets = [keep.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
+        capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
+        self._layers = [
+            FillLayer(proxy(self), i, window, capacity, dtype, device)
+            for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
+        ]
+        host = hold is not None and hold.offloads
+        self.workspace = Workspace.make(spec.kv_heads, self._room(chunk), spec.head_dim, dtype, device, host=host)
+
+    @property
+    def layers(self) -> Sequence[FillLayer]:
+        return self._layers
+
+    @property
+    def kept(self) -> int:
+        """Units per KV head of the layer that keeps most."""
+        return max(layer.count for layer in self._layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, workspace included."""
+        return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers)
+
+    def copy(self) -> Fill:
+        """An independent fill with the same units; the model's parts are shared."""
+        parts = (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration, self.workspace.aside)
+        shared = {id(part): part for part in parts}
+        twin = copy.copy(self)
+        shared[id(proxy(self))] = proxy(twin)  # an object has one proxy
+        twin.__dict__ = copy.deepcopy(self.__dict__, shared)
+        return twin
+
+    def release(self) -> None:
+        """Give up the workspace; the fill cannot read on before :meth:`reserve`."""
+        self.workspace.release()
+
+    def reserve(self, tokens: int, chunk: int) -> None:
+        """Make room to read on, up to ``tokens`` in all, in chunks of at most ``chunk``; what is kept stays."""
+        capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
+        for layer, capacity in zip(self._layers, capacities, strict=True):
+            layer.reserve(capacity)
+        self.workspace.reserve(self.spec.kv_heads, self._room(chunk), self.spec.head_dim)
+
+    def _room(self, chunk: int) -> int:
+        """Units of the workspace, where layers that are not in codes have theirs side by side with a chunk's."""
+        exact = [layer.capacity for layer in self._layers if layer.rows is None]
+        return max(exact) + chunk if exact else 0
+
+    def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
+        if window is not None:
+            return min(tokens, window - 1)
+        return tokens if budget is None else min(tokens, budget + self.keep.tail)
+
+
+@dataclass
+class FillLayer:
+    """One layer's kept units: keys before RoPE, values, scores and places, in document order.
+
+    Keys and values are ``[H_kv, capacity, D]`` as the model made them, or with ``rows`` uint8
+    ``[H_kv, capacity, width]``. ``fill`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.TailLayer`.
+    """
+
+    fill: Fill = field(repr=False)
+    index: int
+    window: int | None
+    capacity: int
+    dtype: torch.dtype
+    device: torch.device
+    count: int = 0
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        heads, dim = self.fill.spec.kv_heads, self.fill.spec.head_dim
+        hold = self.fill.hold
+        host = hold is not None and hold.offloads
+        where = torch.device("cpu") if host else self.device
+        pinned = host and self.device.type == "cuda"
+        self.rows = self.fill.rows if self.window is None else None
+        width, dtype = (dim, self.dtype) if self.rows is None else (self.rows.width(dim), torch.uint8)
+        shape = (heads, self.capacity, width)
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=where, pin_memory=pinned) for _ in range(2))
+        self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
+        self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the layer's buffers."""
+        return sum(t.nbytes for t in (self.k, self.v, self.scores, self.pos, *self.state.values()))
+
+    def reserve(self, capacity: int) -> None:
+        """Buffers for ``capacity`` units, where there are fewer."""
+        if capacity <= self.capacity:
+            return
+        for name in ("k", "v", "scores", "pos"):
+            old: Tensor = getattr(self, name)
+            new = torch.empty(
+                (old.shape[0], capacity, *old.shape[2:]),
+                dtype=old.dtype,
+                device=old.device,
+                pin_memory=old.device.type == "cpu" and old.is_pinned(),
+            )
+            new[:, : self.count] = old[:, : self.count]
+            setattr(self, name, new)
+        self.capacity = capacity
+
+    def release(self) -> None:
+        """Give up the buffers."""
+        self.k, self.v, self.scores, self.pos = (t.new_empty(0) for t in (self.k, self.v, self.scores, self.pos))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+        """See :class:`kvcli.cache.base.StoreLayer`. Evicts before it returns."""
+        step, c, m = self.fill.step, self.count, q.shape[1]
+        places = range(c, c + m) if self.compact else range(step.start, step.start + m)
+        pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
+        pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
+        q_rotated = self.fill.rotary.rotate(self.index, q, places)
+        units: Exact | Coded
+        if self.rows is None:
+            out, units = self._beside(q_rotated, k, v, pos, scale, window)
+        else:
+            held, k_rotated = self.held(), self.fill.rotary.rotate(self.index, k, places)
+            if c:
+                own = attention(q_rotated, k_rotated, v, scale, 0)
+                out = merge_terms(held.attend(q_rotated, scale, c), own)[0]
+            else:
+                out = causal_attention(q_rotated, k_rotated, v, scale)
+            units = Coded(held, k[:, : step.new], v[:, : step.new], k_rotated)
+
+        u = c + step.new
+        if self.window is not None:
+            self._keep_window(units.k, units.v, pos[:, :u])
+        else:
+            chunk = Chunk(
+                layer=self.index,
+                start=step.start,
+                units=units,
+                new_k=k[:, : step.new],
+                new_v=v[:, : step.new],
+                q=q[:, : step.new],
+                pos=pos[:, :u],
+                scores=self.scores[:, :c],
+                state=self.state,
+                q_rotated=q_rotated,
+                scale=scale,
+                probe=step.probe,
+                heads=self.fill.heads,
+            )
+            if self.fill.hold is not None:
+                self.fill.hold.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
+            self._keep_best(chunk)
+        if self.index + 1 == len(self.fill.layers):
+            self.fill.workspace.settle()
+        return out
+
+    @property
+    def compact(self) -> bool:
+        """Whether keys are rotated to their slots; to their places in the document otherwise."""
+        return self.fill.keep.positions == "compact"
+
+    def held(self) -> RowLayer:
+        """The kept units of a layer in codes, as something to attend to; its tensors are the layer's own."""
+        assert self.rows is not None
+        c, rotate = self.count, partial(self.fill.rotary.rotate, self.index)
+        return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.rows, rotate, self.dtype)
+
+    def _beside(
+        self, q_rotated: Tensor, k: Tensor, v: Tensor, pos: Tensor, scale: float, window: int | None
+    ) -> tuple[Tensor, Exact]:
+        """Attention over kept units and the chunk's own side by side in the workspace, and these."""
+        c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
+        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace.open(self.fill.layers, self.index))
+        work_k[:, c:], work_v[:, c:] = k, v
+        k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
+        out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
+        return out, Exact(work_k[:, :u], work_v[:, :u], k_rotated)
+
+    def _keep_best(self, chunk: Chunk) -> None:
+        keep, step, units = self.fill.keep, self.fill.step, chunk.kept + chunk.new
+        scores, budget, recent = keep.rescore(chunk), self.fill.budgets[self.index], 0 if step.last else keep.recent
+        if self.fill.limit is not None and self.fill.hold is not None:
+            (q, k), new = chunk.rotated, chunk.new
+            scores = self.fill.hold.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
+            recent = self.fill.limit - self.fill.limit // 2
+        if not step.evict or budget is None or units <= budget:
+            self._append(chunk, scores)
+            return
+        index = select(
+            scores,
+            budget,
+            sinks=chunk.pos < keep.sinks if keep.sinks else None,
+            recent=min(recent, units),
+        )
+        merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None
+        k, v = self._all(chunk)
+        self.count = budget
+        compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
+        if merged is not None:
+            self.v[:, : self.count] = merged
+
+    def _append(self, chunk: Chunk, scores: Tensor) -> None:
+        old, new = chunk.kept, chunk.kept + chunk.new
+        if self.rows is None:
+            self.fill.workspace.put(self, (chunk.k, chunk.v), old, new)
+        else:
+            self.k[:, old:new], self.v[:, old:new] = self._new(chunk)
+        self.scores[:, :new] = scores
+        self.pos[:, old:new] = chunk.pos[:, old:]
+        self.count = new
+
+    def _all(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Keys and values at hand, as they are kept."""
+        if self.rows is None:
+            return chunk.k, chunk.v
+        k, v = self._new(chunk)
+        return torch.cat([self.k[:, : self.count], k], dim=1), torch.cat([self.v[:, : self.count], v], dim=1)
+
+    def _new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """The chunk's own in codes; the one place where anything is coded."""
+        assert self.rows is not None
+        try:
+            return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
+        except ValueError as error:
+            name = self.fill.hold.name if self.fill.hold else ""
+            raise ModelError(f"{name} cannot hold layer {self.index}: {error}", "--kv-bits 16") from None
+
+    def _keep_window(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
+        """A sliding layer keeps what its next query can still see, whatever the policy."""
+        self.count = min(k.shape[1], self.capacity)
+        first = k.shape[1] - self.count
+        self.k[:, : self.count] = k[:, first:]
+        self.v[:, : self.count] = v[:, first:]
+        self.pos[:, : self.count] = pos[:, first:]
+        self.scores[:, : self.count] = 0.0

@@ -1,0 +1,169 @@
+"""What is saved of a conversation: words and token ids, as JSON, 0600, one file each. Imports no torch.
+
+The document is not in it: its reading is saved by itself, and the record says which files and options it was made of.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kvcli.errors import DamagedError, InputError, UsageError
+from kvcli.utils import files as file_utils
+from kvcli.utils.from_json import revive
+
+FORMAT = "kvcli-chat/1"
+_NAME = re.compile(r"[\w][\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer.
+
+    Attributes:
+        question: as it was typed.
+        answer: the text of the answer.
+        ids: the tokens that the model made, without its end mark.
+        finish: ``stop``, ``length`` or ``interrupted``.
+        tps: tokens per second.
+    """
+
+    question: str
+    answer: str
+    ids: tuple[int, ...] = ()
+    finish: str = "stop"
+    tps: float = 0.0
+
+
+@dataclass
+class Record:
+    """A conversation as it is saved.
+
+    Attributes:
+        model: name, directory or repository, as it was given; ``None`` for the default.
+        fingerprint: of the model that made the token ids.
+        files: the documents, as they were named: their names stand between several texts and are read too.
+        added: documents that were added later, in order.
+        folder: where the names lead from.
+        hide_thoughts: whether what is in ``<think>`` is shown.
+        options: what else the reading was made with, by the names of the command's options.
+        sampling: how answers are drawn; ``None`` for the model's own way.
+        system: the system message.
+        turns: finished turns.
+        absorbed: after how many turns the tail was absorbed, ascending.
+        unanswered: a question whose answer was not finished.
+    """
+
+    model: str | None = None
+    fingerprint: str = ""
+    files: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] | None = None
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    absorbed: list[int] = field(default_factory=list)
+    unanswered: str | None = None
+    folder: str = ""
+    hide_thoughts: bool = False
+    made: str = ""
+    format: str = FORMAT
+
+
+def absolute(record: Record) -> list[str]:
+    """The documents of :attr:`Record.files`, wherever they were named."""
+    return [str(Path(record.folder, name)) for name in record.files]
+
+
+def folder() -> Path:
+    """Where conversations lie: they are a person's own, so beside data and not in the cache."""
+    return file_utils.private(file_utils.data_dir() / "chats")
+
+
+def named(name: str) -> Path:
+    """The file of a session. Raises ``UsageError`` for a name that could be a path."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"'{name}' is no name for a session: letters, digits, - _ and . only", "--session evening")
+    return folder() / f"{name}.json"
+
+
+def fresh() -> Path:
+    """A file that does not exist yet, named after the time."""
+    name = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    path, n = folder() / f"{name}.json", 1
+    while path.exists():
+        n += 1
+        path = folder() / f"{name}-{n}.json"
+    return path
+
+
+def last() -> Path:
+    """The conversation that was saved last. Raises ``InputError`` where there is none."""
+    found = sorted(folder().glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    if not found:
+        raise InputError("there is no conversation to continue", "kvcli chat FILE")
+    return found[-1]
+
+
+def save(path: Path, record: Record) -> None:
+    """Write a record under its name, all of it or nothing, durable and 0600. Raises ``OSError``."""
+    record.made = record.made or datetime.now(UTC).isoformat(timespec="seconds")
+    write(path, json.dumps(asdict(record), ensure_ascii=False, indent=1) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """A text file, 0600, all of it or nothing. Raises ``OSError``."""
+    with file_utils.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
+
+
+def load(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        InputError: it cannot be read.
+        DamagedError: it is no conversation; says why.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "surrogatepass")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "kvcli chat FILE") from None
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is no text") from None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        record = revive(Record, found)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)[:120]) from None
+    steps = [0, *record.absorbed, len(record.turns)]
+    if steps != sorted(steps) or any(i < 0 for turn in record.turns for i in turn.ids):
+        raise _damaged(path, "its turns make no sense")
+    return record
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged or no conversation: {why}", f"mv {path} {path}.damaged")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the one chat of a session. Raises ``UsageError`` where another process is."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file_utils.private(path.parent / "locks") / f"{path.name}.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"the session {path.stem} is open in another kvcli", "--session ANOTHER") from None
+    try:
+        yield
+    finally:
+        lock.release()

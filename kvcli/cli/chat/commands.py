@@ -1,0 +1,320 @@
+"""The commands of a chat: ``/help`` and its kin. Each is a method named after it, and its docstring is its help."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcli.chat import transcript
+from kvcli.cli.chat.session import SAMPLING, export
+from kvcli.cli.exit_codes import Interrupted
+from kvcli.cli.request import valid
+from kvcli.cli.views import sparkline, terminal
+from kvcli.errors import InputError, KvcliError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.cli.chat.session import Evening
+    from kvcli.documents import Document
+
+FOUND = 20
+KEYS = (
+    ("Alt-Enter, or \\ at the end", "a new line"),
+    ("Ctrl-X Ctrl-E", "write in $EDITOR"),
+    ("Ctrl-C", "stops an answer; Ctrl-D leaves"),
+)
+
+
+class Commands:
+    """What a line that begins with ``/`` does.
+
+    Args:
+        evening: the conversation.
+        consent: asks a person yes or no; says yes for a script.
+    """
+
+    def __init__(self, evening: Evening, consent: Callable[[str], bool]) -> None:
+        self.evening, self.consent = evening, consent
+        self.leave = False
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """All commands, in the order of ``/help``."""
+        return [name.removeprefix("do_") for name in vars(cls) if name.startswith("do_")]
+
+    def run(self, line: str) -> None:
+        """One command. Raises ``UsageError`` for one that does not exist, naming the nearest."""
+        name, _, rest = line.removeprefix("/").partition(" ")
+        command = getattr(self, f"do_{name}", None)
+        if command is None:
+            near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.4)
+            nearest = f"; the nearest is /{near[0]}" if near else ""
+            raise UsageError(f"there is no command /{name}{nearest}", "/help")
+        command(rest.strip())
+
+    def do_help(self, _rest: str) -> None:
+        """/help — what can be typed."""
+        for name in self.names():
+            usage, _, about = (getattr(self, f"do_{name}").__doc__ or "").strip().partition(" — ")
+            _say(f"{usage:<28} {about}")
+        if self.evening.interactive:
+            for what, about in KEYS:
+                _say(f"{what:<28} {about}")
+
+    def do_files(self, _rest: str) -> None:
+        """/files — what has been read."""
+        document = self.evening.parlour.report.document
+        if document is None:
+            _say("nothing has been read; /add FILE reads one")
+            return
+        for name in document.files:
+            pages = {span.page for span in document.spans if span.file == name and span.page is not None}
+            size = sum(span.end - span.start for span in document.spans if span.file == name)
+            _say(f"{name} · {size:,} characters" + (f" · {terminal.plural(len(pages), 'page')}" if pages else ""))
+
+    def do_add(self, rest: str) -> None:
+        """/add FILE… — read further files, behind those that were read."""
+        parlour, talk = self.evening.parlour, self.evening.talk
+        names = [parlour.named(name) for name in _words(rest)]
+        if not names:
+            raise UsageError("no file was named", "/add FILE")
+        before, added, tokens = parlour.report.document, list(parlour.added), len(parlour.ids)
+        parlour.add(names)
+        more = len(parlour.ids) - tokens
+        try:
+            if not self.consent(f"read {more:,} more tokens, {len(parlour.ids):,} in all ({parlour.outlook(more)})?"):
+                parlour.take_back(before, added)
+                return
+            talk.forget_ground()
+            for _ in talk.open():
+                pass
+        except (KvcliError, KeyboardInterrupt) as problem:
+            parlour.take_back(before, added)
+            talk.forget_ground()
+            if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
+                raise
+            terminal.note("stopped", "nothing was added; /add reads on from where it was stopped")
+            return
+        self.evening.save()
+        terminal.note("read", parlour.report.reading(), quiet=self.evening.quiet)
+
+    def do_page(self, rest: str) -> None:
+        """/page N — the text of a page, as the model read it."""
+        document = self._document()
+        if not rest.isdecimal():
+            raise UsageError(f"'{rest}' is no page", "/page 12")
+        spans = [span for span in document.spans if span.page == int(rest)]
+        if not spans:
+            pages = [span.page for span in document.spans if span.page is not None]
+            there = f"its pages are {min(pages)} to {max(pages)}" if pages else "what was read has no pages"
+            raise InputError(f"there is no page {int(rest):,}: {there}", "/find TEXT")
+        for span in spans:
+            _say(terminal.plain(document.text[span.body : span.end].strip("\n")))
+
+    def do_find(self, rest: str) -> None:
+        """/find TEXT — where a text stands, whatever its case."""
+        if not rest:
+            raise UsageError("nothing to find was given", "/find TEXT")
+        document = self._document()
+        text, wanted = document.text.lower(), rest.lower()
+        exact = len(text) == len(document.text)  # a few letters change their length with their case
+        text, wanted = (text, wanted) if exact else (document.text, rest)
+        at, places = text.find(wanted), list[int]()
+        while at >= 0:
+            places.append(at)
+            at = text.find(wanted, at + len(wanted))
+        for place in places[:FOUND]:
+            span = document.at(place)
+            where = f"p. {span.page}" if span.page is not None else f"line {document.line(place)}"
+            name = f"{span.file} " if len(document.files) > 1 else ""
+            around = document.text[max(0, place - 30) : place + len(wanted) + 40]
+            _say(f"{name}{where}: …{terminal.oneline(around)}…")
+        if not places:
+            _say(f"'{rest}' is not in the text")
+        elif len(places) > FOUND:
+            _say(f"… and {len(places) - FOUND:,} more")
+
+    def do_sources(self, rest: str) -> None:
+        """/sources [TURN] — what the last answer, or that of a turn, quotes, and where else it may come from."""
+        if rest and not rest.isdecimal():
+            raise UsageError(f"'{rest}' is no turn", "/sources 2")
+        found = self.evening.sources(int(rest) if rest else None)
+        for line in found or ["nothing of the answer stands in the text, and no page stands out"]:
+            _say(line)
+
+    def do_retry(self, _rest: str) -> None:
+        """/retry — ask the last question again."""
+        self.evening.retry()
+
+    def do_undo(self, _rest: str) -> None:
+        """/undo — forget the last turn."""
+        talk = self.evening.talk
+        if talk.unanswered is not None:  # asked last, and there is no turn of it
+            question, talk.unanswered = talk.unanswered, None
+            self.evening.save()
+        else:
+            question = talk.undo().question
+        terminal.note("undone", question, quiet=self.evening.quiet)
+
+    def do_clear(self, _rest: str) -> None:
+        """/clear — forget the talk and keep the document."""
+        self.evening.talk.clear()
+        terminal.note("cleared", "the talk is forgotten, what was read is kept", quiet=self.evening.quiet)
+
+    def do_system(self, rest: str) -> None:
+        """/system [TEXT|-] — show the system message, set it, or take it away; what was read is read under it."""
+        parlour, talk = self.evening.parlour, self.evening.talk
+        before = parlour.settings.system
+        if not rest:
+            _say(before or "no system message of ours")
+            return
+        if parlour.settings.raw:
+            raise UsageError("a system message has no place in a raw prompt", "start without --raw")
+        if parlour.base is not None:
+            raise UsageError(f"{parlour.base.path} was read under its own system message", "chat with the document")
+        parlour.instruct(None if rest == "-" else valid(rest, "the system message"))
+        tokens = len(parlour.ids)
+        try:
+            if tokens and not self.consent(f"read all {tokens:,} tokens under it ({parlour.outlook(tokens)})?"):
+                parlour.instruct(before)
+                return
+            talk.forget_ground()
+            for _ in talk.open():
+                pass
+        except (KvcliError, KeyboardInterrupt) as problem:
+            parlour.instruct(before)
+            talk.forget_ground()
+            if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
+                raise
+            terminal.note("stopped", "the system message is as it was")
+            return
+        self.evening.save()
+        if tokens:
+            terminal.note("read", parlour.report.reading(), quiet=self.evening.quiet)
+
+    def do_set(self, rest: str) -> None:
+        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide, cite on|off."""
+        evening = self.evening
+        name, _, value = rest.partition(" ")
+        value = value.strip()
+        if not name:
+            shown = [
+                *(row for row in evening.stats() if row[0] == "sampling"),
+                ("think", "hide" if evening.hide_thoughts else "show"),
+                ("cite", "on" if evening.cite else "off"),
+            ]
+            for label, text in shown:
+                _say(f"{label:<10}{text}")
+            return
+        if name == "think" and value in ("show", "hide"):
+            evening.hide_thoughts = value == "hide"
+            evening.save()
+        elif name == "cite" and value in ("on", "off"):
+            evening.cite = value == "on"
+        elif name == "sampling" and value == "model":
+            evening.given = None
+        elif name == "max_tokens":
+            evening.max_tokens, evening.circles = int(_number(name, value, int)), True
+        elif name in SAMPLING:
+            from kvcli.engine.sampling import Sampling
+
+            kind = int if name in ("top_k", "seed") else float
+            given = {**evening.settings(), SAMPLING[name]: _number(name, value, kind)}
+            Sampling(**given)
+            evening.given = given
+        else:
+            raise UsageError(
+                f"'{rest}' cannot be set: there are {', '.join(SAMPLING)}, max_tokens N, think show|hide,"
+                " cite on|off, sampling model",
+                "/set temp 0.7",
+            )
+
+    def do_save(self, rest: str) -> None:
+        """/save [NAME] — go on under another name; a conversation is saved anyway."""
+        if rest:
+            self.evening.move(transcript.named(rest))
+        else:
+            self.evening.save()
+        terminal.note("saved", f"kvcli chat --session {self.evening.path.stem}", quiet=self.evening.quiet)
+
+    def do_load(self, rest: str) -> None:
+        """/load NAME — go on with the turns of another session about the same files."""
+        evening = self.evening
+        path = transcript.named(rest)
+        if path == evening.path:
+            raise UsageError(f"this is the session {rest}", "/stats")
+        found = transcript.load(path)
+        evening.load(path, found)
+        terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=evening.quiet)
+
+    def do_export(self, rest: str) -> None:
+        """/export FILE.md|FILE.json — write the conversation to a file."""
+        if not rest:
+            raise UsageError("no file was named", "/export chat.md")
+        path = Path(rest).expanduser()
+        self.evening.save()
+        export(path, self.evening.saved)
+        terminal.note("written", str(path), quiet=self.evening.quiet)
+
+    def do_stats(self, _rest: str) -> None:
+        """/stats — the session, what was read, turns, tokens, sampling, speed."""
+        for label, text in self.evening.stats():
+            _say(f"{label:<10}{text}")
+
+    def do_memory(self, _rest: str) -> None:
+        """/memory — what takes how many bytes."""
+        for label, text in self.evening.memory():
+            _say(f"{label:<10}{text}")
+
+    def do_kv(self, _rest: str) -> None:
+        """/kv — where in the text the kept units lie."""
+        from kvcli.cache.retention import even, shares
+
+        parlour, context = self.evening.parlour, self.evening.talk.context
+        document, tokens = parlour.report.document, len(parlour.ids)
+        if document is None or context is None:
+            raise InputError("nothing has been read", "/add FILE")
+        edges = even(tokens, sparkline.WIDTH)
+        found = shares(context, edges, parlour.model.spec.sliding)
+        _say(sparkline.bars(found))
+        _say(sparkline.ends(document, len(found)))
+        kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
+        _say(
+            f"{kept:,.0f} of {tokens:,} units of the text per KV head; the highest bar is {max(found):.0%} of its part"
+        )
+
+    def do_exit(self, _rest: str) -> None:
+        """/exit — leave; kvcli chat -c goes on."""
+        self.leave = True
+
+    def _document(self) -> Document:
+        document = self.evening.parlour.report.document
+        if document is None:
+            raise InputError("nothing has been read", "/add FILE")
+        return document
+
+
+def _say(text: str) -> None:
+    """A line that was asked for, on stdout."""
+    sys.stdout.write(terminal.plain(text).rstrip() + "\n")
+    sys.stdout.flush()
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{text}: {error}".lower(), "quotes around a name with spaces") from None
+
+
+def _number(name: str, value: str, kind: type[int] | type[float]) -> float:
+    try:
+        number = kind(value)
+    except ValueError:
+        raise UsageError(f"{name} must be a number, got '{value}'", "/set") from None
+    if not number < float("inf") or (name == "max_tokens" and number < 1):
+        raise UsageError(f"{name} cannot be {value}", "/set")
+    return number

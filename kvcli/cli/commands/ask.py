@@ -1,0 +1,194 @@
+"""``kvcli ask [FILE…] QUESTION``: the options of the command, checked."""
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from kvcli.cli.budget import Budget
+from kvcli.cli.desk import ANSWER, Settings
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    HEADS,
+    INCLUDE,
+    KV_BITS,
+    MAX_TOKENS,
+    MIN_P,
+    MODEL,
+    NO_CACHE,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    REBUILD,
+    SEED,
+    SYSTEM,
+    TOP_K,
+    TOP_P,
+    VERBOSE,
+    WEIGHTS,
+    options,
+)
+from kvcli.cli.output import Sink
+from kvcli.cli.request import sort_out, valid
+from kvcli.cli.run import Run
+from kvcli.cli.views import citations
+from kvcli.documents import STDIN
+from kvcli.errors import UsageError
+
+
+class Ask(TyperCommand):
+    """``ask`` with a usage line that tells files from the question, which one list of words cannot."""
+
+    def collect_usage_pieces(self, _ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "[FILE]...", "QUESTION"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, citations.words(args))
+
+
+def command(
+    words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    model: MODEL = None,
+    system: SYSTEM = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-f",
+            "--file",
+            "--context",
+            metavar="FILE",
+            help="A file to read, repeatable; - is standard input.",
+        ),
+    ] = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option("-e", "--question", metavar="TEXT", help="A question, repeatable: one reading, many answers."),
+    ] = None,
+    question_files: Annotated[
+        list[str] | None,
+        typer.Option("-Q", "--questions", metavar="FILE", help="Questions, one per line or JSON Lines; - is stdin."),
+    ] = None,
+    max_tokens: MAX_TOKENS = None,
+    temp: Annotated[float, typer.Option("--temp", metavar="T", min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
+    top_p: TOP_P = None,
+    top_k: TOP_K = None,
+    min_p: MIN_P = None,
+    seed: SEED = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="Text that ends the answer; repeatable."),
+    ] = None,
+    no_stream: Annotated[bool, typer.Option("-S", "--no-stream", help="Print the answer when it is complete.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the answer there, not to stdout."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then the question.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Times, speed and memory on stderr.")] = False,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    kv_bits: KV_BITS = None,
+    heads: HEADS = None,
+    focus: Annotated[
+        bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
+    ] = False,
+    again: Annotated[
+        int | None,
+        typer.Option(
+            "--look-again",
+            metavar="N",
+            min=0,
+            help="Read N passages a second time before the answer; 3 where units were dropped.",
+        ),
+    ] = None,
+    chunk: CHUNK = None,
+    cite: Annotated[
+        str | None,
+        typer.Option(
+            "--cite", metavar="[MODE]", help="Look up what the answer quotes: on, off, strict; on a terminal on."
+        ),
+    ] = None,
+    no_cite: Annotated[bool, typer.Option("--no-cite", help="Look nothing up: the answer alone.")] = False,
+    exit_status: Annotated[
+        bool, typer.Option("--exit-status", help="Exit 10 where no quote of an answer is verified.")
+    ] = False,
+    each: Annotated[bool, typer.Option("--each", help="Every file by itself: one answer per file.")] = False,
+    no_cache: NO_CACHE = False,
+    rebuild: REBUILD = False,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
+    offline: OFFLINE = False,
+    _debug: DEBUG = False,
+) -> None:
+    """Ask a question about files or standard input.
+
+    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, or a directory; several are read in order.
+    Without FILE, piped standard input is the document. QUESTION is the last argument, in quotes; several
+    questions (-e, -Q) share one reading. Readings are saved: the next question about the same text reads nothing.
+    FILE may also be a saved reading of ``kvcli prefill -o book.kv``.
+    """
+    named = question_files or []
+    request = sort_out(words or [], files or [], questions or [], named)
+    if temp == 0 and (
+        unused := [o for o, v in (("--top-p", top_p), ("--top-k", top_k), ("--min-p", min_p)) if v is not None]
+    ):
+        raise UsageError(f"{' and '.join(unused)} would change nothing at temperature 0", f"--temp 0.7 {unused[0]} …")
+    given = {"temperature": temp or None, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
+    settings = Settings(
+        model=model,
+        system=None if system is None else valid(system, "the system message"),
+        raw=raw,
+        max_tokens=max_tokens or ANSWER,
+        circles=max_tokens is not None,
+        sampling={k: v for k, v in given.items() if v is not None},
+        stop=tuple(valid(s, "--stop") for s in stop or []),
+        policy=policy,
+        budget=None if budget is None else Budget.parse(budget),
+        kv_bits=kv_bits,
+        heads=heads,
+        focus=focus,
+        again=again,
+        cite=citations.mode(cite, no_cite=no_cite, exit_status=exit_status, as_json=as_json, output=output),
+        exit_status=exit_status,
+        chunk=chunk,
+        cache=not no_cache,
+        rebuild=rebuild,
+        reading=options(ranges, include, exclude, ocr),
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        offline=offline,
+        stats=stats,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    if each and (not request.files or STDIN in request.files):
+        raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
+    if raw and system:
+        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
+    sink = Sink(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
+    run = Run(settings, request, sink)
+    try:
+        if each:
+            run.answer_each()
+            return
+        run.prepare(stdin_is_questions=STDIN in named)
+        run.banner()
+        run.answer_all()
+    finally:
+        sink.close()

@@ -1,0 +1,157 @@
+"""``kvcli doctor``: what this machine has, and whether that is enough to answer a question."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from kvcli.cli import report
+from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.options import DEBUG, JSON
+from kvcli.cli.views import terminal
+from kvcli.errors import KvcliError
+from kvcli.utils import files
+
+ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
+"""CPU features that decide how fast bfloat16 arithmetic is."""
+
+
+def command(
+    as_json: JSON = False,
+    _debug: DEBUG = False,
+) -> None:
+    """Check versions, devices, memory, speed and the default model. Uses no network."""
+    found = examine()
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
+    else:
+        _show(found)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that is found, and the problems among it."""
+    problems: list[str] = []
+    versions = report.versions()
+    problems += [f"{name} is not installed" for name, value in versions.items() if value is None]
+    devices = _devices(problems)
+    cache = _cache(problems)
+    return {
+        "versions": versions,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "memory": _memory(),
+        "devices": devices,
+        "cache": cache,
+        "default_model": _default_model(problems),
+        "problems": problems,
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    except OSError:
+        pass
+    numba = report.installed("numba")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"name": name, "cores": usable, "isa": [f for f in ISA if f in flags], "numba": numba}
+
+
+def _memory() -> dict[str, int]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {"total_bytes": int(memory.total), "available_bytes": int(memory.available)}
+
+
+def _devices(problems: list[str]) -> list[dict[str, Any]]:
+    """Each device torch can use, with a quick bfloat16 measurement."""
+    try:
+        from kvcli.models.devices import devices
+    except Exception as error:  # a broken installation raises OSError, ImportError and worse
+        problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
+        return []
+    found = []
+    for device in devices():
+        if device.problem is not None:
+            problems.append(
+                f"{device.name} cannot multiply bfloat16 matrices: {terminal.oneline(device.problem)[:120]}"
+            )
+        facts = {k: v for k, v in asdict(device).items() if k != "problem"}
+        found.append({k: v for k, v in facts.items() if v is not None or k == "bf16_gflops"})
+    return found
+
+
+def _cache(problems: list[str]) -> dict[str, Any]:
+    """kvcli's own directory: where it is, whether it can be written, and how much is in it."""
+    try:
+        path = files.cache_dir()
+    except KvcliError as error:
+        problems.append(error.message)
+        return {"path": None, "writable": False, "bytes": 0}
+    writable = os.access(path, os.W_OK | os.X_OK)
+    if not writable:
+        problems.append(f"the cache directory {path} cannot be written")
+    used = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return {"path": str(path), "writable": writable, "bytes": used}
+
+
+def _default_model(problems: list[str]) -> dict[str, Any]:
+    """The model of a plain ``kvcli ask``, and whether it is on this machine already."""
+    try:
+        from kvcli.models import resolve
+    except Exception as error:
+        problems.append(f"transformers cannot be imported: {type(error).__name__}: {error}")
+        return {"name": None, "present": False}
+    name = resolve.default_name()
+    try:
+        events = resolve.resolve(name, offline=True)
+        while True:
+            next(events)
+    except StopIteration as end:
+        return {"name": name, "present": True, "path": str(end.value.path)}
+    except Exception:  # whatever is wrong with it, `kvcli models pull` says it better
+        return {"name": name, "present": False}
+
+
+def _show(found: dict[str, Any]) -> None:
+    cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
+    size = terminal.size
+    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba, which answers faster: pip install numba"
+    rows = [
+        ("versions", " · ".join(f"{k} {v}" for k, v in found["versions"].items())),
+        ("system", found["system"]),
+        ("cpu", " · ".join([cpu["name"], terminal.plural(cpu["cores"], "core"), *cpu["isa"], numba])),
+        ("memory", f"{size(memory['available_bytes'])} of {size(memory['total_bytes'])} available"),
+    ]
+    for device in found["devices"]:
+        parts = [device["name"]]
+        if "card" in device:
+            free = f"{size(device['free_bytes'])} of {size(device['total_bytes'])} free"
+            parts += [device["card"], f"compute capability {device['capability']}", free]
+        gflops = device["bf16_gflops"]
+        parts += [f"{gflops:,.0f} GFLOP/s in bfloat16" if gflops else "no bfloat16"]
+        rows.append(("device", " · ".join(parts)))
+    writable = "" if cache["writable"] else " · cannot be written"
+    rows.append(("cache", f"{cache['path']} · {size(cache['bytes'])} used{writable}"))
+    present = "on this machine" if model["present"] else "not here yet: kvcli models pull"
+    rows.append(("model", f"{model['name']} · {present}"))
+    for label, text in rows:
+        print(f"{label:<{terminal.LABEL}} {terminal.oneline(text)}")
+    for problem in found["problems"]:
+        print(f"{'problem':<{terminal.LABEL}} {terminal.oneline(problem)}")
+    if not found["problems"]:
+        print(f"{'result':<{terminal.LABEL}} ready")

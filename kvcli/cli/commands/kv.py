@@ -1,0 +1,207 @@
+"""``kvcli kv FILE…``: where in a document the kept units lie."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvcli.cli.budget import Budget
+from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
+from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    HEADS,
+    INCLUDE,
+    JSON,
+    KV_BITS,
+    MODEL,
+    NO_CACHE,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    REBUILD,
+    SYSTEM,
+    VERBOSE,
+    WEIGHTS,
+    options,
+)
+from kvcli.cli.request import Question, Request, valid
+from kvcli.cli.views import citations, plot, sparkline, terminal
+from kvcli.errors import InputError
+
+if TYPE_CHECKING:
+    from kvcli.cache.retention import Page
+    from kvcli.documents import Document
+    from kvcli.prompt_cache.prefill import Job
+    from kvcli.recipe import Recipe
+
+FINE = 240
+"""Stretches of a picture and of JSON; a terminal has as many as a row has letters."""
+
+BEST = 10
+"""Pages that are named on the terminal."""
+
+
+class Map(Desk):
+    """A desk that reads for nobody in particular, or for one question."""
+
+    def read(self) -> None:
+        """See to it that the reading is there, as ``ask`` would have it."""
+        asked = self.request.questions
+        self._read(self.prompt.question(asked[0].text) if asked else [0] * QUESTION, ANSWER)
+
+    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
+        return replace(super()._job(recipe, question, longest), origin="ask")
+
+
+def command(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="What was read, or is to be; - is standard input.", show_default=False),
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw it: out.png, .svg or .pdf; needs kvcli[plot].")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("-e", "--question", metavar="TEXT", help="For policies that read for one question.")
+    ] = None,
+    model: MODEL = None,
+    system: SYSTEM = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    kv_bits: KV_BITS = None,
+    heads: HEADS = None,
+    chunk: CHUNK = None,
+    no_cache: NO_CACHE = False,
+    rebuild: REBUILD = False,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    weights: WEIGHTS = "bf16",
+    offline: OFFLINE = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
+    _debug: DEBUG = False,
+) -> None:
+    """Show where in a document the kept units lie: layers by position, and how much of each page.
+
+    Takes a saved reading up, or reads. FILE may also be a reading of ``kvcli prefill -o book.kv``.
+    """
+    out = None if picture is None else Path(picture)
+    if out is not None:
+        plot.check(out)
+    settings = Settings(
+        model=model,
+        system=None if system is None else valid(system, "the system message"),
+        raw=raw,
+        policy=policy,
+        budget=None if budget is None else Budget.parse(budget),
+        kv_bits=kv_bits,
+        heads=heads,
+        chunk=chunk,
+        cache=not no_cache,
+        rebuild=rebuild,
+        reading=options(ranges, include, exclude, ocr),
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        offline=offline,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    asked = () if question is None else (Question(valid(question, "the question")),)
+    desk = Map(settings, Request(tuple(files or ()), asked, False))
+    desk.prepare()
+    if not desk.ids:
+        raise InputError("no document was given", "kvcli kv FILE")
+    if desk.recipe.keep.question and question is None:
+        raise InputError(f"'{desk.recipe}' keeps what one question asks for", '-e "QUESTION"')
+    desk.banner()
+    desk.read()
+    _show(desk, out, as_json=as_json)
+
+
+def _show(desk: Map, out: Path | None, *, as_json: bool) -> None:
+    from kvcli.cache.retention import even, heat, pages
+
+    context, document, tokens = desk.reader.context, desk.report.document, len(desk.ids)
+    assert context is not None
+    assert document is not None
+    sliding = desk.model.spec.sliding
+    found = pages(context, document, desk.prompt.offsets(document.text), tokens, sliding)
+    fine = even(tokens, FINE)
+    if out is not None:
+        title = f"{terminal.title(document)} · {desk.model.spec.name} · {desk.report.reading()}\n{desk.report.recipe}"
+        plot.draw(out, heat(context, fine), found, tokens, title)
+    if as_json:
+        print(json.dumps(_object(desk, fine, heat(context, fine), found), ensure_ascii=False))
+    else:
+        edges = even(tokens, sparkline.WIDTH)
+        _print(document, heat(context, edges), found)
+    terminal.note("read", desk.report.reading(), quiet=desk.settings.quiet)
+    if out is not None:
+        terminal.note("picture", str(out), quiet=desk.settings.quiet)
+
+
+def _print(document: "Document", rows: list[list[float]], found: "Sequence[Page]") -> None:
+    """The map and the pages of which most is kept, on stdout."""
+    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    lines = [f"{'all':>5} {sparkline.bars(mean)}"]
+    lines += [f"{i:>5} {row}" for i, row in enumerate(sparkline.shades(rows))]
+    lines.append(f"layer {sparkline.ends(document, len(mean))}")
+    for line in lines:
+        terminal.write(sys.stdout, line.rstrip())
+    if len(found) < 2:
+        return
+    print()
+    table = []
+    for page in sorted(found, key=lambda p: -p.share)[:BEST]:
+        place = citations.where(document, page.block.span, page.block.line, page.block.last)
+        table.append((place, f"{page.share:.1%}", f"{page.end - page.start:,}"))
+    terminal.table(("most is kept of", "kept", "tokens"), table)
+
+
+def _object(desk: Map, edges: list[int], rows: list[list[float]], found: "Sequence[Page]") -> dict[str, Any]:
+    report = desk.report
+    return {
+        "schema": SCHEMA,
+        "map": {
+            "recipe": report.recipe,
+            "tokens": len(desk.ids),
+            "kept": report.kept,
+            "edges": edges,
+            "layers": [[round(share, 5) for share in row] for row in rows],
+            "pages": [
+                {
+                    "source": p.block.span.file,
+                    "page": p.block.span.page,
+                    "label": p.block.span.label,
+                    "section": p.block.span.section,
+                    "line": p.block.line,
+                    "char_start": p.block.start,
+                    "char_end": p.block.end,
+                    "token_start": p.start,
+                    "token_end": p.end,
+                    "share": round(p.share, 5),
+                }
+                for p in found
+            ],
+        },
+        "warnings": report.warnings,
+    }

@@ -1,0 +1,178 @@
+"""``kvcli plan FILE…``: memory, disk and time of a run before it; loads no model and imports no torch."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import kvcli
+from kvcli import documents, types
+from kvcli.cli.budget import Budget
+from kvcli.cli.desk import ANSWER, QUESTION
+from kvcli.cli.options import (
+    BUDGET,
+    CHUNK,
+    DEBUG,
+    DEVICE,
+    DTYPE,
+    EXCLUDE,
+    INCLUDE,
+    JSON,
+    KV_BITS,
+    MAX_TOKENS,
+    MODEL,
+    OCR,
+    OFFLINE,
+    PAGES,
+    POLICY,
+    QUIET,
+    SYSTEM,
+    WEIGHTS,
+    options,
+)
+from kvcli.cli.request import valid
+from kvcli.cli.views import plan, terminal
+from kvcli.errors import InputError, UsageError
+from kvcli.planning.estimate import Place, Work, forecast
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.resolve import Source
+    from kvcli.types import ModelSpec
+
+
+def command(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="What would be read; - is standard input.", show_default=False),
+    ] = None,
+    model: MODEL = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", min=1, help="A text of N tokens instead of a file.")
+    ] = None,
+    policy: POLICY = None,
+    budget: BUDGET = None,
+    what_if: Annotated[
+        list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
+    ] = None,
+    weights: WEIGHTS = "bf16",
+    kv_bits: KV_BITS = None,
+    card: Annotated[
+        str | None, typer.Option("--card", metavar="NAME|SIZE", help="Another card: 4090, 3060 or 8GB.")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
+    ] = None,
+    max_tokens: MAX_TOKENS = None,
+    system: SYSTEM = None,
+    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
+    chunk: CHUNK = None,
+    ranges: PAGES = None,
+    include: INCLUDE = None,
+    exclude: EXCLUDE = None,
+    ocr: OCR = False,
+    device: DEVICE = None,
+    dtype: DTYPE = None,
+    offline: OFFLINE = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
+) -> None:
+    """Say what a run would take, before it: memory, disk and time. Loads no model.
+
+    The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --card it is
+    about another card: whether it fits there, and with which budget at most. Exit code 5 says that it does not fit.
+    """
+    from kvcli.models import resolve
+    from kvcli.models import spec as model_spec
+    from kvcli.recipe import default, parse
+
+    if card is not None and device is not None:
+        raise UsageError("--card is about a card you need not have, --device about this machine", "leave out --device")
+    if raw and system:
+        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
+    wanted = None if budget is None else Budget.parse(budget)
+    named = None if policy is None else parse(policy)
+    if kv_bits is not None:
+        (named or parse("full")).with_bits(kv_bits)
+    others = [parse(text) for text in what_if or []]
+    place = None if card is None else Place.card(card)
+    chosen = options(ranges, include, exclude, ocr)
+    document = _document(list(files or []), tokens, chosen)
+
+    source = terminal.follow(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
+    spec = model_spec.spec(
+        source,
+        device="cpu" if place is not None else device,  # a card that is not here is not asked for
+        dtype=dtype or ("bfloat16" if place is not None else None),
+        held=weights,
+    )
+    if place is not None:
+        spec = replace(spec, device="cuda:0")
+    spec = replace(spec, heads_bytes=_heads(source, spec))
+    prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
+    ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
+    asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
+    work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER, 0 if raw else None)
+
+    units = None if wanted is None else wanted.units(spec, ids)
+    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
+    if named is not None and units is not None:
+        recipe = named.with_budget(units)
+    if kv_bits is not None:
+        recipe = recipe.with_bits(kv_bits)
+    place = place or Place.this(spec.device)
+    found = [forecast(spec, each, work, place) for each in (recipe, *others)]
+    outlook = plan.Outlook(spec, work, place, found, document, weights, kv_bits or 16, ())
+    if as_json:
+        plan.to_json(outlook)
+    else:
+        plan.show(outlook)
+    for note in (*(document.warnings if document else ()), *outlook.notes):
+        terminal.warn(note, quiet=quiet)
+    plan.judge(outlook)
+
+
+def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> "Document | None":
+    from kvcli.cli import inputs
+
+    if tokens is not None and files:
+        raise UsageError("--tokens stands for a text that is not there, and a file was given", "leave out one of them")
+    if tokens is not None:
+        return None
+    if not files:
+        raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100000")
+    saved, _ = inputs.find(files)
+    if saved is not None:
+        raise UsageError(f"{saved.path} is read already", f"kvcli cache show {saved.path}")
+    stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
+    return documents.read(files, stdin, chosen)
+
+
+def _prompt(directory: Path, system: str | None, raw: bool) -> "Prompt":
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.tokenizer import Tokens
+
+    return Prompt(Tokens(directory), system=system, raw=raw)
+
+
+def _heads(source: "Source", spec: "ModelSpec") -> int:
+    """Size of the retaining heads, looked for where ``ask`` finds them."""
+    from kvcli.models import spec as model_spec
+    from kvcli.utils import files as file_utils
+
+    folders = [file_utils.data_dir() / "heads", Path(kvcli.__file__).parent / "retaining_heads" / "shipped"]
+    return model_spec.heads_bytes(source, spec, folders)
+
+
+def _text_bytes(document: "Document | None") -> int:
+    """What of a saved reading is the text and what is known of it."""
+    from kvcli.cli import inputs
+
+    if document is None:
+        return 0
+    return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(inputs.about(document)))

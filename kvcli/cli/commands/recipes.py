@@ -1,0 +1,68 @@
+"""``kvcli recipes``: what there is to put into ``--policy``."""
+
+import inspect
+import json
+from dataclasses import MISSING, fields
+from statistics import mode
+from typing import Any, Literal
+
+from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.options import DEBUG, JSON
+from kvcli.cli.views import terminal
+
+AXES: tuple[tuple[Literal["eviction", "storage"], str, str], ...] = (
+    ("eviction", "keep", "which units survive the reading"),
+    ("storage", "hold", "how the survivors are stored"),
+)
+
+
+def command(
+    as_json: JSON = False,
+    _debug: DEBUG = False,
+) -> None:
+    """List the policies a recipe is made of: keep, or keep+hold."""
+    found = {key: policies(axis) for axis, key, _ in AXES}
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
+        return
+    for _, key, meaning in AXES:
+        shared = _shared(found[key])
+        print(f"{key}: {meaning}\n")
+        rows = [(p["name"], p["summary"], _options(p["options"], shared)) for p in found[key]]
+        terminal.table(("name", "summary", "options of its own"), rows)
+        print(f"\noptions of all: {_options(shared, {})}\n" if shared else "")
+    print('A recipe is KEEP or KEEP+HOLD: kvcli ask --policy "NAME(budget=4096)" FILE "…"')
+
+
+def policies(axis: Literal["eviction", "storage"]) -> list[dict[str, Any]]:
+    """Name, summary and options with their defaults of every policy on ``axis``."""
+    from kvcli import registry
+
+    found = []
+    for name in registry.names(axis):
+        policy = registry.lookup(axis, name)
+        lines = (inspect.getdoc(policy) or "").splitlines()
+        options = {
+            f.name: (
+                f.default
+                if f.default is not MISSING
+                else f.default_factory()
+                if f.default_factory is not MISSING
+                else None
+            )
+            for f in fields(policy)
+            if f.init
+        }
+        found.append({"name": name, "summary": lines[0] if lines else "", "options": options})
+    return found
+
+
+def _shared(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Options that all policies of an axis have, with the default that most of them have."""
+    names = [k for k in found[0]["options"] if all(k in p["options"] for p in found)] if found else []
+    return {k: mode([p["options"][k] for p in found]) for k in names}
+
+
+def _options(options: dict[str, Any], known: dict[str, Any]) -> str:
+    unlike = (f"{k}={v}" for k, v in options.items() if k not in known or known[k] != v)
+    return ", ".join(text.replace("=None", "=none") for text in unlike)

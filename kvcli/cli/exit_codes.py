@@ -1,0 +1,173 @@
+"""How a run ends: every exception becomes one error with one exit code.
+
+    0 answered    1 internal error    130 Ctrl-C    141 the reader of stdout has gone    143 SIGTERM
+    2 usage       3 input       4 model       5 resources       6 too long       7 damaged
+    8 part of a batch failed    10 with --exit-status: no quote of an answer is verified
+
+2 to 7 are the leaves of :mod:`kvcli.errors`.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any, ClassVar
+
+import typer
+
+from kvcli.cli.views import terminal
+from kvcli.errors import KvcliError, ResourceError, UsageError
+
+SCHEMA = "kvcli/1"
+PARTLY_FAILED = 8
+BROKEN_PIPE = 141
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+STOPS = (KeyboardInterrupt, Terminated)
+"""What a person or the system raises to stop the work; catch these to keep what is there."""
+
+
+class Interrupted(KvcliError):
+    """The work was stopped from outside; the message says what was kept and what was lost."""
+
+    code: ClassVar[str] = "interrupted"
+
+    def __init__(self, message: str, hint: str | None = None, *, cause: BaseException) -> None:
+        super().__init__(message, hint)
+        self.exit = stop_code(cause)  # type: ignore[misc]  # of this one: 130 or 143
+
+
+def stop_code(cause: BaseException) -> int:
+    """The exit code of one of ``STOPS``."""
+    return 143 if isinstance(cause, Terminated) else 130
+
+
+def listen() -> None:
+    """Turn SIGTERM into an exception, so that screens are restored and partial answers kept."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise Terminated
+
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, stop)
+
+
+class Patience:
+    """Work can be saved between its pieces: the first Ctrl-C or SIGTERM waits for the one at hand, the second does not.
+
+    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
+    """
+
+    def __init__(self) -> None:
+        self.cause: BaseException | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Patience":
+        with suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        again = self.cause is not None
+        self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if again:
+            raise self.cause
+
+
+def understand(problem: BaseException) -> KvcliError:
+    """The error that a person is told about."""
+    if isinstance(problem, KvcliError):
+        return problem
+    if isinstance(problem, STOPS):
+        return Interrupted("interrupted before there was anything to keep", cause=problem)
+    if hasattr(problem, "format_message"):  # click's own, whichever copy of click typer uses
+        return _usage(problem)
+    if isinstance(problem, MemoryError) or _out_of_memory(problem):
+        return ResourceError(
+            f"out of memory: {terminal.oneline(str(problem))[:200]}", "a smaller --budget or --chunk-size"
+        )
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"no space left on the disk: {problem.filename or 'stdout'}", "df -h")
+    text = terminal.oneline(str(problem))[:300]
+    return KvcliError(
+        f"internal error: {type(problem).__name__}{': ' if text else ''}{text}",
+        "the same command with --debug, and report what it prints",
+    )
+
+
+def _out_of_memory(problem: BaseException) -> bool:
+    return type(problem).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(problem)
+
+
+def _usage(problem: Any) -> UsageError:
+    context = getattr(problem, "ctx", None)
+    path = context.command_path if context is not None else "kvcli"
+    option = getattr(problem, "option_name", None)
+    near = getattr(problem, "possibilities", None)
+    if type(problem).__name__ == "NoSuchOption":
+        nearest = f"; the nearest is {' or '.join(near)}" if near else ""
+        return UsageError(f"there is no option {option}{nearest}", f"{path} --help")
+    message = str(problem.format_message()).strip().rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], f"{path} --help")
+
+
+def tell(problem: KvcliError, *, as_json: bool) -> None:
+    """The error on stderr and, where JSON was asked for, on stdout too."""
+    if as_json:
+        print(json.dumps(error_object(problem), ensure_ascii=False), flush=True)
+    terminal.error(problem)
+
+
+def error_object(problem: KvcliError) -> dict[str, Any]:
+    """The JSON of an error."""
+    body = {"code": problem.code, "exit": problem.exit, "message": problem.message, "hint": problem.hint}
+    return {"schema": SCHEMA, "error": body}
+
+
+def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Say how it ended; returns the exit code."""
+    if isinstance(problem, typer.Exit):
+        return problem.exit_code
+    if isinstance(problem, typer.Abort):  # Ctrl-C or Ctrl-D at a yes-or-no question
+        return 130
+    if isinstance(problem, BrokenPipeError):
+        return hush()
+    if type(problem).__name__ == "NoArgsIsHelpError":
+        print(problem, file=sys.stderr)
+        return UsageError.exit
+    if debug:
+        traceback.print_exception(problem)
+    error = understand(problem)
+    try:
+        tell(error, as_json=as_json)
+    except BrokenPipeError:
+        return hush()
+    return error.exit
+
+
+def hush() -> int:
+    """Whoever read our output has gone: be silent, also when Python flushes at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(null, stream.fileno())
+    os.close(null)
+    return BROKEN_PIPE

@@ -1,0 +1,145 @@
+"""Which words of the command line are documents, which is the question, and what standard input is for."""
+
+import json
+import os
+import select
+import shlex
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvcli.cli.views import terminal
+from kvcli.documents import STDIN
+from kvcli.documents.text import decode
+from kvcli.errors import InputError, UsageError
+
+EXAMPLE = 'kvcli ask book.txt "Who is Pip?"'
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; ``id`` is whatever a JSON Lines file called it."""
+
+    text: str
+    id: Any = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be read, in order, and what is to be asked, in order."""
+
+    files: tuple[str, ...]
+    questions: tuple[Question, ...]
+    batch: bool
+
+
+def sort_out(
+    words: Sequence[str], files: Sequence[str], questions: Sequence[str], question_files: Sequence[str]
+) -> Request:
+    """Positional ``words``, ``-f`` files, ``-e`` questions and ``-Q`` files as one request.
+
+    The last word is the question unless ``-e`` or ``-Q`` gave one; every other word is a file.
+    Raises ``UsageError``.
+    """
+    words = list(words)
+    if STDIN in question_files and STDIN in (*files, *words):
+        raise UsageError("standard input cannot be both a document and the questions", "kvcli ask FILE -Q -")
+    asked = [Question(text) for text in questions]
+    for name in question_files:
+        asked += _load(name)
+    batch = bool(question_files) or len(asked) > 1
+    if not asked:
+        if not words:
+            raise UsageError("no question was given", EXAMPLE)
+        last = words.pop()
+        if last.strip() and _is_file(last):
+            named = " ".join(shlex.quote(w) for w in dict.fromkeys([*words, last]) if _is_file(w))
+            raise UsageError(
+                f"there is no question: the last word is the question, and {last} is a file",
+                f'kvcli ask {named} "…"',
+            )
+        _refuse_unquoted(words, last)
+        asked = [Question(last)]
+    for i, question in enumerate(asked, 1):
+        which = f"question {i} of {len(asked)}" if len(asked) > 1 else "the question"
+        if not question.text.strip():
+            raise UsageError(f"{which} is empty", EXAMPLE)
+        valid(question.text, which)
+    return Request((*files, *words), tuple(asked), batch)
+
+
+def valid(text: str, what: str) -> str:
+    """``text`` if it can be encoded at all: an argument may carry bytes that are no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} is not valid UTF-8", "check the terminal's encoding: locale") from None
+    return text
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_unquoted(words: list[str], last: str) -> None:
+    """``kvcli ask book.txt who is pip``: bare words that are no files were one question."""
+    bare = [w for w in words if w != STDIN and not {"/", "."} & set(w) and not Path(w).exists()]
+    if bare and words[-len(bare) :] == bare:
+        files = [shlex.quote(w) for w in words if w not in bare]
+        question = " ".join([*bare, last]).replace('"', "'")
+        command = " ".join(["kvcli ask", *files, f'"{question}"'])
+        raise UsageError(f"there is no file called {bare[0]}; a question of several words needs quotes", command)
+
+
+def _load(name: str) -> list[Question]:
+    """Questions of a file: one per line; of ``.jsonl``, one ``{"id": …, "question": "…"}`` per line."""
+    try:
+        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"the questions in {name} cannot be read: {reason}", f"ls {shlex.quote(name)}") from None
+    text, _ = decode(data, name, shlex.quote(name))
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"there is no question in {name}", "write one question per line")
+    jsonl = name.endswith((".jsonl", ".ndjson"))
+    return [_from_json(name, n, line) if jsonl else Question(line) for n, line in lines]
+
+
+def _from_json(name: str, line: int, text: str) -> Question:
+    shape = 'one {"id": 1, "question": "…"} per line'
+    try:
+        item = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"line {line} of {name} is not JSON: {error}", shape) from None
+    if not isinstance(item, dict) or not isinstance(item.get("question"), str):
+        raise InputError(f'line {line} of {name} has no text called "question"', shape)
+    return Question(item["question"], item.get("id"))
+
+
+def piped() -> bool:
+    """Whether standard input is a pipe or a file, so that there may be a document in it."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -> bytes | None:
+    """Standard input if it is a document of this request: named ``-``, or piped while no file is named."""
+    named = STDIN in request.files
+    if not named and (request.files or stdin_is_questions or not piped()):
+        return None
+    if named and sys.stdin.isatty():
+        terminal.note("document", "type or paste it, then Ctrl-D on a line of its own", quiet=quiet)
+    else:
+        waiting = not select.select([sys.stdin], [], [], 2.0)[0]
+        terminal.note("document", "waiting for standard input", quiet=quiet or not waiting)
+    return sys.stdin.buffer.read()

@@ -1,0 +1,182 @@
+"""``--cite``: what a person sees of citations and likely sources, and their JSON.
+
+``off`` looks nothing up. ``on`` does, and is the default on a terminal and with ``--json``; where stdout is a pipe or
+a file the answer alone is wanted, so there it must be asked for. ``strict`` also says of an answer that nothing of it
+was verified.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvcli.cli.views import terminal
+from kvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document, Span
+    from kvcli.documents.quotes import Citation, Quotes
+    from kvcli.retrieval.attribution import Likely
+
+MODES = ("off", "on", "strict")
+UNGROUNDED = 10
+"""Exit code with ``--exit-status``."""
+
+LONGEST = 240
+"""Characters of a quote on the screen; JSON has all of it."""
+
+_ENDS = '.!?…"”’»。！？'
+
+
+@dataclass(frozen=True)
+class Cited:
+    """What was found of one answer; ``grounded`` is whether anything is verified, ``None`` if nothing was looked up."""
+
+    citations: tuple["Citation", ...] = ()
+    likely: tuple["Likely", ...] = ()
+    grounded: bool | None = None
+
+
+class Lookup:
+    """Looks answers up in the document, which is folded once."""
+
+    def __init__(self) -> None:
+        self._quotes: Quotes | None = None
+
+    def cited(self, document: "Document", text: str) -> Cited:
+        """What an answer quotes; likely sources are left to be found."""
+        from kvcli.documents.quotes import Quotes
+
+        if self._quotes is None or self._quotes.document is not document:
+            self._quotes = Quotes(document)
+        found = tuple(self._quotes.cite(text))
+        return Cited(found, (), any(c.status == "verified" for c in found))
+
+
+def words(args: Sequence[str]) -> list[str]:
+    """Arguments in which ``--cite``, whose mode may be left out, has one: ``--cite strict``, ``--cite FILE``."""
+    out: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*out, word, *rest]
+        if word == "--cite":
+            word = f"--cite={rest.pop(0) if rest and rest[0] in MODES else 'on'}"
+        out.append(word)
+    return out
+
+
+def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, output: str | None) -> str:
+    """One of ``MODES`` from the options. Raises ``UsageError`` for those that do not fit together."""
+    if cite is not None and cite not in MODES:
+        raise UsageError(f"--cite is off, on or strict, not {cite!r}", "--cite strict")
+    if no_cite and cite not in (None, "off"):
+        raise UsageError(f"--no-cite and --cite {cite} contradict each other", "leave out one of them")
+    if exit_status and (no_cite or cite == "off"):
+        raise UsageError("--exit-status tells whether the answer is grounded, which --no-cite leaves open", "--cite")
+    if exit_status:
+        return "strict"
+    if no_cite or cite is not None:
+        return "off" if no_cite or cite is None else cite
+    return "on" if as_json or (output is None and terminal.is_terminal(sys.stdout)) else "off"
+
+
+# --- as text ------------------------------------------------------------------------------------------
+
+
+def marks(cited: Cited) -> str:
+    """``[1][2]``: the numbers of what the document has, to stand behind the answer."""
+    return "".join(f"[{n}]" for n, c in enumerate(cited.citations, 1) if c.span is not None)
+
+
+def lines(document: "Document", cited: Cited) -> list[str]:
+    """One line for each citation; then the likely sources, where nothing is verified."""
+    out = []
+    for n, c in enumerate(cited.citations, 1):
+        if c.span is None:
+            out.append(f"[{n}] unverified, not in the text: {_short(c.quote)}")
+            continue
+        found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % alike"
+        places = f", first of {c.places:,} places" if c.places > 1 else ""
+        out.append(f'[{n}] {where(document, c.span, c.line)} "{_excerpt(document, c)}"  {found}{places}')
+    if cited.likely and not cited.grounded:
+        named = [where(document, s.span, s.line, s.last) for s in cited.likely]
+        out.append("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named))
+    return [terminal.oneline(line) for line in out]
+
+
+def where(document: "Document", span: "Span", line: int | None, last: int | None = None) -> str:
+    """``p. 12``, ``p. iv (page 12)``, ``Chapter 3, line 40``, ``lines 40–52``; with the file, of several."""
+    parts = [span.file] if len(document.files) > 1 else []
+    if span.page is not None:
+        printed = span.label is not None and span.label != str(span.page)
+        parts.append(f"p. {span.label} (page {span.page})" if printed else f"p. {span.page}")
+    else:
+        parts += [span.section] if span.section else []
+        parts.append(f"line {line}" if last is None or last == line else f"lines {line}–{last}")
+    return ", ".join(parts)
+
+
+def _short(text: str) -> str:
+    text = terminal.oneline(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 4 :]}"
+
+
+def _excerpt(document: "Document", c: "Citation") -> str:
+    """The source's words, with … on the side where its sentence goes on."""
+    assert c.start is not None
+    assert c.end is not None
+    assert c.span is not None
+    before, behind = document.text[c.span.body : c.start], document.text[c.end : c.end + 1]
+    opens = not before.strip() or before.rstrip()[-1] in _ENDS or before.endswith("\n\n")
+    closes = not behind or c.quote[-1] in _ENDS or behind in _ENDS
+    return ("" if opens else "…") + _short(c.quote) + ("" if closes else "…")
+
+
+# --- as JSON ------------------------------------------------------------------------------------------
+
+
+def as_json(cited: Cited) -> dict[str, Any]:
+    """``citations``, ``likely_sources`` and ``grounded`` of an answer's object."""
+    return {
+        "citations": [_citation(n, c) for n, c in enumerate(cited.citations, 1)],
+        "likely_sources": [
+            {
+                **_place(s.span),
+                "line": s.line,
+                "char_start": s.start,
+                "char_end": s.end,
+                "score": round(s.score, 4),
+                "lift": round(s.lift, 4),
+                "words": round(s.words, 4),
+                "attention": round(s.attention, 4),
+                "kept": round(s.kept, 4),
+            }
+            for s in cited.likely
+        ],
+        "grounded": cited.grounded,
+    }
+
+
+def _citation(n: int, c: "Citation") -> dict[str, Any]:
+    return {
+        "n": n,
+        **_place(c.span),
+        "line": c.line,
+        "char_start": c.start,
+        "char_end": c.end,
+        "quote": c.quote,
+        "status": c.status,
+        "score": round(c.score, 1),
+        "places": c.places,
+        "marked": c.marked,
+        "answer_start": c.answer_start,
+        "answer_end": c.answer_end,
+    }
+
+
+def _place(span: "Span | None") -> dict[str, Any]:
+    if span is None:
+        return {"source": None, "page": None, "label": None, "section": None}
+    return {"source": span.file, "page": span.page, "label": span.label, "section": span.section}

@@ -1,0 +1,165 @@
+"""How a plan is shown: lines, a table of recipes side by side, JSON, and the verdict with its exit code."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.views import terminal
+from kvcli.errors import ResourceError
+from kvcli.planning.estimate import Forecast, Place, Work
+from kvcli.planning.memory import gib
+from kvcli.types import ModelSpec
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+
+LABEL = 12
+"""Width of the first column."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Everything that is said; the first forecast is the one that was asked for, the others are compared with it."""
+
+    spec: ModelSpec
+    work: Work
+    place: Place
+    found: Sequence[Forecast]
+    document: "Document | None"
+    weights: str
+    kv_bits: int
+    notes: Sequence[str]
+
+
+def show(outlook: Outlook) -> None:
+    """Lines for a person, and the table where there is something to compare."""
+    spec, work, place, first = outlook.spec, outlook.work, outlook.place, outlook.found[0]
+    tokens = f"{work.tokens:,} tokens"
+    title = terminal.title(outlook.document) if outlook.document else None
+    held = spec.dtype if outlook.weights == "bf16" else outlook.weights
+    rows = [
+        ("document", f"{title} · {tokens}" if title else f"a text of {tokens}"),
+        ("model", f"{spec.name} {held} · {spec.device if place.here else place.name}"),
+        ("recipe", f"{first.recipe} · {first.kept:,} of {work.tokens:,} units kept"),
+    ]
+    if first.plan is not None:
+        plan = first.plan
+        kept = f", then {gib(plan.held)} at {first.bits:.2f} bits" if first.recipe.hold.name != "dense" else ""
+        rows += [
+            ("weights", gib(plan.weights)),
+            ("kept units", f"{gib(plan.fill)} while reading{kept}"),
+            ("workspace", f"{gib(plan.workspace)} for chunks of {work.chunk:,} tokens"),
+            ("tail", f"{gib(plan.tail)} for a question of {work.question:,} and an answer of {first.longest:,} tokens"),
+            ("activations", gib(plan.activations)),
+            *([("runtime", f"{gib(plan.runtime)} that the process holds on to")] if plan.runtime else []),
+            *([("text", f"{gib(plan.text)} for its tokens")] if plan.text else []),
+            *([("host", f"{gib(plan.host)} of kept units in the machine's own memory")] if plan.host else []),
+            ("memory", f"{gib(plan.total)} at the peak, of {gib(place.usable)} that {place.name} has for it"),
+        ]
+    rows += [("disk", f"{gib(first.disk)} at most, for the saved reading"), ("time", _time(first, outlook))]
+    rows.append(("fits", _verdict(first, work)))
+    for label, text in rows:
+        print(f"{label:<{LABEL}}{terminal.oneline(text)}")
+    if len(outlook.found) > 1:
+        print()
+        _compare(outlook)
+
+
+def _time(found: Forecast, outlook: Outlook) -> str:
+    if not outlook.place.here:
+        return "not known: only what this machine has done is measured"
+    rates, seconds = found.rates, found.read_s(outlook.work.tokens)
+    parts = []
+    if seconds is not None:
+        runs = terminal.plural(rates.prefill_runs, "run")
+        parts.append(f"{terminal.duration(seconds)} to read, at {rates.prefill:,.0f} tok/s (median of {runs} here)")
+    if rates.decode is not None:
+        parts.append(f"answers at {rates.decode:,.1f} tok/s")
+    name = found.recipe.keep.name
+    return " · ".join(parts) or f"not known: this machine has not read with this model and {name} yet"
+
+
+def _verdict(found: Forecast, work: Work) -> str:
+    problem = f": {found.problem.message}" if found.problem else ""
+    return f"{'yes' if found.fits else 'no'}{problem} · {_largest(found, work)}"
+
+
+def _largest(found: Forecast, work: Work) -> str:
+    own = "" if found.searched == found.recipe.keep.name else f" with {found.searched}"
+    if found.budget is None:
+        return f"no budget fits{own}"
+    if found.budget >= work.tokens:
+        return f"the largest budget that does{own} is the whole document, {work.tokens:,} units"
+    return f"the largest budget that does{own} is {found.budget:,}"
+
+
+def _compare(outlook: Outlook) -> None:
+    columns = ("recipe", "kept", "memory", "disk", "to read", "fits", "largest budget")
+    rows = []
+    for each in outlook.found:
+        seconds = each.read_s(outlook.work.tokens)
+        rows.append(
+            (
+                str(each.recipe),
+                f"{each.kept:,}",
+                gib(each.plan.total) if each.plan else "too long",
+                gib(each.disk),
+                "?" if seconds is None else terminal.duration(seconds),
+                "yes" if each.fits else "no",
+                "none" if each.budget is None else f"{each.budget:,}",
+            )
+        )
+    terminal.table(columns, rows)
+
+
+def to_json(outlook: Outlook) -> None:
+    """One JSON object."""
+    spec, work, document = outlook.spec, outlook.work, outlook.document
+    first, *others = [each.to_json(work.tokens) for each in outlook.found]
+    plan = {
+        "document": {"files": list(document.files) if document else [], "tokens": work.tokens},
+        "model": {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype, "device": spec.device},
+        "weights": outlook.weights,
+        "kv_bits": outlook.kv_bits,
+        "chunk": work.chunk,
+        "question_tokens": work.question,
+        "place": {"name": outlook.place.name, "usable_bytes": outlook.place.usable},
+        **first,
+        "what_if": others,
+        "notes": list(outlook.notes),
+    }
+    print(json.dumps({"schema": SCHEMA, "plan": plan}, ensure_ascii=False))
+
+
+def judge(outlook: Outlook) -> None:
+    """End with the exit code of what does not fit, said in one line.
+
+    Raises:
+        typer.Exit: 5 where memory does not suffice, 6 where positions do not.
+    """
+    first, place = outlook.found[0], outlook.place
+    if first.fits:
+        return
+    if first.problem is not None:
+        terminal.error(first.problem)
+        raise typer.Exit(first.problem.exit)
+    assert first.plan is not None
+    plan = first.plan
+    hint = "-m with a smaller model, or --weights nf4"
+    if first.budget is not None:
+        swap = "" if first.searched == first.recipe.keep.name else f"--policy {first.searched} "
+        hint = f"{swap}--budget {first.budget}"
+    elif plan.weights <= place.usable:
+        hint = "a smaller --chunk-size, or -n with a shorter answer"
+    terminal.error(
+        ResourceError(
+            f"this needs {gib(plan.total)} (weights {gib(plan.weights)}, kept units {gib(plan.fill)}) and {place.name}"
+            f" has {gib(place.usable)} for it",
+            hint,
+        )
+    )
+    raise typer.Exit(ResourceError.exit)

@@ -1,0 +1,165 @@
+"""PDF: pages with labels and the outline's sections; scans, encrypted and damaged files are refused by name."""
+
+from bisect import bisect_right
+from collections import Counter
+from typing import Any
+
+from kvcli.documents.document import Extract, Part, Source
+from kvcli.documents.isolated import run
+from kvcli.documents.pages import named, select, shown
+from kvcli.documents.pdf import layout, paragraphs
+from kvcli.errors import InputError
+
+PAGES = 50_000
+"""More pages than this are no book."""
+
+STAMP = 200
+"""Characters on a page with a picture on it, below which the picture is the page."""
+
+
+def extract(source: Source) -> Extract:
+    """The pages of a PDF. Raises ``InputError`` for one that is encrypted, damaged or a scan."""
+    head, pages = _read(source)
+    chosen = select(source.options.pages, len(pages), source.name)
+    for page in pages:
+        page["lines"] = layout.lines(page["words"])
+    heads = paragraphs.running_heads(
+        [p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages]
+    )
+    notes = _drop(pages, heads)
+    hyphens = paragraphs.Hyphens(line.text for p in pages for line in p["lines"])
+    texts = [paragraphs.flow(p["lines"], hyphens) for p in pages]
+    for i in range(len(texts) - 1):
+        texts[i], texts[i + 1] = paragraphs.across(texts[i], texts[i + 1], hyphens)
+    texts = [paragraphs.finish(t) for t in texts]
+    bare = {p["page"] for p, t in zip(pages, texts, strict=True) if p.get("picture") and len(t) < STAMP} & set(chosen)
+    found = Extract([], pages=len(chosen), notes=notes)
+    if bare and source.options.ocr:
+        from kvcli.documents.pdf import ocr
+
+        for number, text in ocr.pages(source, sorted(bare)).items():
+            texts[number - 1] = text
+        notes.append(f"{source.name}: {named(bare)} read by OCR")
+        bare = {n for n in bare if not texts[n - 1].strip()}
+    _refuse_scan(source, bare, chosen, texts)
+    found.without_text = [n for n in chosen if not texts[n - 1].strip()]
+    if bare:
+        found.warnings.append(f"{source.name}: {named(bare)} not read, pictures with hardly any text; --ocr reads them")
+    shows = [n for n in chosen if pages[n - 1].get("picture") and n not in bare and not source.options.ocr]
+    if shows:
+        notes.append(f"{source.name}: pictures on pages {shown(shows)} were not read")
+    for page in (pages[n - 1] for n in chosen if pages[n - 1]["cut"]):
+        found.warnings.append(f"{source.name}: page {page['page']} is cut; {page['cut']:,} characters were not read")
+    if not head["whole"]:
+        found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
+    if head["strays"]:
+        found.warnings.append(
+            f"{source.name} has {head['strays']:,} page objects more than it shows;"
+            " they were taken out, or it is damaged"
+        )
+    sections = _sections(head["outline"])
+    for n in chosen:
+        label = pages[n - 1]["label"]
+        mark = f"[page {label or n}]\n"
+        found.parts.append(Part(f"{mark}{texts[n - 1]}\n\n", len(mark), n, label, sections(n)))
+    return found
+
+
+def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the process of :mod:`kvcli.documents.pdf.pdfium` says of the document and of each page."""
+    name, quoted, fetch = source.name, source.quoted, "fetch the file again"
+    end = source.data.rfind(b"%%EOF")
+    answers = run("kvcli.documents.pdf.pdfium", source)
+    head = next(answers, {"error": 0})
+    if (code := head.get("error")) is not None:
+        answers.close()
+        if code == 4:
+            decrypt = f"qpdf --decrypt --password=PASSWORD {quoted} open.pdf"
+            raise InputError(
+                f"{name} is encrypted and asks for a password, which kvcli does not take; save it without one", decrypt
+            )
+        raise InputError(f"{name} is damaged: PDFium cannot open it ({len(source.data):,} bytes)", fetch)
+    if end < 0:
+        answers.close()
+        size = f"{len(source.data):,} bytes"
+        raise InputError(f"{name} is damaged: it breaks off after {size}, before the mark that ends a PDF", fetch)
+    if head["broken"]:
+        answers.close()
+        raise InputError(f"{name} is damaged: {head['broken']:,} of its compressed streams do not unpack", fetch)
+    if not 0 < head["pages"] <= PAGES:
+        answers.close()
+        raise InputError(f"{name} has {head['pages']:,} pages; kvcli reads 1 to {PAGES:,}", fetch)
+    pages = list(answers)
+    lost = [p["page"] for p in pages if "error" in p] + list(range(len(pages) + 1, head["pages"] + 1))
+    if wrong := sorted(set(lost) & set(select(source.options.pages, head["pages"], name))):
+        good = [n for n in range(1, head["pages"] + 1) if n not in set(lost)]
+        rest = f"--pages {shown(good).replace('–', '-').replace(' ', '')} reads the others" if good else fetch
+        raise InputError(f"{name} is damaged: {named(wrong)} cannot be read", rest)
+    blank: dict[str, Any] = {"label": None, "height": 1.0, "words": [], "cut": 0}
+    read = {p["page"]: p for p in pages if "error" not in p}
+    return head, [read.get(n) or {"page": n, **blank} for n in range(1, head["pages"] + 1)]
+
+
+def _drop(pages: list[dict[str, Any]], heads: list[set[int]]) -> list[str]:
+    """Take running heads out of the pages; says what was taken.
+
+    The first of its kind stays where nothing else in the document says the same: it may be the only title. A page
+    that is all head keeps it, if it is no scan.
+    """
+    body = {_kind(x) for p, drop in zip(pages, heads, strict=True) for i, x in enumerate(p["lines"]) if i not in drop}
+    seen: Counter[str] = Counter()
+    for page, drop in zip(pages, heads, strict=True):
+        lines = page["lines"]
+        if len(drop) == len(lines) and not page.get("picture"):
+            continue
+        for i in sorted(drop):
+            kind = _kind(lines[i])
+            if kind not in body and any(c.isalpha() for c in kind):
+                body.add(kind)
+                drop.remove(i)
+            else:
+                seen[kind] += 1
+        page["lines"] = [line for i, line in enumerate(lines) if i not in drop]
+    common = seen.most_common()
+    shown_ = ", ".join(f"“{t[:60]}” ×{n}" for t, n in common[:5])
+    more = f" and {len(common) - 5} more" if len(common) > 5 else ""
+    return [f"running heads and feet left out: {shown_}{more}"] if common else []
+
+
+def _kind(line: layout.Line) -> str:
+    return paragraphs.NUMBER.sub("#", paragraphs.clean(line.text))
+
+
+def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[str]) -> None:
+    """Refuse a document of which half or more is pictures, whatever stamps are on them."""
+    if 2 * len(bare) < len(chosen) or not bare:
+        if any(texts[n - 1].strip() for n in chosen):
+            return
+        raise InputError(
+            f"{source.name} has no text, {named(chosen)} being empty", f"look at it: kvcli extract {source.quoted}"
+        )
+    characters = sum(len(texts[n - 1].strip()) for n in bare)
+    rest = f" with {characters:,} characters of stamps on it" if characters else ""
+    have, kind = ("has", "picture") if len(bare) == 1 else ("have", "scan")
+    if source.options.ocr:
+        raise InputError(f"{source.name}: OCR found no text on {named(bare)}", "scan it with more dots per inch")
+    raise InputError(
+        f"{source.name}: {named(bare)} {have} no text; this is a {kind}{rest}",
+        "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
+    )
+
+
+def _sections(outline: list[tuple[int, str, int]]) -> Any:
+    """A function from a page number to the path of outline entries in force where the page begins or on it."""
+    path: list[str] = []
+    at: dict[int, str] = {}
+    for level, title, page in outline:
+        path[level:] = [title]
+        at.setdefault(page, "") if not title else at.__setitem__(page, " › ".join(t for t in path if t))
+    starts = sorted(at)
+
+    def section(number: int) -> str | None:
+        i = bisect_right(starts, number)
+        return at[starts[i - 1]] or None if i else None
+
+    return section

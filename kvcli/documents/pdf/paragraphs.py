@@ -1,0 +1,166 @@
+"""From the lines of pages to text: running heads go, paragraphs are joined, hyphens at line ends are undone."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from statistics import median
+
+from kvcli.documents.pdf.layout import Line
+from kvcli.documents.pdf.pdfium import HYPHEN
+
+EDGE = 4
+"""Lines at the top and at the bottom of a page that may be running heads."""
+
+MARGIN = 0.12
+"""Share of a page's height, at the top and at the bottom, in which running heads stand."""
+
+REPEATS = 3
+"""Pages a line must be on, at the same height, to be a running head."""
+
+NUMBER = re.compile(r"\d+|(?<![A-Za-z])[ivxlcdm]+(?![A-Za-z])", re.IGNORECASE)
+_LEADERS = re.compile(r"(?:\s?[.·…_]){5,}\s?")
+_BULLET = re.compile(r"(?:[•◦▪●■–—*‣·−-]|\(?(?:\d{1,3}|[A-Za-z]|[ivx]{1,4})[.)])(?:\s|$)")
+_BROKEN = re.compile(rf"[^\W\d_][{HYPHEN}\x02\xad\u2010-]$")
+_LETTERS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
+
+
+class Hyphens:
+    """Whether a hyphen at a line's end belongs to the word, told by how the document writes the word elsewhere."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.known: Counter[str] = Counter()
+        broken = False
+        for line in lines:
+            found = [w.lower() for w in _LETTERS.findall(line)]
+            halves = slice(1 if broken else 0, -1 if (broken := bool(_BROKEN.search(line))) else None)
+            for word in found[halves]:  # half a word is no word
+                parts = word.split("-")
+                pairs = map("-".join, pairwise(parts))
+                self.known.update({word, *parts, *pairs})
+
+    def join(self, left: str, right: str) -> str:
+        """``left``, which ends with a hyphen, and ``right`` as one text."""
+        stem, soft = left[:-1], left[-1] == "\xad"
+        head, tail = re.search(r"[^\W\d_]+$", stem), re.match(r"[^\W\d_]+", right)
+        if head is None or tail is None:
+            return stem + ("" if soft else "-") + right
+        a, b = head[0].lower(), tail[0].lower()
+        if soft or self.known[a + b]:
+            return stem + right
+        compound = (
+            self.known[f"{a}-{b}"]
+            or not right[0].islower()
+            or (len(a) > 3 and len(b) > 3 and self.known[a] and self.known[b])
+        )
+        return f"{stem}-{right}" if compound else stem + right
+
+
+def clean(text: str) -> str:
+    """One line as it goes into the text: ligatures spelled out, dot leaders shortened, no control characters."""
+    text = (
+        _LEADERS.sub(" … ", text.translate(LIGATURES)) if ".." in text or ". ." in text else text.translate(LIGATURES)
+    )
+    return re.sub(r"[\x00-\x01\x03-\x08\x0b-\x1f\x7f]", "", text)
+
+
+def running_heads(
+    pages: Sequence[Sequence[Line]], heights: Sequence[float], labels: Sequence[str | None]
+) -> list[set[int]]:
+    """For each page the indices of lines that only repeat on page after page: heads, feet, page numbers.
+
+    Numbers in them may differ. Only an unbroken run of such lines from the top or the bottom counts; so does a
+    line that stands where heads stand and has the page's number in it.
+    """
+    edges = [_edges(lines, height) for lines, height in zip(pages, heights, strict=True)]
+    seen: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for lines, ends in zip(pages, edges, strict=True):
+        for side, end in enumerate(ends):
+            for i in end:
+                seen[NUMBER.sub("#", lines[i].text), side].append(lines[i].y0)
+    found: list[set[int]] = []
+    slots: list[Counter[int]] = [Counter(), Counter()]  # heights at which heads and feet stand, in steps of 4 points
+    for lines, ends, height in zip(pages, edges, heights, strict=True):
+        drop: set[int] = set()
+        for side, end in enumerate(ends):
+            for i in end:
+                places = seen[NUMBER.sub("#", lines[i].text), side]
+                if sum(abs(y - lines[i].y0) < 0.012 * height for y in places) < REPEATS:
+                    break
+                drop.add(i)
+                slots[side][round(lines[i].y0 / 4)] += 1
+        found.append(drop)
+    for number, (lines, ends) in enumerate(zip(pages, edges, strict=True), 1):
+        for side, end in enumerate(ends):  # a head that names a short section is on one page or two
+            if not end or end[0] in found[number - 1] or len(lines[end[0]].text) > 120:
+                continue
+            i = end[0]
+            usual = sum(slots[side][round(lines[i].y0 / 4) + d] for d in (-1, 0, 1)) >= max(REPEATS, len(pages) / 4)
+            if usual and (labels[number - 1] or str(number)) in re.split(r"\W+", lines[i].text):
+                found[number - 1].add(i)
+    return found
+
+
+def _edges(lines: Sequence[Line], height: float) -> tuple[list[int], list[int]]:
+    order = sorted(range(len(lines)), key=lambda i: lines[i].y0)
+    top = [i for i in order[:EDGE] if lines[i].y0 < MARGIN * height]
+    return top, [i for i in order[::-1][:EDGE] if lines[i].y1 > (1 - MARGIN) * height]
+
+
+def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
+    """The text of a page: a line is joined to the one before it where that one had no room for its first word."""
+    if not lines:
+        return ""
+    steps: dict[int, list[float]] = defaultdict(list)
+    for a, b in pairwise(lines):
+        if a.column == b.column and b.y0 > a.y1 - 2:
+            steps[a.column].append(b.y0 - a.y0)
+    pitches = {column: median(found) for column, found in steps.items()}
+    text, opened = clean(lines[0].text), True
+    for a, b in pairwise(lines):
+        new = clean(b.text)
+        pitch = min(pitches.get(b.column, b.height), 1.6 * max(a.height, b.height))
+        if _wrapped(a, b, pitch, opened=opened):
+            text = hyphens.join(text, new) if _BROKEN.search(text) else f"{text} {new}"
+            opened = False
+        else:
+            apart = a.column != b.column or b.y0 - a.y0 > 1.3 * max(pitch, a.height) or a.text[-1:] in ".:?!"
+            text += ("\n\n" if apart else "\n") + new
+            opened = True
+    return text
+
+
+def _wrapped(a: Line, b: Line, pitch: float, *, opened: bool) -> bool:
+    """Whether ``b`` continues the paragraph of ``a``; ``opened`` says that ``a`` is its first line."""
+    if a.text.endswith((HYPHEN, "\x02")) and b.text[:1].islower() and abs(a.height - b.height) < 0.25 * a.height:
+        return True
+    if a.column != b.column:  # a sentence that runs on in the next column
+        return a.text[-1:] not in ".:?!" and b.text[:1].islower() and a.x1 > a.right - b.first - 0.5 * a.height
+    height = max(a.height, b.height)
+    if b.y0 - a.y0 > max(1.35 * pitch, 1.35 * height) or abs(a.height - b.height) > 0.25 * height:
+        return False
+    if _BULLET.match(b.text) or _LEADERS.search(a.text) or "  " in a.text or "  " in b.text:
+        return False
+    if a.x1 + 0.25 * height + b.first <= a.right - 1:  # its first word had room there: somebody ended the line
+        return False
+    indent = b.x0 - a.x0
+    if indent > 0.8 * height:
+        return opened and bool(_BULLET.match(a.text))
+    return indent > -0.8 * height or opened
+
+
+def finish(text: str) -> str:
+    """What is left of signs for hyphens, as hyphens; no blanks at line ends, no more than one empty line."""
+    text = re.sub(rf"[{HYPHEN}\x02]", "-", text).replace("\xad", "")
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
+
+
+def across(before: str, after: str, hyphens: Hyphens) -> tuple[str, str]:
+    """Two pages, of which the first may end in the middle of a word; the word's rest moves to the first page."""
+    if not _BROKEN.search(before):
+        return before, after
+    word = re.match(r"[^\W\d_]\S*", after)
+    if word is None or not word[0][0].islower():
+        return before, after
+    return hyphens.join(before, word[0]), after[word.end() :].lstrip(" ")

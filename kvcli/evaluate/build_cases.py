@@ -1,0 +1,106 @@
+"""From tasks and lengths to the list of cases that a run goes through."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+
+from kvcli.errors import UsageError
+from kvcli.evaluate import datasets
+from kvcli.evaluate.case import Case, Job, Maker, Wanted
+from kvcli.evaluate.datasets import Data
+from kvcli.evaluate.haystack import Haystack
+from kvcli.evaluate.tasks import Task
+from kvcli.evaluate.tasks.passages import Passages
+from kvcli.evaluate.token_counter import Ruler
+
+CASES = 10
+"""Cases of a cell where no number is given."""
+
+_LENGTH = re.compile(r"([\d_]+)\s*([KM]?)", re.IGNORECASE)
+
+
+def lengths(text: str, option: str = "--lengths") -> list[int]:
+    """``4K,8192,1M`` in tokens, in order, each once; K is 1,024 and M is 1,024². ``option`` is what errors name.
+
+    Raises:
+        UsageError: what is no length.
+    """
+    found = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = _LENGTH.fullmatch(part)
+        tokens = int(match[1].replace("_", "") or 0) << {"": 0, "K": 10, "M": 20}[match[2].upper()] if match else 0
+        if not tokens:
+            raise UsageError(f"{option} {part} is no number of tokens", f"{option} 4K,8K,16384")
+        found.append(tokens)
+    if not found:
+        raise UsageError(f"{option} names no length", f"{option} 4K,8K")
+    return list(dict.fromkeys(found))
+
+
+def looks(text: str, option: str = "--look-again") -> tuple[int, ...]:
+    """``0,3`` as numbers of passages, in order, each once. ``option`` is what errors name.
+
+    Raises:
+        UsageError: what is no number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdigit()):
+            raise UsageError(f"{option} {part or repr(text)} is no number of passages", f"{option} 0,3")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def jobs(
+    tasks: Sequence[Task],
+    *,
+    ruler: Ruler,
+    haystack: Haystack,
+    data: Data | None,
+    lengths: Sequence[int],
+    cases: int | None,
+    seed: int,
+) -> list[tuple[Task, Job]]:
+    """Every case of every task at every length, task by task and length by length.
+
+    Args:
+        tasks: what to measure.
+        ruler: counts tokens as the model reads them.
+        haystack: what facts are hidden in.
+        data: the files of ``--data``.
+        lengths: tokens, for tasks whose texts are made.
+        cases: how many of each; ``None`` is :data:`CASES`, and all there are of ``data``.
+        seed: of all generators.
+
+    Raises:
+        UsageError: a task needs data and there are none.
+        InputError: the data are not what the task reads.
+    """
+    found: list[tuple[Task, Job]] = []
+    for task in tasks:
+        if data is None and (task.passages or task.make is None):
+            raise UsageError(f"'{task.name}' needs files", f"kvcli eval {task.name} --data FILE_OR_FOLDER")
+        if task.make is None:
+            assert data is not None
+            found += [(task, job) for job in datasets.jobs(data, cases)]
+            continue
+        passages = datasets.passages(data) if task.passages and data is not None else None
+        for length in lengths if task.sized else [None]:
+            for number in range(cases or CASES):
+                make = partial(_make, task.make, task.name, number, length, seed, ruler, haystack, passages)
+                found.append((task, Job(task.name, length, number, make)))
+    return found
+
+
+def _make(
+    make: Maker,
+    name: str,
+    number: int,
+    length: int | None,
+    seed: int,
+    ruler: Ruler,
+    haystack: Haystack,
+    passages: Passages | None,
+) -> Case:
+    return make(Wanted(name, number, length or 0, seed, ruler, haystack, passages))

@@ -1,0 +1,152 @@
+"""Needles: invented facts between the sentences of a text, asked for by their own words.
+
+Variants as in RULER (Hsieh et al., arXiv:2404.06654): one fact; one among others of its kind; one with several
+values; several facts, each asked for after the same reading. The sentences are made for measuring only: heads are
+trained on others (:mod:`kvcli.retaining_heads.facts`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvcli.evaluate import vocabulary
+from kvcli.evaluate.case import Case, Question, Wanted
+
+VALUES = ("number", "name", "word")
+"""Kinds of values; cases take them in turn."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A phrasing: ``{k}`` is the key, a place or a person, and ``{v}`` the value."""
+
+    values: str
+    key: str
+    sentence: str
+    question: str
+
+
+# Plain on purpose: what is measured is whether a fact was kept, not whether a small model understands the question.
+SHAPES = (
+    Shape("number", "place", "The postal code of {k} is {v}.", "What is the postal code of {k}?"),
+    Shape("number", "place", "The population of {k} is {v}.", "What is the population of {k}?"),
+    Shape(
+        "number",
+        "place",
+        "The museum vault in {k} opens with the digits {v}.",
+        "Which digits open the museum vault in {k}?",
+    ),
+    Shape(
+        "number",
+        "person",
+        "The membership card that {k} lost bears the digits {v}.",
+        "Which digits does the membership card that {k} lost bear?",
+    ),
+    Shape(
+        "name",
+        "place",
+        "The conductor of the orchestra in {k} is called {v}.",
+        "What is the conductor of the orchestra in {k} called?",
+    ),
+    Shape(
+        "name",
+        "place",
+        "The portrait in the library of {k} shows {v}.",
+        "Whom does the portrait in the library of {k} show?",
+    ),
+    Shape("name", "person", "The fencing teacher of {k} is {v}.", "Who is the fencing teacher of {k}?"),
+    Shape("name", "person", "The roommate of {k} was named {v}.", "What was the roommate of {k} named?"),
+    Shape(
+        "word", "place", "The watchword of the sentries in {k} is {v}.", "What is the watchword of the sentries in {k}?"
+    ),
+    Shape("word", "place", "The ferry to {k} is called the {v}.", "What is the ferry to {k} called?"),
+    Shape("word", "place", "The dialect word for rain in {k} is {v}.", "What is the dialect word for rain in {k}?"),
+    Shape("word", "person", "The racing horse of {k} is named {v}.", "What is the racing horse of {k} named?"),
+)
+
+
+def single(wanted: Wanted) -> Case:
+    """One fact."""
+    rng, shape = wanted.rng, _shape(wanted)
+    (key,), (value,) = _keys(shape, rng, 1), _values(shape, rng, 1)
+    text = wanted.haystack.hide([_say(shape, key, value)], [wanted.depth], wanted.length, rng)
+    return Case(text, (_ask(shape, key, [value]),), tags=_tags(wanted, shape))
+
+
+def multikey(wanted: Wanted, count: int = 4) -> Case:
+    """``count`` facts of one phrasing about different keys, of which one is asked for."""
+    rng, shape = wanted.rng, _shape(wanted)
+    keys, values = _keys(shape, rng, count), _values(shape, rng, count)
+    depths = [wanted.depth, *(rng.random() for _ in keys[1:])]
+    facts = [_say(shape, k, v) for k, v in zip(keys, values, strict=True)]
+    text = wanted.haystack.hide(facts, depths, wanted.length, rng)
+    return Case(text, (_ask(shape, keys[0], values[:1]),), tags=_tags(wanted, shape))
+
+
+def multivalue(wanted: Wanted, count: int = 4) -> Case:
+    """``count`` values for one key, in as many sentences, all asked for at once."""
+    rng, shape = wanted.rng, _shape(wanted)
+    (key,), values = _keys(shape, rng, 1), _values(shape, rng, count)
+    facts = [_say(shape, key, v) for v in values]
+    text = wanted.haystack.hide(facts, [rng.random() for _ in facts], wanted.length, rng)
+    asked = _ask(shape, key, values)
+    question = f"{asked.text} The text names {count} of them; list all."
+    return Case(
+        text,
+        (Question(question, asked.gold, "all"),),
+        max_tokens=96,
+        tags={"values": shape.values},
+    )
+
+
+def multiquery(wanted: Wanted, count: int = 8) -> Case:
+    """``count`` facts of all phrasings, each asked for after the same reading."""
+    rng = wanted.rng
+    shapes = rng.sample(SHAPES, count)
+    taken: list[str] = []
+    facts, questions = [], []
+    for shape in shapes:
+        (key,), (value,) = _keys(shape, rng, 1, taken), _values(shape, rng, 1, taken)
+        taken += [key, value]
+        facts.append(_say(shape, key, value))
+        questions.append(_ask(shape, key, [value]))
+    text = wanted.haystack.hide(facts, [rng.random() for _ in facts], wanted.length, rng)
+    return Case(text, tuple(questions))
+
+
+def _shape(wanted: Wanted) -> Shape:
+    values = VALUES[wanted.number % len(VALUES)]
+    return wanted.rng.choice([shape for shape in SHAPES if shape.values == values])
+
+
+def _tags(wanted: Wanted, shape: Shape) -> dict[str, str]:
+    return {"values": shape.values, "depth": f"{25 * int(4 * wanted.depth)}-{25 * int(4 * wanted.depth) + 25} %"}
+
+
+def _say(shape: Shape, key: str, value: str) -> str:
+    return shape.sentence.format(k=key, v=value)
+
+
+def _ask(shape: Shape, key: str, values: Sequence[str]) -> Question:
+    return Question(shape.question.format(k=key), tuple(values), "contains")
+
+
+def _keys(shape: Shape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
+    def make() -> str:
+        return rng.choice(vocabulary.PLACES) if shape.key == "place" else vocabulary.name(rng)
+
+    return vocabulary.fresh(make, count, taken)
+
+
+def _values(shape: Shape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
+    def make() -> str:
+        match shape.values:
+            case "number":
+                return vocabulary.number(rng, rng.randint(4, 7))
+            case "name":
+                return vocabulary.name(rng)
+        return rng.choice(vocabulary.WORDS)
+
+    return vocabulary.fresh(make, count, taken)

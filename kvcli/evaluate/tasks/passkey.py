@@ -1,0 +1,22 @@
+"""Pass-key and number string: one number in a text, said twice, as in InfiniteBench (arXiv:2402.13718)."""
+
+from __future__ import annotations
+
+from kvcli.evaluate import vocabulary
+from kvcli.evaluate.case import Case, Question, Wanted
+
+
+def passkey(wanted: Wanted) -> Case:
+    """A number of five digits."""
+    return _case(wanted, "pass key", vocabulary.number(wanted.rng, 5))
+
+
+def number(wanted: Wanted) -> Case:
+    """A sequence of ten digits, each of them twice in a row, which is harder to copy."""
+    return _case(wanted, "sequence of digits", "".join(2 * d for d in vocabulary.number(wanted.rng, 5)))
+
+
+def _case(wanted: Wanted, what: str, value: str) -> Case:
+    fact = f"The {what} is {value}. Remember it. {value} is the {what}."
+    text = wanted.haystack.hide([fact], [wanted.depth], wanted.length, wanted.rng)
+    return Case(text, (Question(f"What is the {what}?", (value,), "first_number"),), max_tokens=24)

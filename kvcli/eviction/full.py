@@ -1,0 +1,23 @@
+"""Keep everything: the reference that every other policy is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.eviction.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Keep):
+    """Keeps every unit, as the model was trained; memory grows with the document."""
+
+    name: ClassVar[str] = "full"
+    budget: None = None
+
+    def score(self, chunk: Chunk) -> Tensor:
+        """Nothing is ever evicted, so all scores are 0: ``[H_kv, new]``."""
+        return chunk.scores.new_zeros(chunk.new_k.shape[0], chunk.new)

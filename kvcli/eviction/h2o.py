@@ -1,0 +1,34 @@
+"""Heavy hitters (H2O, Zhang et al. 2023, arXiv 2306.14048)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.eviction.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class H2o(Keep):
+    """Keeps the units with the most attention so far; half of the budget goes to the newest ones.
+
+    The attention a unit gets is summed over all queries that have seen it, so it is never final.
+    """
+
+    name: ClassVar[str] = "h2o"
+    causal: ClassVar[bool] = False
+    observers: ClassVar[int] = 128
+
+    @property
+    def recent(self) -> int:
+        """Half of the budget, as published, unless stabilizers say otherwise."""
+        return (self.budget or 0) // 2 if self.stabilizers is None else self.stabilizers
+
+    def rescore(self, chunk: Chunk) -> Tensor:
+        """Accumulated post-softmax attention: ``[H_kv, kept + new]``."""
+        mass = chunk.attention(0, chunk.new)
+        mass[:, : chunk.kept] += chunk.scores
+        return mass

@@ -1,0 +1,32 @@
+"""Unusual keys matter (KeyDiff, Park et al. 2025, arXiv 2504.15364)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.eviction.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keydiff(Keep):
+    """Keeps the keys that differ most from the mean direction of all keys read so far.
+
+    The mean runs over the whole stream, evicted tokens included, and kept keys are compared with it anew after
+    every chunk; the published form takes the mean over the cache at hand.
+    """
+
+    name: ClassVar[str] = "keydiff"
+    causal: ClassVar[bool] = False
+
+    def rescore(self, chunk: Chunk) -> Tensor:
+        """``-cos(k, mean of all normalised keys so far)``: ``[H_kv, kept + new]``."""
+        import torch.nn.functional as F
+
+        k = F.normalize(chunk.k.float(), dim=-1)
+        total = F.normalize(chunk.new_k.float(), dim=-1).sum(dim=1, keepdim=True) + chunk.state.get("sum", 0)
+        chunk.state["sum"] = total
+        return -(k @ F.normalize(total, dim=-1).transpose(1, 2)).squeeze(-1)

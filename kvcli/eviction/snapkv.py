@@ -1,0 +1,41 @@
+"""What the question looks at (SnapKV, Li et al. 2024, arXiv 2404.14469), at fixed memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.eviction.base import Chunk, Keep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapkv(Keep):
+    """Keeps the units that the question attends to; every question needs its own reading.
+
+    As published the window of observing queries is right for the last chunk only. Here the question follows each
+    chunk as a probe, scores all units at hand, and is dropped again; without a question the chunk's own last
+    tokens observe.
+
+    Args:
+        window: how many queries observe, at most.
+        pool: width of the mean filter that lets neighbours of a unit share its score; odd.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    causal: ClassVar[bool] = False
+    question: ClassVar[bool] = True
+    observers: ClassVar[int] = 128
+    window: int = 64
+    pool: int = 5
+
+    def rescore(self, chunk: Chunk) -> Tensor:
+        """Mean post-softmax attention of the observing queries, smoothed: ``[H_kv, kept + new]``."""
+        import torch.nn.functional as F
+
+        rows = chunk.new + chunk.probe
+        window = min(self.window, chunk.probe or chunk.new)
+        mass = chunk.attention(rows - window, rows) / window
+        return F.avg_pool1d(mass, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)

@@ -1,0 +1,106 @@
+"""A model that is larger than the card: as many layers on it as fit, the others in main memory.
+
+accelerate brings what lies in main memory to the card for the moment in which it is used, so everything is still
+computed there, and reading in large chunks hides part of the way. Decoding pays it with every token.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from kvcli.errors import ResourceError
+from kvcli.planning import memory
+
+KEPT_BACK = 0.25
+"""Share of the card's free memory that a model which does not fit leaves to the cache and to what is computed with."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the parts of a model go.
+
+    Attributes:
+        places: accelerate's device map.
+        card, host: bytes of weights on the card and in main memory.
+        text: what to tell a person.
+    """
+
+    places: dict[str, str]
+    card: int
+    host: int
+    text: str
+
+
+def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> Spread | None:
+    """How to spread a model over a card and main memory; ``None`` where the card takes all of it.
+
+    Raises:
+        ResourceError: not even one layer fits, or main memory does not take the rest.
+    """
+    free = memory.available(device)
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    module.tie_weights()
+    if _bytes(module) <= free:
+        return None
+    return over(module, device, int(free * (1 - KEPT_BACK)), memory.host_available(), name)
+
+
+def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: str = "cpu") -> Spread:
+    """Spread a model without weights over ``room`` bytes of a device and ``host`` bytes elsewhere.
+
+    Raises:
+        ResourceError: as for :func:`needed`.
+    """
+    from accelerate import infer_auto_device_map
+
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # which says the same, and of every reading
+    whole, gib = _bytes(module), memory.gib
+    kinds = list(getattr(module, "_no_split_modules", None) or [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that buffers of fetched layers may not fit: they are a few frequencies
+        found = infer_auto_device_map(module, {0: room, "cpu": host}, no_split_module_classes=kinds)
+    places = {part: device if where == 0 else rest for part, where in found.items()}
+    layers = [n for n, part in module.named_modules() if type(part).__name__ in kinds]
+    on_card = sum(_place(places, layer) == device for layer in layers)
+    if "disk" in found.values():
+        raise ResourceError(
+            f"{name} takes {gib(whole)}, more than the {gib(room)} that {device} has for it and the {gib(host)} of main"
+            " memory together",
+            "--weights nf4",
+        )
+    if not on_card:
+        raise ResourceError(
+            f"{name} takes {gib(whole)} and {device} has {gib(room)} for it, less than its first layer needs",
+            "--device cpu",
+        )
+    # Frequencies, and the last norm, by which a model's heads are found: small, and wanted where they can be read.
+    small = [part for part in places if part.split(".")[-1] == "rotary_emb"]
+    inside = tuple(f"{layer}." for layer in layers)
+    norms = [n for n, m in module.named_modules() if n.split(".")[-1].endswith("norm") and not n.startswith(inside)]
+    places.update(dict.fromkeys([*small, *norms], device))
+    card = sum(p.nbytes for n, p in module.named_parameters() if _place(places, n) == device)
+    text = (
+        f"{name} takes {gib(whole)} and {device} has {gib(room)} for weights: {on_card} of {len(layers)} layers lie on"
+        f" it, {gib(whole - card)} in main memory, fetched at every step; --weights nf4 takes a third"
+    )
+    return Spread(places, card, whole - card, text)
+
+
+def _place(places: dict[str, str], name: str) -> str:
+    """The device of a parameter or module by its name: that of the longest part of it that has one."""
+    while name not in places:
+        if not name:
+            raise KeyError("a part of the model has no place")
+        name = name.rpartition(".")[0]
+    return places[name]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())

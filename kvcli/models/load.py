@@ -1,0 +1,296 @@
+"""From a model on disk to something the engine can run: weights, sizes, RoPE taken out, probe passed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from kvcli.cache.base import Store
+from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
+from kvcli.models import attention, cpu_linear, device_map, quantization, query_prediction, rope, self_test
+from kvcli.models.resolve import Source
+from kvcli.models.spec import fingerprint, sliding_windows
+from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
+from kvcli_kernels.linear import prepare
+
+
+@dataclass
+class Model:
+    """A causal language model whose attention runs through a kvcli store.
+
+    Attributes:
+        spec: sizes and names.
+        module: the transformers model.
+        tokenizer: its tokenizer, or ``None`` for a bare model.
+        rotary: its RoPE, applied by the store.
+        eos: token ids that end an answer.
+        heads: its retaining heads, where it has been given some (:mod:`kvcli.retaining_heads.discovery`).
+        calibration: per layer the second moment of its queries, where it was given one
+        (:mod:`kvcli.retaining_heads.calibration`).
+        reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
+    """
+
+    spec: ModelSpec
+    module: PreTrainedModel
+    tokenizer: Any
+    rotary: rope.ModelRotary
+    eos: frozenset[int]
+    _switch: Any = field(repr=False)
+    heads: Scorer | None = None
+    calibration: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.spec.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.spec.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that one token's forward pass needs: all but an embedding table that is not the head's."""
+        table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
+        return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, store: Store, *, logits: bool | str) -> Tensor | None:
+        """One forward pass into a store.
+
+        Args:
+            ids: int64 ``[m]``.
+            store: a fill or a tail.
+            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, ``False`` for none:
+                a reading does not need the language-model head.
+        """
+        batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
+        if logits is False:
+            self.module.base_model(**batch, use_cache=False, kvcli=store)
+            return None
+        out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
+        scores: Tensor = out.logits[0]
+        return scores if logits == "all" else scores[-1]
+
+    @contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """The model with its own attention and its own RoPE."""
+        self._switch(False)
+        self.module.set_attn_implementation("sdpa" if self.module._supports_sdpa else "eager")
+        try:
+            yield self.module
+        finally:
+            self.module.set_attn_implementation(attention.NAME)
+            self._switch(True)
+
+
+def default_device() -> str:
+    """The first CUDA card, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+def load(
+    source: Source,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str = "bf16",
+    ready: Callable[[], None] = lambda: None,
+    announce: Callable[[str], None] = warnings.warn,
+) -> Model:
+    """Load a model from a resolved source.
+
+    Args:
+        source: from :func:`kvcli.models.resolve.resolve`.
+        device, dtype: as for :func:`placed`.
+        weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as they are.
+        ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
+            the process takes then is not the model's.
+        announce: told in one line where a model that is larger than the card goes (:mod:`kvcli.models.device_map`).
+
+    Raises:
+        UsageError: a dtype or device that does not exist here.
+        ModelError: files that transformers cannot read.
+        UnsupportedModel: an architecture whose attention kvcli does not understand, or that fails the probe.
+        ResourceError: not enough memory for the weights.
+    """
+    device, dtype = placed(device, dtype)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    attention.register()
+    held = quantization.options(source, weights, getattr(torch, dtype))
+    own = quantization.method(source)
+    if own is not None:
+        held = quantization.reading(source, device)
+        if text := quantization.told(source, device, dtype):
+            announce(text)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
+        quantization.prepare(source)
+        if device == "cpu":
+            prepare()
+        ready()
+        places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
+        if device != "cpu" and not held and own is None:
+            wide = device_map.needed(config, getattr(torch, dtype), device, source.name)
+            if wide is not None:
+                announce(wide.text)
+                places = wide.places
+        with quantization.hushed(source):
+            module = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention.NAME,
+                local_files_only=True,
+                device_map=places,
+                **held,
+            )
+        if own is not None:
+            quantization.settle(module, getattr(torch, dtype))
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
+        ) from error
+    except (ImportError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise quantization.unreadable(source, error) or ModelError(
+            f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
+        ) from error
+    try:
+        with quantization.hushed(source):  # the probe may be the first that runs
+            return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise quantization.unreadable(source, error) or error from None
+
+
+def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Where a model goes and in which dtype, checked; ``None`` is what this machine does best.
+
+    Raises:
+        UsageError: a dtype or device that does not exist here.
+    """
+    device = _checked_device(device)
+    dtype = dtype or default_dtype(device)
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+    return device, dtype
+
+
+def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None) -> Model:
+    """Put a transformers model that is already in memory to work; runs the probe.
+
+    Args:
+        module: a causal language model.
+        tokenizer: or ``None``.
+        name: for messages.
+        fingerprint: key under which the probe's verdict is remembered; ``None`` probes every time.
+    """
+    attention.register()
+    module.eval().requires_grad_(False)
+    module.set_attn_implementation(attention.NAME)
+    attentions = _attention_layers(module)
+    rotary, unrotated = rope.take_out(module, attentions)
+    thin_layers = cpu_linear.install(module)
+
+    def switch(ours: bool) -> None:
+        unrotated(ours)
+        thin_layers(ours)
+
+    switch(True)
+    query_prediction.install(attentions)
+    module.get_output_embeddings().register_forward_pre_hook(_plain_strides)
+    model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module), switch)
+    self_test.check(model, remember=fingerprint is not None)
+    return model
+
+
+def _plain_strides(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies the few rows that go into the language-model head.
+
+    They are a slice of longer ones, and with a slice's strides torch's linear copies the head's whole weight instead:
+    54 MiB for the default model at every question.
+    """
+    return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+
+
+def _attention_layers(module: PreTrainedModel) -> list[nn.Module]:
+    layers = [m for m in module.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj") | hasattr(m, "qkv_proj")]
+    layers.sort(key=lambda m: m.layer_idx)
+    config = module.config.get_text_config()
+    if [m.layer_idx for m in layers] != list(range(config.num_hidden_layers)):
+        raise UnsupportedModel(
+            f"{type(module).__name__}: {config.num_hidden_layers} layers, of which {len(layers)} have an attention that"
+            " kvcli knows (q, k and v projections and a layer index)"
+        )
+    return layers
+
+
+def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
+    config = module.config.get_text_config()
+    heads = config.num_attention_heads
+    here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
+    return ModelSpec(
+        name=name,
+        fingerprint=fingerprint,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
+        vocab=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        sliding=sliding_windows(config),
+        dtype=str(module.dtype).removeprefix("torch."),
+        device=str(here[0].device),
+        weight_bytes=quantization.weight_bytes(module),
+        host_weight_bytes=sum(p.nbytes for p in module.parameters() if p.device.type == "meta"),
+    )
+
+
+def _eos(module: PreTrainedModel) -> frozenset[int]:
+    generation: GenerationConfig | None = getattr(module, "generation_config", None)
+    ids = generation.eos_token_id if generation is not None else None
+    if ids is None:
+        ids = module.config.eos_token_id
+    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+
+def _checked_device(device: str | None) -> str:
+    device = device or default_device()
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UsageError(f"'{device}' is not a device", "--device cpu") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise UsageError(f"there is no device '{device}' here", "--device cpu")
+    return "cuda:0" if device == "cuda" else device
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,202 @@
+"""Weights in fewer bits: matrices quantised while loading (bitsandbytes), and checkpoints that come quantised.
+
+bitsandbytes multiplies both on CUDA and, in the release 0.50 that the tests run with, on the CPU. Of the others,
+gptqmodel multiplies AWQ and GPTQ as they are, on the CPU too; FP8 stays so on a card; compressed-tensors is unpacked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import nn
+
+from kvcli.errors import ModelError, UsageError
+from kvcli.models import spec as model_spec
+from kvcli.models.resolve import Source
+
+NEEDS = {
+    "awq": ("gptqmodel",),
+    "gptq": ("gptqmodel", "optimum"),
+    "compressed-tensors": ("compressed-tensors",),
+    "aqlm": ("aqlm",),
+    "auto-round": ("auto-round",),
+    "hqq": ("hqq",),
+    "quanto": ("optimum-quanto",),
+    "torchao": ("torchao",),
+    "eetq": ("kernels",),
+}
+"""Method of a quantised checkpoint to the packages that read it. FP8 needs ``kernels``, and that on a card only."""
+
+
+def method(source: Source) -> str | None:
+    """How the checkpoint itself is quantised, as its config says."""
+    config = source.config
+    found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
+
+
+def options(source: Source, held: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for ``--weights``.
+
+    Raises:
+        UsageError: the checkpoint is quantised already.
+        ModelError: bitsandbytes is not there.
+    """
+    own = method(source)
+    if held == "bf16":
+        return {}
+    if own is not None:
+        raise UsageError(
+            f"{source.name} is quantised already ({own}): --weights {held} cannot be", "leave out --weights"
+        )
+    _bitsandbytes(held)
+    from transformers import BitsAndBytesConfig
+
+    if held == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": four}
+
+
+def reading(source: Source, device: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for a checkpoint that comes quantised.
+
+    transformers unpacks compressed-tensors at the first forward pass, when the plan has long been made; so it is told
+    to do it while loading.
+
+    Raises:
+        ModelError: a package is missing; names it and the command.
+    """
+    own = method(source)
+    if missing := _missing(own, device):
+        raise ModelError(
+            f"{source.name} is quantised with {own}, which needs {' and '.join(missing)}, and that is not installed",
+            _install(missing),
+        )
+    if own != "compressed-tensors":
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+
+
+def told(source: Source, device: str, dtype: str) -> str | None:
+    """What a person should know before a checkpoint that comes quantised is loaded, in one line."""
+    own = method(source)
+    if model_spec.unpacked(own, device):
+        return f"{source.name} comes quantised ({own}) and is unpacked to {dtype}"
+    if "gptqmodel" in NEEDS.get(own or "", ()):
+        return f"{source.name} comes quantised ({own}); gptqmodel may build its kernel first, once, in some minutes"
+    return None
+
+
+@contextmanager
+def hushed(source: Source) -> Iterator[None]:
+    """Lets the packages that read quantised checkpoints say nothing, where it is one of these.
+
+    They have banners, logs and progress bars, some of it on standard output, which is the answer's.
+    """
+    if method(source) is None:
+        yield
+        return
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def prepare(source: Source) -> None:
+    """Imports the package that reads a quantised checkpoint where it is large: what it takes is not the model's."""
+    if "gptqmodel" in NEEDS.get(method(source) or "", ()):
+        with hushed(source):
+            importlib.import_module("gptqmodel")
+
+
+def settle(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give all of a model that was unpacked one dtype: transformers leaves tensors that were not packed in theirs."""
+    if getattr(getattr(module, "config", None), "quantization_config", None) is None:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _missing(own: str | None, device: str) -> list[str]:
+    needed = ("kernels",) if own == "fp8" and device != "cpu" else NEEDS.get(own or "", ())
+    return [name for name in needed if not _installed(name)]
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+def _install(packages: Sequence[str]) -> str:
+    """The newest gptqmodel wants a newer torch than kvcli was tried with, and would bring it."""
+    return f'pip install {" ".join(packages)} "torch=={torch.__version__.split("+")[0]}"'
+
+
+def _bitsandbytes(held: str) -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which kernels it has not, at every start
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")  # its activations are rounded to float16 first
+    try:
+        import bitsandbytes
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ModelError(f"--weights {held} needs bitsandbytes: {reason}", "pip install bitsandbytes") from None
+    return bitsandbytes
+
+
+def linear(plain: nn.Linear, held: str) -> nn.Module:
+    """A matrix in memory, quantised as ``from_pretrained`` does it while loading."""
+    parts = _bitsandbytes(held).nn
+    weight, bias = plain.weight, plain.bias
+    args = (plain.in_features, plain.out_features, bias is not None)
+    if held == "int8":
+        made = parts.Linear8bitLt(*args, has_fp16_weights=False, threshold=6.0, device="meta")
+        made.weight = parts.Int8Params(weight.cpu(), has_fp16_weights=False, requires_grad=False).to(weight.device)
+    else:
+        made = parts.Linear4bit(*args, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+        made.weight = parts.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=False)
+        made.weight = made.weight.to(weight.device)
+    made.bias = bias
+    return made  # type: ignore[no-any-return]
+
+
+def unreadable(source: Source, error: BaseException) -> ModelError | None:
+    """What a person is told of a quantised checkpoint that could not be loaded; ``None`` where it is not quantised."""
+    own = method(source)
+    if own is None:
+        return None
+    reason = " ".join(str(error).split())[:300]
+    card = re.search(r"\b(GPU|CUDA|XPU)\b", reason) and not torch.cuda.is_available()
+    hint = "a machine with a CUDA card, or an unquantised copy" if card else f"kvcli models show {source.name}"
+    return ModelError(f"{source.name} is quantised with {own} and cannot be loaded: {reason}", hint)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters, and of scales that lie beside them."""
+    total = 0
+    for parameter in module.parameters():
+        extra: Any = parameter
+        state = getattr(extra, "quant_state", None)
+        for scale in (getattr(extra, "SCB", None), getattr(state, "absmax", None)):
+            total += scale.nbytes if isinstance(scale, torch.Tensor) else 0
+        total += parameter.nbytes
+    if getattr(getattr(module, "config", None), "quantization_config", None) is None:
+        return total
+    # A checkpoint that came quantised may have its integers and scales as buffers.
+    return total + sum(b.nbytes for n, b in module.named_buffers() if not n.endswith("inv_freq"))

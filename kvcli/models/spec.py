@@ -1,0 +1,270 @@
+"""A model's sizes from its config and its weights' headers, nothing loaded: what planning needs. Imports no torch.
+
+What is said here of a model is what :func:`kvcli.models.load.load` finds once it is in memory; a test compares the two
+on every family that the laws are tested with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from kvcli.errors import ModelError, UsageError
+from kvcli.models import weights
+from kvcli.models.resolve import Source
+from kvcli.types import DTYPE_BYTES, ModelSpec
+
+_NF4_BLOCK = 64  # weights that share one float32 scale
+
+
+def fingerprint(source: Source, held: str = "bf16") -> str:
+    """A model's fingerprint with its weights held so: other weights read otherwise."""
+    return source.fingerprint if held == "bf16" else f"{source.fingerprint}-{held}"
+
+
+def spec(source: Source, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
+    """The sizes of a model.
+
+    Args:
+        source: from :func:`kvcli.models.resolve.resolve`; its weights need not be there.
+        device: as for loading; by default the first CUDA card, else the CPU.
+        dtype: of weights and cache, as for loading; by default what this device would get.
+        held: one of :data:`kvcli.types.WEIGHTS`.
+
+    Raises:
+        UsageError: an unknown dtype or device.
+        ModelError: the config does not say what is needed; names it.
+    """
+    device = _device(device)
+    dtype = dtype or default_dtype(device)
+    if dtype not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+    config = source.config
+    text = config.get("text_config", config)
+
+    def need(*names: str) -> int:
+        for name in names:
+            if isinstance(text.get(name), int):
+                return int(text[name])
+        raise ModelError(f"{source.name}: its config has no {names[0]}", f"kvcli models show {source.name}")
+
+    heads, hidden, layers = need("num_attention_heads"), need("hidden_size"), need("num_hidden_layers")
+    found = ModelSpec(
+        name=source.name,
+        fingerprint=fingerprint(source, held),
+        layers=layers,
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or hidden // heads,
+        hidden=hidden,
+        intermediate=text.get("intermediate_size") or 4 * hidden,
+        vocab=need("vocab_size"),
+        max_positions=need("max_position_embeddings"),
+        sliding=sliding_windows(SimpleNamespace(**{**text, "num_hidden_layers": layers})),
+        dtype=dtype,
+        device=device,
+        weight_bytes=0,
+    )
+    packing = config.get("quantization_config") or text.get("quantization_config") or {}
+    if source.complete and packing:
+        total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype]))
+    else:
+        shapes = list(_from_headers(source, text) if source.complete else _from_config(found, text))
+        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in shapes)
+    return ModelSpec(**{**vars(found), "weight_bytes": total})
+
+
+def sliding_windows(config: Any) -> tuple[int | None, ...]:
+    """Per layer, the width of its sliding window or ``None``, from a transformers configuration."""
+    width: int | None = getattr(config, "sliding_window", None)
+    layers: int = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None)
+    qwen = str(getattr(config, "model_type", "")).startswith("qwen")  # whose configs have a width and do not use it
+    if width is None or getattr(config, "use_sliding_window", not qwen) is False:
+        return (None,) * layers
+    every = getattr(config, "sliding_window_pattern", None)
+    if kinds is None and isinstance(every, int):
+        return tuple(width if (i + 1) % every else None for i in range(layers))
+    if kinds is None:
+        return (width,) * layers
+    return tuple(width if kind == "sliding_attention" else None for kind in kinds)
+
+
+def default_device() -> str:
+    """The first CUDA card, else the CPU; asks the driver, where torch has been built for one."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has_cuda():
+        return "cpu"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return "cuda:0" if pynvml.nvmlDeviceGetCount() else "cpu"
+    except Exception:  # no driver, or one that does not answer: each raises something of its own
+        return "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if device.startswith("cuda"):
+        return "bfloat16"
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+    except OSError:
+        return "float32"
+    native = {"avx512_bf16", "amx_tile"} & set(flags[1].split() if flags else ())
+    return "bfloat16" if native else "float32"
+
+
+def heads_identity(source: Source, spec: ModelSpec) -> str | None:
+    """What retaining heads are found by (see :func:`kvcli.retaining_heads.checkpoint.identity`); ``None`` without
+    weights."""
+    for shard in weights.shards(source.path) if source.complete else ():
+        head = weights.header(shard)
+        last = ("model.norm.weight", "model.final_layernorm.weight")
+        for tensor in (t for name, t in json.loads(head).items() if name.endswith(last)):
+            begin, end = tensor["data_offsets"]
+            with shard.open("rb") as file:
+                file.seek(8 + len(head) + begin)
+                numbers = _as_bfloat16(file.read(end - begin), tensor["dtype"])
+            sizes = [spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden, spec.intermediate, spec.vocab]
+            return hashlib.sha256(json.dumps(sizes).encode() + numbers).hexdigest()[:12]
+    return None
+
+
+def _as_bfloat16(data: bytes, dtype: str) -> bytes:
+    import numpy as np
+
+    if dtype == "BF16":
+        return data
+    bits = np.frombuffer(data, np.float16 if dtype == "F16" else np.float32).astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()  # to the nearest, ties to even
+
+
+def _device(name: str | None) -> str:
+    name = name or default_device()
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise UsageError(f"'{name}' is not a device", "--device cpu")
+    if name != "cpu" and default_device() == "cpu":
+        raise UsageError(f"there is no device '{name}' here", "--device cpu, or --card 4090 for a card you have not")
+    return "cuda:0" if name == "cuda" else name
+
+
+def _torch_has_cuda() -> bool:
+    found = find_spec("torch")
+    for place in (found.submodule_search_locations if found else None) or ():
+        try:
+            text = (Path(place) / "version.py").read_text()
+        except OSError:
+            return False
+        return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
+    return False
+
+
+_Shape = tuple[str, tuple[int, ...]]
+
+
+def _tensors(source: Source, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    tied = bool(config.get("tie_word_embeddings"))
+    for shard in weights.shards(source.path):
+        for name, tensor in json.loads(weights.header(shard)).items():
+            if name == "__metadata__" or name.endswith("inv_freq") or (tied and name == "lm_head.weight"):
+                continue
+            yield name, tensor
+
+
+def _from_headers(source: Source, config: dict[str, Any]) -> Iterator[_Shape]:
+    yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config))
+
+
+def unpacked(method: str | None, device: str) -> bool:
+    """Whether a checkpoint that comes quantised takes its bits only on disk: transformers unpacks it."""
+    return method == "compressed-tensors" or (method == "fp8" and device == "cpu")
+
+
+def _bits(packing: dict[str, Any]) -> int:
+    """Of a number of a quantised checkpoint's matrices."""
+    groups = [group.get("weights") or {} for group in (packing.get("config_groups") or {}).values()]
+    named = [packing.get("bits"), packing.get("w_bit"), *(group.get("num_bits") for group in groups)]
+    if packing.get("load_in_4bit"):
+        return 4
+    return next((int(bits) for bits in named if bits), 8)
+
+
+_SCALES = re.compile(r"(weight_scale(_inv)?|weight_zero_point|weight_shape|\w*_g_idx|\w*global_scale|input_\w+)$")
+
+
+def _stored(source: Source, config: dict[str, Any], packing: dict[str, Any], device: str, size: int) -> Iterator[int]:
+    """Bytes of the tensors of a checkpoint that comes quantised: as they lie there, but 16 and 32 bit floats."""
+    dense, bits = unpacked(packing.get("quant_method"), device), _bits(packing)
+    for name, tensor in _tensors(source, config):
+        begin, end = tensor["data_offsets"]
+        if dense and _SCALES.search(name):
+            continue
+        if tensor["dtype"] in ("F16", "BF16", "F32"):
+            yield math.prod(tensor["shape"]) * size
+        else:
+            yield (end - begin) * 8 // bits * size if dense else end - begin
+
+
+def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
+    """The matrices of a Llama-like model; biases and the norms inside attention weigh nothing beside them."""
+    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise ModelError(
+            f"{spec.name} is a mixture of experts, whose size its config does not say", f"kvcli models pull {spec.name}"
+        )
+    yield from (("embed", (spec.vocab, spec.hidden)), ("norm", (spec.hidden,)))
+    if not config.get("tie_word_embeddings"):
+        yield "lm_head", (spec.vocab, spec.hidden)
+    wide = spec.heads * spec.head_dim
+    for i in range(spec.layers):
+        at = f"layers.{i}."
+        yield f"{at}qo", (2 * wide, spec.hidden)
+        yield f"{at}kv", (2 * spec.kv_heads * spec.head_dim, spec.hidden)
+        yield f"{at}mlp", (3 * spec.intermediate, spec.hidden)
+        yield f"{at}norms", (2 * spec.hidden,)
+
+
+def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:
+    """What one tensor takes; only matrices of layers are ever quantised, and their scales count."""
+    numbers = math.prod(shape)
+    few = packing and not unpacked(packing.get("quant_method"), device)
+    if len(shape) != 2 or "layers." not in name or (held == "bf16" and not few):
+        return numbers * size
+    if few:  # a scale of 16 bits and a zero point for each group
+        group = packing.get("group_size") or packing.get("q_group_size") or 128
+        return (numbers * _bits(packing) + numbers // (group if group > 0 else 128) * (16 + _bits(packing))) // 8
+    if held == "int8":
+        return numbers + 4 * shape[0]  # one float32 scale a row
+    return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)
+
+
+def heads_bytes(source: Source, spec: ModelSpec, folders: list[Path]) -> int:
+    """Size of this model's retaining heads, if they lie in one of these folders, else 0; reads cards, no weights."""
+    own = heads_identity(source, spec)
+    for folder in folders if own is not None else []:
+        for path in sorted(folder.glob("*.safetensors")):
+            identity, numbers = _card(path)
+            if identity == own:
+                return numbers * DTYPE_BYTES[spec.dtype]
+    return 0
+
+
+def _card(path: Path) -> tuple[str | None, int]:
+    """For which model a file of heads is, and how many numbers it has."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 2**24)))
+        found = json.loads(header.pop("__metadata__")["card"]).get("identity")
+        return str(found) if found else None, sum(math.prod(tensor["shape"]) for tensor in header.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None, 0

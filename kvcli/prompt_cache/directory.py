@@ -1,0 +1,164 @@
+"""Where readings lie: one folder, bounded in bytes; the least recently used go first. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvcli.errors import DamagedError, UsageError
+from kvcli.prompt_cache.file_format import SUFFIX, Header, header
+from kvcli.prompt_cache.key import Identity
+from kvcli.utils import files
+
+LIMIT = 20 * 2**30
+"""Bytes that all readings together may take, unless ``$KVCLI_CACHE_LIMIT`` says otherwise."""
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
+_OLD = 24 * 3600
+"""Seconds after which a temporary file is nobody's any more."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the library; ``header`` is ``None`` where it is damaged, and ``fault`` then says why."""
+
+    path: Path
+    size: int
+    used: float
+    header: Header | None
+    fault: str | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Entry:
+        """The reading in a file, damaged or not. Raises ``OSError``."""
+        stat = path.stat()
+        try:
+            return cls(path, stat.st_size, stat.st_mtime, header(path))
+        except DamagedError as error:
+            return cls(path, stat.st_size, stat.st_mtime, None, error.message)
+
+    @property
+    def key(self) -> str:
+        """The file's name, which in the library is the reading's id."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def id(self) -> str:
+        """What the reading is called in any library."""
+        return self.key if self.header is None else self.header.meta.identity.key
+
+
+class Library:
+    """The folder of saved readings.
+
+    Args:
+        folder: 0700; made if it is not there.
+        limit: bytes of all files together.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+
+    @classmethod
+    def default(cls) -> Library:
+        """In kvcli's cache directory. Raises ``UsageError`` for a limit that is no size."""
+        text = os.environ.get("KVCLI_CACHE_LIMIT")
+        limit = LIMIT if text is None else size(text, "KVCLI_CACHE_LIMIT")
+        return cls(files.private(files.cache_dir() / "readings"), limit)
+
+    def place(self, identity: Identity) -> Path:
+        """Where a reading lies, or would."""
+        return self.folder / f"{identity.key}{SUFFIX}"
+
+    def entries(self) -> list[Entry]:
+        """All of them, the most recently used first."""
+        found = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            with suppress(OSError):  # gone since
+                found.append(Entry.of(path))
+        return sorted(found, key=lambda e: (-e.used, e.key))
+
+    def find(self, key: str) -> Entry:
+        """The one entry whose key begins with ``key``. Raises ``UsageError`` where it is none or several."""
+        found = [e for e in self.entries() if key and e.key.startswith(key)]
+        if len(found) != 1:
+            count = f"{len(found)} saved readings begin" if found else "no saved reading begins"
+            raise UsageError(f"{count} with '{key}'", "kvcli cache ls")
+        return found[0]
+
+    def kin(self, identity: Identity) -> list[Header]:
+        """Readings of the same family that a longer text could continue, those that read most first."""
+        found = [e.header for e in self.entries() if e.header is not None]
+        same = [h for h in found if h.meta.edge and h.meta.identity.family == identity.family]
+        return sorted(same, key=lambda h: -h.meta.edge)
+
+    def touch(self, path: Path) -> None:
+        """It has been used now."""
+        with suppress(OSError):
+            os.utime(path)
+
+    def remove(self, entry: Entry) -> None:
+        """Delete one; raises ``OSError`` where that may not be."""
+        entry.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.folder / "locks" / f"{entry.path.name}.lock").unlink(missing_ok=True)
+
+    def prune(self, limit: int | None = None, *, older: float | None = None, spare: str = "") -> list[Entry]:
+        """Delete damaged ones, those unused for ``older`` seconds, and the least recently used until ``limit`` holds.
+
+        Readings for one question go before readings for any. ``spare`` is a key that stays and takes nothing: its file
+        is about to be replaced. Returns what was deleted.
+        """
+        limit = self.limit if limit is None else limit
+        self._sweep()
+        entries = self.entries()
+        total = sum(e.size for e in entries if e.key != spare)
+        bound = [e for e in entries if e.header is None or e.header.meta.identity.question]
+        gone = []
+        for entry in [*reversed(bound), *(e for e in reversed(entries) if e not in bound)]:
+            stale = older is not None and time.time() - entry.used > older
+            if entry.key != spare and (entry.header is None or stale or total > limit):
+                self.remove(entry)
+                total -= entry.size
+                gone.append(entry)
+        return gone
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[bool]:
+        """Be the one writer of a file; gives ``False`` at once where another process is."""
+        from filelock import FileLock, Timeout
+
+        folder = files.private(self.folder / "locks")
+        lock = FileLock(folder / f"{path.name}.lock", mode=0o600)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            for left in self.folder.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
+                left.unlink(missing_ok=True)
+            yield True
+        finally:
+            lock.release()
+
+    def _sweep(self) -> None:
+        """Temporary files of writers that were killed long ago."""
+        for left in self.folder.glob("*.tmp"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _OLD:
+                    left.unlink()
+
+
+def size(text: str, what: str) -> int:
+    """``20GiB`` in bytes. Raises ``UsageError``."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[2] or "").upper() not in _UNITS:
+        raise UsageError(f"{what} {text} is no size", f"{what}{' ' if what.startswith('-') else '='}20GiB")
+    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])

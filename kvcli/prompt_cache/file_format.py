@@ -1,0 +1,241 @@
+"""One reading in one safetensors file: a header with our description in it, then tensors. Imports no torch.
+
+    8 bytes     length of the header
+    header      {"__metadata__": {"kvcli": description as JSON, "sha256": …}, "name": {dtype, shape, data_offsets}, …}
+    data        the tensors, without gaps
+
+The digest covers every byte of the file but itself, so that a damaged file is never taken for a whole one. A file is
+written under a temporary name, made durable and renamed: readers see all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kvcli.errors import DamagedError
+from kvcli.prompt_cache.key import FORMAT, Identity
+from kvcli.utils import files as file_utils
+from kvcli.utils.from_json import revive
+
+SUFFIX = ".kv"
+MARK = b'{"__metadata__": {"kvcli": '
+"""How the header of a reading begins."""
+
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_LONGEST_HEADER = 16 * 2**20
+_NO_DIGEST = "0" * 64
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Meta:
+    """The description in a reading's header.
+
+    Attributes:
+        identity: what the reading is of.
+        seen: tokens read.
+        tokens: tokens of the whole text; more than ``seen`` in a checkpoint.
+        edge: tokens after which a longer text can read on from this file; 0 for nowhere. In a checkpoint, ``seen``.
+        prefix: digest of the first ``edge`` token ids.
+        kept: units per KV head of the layer that keeps most.
+        model: the model's name when it was read.
+        files: names of the documents.
+        origin: the command that made it: ``prefill`` or ``ask``.
+        made: date and time, UTC.
+        program: versions of kvcli and torch.
+        device: where it was read.
+        system, raw: how the prompt was made.
+        recipe: with how its units were to be held; any other way fits too.
+    """
+
+    identity: Identity
+    seen: int
+    tokens: int
+    edge: int
+    prefix: str
+    kept: int
+    model: str
+    files: tuple[str, ...]
+    origin: str
+    made: str
+    program: str
+    device: str
+    system: str | None = None
+    raw: bool = False
+    recipe: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.seen == self.tokens
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A tensor to be written: ``data()`` gives its little-endian bytes when their turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: Callable[[], bytes | memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        return _SIZES[self.dtype] * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands at the beginning of a reading.
+
+    Attributes:
+        path: the file.
+        meta: its description.
+        digest: of the file, as it says itself.
+        tensors: per name: dtype, shape, and where its bytes begin and end in the file.
+        size: of the file.
+    """
+
+    path: Path
+    meta: Meta
+    digest: str
+    tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
+    size: int
+
+    def read(self, name: str) -> bytes:
+        """A tensor's bytes. Raises ``DamagedError`` where there is no such tensor."""
+        if name not in self.tensors:
+            raise damaged(self.path, f"it has no '{name}'")
+        _, _, begin, end = self.tensors[name]
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
+
+
+def damaged(path: Path, why: str) -> DamagedError:
+    """The error of a file that is not what it should be."""
+    return DamagedError(f"{path} is damaged or no saved reading: {why}", "make it again: kvcli prefill FILE -o book.kv")
+
+
+def write(path: Path, meta: Meta, blobs: Sequence[Blob]) -> None:
+    """Write a reading under its name, all of it or nothing. Raises ``OSError``."""
+    blobs = sorted(blobs, key=lambda b: -_SIZES[b.dtype])  # the largest numbers first keeps all of them aligned
+    head = _head(meta, blobs)
+    with file_utils.replacing(path) as temporary, temporary.open("wb") as file:
+        total = hashlib.sha256(head)
+        file.write(head)
+        for blob in blobs:
+            data = memoryview(blob.data()).cast("B")
+            if len(data) != blob.nbytes:
+                raise ValueError(f"{blob.name} has {len(data)} bytes, not {blob.nbytes}")
+            total.update(data)
+            file.write(data)
+        file.seek(head.index(_NO_DIGEST.encode()))
+        file.write(total.hexdigest().encode())
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a whole file under the same care as :func:`write`. Raises ``OSError``, and leaves nothing behind then."""
+    with file_utils.replacing(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+        shutil.copyfileobj(old, new, _BLOCK)
+
+
+def relabel(found: Header, meta: Meta) -> None:
+    """Write a reading anew with another description. Raises ``OSError``."""
+    blobs = [Blob(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
+    write(found.path, meta, blobs)
+
+
+def _head(meta: Meta, blobs: Sequence[Blob]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"kvcli": "", "sha256": _NO_DIGEST}}
+    at = 0
+    for blob in blobs:
+        header[blob.name] = {"dtype": blob.dtype, "shape": blob.shape, "data_offsets": (at, at + blob.nbytes)}
+        at += blob.nbytes
+    # The digest's place is found by its zeros, so it stands before anything that a document may have named.
+    header["__metadata__"] = {"kvcli": str(FORMAT), "sha256": _NO_DIGEST, "meta": json.dumps(asdict(meta))}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def looks_like(path: Path) -> bool:
+    """Whether a file is meant to be a reading: by its name, or by its first bytes."""
+    try:
+        if not path.is_file():  # a pipe must not be tasted
+            return False
+        with path.open("rb") as file:
+            return path.suffix == SUFFIX or file.read(8 + len(MARK))[8:] == MARK
+    except (OSError, ValueError):
+        return False
+
+
+def header(path: Path) -> Header:
+    """The header of a reading, checked; the tensors' bytes are not.
+
+    Raises:
+        DamagedError: it is no reading, is of another version, or its numbers do not add up.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
+            raise damaged(path, "it does not begin like a safetensors file")
+        text = file.read(length)
+    try:
+        content = json.loads(text)
+        described = content.pop("__metadata__")
+        version, digest = described["kvcli"], described["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise damaged(path, "its header cannot be read") from None
+    if version != str(FORMAT):
+        raise DamagedError(
+            f"{path}: its version is {str(version)[:20]}, and this kvcli reads version {FORMAT}",
+            "read the document again",
+        )
+    try:
+        meta = revive(Meta, json.loads(described["meta"]))
+        tensors = {str(name): _tensor(entry, 8 + length) for name, entry in content.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, f"its header makes no sense ({str(error)[:80]})") from None
+    at = 8 + length
+    for _, _, begin, end in sorted(tensors.values(), key=lambda t: t[2:]):
+        if begin != at:
+            raise damaged(path, "its tensors overlap or leave gaps")
+        at = end
+    if at != size:
+        raise damaged(path, f"it should have {at:,} bytes and has {size:,}")
+    if not 0 <= meta.edge <= meta.seen <= meta.tokens:
+        raise damaged(path, f"its numbers do not fit: {meta.edge} <= {meta.seen} <= {meta.tokens}")
+    return Header(path, meta, str(digest), tensors, size)
+
+
+def _tensor(entry: Any, start: int) -> tuple[str, tuple[int, ...], int, int]:
+    dtype, shape = entry["dtype"], revive(tuple[int, ...], entry["shape"])
+    begin, end = revive(tuple[int, int], entry["data_offsets"])
+    if min(shape, default=0) < 0 or not 0 <= begin <= end or end - begin != _SIZES[dtype] * math.prod(shape):
+        raise ValueError("a tensor's size does not fit its shape")
+    return dtype, shape, start + begin, start + end
+
+
+def verify(found: Header) -> None:
+    """Read the whole file and compare its digest. Raises ``DamagedError``."""
+    total = hashlib.sha256()
+    with found.path.open("rb") as file:
+        head = file.read(8)
+        head += file.read(struct.unpack("<Q", head)[0])
+        total.update(head.replace(found.digest.encode(), _NO_DIGEST.encode(), 1))
+        while block := file.read(_BLOCK):
+            total.update(block)
+    if total.hexdigest() != found.digest:
+        raise damaged(found.path, "its content is not what was written")

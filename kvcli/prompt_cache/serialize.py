@@ -1,0 +1,204 @@
+"""A fill as tensors of a file and back, bit for bit.
+
+A finished reading also holds its *edge*: the fill as it was before its last chunk, from where a longer text reads on
+(the last chunk is special: stabilizers do not apply to it). Kept units hardly ever change, so of the edge only those
+are stored that the last chunk drove out, and of the others their scores. Where a policy did change some
+(``victims=merge``), all units of the edge count as driven out.
+
+    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows where they were read in codes
+    layer.I.scores     [H_kv, c]      float32
+    layer.I.pos        [H_kv, c]      int32
+    layer.I.state.S    …              running statistics of the policy
+    edge.I.scores, .pos, .state.S     the same at the edge
+    edge.I.gone        [H_kv, c']     uint8, 1 where a unit of the edge is no unit of the end
+    edge.I.k, .v       [N, D]         those units, head by head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kvcli.cache.prefill_cache import Fill, FillLayer
+from kvcli.prompt_cache.file_format import Blob, Header, damaged
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Tensors:
+    """The tensors of a reading's file, one at a time, on the CPU. Raises ``DamagedError`` for what is not there."""
+
+    def __init__(self, header: Header, handle: Any) -> None:
+        self.header, self._handle = header, handle
+
+    def get(self, name: str) -> Tensor:
+        try:
+            found: Tensor = self._handle.get_tensor(name)
+        except (SafetensorError, ValueError) as error:
+            raise damaged(self.header.path, str(error)[:120]) from None
+        return found
+
+    def states(self, prefix: str) -> dict[str, Tensor]:
+        """Running statistics by name."""
+        return {n.removeprefix(prefix): self.get(n) for n in self.header.tensors if n.startswith(prefix)}
+
+
+@contextmanager
+def opened(header: Header) -> Iterator[Tensors]:
+    """The tensors behind a header."""
+    try:
+        with safe_open(header.path, framework="pt", device="cpu") as handle:
+            yield Tensors(header, handle)
+    except SafetensorError as error:
+        raise damaged(header.path, str(error)[:120]) from None
+
+
+def blobs(fill: Fill, edge: Tensors | None = None) -> list[Blob]:
+    """A fill's tensors, and with a checkpoint of the same reading its edge.
+
+    Args:
+        fill: at a chunk boundary or at its end.
+        edge: the checkpoint before the last chunk; it must stay open until the blobs are written.
+    """
+    made: list[Blob] = []
+    for layer in fill.layers:
+        at, c = f"layer.{layer.index}.", layer.count
+        made += [
+            _blob(f"{at}k", layer.k[:, :c]),
+            _blob(f"{at}v", layer.v[:, :c]),
+            _blob(f"{at}scores", layer.scores[:, :c]),
+            _blob(f"{at}pos", layer.pos[:, :c]),
+            *(_blob(f"{at}state.{name}", tensor) for name, tensor in layer.state.items()),
+        ]
+        if edge is not None:
+            made += _edge(layer, edge)
+    return made
+
+
+def _edge(layer: FillLayer, edge: Tensors) -> list[Blob]:
+    old, new = f"layer.{layer.index}.", f"edge.{layer.index}."
+    pos = edge.get(f"{old}pos")
+    last = layer.pos[:, : layer.count].cpu()
+    gone, stayed = ~_among(pos, last), _among(last, pos)
+    for name, units in (("k", layer.k), ("v", layer.v)):
+        if not torch.equal(edge.get(f"{old}{name}")[~gone], units[:, : layer.count].cpu()[stayed]):
+            gone.fill_(True)
+            break
+    count, dim = int(gone.sum()), layer.k.shape[2]
+
+    def victims(name: str) -> Blob:
+        take: Callable[[], Tensor] = lambda: edge.get(f"{old}{name}")[gone]  # noqa: E731  # a layer at a time
+        return Blob(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
+
+    return [
+        victims("k"),
+        victims("v"),
+        _blob(f"{new}scores", edge.get(f"{old}scores")),
+        _blob(f"{new}pos", pos),
+        _blob(f"{new}gone", gone.to(torch.uint8)),
+        *(_blob(f"{new}state.{name}", tensor) for name, tensor in edge.states(f"{old}state.").items()),
+    ]
+
+
+def restore(fill: Fill, file: Tensors, where: Literal["end", "edge"]) -> None:
+    """Put units back into an empty fill of the same model and recipe.
+
+    Raises:
+        DamagedError: shapes, kinds or places that no such fill could have had.
+    """
+    meta = file.header.meta
+    whole = where == "end" or meta.edge == meta.seen
+    seen = meta.seen if whole else meta.edge
+    for layer in fill.layers:
+        units = _end(layer, file) if whole else _at_edge(layer, file)
+        k, v, scores, pos, state = units
+        _check(layer, file, k, v, scores, pos, seen)
+        c = layer.count = pos.shape[1]
+        for buffer, tensor in ((layer.k, k), (layer.v, v), (layer.scores, scores), (layer.pos, pos)):
+            buffer[:, :c] = tensor
+        layer.state = {name: tensor.to(layer.device) for name, tensor in state.items()}
+    fill.seen = seen
+
+
+_Units = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
+
+
+def _end(layer: FillLayer, file: Tensors) -> _Units:
+    at = f"layer.{layer.index}."
+    k, v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
+    return k, v, scores, pos, file.states(f"{at}state.")
+
+
+def _at_edge(layer: FillLayer, file: Tensors) -> _Units:
+    at = f"edge.{layer.index}."
+    k, v, _, last, _ = _end(layer, file)
+    gone_k, gone_v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
+    gone = file.get(f"{at}gone").bool()
+    stayed = _among(last, pos) if last.dim() == pos.dim() == 2 else last.bool()
+    if bool(gone.all()):
+        stayed.zero_()
+    if (
+        gone.shape != pos.shape
+        or stayed.shape != k.shape[:2]
+        or not torch.equal((~gone).sum(1), stayed.sum(1))
+        or int(gone.sum()) != len(gone_k)
+    ):
+        raise damaged(file.header.path, f"the edge of layer {layer.index} does not fit its end")
+    units = []
+    for there, then in ((k, gone_k), (v, gone_v)):
+        both = there.new_empty(*pos.shape, there.shape[2])
+        both[gone], both[~gone] = then, there[stayed]
+        units.append(both)
+    return units[0], units[1], scores, pos, file.states(f"{at}state.")
+
+
+def _among(pos: Tensor, others: Tensor) -> Tensor:
+    """Which places ``pos [H, a]`` stand among ``others [H, b]`` of the same head: bool ``[H, a]``. Both ascend."""
+    if not others.shape[1]:
+        return torch.zeros_like(pos, dtype=torch.bool)
+    index = torch.searchsorted(others.contiguous(), pos.contiguous()).clamp_(max=others.shape[1] - 1)
+    return others.gather(1, index) == pos
+
+
+def _check(layer: FillLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor, pos: Tensor, seen: int) -> None:
+    heads, capacity, dim = layer.k.shape
+    c = pos.shape[-1] if pos.dim() == 2 else -1
+    fits = (
+        0 <= c <= capacity
+        and (pos.dtype, scores.dtype, k.dtype, v.dtype) == (torch.int32, torch.float32, layer.k.dtype, layer.k.dtype)
+        and pos.shape == scores.shape == (heads, c)
+        and k.shape == v.shape == (heads, c, dim)
+    )
+    if not fits:
+        raise damaged(
+            file.header.path,
+            f"layer {layer.index} has keys {list(k.shape)} {k.dtype} and places {list(pos.shape)},"
+            f" and this model keeps at most {[heads, capacity, dim]} {layer.k.dtype}",
+        )
+    if c and not (bool((pos.diff(dim=1) > 0).all()) and int(pos.min()) >= 0 and int(pos.max()) < seen):
+        raise damaged(file.header.path, f"places of layer {layer.index} are out of order")
+
+
+def _blob(name: str, tensor: Tensor) -> Blob:
+    return Blob(name, _NAMES[tensor.dtype], tuple(tensor.shape), lambda: _bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

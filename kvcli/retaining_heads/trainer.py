@@ -1,0 +1,399 @@
+"""Training of retaining heads: one example a step, the model frozen, heads in float32.
+
+A training is a function of model, data, settings and seed. It is checkpointed and resumes where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from math import cos, log, pi
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from kvcli.cache.context import freeze
+from kvcli.cache.prefill_cache import Fill
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.errors import DamagedError
+from kvcli.events import Answer, Training
+from kvcli.eviction import smoothing
+from kvcli.models.load import Model
+from kvcli.recipe import parse
+from kvcli.retaining_heads.checkpoint import identity, write
+from kvcli.retaining_heads.data import Corpus, Example
+from kvcli.retaining_heads.labels import Kind, Observer, Recorder
+from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
+from kvcli.retaining_heads.module import RetainingHeads
+from kvcli.storage.dense import Dense
+
+_SAVE_EVERY = 50
+_PIECE, _LEAD = 2048, 8  # tokens that are repeated at a time, and of the piece before, as in KVzip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train.
+
+    Args:
+        steps: examples, one a step.
+        rate: peak learning rate of AdamW.
+        schedule: of the rate after a warm-up over the first tenth: a half ``cosine`` or ``linear`` to zero.
+        width: hidden units.
+        labels: one or more of :data:`kvcli.retaining_heads.labels.Kind`, joined with commas; each example has one of
+        them.
+        loss: ``ordinal``, four cumulative classifications of each unit (is it among the best 1, 3, 10, 30 % of its
+            text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
+        detrend: take the label's trend along the text out of it: what stands near the questions gets more attention
+            for that alone, and heads that learn it forget the beginning of a long text.
+        pool: how many neighbours share a score and a label, as where ``locret`` reads with these heads.
+        in_loop: share of examples whose features come from a reading that evicts by the heads as they are.
+        budget: units kept by such a reading, and in validation.
+        check_every: steps between validations with real answers; 0 for none.
+        patience: validations without a better result after which training stops; 0 never stops early.
+        seed: of the heads' first weights and of the data.
+    """
+
+    steps: int = 2000
+    rate: float = 1.5e-3
+    schedule: Literal["cosine", "linear"] = "cosine"
+    width: int = 256
+    labels: str = "prob"
+    loss: Literal["ordinal", "regression"] = "ordinal"
+    detrend: bool = True
+    pool: int = 17
+    in_loop: float = 0.0
+    budget: int = 512
+    check_every: int = 250
+    patience: int = 0
+    seed: int = 0
+
+    def kind(self, chance: float) -> Kind:
+        """The label of an example, by a number in [0, 1)."""
+        kinds = self.labels.split(",")
+        return cast(Kind, kinds[int(chance * len(kinds))])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one example teaches: per layer, features ``[n, F]`` and a label ``[H_kv, n]`` (or ``None``).
+
+    The first ``head`` units are the template's and not the text's.
+    """
+
+    features: list[Tensor]
+    labels: list[Tensor | None]
+    head: int
+
+
+def train(
+    model: Model, corpus: Corpus, settings: Settings, checkpoint: Path | None = None
+) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
+    """Train heads for a model. A checkpoint is taken up by the call itself, before the first step is asked for.
+
+    Args:
+        model: frozen; its own heads, if any, are not used.
+        corpus: the examples.
+        settings: see :class:`Settings`.
+        checkpoint: where to save every 50 steps, and where the generator is closed; and to resume from.
+
+    Yields:
+        a :class:`Training` after each step.
+
+    Returns:
+        the best heads of the validations (the last ones without validation), and their metrics.
+
+    Raises:
+        DamagedError: the checkpoint belongs to another training.
+    """
+    learner = Learner(model, settings, corpus)
+    if checkpoint is not None and checkpoint.exists():
+        learner.resume(checkpoint)
+    return _steps(learner, model, corpus, checkpoint)
+
+
+def _steps(
+    learner: Learner, model: Model, corpus: Corpus, checkpoint: Path | None
+) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
+    settings, prompt = learner.settings, Prompt(model.tokenizer)
+    began, first = perf_counter(), learner.step
+    while learner.step < settings.steps and not learner.exhausted:
+        example = corpus.example(learner.step)
+        heads = learner.heads if corpus.chance(learner.step) < settings.in_loop else None
+        kind = settings.kind(corpus.chance(learner.step, "label"))
+        loss, overlap = learner.learn(lesson(model, prompt, example, settings, heads, kind))
+        right = None
+        if settings.check_every and learner.step % settings.check_every == 0:
+            right, asked = answers(model, learner.folded(), prompt, corpus, settings)
+            learner.judge(right, asked)
+        if checkpoint is not None and (learner.step % _SAVE_EVERY == 0 or right is not None):
+            learner.save(checkpoint)
+        try:
+            yield Training(
+                learner.step, settings.steps, loss, overlap, right, perf_counter() - began, learner.step - first
+            )
+        except GeneratorExit:
+            if checkpoint is not None:
+                learner.save(checkpoint)
+            raise
+    return learner.best()
+
+
+def saved(checkpoint: Path) -> int:
+    """Steps that a checkpoint holds; 0 where there is none."""
+    if not checkpoint.exists():
+        return 0
+    with safe_open(checkpoint, "pt") as file:
+        return int(json.loads(file.metadata()["training"])["step"])
+
+
+class Learner:
+    """Heads in training with their optimiser; everything that a checkpoint holds.
+
+    Features are divided by their root mean square over the first example; :meth:`folded` moves that into the weights.
+
+    Args:
+        model: whose heads they are.
+        settings: see :class:`Settings`.
+        corpus: what they learn from; a checkpoint is for this and no other.
+    """
+
+    def __init__(self, model: Model, settings: Settings, corpus: Corpus) -> None:
+        self.settings = settings
+        self.origin = asdict(settings) | {"model": identity(model)} | corpus.origin
+        self.device = model.device
+        spec = model.spec
+        self.heads = RetainingHeads.like(spec, width=settings.width, seed=settings.seed).to(self.device)
+        self.heads.requires_grad_(True)
+        self.levels = nn.Parameter(
+            torch.tensor([log(p / (1 - p)) for p in LEVELS], device=self.device)
+            .expand(spec.layers, spec.kv_heads, -1)
+            .clone()
+        )
+        self.gain = torch.zeros(spec.layers, self.heads.fc1[0].shape[1], device=self.device)
+        self.optimizer = torch.optim.AdamW(
+            [*self.heads.parameters(), self.levels], lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
+        self.step = 0
+        self.since_best = 0
+        self.metrics: dict[str, float] = {"answers": -1.0}
+        self.kept: list[Tensor] = []
+        self.average = 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        return bool(self.settings.patience) and self.since_best >= self.settings.patience
+
+    def learn(self, lesson: Lesson) -> tuple[float, float]:
+        """One step: loss and the overlap of predicted and true best tenth, both means over layers."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * self._schedule()
+        losses, overlaps = [], []
+        trained = [i for i, label in enumerate(lesson.labels) if label is not None]
+        for i in trained:
+            x, y = lesson.features[i].float(), lesson.labels[i]
+            assert y is not None
+            y = spread(y, self.settings.pool)
+            if self.settings.detrend:
+                y = detrended(y, lesson.head)
+            if self.step == 0:
+                self.gain[i] = x[lesson.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
+            score = smoothing.mean(self.heads(i, x * self.gain[i]), self.settings.pool)
+            if self.settings.loss == "ordinal":
+                loss = ordinal(score, y, self.levels[i], lesson.head)
+            else:
+                loss = regression(score, y, len(trained))
+            torch.autograd.backward(loss / len(trained))
+            losses.append(loss.detach())
+            overlaps.append(overlap(score.detach()[:, lesson.head :], y[:, lesson.head :]))
+        nn.utils.clip_grad_norm_([*self.heads.parameters(), self.levels], 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        mean = float(torch.stack(overlaps).mean())
+        self.average = mean if self.step == 1 else 0.98 * self.average + 0.02 * mean
+        return float(torch.stack(losses).mean()), mean
+
+    def folded(self) -> RetainingHeads:
+        """The heads as the engine uses them, in the dtype they will be stored in."""
+        spec = self.heads
+        heads = RetainingHeads(len(spec.fc1), spec.fc1[0].shape[1], spec.fc2[0].shape[0], width=spec.width)
+        for i, (w1, w2) in enumerate(zip(spec.fc1, spec.fc2, strict=True)):
+            heads.fc1[i].data = (w1.detach() * self.gain[i]).to(torch.bfloat16)
+            heads.fc2[i].data = w2.detach().to(torch.bfloat16)
+        return heads.requires_grad_(False)
+
+    def judge(self, right: float, asked: int) -> None:
+        """Remember the best validation; of those within one standard error the latest, which has learned most."""
+        if right < self.metrics["answers"] - (right * (1 - right) / max(1, asked)) ** 0.5:
+            self.since_best += 1
+            return
+        self.since_best = 0
+        self.metrics = {"answers": right, "overlap": self.average, "step": self.step}
+        self.kept = [p.detach().clone() for p in self.folded().parameters()]
+
+    def best(self) -> tuple[RetainingHeads, dict[str, float]]:
+        """The heads to keep, and their metrics."""
+        heads = self.folded()
+        if not self.kept or not self.settings.check_every:
+            return heads, {"overlap": self.average, "step": self.step}
+        for p, kept in zip(heads.parameters(), self.kept, strict=True):
+            p.data = kept
+        return heads, self.metrics
+
+    def _schedule(self) -> float:
+        done = self.step / self.settings.steps
+        if done < 0.1:
+            return (done + 1 / self.settings.steps) / 0.1
+        left = (1 - done) / 0.9
+        return left if self.settings.schedule == "linear" else 0.5 - 0.5 * cos(pi * left)
+
+    # --- checkpoints ---
+
+    def save(self, path: Path) -> None:
+        """Everything that the rest of the training depends on."""
+        tensors = {"gain": self.gain, **{f"best.{i}": t for i, t in enumerate(self.kept)}}
+        for i, p in enumerate(self._parameters()):
+            state = self.optimizer.state[p]
+            tensors |= {f"p.{i}": p.detach(), f"m.{i}": state["exp_avg"], f"v.{i}": state["exp_avg_sq"]}
+        facts = {
+            "step": self.step,
+            "since_best": self.since_best,
+            "metrics": self.metrics,
+            "average": self.average,
+            "origin": self.origin,
+        }
+        write(path, {k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(facts)})
+
+    def resume(self, path: Path) -> None:
+        """Go on from :meth:`save`. How long and how often to check may be another now; the schedule is that of the end.
+
+        Raises:
+            DamagedError: the file is no checkpoint, or one of another model, data or settings; names what differs.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                facts = json.loads((file.metadata() or {})["training"])
+                origin = facts["origin"]
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        except Exception as error:
+            raise DamagedError(f"{path}: not a training checkpoint: {error}", f"rm {path}") from error
+        for name, mine in self.origin.items():
+            if name not in ("steps", "check_every", "patience") and origin.get(name) != mine:
+                raise DamagedError(
+                    f"{path}: a training with {name}={origin.get(name)}, not {mine}",
+                    f"the same model, files and options again, or rm {path}",
+                )
+        self.step, self.since_best = facts["step"], facts["since_best"]
+        self.metrics, self.average = facts["metrics"], facts["average"]
+        self.gain = tensors["gain"]
+        self.kept = [tensors[f"best.{i}"] for i in range(sum(k.startswith("best.") for k in tensors))]
+        for i, p in enumerate(self._parameters()):
+            p.data.copy_(tensors[f"p.{i}"])
+            self.optimizer.state[p] = {
+                "step": torch.tensor(float(self.step)),
+                "exp_avg": tensors[f"m.{i}"].clone(),
+                "exp_avg_sq": tensors[f"v.{i}"].clone(),
+            }
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.heads.parameters(), self.levels]
+
+
+def lesson(
+    model: Model,
+    prompt: Prompt,
+    example: Example,
+    settings: Settings,
+    heads: RetainingHeads | None = None,
+    kind: Kind = "prob",
+) -> Lesson:
+    """Run the frozen model over one example.
+
+    Args:
+        model: the model.
+        prompt: its template.
+        example: a text and questions.
+        settings: the budget and pool of a reading that evicts.
+        heads: evict by these while features are recorded; ``None`` records them under full attention.
+        kind: which label. ``repeat`` asks nothing, so no question stands in front of its text either.
+    """
+    focus = example.turns[0][0] if example.focus and kind != "repeat" else None
+    ids = prompt.document(example.text, focus=focus)
+    head = len(prompt.document("", focus=focus))
+    recorder = Recorder(model.spec.layers)
+    work = _fill(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
+    with torch.inference_mode():
+        context = freeze(work, Dense())
+        if kind == "repeat":
+            tails = _repeated(prompt, ids[head:])
+        else:
+            tails = [(prompt.question(question), prompt.answer(answer)) for question, answer in example.turns]
+        sizes = [(len(q), len(a)) for q, a in tails]
+        observer = Observer(model.rotary, context, sizes, kind)
+        flat = [i for q, a in tails for i in q + a]
+        model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
+    budget = settings.budget
+    if heads is not None and len(ids) > budget:
+        recorder = Recorder(model.spec.layers, heads)
+        fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
+        _fill(model, ids, f"locret({fields})", recorder)
+    features = [recorder.features(i) for i in range(model.spec.layers)]
+    return Lesson(features, [None if y is None else y.clone() for y in observer.labels], head)
+
+
+def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int]]]:
+    """Questions for a text and the text as their answers, a piece at a time, each with the end of the one before."""
+    asked = prompt.question("What does the text say, word for word?")
+    return [(asked, text[max(0, i - _LEAD) : i + _PIECE]) for i in range(0, len(text), _PIECE)]
+
+
+def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Fill:
+    before, model.heads = model.heads, recorder
+    try:
+        steps = engine.fill(model, ids, parse(recipe))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                filled: Fill = end.value
+                return filled
+    finally:
+        model.heads = before
+
+
+def answers(
+    model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, settings: Settings
+) -> tuple[float, int]:
+    """Share of held-out questions answered right from texts eight budgets long, read with these heads; and how many."""
+    before, model.heads = model.heads, heads
+    budget = settings.budget
+    right = asked = 0
+    try:
+        for example in corpus.held_out(int(8 * budget), 4):
+            ids = prompt.document(example.text)
+            sinks = min(len(prompt.document("")), budget // 8)
+            fields = f"budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks}, pool={settings.pool}"
+            reading = engine.read(model, ids, parse(f"locret({fields})"))
+            while True:
+                try:
+                    next(reading)
+                except StopIteration as end:
+                    context = end.value
+                    break
+            tail = engine.begin(model, context)
+            for question, answer in example.turns:
+                tail.rewind()
+                events = engine.ask(model, tail, prompt.question(question), max_tokens=24)
+                text = next(e.text for e in events if isinstance(e, Answer))
+                right += answer.rstrip(".").lower() in text.lower()
+                asked += 1
+    finally:
+        model.heads = before
+    return right / max(1, asked), asked

@@ -1,0 +1,205 @@
+"""Likely sources: the pages that an answer's tokens attend to more than their share, and share words with.
+
+Where nothing of an answer is verbatim in the text there is still attention: each token of the answer looks at the
+units that were kept of the text. Its probability is summed per page and divided by the page's share: what an answer
+without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). That share
+grows with the units that were kept of a page, so that long pages do not win by their size, and it also takes out what
+is looked at whatever is asked: line ends, headings, the newest page. An even share of the kept units does only the
+first, and was measured to find the page half as often.
+
+This is multiplied by how much more than an average page the page shares of the words of question and answer (BM25).
+Either says nothing where it is the same for all pages: eviction leaves attention little to see, and an answer in other
+words than the text's leaves words nothing to find. Together they were measured to be right where one of them is, and
+more often than attention alone. This is a hint where to look, and never a citation: docs/results.md has how often it
+is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvcli.documents.blocks import Block, blocks
+from kvcli.documents.document import Span
+from kvcli.retaining_heads.labels import Observer, ObserverLayer
+from kvcli.retrieval.passages import lexical
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.documents.document import Document
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.load import Model
+
+LAYERS = (1 / 3, 2 / 3)
+"""Which layers are summed, as shares of the depth; others are worse in texts that are not short (docs/results.md)."""
+
+NEUTRAL = "N/A"
+"""Question and answer without content."""
+
+PRIOR = 0.1
+"""Of an average page, what is added to every page's attention and share: a page of which only a few units were kept
+says little, and goes to the middle."""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A page, section or run of lines that an answer may come from.
+
+    ``score`` is ``lift``, its attention over its share, where 1 is what any answer gives it, times ``words``, what it
+    shares of the words of question and answer, where 1 is an average page. ``attention`` is its part of the answer's
+    attention to the text, ``kept`` its part of the kept units; ``start`` and ``end`` are characters of the document's
+    text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
+    """
+
+    span: Span
+    start: int
+    end: int
+    line: int
+    last: int
+    score: float
+    lift: float
+    words: float
+    attention: float
+    kept: float
+
+
+def likely(
+    model: Model,
+    prompt: Prompt,
+    context: Context,
+    document: Document,
+    question: str,
+    answer: str,
+    *,
+    ids: Sequence[int] | None = None,
+    count: int = 3,
+    tokens: int | None = None,
+) -> list[Likely]:
+    """The likeliest sources of an answer, the best first; only those that score more than 1.
+
+    Args:
+        model, prompt, context: what the document was read with.
+        document: the document.
+        question: what was asked.
+        answer: the answer's text; without any there are no sources.
+        ids: of the question, where they are not those of :meth:`Prompt.question`.
+        count: how many at most.
+        tokens: how many were read of the document, where something else was read behind it; by default all.
+    """
+    pieces = blocks(document)
+    reply = prompt.answer(answer) if answer.strip() else []
+    if len(pieces) < 2 or not reply:
+        return []
+    offsets, asked = prompt.offsets(document.text), prompt.question(NEUTRAL)
+    put = prompt.question(question) if ids is None else ids
+    mass, units = gaze(model, context, [*put, *reply], len(put))
+    none, _ = gaze(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
+    attention, kept = map(parts, per_block(pieces, offsets, chosen(mass[:, :tokens]), chosen(units[:, :tokens])))
+    lifts = lift(attention, per_block(pieces, offsets, chosen(none[:, :tokens]), chosen(units[:, :tokens]))[0])
+    words = over_average(lexical([document.text[p.start : p.end] for p in pieces], f"{question} {answer}"))
+    scores = [a * b for a, b in zip(lifts, words, strict=True)]
+    best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
+    return [
+        Likely(p.span, p.start, p.end, p.line, p.last, scores[i], lifts[i], words[i], attention[i], kept[i])
+        for i in best
+        if scores[i] > 1
+        for p in [pieces[i]]
+    ]
+
+
+def chosen(values: Tensor, layers: tuple[float, float] = LAYERS) -> Tensor:
+    """``[layers, seen]`` summed over some layers, named by shares of the depth: ``[seen]``."""
+    depth = values.shape[0]
+    first = min(depth - 1, round(layers[0] * depth))
+    return values[first : max(first + 1, round(layers[1] * depth))].sum(0)
+
+
+def per_block(
+    pieces: Sequence[Block], offsets: Sequence[tuple[int, int]], mass: Tensor, units: Tensor
+) -> tuple[list[float], list[float]]:
+    """Attention and kept units per block; those of places outside all blocks are left out.
+
+    Args:
+        pieces: in order.
+        offsets: of each of the last places of the reading, its characters.
+        mass, units: ``[seen]``.
+    """
+    index, k = [], 0
+    for start, end in offsets:
+        middle = (start + end) / 2
+        while k < len(pieces) and middle >= pieces[k].end:
+            k += 1
+        index.append(k if k < len(pieces) and middle >= pieces[k].start else len(pieces))
+    where = torch.tensor(index, device=mass.device)
+    totals = torch.zeros(2, len(pieces) + 1, device=mass.device)
+    behind = mass.shape[0] - len(index)
+    totals.index_add_(1, where, torch.stack([mass[behind:], units[behind:]]))
+    attention, kept = totals[:, :-1].tolist()
+    return attention, kept
+
+
+def parts(values: Sequence[float]) -> list[float]:
+    """``values`` as parts of their sum."""
+    total = sum(values) or 1.0
+    return [v / total for v in values]
+
+
+def over_average(scores: Sequence[float]) -> list[float]:
+    """Each block's score over that of an average block: 1 for all where all are 0."""
+    return lift(scores, [1.0] * len(scores)) if any(scores) else [1.0] * len(scores)
+
+
+def lift(attention: Sequence[float], share: Sequence[float]) -> list[float]:
+    """Each block's attention over its share, both in any unit: 1 for all blocks where they are proportional."""
+    few = PRIOR / len(share)
+    return [(a + few) / (b + few) for a, b in zip(parts(attention), parts(share), strict=True)]
+
+
+@torch.inference_mode()
+def gaze(model: Model, context: Context, ids: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
+    """How much the ids from ``first`` on look at each place of a read document, layer by layer.
+
+    Args:
+        model: the model.
+        context: the document.
+        ids: a question's and behind it an answer's.
+        first: which of them is the first that counts.
+
+    Returns:
+        attention and kept units, both float32 ``[layers, seen]``: probabilities summed over queries and heads, and
+        how many KV heads kept the place. 0 in layers with a window of their own.
+    """
+    observer = Gaze(model, context, len(ids), first)
+    model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
+    mass = torch.zeros(len(context.layers), context.seen, device=model.device)
+    units = torch.zeros_like(mass)
+    for i, (held, label) in enumerate(zip(context.layers, observer.labels, strict=True)):
+        if label is not None:
+            places = held.pos.long().view(-1)
+            mass[i].index_add_(0, places, label.view(-1))
+            units[i].index_add_(0, places, torch.ones_like(label.view(-1)))
+    return mass, units
+
+
+class Gaze(Observer):
+    """An observer whose label is the sum of probabilities over the queries from ``first`` on: ``[H_kv, n]``."""
+
+    def __init__(self, model: Model, context: Context, length: int, first: int) -> None:
+        super().__init__(model.rotary, context, [(length, 0)], "prob")
+        self.first = first
+        self.layers = [_Layer(self, i) for i in range(len(context.layers))]
+
+
+class _Layer(ObserverLayer):
+    observer: Gaze
+
+    def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
+        first = self.observer.first
+        total = torch.zeros(k.shape[:2], device=q.device)
+        for block in self._regard(q[:, first:], k, scale, lse[:, first:]):
+            total += block.exp_().sum(dim=1)
+        self.label = total

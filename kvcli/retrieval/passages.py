@@ -1,0 +1,227 @@
+"""The second look: after a reading, the passages that matter most to the question are read again, word for word.
+
+Eviction keeps the gist of a text; a passage that is put behind it again has its exact words. Passages are chosen by
+two measures joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
+Robertson and Zaragoza 2009). The first finds what is said in other words, the second what eviction has lost.
+
+Of a text that is much longer than what is kept of it, only the units stay in sight that the question attends to most:
+the shreds of everything else draw a small model away from passages that it has right before it (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kvcli.planning.memory import in_sight
+from kvcli.retaining_heads.labels import Observer
+from kvcli.storage.dense import DenseLayer
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.load import Model
+    from kvcli.storage.base import HeldLayer
+
+PASSAGE = 400  # characters
+_RANK_OFFSET = 10  # small, because only the first few ranks matter
+_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of the document's text, in characters."""
+
+    start: int
+    end: int
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to read again, and what to see of the rest.
+
+    Attributes:
+        passages: the best one last, which is where it stands next to the question.
+        context: what the question and its answer attend to in place of the whole reading.
+    """
+
+    passages: tuple[Passage, ...]
+    context: Context
+
+    def texts(self, text: str) -> list[str]:
+        """The passages' words."""
+        return [text[p.start : p.end].strip() for p in self.passages]
+
+
+def look(
+    model: Model,
+    prompt: Prompt,
+    context: Context,
+    text: str,
+    question: str,
+    *,
+    count: int = 3,
+    tokens: int | None = None,
+) -> Look:
+    """The passages worth a second look, and the kept units that stay in sight.
+
+    Args:
+        model, prompt, context: what the text was read with.
+        text: the document.
+        question: about it.
+        count: passages.
+        tokens: how many were read of the document, where something else was read behind it; by default all.
+    """
+    spans, places = _spread(prompt, text)
+    if len(spans) <= count:
+        return Look(spans, context)
+    labels = regard(model, context, prompt.question(question))
+    end = context.seen if tokens is None else tokens
+    read = range(end - len(places), end)
+    attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
+    shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
+    sight = narrowed(context, labels, read)
+    best = joined(attended.tolist(), shared, count, thin=sight is not context)
+    return Look(tuple(replace(spans[i], score=score) for i, score in reversed(best)), sight)
+
+
+def joined(
+    attended: Sequence[float], shared: Sequence[float], count: int, *, thin: bool = False
+) -> list[tuple[int, float]]:
+    """The ``count`` best passages with their scores, best first.
+
+    By reciprocal ranks (Cormack et al. 2009). Attention finds only what was kept, so where that is thin, scores are
+    added instead: each measure is divided by its largest value, so that a passage whose words lead by far stays ahead,
+    and words count twice. The last place is then still that of the best by ranks: in one's own words one asks for what
+    attention puts high and no word puts first.
+
+    Args:
+        attended, shared: per passage, both 0 where nothing is known.
+        count: passages.
+        thin: whether little was kept of the text.
+    """
+    ranked = [0.0] * len(shared)
+    for measure in (attended, shared):
+        for rank, i in enumerate(sorted(range(len(measure)), key=lambda i: -measure[i])):
+            ranked[i] += (measure[i] > 0) / (_RANK_OFFSET + rank)
+    by_rank = sorted(range(len(ranked)), key=lambda i: -ranked[i])
+    if not thin:
+        return [(i, ranked[i]) for i in by_rank[:count]]
+    most, words = max(attended) or 1.0, max(shared) or 1.0
+    scores = [2 * w / words + a / most for a, w in zip(attended, shared, strict=True)]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    if count > 1 and by_rank[0] not in order[:count]:
+        order[count - 1] = by_rank[0]
+    return [(i, scores[i]) for i in order[:count]]
+
+
+@lru_cache(maxsize=1)  # many questions about one text
+def _spread(prompt: Prompt, text: str) -> tuple[tuple[Passage, ...], torch.Tensor]:
+    """The passages of a text, and of each of its tokens the passage that it lies in: int64 ``[n]``."""
+    spans = passages(text)
+    ends = torch.tensor([span.end for span in spans[:-1]])
+    middles = torch.tensor([(start + end) / 2 for start, end in prompt.offsets(text)])
+    return tuple(spans), torch.bucketize(middles, ends, right=True)
+
+
+def passages(text: str, size: int = PASSAGE) -> list[Passage]:
+    """A text in pieces of about ``size`` characters that end where sentences or paragraphs do, wherever they do."""
+    found: list[Passage] = []
+    start = last = 0
+    for end in [*(m.end() for m in _ENDS.finditer(text)), len(text)]:
+        if end - start > size and last > start:
+            found.append(Passage(start, last))
+            start = last
+        while end - start > 2 * size:
+            found.append(Passage(start, start + size))
+            start += size
+        last = end
+    if start < len(text):
+        found.append(Passage(start, len(text)))
+    return [p for p in found if not text[p.start : p.end].isspace()]
+
+
+def lexical(texts: Sequence[str], question: str) -> list[float]:
+    """BM25 of each text for the question's words, stop words left out."""
+    import bm25s
+
+    index = _indexed(tuple(texts))
+    asked = bm25s.tokenize([question], stopwords="en", show_progress=False, return_ids=False)[0]
+    known = [w for w in asked if w in index.vocab_dict]
+    return [float(s) for s in index.get_scores(known)] if known else [0.0] * len(texts)
+
+
+@lru_cache(maxsize=2)  # passages of a second look, and pages that are likely sources
+def _indexed(texts: tuple[str, ...]) -> Any:
+    import bm25s
+
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+    return index
+
+
+@torch.inference_mode()
+def regard(model: Model, context: Context, ids: Sequence[int]) -> list[Tensor | None]:
+    """How much some ids look at each kept unit of a read document.
+
+    Args:
+        model: the model.
+        context: the document.
+        ids: e.g. a question's.
+
+    Returns:
+        per layer float32 ``[H_kv, c]``, the logarithm of the largest attention of any query of the group; ``None`` for
+        layers with a window of their own.
+    """
+    observer = Observer(model.rotary, context, [(len(ids), 0)], "prob")
+    model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
+    return observer.labels
+
+
+def mass(context: Context, labels: Sequence[Tensor | None]) -> Tensor:
+    """:func:`regard` by place: float32 ``[seen]``, summed over layers and KV heads; 0 where nothing was kept."""
+    total = torch.zeros(context.seen, device=context.layers[0].pos.device)
+    for held, label in zip(context.layers, labels, strict=True):
+        if label is not None:
+            total.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
+    return total
+
+
+@torch.inference_mode()
+def narrowed(context: Context, labels: Sequence[Tensor | None], text: range) -> Context:
+    """The part of a context that is looked at most, as it stands there: nothing moves, and a tail fits behind either.
+
+    Args:
+        context: a read document.
+        labels: from :func:`regard`.
+        text: places of which :func:`kvcli.planning.memory.in_sight` units per KV head stay. Of all others, the
+        template's head
+            and turns of a chat, everything does.
+
+    Returns:
+        the context itself where all of it stays.
+    """
+    layers: list[HeldLayer] = []
+    for held, label in zip(context.layers, labels, strict=True):
+        if label is None:
+            layers.append(held)
+            continue
+        others = (held.pos < text.start) | (held.pos >= text.stop)
+        count = in_sight(held.pos.shape[1], len(text)) + int(others.sum(1).max())
+        if count >= held.pos.shape[1]:
+            layers.append(held)
+            continue
+        best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
+        k, v = held.whole()
+        rows = best[..., None].expand(-1, -1, k.shape[2])
+        layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
+    unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))
+    return context if unchanged else replace(context, layers=layers)

@@ -1,0 +1,68 @@
+"""Survivors as they are, in the model's own dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.storage.base import Hold, Survivors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcli.storage.staging import Staging
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Hold):
+    """Stores keys and values unchanged in the model's dtype."""
+
+    name: ClassVar[str] = "dense"
+
+    def freeze(self, survivors: Survivors) -> DenseLayer:
+        """Takes the tensors over without a copy."""
+        return DenseLayer(survivors.k, survivors.v, survivors.pos, survivors.window)
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """Rotated keys and values ``[H_kv, c, D]``, ready for attention."""
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    window: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """Nothing is elsewhere."""
+        return 0
+
+    @property
+    def shared_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def unsteady(self) -> None:
+        """Nothing is."""
+        return None
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.storage.base.HeldLayer`."""
+        return self.k, self.v
+
+    def begin(self, staging: Staging | None = None) -> DenseLayer:  # noqa: ARG002
+        """Nothing to remember."""
+        return self
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.storage.base.HeldLayer`."""
+        from kvcli_kernels.attention import attention
+
+        return attention(q, self.k, self.v, scale, q_start, self.window)

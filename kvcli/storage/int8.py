@@ -1,0 +1,31 @@
+"""Eight bits per number, one scale per token: the plainest way to halve a context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.storage.packed import PackedHold
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcli_kernels.quantize import Packed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8(PackedHold):
+    """Stores a byte per number, with a scale and an offset for each key and each value."""
+
+    name: ClassVar[str] = "int8"
+
+    def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
+        """See :meth:`kvcli.storage.packed.PackedHold.pack`."""
+        from kvcli_kernels.quantize import quantize
+
+        tile = (1, k.shape[2])
+        return quantize(k, 8, tile), quantize(v, 8, tile)
+
+    def packed_bytes(self, units: int, dim: int) -> int:
+        """Per token and head ``2 D`` bytes and two pairs of float16."""
+        return units * (2 * dim + 8)

@@ -1,0 +1,17 @@
+"""What hyper-parameters may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcli.storage.base import Hold
+
+
+def at_least(hold: Hold, **least: float) -> None:
+    """Raises ``UsageError`` where a field is below its least value."""
+    for key, value in least.items():
+        if not getattr(hold, key) >= value:
+            raise UsageError(f"{hold.name}: {key} must be {value:g} or more, got {getattr(hold, key):g}")

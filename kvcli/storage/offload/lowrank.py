@@ -1,0 +1,129 @@
+"""Keys as one low-rank factorisation, values in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvcli.storage.offload.host_store import Pair, rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcli.utils.copy_stream import Aside
+
+_PIECE = 4096  # rows that are multiplied at a time
+
+
+def factorise(keys: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best factors of a rank: ``keys ≈ coefficients @ basis``.
+
+    The right singular vectors are the eigenvectors of the Gram matrix, which is summed piece by piece, so that nothing
+    of the text's length is decomposed; the error is that of the SVD.
+
+    Args:
+        keys: ``[n, M]``.
+        rank: at most ``M``.
+
+    Returns:
+        coefficients ``[n, rank]`` and an orthonormal basis ``[rank, M]`` in the keys' dtype.
+    """
+    import torch
+
+    gram = torch.zeros(keys.shape[1], keys.shape[1], dtype=torch.float64, device=keys.device)
+    for piece in torch.split(keys, _PIECE):
+        gram += (piece.float().T @ piece.float()).double()
+    basis = torch.linalg.eigh(gram).eigenvectors[:, -rank:].float()
+    coefficients = torch.cat([(piece.float() @ basis).to(keys.dtype) for piece in torch.split(keys, _PIECE)])
+    return coefficients, basis.T.to(keys.dtype)
+
+
+@dataclass(frozen=True)
+class LowRankStore:
+    """Keys before RoPE as coefficients on the device, shared by all heads; values in host memory.
+
+    Attributes:
+        coefficients: ``[count * block, r]``.
+        basis: ``[H_kv, r, D]``.
+        v: ``[H_kv, n, D]`` in host memory.
+        pos: int32 ``[H_kv, n]`` where positions are places in the document, ``None`` where they are slots.
+        rotate: the layer's RoPE.
+        exact: units outside blocks and outliers, int64 ``[H_kv, e]`` slots and their rotated keys ``[H_kv, e, D]``.
+        block, count: units per block, blocks per KV head; the first is at slot 0.
+        angles: cos and sin of all positions, the layers' own table, where ``rotate`` turns halves as pairs.
+    """
+
+    coefficients: Tensor
+    basis: Tensor
+    v: Tensor
+    pos: Tensor | None
+    rotate: Callable[[Tensor, range | Tensor], Tensor]
+    exact: tuple[Tensor, Tensor]
+    block: int
+    count: int
+    angles: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Both factors; the exact keys are the held layer's."""
+        return self.coefficients.nbytes + self.basis.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """Values."""
+        return self.v.nbytes
+
+    @property
+    def unsteady(self) -> str | None:
+        """Without a table of angles only missed keys are made, by the model, and the host must know how many."""
+        if self.angles is not None:
+            return None
+        return "shadowkv has missed keys turned by the model itself, as many as there are"
+
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
+        """See :class:`kvcli.storage.offload.host_store.Store`.
+
+        Values travel while keys are reconstructed and rotated, and the host waits for neither, but where a model turns
+        in its own way.
+        """
+        from kvcli_kernels.gather import gather
+        from kvcli_kernels.reconstruct import reconstruct
+
+        with aside.run():
+            rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
+        there, (k, at_hand) = aside.mark(), (out[0], staged[0].flatten(2))
+        gather(at_hand, at_hand, ids.new_full(ids.shape, at_hand.shape[1]), slots, k.flatten(2))
+        missed = (slots < 0) & (ids < self.count)
+        if self.angles is None:
+            heads, at = missed.nonzero(as_tuple=True)
+            k[heads, at] = self.keys(heads, ids[heads, at])
+        else:
+            reconstruct(self.coefficients, self.basis, ids.masked_fill(~missed, -1), self.pos, *self.angles, k)
+        aside.join(there)
+
+    def keys(self, heads: Tensor, ids: Tensor) -> Tensor:
+        """Keys ``[M, block, D]`` of ``M`` blocks, named by head, in order, and number; rotated as the model does it."""
+        import torch
+
+        slots = ids[:, None] * self.block + torch.arange(self.block, device=ids.device)  # [M, block]
+        factors = self.coefficients[slots]
+        counts = torch.bincount(heads, minlength=len(self.basis)).tolist()
+        # One product per block whatever else is missed, so that a key never depends on its company.
+        k = torch.cat(
+            [
+                torch.bmm(part, basis.expand(len(part), -1, -1))
+                for part, basis in zip(torch.split(factors, counts), self.basis, strict=True)
+            ]
+        )
+        return self.rotate(k, slots if self.pos is None else self.pos[heads[:, None], slots].long())
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.storage.offload.host_store.Store`."""
+        slots, keys = self.exact
+        end = self.count * self.block
+        k = self.v.new_zeros(self.v.shape, device=keys.device)
+        places = range(end) if self.pos is None else self.pos[:, :end].long()
+        k[:, :end] = self.rotate(self.coefficients @ self.basis, places)
+        k.scatter_(1, slots.unsqueeze(-1).expand(keys.shape), keys)
+        return k, self.v.to(keys.device)

@@ -1,0 +1,123 @@
+"""What holds of few bits share: a layer whose keys and values are packed, and what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvcli.errors import ModelError
+from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.dense import DenseLayer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kvcli.storage.staging import Staging
+    from kvcli.types import ModelSpec
+    from kvcli_kernels.quantize import Packed
+
+_BLOCK = 4096  # units of a KV head that are packed at a time; a multiple of any group
+_COPIES = 18  # float32 numbers for each of a block, as measured (docs/results.md): freed ones stay with the process
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedHold(Hold):
+    """Packs every number once, when the reading ends; a sliding layer's few units stay as they are."""
+
+    def freeze(self, survivors: Survivors) -> HeldLayer:
+        """Raises ``ModelError`` for numbers that no float16 scale reaches, and for heads that fill no whole bytes."""
+        k, v = survivors.k, survivors.v
+        if survivors.window is not None:
+            return DenseLayer(k, v, survivors.pos, survivors.window)
+        try:
+            return PackedLayer(*self._pack(k, v), survivors.pos, k.dtype, self.rotation(k))
+        except ValueError as error:
+            raise ModelError(f"{self.name} cannot hold layer {survivors.layer}: {error}", "--kv-bits 16") from None
+
+    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+        """See :meth:`kvcli.storage.base.Hold.size`."""
+        one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
+        return Bytes(spec.kv_heads * one, 0)
+
+    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """See :meth:`kvcli.storage.base.Hold.freezing`: the keys rotated, and a block of them in float32 several
+        times."""
+        if spec.sliding[layer] is not None:
+            return super().freezing(spec, layer, units)
+        block = spec.kv_heads * spec.head_dim * min(units, _BLOCK) * 4 * _COPIES
+        return block + self.size(spec, layer, units).device + super().freezing(spec, layer, units)
+
+    def _pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
+        """Block by block, and the same as at once: blocks are whole tiles."""
+        from kvcli_kernels.quantize import join
+
+        starts = range(0, k.shape[1], _BLOCK) or [0]
+        parts = [self.pack(k[:, start : start + _BLOCK], v[:, start : start + _BLOCK]) for start in starts]
+        return join([k for k, _ in parts]), join([v for _, v in parts])
+
+    def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
+        """Keys and values ``[H_kv, c, D]`` in few bits."""
+        raise NotImplementedError
+
+    def packed_bytes(self, units: int, dim: int) -> int:
+        """Bytes of one KV head's units."""
+        raise NotImplementedError
+
+    def rotation(self, k: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The orthogonal float32 ``[D, D]`` that was applied to rows before they were packed, if any."""
+        return None
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """Packed keys and values of ``[H_kv, c, D]``, and what turned them beforehand."""
+
+    k: Packed
+    v: Packed
+    pos: Tensor
+    dtype: torch.dtype
+    rotation: Tensor | None = None
+    window: None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and offsets."""
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def shared_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def unsteady(self) -> None:
+        """Nothing is."""
+        return None
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.storage.base.HeldLayer`."""
+        from kvcli_kernels.quantize import dequantize
+
+        k, v = dequantize(self.k), dequantize(self.v)
+        if self.rotation is not None:
+            k, v = k @ self.rotation, v @ self.rotation
+        return k.to(self.dtype), v.to(self.dtype)
+
+    def begin(self, staging: Staging | None = None) -> PackedLayer:  # noqa: ARG002
+        """Itself: it remembers nothing."""
+        return self
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See :class:`kvcli.storage.base.HeldLayer`. Queries are turned as the keys were, outputs back again."""
+        from kvcli_kernels.packed_attention import packed_attention
+
+        if self.rotation is None:
+            return packed_attention(q, self.k, self.v, scale)
+        o, lse = packed_attention((q.float() @ self.rotation.T).to(q.dtype), self.k, self.v, scale)
+        return (o.float() @ self.rotation).to(q.dtype), lse

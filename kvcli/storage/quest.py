@@ -1,0 +1,83 @@
+"""Pages chosen by the largest logit that any of their keys can have (Tang et al. 2024, arXiv 2406.10774)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.offload.checks import at_least
+from kvcli.storage.offload.landmark import Landmarks
+from kvcli.storage.offload.layer import Choice, footprint, offload, resident
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvcli.types import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quest(Hold):
+    """Keeps all units in host memory and attends to the pages whose keys bound the largest logits.
+
+    Args:
+        page: units per page.
+        pages: pages that each step attends to.
+        dense: first layers that stay on the device as they are.
+    """
+
+    page: int = 16
+    pages: int = 64
+    dense: int = 2
+
+    name: ClassVar[str] = "quest"
+    offloads: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least(self, page=1, pages=1, dense=0)
+
+    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+        """Least and most of each channel, staging, and the last page."""
+        if self._fits(layer, units):
+            return super().size(spec, layer, units)
+        n = units // self.page
+        staged = self.page * self.pages
+        return footprint(spec, units, index=2 * n * spec.head_dim, staged=staged, exact=units % self.page)
+
+    def freeze(self, survivors: Survivors) -> HeldLayer:
+        """Least and most of each channel per page go to the index."""
+        import torch
+
+        if survivors.window is not None or self._fits(survivors.layer, survivors.k.shape[1]):
+            return resident(survivors)
+
+        def index(keys: Tensor) -> Bounds:
+            return Bounds(Landmarks(torch.cat([keys.amax(2), keys.amin(2)], dim=-1), self.pages))
+
+        return offload(survivors, index, block=self.page)
+
+    def _fits(self, layer: int, units: int) -> bool:
+        return layer < self.dense or units <= self.page * self.pages
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Landmarks ``[max ‖ min]``: with queries ``[q⁺ ‖ q⁻]`` their product is the bound ``Σ max(q·max, q·min)``."""
+
+    pages: Landmarks
+
+    @property
+    def nbytes(self) -> int:
+        """Two vectors per page."""
+        return self.pages.nbytes
+
+    @property
+    def most(self) -> int:
+        """As the landmarks."""
+        return self.pages.most
+
+    def select(self, q: Tensor, scale: float) -> Choice:
+        """See :class:`kvcli.storage.offload.layer.Index`."""
+        import torch
+
+        return self.pages.select(torch.cat([q.clamp(min=0), q.clamp(max=0)], dim=-1), scale)

@@ -1,0 +1,171 @@
+"""Units that lie in codes from the moment they are read: a row of bytes for each key and each value, final at once.
+
+A row's codes depend on its own numbers alone, so neighbours may come and go, and nothing is ever coded twice. Keys are
+coded before RoPE, because their places move when others are evicted; they are rotated each time they are looked at, a
+block of units at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from kvcli.storage.staging import Staging
+    from kvcli.types import ModelSpec
+
+BLOCK = 2048
+"""Units of a KV head that are unpacked at a time."""
+
+_NORM = 2  # bytes of a float16
+_NUMBERS = 5  # float32 for each number of a block, at most: looked up, scaled, turned back, rotated, and its parts
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The codec of :mod:`kvcli.storage.turbo`, row by row: codes, and behind them the factor of the row as a
+    float16."""
+
+    bits: int
+
+    def width(self, dim: int) -> int:
+        """Bytes of a row of ``dim`` numbers."""
+        return dim * self.bits // 8 + _NORM
+
+    def encode(self, x: Tensor) -> Tensor:
+        """``[H, n, D]`` as uint8 ``[H, n, width]``.
+
+        Raises:
+            ValueError: rows that do not fill whole bytes, or that are too long for a float16.
+        """
+        import torch
+
+        from kvcli_kernels.quantize import encode, turn
+
+        packed = encode(turn(x), self.bits)
+        return torch.cat([packed.codes, packed.scale.view(torch.uint8)], dim=2)
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """What rows mean, in the basis that they were turned to: float32 ``[H, n, D]``."""
+        import torch
+
+        from kvcli_kernels.quantize import Packed, book, look_up
+
+        codes, scale = rows[..., :-_NORM], rows[..., -_NORM:].contiguous().view(torch.float16)
+        dim = codes.shape[2] * 8 // self.bits
+        return look_up(Packed(codes, scale, None, self.bits, (1, dim), book(self.bits, rows.device))).mul_(scale)
+
+    def decode(self, rows: Tensor) -> Tensor:
+        """What rows mean: float32 ``[H, n, D]``."""
+        x = self.turned(rows)
+        return x @ basis(x)
+
+
+def basis(x: Tensor) -> Tensor:
+    """The rotation that turned rows ``[…, D]`` are in: orthogonal float32 ``[D, D]``."""
+    from kvcli_kernels.quantize import hadamard
+
+    return hadamard(x.shape[-1], x.device)
+
+
+@dataclass(frozen=True)
+class RowLayer:
+    """Kept units of a layer as rows of bytes. What a fill attends to, and, once it is frozen, what questions do.
+
+    Attributes:
+        k, v: uint8 ``[H_kv, c, width]``, keys before RoPE.
+        pos: ``[H_kv, c]`` int32, places in the document.
+        compact: whether keys are rotated to their slots; to their places otherwise.
+        codec: of the rows.
+        rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
+        dtype: the model's.
+    """
+
+    k: Tensor
+    v: Tensor
+    pos: Tensor
+    compact: bool
+    codec: Rows
+    rotate: Callable[[Tensor, range | Tensor], Tensor]
+    dtype: torch.dtype
+    window: None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return self.k.nbytes + self.v.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def shared_nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def keys(self, start: int, stop: int, *, rotated: bool = True) -> Tensor:
+        """Keys of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
+        k = self.codec.decode(self.k[:, start:stop]).to(self.dtype)
+        return self.rotate(k, range(start, stop) if self.compact else self.pos[:, start:stop].long()) if rotated else k
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Values of these slots."""
+        return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
+
+    @property
+    def unsteady(self) -> str | None:
+        """See :class:`kvcli.storage.base.HeldLayer`."""
+        return None if self.compact else "keys in codes are turned to their places in the document by the model itself"
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.storage.base.HeldLayer`."""
+        import torch
+
+        parts = [(self.keys(*at), self.values(*at)) for at in blocks(self.k.shape[1])] or [(self.keys(0, 0),) * 2]
+        k, v = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
+        return k, v
+
+    def begin(self, staging: Staging | None = None) -> RowLayer:  # noqa: ARG002
+        """Itself: it remembers nothing."""
+        return self
+
+    def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See :class:`kvcli.storage.base.HeldLayer`. Values are mixed as they were turned; the mixture is turned
+        back."""
+        from kvcli_kernels.attention import attention
+        from kvcli_kernels.merge import merge
+
+        term = None
+        for start, stop in blocks(self.k.shape[1]) or [(0, 0)]:
+            k, v = self.keys(start, stop), self.codec.turned(self.v[:, start:stop]).to(q.dtype)
+            part = attention(q, k, v, scale, stop - start)
+            term = part if term is None else merge(term, part)
+        assert term is not None
+        o = term[0].float()
+        return (o @ basis(o)).to(q.dtype), term[1]
+
+
+def blocks(units: int) -> list[tuple[int, int]]:
+    """Slots ``start, stop`` of each block of so many units."""
+    return [(start, min(start + BLOCK, units)) for start in range(0, units, BLOCK)]
+
+
+def passing(spec: ModelSpec, width: int, units: int, chunk: int) -> int:
+    """Bytes that one layer in rows of ``width`` takes for a moment: the rows at hand, gathered, and a block unpacked.
+
+    Args:
+        spec: the model.
+        width: bytes of a key's row, and of a value's.
+        units: kept, per KV head.
+        chunk: tokens of a chunk.
+    """
+    rows = spec.kv_heads * 2 * width * (units + chunk)
+    unpacked = spec.kv_heads * min(units, BLOCK) * spec.head_dim * 4 * _NUMBERS
+    terms = 3 * spec.heads * chunk * (spec.head_dim * 4 + 4)  # of the block, of those before it, and of both
+    return rows + unpacked + terms

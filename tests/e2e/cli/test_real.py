@@ -1,0 +1,64 @@
+"""The default model, as a person meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import PROGRAM, Validate
+
+pytestmark = pytest.mark.real
+
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+
+
+def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {k: v for k, v in os.environ.items() if k != "KVCLI_MODEL"}
+    return subprocess.run(
+        [*PROGRAM, "ask", *args], cwd=folder, env=environment, capture_output=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _here() -> None:
+    """Fetched once for the test run, by whichever test comes first."""
+    from kvcli.cli.views.terminal import follow
+    from kvcli.errors import KvcliError
+    from kvcli.models.resolve import DEFAULT, resolve
+
+    try:
+        follow(resolve(DEFAULT), quiet=True)
+    except KvcliError as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+
+
+@pytest.fixture
+def haystack(folder: Path) -> Path:
+    """About 3,000 tokens, with one fact in the middle."""
+    needle = "The pass key is 71432. Remember it. 71432 is the pass key. "
+    (folder / "haystack.txt").write_text(FILLER * 65 + needle + FILLER * 65)
+    return folder
+
+
+def test_a_fact_is_found_on_a_third_of_the_memory(haystack: Path, validate: Validate) -> None:
+    done = ask(haystack, "--json", "-n", "30", "--budget", "1024", "haystack.txt", "What is the pass key?")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    validate(answer)
+    assert "71432" in answer["answer"]
+    assert answer["document"]["tokens"] > 2500
+    assert answer["kv"]["kept"] == 1024
+
+
+def test_longer_than_the_window_is_read_or_refused(folder: Path) -> None:
+    (folder / "long.txt").write_text(FILLER * 400)
+    refused = ask(folder, "--policy", "full", "long.txt", "What colour is the sky?")
+    assert refused.returncode == 6
+    assert b"8,192" in refused.stderr
+    read = ask(folder, "-n", "20", "long.txt", "What colour is the sky?")
+    assert read.returncode == 0, read.stderr
+    assert b"dropped 0 tokens" in read.stderr

@@ -1,0 +1,161 @@
+"""Steps of an answer: begun ahead of what is read, and made all alike, they say the same."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kvcli.engine import prefill as engine
+from kvcli.engine.decode_step import Steady, obstacle
+from kvcli.engine.sampling import Sampling, sample
+from kvcli.events import Answer, Token
+from kvcli.recipe import parse
+from tests import tiny
+from tests.laws.helpers import distance, drain
+from tests.laws.tape import Taped, Waits
+from tests.laws.test_generate import Bytes
+
+HELD = ["knorm(budget=24)", "keydiff(budget=24)+kivi(bits=4, group=8)"]
+CODED = ["keydiff(budget=24)+int8", "knorm(budget=24)+turbo(bits=4)", "knorm(budget=24)+turbo(bits=8, fill=true)"]
+FETCHING = [
+    "full+quest(page=4, pages=3, dense=1)",
+    "full+shadowkv(rank=6, chunk=2, chunks=3, outliers=2)",
+    "full+infinigen(alpha=1, cap=0.3, dense=1, least=12)",
+]
+NO_CARD = "needs a CUDA card: what waits for the device can only be seen on one"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def speaking(model):
+    for known in (model(), *map(model, ("llama", "gemma3", "phi3-longrope"))):
+        known.tokenizer = Bytes()
+
+
+def behind(model, recipe: str):
+    context = drain(engine.read(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
+    return engine.begin(model, context)
+
+
+def said(model, tail, **options: object) -> tuple[list[int], Answer, int]:
+    *tokens, answer = engine.ask(model, tail, tiny.document(9), **options)  # type: ignore[arg-type]
+    assert isinstance(answer, Answer)
+    return [t.id for t in tokens if isinstance(t, Token)], answer, tail.length
+
+
+@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=2.0, seed=3)])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_beginning_ahead_changes_nothing(model, family: str, how: Sampling) -> None:
+    one, two = (
+        said(model(family), behind(model(family), HELD[0]), sampling=how, max_tokens=30, ahead=ahead)
+        for ahead in (False, True)
+    )
+    assert one[0] == two[0]
+    assert one[1].text == two[1].text
+    assert one[1].finish_reason == two[1].finish_reason
+    assert one[2] == two[2]
+
+
+def test_beginning_ahead_leaves_the_tail_as_it_was_told(model) -> None:
+    lengths = []
+    for ahead in (False, True):
+        tail = behind(model(), HELD[0])
+        answer = engine.ask(model(), tail, tiny.document(9), max_tokens=30, ahead=ahead)
+        for _ in range(3):
+            next(answer)
+        answer.close()
+        lengths.append(tail.length)
+    assert lengths[0] == lengths[1] == 9 + 2
+
+
+def test_no_step_makes_room(model) -> None:
+    tail = behind(model(), HELD[0])
+    answer = engine.ask(model(), tail, tiny.document(9), max_tokens=300)
+    next(answer)
+    before = [layer.k.data_ptr() for layer in tail.layers]
+    for _ in answer:
+        pass
+    assert [layer.k.data_ptr() for layer in tail.layers] == before
+
+
+@pytest.mark.parametrize("recipe", [None, *HELD])
+@pytest.mark.parametrize("family", ["llama", "phi3-longrope"])
+def test_steps_that_are_all_alike_are_the_steps(model, family: str, recipe: str | None) -> None:
+    tiny_model, ids = model(family), tiny.document(20, seed=5)
+    tails = [engine.begin(tiny_model, None) if recipe is None else behind(tiny_model, recipe) for _ in range(2)]
+    for tail in tails:
+        assert obstacle(tail) is None
+        tail.reserve(40)
+        tiny_model.forward(torch.tensor(ids[:6]), tail, logits=False)
+        tail.extend(6)
+    steady = Steady(tiny_model, tails[1])
+    for number in ids[6:]:
+        token = torch.tensor([number])
+        expected = tiny_model.forward(token, tails[0], logits=True)
+        with torch.inference_mode():
+            assert distance(steady(token), expected) < 1e-5
+        for tail in tails:
+            tail.extend(1)
+
+
+def test_what_is_in_the_way_of_steps_that_are_all_alike(model) -> None:
+    assert "window" in str(obstacle(engine.begin(model("gemma3"), None)))
+    coded = "keydiff(budget=24, positions=original)+turbo(bits=8, fill=true)"
+    assert "by the model itself" in str(obstacle(behind(model(), coded)))
+    with pytest.raises(Waits):
+        Taped(model(), ready(model(), coded))
+    elsewhere = engine.begin(model(), None)
+    elsewhere.spec = dataclasses.replace(elsewhere.spec, host_weight_bytes=1)
+    assert "main memory" in str(obstacle(elsewhere))
+
+
+def ready(model, recipe: str | None):
+    """Behind a document and a question, with room for steps."""
+    tail = engine.begin(model, None) if recipe is None else behind(model, recipe)
+    with torch.inference_mode():
+        tail.reserve(40)
+    model.forward(torch.tensor(tiny.document(6, seed=5)), tail, logits=False)
+    tail.extend(6)
+    return tail
+
+
+@pytest.mark.parametrize("recipe", [None, *HELD, *CODED])
+@pytest.mark.parametrize("family", ["llama", "phi3-longrope"])
+def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, recipe: str | None) -> None:
+    one, two = (ready(model(family), recipe) for _ in range(2))
+    assert obstacle(two) is None
+    taped = Taped(model(family), two)
+    for number in tiny.document(14, seed=6):
+        token = torch.tensor([number])
+        expected = model(family).forward(token, one, logits=True)
+        with torch.inference_mode():
+            assert distance(taped(token), expected) < 1e-5
+        one.extend(1)
+        two.extend(1)
+
+
+def test_drawing_is_multinomial() -> None:
+    """Number for number, for seeds of answers that were given before."""
+    logits = torch.randn(500, generator=torch.Generator().manual_seed(1))
+    for seed in range(50):
+        ours = sample(logits, Sampling(temperature=1.0), torch.Generator().manual_seed(seed))
+        theirs = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CARD)
+@pytest.mark.parametrize("graph", ["0", "1"])
+@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)])
+@pytest.mark.parametrize("recipe", [HELD[0], *FETCHING])
+def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, recipe: str) -> None:
+    from kvcli.models.load import wrap
+
+    monkeypatch.setenv("KVCLI_CUDA_GRAPH", graph)
+    model = wrap(tiny.build("llama").to("cuda", torch.bfloat16), Bytes(), name="llama", fingerprint=None)
+    answer = engine.ask(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
+    next(answer)  # the question goes to the card and kernels are compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in answer:
+            pass
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

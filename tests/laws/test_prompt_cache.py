@@ -1,0 +1,351 @@
+"""What goes to disk comes back bit for bit, and what does not fit is never taken for what does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvcli import registry
+from kvcli.engine import prefill as engine
+from kvcli.errors import DamagedError
+from kvcli.events import Prefill, Reused, Warned
+from kvcli.prompt_cache import file_format
+from kvcli.prompt_cache import prefill as session
+from kvcli.prompt_cache.directory import Library
+from kvcli.prompt_cache.prefill import Job, Paused
+from kvcli.recipe import parse
+from tests import tiny
+from tests.laws.helpers import answer
+
+POLICIES = [*registry.names("eviction"), "merging"]
+FAMILIES = ["llama", "gemma3", "mistral-window", "phi3-longrope"]
+CHUNK = 16
+PROBE = tiny.document(6, seed=3)
+
+
+def recipe(policy: str, options: str = "stabilizers=8, sinks=2, tail=9") -> str:
+    if policy == "merging":  # values of kept units change
+        return f"keydiff(budget=24, victims=merge, pyramid=0.3, {options})"
+    return policy if policy == "full" else f"{policy}(budget=24, {options})"
+
+
+def job(length: int = 100, policy: str = "keydiff", **options: object) -> Job:
+    given = {"ids": tiny.document(length), "recipe": parse(recipe(policy)), "chunk": CHUNK, "horizon": 160}
+    return Job(**{**given, "probe": PROBE, "text": "text", "document": {"files": ["a"]}, **options})  # type: ignore[arg-type]
+
+
+def run(model, work: Job, **options: object) -> tuple[session.Reading, list[object]]:
+    events, seen = session.read(model, work, **options), []  # type: ignore[arg-type]
+    while True:
+        try:
+            seen.append(next(events))
+        except StopIteration as end:
+            return end.value, seen
+
+
+def interrupted(model, work: Job, after: int, **options: object) -> Paused:
+    """Read until ``after`` tokens, then stop."""
+    events, stop = session.read(model, work, stop=lambda: stop, **options), False  # type: ignore[arg-type]
+    try:
+        for event in events:
+            stop = isinstance(event, Prefill) and event.done >= after
+    except Paused as paused:
+        return paused
+    raise AssertionError("it did not stop")
+
+
+def same(model, one: session.Reading, two: session.Reading) -> None:
+    """Equal contexts, and equal logits and answers from them."""
+    for a, b in zip(one.context.layers, two.context.layers, strict=True):
+        assert torch.equal(a.pos, b.pos)
+        assert torch.equal(a.k, b.k)  # type: ignore[attr-defined]
+        assert torch.equal(a.v, b.v)  # type: ignore[attr-defined]
+    assert one.context.starts == two.context.starts
+    assert one.context.seen == two.context.seen
+    said = [answer(model, engine.begin(model, r.context), PROBE) for r in (one, two)]
+    assert said[0] == said[1]
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return Library(tmp_path)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_second_reading_reads_nothing(model, library: Library, family: str, policy: str) -> None:
+    work = job(policy=policy)
+    place = library.place(session.identity(model(family), work))
+    plain, _ = run(model(family), work)
+    first, events = run(model(family), work, place=place, library=library)
+    assert (plain.cache, first.cache) == ("off", "miss")
+    assert not [e for e in events if isinstance(e, Warned | Reused)]
+    again, events = run(model(family), work, place=place, library=library)
+    assert (again.cache, again.reused, again.path) == ("hit", 100, place)
+    assert [type(e) for e in events] == [Reused]
+    same(model(family), plain, first)
+    same(model(family), plain, again)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("after", [1, 40, 75, 90])
+def test_resumed_is_uninterrupted(model, library: Library, family: str, policy: str, after: int) -> None:
+    """Stopped in the body, at its edge, or in the protected tail."""
+    work = job(policy=policy)
+    place = library.place(session.identity(model(family), work))
+    paused = interrupted(model(family), work, after, place=place, library=library)
+    assert 0 < paused.saved <= paused.done < 100
+    assert file_format.header(place).meta.seen == paused.saved
+    resumed, events = run(model(family), work, place=place, library=library)
+    assert (resumed.cache, resumed.reused) == ("resumed", paused.saved)
+    assert min(e.done for e in events if isinstance(e, Prefill)) > paused.saved
+    same(model(family), run(model(family), work)[0], resumed)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [33, 57, 64, 100])
+def test_a_longer_text_continues_a_shorter_one(model, library: Library, family: str, policy: str, length: int) -> None:
+    """As if both had been read in one go, although the last chunk of the shorter one had no stabilizers."""
+    ids = tiny.document(130)
+    longer, shorter = job(policy=policy, ids=ids), job(policy=policy, ids=ids[:length])
+    assert shorter.edge > 0
+    run(model(family), shorter, place=library.place(session.identity(model(family), shorter)), library=library)
+    place = library.place(session.identity(model(family), longer))
+    continued, events = run(model(family), longer, place=place, library=library)
+    assert (continued.cache, continued.reused) == ("resumed", shorter.edge)
+    assert not [e for e in events if isinstance(e, Warned)]
+    same(model(family), run(model(family), longer)[0], continued)
+    assert file_format.header(place).meta.edge == longer.edge
+
+
+def test_a_continued_text_can_be_continued(model, library: Library) -> None:
+    ids = tiny.document(130)
+    for length in (50, 59, 90, 130):  # from 50 to 59 the edge stays where it was
+        work = job(ids=ids[:length])
+        reading, _ = run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+        assert reading.cache == ("miss" if length == 50 else "resumed")
+        assert file_format.header(reading.path).meta.edge == work.edge  # type: ignore[arg-type]
+        same(model(), run(model(), work)[0], reading)
+
+
+def test_another_text_is_not_continued(model, library: Library) -> None:
+    work = job(60)
+    run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+    ids = tiny.document(60)
+    other = job(ids=[ids[0] % 90 + 3, *ids[1:], *ids])
+    assert (
+        run(model(), other, place=library.place(session.identity(model(), other)), library=library)[0].cache == "miss"
+    )
+
+
+def test_one_portable_file(model, tmp_path: Path) -> None:
+    """Written without a library; asked by its name; and the beginning of a longer text."""
+    ids = tiny.document(130)
+    work, book = job(ids=ids[:80]), tmp_path / "book.kv"
+    written, _ = run(model(), work, place=book)
+    used, _ = run(model(), work, base=book)
+    assert used.cache == "hit"
+    same(model(), written, used)
+    longer = job(ids=ids)
+    continued, _ = run(model(), longer, base=book)
+    assert (continued.cache, continued.reused) == ("resumed", work.edge)
+    same(model(), run(model(), longer)[0], continued)
+    assert file_format.header(book).read("text") == b"text"
+
+
+CHANGES: dict[str, Callable[[Job], Job]] = {
+    "recipe": lambda j: replace(j, recipe=parse("keydiff(budget=25)")),
+    "chunk": lambda j: replace(j, chunk=17),
+    "template": lambda j: replace(j, head=[5, 6]),
+    "text": lambda j: replace(j, ids=[3, *j.ids[1:]]),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_what_does_not_fit_is_refused_by_name(model, tmp_path: Path, field: str) -> None:
+    book = tmp_path / "book.kv"
+    work = job(ids=[4, *tiny.document(99)])
+    run(model(), work, place=book)
+    with pytest.raises(DamagedError, match=f"its {field} is"):
+        run(model(), CHANGES[field](work), base=book)
+
+
+def test_model_heads_question_and_version_are_refused_by_name(model, tmp_path: Path, monkeypatch) -> None:
+    book = tmp_path / "book.kv"
+    run(model(), job(), place=book)
+    with pytest.raises(DamagedError, match="its model"):
+        run(model("qwen3"), job(), base=book)
+    run(model(), job(policy="snapkv"), place=book)
+    with pytest.raises(DamagedError, match="its question"):
+        run(model(), job(policy="snapkv", probe=tiny.document(5, seed=8)), base=book)
+    run(model(), job(policy="locret"), place=book)
+    with monkeypatch.context() as patch:
+        patch.setattr(model(), "heads", tiny.load("llama", seed=1).heads)
+        with pytest.raises(DamagedError, match="its heads"):
+            run(model(), job(policy="locret"), base=book)
+    monkeypatch.setattr(file_format, "FORMAT", 2)
+    with pytest.raises(DamagedError, match="its version is 1"):
+        run(model(), job(policy="locret"), base=book)
+
+
+def test_frequencies_that_depend_on_the_length_are_part_of_the_name(model) -> None:
+    one, two = job(), job(horizon=512)
+    assert session.identity(model(), one) == session.identity(model(), two)
+    assert session.identity(model("phi3-longrope"), one) != session.identity(model("phi3-longrope"), two)
+
+
+def test_every_byte_counts(model, tmp_path: Path) -> None:
+    """A byte changed anywhere, or a cut anywhere: refused by name, read again by itself, never answered from."""
+    library = Library(tmp_path)
+    work = job(40)
+    place = library.place(session.identity(model(), work))
+    first, _ = run(model(), work, place=place, library=library)
+    whole = place.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    places = {0, 7, 8, 20, len(whole) - 1, *torch.randint(len(whole), (60,), generator=generator).tolist()}
+    for at in places:
+        for bad in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x11]) + whole[at + 1 :]):
+            place.write_bytes(bad)
+            with pytest.raises(DamagedError):
+                run(model(), work, base=place)
+    again, events = run(model(), work, place=place, library=library)
+    assert again.cache == "miss"
+    assert len([e for e in events if isinstance(e, Warned)]) == 1
+    same(model(), first, again)
+    assert run(model(), work, place=place, library=library)[0].cache == "hit", "it was replaced"
+
+
+def test_a_well_made_file_with_wrong_tensors_is_refused(model, tmp_path: Path) -> None:
+    """Right digest, wrong content: shapes, kinds and places are checked against the model."""
+    book, bad = tmp_path / "book.kv", tmp_path / "bad.kv"
+    work = job(40)
+    run(model(), work, place=book)
+    found = file_format.header(book)
+
+    def forge(name: str, change: Callable[[file_format.Blob], file_format.Blob | None]) -> None:
+        blobs = [file_format.Blob(n, d, s, lambda n=n: found.read(n)) for n, (d, s, _, _) in found.tensors.items()]  # type: ignore[misc]
+        changed = [b if b.name != name else change(b) for b in blobs]
+        file_format.write(bad, found.meta, [b for b in changed if b is not None])
+
+    zeros = lambda b: replace(b, data=lambda: bytes(b.nbytes))  # noqa: E731
+    forge("ids", lambda b: b)
+    assert run(model(), work, base=bad)[0].cache == "hit"
+    for name, change in (
+        ("layer.1.k", lambda _: None),
+        ("layer.1.pos", zeros),
+        ("layer.1.pos", lambda b: replace(b, data=lambda: b"\x7f" * b.nbytes)),
+        ("layer.1.k", lambda b: replace(b, shape=(b.shape[0], b.shape[2], b.shape[1]))),
+        ("layer.1.scores", lambda b: replace(b, dtype="I32")),
+        ("layer.0.v", lambda b: replace(b, dtype="I32")),
+    ):
+        forge(name, change)
+        with pytest.raises(DamagedError):
+            run(model(), work, base=bad)
+    longer = job(ids=tiny.document(80))
+    longer = replace(longer, ids=[*work.ids, *longer.ids])
+    forge("ids", lambda b: b)
+    assert run(model(), longer, base=bad)[0].cache == "resumed"
+    forge("edge.0.gone", zeros)
+    with pytest.raises(DamagedError):
+        run(model(), longer, base=bad)
+
+
+def test_a_full_disk_stops_no_reading(model, library: Library, monkeypatch) -> None:
+    """One warning, no partial file, the same answer."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    work = job()
+    place = library.place(session.identity(model(), work))
+    monkeypatch.setattr(os, "fsync", full)
+    reading, events = run(model(), work, place=place, library=library)
+    warnings = [e.text for e in events if isinstance(e, Warned)]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
+    assert [p for p in library.folder.iterdir() if p.is_file()] == []
+    same(model(), run(model(), work)[0], reading)
+
+
+def test_files_are_private_and_nothing_is_left_over(model, library: Library) -> None:
+    work = job()
+    before = os.umask(0)
+    try:
+        run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+    finally:
+        os.umask(before)
+    (path,) = (p for p in library.folder.iterdir() if p.is_file())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((library.folder / "locks").stat().st_mode) == 0o700
+    for lock in (library.folder / "locks").iterdir():
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
+def test_one_writer_at_a_time(model, library: Library) -> None:
+    work = job()
+    place = library.place(session.identity(model(), work))
+    with library.lock(place) as mine:
+        assert mine
+        reading, events = run(model(), work, place=place, library=library)
+    assert [e.text for e in events if isinstance(e, Warned)] == [
+        "another kvcli is reading this text and saves it; this run saves nothing"
+    ]
+    assert not place.exists()
+    assert run(model(), work, place=place, library=library)[0].cache == "miss"
+    same(model(), reading, run(model(), work, place=place, library=library)[0])
+
+
+def test_the_least_recently_used_go_first(model, library: Library) -> None:
+    """Up to the limit, readings for one question before readings for any; what is too large is not saved at all."""
+
+    def save(number: int, policy: str = "keydiff") -> Path:
+        work = job(ids=tiny.document(60, seed=number), policy=policy)
+        place = library.place(session.identity(model(), work))
+        run(model(), work, place=place, library=library)
+        os.utime(place, (number, number))
+        return place
+
+    one, two, bound = save(1), save(2), save(3, "snapkv")
+    size = one.stat().st_size
+    library.limit = 4 * size + size // 8  # a checkpoint that the finished reading replaces does not count beside it
+    four = save(4)
+    assert all(p.exists() for p in (one, two, bound, four))
+    five = save(5)
+    assert not bound.exists()
+    library.touch(one)
+    six = save(6)
+    assert [p.exists() for p in (one, two, four, five, six)] == [True, False, True, True, True]
+    library.limit = size // 2
+    work = job(ids=tiny.document(60, seed=7))
+    _, events = run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+    assert len([e for e in events if isinstance(e, Warned)]) == 1
+    assert one.exists(), "nothing is thrown away for what would not fit in any case"
+
+
+def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: Library, monkeypatch) -> None:
+    """A kill at any time loses no more than that many tokens; a checkpoint is as large as the budget, not the text."""
+    monkeypatch.setattr(session, "EVERY_TOKENS", 64)
+    monkeypatch.setattr(session, "_SHARE", 0.0)
+    work = job(400)
+    place = library.place(session.identity(model(), work))
+    events, sizes, seen = session.read(model(), work, place=place, library=library), set(), []
+    for event in events:
+        assert isinstance(event, Prefill)
+        if place.exists() and event.done < 400:
+            meta = file_format.header(place).meta
+            sizes.add(
+                sum(e - b for n, (_, _, b, e) in file_format.header(place).tensors.items() if n.startswith("layer."))
+            )
+            seen.append(meta.seen)
+            assert event.done - meta.seen <= 64
+    assert sorted(set(seen)) == [64, 128, 192, 256, 320, 384]
+    assert len(sizes) == 1

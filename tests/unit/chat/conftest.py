@@ -1,0 +1,60 @@
+"""A tiny model that talks, and conversations with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from kvcli.cache.context import Context
+from kvcli.chat.conversation import Conversation, Ground
+from kvcli.engine import prefill as engine
+from kvcli.engine.prompt import Prompt
+from kvcli.models.load import Model, load
+from kvcli.models.resolve import Source
+from kvcli.recipe import parse
+from tests.e2e.conftest import save_tiny
+from tests.laws.helpers import drain
+
+CHUNK = 32
+TEXT = "Queequeg was a native of Kokovoko, an island far away to the West and South. " * 4
+Talk = Callable[..., Conversation]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = save_tiny(tmp_path_factory.mktemp("models") / "tiny", window=8192, letters="abcdefghijklmnop", wide=True)
+    return load(Source("tiny", path, "directory"), device="cpu", dtype="float32")
+
+
+def ground(
+    model: Model, text: str, recipe: str, *, room: int = 200, total: int | None = None, system: str | None = None
+) -> Ground:
+    """A document, read."""
+    prompt, how = Prompt(model.tokenizer, system=system), parse(recipe)
+    if not text:
+        return Ground(prompt, how, CHUNK, engine.start(model, how, 0, chunk=CHUNK), None, room, total)
+    work = drain(engine.fill(model, prompt.document(text), how, chunk=CHUNK, horizon=4096))
+    return Ground(prompt, how, CHUNK, work, engine.settle(work, how), room, total)
+
+
+@pytest.fixture
+def talk(model: Model) -> Talk:
+    """``talk(text, recipe, …)`` begins a conversation."""
+
+    def begin(
+        text: str = TEXT,
+        recipe: str = "keydiff(budget=96, stabilizers=16)",
+        *,
+        room: int = 200,
+        total: int | None = None,
+        look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None,
+        **more: object,
+    ) -> Conversation:
+        def make() -> Ground:
+            return replace(ground(model, text, recipe, room=room, total=total), look=look)
+
+        return Conversation(model, make, **more)  # type: ignore[arg-type]
+
+    return begin
