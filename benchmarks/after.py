@@ -20,8 +20,9 @@ import torch
 from benchmarks.passkey import load
 from kvcli.bench.check import draw
 from kvcli.cache.context import freeze
-from kvcli.cache.decode_cache import Tail
+from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.evaluate import build_cases
 from kvcli.recipe import parse
 
@@ -41,8 +42,8 @@ def main() -> None:
     model = load("smollm2-135m")
     lengths, recipe = build_cases.lengths(options.lengths), parse(options.keep)
     ids, question = draw(model, max(lengths), 3), draw(model, 32, 4)
-    work, tails, began = engine.start(model, recipe, len(ids)), {}, perf_counter()
-    for event in engine.fill(model, ids, recipe, resume=work):
+    work, tails, began = engine.new_prefill_cache(model, recipe, len(ids)), {}, perf_counter()
+    for event in engine.prefill_steps(model, ids, recipe, resume=work):
         if event.done % 16384 == 0:
             print(f"{event.done:8,} tokens read in {perf_counter() - began:6.0f} s", flush=True)
         if event.done not in lengths:
@@ -50,14 +51,14 @@ def main() -> None:
         for hold in options.holds:
             with torch.inference_mode():
                 context = freeze(work, parse(f"full+{hold}").hold, release=False)
-            tails[event.done, hold] = tail = engine.begin(model, context)
+            tails[event.done, hold] = tail = new_decode_cache(model, context)
             model.forward(torch.tensor(question), tail, logits=True)
             tail.extend(len(question))
         if len(tails) > len(options.holds) or len(lengths) == 1:
             report(turns(model, tails, options.rounds, options.steps), options.holds[0])
 
 
-def turns(model: Any, tails: dict[Key, Tail], rounds: int, steps: int) -> dict[Key, list[float]]:
+def turns(model: Any, tails: dict[Key, DecodeCache], rounds: int, steps: int) -> dict[Key, list[float]]:
     """Seconds of a step of each tail, in each round; afterwards the tails are as they were."""
     times: dict[Key, list[float]] = {key: [] for key in tails}
     before, token = {key: tail.length for key, tail in tails.items()}, torch.tensor([5])

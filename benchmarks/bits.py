@@ -25,11 +25,12 @@ from torch import Tensor
 from benchmarks.passkey import _end, load
 from kvcli.cache.context import freeze
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, tasks
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.events import Answer
 from kvcli.recipe import parse
 from kvcli.retaining_heads import discovery
@@ -47,8 +48,8 @@ def divergence(logits: Tensor, dense: Tensor) -> float:
 def ours(model: Any, fill: Any, hold: str, keep: str, asked: list[int], said: list[int] | None, longest: int) -> Any:
     """Answer, logits over the answer that is fed, and effective bits of one hold."""
     context = freeze(fill, parse(f"{keep}+{hold}").hold, release=False)
-    tail = engine.begin(model, context)
-    text = next(e.text for e in engine.ask(model, tail, asked, max_tokens=longest) if isinstance(e, Answer))
+    tail = new_decode_cache(model, context)
+    text = next(e.text for e in generate(model, tail, asked, max_tokens=longest) if isinstance(e, Answer))
     said = said if said is not None else model.tokenizer(text, add_special_tokens=False)["input_ids"]
     tail.rewind()
     logits = model.forward(torch.tensor(asked + said), tail, logits="all")[len(asked) - 1 :]
@@ -96,8 +97,8 @@ def main() -> None:
     model = load("smollm2-135m")
     discovery.attach(model, None)
     prompt = Prompt(model.tokenizer)
-    ruler = Ruler(prompt)
-    jobs = build_cases.jobs(
+    ruler = TokenCounter(prompt)
+    jobs = build_cases.case_specs(
         [tasks.lookup("needle")],
         ruler=ruler,
         haystack=Haystack(ruler, options.text.read_text(encoding="utf-8"), options.text.name),
@@ -117,7 +118,7 @@ def main() -> None:
             case = job.make()
             (question,) = case.questions
             ids, asked = prompt.document(case.text), prompt.question(question.text)
-            fill = _end(engine.fill(model, ids, parse(options.keep)))
+            fill = _end(engine.prefill_steps(model, ids, parse(options.keep)))
             row: dict[str, Any] = {"case": job.number, "variants": {}}
             dense = said = None
             for hold in ["dense", *HOLDS]:

@@ -100,7 +100,7 @@ def main() -> None:
     import torch
 
     from benchmarks.passkey import load
-    from kvcli.chat.conversation import Conversation, Ground
+    from kvcli.chat.conversation import ChatContext, Conversation
     from kvcli.engine import prefill as engine
     from kvcli.engine.prompt import Prompt
     from kvcli.recipe import parse
@@ -113,10 +113,10 @@ def main() -> None:
     for weights in model.module.parameters():
         weights.sum()  # their file is mapped: rows would else arrive with the words that need them
 
-    def ground() -> Ground:
+    def ground() -> ChatContext:
         model.rotary.pin(2 * (options.room + options.chunk))
-        work = engine.start(model, recipe, 0, chunk=options.chunk)
-        return Ground(Prompt(model.tokenizer), recipe, options.chunk, work, None, options.room)
+        work = engine.new_prefill_cache(model, recipe, 0, chunk=options.chunk)
+        return ChatContext(Prompt(model.tokenizer), recipe, options.chunk, work, None, options.room)
 
     chat, rows, began = Conversation(model, ground), [], time.perf_counter()
     for turn in range(1, options.turns + 1):

@@ -60,20 +60,20 @@ def main() -> None:
     from kvcli.engine.prompt import Prompt
     from kvcli.retaining_heads.data import Corpus
     from kvcli.retaining_heads.module import features
-    from kvcli.retaining_heads.trainer import Learner, Settings, lesson
+    from kvcli.retaining_heads.trainer import Trainer, TrainingOptions, make_example
 
     model, depth = shaped(options.shape, options.layers) if options.shape else (load("smollm2-135m"), None)
     depth = depth or model.spec.layers
-    prompt, settings = Prompt(model.tokenizer), Settings(labels=options.labels)
+    prompt, settings = Prompt(model.tokenizer), TrainingOptions(labels=options.labels)
     text = options.text.read_text()
     corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), focus=0.0)
-    learner = Learner(model, settings, corpus)
+    learner = Trainer(model, settings, corpus)
     read, taught, flops, sizes = [], [], [], []
     for number in range(options.steps + 1):  # the first step warms up
         example = corpus.example(number)
         kind = settings.kind(corpus.chance(number, "label"))
         began = perf_counter()
-        given = lesson(model, prompt, example, settings, kind=kind)
+        given = make_example(model, prompt, example, settings, kind=kind)
         between = perf_counter()
         learner.learn(given)
         ended = perf_counter()

@@ -25,19 +25,20 @@ from torch import Tensor
 from benchmarks.passkey import load
 from kvcli.cache.context import Context, freeze
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, datasets, tasks
-from kvcli.evaluate.case import Case, Job
+from kvcli.evaluate.case import Case, CaseSpec
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.events import Answer
-from kvcli.planning import memory
+from kvcli.planning.positions import kept_units
 from kvcli.recipe import Recipe, parse
 from kvcli.retaining_heads import calibration
 from kvcli.retaining_heads.discovery import attach
-from kvcli.storage.base import Hold
-from kvcli.storage.offload.layer import Reader
+from kvcli.storage.base import KVStorage
+from kvcli.storage.offload.layer import BlockReader
 from tests.laws.helpers import drain
 
 RECIPES = [
@@ -50,7 +51,7 @@ RECIPES = [
 """At 2,048 tokens of SmolLM2-135M, 32 to 42 % of a dense cache's bytes are on the device."""
 
 
-def recall(reader: Reader, q: Tensor) -> float:
+def recall(reader: BlockReader, q: Tensor) -> float:
     """Of the units that come nearest to some query's largest logit, how many the last step chose; mean over heads.
 
     Args:
@@ -75,10 +76,10 @@ def recall(reader: Reader, q: Tensor) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watching(Hold):
+class Watching(KVStorage):
     """Observes for several holds, so that one reading serves all of them."""
 
-    holds: tuple[Hold, ...]
+    holds: tuple[KVStorage, ...]
 
     @property
     def calibrated(self) -> Literal["may"]:
@@ -89,20 +90,20 @@ class Watching(Hold):
             hold.observe(state, layer, q, start)
 
 
-def ask(model: Any, context: Context, ids: list[int], most: int) -> tuple[Answer, list[Reader]]:
+def ask(model: Any, context: Context, ids: list[int], most: int) -> tuple[Answer, list[BlockReader]]:
     """An answer, and what its tail read with."""
-    tail = engine.begin(model, context)
-    answer = [e for e in engine.ask(model, tail, ids, max_tokens=most) if isinstance(e, Answer)][-1]
-    return answer, [r for r in tail.held if isinstance(r, Reader)]
+    tail = new_decode_cache(model, context)
+    answer = [e for e in generate(model, tail, ids, max_tokens=most) if isinstance(e, Answer)][-1]
+    return answer, [r for r in tail.held if isinstance(r, BlockReader)]
 
 
 def recalls(model: Any, context: Context, ids: list[int]) -> dict[int, float]:
     """Recall by layer, mean over the question's last three tokens one by one."""
-    tail, found = engine.begin(model, context), defaultdict[int, list[float]](list)
+    tail, found = new_decode_cache(model, context), defaultdict[int, list[float]](list)
     for i, reader in enumerate(tail.held):
-        if isinstance(reader, Reader):
+        if isinstance(reader, BlockReader):
 
-            def watched(q: Tensor, scale: float, start: int, i: int = i, reader: Reader = reader) -> Any:
+            def watched(q: Tensor, scale: float, start: int, i: int = i, reader: BlockReader = reader) -> Any:
                 term = type(reader).attend(reader, q, scale, start)
                 found[i].append(recall(reader, q))
                 return term
@@ -116,7 +117,7 @@ def recalls(model: Any, context: Context, ids: list[int]) -> dict[int, float]:
 
 def on_device(spec: Any, recipe: Recipe, tokens: int) -> int:
     """Planned bytes of a context on the device, as :attr:`kvcli.cache.context.Context.nbytes` counts them."""
-    parts = [recipe.hold.size(spec, i, memory.units(spec, recipe, tokens, i)) for i in range(spec.layers)]
+    parts = [recipe.hold.size(spec, i, kept_units(spec, recipe, tokens, i)) for i in range(spec.layers)]
     return sum(part.device for part in parts) + max(part.shared for part in parts)
 
 
@@ -141,7 +142,7 @@ class Bench:
         lines = options.out.read_text().splitlines() if options.out.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
-    def case(self, job: Job) -> None:
+    def case(self, job: CaseSpec) -> None:
         """Everything that is not measured yet of one case."""
         done = {r["recipe"] for r in self.rows if (r["task"], r["length"], r["case"]) == self._name(job)}
         todo = [r for r in self.recipes if str(r) not in done]
@@ -151,8 +152,8 @@ class Bench:
         ids = self.prompt.document(case.text)
         if todo:
             watching = Recipe(parse(self.keep).keep, Watching(holds=tuple(r.hold for r in todo)))
-            work = engine.start(self.model, watching, len(ids))
-            drain(engine.fill(self.model, ids, watching, resume=work, horizon=8192))
+            work = engine.new_prefill_cache(self.model, watching, len(ids))
+            drain(engine.prefill_steps(self.model, ids, watching, resume=work, horizon=8192))
             for recipe in todo:
                 with torch.inference_mode():
                     context = freeze(work, recipe.hold, release=False)
@@ -160,10 +161,10 @@ class Bench:
         if self.fields and "locret" not in done:
             budget = equal(self.model.spec, self.recipes, len(ids))
             recipe = parse(f"locret(budget={budget}, {self.fields})")
-            context = drain(engine.read(self.model, ids, recipe, horizon=8192))
+            context = drain(engine.prefill(self.model, ids, recipe, horizon=8192))
             self._ask(job, case, "locret", context, len(ids), budget=budget)
 
-    def _ask(self, job: Job, case: Case, name: str, context: Context, tokens: int, **more: int) -> None:
+    def _ask(self, job: CaseSpec, case: Case, name: str, context: Context, tokens: int, **more: int) -> None:
         for question in case.questions:
             asked = self.prompt.question(question.text)
             answer, readers = ask(self.model, context, asked, case.max_tokens)
@@ -186,7 +187,7 @@ class Bench:
                 out.write(json.dumps(row) + "\n")
 
     @staticmethod
-    def _name(job: Job) -> tuple[str, int | None, int]:
+    def _name(job: CaseSpec) -> tuple[str, int | None, int]:
         return job.task, job.length, job.number
 
 
@@ -204,8 +205,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     bench = Bench(options)
-    ruler = Ruler(bench.prompt)
-    jobs = build_cases.jobs(
+    ruler = TokenCounter(bench.prompt)
+    jobs = build_cases.case_specs(
         [tasks.lookup(options.task)],
         ruler=ruler,
         haystack=Haystack(ruler, options.file.read_text() if options.file else None),

@@ -22,8 +22,9 @@ from torch import Tensor
 from benchmarks.offload import RECIPES, Watching
 from benchmarks.passkey import load
 from kvcli.cache.context import Context, freeze
-from kvcli.cache.decode_cache import Tail
+from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.recipe import Recipe, parse
 from kvcli.storage.dense import DenseLayer
@@ -77,15 +78,15 @@ def main() -> None:
     ids = Prompt(model.tokenizer).document(options.text.read_text())[:count]
     holds = {text: parse(f"full+{text}").hold for text in ["dense", *options.recipes]}
     watching = Recipe(parse("full").keep, Watching(holds=tuple(holds.values())))
-    work = engine.start(model, watching, len(ids))
-    drain(engine.fill(model, ids, watching, resume=work, horizon=8192))
-    tails: dict[str, Tail] = {}
+    work = engine.new_prefill_cache(model, watching, len(ids))
+    drain(engine.prefill_steps(model, ids, watching, resume=work, horizon=8192))
+    tails: dict[str, DecodeCache] = {}
     with torch.inference_mode():
         for name, hold in holds.items():
-            tails[name] = engine.begin(model, freeze(work, hold, release=False))
+            tails[name] = new_decode_cache(model, freeze(work, hold, release=False))
         dense = tails["dense"].context
         assert dense is not None
-        tails["streamed"] = engine.begin(model, streamed(dense, model.device))
+        tails["streamed"] = new_decode_cache(model, streamed(dense, model.device))
     seconds: dict[str, list[float]] = {name: [] for name in tails}
     for number in range(options.rounds + 3):  # the first warm up
         for name, tail in tails.items():

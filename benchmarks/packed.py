@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 
 from kvcli.recipe import parse
-from kvcli.storage.base import Survivors
+from kvcli.storage.base import KeptUnits
 from kvcli_kernels.attention import attention, ref
 
 HEADS, KV_HEADS, DIM = 9, 3, 64
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"{n:6,} dense {dense * 1e6:8.0f} us")
         for hold in ("int8", "kivi(bits=4)", "kivi(bits=2)", "turbo(bits=4)", "turbo(bits=2)"):
             pos = torch.arange(n).expand(KV_HEADS, -1)
-            layer = parse(f"full+{hold}").hold.freeze(Survivors(k, v, pos, None))
+            layer = parse(f"full+{hold}").hold.freeze(KeptUnits(k, v, pos, None))
             time = least(lambda: layer.attend(q, 0.125, n))  # noqa: B023
             exact = ref.attention(q, *(t.float() for t in layer.whole()), 0.125, n)[0].float()
             error = float((layer.attend(q, 0.125, n)[0].float() - exact).norm() / exact.norm())

@@ -88,34 +88,37 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
     """
     from kvcli.cache.context import freeze
     from kvcli.engine import prefill as engine
+    from kvcli.engine.generate import generate, new_decode_cache
     from kvcli.engine.prompt import Prompt
     from kvcli.events import Answer
     from kvcli.recipe import parse
-    from kvcli.retrieval.passages import look
+    from kvcli.retrieval.passages import retrieve_passages
 
     parsed, rows, prompt = parse(recipe), [], Prompt(_model.tokenizer)
     built = {case: build(_model, tokens, case, of) for case in cases}
     noise, question = built[max(cases)][1], prompt.question(QUESTION)
-    shared = engine.start(_model, parsed, len(noise), chunk=chunk, probe=len(question) if parsed.keep.question else 0)
+    shared = engine.new_prefill_cache(
+        _model, parsed, len(noise), chunk=chunk, probe=len(question) if parsed.keep.question else 0
+    )
     for case in sorted(cases):
         said, ids, key = built[case]
         began = time.perf_counter()
         same = next((i for i, (a, b) in enumerate(zip(ids, noise, strict=False)) if a != b), 0) // chunk * chunk
         if same > shared.seen:
-            for event in engine.fill(_model, noise, parsed, chunk=chunk, probe=question, resume=shared):
+            for event in engine.prefill_steps(_model, noise, parsed, chunk=chunk, probe=question, resume=shared):
                 if event.done == same:
                     break
-        work = _end(engine.fill(_model, ids, parsed, chunk=chunk, probe=question, resume=shared.copy()))
+        work = _end(engine.prefill_steps(_model, ids, parsed, chunk=chunk, probe=question, resume=shared.copy()))
         context = freeze(work, parsed.hold)
-        tail = engine.begin(_model, context)
+        tail = new_decode_cache(_model, context)
         for count in looks:
             asked, sight = question, context
             if count:
-                found = look(_model, prompt, context, said, QUESTION, count=count)
+                found = retrieve_passages(_model, prompt, context, said, QUESTION, count=count)
                 asked, sight = prompt.question(QUESTION, again=found.texts(said)), found.context
             tail.rewind()
             tail.turn_to(sight)
-            answer = [e for e in engine.ask(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
+            answer = [e for e in generate(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
             rows.append(
                 {
                     "recipe": recipe,

@@ -31,7 +31,7 @@ def one(name: str, text: Path, tokens: int, recipe: str, chunk: int) -> dict[str
         weights.sum()  # their file is mapped: rows of the embedding would else arrive with the words that need them
     peak = Peak("cpu")
     context = read(model, ids, recipe, chunk)
-    plan, _ = memory.of_run(model.spec, parse(recipe), tokens=len(ids), chunk=chunk, question=0, answer=1)
+    plan, _ = memory.plan_run(model.spec, parse(recipe), tokens=len(ids), chunk=chunk, question=0, answer=1)
     return {
         "tokens": len(ids),
         "peak_mib": round((peak.bytes() or 0) / 2**20, 1),

@@ -34,7 +34,7 @@ def read(model: Any, ids: list[int], recipe: str, chunk: int) -> Any:
     from kvcli.engine import prefill as engine
     from kvcli.recipe import parse
 
-    reading = engine.read(model, ids, parse(recipe), chunk=chunk)
+    reading = engine.prefill(model, ids, parse(recipe), chunk=chunk)
     while True:
         try:
             next(reading)
@@ -61,8 +61,8 @@ def stopwatch(parts: dict[str, float]) -> Any:
         (ModelRotary, "rotate", "rotation"),
         (Keydiff, "rescore", "scoring"),
         (prefill_cache, "select", "selection"),
-        (prefill_cache.FillLayer, "_keep_best", "evict"),
-        (prefill_cache.FillLayer, "attend", "cache"),
+        (prefill_cache.PrefillCacheLayer, "_keep_best", "evict"),
+        (prefill_cache.PrefillCacheLayer, "attend", "cache"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in places]
 

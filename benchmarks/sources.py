@@ -71,19 +71,20 @@ def measure(model: Any, recipe: str, passages: list[dict[str, Any]], gold: int) 
     """Per answer and layer, attention and kept units of each page; and the baseline's scores."""
     from kvcli.documents.blocks import blocks
     from kvcli.engine import prefill as engine
+    from kvcli.engine.generate import generate, new_decode_cache
     from kvcli.engine.prompt import Prompt
     from kvcli.events import Answer
     from kvcli.recipe import parse
-    from kvcli.retrieval.attribution import NEUTRAL, gaze, per_block
-    from kvcli.retrieval.passages import lexical
+    from kvcli.retrieval.attribution import NEUTRAL, answer_attention, per_block
+    from kvcli.retrieval.bm25 import bm25_scores
 
     document, prompt = paged(passages), Prompt(model.tokenizer)
     pieces, offsets, ids = blocks(document), prompt.offsets(document.text), prompt.document(document.text)
     texts = [document.text[p.start : p.end] for p in pieces]
     row = passages[gold]
     question = prompt.question(row["question"])
-    context = _end(engine.read(model, ids, parse(recipe), probe=question))
-    made = list(engine.ask(model, engine.begin(model, context), question, max_tokens=24))
+    context = _end(engine.prefill(model, ids, parse(recipe), probe=question))
+    made = list(generate(model, new_decode_cache(model, context), question, max_tokens=24))
     own = [e for e in made if isinstance(e, Answer)][-1].text
     right = next(a for a in row["answers"] if a in row["text"])
     found: dict[str, Any] = {"read": len(ids), "kept": context.kept, "pages": len(pieces), "own_answer": own}
@@ -92,13 +93,13 @@ def measure(model: Any, recipe: str, passages: list[dict[str, Any]], gold: int) 
         ("own", question, own or "."),
         ("neutral", prompt.question(NEUTRAL), NEUTRAL),
     ):
-        mass, units = gaze(model, context, [*asked, *prompt.answer(text)], len(asked))
+        mass, units = answer_attention(model, context, [*asked, *prompt.answer(text)], len(asked))
         by_layer = [per_block(pieces, offsets, m, u) for m, u in zip(mass, units, strict=True)]
         found[name] = [[round(x, 5) for x in attention] for attention, _ in by_layer]
         found["units"] = [kept for _, kept in by_layer]
         if name != "neutral":
-            found[f"lexical {name}"] = lexical(texts, f"{row['question']} {text}")
-            found[f"lexical {name} alone"] = lexical(texts, text)
+            found[f"lexical {name}"] = bm25_scores(texts, f"{row['question']} {text}")
+            found[f"lexical {name} alone"] = bm25_scores(texts, text)
     return found
 
 

@@ -85,7 +85,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Reused:
+class CacheHit:
     """A saved reading was taken up: ``tokens`` of ``total`` need not be read again."""
 
     tokens: int
@@ -94,18 +94,18 @@ class Reused:
 
 
 @dataclass(frozen=True)
-class Warned:
+class Notice:
     """Something did not work, and the work goes on without it."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Absorbed:
+class TurnsEvicted:
     """The turns of a conversation so far were evicted into its context: ``tokens`` of them, after ``turns`` turns."""
 
     turns: int
     tokens: int
 
 
-Event = Download | Convert | Prefill | Token | Answer | Training | Reused | Warned | Absorbed
+Event = Download | Convert | Prefill | Token | Answer | Training | CacheHit | Notice | TurnsEvicted

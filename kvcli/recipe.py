@@ -17,8 +17,8 @@ from kvcli import registry
 from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvcli.eviction.base import Keep
-    from kvcli.storage.base import Hold
+    from kvcli.eviction.base import EvictionPolicy
+    from kvcli.storage.base import KVStorage
     from kvcli.types import ModelSpec
 
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
@@ -31,8 +31,8 @@ KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
 class Recipe:
     """Which units survive (``keep``) and how survivors are stored and attended (``hold``)."""
 
-    keep: Keep
-    hold: Hold
+    keep: EvictionPolicy
+    hold: KVStorage
 
     def __post_init__(self) -> None:
         if self.hold.limit is not None and self.keep.budget is not None:
@@ -113,7 +113,7 @@ def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, h
     return parse(f"{name}(budget={units}{protected})")
 
 
-def format_policy(policy: Keep | Hold) -> str:
+def format_policy(policy: EvictionPolicy | KVStorage) -> str:
     """Canonical text of one policy; :func:`parse` reads it back."""
     shown = [
         f"{f.name}={_print(getattr(policy, f.name))}"

@@ -22,7 +22,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from kvcli.models.load import Model, wrap
+from kvcli.models.load import wrap
+from kvcli.models.model import Model
 from kvcli.retaining_heads.module import RetainingHeads
 
 SIZES: dict[str, Any] = {

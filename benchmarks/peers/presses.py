@@ -26,7 +26,7 @@ from kvcli.evaluate.case import Case
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.intervals import estimate
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.recipe import parse
 from kvcli.retaining_heads import discovery
 
@@ -80,8 +80,8 @@ def main() -> None:
     model = load("smollm2-135m")
     discovery.attach(model, None)
     prompt = Prompt(model.tokenizer)
-    ruler = Ruler(prompt)
-    jobs = build_cases.jobs(
+    ruler = TokenCounter(prompt)
+    jobs = build_cases.case_specs(
         [tasks.lookup(name) for name in options.tasks.split(",")],
         ruler=ruler,
         haystack=Haystack(ruler, options.text.read_text(encoding="utf-8"), options.text.name),

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.context import Context
-from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.errors import ModelError
 from kvcli.events import Token
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from kvcli.models.self_test import TOLERANCE
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import Job
+from kvcli.prompt_cache.prefill import PrefillRequest
 from kvcli.recipe import Recipe, parse
 
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
@@ -50,7 +50,7 @@ def check(model: Model, recipe: Recipe) -> Check:
     got = _question(model, context, question)
     answer = [
         event.id
-        for event in engine.ask(model, engine.begin(model, context), question, max_tokens=ANSWER)
+        for event in generate(model, new_decode_cache(model, context), question, max_tokens=ANSWER)
         if isinstance(event, Token) and event.id >= 0
     ]
     expected = _full(model, document + question + answer)
@@ -93,8 +93,8 @@ def draw(model: Model, count: int, seed: int) -> list[int]:
 
 
 def _read(model: Model, ids: list[int], recipe: Recipe, question: list[int]) -> Context:
-    job = Job(ids, recipe, CHUNK, horizon=TOKENS + QUESTION + ANSWER, probe=question)
-    reading = session.read(model, job)
+    job = PrefillRequest(ids, recipe, CHUNK, horizon=TOKENS + QUESTION + ANSWER, probe=question)
+    reading = session.cached_prefill(model, job)
     while True:
         try:
             next(reading)
@@ -104,7 +104,7 @@ def _read(model: Model, ids: list[int], recipe: Recipe, question: list[int]) -> 
 
 def _question(model: Model, context: Context, question: list[int]) -> Tensor:
     ids = torch.tensor(question, device=model.device)
-    logits = model.forward(ids, engine.begin(model, context), logits="all")
+    logits = model.forward(ids, new_decode_cache(model, context), logits="all")
     assert logits is not None
     return logits.float()
 

@@ -6,24 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvcli.bench.check import Check
+from kvcli.bench.roofline import Roofline
 from kvcli.bench.run import Speed
 
 COLUMNS = ("recipe", "tokens", "prefill", "of matmul", "first token", "decode", "of memory", "peak", "planned", "kept")
 
 
 @dataclass(frozen=True)
-class Ceilings:
-    """FLOP/s and bytes per second, each the best of several measurements in one run."""
-
-    matmul: float
-    bandwidth: float
-
-    def better(self, other: Ceilings) -> Ceilings:
-        return Ceilings(max(self.matmul, other.matmul), max(self.bandwidth, other.bandwidth))
-
-
-@dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One recipe at one length; ``speed`` is ``None`` where it was skipped, for ``reason``.
 
     ``check`` is ``None`` for transformers' own attention, which is what others are checked against.
@@ -35,7 +25,7 @@ class Row:
     speed: Speed | None
     reason: str | None = None
 
-    def cells(self, top: Ceilings) -> list[str]:
+    def cells(self, top: Roofline) -> list[str]:
         """As :data:`COLUMNS`; ``reason`` stands below the table."""
         speed = self.speed
         if speed is None:
@@ -53,7 +43,7 @@ class Row:
             f"{speed.kept:,}" + ("" if speed.bits in (16, 32) else f" at {speed.bits:.4g} bits"),
         ]
 
-    def to_json(self, top: Ceilings, against: Speed | None) -> dict[str, Any]:
+    def to_json(self, top: Roofline, against: Speed | None) -> dict[str, Any]:
         """``against`` is transformers' full attention at the same length, where it was measured."""
         speed = self.speed
         head = {
@@ -90,12 +80,12 @@ class Row:
         }
 
 
-def share_of_matmul(speed: Speed, top: Ceilings) -> float:
+def share_of_matmul(speed: Speed, top: Roofline) -> float:
     """Of the time of its reading, what its arithmetic alone would take."""
     return speed.flop / top.matmul / speed.prefill_s
 
 
-def share_of_memory(speed: Speed, top: Ceilings) -> float:
+def share_of_memory(speed: Speed, top: Roofline) -> float:
     """Of the time of a token, what reading its bytes alone would take."""
     return speed.decode_bytes / top.bandwidth / speed.decode_s
 

@@ -8,11 +8,12 @@ that reading so many bytes takes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 
-from kvcli.planning import memory
+from kvcli.planning.positions import kept_units
 from kvcli.recipe import Recipe
 from kvcli.types import ModelSpec
 
@@ -21,7 +22,7 @@ _CARD_ROWS = 4096  # tokens at a time with which a card's products are at their 
 _BUFFER = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes, far beyond any cache
 
 
-def settle(device: str) -> None:
+def synchronize(device: str) -> None:
     """Wait until the device has done what it was told; the CPU always has."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -31,12 +32,12 @@ def _fastest(work: Callable[[], object], device: str) -> float:
     """Seconds of the fastest repetition."""
     for _ in range(2):
         work()
-    settle(device)
+    synchronize(device)
     best, spent, done = float("inf"), 0.0, 0
     while spent < _ENOUGH or done < _LEAST:
         began = perf_counter()
         work()
-        settle(device)
+        synchronize(device)
         seconds = perf_counter() - began
         best, spent, done = min(best, seconds), spent + seconds, done + 1
     return best
@@ -90,7 +91,7 @@ def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, pr
         new = min(chunk, tokens - start) + probe
         total += matrices * new
         for layer in range(spec.layers):
-            seen = memory.units(spec, recipe, start, layer)
+            seen = kept_units(spec, recipe, start, layer)
             total += 4.0 * spec.heads * spec.head_dim * new * (seen + (new + 1) / 2)
     return total
 
@@ -99,3 +100,14 @@ def full_flop(spec: ModelSpec, tokens: int) -> float:
     """The same of one causal forward pass over everything."""
     matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
     return matrices * tokens + 4.0 * spec.layers * spec.heads * spec.head_dim * tokens * (tokens + 1) / 2
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """FLOP/s and bytes per second, each the best of several measurements in one run."""
+
+    matmul: float
+    bandwidth: float
+
+    def better(self, other: Roofline) -> Roofline:
+        return Roofline(max(self.matmul, other.matmul), max(self.bandwidth, other.bandwidth))

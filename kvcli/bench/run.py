@@ -16,16 +16,18 @@ from torch import Tensor
 
 from kvcli.bench.check import draw
 from kvcli.bench.peak import Peak
-from kvcli.bench.roofline import full_flop, prefill_flop, settle
+from kvcli.bench.roofline import full_flop, prefill_flop, synchronize
 from kvcli.cache.context import Context
-from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.errors import ResourceError
 from kvcli.events import Answer, Prefill
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from kvcli.planning import memory
+from kvcli.planning.positions import check_positions, max_position
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import Job
+from kvcli.prompt_cache.prefill import PrefillRequest
 from kvcli.recipe import Recipe
+from kvcli.utils.process_memory import available
 
 QUESTION = 32
 """Tokens of the question that stands behind the text."""
@@ -79,13 +81,13 @@ def measure(
     """
     model = replace(model, eos=frozenset())  # an answer has the length that was asked for
     spec = model.spec
-    plan, longest = memory.of_run(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION, answer=answer)
+    plan, longest = memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION, answer=answer)
     if longest < answer:
-        memory.check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION + answer)
-    plan.check(memory.available(spec.device), spec.device)
+        check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION + answer)
+    plan.check(available(spec.device), spec.device)
     ids, question = draw(model, tokens, 3), draw(model, QUESTION, 4)
-    horizon = memory.horizon(spec, recipe, tokens=tokens, chunk=chunk, behind=QUESTION + answer)
-    job = Job(ids, recipe, chunk, horizon, probe=question)
+    horizon = max_position(spec, recipe, tokens=tokens, chunk=chunk, behind=QUESTION + answer)
+    job = PrefillRequest(ids, recipe, chunk, horizon, probe=question)
     for _ in _once(model, replace(job, ids=ids[: 2 * chunk]), question, _WARM):
         pass
     found = []
@@ -120,20 +122,20 @@ class _Once:
     bits: float
 
 
-def _once(model: Model, job: Job, question: list[int], answer: int) -> Generator[Prefill, None, _Once]:
-    settle(model.spec.device)
+def _once(model: Model, job: PrefillRequest, question: list[int], answer: int) -> Generator[Prefill, None, _Once]:
+    synchronize(model.spec.device)
     began = perf_counter()
     context = yield from _read(model, job)
-    settle(model.spec.device)
+    synchronize(model.spec.device)
     read_s = perf_counter() - began
-    *_, end = engine.ask(model, engine.begin(model, context), question, max_tokens=answer, chunk=job.chunk)
+    *_, end = generate(model, new_decode_cache(model, context), question, max_tokens=answer, chunk=job.chunk)
     assert isinstance(end, Answer)
     step = end.decode_s / (end.completion_tokens - 1)
     return _Once(read_s, end.first_token_s, step, context.kept, context.nbytes, context.bits)
 
 
-def _read(model: Model, job: Job) -> Generator[Prefill, None, Context]:
-    reading = session.read(model, job)
+def _read(model: Model, job: PrefillRequest) -> Generator[Prefill, None, Context]:
+    reading = session.cached_prefill(model, job)
     while True:
         try:
             event = next(reading)

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 
-class StoreLayer(Protocol):
+class KVCacheLayer(Protocol):
     """One attention layer's side of a store."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -27,8 +27,8 @@ class StoreLayer(Protocol):
         ...
 
 
-class Store(Protocol):
+class KVCache(Protocol):
     """Passed to the model as the keyword ``kvcli``; its phase is its class."""
 
     @property
-    def layers(self) -> Sequence[StoreLayer]: ...
+    def layers(self) -> Sequence[KVCacheLayer]: ...

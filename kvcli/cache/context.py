@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvcli.cache.prefill_cache import Fill
-from kvcli.storage.base import HeldLayer, Hold, Survivors
+from kvcli.cache.prefill_cache import PrefillCache
+from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
 from kvcli.utils.malloc import trim
 
 
@@ -22,7 +22,7 @@ class Context:
         bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
     """
 
-    layers: Sequence[HeldLayer]
+    layers: Sequence[StoredLayer]
     starts: Sequence[int]
     seen: int
     bits: float
@@ -44,7 +44,7 @@ class Context:
         return sum(layer.host_nbytes for layer in self.layers)
 
 
-def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
+def freeze(fill: PrefillCache, hold: KVStorage, *, release: bool = True) -> Context:
     """Turn a fill into a context: keys are rotated once, to their final positions.
 
     A fill in codes is taken over as it is; its keys stay before RoPE.
@@ -59,7 +59,7 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         raise ValueError(f"what {fill.hold} has coded while it was read cannot be held by {hold}")
     if release:
         fill.release()
-    layers: list[HeldLayer] = []
+    layers: list[StoredLayer] = []
     starts: list[int] = []
     numbers = 0
     for layer in fill.layers:
@@ -79,7 +79,7 @@ def freeze(fill: Fill, hold: Hold, *, release: bool = True) -> Context:
         rotate = partial(fill.rotary.rotate, layer.index)
         raw = layer.k[:, :c].to(layer.device)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
-        survivors = Survivors(
+        survivors = KeptUnits(
             rotate(raw, places),
             v,
             pos,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.context import Context
-from kvcli.storage.base import Attending, Foreseeing
+from kvcli.storage.base import Attendable, Prefetching
 from kvcli.storage.staging import Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
@@ -20,7 +20,7 @@ from kvcli_kernels.staged import staged
 _GROWTH = 256  # tokens, at least, where nobody has said how many there will be
 
 
-class Tail:
+class DecodeCache:
     """Exact keys and values of everything after the document. Never quantised, never evicted.
 
     Args:
@@ -32,7 +32,7 @@ class Tail:
     Attributes:
         length: tokens that have passed.
         cursor: int64 ``[1]`` on the device, equal to ``length``, while a step runs whose shapes do not depend on how
-            many tokens there are (:class:`kvcli.engine.decode_step.Steady`); ``None`` otherwise.
+            many tokens there are (:class:`kvcli.engine.decode_step.StaticStep`); ``None`` otherwise.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Tail:
         self.cursor: Tensor | None = None
         self.staging = Staging()
         self.context: Context | None = None
-        self.held: list[Attending] = []
+        self.held: list[Attendable] = []
         self.turn_to(context)
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
-        self._layers = [TailLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
+        self._layers = [DecodeCacheLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
 
     def turn_to(self, context: Context | None) -> None:
         """Attend to another part of the same document: what has passed stays as it was."""
@@ -56,7 +56,7 @@ class Tail:
         self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
 
     @property
-    def layers(self) -> Sequence[TailLayer]:
+    def layers(self) -> Sequence[DecodeCacheLayer]:
         return self._layers
 
     @property
@@ -75,13 +75,13 @@ class Tail:
 
     def foresees(self, layer: int) -> bool:
         """Whether a layer wants to know its queries before they are there (see :meth:`foresee`)."""
-        return layer < len(self.held) and isinstance(self.held[layer], Foreseeing)
+        return layer < len(self.held) and isinstance(self.held[layer], Prefetching)
 
     def foresee(self, layer: int, q: Tensor, scale: float) -> None:
         """A guess of the next tokens' queries in a layer, ``[H, m, D]`` before RoPE, made a layer ahead."""
         held, context = self.held[layer], self.context
         assert context is not None
-        assert isinstance(held, Foreseeing)
+        assert isinstance(held, Prefetching)
         first = context.starts[layer]
         begin = first + self.length
         places = range(begin, begin + q.shape[1]) if self.cursor is None else self.cursor + first
@@ -95,20 +95,20 @@ class Tail:
 
 
 @dataclass
-class TailLayer:
+class DecodeCacheLayer:
     """One layer's tail: rotated keys and values ``[H_kv, capacity, D]``, of which ``tail.length`` are in use.
 
     ``tail`` is a weak proxy: a cycle would keep all of it, and its context, until Python looks for cycles, which in a
     process of this size is seldom.
     """
 
-    tail: Tail = field(repr=False)
+    tail: DecodeCache = field(repr=False)
     index: int
     k: Tensor
     v: Tensor
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """See :class:`kvcli.cache.base.StoreLayer`."""
+        """See :class:`kvcli.cache.base.KVCacheLayer`."""
         if self.tail.cursor is not None:
             return self._attend_at(self.tail.cursor, q, k, v, scale)
         tail, m = self.tail, q.shape[1]

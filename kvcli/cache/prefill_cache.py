@@ -15,13 +15,13 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from kvcli.cache.units import Coded, Exact
+from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 from kvcli.eviction.merging import merge
 from kvcli.eviction.selection import select
-from kvcli.storage.base import Hold
+from kvcli.storage.base import KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import attention, causal_attention
@@ -30,7 +30,7 @@ from kvcli_kernels.merge import merge as merge_terms
 
 
 @dataclass
-class Step:
+class ChunkStep:
     """The chunk at hand, the same for all layers.
 
     Attributes:
@@ -48,7 +48,7 @@ class Step:
     evict: bool = True
 
 
-class Fill:
+class PrefillCache:
     """The working set of all layers.
 
     Args:
@@ -67,7 +67,7 @@ class Fill:
     def __init__(
         self,
         spec: ModelSpec,
-        keep: Keep,
+        keep: EvictionPolicy,
         rotary: Rotary,
         *,
         tokens: int,
@@ -75,26 +75,26 @@ class Fill:
         dtype: torch.dtype,
         device: torch.device,
         heads: Scorer | None = None,
-        hold: Hold | None = None,
+        hold: KVStorage | None = None,
         calibration: dict[int, Tensor] | None = None,
     ) -> None:
         self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
         self.calibration, self.dtype = calibration or {}, dtype
-        self.step = Step()
+        self.step = ChunkStep()
         self.seen = 0
         self.limit = None if hold is None else hold.limit
         self.rows = None if hold is None else hold.rows
         self.budgets = [keep.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         self._layers = [
-            FillLayer(proxy(self), i, window, capacity, dtype, device)
+            PrefillCacheLayer(proxy(self), i, window, capacity, dtype, device)
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
         host = hold is not None and hold.offloads
         self.workspace = Workspace.make(spec.kv_heads, self._room(chunk), spec.head_dim, dtype, device, host=host)
 
     @property
-    def layers(self) -> Sequence[FillLayer]:
+    def layers(self) -> Sequence[PrefillCacheLayer]:
         return self._layers
 
     @property
@@ -107,7 +107,7 @@ class Fill:
         """Bytes of all buffers, workspace included."""
         return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers)
 
-    def copy(self) -> Fill:
+    def copy(self) -> PrefillCache:
         """An independent fill with the same units; the model's parts are shared."""
         parts = (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration, self.workspace.aside)
         shared = {id(part): part for part in parts}
@@ -139,14 +139,14 @@ class Fill:
 
 
 @dataclass
-class FillLayer:
+class PrefillCacheLayer:
     """One layer's kept units: keys before RoPE, values, scores and places, in document order.
 
     Keys and values are ``[H_kv, capacity, D]`` as the model made them, or with ``rows`` uint8
-    ``[H_kv, capacity, width]``. ``fill`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.TailLayer`.
+    ``[H_kv, capacity, width]``. ``fill`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.DecodeCacheLayer`.
     """
 
-    fill: Fill = field(repr=False)
+    fill: PrefillCache = field(repr=False)
     index: int
     window: int | None
     capacity: int
@@ -194,13 +194,13 @@ class FillLayer:
         self.k, self.v, self.scores, self.pos = (t.new_empty(0) for t in (self.k, self.v, self.scores, self.pos))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """See :class:`kvcli.cache.base.StoreLayer`. Evicts before it returns."""
+        """See :class:`kvcli.cache.base.KVCacheLayer`. Evicts before it returns."""
         step, c, m = self.fill.step, self.count, q.shape[1]
         places = range(c, c + m) if self.compact else range(step.start, step.start + m)
         pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
         q_rotated = self.fill.rotary.rotate(self.index, q, places)
-        units: Exact | Coded
+        units: DenseUnits | QuantizedUnits
         if self.rows is None:
             out, units = self._beside(q_rotated, k, v, pos, scale, window)
         else:
@@ -210,7 +210,7 @@ class FillLayer:
                 out = merge_terms(held.attend(q_rotated, scale, c), own)[0]
             else:
                 out = causal_attention(q_rotated, k_rotated, v, scale)
-            units = Coded(held, k[:, : step.new], v[:, : step.new], k_rotated)
+            units = QuantizedUnits(held, k[:, : step.new], v[:, : step.new], k_rotated)
 
         u = c + step.new
         if self.window is not None:
@@ -251,14 +251,14 @@ class FillLayer:
 
     def _beside(
         self, q_rotated: Tensor, k: Tensor, v: Tensor, pos: Tensor, scale: float, window: int | None
-    ) -> tuple[Tensor, Exact]:
+    ) -> tuple[Tensor, DenseUnits]:
         """Attention over kept units and the chunk's own side by side in the workspace, and these."""
         c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
         work_k, work_v = (t[:, : c + m] for t in self.fill.workspace.open(self.fill.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
         k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
         out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
-        return out, Exact(work_k[:, :u], work_v[:, :u], k_rotated)
+        return out, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
 
     def _keep_best(self, chunk: Chunk) -> None:
         keep, step, units = self.fill.keep, self.fill.step, chunk.kept + chunk.new

@@ -1,4 +1,4 @@
-"""The units that a fill's layer has at hand, as policies see them (:class:`kvcli.eviction.base.AtHand`)."""
+"""The units that a fill's layer has at hand, as policies see them (:class:`kvcli.eviction.base.UnitView`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvcli.storage.row_codec import RowLayer, blocks
 
 
 @dataclass(frozen=True)
-class Exact:
+class DenseUnits:
     """Units that are there as they are."""
 
     k: Tensor
@@ -21,7 +21,7 @@ class Exact:
 
 
 @dataclass(frozen=True)
-class Coded:
+class QuantizedUnits:
     """Kept units in codes and the chunk's own behind them, unpacked where a policy asks.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kvcli.utils.copy_stream import Aside
+from kvcli.utils.copy_stream import CopyStream
 
 Pair = tuple[Tensor, Tensor]
 
@@ -38,7 +38,7 @@ class Workspace:
     """
 
     tensors: tuple[Tensor, ...]
-    aside: Aside | None
+    aside: CopyStream | None
 
     def __post_init__(self) -> None:
         self._coming: dict[int, Any] = {}
@@ -47,7 +47,7 @@ class Workspace:
     def make(heads: int, room: int, dim: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
         """For layers of at most ``room`` units, chunk included, per head."""
         tensors = tuple(torch.empty(heads, room, dim, dtype=dtype, device=device) for _ in range(4 if host else 2))
-        return Workspace(tensors, Aside(device) if host else None)
+        return Workspace(tensors, CopyStream(device) if host else None)
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +100,7 @@ class Workspace:
             _copy(source[:, : layer.count], target[:, : layer.count])
         return pair
 
-    def _fetch(self, aside: Aside, layer: Kept) -> None:
+    def _fetch(self, aside: CopyStream, layer: Kept) -> None:
         with aside.run():
             self._load(layer)
         self._coming[layer.index] = aside.mark()

@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from kvcli.cache.context import Context
-from kvcli.cache.decode_cache import Tail
-from kvcli.cache.prefill_cache import Fill
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.chat.transcript import Turn
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import append_tokens, generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
-from kvcli.events import Absorbed, Answer, Prefill, Token
-from kvcli.models.load import Model
+from kvcli.events import Answer, Prefill, Token, TurnsEvicted
+from kvcli.models.model import Model
 from kvcli.recipe import Recipe
 
 
 @dataclass
-class Ground:
+class ChatContext:
     """What a conversation stands on.
 
     Attributes:
@@ -44,7 +45,7 @@ class Ground:
     prompt: Prompt
     recipe: Recipe
     chunk: int
-    work: Fill
+    work: PrefillCache
     context: Context | None
     room: int
     total: int | None = None
@@ -55,7 +56,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _TurnStart:
     """Where a turn begins: in the ids, and how much of them the tail held by then."""
 
     ids: int
@@ -69,7 +70,7 @@ class Conversation:
         model: a loaded model.
         ground: makes the ground anew; called at :meth:`open`, and again when turns are to be forgotten that have
             been absorbed, which is cheap where the document's reading is saved.
-        turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.transcript.Record`).
+        turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.transcript.Transcript`).
         unanswered: its question without an answer.
         changed: called after each change of these, to save them.
     """
@@ -77,7 +78,7 @@ class Conversation:
     def __init__(
         self,
         model: Model,
-        ground: Callable[[], Ground],
+        ground: Callable[[], ChatContext],
         *,
         turns: Sequence[Turn] = (),
         absorbed: Sequence[int] = (),
@@ -86,11 +87,11 @@ class Conversation:
     ) -> None:
         self.model, self._make, self.changed = model, ground, changed
         self.turns, self.absorbed, self.unanswered = list(turns), list(absorbed), unanswered
-        self.ground: Ground | None = None
+        self.ground: ChatContext | None = None
         self.context: Context | None = None
-        self.tail: Tail | None = None
+        self.tail: DecodeCache | None = None
         self._ids: list[int] = []
-        self._begun: list[_Begun] = []
+        self._begun: list[_TurnStart] = []
 
     @property
     def used(self) -> int:
@@ -122,7 +123,7 @@ class Conversation:
 
     def ask(
         self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
-    ) -> Generator[Prefill | Absorbed | Token | Answer, None, None]:
+    ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
         """Ask, and answer token by token.
 
         Where the tail has no room left for the question and an answer, it is absorbed first. Closing the generator or
@@ -139,14 +140,14 @@ class Conversation:
         ground = self._opened()
         longest, absorbed = yield from self._make_room(ground, text, max_tokens)
         if absorbed:
-            yield Absorbed(self.absorbed[-1], absorbed)
+            yield TurnsEvicted(self.absorbed[-1], absorbed)
         self.unanswered = text
         self.changed()
         yield from self._answer(ground, text, sampling, longest, circles)
 
     def retry(
         self, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
-    ) -> Generator[Prefill | Absorbed | Token | Answer, None, None]:
+    ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
         """Ask the last question again, as if it had not been answered. Raises ``InputError`` where there is none."""
         text = self.unanswered
         if text is None:
@@ -191,29 +192,29 @@ class Conversation:
 
     # --- within ---
 
-    def _opened(self) -> Ground:
+    def _opened(self) -> ChatContext:
         assert self.ground is not None
         return self.ground
 
     def _stand(self, context: Context | None) -> None:
         self.context = context
-        self.tail = engine.begin(self.model, context)
+        self.tail = new_decode_cache(self.model, context)
         self._ids, self._begun = [], []
 
-    def _retell(self, ground: Ground, first: int, end: int) -> None:
+    def _retell(self, ground: ChatContext, first: int, end: int) -> None:
         """Put turns behind what there is, to be read when next something is asked."""
         for i, turn in enumerate(self.turns[first:end], first):
-            begun = _Begun(len(self._ids), len(self._ids))
+            begun = _TurnStart(len(self._ids), len(self._ids))
             self._ids += self._question(ground, turn.question, first=i == 0)
             self._ids += turn.ids or ground.prompt.reply(turn.answer)
             self._begun.append(begun)
 
-    def _question(self, ground: Ground, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
+    def _question(self, ground: ChatContext, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
         if first:
             return ground.prompt.question(text, document=ground.document, again=again)
         return ground.prompt.follow(text, again=again)
 
-    def _make_room(self, ground: Ground, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
+    def _make_room(self, ground: ChatContext, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
         """How long the answer may be, and how many tokens were absorbed for it."""
         needed = len(self._question(ground, text, first=not self.turns))
         wanted = min(max_tokens, ground.room // 2)
@@ -239,23 +240,23 @@ class Conversation:
             )
         return min(max_tokens, left), absorbed
 
-    def _absorb(self, ground: Ground) -> Generator[Prefill, None, None]:
+    def _absorb(self, ground: ChatContext) -> Generator[Prefill, None, None]:
         ground.context = self.context = self.tail = None  # what comes is read from the fill, and takes their place
-        context = yield from engine.absorb(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
+        context = yield from engine.evict_turns(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
         self._stand(context)
 
     def _answer(
-        self, ground: Ground, text: str, sampling: Sampling | None, longest: int, circles: bool
+        self, ground: ChatContext, text: str, sampling: Sampling | None, longest: int, circles: bool
     ) -> Generator[Token | Answer, None, None]:
         assert self.tail is not None
-        begun = _Begun(len(self._ids), self.tail.length)
+        begun = _TurnStart(len(self._ids), self.tail.length)
         first, pending = not self.turns, self._ids[self.tail.length :]
         again: Sequence[str] = ()
         sight = self.context
         if ground.look and ground.document and self.context:
             again, sight = ground.look(self.context, text)
             if again and pending:
-                engine.put(self.model, self.tail, pending, chunk=ground.chunk)
+                append_tokens(self.model, self.tail, pending, chunk=ground.chunk)
                 pending = []
         self._ids += self._question(ground, text, first=first)
         made: list[int] = []
@@ -263,7 +264,7 @@ class Conversation:
         answer: Answer | None = None
         began, read = perf_counter(), self.tail.length
         self.tail.turn_to(sight)
-        events = engine.ask(
+        events = generate(
             self.model,
             self.tail,
             pending + self._question(ground, text, first=first, again=again),

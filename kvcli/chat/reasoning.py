@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 OPEN, CLOSE = "<think>", "</think>"
 
-Piece = tuple[str, bool]
+ReasoningPiece = tuple[str, bool]
 """A text, and whether it was only thought."""
 
 
-class Thoughts:
+class ReasoningSplitter:
     """Tells thoughts from the answer; the tags and the white space at their inner and outer sides are neither.
 
     Args:
@@ -22,16 +22,16 @@ class Thoughts:
         self._held = ""
         self._begin = True  # of the answer, where alone thoughts may open, or of the text behind a tag
 
-    def push(self, text: str) -> list[Piece]:
+    def push(self, text: str) -> list[ReasoningPiece]:
         """What is certain by now."""
         self._held += text
         return list(self._pieces(last=False))
 
-    def flush(self) -> list[Piece]:
+    def flush(self) -> list[ReasoningPiece]:
         """What was held back."""
         return list(self._pieces(last=True))
 
-    def _pieces(self, *, last: bool) -> Iterator[Piece]:
+    def _pieces(self, *, last: bool) -> Iterator[ReasoningPiece]:
         if not self.thinking and self._begin:
             body = self._held.lstrip()
             if body.startswith(OPEN):
@@ -54,7 +54,7 @@ class Thoughts:
         keep = max((n for n in range(len(CLOSE)) if self._held.endswith(CLOSE[:n])), default=0)
         return len(self._held[: len(self._held) - keep].rstrip())
 
-    def _say(self, text: str, thought: bool) -> Iterator[Piece]:
+    def _say(self, text: str, thought: bool) -> Iterator[ReasoningPiece]:
         if self._begin:
             text = text.lstrip("\n")
         if text:
@@ -62,7 +62,7 @@ class Thoughts:
             yield text, thought
 
 
-def spoken(text: str, *, thinking: bool = False) -> str:
+def strip_reasoning(text: str, *, thinking: bool = False) -> str:
     """An answer without what was thought before it."""
-    thoughts = Thoughts(thinking=thinking)
+    thoughts = ReasoningSplitter(thinking=thinking)
     return "".join(piece for piece, thought in [*thoughts.push(text), *thoughts.flush()] if not thought)

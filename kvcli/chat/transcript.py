@@ -16,7 +16,7 @@ from typing import Any
 
 from kvcli.errors import DamagedError, InputError, UsageError
 from kvcli.utils import files as file_utils
-from kvcli.utils.from_json import revive
+from kvcli.utils.from_json import from_json
 
 FORMAT = "kvcli-chat/1"
 _NAME = re.compile(r"[\w][\w.-]{0,63}")
@@ -42,7 +42,7 @@ class Turn:
 
 
 @dataclass
-class Record:
+class Transcript:
     """A conversation as it is saved.
 
     Attributes:
@@ -76,14 +76,14 @@ class Record:
     format: str = FORMAT
 
 
-def absolute(record: Record) -> list[str]:
-    """The documents of :attr:`Record.files`, wherever they were named."""
+def absolute(record: Transcript) -> list[str]:
+    """The documents of :attr:`Transcript.files`, wherever they were named."""
     return [str(Path(record.folder, name)) for name in record.files]
 
 
 def folder() -> Path:
     """Where conversations lie: they are a person's own, so beside data and not in the cache."""
-    return file_utils.private(file_utils.data_dir() / "chats")
+    return file_utils.private_dir(file_utils.data_dir() / "chats")
 
 
 def named(name: str) -> Path:
@@ -111,7 +111,7 @@ def last() -> Path:
     return found[-1]
 
 
-def save(path: Path, record: Record) -> None:
+def save(path: Path, record: Transcript) -> None:
     """Write a record under its name, all of it or nothing, durable and 0600. Raises ``OSError``."""
     record.made = record.made or datetime.now(UTC).isoformat(timespec="seconds")
     write(path, json.dumps(asdict(record), ensure_ascii=False, indent=1) + "\n")
@@ -119,11 +119,11 @@ def save(path: Path, record: Record) -> None:
 
 def write(path: Path, text: str) -> None:
     """A text file, 0600, all of it or nothing. Raises ``OSError``."""
-    with file_utils.replacing(path) as temporary:
+    with file_utils.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
-def load(path: Path) -> Record:
+def load(path: Path) -> Transcript:
     """Read a record.
 
     Raises:
@@ -140,7 +140,7 @@ def load(path: Path) -> Record:
         found = json.loads(text)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        record = revive(Record, found)
+        record = from_json(Transcript, found)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)[:120]) from None
     steps = [0, *record.absorbed, len(record.turns)]
@@ -158,7 +158,7 @@ def locked(path: Path) -> Iterator[None]:
     """Be the one chat of a session. Raises ``UsageError`` where another process is."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(file_utils.private(path.parent / "locks") / f"{path.name}.lock", mode=0o600)
+    lock = FileLock(file_utils.private_dir(path.parent / "locks") / f"{path.name}.lock", mode=0o600)
     try:
         lock.acquire(timeout=0)
     except Timeout:

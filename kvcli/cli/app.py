@@ -27,6 +27,7 @@ from kvcli.cli.commands import (
     recipes,
     train,
 )
+from kvcli.cli.signals import install_sigterm
 
 app = typer.Typer(
     name="kvcli",
@@ -75,7 +76,7 @@ def run(args: Sequence[str]) -> int:
     """One run of the program on ``args``; returns its exit code."""
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
     _environment()
-    exit_codes.listen()
+    install_sigterm()
     try:
         command = typer.main.get_command(app)
         with command.make_context("kvcli", list(args)) as context:

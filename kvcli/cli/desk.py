@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from kvcli import documents, types
 from kvcli.cli import inputs
 from kvcli.cli.budget import Budget
-from kvcli.cli.exit_codes import STOPS, Interrupted
 from kvcli.cli.reading import Reader
 from kvcli.cli.report import Report
 from kvcli.cli.request import Request, standard_input
+from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import DamagedError, ResourceError, UsageError
 from kvcli.utils import process_memory
 
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.documents import Document
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.load import Model
-    from kvcli.prompt_cache.directory import Library
+    from kvcli.models.model import Model
+    from kvcli.prompt_cache.directory import CacheDirectory
     from kvcli.prompt_cache.file_format import Meta
-    from kvcli.prompt_cache.prefill import Job
+    from kvcli.prompt_cache.prefill import PrefillRequest
     from kvcli.recipe import Recipe
 
 QUESTION, ANSWER = 256, 2048
@@ -76,7 +77,7 @@ def during(what: str) -> Iterator[None]:
     """Say of Ctrl-C and SIGTERM what they broke off."""
     try:
         yield
-    except STOPS as stop:
+    except INTERRUPTS as stop:
         raise Interrupted(f"interrupted while {what}", "the same command again", cause=stop) from None
 
 
@@ -188,10 +189,10 @@ class Desk:
         """Put a question in front of the document, where this run reads for each question alone."""
         if not (self.settings.focus and self.report.document):
             return
-        from kvcli.engine.query_aware import focused
+        from kvcli.engine.query_aware import query_aware
 
         self.focus = question
-        self.ids, self.recipe = focused(self.prompt, self.agnostic, self.report.document.text, question)
+        self.ids, self.recipe = query_aware(self.prompt, self.agnostic, self.report.document.text, question)
         self.report.tokens, self.report.recipe = len(self.ids), str(self.recipe)
 
     def _passages(self, question: Sequence[int]) -> int:
@@ -205,7 +206,7 @@ class Desk:
         from kvcli.planning import memory
 
         work = {"tokens": len(self.ids), "chunk": self.chunk, "question": len(question)}
-        return memory.second_look(self.model.spec, self.recipe, **work)
+        return memory.default_passages(self.model.spec, self.recipe, **work)
 
     def _look(self, context: "Context", question: str, count: int) -> "tuple[list[str], Context]":
         """Passages of the document, to be read again behind it, and what to see of it meanwhile."""
@@ -213,22 +214,22 @@ class Desk:
         self.report.looked, self.report.look_s = [], 0.0
         if not (count and document):
             return [], context
-        from kvcli.retrieval.passages import look
+        from kvcli.retrieval.passages import retrieve_passages
 
         start = time.perf_counter()
         about = self.model, self.prompt, context, document.text, question
-        found = look(*about, count=count, tokens=len(self.ids))
+        found = retrieve_passages(*about, count=count, tokens=len(self.ids))
         self.report.looked = [(p.start, p.end) for p in found.passages]
         self.report.look_s = time.perf_counter() - start
         return found.texts(document.text), found.context
 
-    def _library(self) -> "Library | None":
+    def _library(self) -> "CacheDirectory | None":
         if not self.settings.cache:
             return None
-        from kvcli.prompt_cache.directory import Library
+        from kvcli.prompt_cache.directory import CacheDirectory
 
         try:
-            return Library.default()
+            return CacheDirectory.default()
         except ResourceError as error:
             self._warn(f"readings are not saved: {error.message}")
             return None
@@ -256,7 +257,7 @@ class Desk:
             from kvcli.models.spec import fingerprint
             from kvcli.retaining_heads.discovery import attach
 
-            source = terminal.follow(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
+            source = run_with_progress(resolve(settings.model, offline=settings.offline), quiet=settings.quiet)
             self._same_model(fingerprint(source, settings.weights))
             start = time.perf_counter()
 
@@ -292,14 +293,14 @@ class Desk:
 
     def banner(self) -> None:
         """What is about to happen."""
-        from kvcli.planning import memory
+        from kvcli.planning.positions import kept_units
 
         report, spec, quiet = self.report, self.model.spec, self.settings.quiet
         if report.document:
             label = "book" if report.document.pages else "document"
             title = terminal.title(report.document)
             terminal.note(label, f"{title} · {report.tokens:,} tokens · nothing dropped", quiet=quiet)
-            kept = max(memory.units(spec, self.recipe, report.tokens, i) for i in range(spec.layers))
+            kept = max(kept_units(spec, self.recipe, report.tokens, i) for i in range(spec.layers))
             units = f"{kept:,} of {report.tokens:,} units kept ({terminal.share(kept, report.tokens)})"
             recipe = f"{report.recipe}, {units}"
         else:
@@ -312,10 +313,11 @@ class Desk:
     def _read(self, question: Sequence[int], longest: int, out: Path | None = None, *, passages: int = 0) -> int:
         """See to it that the context is there; returns how long the answer behind ``passages`` may become."""
         from kvcli.planning import memory
+        from kvcli.utils.process_memory import available
 
         report, model, chunk = self.report, self.model, self.chunk
         tokens = len(self.ids)
-        plan, longest = memory.of_run(
+        plan, longest = memory.plan_run(
             model.spec,
             self.recipe,
             tokens=tokens,
@@ -328,7 +330,7 @@ class Desk:
         if job is None or not self.reader.has(job):
             report.planned_bytes = plan.total
             self.reader.drop()
-            plan.check(memory.available(model.spec.device), model.spec.device)
+            plan.check(available(model.spec.device), model.spec.device)
             if job is not None:
                 self.reader.read(job, out)
         return longest
@@ -338,19 +340,19 @@ class Desk:
         """Tokens read per step."""
         return self.settings.chunk or types.CHUNK
 
-    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
+    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "PrefillRequest":
         """What is read of the document under a recipe."""
-        from kvcli.planning import memory
-        from kvcli.prompt_cache.prefill import Job
+        from kvcli.planning.positions import max_position
+        from kvcli.prompt_cache.prefill import PrefillRequest
 
         spec, document = self.model.spec, self.report.document
         assert document is not None
         behind = max(QUESTION + ANSWER, len(question) + longest)
-        return Job(
+        return PrefillRequest(
             ids=self.ids,
             recipe=recipe,
             chunk=self.chunk,
-            horizon=memory.horizon(spec, recipe, tokens=len(self.ids), chunk=self.chunk, behind=behind),
+            horizon=max_position(spec, recipe, tokens=len(self.ids), chunk=self.chunk, behind=behind),
             head=self.prompt.document("", focus=self.focus),
             text=document.text,
             document=inputs.about(document),
@@ -377,7 +379,7 @@ class Desk:
                 )
             header = file_format.header(path)
             if header.meta.origin != "prefill" and path == self.reader.place:
-                file_format.relabel(header, replace(header.meta, origin="prefill"))
+                file_format.update_metadata(header, replace(header.meta, origin="prefill"))
             if out is not None and path != out:
                 file_format.copy(path, out)
                 self.reader.path = out

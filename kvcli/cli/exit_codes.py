@@ -10,15 +10,14 @@
 import errno
 import json
 import os
-import signal
 import sys
 import traceback
 from contextlib import suppress
-from types import FrameType, TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import typer
 
+from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
 from kvcli.errors import KvcliError, ResourceError, UsageError
 
@@ -27,73 +26,11 @@ PARTLY_FAILED = 8
 BROKEN_PIPE = 141
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-STOPS = (KeyboardInterrupt, Terminated)
-"""What a person or the system raises to stop the work; catch these to keep what is there."""
-
-
-class Interrupted(KvcliError):
-    """The work was stopped from outside; the message says what was kept and what was lost."""
-
-    code: ClassVar[str] = "interrupted"
-
-    def __init__(self, message: str, hint: str | None = None, *, cause: BaseException) -> None:
-        super().__init__(message, hint)
-        self.exit = stop_code(cause)  # type: ignore[misc]  # of this one: 130 or 143
-
-
-def stop_code(cause: BaseException) -> int:
-    """The exit code of one of ``STOPS``."""
-    return 143 if isinstance(cause, Terminated) else 130
-
-
-def listen() -> None:
-    """Turn SIGTERM into an exception, so that screens are restored and partial answers kept."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, stop)
-
-
-class Patience:
-    """Work can be saved between its pieces: the first Ctrl-C or SIGTERM waits for the one at hand, the second does not.
-
-    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
-    """
-
-    def __init__(self) -> None:
-        self.cause: BaseException | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Patience":
-        with suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._arrived)
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        again = self.cause is not None
-        self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
-        if again:
-            raise self.cause
-
-
-def understand(problem: BaseException) -> KvcliError:
+def to_kvcli_error(problem: BaseException) -> KvcliError:
     """The error that a person is told about."""
     if isinstance(problem, KvcliError):
         return problem
-    if isinstance(problem, STOPS):
+    if isinstance(problem, INTERRUPTS):
         return Interrupted("interrupted before there was anything to keep", cause=problem)
     if hasattr(problem, "format_message"):  # click's own, whichever copy of click typer uses
         return _usage(problem)
@@ -126,7 +63,7 @@ def _usage(problem: Any) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], f"{path} --help")
 
 
-def tell(problem: KvcliError, *, as_json: bool) -> None:
+def print_error(problem: KvcliError, *, as_json: bool) -> None:
     """The error on stderr and, where JSON was asked for, on stdout too."""
     if as_json:
         print(json.dumps(error_object(problem), ensure_ascii=False), flush=True)
@@ -146,21 +83,21 @@ def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
     if isinstance(problem, typer.Abort):  # Ctrl-C or Ctrl-D at a yes-or-no question
         return 130
     if isinstance(problem, BrokenPipeError):
-        return hush()
+        return silence_broken_pipe()
     if type(problem).__name__ == "NoArgsIsHelpError":
         print(problem, file=sys.stderr)
         return UsageError.exit
     if debug:
         traceback.print_exception(problem)
-    error = understand(problem)
+    error = to_kvcli_error(problem)
     try:
-        tell(error, as_json=as_json)
+        print_error(error, as_json=as_json)
     except BrokenPipeError:
-        return hush()
+        return silence_broken_pipe()
     return error.exit
 
 
-def hush() -> int:
+def silence_broken_pipe() -> int:
     """Whoever read our output has gone: be silent, also when Python flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):

@@ -9,15 +9,15 @@ from typing import Any
 
 from kvcli.documents import STDIN, Document, Options
 from kvcli.errors import InputError, UsageError
-from kvcli.prompt_cache.file_format import Header, damaged, header, looks_like
-from kvcli.utils.from_json import revive
+from kvcli.prompt_cache.file_format import CacheHeader, damaged, header, looks_like
+from kvcli.utils.from_json import from_json
 
 
 @dataclass(frozen=True)
 class Saved:
     """A saved reading that was named on the command line."""
 
-    header: Header
+    header: CacheHeader
     document: Document
 
     @property
@@ -46,10 +46,10 @@ def find(files: Sequence[str]) -> tuple[Saved | None, tuple[str, ...]]:
     return Saved(found, _document(found)), tuple(files[1:])
 
 
-def _document(found: Header) -> Document:
+def _document(found: CacheHeader) -> Document:
     try:
         about = json.loads(found.read("document"))
-        return revive(Document, {**about, "text": found.read("text").decode("utf-8", "surrogatepass")})
+        return from_json(Document, {**about, "text": found.read("text").decode("utf-8", "surrogatepass")})
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(found.path, f"its document makes no sense ({str(error)[:80]})") from None
 

@@ -11,7 +11,7 @@ from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
 
-class Sink:
+class AnswerWriter:
     """Answers, one after the other, each ending in exactly one newline."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Sink:
         if not self.stream:
             return
         self._begin()
-        text = self._held + terminal.plain(text)
+        text = self._held + terminal.strip_control(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         if body:
@@ -63,7 +63,7 @@ class Sink:
         else:
             self._begin()
             behind = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
-            self.file.write(behind if self.stream else terminal.plain(text).rstrip("\n") + behind)
+            self.file.write(behind if self.stream else terminal.strip_control(text).rstrip("\n") + behind)
         self.file.flush()
         self._held, self._open = "", False
 
@@ -101,7 +101,7 @@ def _refuse_inputs(path: Path, inputs: Sequence[str]) -> None:
             raise UsageError(f"-o {path} would overwrite {name}, which is to be read", "another name for -o")
 
 
-def portable(output: str) -> Path:
+def check_export_path(output: str) -> Path:
     """Where a reading may be written: a new file, or in place of another reading. Raises ``UsageError``."""
     path = Path(output)
     _refuse(path)

@@ -6,19 +6,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kvcli.cli.exit_codes import STOPS, Interrupted, Patience
 from kvcli.cli.report import Report
+from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted
 from kvcli.cli.views import terminal
-from kvcli.events import Event, Prefill, Reused, Warned
+from kvcli.cli.views.progress import run_with_progress
+from kvcli.events import CacheHit, Event, Notice, Prefill
 from kvcli.planning import speed_history
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
-    from kvcli.cache.prefill_cache import Fill
-    from kvcli.models.load import Model
-    from kvcli.prompt_cache.directory import Library
-    from kvcli.prompt_cache.key import Identity
-    from kvcli.prompt_cache.prefill import Job, Reading
+    from kvcli.cache.prefill_cache import PrefillCache
+    from kvcli.models.model import Model
+    from kvcli.prompt_cache.directory import CacheDirectory
+    from kvcli.prompt_cache.key import CacheKey
+    from kvcli.prompt_cache.prefill import PrefillRequest, PrefillResult
 
 T = TypeVar("T")
 
@@ -43,43 +44,43 @@ class Reader:
         warn: Callable[[str], None],
         *,
         quiet: bool,
-        library: "Library | None",
+        library: "CacheDirectory | None",
         rebuild: bool = False,
         base: Path | None = None,
     ) -> None:
         self.model, self.report, self.warn, self.quiet = model, report, warn, quiet
         self.library, self.rebuild, self.base = library, rebuild, base
         self.context: Context | None = None
-        self.work: Fill | None = None
+        self.work: PrefillCache | None = None
         self.path: Path | None = None
         self.place: Path | None = None
-        self._has: Identity | None = None
+        self._has: CacheKey | None = None
         self._done = 0
 
-    def has(self, job: "Job") -> bool:
+    def has(self, job: "PrefillRequest") -> bool:
         """Whether the context at hand is that of ``job``."""
-        from kvcli.prompt_cache.prefill import identity
+        from kvcli.prompt_cache.prefill import request_key
 
-        return self._has == identity(self.model, job)
+        return self._has == request_key(self.model, job)
 
     def drop(self) -> None:
         """Give up the context at hand, so that another one has room."""
         self.context = self.work = self._has = None
 
-    def was_asked_for(self, job: "Job") -> bool:
+    def was_asked_for(self, job: "PrefillRequest") -> bool:
         """Whether a person has had this very reading made, by ``kvcli prefill``."""
         from kvcli.errors import DamagedError
         from kvcli.prompt_cache.file_format import header
-        from kvcli.prompt_cache.prefill import identity
+        from kvcli.prompt_cache.prefill import request_key
 
         if self.library is None or self.rebuild or self.base is not None:
             return False
         with suppress(DamagedError, OSError):
-            meta = header(self.library.place(identity(self.model, job))).meta
+            meta = header(self.library.place(request_key(self.model, job))).meta
             return meta.complete and meta.origin == "prefill"
         return False
 
-    def read(self, job: "Job", out: Path | None = None) -> None:
+    def read(self, job: "PrefillRequest", out: Path | None = None) -> None:
         """Make the context of ``job`` the one at hand. Raises ``Interrupted`` where it was stopped.
 
         Args:
@@ -88,11 +89,11 @@ class Reader:
         """
         from kvcli.prompt_cache import prefill as session
 
-        own = session.identity(self.model, job)
+        own = session.request_key(self.model, job)
         place = self.place = out if self.library is None else self.library.place(own)
-        patience, self._done, start = Patience(), 0, time.perf_counter()
+        patience, self._done, start = DeferredSignals(), 0, time.perf_counter()
         warnings: list[str] = []
-        events = session.read(
+        events = session.cached_prefill(
             self.model,
             job,
             place=place,
@@ -103,10 +104,12 @@ class Reader:
         )
         try:
             with patience:
-                reading = terminal.follow(self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device)
-        except session.Paused as paused:
+                reading = run_with_progress(
+                    self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device
+                )
+        except session.PrefillInterrupted as paused:
             raise _interrupted(paused.done, paused.total, paused.saved, patience.cause) from None
-        except STOPS as stop:
+        except INTERRUPTS as stop:
             saved = _saved(place)
             raise _interrupted(self._done, len(job.ids), saved, stop) from None
         finally:
@@ -125,18 +128,18 @@ class Reader:
             except StopIteration as end:
                 value: T = end.value
                 return value
-            if isinstance(event, Reused):
+            if isinstance(event, CacheHit):
                 whole = event.tokens == event.total
                 tokens = terminal.count(event.tokens) + ("" if whole else f" of {terminal.count(event.total)}")
                 what = f"{tokens} tokens ({event.seconds:.1f} s)"
                 terminal.note("reading reused: " if whole else "reading resumed: ", what, quiet=self.quiet)
-            elif isinstance(event, Warned):
+            elif isinstance(event, Notice):
                 warnings.append(event.text)
             elif isinstance(event, Prefill):
                 self._done = event.done
             yield event
 
-    def _learn(self, reading: "Reading", seconds: float) -> None:
+    def _learn(self, reading: "PrefillResult", seconds: float) -> None:
         report, context = self.report, reading.context
         report.cache, report.reused = reading.cache, reading.reused
         report.reuse_s = reading.seconds if reading.reused else 0.0

@@ -11,6 +11,7 @@ from kvcli.cli.request import Question
 from kvcli.cli.views import citations, terminal
 from kvcli.documents import Document
 from kvcli.events import Answer
+from kvcli.utils.sizes import format_bytes
 
 
 @dataclass
@@ -121,7 +122,7 @@ class Report:
     def statistics(self, answer: Answer) -> list[tuple[str, str]]:
         """``--stats``."""
         rate = f" ({(self.tokens - self.reused) / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
-        size = terminal.size
+        size = format_bytes
         times = [
             f"extract {self.extract_s:.2f} s",
             f"load {self.load_s:.2f} s",

@@ -36,7 +36,7 @@ class Request:
     batch: bool
 
 
-def sort_out(
+def parse_request(
     words: Sequence[str], files: Sequence[str], questions: Sequence[str], question_files: Sequence[str]
 ) -> Request:
     """Positional ``words``, ``-f`` files, ``-e`` questions and ``-Q`` files as one request.
@@ -67,11 +67,11 @@ def sort_out(
         which = f"question {i} of {len(asked)}" if len(asked) > 1 else "the question"
         if not question.text.strip():
             raise UsageError(f"{which} is empty", EXAMPLE)
-        valid(question.text, which)
+        require_utf8(question.text, which)
     return Request((*files, *words), tuple(asked), batch)
 
 
-def valid(text: str, what: str) -> str:
+def require_utf8(text: str, what: str) -> str:
     """``text`` if it can be encoded at all: an argument may carry bytes that are no character."""
     try:
         text.encode()

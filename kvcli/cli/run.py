@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from kvcli.cli.desk import Desk, Settings, during
-from kvcli.cli.exit_codes import PARTLY_FAILED, STOPS, Interrupted, error_object, stop_code, understand
-from kvcli.cli.output import Sink
+from kvcli.cli.exit_codes import PARTLY_FAILED, error_object, to_kvcli_error
+from kvcli.cli.output import AnswerWriter
 from kvcli.cli.request import Question, Request
+from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for
 from kvcli.cli.views import citations, terminal
 from kvcli.events import Answer, Token
 from kvcli.planning import speed_history
@@ -24,7 +25,7 @@ __all__ = ["Run", "Settings", "during"]
 class Run(Desk):
     """A desk with questions, and a place for answers to go to."""
 
-    def __init__(self, settings: Settings, request: Request, sink: Sink) -> None:
+    def __init__(self, settings: Settings, request: Request, sink: AnswerWriter) -> None:
         super().__init__(settings, request)
         self.sink = sink
         self.asked = 0
@@ -84,7 +85,7 @@ class Run(Desk):
 
     def _failed(self, which: dict[str, Any], problem: Exception) -> None:
         """One of a batch: said, and the next one is asked."""
-        error = understand(problem)
+        error = to_kvcli_error(problem)
         self.sink.abandon()
         if self.sink.as_json:
             self.sink.end("", {**error_object(error), **which})
@@ -129,7 +130,7 @@ class Run(Desk):
             terminal.warn(remark, quiet=settings.quiet)
         self._aftermath(answer)
         if stopped is not None:
-            raise typer.Exit(stop_code(stopped))
+            raise typer.Exit(exit_code_for(stopped))
 
     def _remark(self, text: str) -> None:
         """A warning about the answer at hand: in its record, and on the screen once its last line has ended."""
@@ -141,12 +142,12 @@ class Run(Desk):
         self, context: "Context | None", ids: list[int], sampling: Any, longest: int
     ) -> tuple[Answer, BaseException | None]:
         """The answer, streamed; where it was interrupted, what there is of it and what interrupted it."""
-        from kvcli.engine import prefill as engine
+        from kvcli.engine.generate import generate, new_decode_cache
 
         start = time.perf_counter()
         first, parts, made = start, list[str](), 0
-        tail = engine.begin(self.model, context)
-        events = engine.ask(
+        tail = new_decode_cache(self.model, context)
+        events = generate(
             self.model,
             tail,
             ids,
@@ -165,7 +166,7 @@ class Run(Desk):
                     made += event.id >= 0
                     parts.append(event.text)
                     self.sink.write(event.text)
-        except STOPS as stop:
+        except INTERRUPTS as stop:
             text, now = "".join(parts), time.perf_counter()
             answer = Answer(text, "interrupted", len(ids), made, first - start, now - first)
             return answer, stop
@@ -179,9 +180,9 @@ class Run(Desk):
             with during("looking up what the answer quotes"):
                 cited = self._lookup.cited(document, answer.text)
                 if answer.finish_reason != "interrupted" and (self.sink.as_json or not cited.grounded):
-                    from kvcli.retrieval.attribution import likely
+                    from kvcli.retrieval.attribution import attribute
 
-                    pages = likely(self.model, self.prompt, context, document, question, answer.text)
+                    pages = attribute(self.model, self.prompt, context, document, question, answer.text)
                     cited = replace(cited, likely=tuple(pages))
         self.report.cite_s = time.perf_counter() - start
         if settings.cite == "strict" and not cited.grounded:

@@ -27,7 +27,7 @@ def extract(source: Source) -> Extract:
                 f"{source.name} names parts that are no text of its own, which were not read: {', '.join(lost[:5])}"
                 + (f" and {len(lost) - 5:,} more" if lost[5:] else "")
             )
-        blocks: list[html.Block] = []
+        blocks: list[html.HtmlBlock] = []
         for name in chapters:
             if name not in archive.names:
                 raise InputError(f"{source.name} is damaged: its chapter {name} is missing", "fetch the file again")

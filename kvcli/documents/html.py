@@ -40,7 +40,7 @@ _VOID = frozenset(re.findall(r"\S+", "area base br col embed hr img input link m
 
 
 @dataclass
-class Block:
+class HtmlBlock:
     """A line or lines of text; a heading has its ``level``, 1 to 6."""
 
     text: str
@@ -52,7 +52,7 @@ class Block:
 class _Walk:
     """Where the walk is: the text of the block being made, and the lists, tables and ``pre`` around it."""
 
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[HtmlBlock] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     lists: list[list[Any]] = field(default_factory=list)  # tag and number of the last item
     pre: int = 0
@@ -70,7 +70,7 @@ class _Walk:
         else:
             text = "\n".join(line.strip() for line in re.sub(r"[ \t]+", " ", text).split("\n")).strip()
         if text.strip("| \n"):
-            self.blocks.append(Block(text, self.level, self.apart))
+            self.blocks.append(HtmlBlock(text, self.level, self.apart))
             self.apart = False
         self.apart |= apart
 
@@ -107,7 +107,7 @@ def xhtml(text: str) -> str:
     return _SELF_CLOSED.sub(closed, text)
 
 
-def blocks(html: str) -> list[Block]:
+def blocks(html: str) -> list[HtmlBlock]:
     """The blocks of a page in order."""
     from selectolax.lexbor import LexborHTMLParser
 
@@ -251,7 +251,7 @@ def _page(node: Any) -> str | None:
     return re.sub(r"\s+", " ", label)[:20] or None
 
 
-def parts(found: list[Block], *, first_page: int | None = None) -> list[Part]:
+def parts(found: list[HtmlBlock], *, first_page: int | None = None) -> list[Part]:
     """Blocks as text, cut at headings and at page marks; each part knows its section, page and line."""
     made: list[Part] = []
     path: list[tuple[int, str]] = []

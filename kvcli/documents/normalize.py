@@ -29,7 +29,7 @@ _LETTER = re.compile(rf"[^\W_{_UNSPACED}]")
 
 
 @dataclass(frozen=True)
-class Folded:
+class NormalizedText:
     """A text to compare by. ``starts[i]`` and ``ends[i]`` are the stretch of the original behind ``text[i]``."""
 
     text: str
@@ -47,7 +47,7 @@ class Folded:
         return bool(_LETTER.match(self.text[at - 1]) and _LETTER.match(self.text[at]))
 
 
-def fold(text: str, foreign: Iterable[tuple[int, int]] = ()) -> Folded:
+def normalize(text: str, foreign: Iterable[tuple[int, int]] = ()) -> NormalizedText:
     """``text`` folded.
 
     Args:
@@ -84,7 +84,7 @@ def fold(text: str, foreign: Iterable[tuple[int, int]] = ()) -> Folded:
                     starts.extend([start] * len(piece))
                     ends.extend([end] * len(piece))
     plain(len(text))
-    return Folded("".join(parts), starts, ends)
+    return NormalizedText("".join(parts), starts, ends)
 
 
 def _blanked(text: str, foreign: Iterable[tuple[int, int]]) -> str:

@@ -24,7 +24,7 @@ def odd(text: str) -> Counter[str]:
 
 
 @dataclass(frozen=True)
-class Row:
+class PageQuality:
     """One page, or one file without pages. ``characters`` are those of the source, kvcli's marks not counted."""
 
     file: str
@@ -40,7 +40,7 @@ class Row:
 class Quality:
     """The report of an extraction; ``odd`` counts glyphs by character."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PageQuality, ...]
     odd: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -54,7 +54,7 @@ class Quality:
         return int(median(r.characters for r in self.rows)) if self.rows else 0
 
     @property
-    def empty(self) -> list[Row]:
+    def empty(self) -> list[PageQuality]:
         """Pages without a character."""
         return [r for r in self.rows if not r.characters]
 
@@ -77,7 +77,9 @@ def measure(document: Document) -> Quality:
         total += strange
         first = spans[0]
         rows.append(
-            Row(file, page, first.label, first.section, len(text.strip()), len(text.split()), sum(strange.values()))
+            PageQuality(
+                file, page, first.label, first.section, len(text.strip()), len(text.split()), sum(strange.values())
+            )
         )
     return Quality(tuple(rows), total)
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 from kvcli.documents.document import Document, Span
-from kvcli.documents.normalize import Folded, fold
+from kvcli.documents.normalize import NormalizedText, normalize
 
 Status = Literal["verified", "repaired", "unverified"]
 
@@ -73,16 +73,16 @@ class Citation:
     score: float = 0.0
 
 
-class Quotes:
+class QuoteIndex:
     """Looks quotes up in one document, which is folded once, at the first question."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
 
     @cached_property
-    def folded(self) -> Folded:
+    def folded(self) -> NormalizedText:
         """The document's text without kvcli's marks, to compare by."""
-        return fold(self.document.text, ((s.start, s.body) for s in self.document.spans if s.body > s.start))
+        return normalize(self.document.text, ((s.start, s.body) for s in self.document.spans if s.body > s.start))
 
     def cite(self, answer: str) -> list[Citation]:
         """The quotes of an answer in its order; no two of them share a character of it."""
@@ -161,7 +161,7 @@ class Quotes:
 
 def folded_quote(text: str) -> str:
     """A quote to look for: kvcli's own page marks, which models copy, are no words of the source."""
-    return fold(text, (m.span() for m in _PAGE.finditer(text))).text.strip()
+    return normalize(text, (m.span() for m in _PAGE.finditer(text))).text.strip()
 
 
 def marked(answer: str) -> list[tuple[int, int]]:

@@ -8,25 +8,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kvcli.cache.decode_cache import Tail
-from kvcli.models.load import Model
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.models.model import Model
 
-Step = Callable[[Tensor], Tensor]
+DecodeStep = Callable[[Tensor], Tensor]
 """From a token's id, int64 ``[1]``, to the next one's logits ``[vocab]``; the tail is not extended."""
 
 
-def chosen(model: Model, tail: Tail) -> Step:
+def make_decode_step(model: Model, tail: DecodeCache) -> DecodeStep:
     """The way to take steps behind a tail: with ``KVCLI_CUDA_GRAPH=1`` one CUDA graph, where all steps are alike."""
-    if model.device.type == "cuda" and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and obstacle(tail) is None:
-        return Graph(model, tail)
+    if model.device.type == "cuda" and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and dynamic_reason(tail) is None:
+        return CudaGraphStep(model, tail)
 
     def step(token: Tensor) -> Tensor:
-        return _through(model, tail, token)
+        return _forward_one(model, tail, token)
 
     return step
 
 
-def obstacle(tail: Tail) -> str | None:
+def dynamic_reason(tail: DecodeCache) -> str | None:
     """Why steps behind a tail are not all alike; ``None`` where they are."""
     if any(window is not None for window in tail.spec.sliding):
         return "layers with a window of their own see other places at every step"
@@ -36,14 +36,14 @@ def obstacle(tail: Tail) -> str | None:
     return next((layer.unsteady for layer in layers if layer.unsteady is not None), None)
 
 
-class Steady:
+class StaticStep:
     """Steps that are all the same work: ids, places and lengths are numbers on the device, and no shape ever changes.
 
-    The tail has room for all tokens that will come (:meth:`kvcli.cache.decode_cache.Tail.reserve`) before the first
-    step.
+    The tail has room for all tokens that will come (:meth:`kvcli.cache.decode_cache.DecodeCache.reserve`) before the
+    first step.
     """
 
-    def __init__(self, model: Model, tail: Tail) -> None:
+    def __init__(self, model: Model, tail: DecodeCache) -> None:
         self.model, self.tail = model, tail
         self.token, self.cursor = (torch.zeros(1, dtype=torch.long, device=model.device) for _ in range(2))
 
@@ -58,15 +58,15 @@ class Steady:
     def _work(self) -> Tensor:
         self.tail.cursor = self.cursor
         try:
-            return _through(self.model, self.tail, self.token)
+            return _forward_one(self.model, self.tail, self.token)
         finally:
             self.tail.cursor = None
 
 
-class Graph(Steady):
+class CudaGraphStep(StaticStep):
     """The same, recorded once and replayed: a step costs the host one call."""
 
-    def __init__(self, model: Model, tail: Tail) -> None:
+    def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)
         self.cursor.fill_(tail.length)
         aside = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
@@ -85,13 +85,13 @@ class Graph(Steady):
         return self.logits
 
 
-def _through(model: Model, tail: Tail, token: Tensor) -> Tensor:
+def _forward_one(model: Model, tail: DecodeCache, token: Tensor) -> Tensor:
     logits = model.forward(token, tail, logits=True)
     assert logits is not None
     return logits
 
 
-class Arrival:
+class AsyncTokenCopy:
     """Brings token ids to the host without making the device's queue run empty."""
 
     def __init__(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ from kvcli.engine.prompt import Prompt
 from kvcli.recipe import Recipe
 
 
-def focused(prompt: Prompt, recipe: Recipe, text: str, question: str) -> tuple[list[int], Recipe]:
+def query_aware(prompt: Prompt, recipe: Recipe, text: str, question: str) -> tuple[list[int], Recipe]:
     """What to read, and the recipe with the question protected from eviction.
 
     Args:

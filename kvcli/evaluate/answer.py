@@ -9,15 +9,18 @@ from time import perf_counter
 
 from kvcli.cache.context import Context
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
-from kvcli.engine.query_aware import focused
-from kvcli.evaluate.case import PLAIN, Manner
+from kvcli.engine.query_aware import query_aware
+from kvcli.evaluate.case import PLAIN, ReadOptions
 from kvcli.events import Answer, Prefill
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from kvcli.planning import memory
+from kvcli.planning.positions import check_positions
 from kvcli.recipe import Recipe
-from kvcli.retrieval.passages import look
+from kvcli.retrieval.passages import retrieve_passages
 from kvcli.types import CHUNK
+from kvcli.utils.process_memory import available
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def answer(
     *,
     chunk: int = CHUNK,
     max_tokens: int = 32,
-    manner: Manner = PLAIN,
+    manner: ReadOptions = PLAIN,
 ) -> Generator[Prefill, None, list[Reading]]:
     """Read a text and ask questions about it, greedily.
 
@@ -88,12 +91,12 @@ def answer(
     focus, passages = manner.focus and not prompt.raw, 0 if prompt.raw else max(manner.looks)
     ids = prompt.document(text, focus=max(questions, key=len) if focus else None)
     most = max(len(prompt.question(question)) for question in questions)
-    room = memory.check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + passages * memory.PASSAGE)
-    plan, longest = memory.of_run(
+    room = check_positions(spec, recipe, tokens=len(ids), chunk=chunk, question=most + passages * memory.PASSAGE)
+    plan, longest = memory.plan_run(
         spec, recipe, tokens=len(ids), chunk=chunk, question=most, answer=max_tokens, passages=passages
     )
     horizon = spec.max_positions - room + longest
-    plan.check(memory.available(spec.device), spec.device)
+    plan.check(available(spec.device), spec.device)
     answers: dict[int, list[str]] = {count: [] for count in manner.looks}
     answer_s = dict.fromkeys(manner.looks, 0.0)
     context: Context | None = None
@@ -104,21 +107,21 @@ def answer(
             context = None  # let go of the last one before the next is made
             used = recipe
             if focus:
-                ids, used = focused(prompt, recipe, text, question)
+                ids, used = query_aware(prompt, recipe, text, question)
             probe = prompt.question(question) if recipe.keep.question else None
-            context = yield from engine.read(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
-            tail = engine.begin(model, context)
+            context = yield from engine.prefill(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
+            tail = new_decode_cache(model, context)
             readings += 1
         read_s += perf_counter() - began
         for count in manner.looks:
             began = perf_counter()
             asked, sight = prompt.question(question), context
             if count and not prompt.raw:
-                found = look(model, prompt, context, text, question, count=count)
+                found = retrieve_passages(model, prompt, context, text, question, count=count)
                 asked, sight = prompt.question(question, again=found.texts(text)), found.context
             tail.rewind()
             tail.turn_to(sight)
-            for event in engine.ask(model, tail, asked, max_tokens=longest, chunk=chunk):
+            for event in generate(model, tail, asked, max_tokens=longest, chunk=chunk):
                 if isinstance(event, Answer):
                     answers[count].append(event.text)
             answer_s[count] += perf_counter() - began

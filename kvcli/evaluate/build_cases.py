@@ -8,12 +8,12 @@ from functools import partial
 
 from kvcli.errors import UsageError
 from kvcli.evaluate import datasets
-from kvcli.evaluate.case import Case, Job, Maker, Wanted
+from kvcli.evaluate.case import Case, CaseGenerator, CaseRequest, CaseSpec
 from kvcli.evaluate.datasets import Data
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.tasks import Task
-from kvcli.evaluate.tasks.passages import Passages
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.tasks.passages import PassagePool
+from kvcli.evaluate.token_counter import TokenCounter
 
 CASES = 10
 """Cases of a cell where no number is given."""
@@ -52,16 +52,16 @@ def looks(text: str, option: str = "--look-again") -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def jobs(
+def case_specs(
     tasks: Sequence[Task],
     *,
-    ruler: Ruler,
+    ruler: TokenCounter,
     haystack: Haystack,
     data: Data | None,
     lengths: Sequence[int],
     cases: int | None,
     seed: int,
-) -> list[tuple[Task, Job]]:
+) -> list[tuple[Task, CaseSpec]]:
     """Every case of every task at every length, task by task and length by length.
 
     Args:
@@ -77,7 +77,7 @@ def jobs(
         UsageError: a task needs data and there are none.
         InputError: the data are not what the task reads.
     """
-    found: list[tuple[Task, Job]] = []
+    found: list[tuple[Task, CaseSpec]] = []
     for task in tasks:
         if data is None and (task.passages or task.make is None):
             raise UsageError(f"'{task.name}' needs files", f"kvcli eval {task.name} --data FILE_OR_FOLDER")
@@ -89,18 +89,18 @@ def jobs(
         for length in lengths if task.sized else [None]:
             for number in range(cases or CASES):
                 make = partial(_make, task.make, task.name, number, length, seed, ruler, haystack, passages)
-                found.append((task, Job(task.name, length, number, make)))
+                found.append((task, CaseSpec(task.name, length, number, make)))
     return found
 
 
 def _make(
-    make: Maker,
+    make: CaseGenerator,
     name: str,
     number: int,
     length: int | None,
     seed: int,
-    ruler: Ruler,
+    ruler: TokenCounter,
     haystack: Haystack,
-    passages: Passages | None,
+    passages: PassagePool | None,
 ) -> Case:
-    return make(Wanted(name, number, length or 0, seed, ruler, haystack, passages))
+    return make(CaseRequest(name, number, length or 0, seed, ruler, haystack, passages))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kvcli.evaluate.haystack import Haystack
-    from kvcli.evaluate.tasks.passages import Passages
-    from kvcli.evaluate.token_counter import Ruler
+    from kvcli.evaluate.tasks.passages import PassagePool
+    from kvcli.evaluate.token_counter import TokenCounter
 
 _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
-class Manner:
+class ReadOptions:
     """How a text is read for its questions.
 
     Attributes:
@@ -31,11 +31,11 @@ class Manner:
     looks: tuple[int, ...] = (0,)
 
 
-PLAIN = Manner()
+PLAIN = ReadOptions()
 
 
 @dataclass(frozen=True)
-class Question:
+class CaseQuestion:
     """One question about a text.
 
     Attributes:
@@ -66,14 +66,14 @@ class Case:
     """
 
     text: str
-    questions: tuple[Question, ...]
+    questions: tuple[CaseQuestion, ...]
     max_tokens: int = 32
     tags: Mapping[str, str] = field(default_factory=dict)
     raw: bool = False
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaseRequest:
     """What a generator is told: its case is a function of task, seed, number and length, and of the material given.
 
     Attributes:
@@ -90,9 +90,9 @@ class Wanted:
     number: int
     length: int
     seed: int
-    ruler: Ruler
+    ruler: TokenCounter
     haystack: Haystack
-    passages: Passages | None = None
+    passages: PassagePool | None = None
 
     @cached_property
     def rng(self) -> random.Random:
@@ -106,11 +106,11 @@ class Wanted:
         return (start + self.number * _GOLDEN) % 1
 
 
-Maker = Callable[[Wanted], Case]
+CaseGenerator = Callable[[CaseRequest], Case]
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseSpec:
     """A case still to be made: what it is called and how to make it.
 
     Attributes:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import InputError
-from kvcli.evaluate.case import Case, Job
+from kvcli.evaluate.case import Case, CaseSpec
 from kvcli.evaluate.tasks import public_benchmarks
-from kvcli.evaluate.tasks.passages import Passage, Passages
+from kvcli.evaluate.tasks.passages import PassagePool, PoolPassage
 
 _ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
@@ -58,7 +58,7 @@ def read(names: Sequence[str]) -> Data:
     return Data(tuple(rows), found.hexdigest())
 
 
-def jobs(data: Data, cases: int | None) -> list[Job]:
+def jobs(data: Data, cases: int | None) -> list[CaseSpec]:
     """The cases of benchmark files.
 
     Args:
@@ -69,7 +69,7 @@ def jobs(data: Data, cases: int | None) -> list[Job]:
         InputError: rows of an unknown shape; says what their fields are.
     """
     taken: Counter[str] = Counter()
-    made: list[Job] = []
+    made: list[CaseSpec] = []
     for stem, place, row in data.rows:
         shape = public_benchmarks.shape(row)
         if shape is None:
@@ -80,18 +80,18 @@ def jobs(data: Data, cases: int | None) -> list[Job]:
             )
         task = shape.task(stem, row)
         if cases is None or taken[task] < cases:
-            made.append(Job(task, None, taken[task], partial(_make, shape, stem, place, row)))
+            made.append(CaseSpec(task, None, taken[task], partial(_make, shape, stem, place, row)))
         taken[task] += 1
     return made
 
 
-def passages(data: Data) -> Passages:
+def passages(data: Data) -> PassagePool:
     """Passages of multi-document QA.
 
     Raises:
         InputError: rows that are no passages, or too few.
     """
-    found: dict[tuple[str, str], Passage] = {}
+    found: dict[tuple[str, str], PoolPassage] = {}
     for stem, place, row in data.rows:
         made = public_benchmarks.passage(row)
         if made is None:
@@ -101,11 +101,11 @@ def passages(data: Data) -> Passages:
             )
         key = (made.title, made.text)
         before = found[key].asked if key in found else ()
-        found[key] = Passage(made.title, made.text, (*before, *made.asked))
-    return Passages(tuple(found.values()))
+        found[key] = PoolPassage(made.title, made.text, (*before, *made.asked))
+    return PassagePool(tuple(found.values()))
 
 
-def _make(shape: public_benchmarks.Shape, stem: str, place: int, row: dict[str, Any]) -> Case:
+def _make(shape: public_benchmarks.RowShape, stem: str, place: int, row: dict[str, Any]) -> Case:
     try:
         return shape.case(stem, row)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from kvcli.errors import InputError, UsageError
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 """The paragraph that pass-key benchmarks repeat (Mohtashami & Jaggi, arXiv:2305.16300)."""
@@ -45,7 +45,7 @@ class Haystack:
         name: of the document, for errors.
     """
 
-    def __init__(self, ruler: Ruler, text: str | None = None, name: str = "the document") -> None:
+    def __init__(self, ruler: TokenCounter, text: str | None = None, name: str = "the document") -> None:
         self._ruler, self._name = ruler, name
         self._pieces = [NOISE] if text is None else split(text)
         self._endless = text is None

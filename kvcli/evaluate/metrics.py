@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
-from kvcli.evaluate.case import Question
+from kvcli.evaluate.case import CaseQuestion
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -22,7 +22,7 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _HAN_MARKS = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～、《》「」『』【】…—“”‘’·"
 
 
-def score(answer: str, question: Question) -> float:
+def score(answer: str, question: CaseQuestion) -> float:
     """The answer's score by the question's metric."""
     if question.first_line:
         answer = answer.lstrip("\n").split("\n")[0]
@@ -48,25 +48,25 @@ def _holds(answer: str, gold: str) -> bool:
     return re.search(rf"(?<!\w){wanted}(?!\w)", " ".join(answer.split()).casefold()) is not None
 
 
-def _contains(answer: str, question: Question) -> float:
+def _contains(answer: str, question: CaseQuestion) -> float:
     return float(_holds(answer, question.gold[0]))
 
 
-def _all(answer: str, question: Question) -> float:
+def _all(answer: str, question: CaseQuestion) -> float:
     return sum(_holds(answer, gold) for gold in question.gold) / len(question.gold)
 
 
-def _any(answer: str, question: Question) -> float:
+def _any(answer: str, question: CaseQuestion) -> float:
     text = f" {normalise(answer)} "
     return float(any(f" {normalise(gold)} " in text for gold in question.gold if normalise(gold)))
 
 
-def _first_number(answer: str, question: Question) -> float:
+def _first_number(answer: str, question: CaseQuestion) -> float:
     found = re.search(r"\d+", answer)
     return float(found is not None and found[0] == question.gold[0])
 
 
-def _exact(answer: str, question: Question) -> float:
+def _exact(answer: str, question: CaseQuestion) -> float:
     return float(any(_words(answer) == _words(gold) for gold in question.gold))
 
 
@@ -76,7 +76,7 @@ def f1(answer: Sequence[str], gold: Sequence[str]) -> float:
     return 2 * common / (len(answer) + len(gold)) if common else 0.0
 
 
-def _f1(answer: str, question: Question) -> float:
+def _f1(answer: str, question: CaseQuestion) -> float:
     return max(f1(_words(answer), _words(gold)) for gold in question.gold)
 
 
@@ -92,21 +92,21 @@ def rouge_l(answer: Sequence[str], gold: Sequence[str]) -> float:
     return 2 * row[-1] / (len(answer) + len(gold)) if row[-1] else 0.0
 
 
-def _rouge(answer: str, question: Question) -> float:
+def _rouge(answer: str, question: CaseQuestion) -> float:
     def split(text: str) -> list[str]:
         return re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text.lower())
 
     return max(rouge_l(split(answer), split(gold)) for gold in question.gold)
 
 
-def _code(answer: str, question: Question) -> float:
+def _code(answer: str, question: CaseQuestion) -> float:
     """Edit similarity of the first line that is code."""
     lines = [line for line in answer.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//"))]
     line = lines[0] if lines else ""
     return max(SequenceMatcher(None, line, gold, autojunk=False).ratio() for gold in question.gold)
 
 
-def _classes(answer: str, question: Question) -> float:
+def _classes(answer: str, question: CaseQuestion) -> float:
     """Right where the class is named; shared between all that are named, parts of the right one left out."""
     gold = question.gold[0]
     named = [c for c in question.choices if c in answer and (c == gold or c not in gold)]
@@ -119,11 +119,11 @@ def _numbers(answer: str, gold: str) -> float:
     return found.count(gold) / len(found) if found else 0.0
 
 
-def _count(answer: str, question: Question) -> float:
+def _count(answer: str, question: CaseQuestion) -> float:
     return _numbers(answer, question.gold[0])
 
 
-def _paragraph(answer: str, question: Question) -> float:
+def _paragraph(answer: str, question: CaseQuestion) -> float:
     wanted = re.search(r"\d+", question.gold[0])
     return _numbers(answer, wanted[0]) if wanted else 0.0
 
@@ -148,7 +148,7 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str:
     return string.ascii_uppercase[named[0]] if len(named) == 1 else ""
 
 
-def _choice(answer: str, question: Question) -> float:
+def _choice(answer: str, question: CaseQuestion) -> float:
     """1 for the right letters; a quarter for some of several right ones and no wrong one (L-Eval's Coursera)."""
     given, gold = set(letters(answer, question.choices)), set(question.gold[0])
     if given == gold:
@@ -156,13 +156,13 @@ def _choice(answer: str, question: Question) -> float:
     return 0.25 if given and given < gold else 0.0
 
 
-def _truth(answer: str, question: Question) -> float:
+def _truth(answer: str, question: CaseQuestion) -> float:
     """Whether the first of ``true`` and ``false`` in an answer is the right one."""
     found = re.search(r"\b(true|false)\b", answer, re.IGNORECASE)
     return float(found is not None and found[0].lower() == question.gold[0].lower())
 
 
-METRICS: dict[str, Callable[[str, Question], float]] = {
+METRICS: dict[str, Callable[[str, CaseQuestion], float]] = {
     "contains": _contains,
     "all": _all,
     "any": _any,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcli.evaluate.intervals import Estimate, estimate
-from kvcli.evaluate.results_file import Row
+from kvcli.evaluate.results_file import Result
 
 if TYPE_CHECKING:
     from kvcli.evaluate.run import Skipped
@@ -30,7 +30,7 @@ class Cell:
     recipe: str
     length: int | None
     look: int = 0
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Result] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -86,7 +86,7 @@ class Cell:
 
 
 def cells(
-    rows: Iterable[Row], skipped: Iterable[Skipped], order: Sequence[tuple[str, str, int | None, int]]
+    rows: Iterable[Result], skipped: Iterable[Skipped], order: Sequence[tuple[str, str, int | None, int]]
 ) -> list[Cell]:
     """The cells of a run.
 

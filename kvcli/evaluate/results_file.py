@@ -25,7 +25,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Result:
     """One case under one recipe.
 
     Attributes:
@@ -72,7 +72,7 @@ class Row:
         return Key(self.task, self.length, self.recipe, self.look, self.case)
 
 
-class Rows:
+class ResultsFile:
     """Finished cases, in memory and, where there is a path, in a file.
 
     Args:
@@ -87,7 +87,7 @@ class Rows:
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.settings = dict(settings)
-        self.done: dict[Key, Row] = {}
+        self.done: dict[Key, Result] = {}
         if path is None:
             return
         if path.is_dir():
@@ -97,7 +97,7 @@ class Rows:
         if path.exists() and path.stat().st_size:
             self._load(path)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Result) -> None:
         """Keep a row; it is on the disk when this returns.
 
         Raises:
@@ -127,8 +127,8 @@ class Rows:
             head, *rest = [json.loads(line) for line in whole.splitlines()]
             if not isinstance(head, dict) or head.get("schema") != SCHEMA:
                 raise ValueError("its first line is not that of an evaluation")
-            names = {f.name for f in fields(Row)}
-            rows = [Row(**{k: v for k, v in row.items() if k in names}) for row in rest]
+            names = {f.name for f in fields(Result)}
+            rows = [Result(**{k: v for k, v in row.items() if k in names}) for row in rest]
         except (ValueError, TypeError, AttributeError) as error:
             raise DamagedError(f"{path} is no file of kvcli eval: {error}", "another name for --out") from None
         theirs = head.get("settings", {})

@@ -12,11 +12,11 @@ from kvcli.engine import prefill as engine
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ResourceError, TooLongError
 from kvcli.evaluate.answer import Reading, answer
-from kvcli.evaluate.case import PLAIN, Case, Job, Manner
+from kvcli.evaluate.case import PLAIN, Case, CaseSpec, ReadOptions
 from kvcli.evaluate.metrics import score
-from kvcli.evaluate.results_file import Key, Row, Rows
+from kvcli.evaluate.results_file import Key, Result, ResultsFile
 from kvcli.events import Prefill
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from kvcli.recipe import Recipe
 
 
@@ -24,7 +24,7 @@ from kvcli.recipe import Recipe
 class Finished:
     """A case is done under one recipe with one look; ``done`` of ``total`` are, those of earlier runs included."""
 
-    row: Row
+    row: Result
     done: int
     total: int
 
@@ -40,11 +40,11 @@ class Skipped:
 def run(
     model: Model,
     prompt: Prompt,
-    work: Sequence[tuple[Job, Sequence[Recipe]]],
-    rows: Rows,
+    work: Sequence[tuple[CaseSpec, Sequence[Recipe]]],
+    rows: ResultsFile,
     *,
     chunk: int,
-    manner: Manner = PLAIN,
+    manner: ReadOptions = PLAIN,
 ) -> Generator[Prefill | Finished, None, list[Skipped]]:
     """Measure what is not measured yet.
 
@@ -67,7 +67,9 @@ def run(
         ModelError: a recipe needs heads and the model has none.
     """
     for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.keep.trained}:
-        engine.start(model, recipe, 1)  # refuses at once where heads are missing, and not after hours of other recipes
+        engine.new_prefill_cache(
+            model, recipe, 1
+        )  # refuses at once where heads are missing, and not after hours of other recipes
     heads = digest(model) if any(recipe.keep.trained for _, recipes in work for recipe in recipes) else None
     wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
     _same_heads(rows, wanted, heads)
@@ -106,7 +108,7 @@ def run(
     return skipped
 
 
-def keys(job: Job, recipe: Recipe, manner: Manner) -> list[Key]:
+def keys(job: CaseSpec, recipe: Recipe, manner: ReadOptions) -> list[Key]:
     """The rows that a case makes under a recipe."""
     return [Key(job.task, job.length, str(recipe), look, job.number) for look in manner.looks]
 
@@ -123,7 +125,7 @@ def digest(model: Model) -> str | None:
     return found.hexdigest()[:16]
 
 
-def _same_heads(rows: Rows, wanted: Mapping[Key, Recipe], heads: str | None) -> None:
+def _same_heads(rows: ResultsFile, wanted: Mapping[Key, Recipe], heads: str | None) -> None:
     for key, recipe in wanted.items():
         row = rows.done.get(key)
         if row is not None and recipe.keep.trained and row.heads != heads:
@@ -132,8 +134,8 @@ def _same_heads(rows: Rows, wanted: Mapping[Key, Recipe], heads: str | None) -> 
             )
 
 
-def _row(job: Job, case: Case, recipe: Recipe, reading: Reading, heads: str | None) -> Row:
-    return Row(
+def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: Reading, heads: str | None) -> Result:
+    return Result(
         task=job.task,
         length=job.length,
         recipe=str(recipe),
@@ -170,7 +172,7 @@ def settings(
     chunk: int,
     document: str | None,
     data: str | None,
-    manner: Manner = PLAIN,
+    manner: ReadOptions = PLAIN,
 ) -> dict[str, str | int | None]:
     """What rows of one file must have in common, beside what each of them names itself.
 

@@ -17,7 +17,7 @@ class PromptLike(Protocol):
     def document(self, text: str) -> list[int]: ...
 
 
-class Ruler:
+class TokenCounter:
     """Counts the tokens of texts as one model reads them."""
 
     def __init__(self, prompt: PromptLike) -> None:
@@ -39,7 +39,7 @@ class Ruler:
         return [counts[piece] for piece in pieces]
 
 
-def fit(build: Callable[[int], str], ruler: Ruler, length: int, *, least: int, what: str) -> int:
+def fit(build: Callable[[int], str], ruler: TokenCounter, length: int, *, least: int, what: str) -> int:
     """How many items fit: ``build(n)`` has at most ``length`` tokens and ``build(n + 1)`` hardly does.
 
     Args:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class EvictionPolicy:
     """A scorer with a budget; a frozen dataclass whose fields are its hyper-parameters.
 
     Args:
@@ -104,7 +104,7 @@ class Keep:
         return torch.cat([chunk.scores, self.score(chunk).float()], dim=1)
 
 
-class AtHand(Protocol):
+class UnitView(Protocol):
     """All units that a layer has at hand, the kept ones first: exact, or what their codes mean, made when asked for."""
 
     @property
@@ -148,7 +148,7 @@ class Chunk:
 
     layer: int
     start: int
-    units: AtHand = field(repr=False)
+    units: UnitView = field(repr=False)
     new_k: Tensor
     new_v: Tensor
     q: Tensor

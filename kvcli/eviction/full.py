@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Keep):
+class Full(EvictionPolicy):
     """Keeps every unit, as the model was trained; memory grows with the document."""
 
     name: ClassVar[str] = "full"

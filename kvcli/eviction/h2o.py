@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class H2o(Keep):
+class H2o(EvictionPolicy):
     """Keeps the units with the most attention so far; half of the budget goes to the newest ones.
 
     The attention a unit gets is summed over all queries that have seen it, so it is never final.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keydiff(Keep):
+class Keydiff(EvictionPolicy):
     """Keeps the keys that differ most from the mean direction of all keys read so far.
 
     The mean runs over the whole stream, evicted tokens included, and kept keys are compared with it anew after

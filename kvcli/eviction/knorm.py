@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knorm(Keep):
+class Knorm(EvictionPolicy):
     """Keeps the keys with the smallest norm, which are observed to draw the most attention."""
 
     name: ClassVar[str] = "knorm"

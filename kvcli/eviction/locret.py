@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Locret(Keep):
+class Locret(EvictionPolicy):
     """Keeps the units to which the model's retaining heads give the highest scores.
 
     A unit is scored once, from its own query, key and value; its stored score is the mean over its neighbours. The

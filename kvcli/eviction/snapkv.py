@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapkv(Keep):
+class Snapkv(EvictionPolicy):
     """Keeps the units that the question attends to; every question needs its own reading.
 
     As published the window of observing queries is right for the last chunk only. Here the question follows each

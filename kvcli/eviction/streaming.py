@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.eviction.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streaming(Keep):
+class Streaming(EvictionPolicy):
     """Keeps the first four tokens and the newest ones; everything between is forgotten."""
 
     name: ClassVar[str] = "streaming"

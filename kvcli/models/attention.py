@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from kvcli.cache.base import Store
+from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
 
 NAME = "kvcli"
@@ -36,7 +36,7 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    kvcli: Store | None = None,
+    kvcli: KVCache | None = None,
     **flags: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over a kvcli store.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kvcli_kernels.linear import linear
 
 
-class Linear(nn.Linear):
+class CpuDecodeLinear(nn.Linear):
     """torch's own layer with its product chosen by kvcli."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -23,13 +23,13 @@ def install(module: nn.Module) -> Callable[[bool], None]:
     Layers of other classes (quantised ones) and those that accelerate brings to the card stay as they are.
 
     Returns:
-        a switch: ``switch(True)`` makes them :class:`Linear`, ``switch(False)`` plain again.
+        a switch: ``switch(True)`` makes them :class:`CpuDecodeLinear`, ``switch(False)`` plain again.
     """
     layers = [m for m in module.modules() if type(m) is nn.Linear and not hasattr(m, "_hf_hook")]
     layers = [m for m in layers if m.weight.dtype == torch.bfloat16 and m.weight.device.type == "cpu"]
 
     def switch(on: bool) -> None:
         for layer in layers:
-            layer.__class__ = Linear if on else nn.Linear
+            layer.__class__ = CpuDecodeLinear if on else nn.Linear
 
     return switch

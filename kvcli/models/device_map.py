@@ -15,14 +15,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from kvcli.errors import ResourceError
-from kvcli.planning import memory
+from kvcli.utils.process_memory import available, host_available
+from kvcli.utils.sizes import format_bytes
 
 KEPT_BACK = 0.25
 """Share of the card's free memory that a model which does not fit leaves to the cache and to what is computed with."""
 
 
 @dataclass(frozen=True)
-class Spread:
+class DeviceMap:
     """Where the parts of a model go.
 
     Attributes:
@@ -37,22 +38,22 @@ class Spread:
     text: str
 
 
-def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> Spread | None:
+def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> DeviceMap | None:
     """How to spread a model over a card and main memory; ``None`` where the card takes all of it.
 
     Raises:
         ResourceError: not even one layer fits, or main memory does not take the rest.
     """
-    free = memory.available(device)
+    free = available(device)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     module.tie_weights()
     if _bytes(module) <= free:
         return None
-    return over(module, device, int(free * (1 - KEPT_BACK)), memory.host_available(), name)
+    return over(module, device, int(free * (1 - KEPT_BACK)), host_available(), name)
 
 
-def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: str = "cpu") -> Spread:
+def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: str = "cpu") -> DeviceMap:
     """Spread a model without weights over ``room`` bytes of a device and ``host`` bytes elsewhere.
 
     Raises:
@@ -61,7 +62,7 @@ def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: 
     from accelerate import infer_auto_device_map
 
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # which says the same, and of every reading
-    whole, gib = _bytes(module), memory.gib
+    whole, gib = _bytes(module), format_bytes
     kinds = list(getattr(module, "_no_split_modules", None) or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that buffers of fetched layers may not fit: they are a few frequencies
@@ -90,7 +91,7 @@ def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: 
         f"{name} takes {gib(whole)} and {device} has {gib(room)} for weights: {on_card} of {len(layers)} layers lie on"
         f" it, {gib(whole - card)} in main memory, fetched at every step; --weights nf4 takes a third"
     )
-    return Spread(places, card, whole - card, text)
+    return DeviceMap(places, card, whole - card, text)
 
 
 def _place(places: dict[str, str], name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 
 _TOP_K = 50  # what transformers takes where a configuration samples and says nothing of it
 

@@ -35,7 +35,7 @@ _EXIT_DISK, _EXIT_UNKNOWN = 5, 4
 
 
 @dataclass(frozen=True)
-class Header:
+class GgufHeader:
     """The metadata of a GGUF file. Arrays (the vocabulary, head counts that differ by layer) are None."""
 
     metadata: dict[str, Any]
@@ -62,7 +62,7 @@ class Header:
         return 2 * self.parameters
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> GgufHeader:
     """The metadata and the tensor table; :class:`ModelError` where the file is not a whole GGUF."""
     try:
         with path.open("rb") as file:
@@ -73,7 +73,7 @@ def read_header(path: Path) -> Header:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _read_header(file: IO[bytes], path: Path) -> Header:
+def _read_header(file: IO[bytes], path: Path) -> GgufHeader:
     def take(size: int) -> bytes:
         if size > limit:  # a damaged length must not ask for terabytes
             raise EOFError(f"a length of {size:,} bytes in a file of {limit:,}")
@@ -124,7 +124,7 @@ def _read_header(file: IO[bytes], path: Path) -> Header:
     begin = file.tell() + last  # the data of the last tensor starts at least here
     if begin >= limit:
         raise ModelError(f"damaged GGUF file: {path} ends at byte {limit:,}, its last tensor begins at {begin:,}")
-    return Header(metadata, tensors, parameters)
+    return GgufHeader(metadata, tensors, parameters)
 
 
 def content_key(path: Path) -> str:
@@ -233,7 +233,7 @@ def _main(source: Path, target: Path) -> int:
     return 0
 
 
-def _restore_splitting(tokenizer: Any, header: Header) -> list[str]:
+def _restore_splitting(tokenizer: Any, header: GgufHeader) -> list[str]:
     """Split text before BPE as the model's own tokenizer did, where transformers drops the GGUF's rule."""
     rule = header.metadata.get("tokenizer.ggml.pre")
     if header.metadata.get("tokenizer.ggml.model") != "gpt2" or rule is None or rule in _AS_GPT2:

@@ -95,7 +95,7 @@ def fetch(
     path = Path(str(hub.try_to_load_from_cache(repo, "config.json", revision=commit))).parent
     if not only_config:
         shards = _shards(repo, path, sizes)
-        files.need(path, sum(sizes[name] for name in shards if not (path / name).is_file()), repo)
+        files.require_space(path, sum(sizes[name] for name in shards if not (path / name).is_file()), repo)
         for name in shards:
             yield from _file(repo, name, commit, sizes[name])
     if revision != commit:

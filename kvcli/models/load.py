@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,86 +18,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from kvcli.cache.base import Store
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
 from kvcli.models import attention, cpu_linear, device_map, quantization, query_prediction, rope, self_test
-from kvcli.models.resolve import Source
+from kvcli.models.model import Model
+from kvcli.models.resolve import ModelSource
 from kvcli.models.spec import fingerprint, sliding_windows
-from kvcli.types import DTYPE_BYTES, ModelSpec, Scorer
+from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli_kernels.linear import prepare
-
-
-@dataclass
-class Model:
-    """A causal language model whose attention runs through a kvcli store.
-
-    Attributes:
-        spec: sizes and names.
-        module: the transformers model.
-        tokenizer: its tokenizer, or ``None`` for a bare model.
-        rotary: its RoPE, applied by the store.
-        eos: token ids that end an answer.
-        heads: its retaining heads, where it has been given some (:mod:`kvcli.retaining_heads.discovery`).
-        calibration: per layer the second moment of its queries, where it was given one
-        (:mod:`kvcli.retaining_heads.calibration`).
-        reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
-    """
-
-    spec: ModelSpec
-    module: PreTrainedModel
-    tokenizer: Any
-    rotary: rope.ModelRotary
-    eos: frozenset[int]
-    _switch: Any = field(repr=False)
-    heads: Scorer | None = None
-    calibration: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.spec.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.spec.dtype)  # type: ignore[no-any-return]
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of weights that one token's forward pass needs: all but an embedding table that is not the head's."""
-        table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
-        return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
-
-    @torch.inference_mode()
-    def forward(self, ids: Tensor, store: Store, *, logits: bool | str) -> Tensor | None:
-        """One forward pass into a store.
-
-        Args:
-            ids: int64 ``[m]``.
-            store: a fill or a tail.
-            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, ``False`` for none:
-                a reading does not need the language-model head.
-        """
-        batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
-        if logits is False:
-            self.module.base_model(**batch, use_cache=False, kvcli=store)
-            return None
-        out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
-        scores: Tensor = out.logits[0]
-        return scores if logits == "all" else scores[-1]
-
-    @contextmanager
-    def reference(self) -> Iterator[PreTrainedModel]:
-        """The model with its own attention and its own RoPE."""
-        self._switch(False)
-        self.module.set_attn_implementation("sdpa" if self.module._supports_sdpa else "eager")
-        try:
-            yield self.module
-        finally:
-            self.module.set_attn_implementation(attention.NAME)
-            self._switch(True)
 
 
 def default_device() -> str:
@@ -115,7 +40,7 @@ def default_dtype(device: str) -> str:
 
 
 def load(
-    source: Source,
+    source: ModelSource,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -146,7 +71,7 @@ def load(
     own = quantization.method(source)
     if own is not None:
         held = quantization.reading(source, device)
-        if text := quantization.told(source, device, dtype):
+        if text := quantization.load_notice(source, device, dtype):
             announce(text)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
@@ -162,7 +87,7 @@ def load(
             if wide is not None:
                 announce(wide.text)
                 places = wide.places
-        with quantization.hushed(source):
+        with quantization.suppress_output(source):
             module = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 dtype=getattr(torch, dtype),
@@ -172,7 +97,7 @@ def load(
                 **held,
             )
         if own is not None:
-            quantization.settle(module, getattr(torch, dtype))
+            quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
@@ -182,7 +107,7 @@ def load(
             f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
         ) from error
     try:
-        with quantization.hushed(source):  # the probe may be the first that runs
+        with quantization.suppress_output(source):  # the probe may be the first that runs
             return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise quantization.unreadable(source, error) or error from None
@@ -214,7 +139,7 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
     module.eval().requires_grad_(False)
     module.set_attn_implementation(attention.NAME)
     attentions = _attention_layers(module)
-    rotary, unrotated = rope.take_out(module, attentions)
+    rotary, unrotated = rope.detach_rope(module, attentions)
     thin_layers = cpu_linear.install(module)
 
     def switch(ours: bool) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import gguf, hub, resolve, weights
-from kvcli.models.resolve import ALIASES, DEFAULT, Source
+from kvcli.models.resolve import ALIASES, DEFAULT, ModelSource
 
 # Bytes of one number of a KV cache that is not quantised.
 _BF16 = 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class LocalModel:
     """One line of ``kvcli models ls``; ``where`` is ``hub`` (its cache), ``kvcli`` (converted) or ``-``."""
 
     name: str
@@ -30,7 +30,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelFacts:
     """What is known of a model without loading it; None where only the weights' owner could tell."""
 
     name: str
@@ -53,14 +53,14 @@ class Facts:
     notes: tuple[str, ...] = ()
 
 
-def ls() -> list[Entry]:
+def ls() -> list[LocalModel]:
     """The aliases, then everything else in the hub's cache, then everything else that kvcli converted."""
     cached, converted = {entry.model: entry for entry in _in_hub_cache()}, _converted()
     rows, default = [], resolve.default_name()
     for alias in ALIASES.values():
         here = cached.pop(alias.repo, None) or next((e for e in converted if e.name == alias.name), None)
         rows.append(
-            Entry(
+            LocalModel(
                 alias.name,
                 here.where if here else "-",
                 here.bytes if here else alias.bytes,
@@ -75,7 +75,7 @@ def ls() -> list[Entry]:
     return rows + [entry for entry in converted if entry.name not in ALIASES]
 
 
-def show(name: str | None = None, *, offline: bool = False) -> Generator[Event, None, Facts]:
+def show(name: str | None = None, *, offline: bool = False) -> Generator[Event, None, ModelFacts]:
     """The facts of one model. Fetches a hub model's config where that is not here, never its weights."""
     name = (name or resolve.default_name()).strip()
     path = Path(name).expanduser()
@@ -119,14 +119,14 @@ def _per_token(layers: int | None, kv_heads: int | None, head_dim: int | None) -
     return 2 * layers * kv_heads * head_dim * _BF16 if layers and kv_heads and head_dim else None
 
 
-def _facts(source: Source) -> Facts:
+def _facts(source: ModelSource) -> ModelFacts:
     config = source.config
     shape = attention(config)
     architectures = config.get("architectures") or [config.get("model_type")]
     text = config.get("text_config", config)
     card = resolve.card(source.path)
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
-    return Facts(
+    return ModelFacts(
         name=source.name,
         local=source.complete,
         origin=source.origin,
@@ -144,10 +144,10 @@ def _facts(source: Source) -> Facts:
     )
 
 
-def _alias_facts(name: str, *notes: str) -> Facts:
+def _alias_facts(name: str, *notes: str) -> ModelFacts:
     """An alias of which nothing is here: the table is all there is."""
     alias = ALIASES[name]
-    return Facts(
+    return ModelFacts(
         name=name,
         local=False,
         model=alias.repo,
@@ -158,7 +158,7 @@ def _alias_facts(name: str, *notes: str) -> Facts:
     )
 
 
-def _gguf_facts(name: str, path: Path) -> Facts:
+def _gguf_facts(name: str, path: Path) -> ModelFacts:
     """A GGUF that need not have been converted: all is in its header, except the fingerprint."""
     header = gguf.read_header(path)
     key = gguf.content_key(path)
@@ -167,7 +167,7 @@ def _gguf_facts(name: str, path: Path) -> Facts:
     heads, hidden = header.count("attention.head_count"), header.count("embedding_length")
     kv_heads, layers = header.count("attention.head_count_kv", heads), header.count("block_count")
     head_dim = header.count("attention.key_length") or (hidden // heads if hidden and heads else None)
-    return Facts(
+    return ModelFacts(
         name=name,
         local=True,
         origin="gguf",
@@ -189,7 +189,7 @@ def _gguf_facts(name: str, path: Path) -> Facts:
     )
 
 
-def _in_hub_cache() -> list[Entry]:
+def _in_hub_cache() -> list[LocalModel]:
     """Models in the hub's cache that have a config, a tokenizer and whole safetensors."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -211,11 +211,11 @@ def _in_hub_cache() -> list[Entry]:
             continue
         size = sum(shard.stat().st_size for shard in found)
         window = attention(weights.read_json(snapshot.path / "config.json"))["window"]
-        entries.append(Entry(repo.repo_id, "hub", size, snapshot.licence, window, snapshot.path, repo.repo_id))
+        entries.append(LocalModel(repo.repo_id, "hub", size, snapshot.licence, window, snapshot.path, repo.repo_id))
     return entries
 
 
-def _converted() -> list[Entry]:
+def _converted() -> list[LocalModel]:
     """Models that kvcli made from GGUF files."""
     entries = []
     for path in sorted(resolve.converted_dir().glob(f"*/{resolve.CARD}")):
@@ -227,11 +227,11 @@ def _converted() -> list[Entry]:
             continue
         name = str(about.get("name", folder.name))
         made_from = str(about.get("source", {}).get("file", "?"))
-        entries.append(Entry(name, "kvcli", size, about.get("licence"), window, folder, made_from))
+        entries.append(LocalModel(name, "kvcli", size, about.get("licence"), window, folder, made_from))
     return entries
 
 
-def to_json(record: Entry | Facts) -> dict[str, Any]:
+def to_json(record: LocalModel | ModelFacts) -> dict[str, Any]:
     """The record as JSON knows it: paths are strings."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(record).items()}
     plain: dict[str, Any] = json.loads(json.dumps(values))

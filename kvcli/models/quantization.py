@@ -21,7 +21,7 @@ from torch import nn
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 
 NEEDS = {
     "awq": ("gptqmodel",),
@@ -37,14 +37,14 @@ NEEDS = {
 """Method of a quantised checkpoint to the packages that read it. FP8 needs ``kernels``, and that on a card only."""
 
 
-def method(source: Source) -> str | None:
+def method(source: ModelSource) -> str | None:
     """How the checkpoint itself is quantised, as its config says."""
     config = source.config
     found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
 
 
-def options(source: Source, held: str, dtype: torch.dtype) -> dict[str, Any]:
+def options(source: ModelSource, held: str, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for ``--weights``.
 
     Raises:
@@ -67,7 +67,7 @@ def options(source: Source, held: str, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def reading(source: Source, device: str) -> dict[str, Any]:
+def reading(source: ModelSource, device: str) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a checkpoint that comes quantised.
 
     transformers unpacks compressed-tensors at the first forward pass, when the plan has long been made; so it is told
@@ -89,7 +89,7 @@ def reading(source: Source, device: str) -> dict[str, Any]:
     return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
-def told(source: Source, device: str, dtype: str) -> str | None:
+def load_notice(source: ModelSource, device: str, dtype: str) -> str | None:
     """What a person should know before a checkpoint that comes quantised is loaded, in one line."""
     own = method(source)
     if model_spec.unpacked(own, device):
@@ -100,7 +100,7 @@ def told(source: Source, device: str, dtype: str) -> str | None:
 
 
 @contextmanager
-def hushed(source: Source) -> Iterator[None]:
+def suppress_output(source: ModelSource) -> Iterator[None]:
     """Lets the packages that read quantised checkpoints say nothing, where it is one of these.
 
     They have banners, logs and progress bars, some of it on standard output, which is the answer's.
@@ -118,14 +118,14 @@ def hushed(source: Source) -> Iterator[None]:
             logging.disable(before)
 
 
-def prepare(source: Source) -> None:
+def prepare(source: ModelSource) -> None:
     """Imports the package that reads a quantised checkpoint where it is large: what it takes is not the model's."""
     if "gptqmodel" in NEEDS.get(method(source) or "", ()):
-        with hushed(source):
+        with suppress_output(source):
             importlib.import_module("gptqmodel")
 
 
-def settle(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_leftovers(module: nn.Module, dtype: torch.dtype) -> None:
     """Give all of a model that was unpacked one dtype: transformers leaves tensors that were not packed in theirs."""
     if getattr(getattr(module, "config", None), "quantization_config", None) is None:
         for parameter in module.parameters():
@@ -176,7 +176,7 @@ def linear(plain: nn.Linear, held: str) -> nn.Module:
     return made  # type: ignore[no-any-return]
 
 
-def unreadable(source: Source, error: BaseException) -> ModelError | None:
+def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:
     """What a person is told of a quantised checkpoint that could not be loaded; ``None`` where it is not quantised."""
     own = method(source)
     if own is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kvcli.cache.decode_cache import Tail
+from kvcli.cache.decode_cache import DecodeCache
 
 
 def install(attentions: Sequence[nn.Module]) -> None:
@@ -22,7 +22,7 @@ def _foresee(
     index: int, following: nn.Module, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     store = kwargs.get("kvcli")
-    if isinstance(store, Tail) and store.foresees(index):
+    if isinstance(store, DecodeCache) and store.foresees(index):
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         q = queries(following, hidden)
         scale = getattr(following, "scaling", None)

@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvcli.errors import InputError, ModelError
 from kvcli.models import quantization
-from kvcli.models.load import Model, placed, wrap
+from kvcli.models.load import placed, wrap
+from kvcli.models.model import Model
 
 _STD = 0.02  # of every matrix, as most families are initialised
 
 
-class Wordless:
+class NullTokenizer:
     """Stands in for a tokenizer: every token is an empty text. Has the one private attribute that streaming needs."""
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ def build(path: Path, *, device: str | None = None, dtype: str | None = None, we
     device, dtype = placed(device, dtype)
     module = _module(file, text, device, getattr(torch, dtype), weights)
     name = f"{file.parent.name if file.name == 'config.json' else file.stem} (random weights)"
-    return wrap(module, Wordless(), name=name, fingerprint=None)
+    return wrap(module, NullTokenizer(), name=name, fingerprint=None)
 
 
 def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -> PreTrainedModel:
@@ -62,7 +63,7 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
         raise ModelError(reason, "a model's config.json") from None
     generator = torch.Generator(device).manual_seed(0)
     for name, part in list(module.named_modules()):
-        fill(part, device, generator)
+        fill_weights(part, device, generator)
         if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
             module.set_submodule(name, quantization.linear(part, held))
     for name, rotary in [(n, m) for n, m in module.named_modules() if n.split(".")[-1] == "rotary_emb"]:
@@ -73,7 +74,7 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
     return module.eval()
 
 
-def fill(part: nn.Module, device: str, generator: torch.Generator) -> None:
+def fill_weights(part: nn.Module, device: str, generator: torch.Generator) -> None:
     """Give a module's own parameters memory and values: matrices are drawn, norms are 1 and biases 0."""
     for name, parameter in part.named_parameters(recurse=False):
         if parameter.device.type != "meta":

@@ -59,7 +59,7 @@ ALIASES = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model on this disk.
 
     ``path`` is a directory for ``from_pretrained(path, local_files_only=True)``: config, safetensors,
@@ -90,11 +90,11 @@ class Source:
         return weights.read_json(self.path / "config.json")
 
 
-Steps = Generator[Event, None, Source]
+Steps = Generator[Event, None, ModelSource]
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _ResolveOptions:
     """The options of :func:`resolve`."""
 
     offline: bool
@@ -118,7 +118,7 @@ def resolve(
     used as it is.
     """
     name = (name or default_name()).strip()
-    wish = _Wish(offline or hub.switched_off(), only_config, refresh)
+    wish = _ResolveOptions(offline or hub.switched_off(), only_config, refresh)
     if name == DEFAULT:
         return (yield from _default(wish))
     if name in ALIASES:
@@ -144,14 +144,14 @@ def _unknown_alias(name: str) -> ModelError:
     return ModelError(f"unknown model: there is no directory and no alias {name!r}{meant}", "kvcli models ls")
 
 
-def _directory(name: str, path: Path, only_config: bool) -> Source:
+def _directory(name: str, path: Path, only_config: bool) -> ModelSource:
     path = path.absolute()
     found = weights.check(path, weights=not only_config)
     licence = card(path).get("licence") or hub.licence(path)
-    return Source(name, path, "directory", licence=licence, complete=bool(found))
+    return ModelSource(name, path, "directory", licence=licence, complete=bool(found))
 
 
-def _hub(name: str, repo: str, revision: str | None, wish: _Wish) -> Steps:
+def _hub(name: str, repo: str, revision: str | None, wish: _ResolveOptions) -> Steps:
     if (wish.offline or not wish.refresh) and (source := _cached(name, repo, revision, wish, strict=wish.offline)):
         return source
     if wish.offline:
@@ -163,7 +163,7 @@ def _hub(name: str, repo: str, revision: str | None, wish: _Wish) -> Steps:
     return _from_snapshot(name, snapshot, wish)
 
 
-def _cached(name: str, repo: str, revision: str | None, wish: _Wish, *, strict: bool) -> Source | None:
+def _cached(name: str, repo: str, revision: str | None, wish: _ResolveOptions, *, strict: bool) -> ModelSource | None:
     """The model from the hub's cache. An incomplete one is an error only where nothing can complete it."""
     snapshot = hub.cached(repo, revision)
     if snapshot is None:
@@ -178,12 +178,12 @@ def _cached(name: str, repo: str, revision: str | None, wish: _Wish, *, strict: 
         return None
 
 
-def _from_snapshot(name: str, snapshot: hub.Snapshot, wish: _Wish) -> Source:
+def _from_snapshot(name: str, snapshot: hub.Snapshot, wish: _ResolveOptions) -> ModelSource:
     found = weights.check(snapshot.path, weights=not wish.only_config)
-    return Source(name, snapshot.path, "hub", snapshot.revision, snapshot.licence, complete=bool(found))
+    return ModelSource(name, snapshot.path, "hub", snapshot.revision, snapshot.licence, complete=bool(found))
 
 
-def _default(wish: _Wish) -> Steps:
+def _default(wish: _ResolveOptions) -> Steps:
     alias = ALIASES[DEFAULT]
     if not wish.refresh and (source := _cached(DEFAULT, alias.repo, None, wish, strict=False)):
         return source
@@ -248,7 +248,7 @@ def folder_of(stem: str, key: str) -> Path:
     return converted_dir() / f"{slug[:60]}-{key[:12]}"
 
 
-def _converted(name: str, folder: Path) -> Source:
+def _converted(name: str, folder: Path) -> ModelSource:
     try:
         weights.check(folder)
         card = weights.read_json(folder / CARD)
@@ -256,7 +256,7 @@ def _converted(name: str, folder: Path) -> Source:
         raise ModelError(error.message, f"kvcli models pull {name}") from None
     key = str(card.get("source", {}).get("key", ""))[:12]
     origin, notes = card.get("origin", "gguf"), tuple(card.get("notes", ()))
-    return Source(name, folder, origin, key, card.get("licence"), notes)
+    return ModelSource(name, folder, origin, key, card.get("licence"), notes)
 
 
 def card(directory: Path) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def _convert(
 
     if (folder / CARD).is_file() and not refresh:
         return _converted(name, folder)
-    files.private(folder.parent)
+    files.private_dir(folder.parent)
     with FileLock(folder.parent / f".{folder.name}.lock", thread_local=False):
         if (folder / CARD).is_file():
             try:
@@ -294,7 +294,7 @@ def _convert(
                     raise
         for left in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a killed process: we hold the lock
             shutil.rmtree(left, ignore_errors=True)
-        files.need(folder.parent, room, f"converting {name}")
+        files.require_space(folder.parent, room, f"converting {name}")
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
         try:
             with files.disk(f"{name} could not be converted in {folder.parent}"):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kvcli.errors import UnsupportedModel
 
 
-class Unrotated(nn.Module):
+class IdentityRotary(nn.Module):
     """Stands in for a rotary module: same call, no rotation."""
 
     def __init__(self, rotary: nn.Module, dim: int) -> None:
@@ -121,7 +121,7 @@ class ModelRotary:
         return angles
 
 
-def take_out(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary, Callable[[bool], None]]:
+def detach_rope(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary, Callable[[bool], None]]:
     """Find a model's rotary module and build what the cache rotates with.
 
     Args:
@@ -153,7 +153,7 @@ def take_out(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary
     sample = next(model.parameters())
     probe = torch.zeros(1, 1, dtype=torch.long, device=sample.device)
     cos, _ = rotary(sample, probe, **({} if kinds[0] is None else {"layer_type": kinds[0]}))
-    unrotated = Unrotated(rotary, cos.shape[-1])
+    unrotated = IdentityRotary(rotary, cos.shape[-1])
 
     def switch(out: bool) -> None:
         parent.rotary_emb = unrotated if out else rotary

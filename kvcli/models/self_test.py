@@ -13,15 +13,15 @@ import transformers
 
 from kvcli import __version__
 from kvcli.cache.context import freeze
-from kvcli.cache.decode_cache import Tail
-from kvcli.cache.prefill_cache import Fill, Step
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
 from kvcli.errors import UnsupportedModel
 from kvcli.eviction.full import Full
 from kvcli.storage.dense import Dense
 from kvcli.utils.files import cache_dir
 
 if TYPE_CHECKING:
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
 
 TOKENS, CHUNK, QUESTION = 64, 20, 12
 
@@ -70,13 +70,13 @@ def through_store(model: Model, ids: torch.Tensor) -> torch.Tensor:
     body = len(ids) - QUESTION
     model.rotary.pin(len(ids))
     place = {"dtype": model.dtype, "device": model.device}
-    fill = Fill(model.spec, Full(), model.rotary, tokens=body, chunk=CHUNK, **place)  # type: ignore[arg-type]
+    fill = PrefillCache(model.spec, Full(), model.rotary, tokens=body, chunk=CHUNK, **place)  # type: ignore[arg-type]
     for start in range(0, body, CHUNK):
         new = min(CHUNK, body - start)
-        fill.step = Step(start=start, new=new, last=start + new == body)
+        fill.step = ChunkStep(start=start, new=new, last=start + new == body)
         model.forward(ids[start : start + new], fill, logits=False)
         fill.seen += new
-    tail = Tail(model.spec, model.rotary, freeze(fill, Dense()), **place)  # type: ignore[arg-type]
+    tail = DecodeCache(model.spec, model.rotary, freeze(fill, Dense()), **place)  # type: ignore[arg-type]
     logits = model.forward(ids[body:], tail, logits="all")
     assert logits is not None
     return logits.float()

@@ -20,18 +20,18 @@ from typing import Any
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import weights
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
 _NF4_BLOCK = 64  # weights that share one float32 scale
 
 
-def fingerprint(source: Source, held: str = "bf16") -> str:
+def fingerprint(source: ModelSource, held: str = "bf16") -> str:
     """A model's fingerprint with its weights held so: other weights read otherwise."""
     return source.fingerprint if held == "bf16" else f"{source.fingerprint}-{held}"
 
 
-def spec(source: Source, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
+def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
     """The sizes of a model.
 
     Args:
@@ -124,7 +124,7 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def heads_identity(source: Source, spec: ModelSpec) -> str | None:
+def heads_identity(source: ModelSource, spec: ModelSpec) -> str | None:
     """What retaining heads are found by (see :func:`kvcli.retaining_heads.checkpoint.identity`); ``None`` without
     weights."""
     for shard in weights.shards(source.path) if source.complete else ():
@@ -172,7 +172,7 @@ def _torch_has_cuda() -> bool:
 _Shape = tuple[str, tuple[int, ...]]
 
 
-def _tensors(source: Source, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _tensors(source: ModelSource, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     tied = bool(config.get("tie_word_embeddings"))
     for shard in weights.shards(source.path):
         for name, tensor in json.loads(weights.header(shard)).items():
@@ -181,7 +181,7 @@ def _tensors(source: Source, config: dict[str, Any]) -> Iterator[tuple[str, dict
             yield name, tensor
 
 
-def _from_headers(source: Source, config: dict[str, Any]) -> Iterator[_Shape]:
+def _from_headers(source: ModelSource, config: dict[str, Any]) -> Iterator[_Shape]:
     yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config))
 
 
@@ -202,7 +202,9 @@ def _bits(packing: dict[str, Any]) -> int:
 _SCALES = re.compile(r"(weight_scale(_inv)?|weight_zero_point|weight_shape|\w*_g_idx|\w*global_scale|input_\w+)$")
 
 
-def _stored(source: Source, config: dict[str, Any], packing: dict[str, Any], device: str, size: int) -> Iterator[int]:
+def _stored(
+    source: ModelSource, config: dict[str, Any], packing: dict[str, Any], device: str, size: int
+) -> Iterator[int]:
     """Bytes of the tensors of a checkpoint that comes quantised: as they lie there, but 16 and 32 bit floats."""
     dense, bits = unpacked(packing.get("quant_method"), device), _bits(packing)
     for name, tensor in _tensors(source, config):
@@ -247,7 +249,7 @@ def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dic
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)
 
 
-def heads_bytes(source: Source, spec: ModelSpec, folders: list[Path]) -> int:
+def heads_bytes(source: ModelSource, spec: ModelSpec, folders: list[Path]) -> int:
     """Size of this model's retaining heads, if they lie in one of these folders, else 0; reads cards, no weights."""
     own = heads_identity(source, spec)
     for folder in folders if own is not None else []:

@@ -17,7 +17,7 @@ from kvcli.errors import ModelError
 _CONFIG = "tokenizer_config.json"
 
 
-class Tokens:
+class LightTokenizer:
     """The tokenizer in a model's directory.
 
     Args:

@@ -5,8 +5,12 @@ from typing import Any
 
 from kvcli.errors import TooLongError
 from kvcli.planning import gpus, memory, speed_history
+from kvcli.planning.disk import disk_bytes
+from kvcli.planning.positions import kept_units
 from kvcli.recipe import Recipe
 from kvcli.types import ModelSpec
+from kvcli.utils.process_memory import available, host_available
+from kvcli.utils.sizes import format_bytes
 
 FALLBACK = "keydiff"
 """The policy whose largest budget is told where the recipe keeps everything."""
@@ -16,7 +20,7 @@ PROGRAM = 600 * 2**20
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where it would run: a name, and the bytes there that model and cache may have together."""
 
     name: str
@@ -24,16 +28,16 @@ class Place:
     here: bool = True
 
     @classmethod
-    def card(cls, text: str) -> "Place":
+    def card(cls, text: str) -> "Target":
         """A card of :mod:`kvcli.planning.gpus`. Raises ``UsageError``."""
         found = gpus.find(text)
-        return cls(f"{found.name} ({memory.gib(found.total)})", found.usable, here=False)
+        return cls(f"{found.name} ({format_bytes(found.total)})", found.usable, here=False)
 
     @classmethod
-    def this(cls, device: str) -> "Place":
+    def this(cls, device: str) -> "Target":
         """This machine, with what is free now."""
         if device == "cpu":
-            return cls("this machine", max(0, memory.available(device) - PROGRAM))
+            return cls("this machine", max(0, available(device) - PROGRAM))
         import pynvml
 
         pynvml.nvmlInit()
@@ -42,7 +46,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is to be read and asked: tokens, and bytes of the text with what is known of it.
 
     ``passages`` are those of a second look; ``None`` for as many as ``ask`` takes unasked.
@@ -118,12 +122,12 @@ class Forecast:
         }
 
 
-def _beyond_host(plan: memory.Plan, place: Place) -> bool:
+def _beyond_host(plan: memory.Plan, place: Target) -> bool:
     """Whether this machine's own memory is too small beside its card; of another machine only the card is known."""
-    return place.here and plan.host > memory.host_available()
+    return place.here and plan.host > host_available()
 
 
-def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place) -> Forecast:
+def forecast(spec: ModelSpec, recipe: Recipe, work: Workload, place: Target) -> Forecast:
     """Everything about one recipe. Arithmetic is :mod:`kvcli.planning.memory`'s, the same that ``kvcli ask`` runs
     with."""
     from kvcli.recipe import parse
@@ -131,7 +135,7 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place) -> Forec
     run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question}
     made, longest, problem = None, 0, None
     try:
-        made, longest = memory.of_run(spec, recipe, **run, answer=work.answer, passages=work.passages)
+        made, longest = memory.plan_run(spec, recipe, **run, answer=work.answer, passages=work.passages)
     except TooLongError as error:
         problem = error
     bounded = recipe if recipe.keep.budget is not None else parse(FALLBACK)
@@ -139,13 +143,13 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Work, place: Place) -> Forec
     if work.tokens:
         wanted = longest or work.answer
         budget = memory.largest_budget(spec, bounded, place.usable, **run, answer=wanted, passages=work.passages)
-    units = [memory.units(spec, recipe, work.tokens, i) for i in range(spec.layers)]
+    units = [kept_units(spec, recipe, work.tokens, i) for i in range(spec.layers)]
     return Forecast(
         recipe=recipe,
         kept=max(units, default=0),
         plan=made,
         longest=longest,
-        disk=memory.disk(spec, recipe, tokens=work.tokens, chunk=work.chunk, text=work.text),
+        disk=disk_bytes(spec, recipe, tokens=work.tokens, chunk=work.chunk, text=work.text),
         rates=speed_history.measured(spec, recipe) if place.here else speed_history.Rates(),
         fits=made is not None and made.total <= place.usable and not _beyond_host(made, place),
         budget=budget,

@@ -20,7 +20,7 @@ GIB = {
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A card by name, with its memory in bytes and what of it tensors can have."""
 
     name: str
@@ -31,7 +31,7 @@ class Card:
         return max(0, self.total - RESERVE)
 
 
-def find(text: str) -> Card:
+def find(text: str) -> Gpu:
     """The card of that name (``4090``, ``RTX 3060``) or size (``8GB``).
 
     Raises:
@@ -40,8 +40,8 @@ def find(text: str) -> Card:
     name = re.sub(r"^(nvidia|geforce|rtx|gtx|tesla|[\s_-])+", "", text.strip().lower())
     name = re.sub(r"[\s_-]", "", name)
     if name in GIB:
-        return Card(text.strip(), GIB[name] * 2**30)
+        return Gpu(text.strip(), GIB[name] * 2**30)
     size = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)g(?:i?b)?", name)
     if size is None or float(size[1]) <= 0:
         raise UsageError(f"--card {text} is not a card I know; there are: {', '.join(GIB)}", "--card 8GB")
-    return Card(text.strip(), int(float(size[1]) * 2**30))
+    return Gpu(text.strip(), int(float(size[1]) * 2**30))

@@ -6,15 +6,17 @@ import math
 from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
+from kvcli.planning.positions import check_positions, kept_units
 from kvcli.recipe import Recipe
-from kvcli.storage.base import Bytes
-from kvcli.storage.row_codec import passing
+from kvcli.storage.base import StorageBytes
+from kvcli.storage.row_codec import transient_nbytes
 from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli.utils.process_memory import host_available
+from kvcli.utils.sizes import format_bytes
 
 _PLACE = 4  # bytes of an int32 place
 _SCORE_AND_PLACE = 4 + _PLACE  # bytes per unit beside key and value: a float32 score and a place
-_HEADER = 4096  # of a saved reading: the description and the first brackets
-_TENSORS, _ENTRY = 11, 110  # tensors a layer has in a saved reading, and bytes of one's entry in the header
+
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
 # What oneDNN keeps for each shape that it has multiplied, and for how many. Measured with mallinfo2 on the default
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
@@ -24,7 +26,6 @@ PASSAGES = 3  # that are read again where units are forgotten; chosen on develop
 PASSAGE = 400  # tokens of the longest of them, about
 _IN_SIGHT = 32  # units per KV head, at least, that stay in sight beside them
 _HEAD = 64  # tokens of a template's head, about
-_STATE = 4  # bytes of a number of running statistics, of which a policy keeps about a unit's worth a layer
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,17 @@ class Plan:
         """
         if self.host and self.host > (free := host_available()):
             raise ResourceError(
-                f"keeping everything in host memory needs {gib(self.host)} of it and this machine has {gib(free)} free",
+                f"keeping everything in host memory needs {format_bytes(self.host)} of it"
+                f" and this machine has {format_bytes(free)} free",
                 "--policy keydiff --budget N keeps N units per head, on the card",
             )
         needed = self.total - self.weights
         if needed > available:
             raise ResourceError(
-                f"the cache needs {gib(needed)} beside the weights and {what} has {gib(available)} free"
-                f" (kept units {gib(self.fill)}, workspace {gib(self.workspace)}, activations {gib(self.activations)})",
+                f"the cache needs {format_bytes(needed)} beside the weights"
+                f" and {what} has {format_bytes(available)} free"
+                f" (kept units {format_bytes(self.fill)}, workspace {format_bytes(self.workspace)},"
+                f" activations {format_bytes(self.activations)})",
                 "a smaller --budget or --chunk-size",
             )
 
@@ -106,7 +110,7 @@ def plan(
         probe: tokens of the question that follow each chunk, for policies that read for one.
     """
     size = DTYPE_BYTES[spec.dtype]
-    kept = [units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
+    kept = [kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
     # Keys and values at hand and the keys rotated of one layer; of one in codes only where a policy asks for them.
@@ -116,7 +120,7 @@ def plan(
     at_hand = exact if recipe.keep.causal or not coded else room
     workspace = spec.kv_heads * at_hand * spec.head_dim * size * (5 if recipe.hold.offloads else 3)
     if rows is not None and coded:
-        workspace += passing(spec, rows.width(spec.head_dim), max(coded), chunk)
+        workspace += transient_nbytes(spec, rows.width(spec.head_dim), max(coded), chunk)
     # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     activations = chunk * width * size + spec.vocab * (size + 4)
@@ -152,14 +156,14 @@ def plan(
     )
 
 
-def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> Bytes:
+def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:
     """What a frozen layer takes; one with a window of its own is never offloaded."""
     if spec.sliding[layer] is not None:
-        return Bytes(spec.kv_heads * units * spec.unit_bytes, 0)
+        return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
     return recipe.hold.size(spec, layer, units)
 
 
-def of_run(
+def plan_run(
     spec: ModelSpec,
     recipe: Recipe,
     *,
@@ -177,13 +181,13 @@ def of_run(
         spec, recipe, tokens, chunk: as for :func:`plan`.
         question: tokens of the question, the turn to answer included.
         answer: tokens that the answer may have at most.
-        passages: of the text that are read again before the question; ``None`` for :func:`second_look`.
+        passages: of the text that are read again before the question; ``None`` for :func:`default_passages`.
 
     Raises:
         TooLongError: as :func:`check_positions`.
     """
     if passages is None:
-        passages = second_look(spec, recipe, tokens=tokens, chunk=chunk, question=question)
+        passages = default_passages(spec, recipe, tokens=tokens, chunk=chunk, question=question)
     extra = passages * PASSAGE
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question + extra)
     longest = min(answer, room)
@@ -195,7 +199,7 @@ def of_run(
     return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
 
 
-def in_sight(kept: int, read: int) -> int:
+def visible_units(kept: int, read: int) -> int:
     """Units per KV head that stay in sight of those that are kept of a text, while passages of it are read again.
 
     All where they are a good part of the text; the shreds of a long one would draw a small model away from the
@@ -212,29 +216,29 @@ def _sight(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     """Bytes of what stays in sight, which is a copy where it is not everything."""
     copied = 0
     for layer, window in enumerate(spec.sliding):
-        kept = units(spec, recipe, tokens, layer)
-        seen = in_sight(kept, tokens)
+        kept = kept_units(spec, recipe, tokens, layer)
+        seen = visible_units(kept, tokens)
         copied += 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
     return copied * spec.kv_heads * spec.unit_bytes
 
 
-def second_look(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
+def default_passages(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
     """Passages that ``ask`` reads again before it answers, where nobody says how many.
 
     Some where units are forgotten, as long as half of the room behind the document stays the answer's. Arguments as
-    for :func:`of_run`.
+    for :func:`plan_run`.
 
     Raises:
         TooLongError: as :func:`check_positions`.
     """
-    kept = min((units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=tokens)
+    kept = min((kept_units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=tokens)
     if kept >= tokens:
         return 0
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question)
     return PASSAGES if room // 2 >= PASSAGES * PASSAGE else 0
 
 
-def beside(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: int) -> Plan:
+def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: int) -> Plan:
     """The plan of a run whose fill stays beside the context, to be read on in: kept units are there in both.
 
     Args:
@@ -243,7 +247,7 @@ def beside(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: int) -> Plan:
     """
     if recipe.hold.offloads:
         return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
-    places = sum(units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _PLACE
+    places = sum(kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _PLACE
     return replace(plan, fill=plan.fill + plan.held + places)
 
 
@@ -260,13 +264,13 @@ def largest_budget(
 ) -> int | None:
     """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
 
-    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`of_run`, but that the answer is to have
+    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`plan_run`, but that the answer is to have
     all of its tokens.
     """
 
     def fits(budget: int) -> bool:
         try:
-            made, longest = of_run(
+            made, longest = plan_run(
                 spec,
                 recipe.with_budget(budget),
                 tokens=tokens,
@@ -287,100 +291,3 @@ def largest_budget(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low if low >= least else None
-
-
-def disk(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text: int) -> int:
-    """Bytes of the saved reading, at most (see :mod:`kvcli.prompt_cache.serialize`).
-
-    Its end, and for a longer text its edge: scores, places and marks of the units before the last chunk, and those that
-    this chunk drives out, which are at most as many as it has tokens.
-
-    Args:
-        spec, recipe, tokens, chunk: as for :func:`plan`.
-        text: bytes of the document in UTF-8 and of what is known of it.
-    """
-    total = text + 4 * tokens + _HEADER
-    if not tokens:
-        return total
-    body = max(0, tokens - recipe.keep.tail)
-    edge = max(0, body - 1) // chunk * chunk
-    for layer in range(spec.layers):
-        kept = units(spec, recipe, tokens, layer)
-        then = min(units(spec, recipe, edge, layer), kept)
-        gone = then if recipe.keep.victims == "merge" else min(then, tokens - edge)
-        unit = recipe.hold.unit(spec, layer)
-        total += spec.kv_heads * (kept * (unit + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
-        total += spec.kv_heads * (gone * unit + 2 * _STATE * spec.head_dim)
-        if spec.sliding[layer] is None:
-            total += sum(recipe.hold.observed(spec, layer, n) for n in (tokens, edge) if n)
-        total += _TENSORS * _ENTRY
-    return total
-
-
-def units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
-    """Units per KV head that a layer holds after ``tokens``."""
-    window = spec.sliding[layer]
-    if window is not None:
-        return min(tokens, window - 1)
-    budget = recipe.units(layer, spec.layers)
-    return tokens if budget is None else min(tokens, budget + recipe.keep.tail)
-
-
-def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
-    """The room for an answer, in tokens, before positions leave the model's trained window.
-
-    Raises:
-        TooLongError: there is none; says what the document needs and which recipe reads it.
-    """
-    keep = recipe.keep
-    slots = max((units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=0)
-    if keep.positions == "original" or recipe.units(0, spec.layers) is None:
-        slots = tokens
-    during = slots if slots == tokens else slots + chunk
-    room = spec.max_positions - max(slots + question, during)
-    if room < 1:
-        if slots == tokens:
-            raise TooLongError(
-                f"{tokens:,} tokens and a question of {question:,} do not fit the {spec.max_positions:,} positions"
-                f" of {spec.name} under '{recipe}'",
-                f"--policy 'keydiff(budget={max(1, spec.max_positions // 8)})' reads a text of any length",
-            )
-        raise TooLongError(
-            f"a budget of {slots:,} units, a chunk of {chunk:,} and a question of {question:,} tokens do not fit the"
-            f" {spec.max_positions:,} positions of {spec.name}",
-            f"--budget {max(1, spec.max_positions // 8)}",
-        )
-    return room
-
-
-def horizon(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, behind: int) -> int:
-    """RoPE positions that a reading and ``behind`` tokens after it will use, in steps of 4,096.
-
-    The steps let questions and answers of common length share a reading also where RoPE depends on it.
-
-    Raises:
-        TooLongError: as :func:`check_positions`.
-    """
-    room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=0)
-    return min(spec.max_positions, -(-(spec.max_positions - room + behind) // 4096) * 4096)
-
-
-def host_available() -> int:
-    """Bytes of RAM that are free or reclaimable."""
-    return available("cpu")
-
-
-def available(device: str) -> int:
-    """Bytes that can still be taken on a device: free card memory, or RAM that is free or reclaimable."""
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
-
-
-def gib(count: int) -> str:
-    """Bytes for a person."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

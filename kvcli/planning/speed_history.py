@@ -102,5 +102,5 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content))

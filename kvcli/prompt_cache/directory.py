@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,31 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvcli.errors import DamagedError, UsageError
-from kvcli.prompt_cache.file_format import SUFFIX, Header, header
-from kvcli.prompt_cache.key import Identity
+from kvcli.prompt_cache.file_format import SUFFIX, CacheHeader, header
+from kvcli.prompt_cache.key import CacheKey
 from kvcli.utils import files
+from kvcli.utils.sizes import parse_size
 
 LIMIT = 20 * 2**30
 """Bytes that all readings together may take, unless ``$KVCLI_CACHE_LIMIT`` says otherwise."""
 
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)?", re.IGNORECASE)
 _OLD = 24 * 3600
 """Seconds after which a temporary file is nobody's any more."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One file of the library; ``header`` is ``None`` where it is damaged, and ``fault`` then says why."""
 
     path: Path
     size: int
     used: float
-    header: Header | None
+    header: CacheHeader | None
     fault: str | None = None
 
     @classmethod
-    def of(cls, path: Path) -> Entry:
+    def of(cls, path: Path) -> CacheEntry:
         """The reading in a file, damaged or not. Raises ``OSError``."""
         stat = path.stat()
         try:
@@ -54,7 +52,7 @@ class Entry:
         return self.key if self.header is None else self.header.meta.identity.key
 
 
-class Library:
+class CacheDirectory:
     """The folder of saved readings.
 
     Args:
@@ -66,25 +64,25 @@ class Library:
         self.folder, self.limit = folder, limit
 
     @classmethod
-    def default(cls) -> Library:
+    def default(cls) -> CacheDirectory:
         """In kvcli's cache directory. Raises ``UsageError`` for a limit that is no size."""
         text = os.environ.get("KVCLI_CACHE_LIMIT")
-        limit = LIMIT if text is None else size(text, "KVCLI_CACHE_LIMIT")
-        return cls(files.private(files.cache_dir() / "readings"), limit)
+        limit = LIMIT if text is None else parse_size(text, "KVCLI_CACHE_LIMIT")
+        return cls(files.private_dir(files.cache_dir() / "readings"), limit)
 
-    def place(self, identity: Identity) -> Path:
+    def place(self, identity: CacheKey) -> Path:
         """Where a reading lies, or would."""
         return self.folder / f"{identity.key}{SUFFIX}"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """All of them, the most recently used first."""
         found = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # gone since
-                found.append(Entry.of(path))
+                found.append(CacheEntry.of(path))
         return sorted(found, key=lambda e: (-e.used, e.key))
 
-    def find(self, key: str) -> Entry:
+    def find(self, key: str) -> CacheEntry:
         """The one entry whose key begins with ``key``. Raises ``UsageError`` where it is none or several."""
         found = [e for e in self.entries() if key and e.key.startswith(key)]
         if len(found) != 1:
@@ -92,7 +90,7 @@ class Library:
             raise UsageError(f"{count} with '{key}'", "kvcli cache ls")
         return found[0]
 
-    def kin(self, identity: Identity) -> list[Header]:
+    def kin(self, identity: CacheKey) -> list[CacheHeader]:
         """Readings of the same family that a longer text could continue, those that read most first."""
         found = [e.header for e in self.entries() if e.header is not None]
         same = [h for h in found if h.meta.edge and h.meta.identity.family == identity.family]
@@ -103,13 +101,13 @@ class Library:
         with suppress(OSError):
             os.utime(path)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: CacheEntry) -> None:
         """Delete one; raises ``OSError`` where that may not be."""
         entry.path.unlink(missing_ok=True)
         with suppress(OSError):
             (self.folder / "locks" / f"{entry.path.name}.lock").unlink(missing_ok=True)
 
-    def prune(self, limit: int | None = None, *, older: float | None = None, spare: str = "") -> list[Entry]:
+    def prune(self, limit: int | None = None, *, older: float | None = None, spare: str = "") -> list[CacheEntry]:
         """Delete damaged ones, those unused for ``older`` seconds, and the least recently used until ``limit`` holds.
 
         Readings for one question go before readings for any. ``spare`` is a key that stays and takes nothing: its file
@@ -134,7 +132,7 @@ class Library:
         """Be the one writer of a file; gives ``False`` at once where another process is."""
         from filelock import FileLock, Timeout
 
-        folder = files.private(self.folder / "locks")
+        folder = files.private_dir(self.folder / "locks")
         lock = FileLock(folder / f"{path.name}.lock", mode=0o600)
         try:
             lock.acquire(timeout=0)
@@ -154,11 +152,3 @@ class Library:
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _OLD:
                     left.unlink()
-
-
-def size(text: str, what: str) -> int:
-    """``20GiB`` in bytes. Raises ``UsageError``."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or (match[2] or "").upper() not in _UNITS:
-        raise UsageError(f"{what} {text} is no size", f"{what}{' ' if what.startswith('-') else '='}20GiB")
-    return int(float(match[1]) * _UNITS[(match[2] or "").upper()])

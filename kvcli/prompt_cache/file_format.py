@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import DamagedError
-from kvcli.prompt_cache.key import FORMAT, Identity
+from kvcli.prompt_cache.key import FORMAT, CacheKey
 from kvcli.utils import files as file_utils
-from kvcli.utils.from_json import revive
+from kvcli.utils.from_json import from_json
 
 SUFFIX = ".kv"
-MARK = b'{"__metadata__": {"kvcli": '
+MAGIC = b'{"__metadata__": {"kvcli": '
 """How the header of a reading begins."""
 
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -57,7 +57,7 @@ class Meta:
         recipe: with how its units were to be held; any other way fits too.
     """
 
-    identity: Identity
+    identity: CacheKey
     seen: int
     tokens: int
     edge: int
@@ -79,7 +79,7 @@ class Meta:
 
 
 @dataclass(frozen=True)
-class Blob:
+class LazyTensor:
     """A tensor to be written: ``data()`` gives its little-endian bytes when their turn comes."""
 
     name: str
@@ -93,7 +93,7 @@ class Blob:
 
 
 @dataclass(frozen=True)
-class Header:
+class CacheHeader:
     """What stands at the beginning of a reading.
 
     Attributes:
@@ -125,11 +125,11 @@ def damaged(path: Path, why: str) -> DamagedError:
     return DamagedError(f"{path} is damaged or no saved reading: {why}", "make it again: kvcli prefill FILE -o book.kv")
 
 
-def write(path: Path, meta: Meta, blobs: Sequence[Blob]) -> None:
+def write(path: Path, meta: Meta, blobs: Sequence[LazyTensor]) -> None:
     """Write a reading under its name, all of it or nothing. Raises ``OSError``."""
     blobs = sorted(blobs, key=lambda b: -_SIZES[b.dtype])  # the largest numbers first keeps all of them aligned
     head = _head(meta, blobs)
-    with file_utils.replacing(path) as temporary, temporary.open("wb") as file:
+    with file_utils.atomic_write(path) as temporary, temporary.open("wb") as file:
         total = hashlib.sha256(head)
         file.write(head)
         for blob in blobs:
@@ -144,17 +144,17 @@ def write(path: Path, meta: Meta, blobs: Sequence[Blob]) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a whole file under the same care as :func:`write`. Raises ``OSError``, and leaves nothing behind then."""
-    with file_utils.replacing(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
+    with file_utils.atomic_write(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
         shutil.copyfileobj(old, new, _BLOCK)
 
 
-def relabel(found: Header, meta: Meta) -> None:
+def update_metadata(found: CacheHeader, meta: Meta) -> None:
     """Write a reading anew with another description. Raises ``OSError``."""
-    blobs = [Blob(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
+    blobs = [LazyTensor(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
     write(found.path, meta, blobs)
 
 
-def _head(meta: Meta, blobs: Sequence[Blob]) -> bytes:
+def _head(meta: Meta, blobs: Sequence[LazyTensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"kvcli": "", "sha256": _NO_DIGEST}}
     at = 0
     for blob in blobs:
@@ -173,12 +173,12 @@ def looks_like(path: Path) -> bool:
         if not path.is_file():  # a pipe must not be tasted
             return False
         with path.open("rb") as file:
-            return path.suffix == SUFFIX or file.read(8 + len(MARK))[8:] == MARK
+            return path.suffix == SUFFIX or file.read(8 + len(MAGIC))[8:] == MAGIC
     except (OSError, ValueError):
         return False
 
 
-def header(path: Path) -> Header:
+def header(path: Path) -> CacheHeader:
     """The header of a reading, checked; the tensors' bytes are not.
 
     Raises:
@@ -204,7 +204,7 @@ def header(path: Path) -> Header:
             "read the document again",
         )
     try:
-        meta = revive(Meta, json.loads(described["meta"]))
+        meta = from_json(Meta, json.loads(described["meta"]))
         tensors = {str(name): _tensor(entry, 8 + length) for name, entry in content.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, f"its header makes no sense ({str(error)[:80]})") from None
@@ -217,18 +217,18 @@ def header(path: Path) -> Header:
         raise damaged(path, f"it should have {at:,} bytes and has {size:,}")
     if not 0 <= meta.edge <= meta.seen <= meta.tokens:
         raise damaged(path, f"its numbers do not fit: {meta.edge} <= {meta.seen} <= {meta.tokens}")
-    return Header(path, meta, str(digest), tensors, size)
+    return CacheHeader(path, meta, str(digest), tensors, size)
 
 
 def _tensor(entry: Any, start: int) -> tuple[str, tuple[int, ...], int, int]:
-    dtype, shape = entry["dtype"], revive(tuple[int, ...], entry["shape"])
-    begin, end = revive(tuple[int, int], entry["data_offsets"])
+    dtype, shape = entry["dtype"], from_json(tuple[int, ...], entry["shape"])
+    begin, end = from_json(tuple[int, int], entry["data_offsets"])
     if min(shape, default=0) < 0 or not 0 <= begin <= end or end - begin != _SIZES[dtype] * math.prod(shape):
         raise ValueError("a tensor's size does not fit its shape")
     return dtype, shape, start + begin, start + end
 
 
-def verify(found: Header) -> None:
+def verify(found: CacheHeader) -> None:
     """Read the whole file and compare its digest. Raises ``DamagedError``."""
     total = hashlib.sha256()
     with found.path.open("rb") as file:

@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Identity:
+class CacheKey:
     """Everything that a reading's units depend on.
 
     Attributes:
@@ -46,11 +46,11 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
 
     @property
-    def family(self) -> Identity:
+    def family(self) -> CacheKey:
         """The same without the text: readings of one family can continue each other."""
         return replace(self, text="")
 
-    def difference(self, other: Identity) -> tuple[str, object, object] | None:
+    def difference(self, other: CacheKey) -> tuple[str, object, object] | None:
         """The first field in which two identities differ, and what it is in each."""
         for f in fields(self):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)

@@ -1,7 +1,7 @@
 """From a document to a context by the shortest way: a saved reading, a checkpoint, a reading of its beginning, prefill.
 
-A generator of events, like the engine's: what it takes up is said with :class:`~kvcli.events.Reused`, what it cannot do
-with :class:`~kvcli.events.Warned`. A reading that cannot be saved goes on.
+A generator of events, like the engine's: what it takes up is said with :class:`~kvcli.events.CacheHit`, what it cannot
+do with :class:`~kvcli.events.Notice`. A reading that cannot be saved goes on.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import torch
 
 from kvcli import __version__
 from kvcli.cache.context import Context, freeze
-from kvcli.cache.prefill_cache import Fill
+from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine import prefill as engine
 from kvcli.errors import DamagedError, KvcliError
-from kvcli.events import Prefill, Reused, Warned
-from kvcli.models.load import Model
+from kvcli.events import CacheHit, Notice, Prefill
+from kvcli.models.model import Model
 from kvcli.prompt_cache import file_format, serialize
-from kvcli.prompt_cache.directory import Library
-from kvcli.prompt_cache.file_format import Blob, Header, Meta
-from kvcli.prompt_cache.key import FORMAT, Identity, digest, pack
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.file_format import CacheHeader, LazyTensor, Meta
+from kvcli.prompt_cache.key import FORMAT, CacheKey, digest, pack
 from kvcli.recipe import Recipe
 
 EVERY_SECONDS = 30.0
@@ -39,21 +39,21 @@ _SHARE = 10.0  # ... but a checkpoint takes no more than a tenth of the time
 
 
 @dataclass(frozen=True)
-class Job:
+class PrefillRequest:
     """What is to be read, and how.
 
     Attributes:
         ids: the text, template head included.
         recipe: which units survive.
         chunk: tokens per forward pass.
-        horizon: RoPE positions that the reading and its answers will use (see :func:`kvcli.engine.prefill.fill`).
-        head: the template's ids in front of any text.
+        horizon: RoPE positions that the reading and its answers will use (see
+        :func:`kvcli.engine.prefill.prefill_steps`). head: the template's ids in front of any text.
         text: the document.
         document: what else is known of it, as JSON.
         probe: the question's ids, for policies that read for one.
         origin: the command that reads.
         system, raw: how the prompt was made.
-        keep: whether the fill is kept beside the context, to be read on in (:func:`kvcli.engine.prefill.absorb`).
+        keep: whether the fill is kept beside the context, to be read on in (:func:`kvcli.engine.prefill.evict_turns`).
     """
 
     ids: Sequence[int]
@@ -72,11 +72,11 @@ class Job:
     @property
     def edge(self) -> int:
         """Tokens before the last chunk, whose eviction differs: how far a longer text could go along."""
-        return engine.edge(len(self.ids), self.chunk, self.recipe.keep.tail)
+        return engine.last_chunk_boundary(len(self.ids), self.chunk, self.recipe.keep.tail)
 
 
 @dataclass(frozen=True)
-class Reading:
+class PrefillResult:
     """A context and where it came from.
 
     Attributes:
@@ -94,10 +94,10 @@ class Reading:
     reused: int
     seconds: float
     path: Path | None
-    work: Fill | None = None
+    work: PrefillCache | None = None
 
 
-class Paused(Exception):
+class PrefillInterrupted(Exception):
     """The reading was asked to stop: ``done`` of ``total`` tokens were read, and ``saved`` need not be read again."""
 
     def __init__(self, done: int, total: int, saved: int) -> None:
@@ -105,10 +105,10 @@ class Paused(Exception):
         self.done, self.total, self.saved = done, total, saved
 
 
-def identity(model: Model, job: Job) -> Identity:
+def request_key(model: Model, job: PrefillRequest) -> CacheKey:
     """What a reading of this job by this model is called."""
     keep = job.recipe.keep
-    return Identity(
+    return CacheKey(
         version=FORMAT,
         model=model.spec.fingerprint,
         dtype=model.spec.dtype,
@@ -122,16 +122,16 @@ def identity(model: Model, job: Job) -> Identity:
     )
 
 
-def read(
+def cached_prefill(
     model: Model,
-    job: Job,
+    job: PrefillRequest,
     *,
     place: Path | None = None,
-    library: Library | None = None,
+    library: CacheDirectory | None = None,
     base: Path | None = None,
     rebuild: bool = False,
     stop: Callable[[], bool] = lambda: False,
-) -> Generator[Prefill | Reused | Warned, None, Reading]:
+) -> Generator[Prefill | CacheHit | Notice, None, PrefillResult]:
     """A context of a job.
 
     Args:
@@ -146,11 +146,11 @@ def read(
     Raises:
         DamagedError: ``base`` is damaged or of something else; names the field.
         Paused: ``stop`` said yes.
-        KvcliError: as for :func:`kvcli.engine.prefill.fill`.
+        KvcliError: as for :func:`kvcli.engine.prefill.prefill_steps`.
     """
     job = replace(job, probe=job.probe if job.recipe.keep.question else ())
-    began, own, total = perf_counter(), identity(model, job), len(job.ids)
-    found: Header | None = None
+    began, own, total = perf_counter(), request_key(model, job), len(job.ids)
+    found: CacheHeader | None = None
     work = _start(model, job)
     for header, demanded in _sources(own, job, place, library, base, rebuild):
         try:
@@ -158,31 +158,31 @@ def read(
                 raise header
             if not demanded:
                 file_format.verify(header)
-            _take_up(work, header, own)
+            _restore(work, header, own)
             found = header
             break
         except (KvcliError, OSError) as error:
             if demanded:
                 raise
-            yield Warned(f"{error}; it is read again")
+            yield Notice(f"{error}; it is read again")
             work = _start(model, job)
     reused = work.seen
     if found is not None:
         if library is not None and found.path.parent == library.folder:
             library.touch(found.path)
-        yield Reused(reused, total, perf_counter() - began)
+        yield CacheHit(reused, total, perf_counter() - began)
     seconds = perf_counter() - began
 
     with ExitStack() as stack:
-        keeper = _Keeper(model, job, own, place if reused < total else None, library)
+        keeper = _Checkpointer(model, job, own, place if reused < total else None, library)
         if keeper.place is not None and library is not None and not stack.enter_context(library.lock(keeper.place)):
             keeper.place = None
-            yield Warned("another kvcli is reading this text and saves it; this run saves nothing")
+            yield Notice("another kvcli is reading this text and saves it; this run saves nothing")
         if found is not None and found.path == place:
             keeper.saved = reused
         elif reused and reused == job.edge:
             yield from keeper.save(work)
-        for event in engine.fill(
+        for event in engine.prefill_steps(
             model, job.ids, job.recipe, chunk=job.chunk, probe=job.probe, horizon=job.horizon, resume=work
         ):
             yield event
@@ -190,37 +190,42 @@ def read(
             if not work.step.last and (stopped or work.seen == job.edge or keeper.due(work)):
                 yield from keeper.save(work)
             if stopped and work.seen < total:
-                raise Paused(work.seen, total, keeper.saved)
+                raise PrefillInterrupted(work.seen, total, keeper.saved)
         if reused < total:
             yield from keeper.finish(work)
         if stop():
-            raise Paused(total, total, keeper.saved)
+            raise PrefillInterrupted(total, total, keeper.saved)
     with torch.inference_mode():
-        context = engine.settle(work, job.recipe) if job.keep else freeze(work, job.recipe.hold)
+        context = engine.freeze_and_keep(work, job.recipe) if job.keep else freeze(work, job.recipe.hold)
     path = found.path if found is not None and reused == total else keeper.place
     cache: Literal["hit", "resumed", "miss", "off"] = "off" if place is None else "miss"
     if found is not None:
         cache = "hit" if reused == total else "resumed"
-    return Reading(context, cache, reused, seconds, path, work if job.keep else None)
+    return PrefillResult(context, cache, reused, seconds, path, work if job.keep else None)
 
 
-def _start(model: Model, job: Job) -> Fill:
-    return engine.start(model, job.recipe, len(job.ids), chunk=job.chunk, probe=len(job.probe))
+def _start(model: Model, job: PrefillRequest) -> PrefillCache:
+    return engine.new_prefill_cache(model, job.recipe, len(job.ids), chunk=job.chunk, probe=len(job.probe))
 
 
 def _sources(
-    own: Identity, job: Job, place: Path | None, library: Library | None, base: Path | None, rebuild: bool
-) -> Generator[tuple[Header | KvcliError, bool], None, None]:
+    own: CacheKey,
+    job: PrefillRequest,
+    place: Path | None,
+    library: CacheDirectory | None,
+    base: Path | None,
+    rebuild: bool,
+) -> Generator[tuple[CacheHeader | KvcliError, bool], None, None]:
     """Files that may be taken up, best first, each with whether it must; an error stands for a file that cannot be."""
     if base is not None:
         header = file_format.header(base)
-        check(header, own)
+        check_key(header, own)
         file_format.verify(header)
         if header.meta.identity.text == own.text or _begins(header, job):
             yield header, True
             return
         if header.meta.edge:
-            raise _unlike(base, "text", "another one", "not how this one begins")
+            raise _mismatch(base, "text", "another one", "not how this one begins")
     if rebuild:
         return
     if place is not None and place.exists():
@@ -239,13 +244,13 @@ def _sources(
                 yield header, False
 
 
-def _begins(header: Header, job: Job) -> bool:
+def _begins(header: CacheHeader, job: PrefillRequest) -> bool:
     """Whether a job's text begins with what was read before the edge of a saved one."""
     edge = header.meta.edge
     return 0 < edge <= job.edge and edge % job.chunk == 0 and header.meta.prefix == digest(job.ids[:edge])
 
 
-def check(header: Header, own: Identity) -> None:
+def check_key(header: CacheHeader, own: CacheKey) -> None:
     """Refuse a reading that was made otherwise than ``own`` would be, whatever its text; names the first field.
 
     Raises:
@@ -254,10 +259,10 @@ def check(header: Header, own: Identity) -> None:
     different = header.meta.identity.family.difference(own.family)
     if different is not None:
         field, theirs, mine = different
-        raise _unlike(header.path, field, theirs or "none", mine or "none")
+        raise _mismatch(header.path, field, theirs or "none", mine or "none")
 
 
-def _unlike(path: Path, field: str, theirs: object, mine: object) -> DamagedError:
+def _mismatch(path: Path, field: str, theirs: object, mine: object) -> DamagedError:
     hints = {
         "model": "-m with the model that read it: kvcli cache show FILE",
         "dtype": f"--dtype {theirs}",
@@ -272,7 +277,7 @@ def _unlike(path: Path, field: str, theirs: object, mine: object) -> DamagedErro
     )
 
 
-def _take_up(work: Fill, header: Header, own: Identity) -> None:
+def _restore(work: PrefillCache, header: CacheHeader, own: CacheKey) -> None:
     same = header.meta.identity == own
     if same and not header.meta.complete and header.meta.seen % own.chunk:
         raise file_format.damaged(header.path, f"its checkpoint of {header.meta.seen} tokens is not between two chunks")
@@ -280,21 +285,23 @@ def _take_up(work: Fill, header: Header, own: Identity) -> None:
         serialize.restore(work, stored, "end" if same else "edge")
 
 
-class _Keeper:
+class _Checkpointer:
     """Writes a reading's checkpoints and its end to one file; gives up, once, when that cannot be."""
 
-    def __init__(self, model: Model, job: Job, own: Identity, place: Path | None, library: Library | None) -> None:
+    def __init__(
+        self, model: Model, job: PrefillRequest, own: CacheKey, place: Path | None, library: CacheDirectory | None
+    ) -> None:
         self.model, self.job, self.own, self.place, self.library = model, job, own, place, library
         self.saved = 0
         self.tokens, self.cost, self.last = 0, 0.0, perf_counter()
 
-    def due(self, work: Fill) -> bool:
+    def due(self, work: PrefillCache) -> bool:
         """Whether it is time for a checkpoint."""
         self.tokens = self.tokens or self.saved  # taken up from there
         waited = perf_counter() - self.last
         return (waited >= EVERY_SECONDS or work.seen - self.tokens >= EVERY_TOKENS) and waited >= _SHARE * self.cost
 
-    def save(self, work: Fill) -> Generator[Warned, None, None]:
+    def save(self, work: PrefillCache) -> Generator[Notice, None, None]:
         """A checkpoint between two chunks."""
         if self.place is None or self.saved == work.seen:
             return
@@ -306,7 +313,7 @@ class _Keeper:
         if failed:
             yield failed
 
-    def finish(self, work: Fill) -> Generator[Warned, None, None]:
+    def finish(self, work: PrefillCache) -> Generator[Notice, None, None]:
         """The end, and in the same file the edge, from the checkpoint that was written there."""
         if self.place is None:
             return
@@ -319,13 +326,13 @@ class _Keeper:
         if failed:
             yield failed
 
-    def _write(self, work: Fill, edge: int, blobs: list[Blob]) -> Warned | None:
+    def _write(self, work: PrefillCache, edge: int, blobs: list[LazyTensor]) -> Notice | None:
         assert self.place is not None
         job = self.job
         about = json.dumps(job.document).encode()
         for name, data in (("text", job.text.encode("utf-8", "surrogatepass")), ("document", about)):
-            blobs.append(Blob(name, "U8", (len(data),), lambda data=data: data))  # type: ignore[misc]
-        blobs.append(Blob("ids", "I32", (len(job.ids),), lambda: pack(job.ids)))
+            blobs.append(LazyTensor(name, "U8", (len(data),), lambda data=data: data))  # type: ignore[misc]
+        blobs.append(LazyTensor("ids", "I32", (len(job.ids),), lambda: pack(job.ids)))
         size = sum(b.nbytes for b in blobs)
         try:
             if self.library is not None:
@@ -337,10 +344,10 @@ class _Keeper:
             self.saved = work.seen
         except OSError as error:
             where, self.place = self.place, None
-            return Warned(f"this reading is not saved: {error.strerror or error} ({where.parent})")
+            return Notice(f"this reading is not saved: {error.strerror or error} ({where.parent})")
         return None
 
-    def _meta(self, work: Fill, edge: int) -> Meta:
+    def _meta(self, work: PrefillCache, edge: int) -> Meta:
         job, spec = self.job, self.model.spec
         files = job.document.get("files", ()) if isinstance(job.document, dict) else ()
         return Meta(

@@ -24,8 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kvcli.cache.prefill_cache import Fill, FillLayer
-from kvcli.prompt_cache.file_format import Blob, Header, damaged
+from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
+from kvcli.prompt_cache.file_format import CacheHeader, LazyTensor, damaged
 
 _NAMES = {
     torch.float64: "F64",
@@ -44,7 +44,7 @@ _NAMES = {
 class Tensors:
     """The tensors of a reading's file, one at a time, on the CPU. Raises ``DamagedError`` for what is not there."""
 
-    def __init__(self, header: Header, handle: Any) -> None:
+    def __init__(self, header: CacheHeader, handle: Any) -> None:
         self.header, self._handle = header, handle
 
     def get(self, name: str) -> Tensor:
@@ -60,7 +60,7 @@ class Tensors:
 
 
 @contextmanager
-def opened(header: Header) -> Iterator[Tensors]:
+def opened(header: CacheHeader) -> Iterator[Tensors]:
     """The tensors behind a header."""
     try:
         with safe_open(header.path, framework="pt", device="cpu") as handle:
@@ -69,14 +69,14 @@ def opened(header: Header) -> Iterator[Tensors]:
         raise damaged(header.path, str(error)[:120]) from None
 
 
-def blobs(fill: Fill, edge: Tensors | None = None) -> list[Blob]:
+def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
     """A fill's tensors, and with a checkpoint of the same reading its edge.
 
     Args:
         fill: at a chunk boundary or at its end.
         edge: the checkpoint before the last chunk; it must stay open until the blobs are written.
     """
-    made: list[Blob] = []
+    made: list[LazyTensor] = []
     for layer in fill.layers:
         at, c = f"layer.{layer.index}.", layer.count
         made += [
@@ -91,7 +91,7 @@ def blobs(fill: Fill, edge: Tensors | None = None) -> list[Blob]:
     return made
 
 
-def _edge(layer: FillLayer, edge: Tensors) -> list[Blob]:
+def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
     old, new = f"layer.{layer.index}.", f"edge.{layer.index}."
     pos = edge.get(f"{old}pos")
     last = layer.pos[:, : layer.count].cpu()
@@ -102,9 +102,9 @@ def _edge(layer: FillLayer, edge: Tensors) -> list[Blob]:
             break
     count, dim = int(gone.sum()), layer.k.shape[2]
 
-    def victims(name: str) -> Blob:
+    def victims(name: str) -> LazyTensor:
         take: Callable[[], Tensor] = lambda: edge.get(f"{old}{name}")[gone]  # noqa: E731  # a layer at a time
-        return Blob(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
+        return LazyTensor(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
 
     return [
         victims("k"),
@@ -116,7 +116,7 @@ def _edge(layer: FillLayer, edge: Tensors) -> list[Blob]:
     ]
 
 
-def restore(fill: Fill, file: Tensors, where: Literal["end", "edge"]) -> None:
+def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) -> None:
     """Put units back into an empty fill of the same model and recipe.
 
     Raises:
@@ -139,13 +139,13 @@ def restore(fill: Fill, file: Tensors, where: Literal["end", "edge"]) -> None:
 _Units = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
-def _end(layer: FillLayer, file: Tensors) -> _Units:
+def _end(layer: PrefillCacheLayer, file: Tensors) -> _Units:
     at = f"layer.{layer.index}."
     k, v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
     return k, v, scores, pos, file.states(f"{at}state.")
 
 
-def _at_edge(layer: FillLayer, file: Tensors) -> _Units:
+def _at_edge(layer: PrefillCacheLayer, file: Tensors) -> _Units:
     at = f"edge.{layer.index}."
     k, v, _, last, _ = _end(layer, file)
     gone_k, gone_v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
@@ -176,7 +176,9 @@ def _among(pos: Tensor, others: Tensor) -> Tensor:
     return others.gather(1, index) == pos
 
 
-def _check(layer: FillLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor, pos: Tensor, seen: int) -> None:
+def _check(
+    layer: PrefillCacheLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor, pos: Tensor, seen: int
+) -> None:
     heads, capacity, dim = layer.k.shape
     c = pos.shape[-1] if pos.dim() == 2 else -1
     fits = (
@@ -195,8 +197,8 @@ def _check(layer: FillLayer, file: Tensors, k: Tensor, v: Tensor, scores: Tensor
         raise damaged(file.header.path, f"places of layer {layer.index} are out of order")
 
 
-def _blob(name: str, tensor: Tensor) -> Blob:
-    return Blob(name, _NAMES[tensor.dtype], tuple(tensor.shape), lambda: _bytes(tensor))
+def _blob(name: str, tensor: Tensor) -> LazyTensor:
+    return LazyTensor(name, _NAMES[tensor.dtype], tuple(tensor.shape), lambda: _bytes(tensor))
 
 
 def _bytes(tensor: Tensor) -> memoryview:

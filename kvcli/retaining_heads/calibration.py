@@ -26,18 +26,18 @@ from kvcli.storage.infinigen import QUERIES
 from kvcli.types import CHUNK
 
 if TYPE_CHECKING:
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
 
 FORMAT = "1"
 SUFFIX = ".skew"
 
 
 @dataclass(frozen=True)
-class Card:
+class CalibrationCard:
     """Where a calibration comes from; stands inside its file.
 
     Attributes:
-        model, identity: as for :class:`kvcli.retaining_heads.checkpoint.Card`.
+        model, identity: as for :class:`kvcli.retaining_heads.checkpoint.HeadsCard`.
         layers, heads, head_dim: of the model.
         tokens: that were read.
         data: per text, its name and sha256.
@@ -65,25 +65,25 @@ def measure(model: Model, ids: Sequence[int], *, chunk: int = CHUNK) -> Generato
     Raises:
         InputError: no ids.
     """
-    work = yield from engine.fill(model, ids, parse("full+infinigen(dense=0, skew=text)"), chunk=chunk)
+    work = yield from engine.prefill_steps(model, ids, parse("full+infinigen(dense=0, skew=text)"), chunk=chunk)
     return {layer.index: layer.state[QUERIES] / len(ids) for layer in work.layers if QUERIES in layer.state}
 
 
-def save(where: Path, moments: dict[int, Tensor], card: Card) -> None:
+def save(where: Path, moments: dict[int, Tensor], card: CalibrationCard) -> None:
     """Write a calibration, whole or not at all. Raises ``ResourceError``."""
     tensors = {f"layers.{i}.queries": moment.cpu().contiguous() for i, moment in moments.items()}
     checkpoint.write(where, tensors, {"kvcli_skew": FORMAT, "card": json.dumps(asdict(card))})
 
 
-def load(where: Path) -> tuple[dict[int, Tensor], Card]:
+def load(where: Path) -> tuple[dict[int, Tensor], CalibrationCard]:
     """Read a calibration. Raises ``DamagedError`` where the file is none."""
     try:
         with safe_open(where, "pt") as stored:
             metadata: dict[str, Any] = stored.metadata() or {}
             if metadata.get("kvcli_skew") != FORMAT:
                 raise ValueError(f"format {metadata.get('kvcli_skew', 'unknown')}, and this kvcli reads {FORMAT}")
-            known = {f.name for f in fields(Card)}
-            card = Card(**{k: v for k, v in json.loads(metadata["card"]).items() if k in known})
+            known = {f.name for f in fields(CalibrationCard)}
+            card = CalibrationCard(**{k: v for k, v in json.loads(metadata["card"]).items() if k in known})
             moments = {int(key.split(".")[1]): stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DamagedError(f"{where} is no calibration: {error}", "kvcli calibrate FILE…") from error

@@ -19,14 +19,14 @@ from kvcli.retaining_heads.module import ACTIVATIONS, RetainingHeads, features
 from kvcli.utils import files
 
 if TYPE_CHECKING:
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
 
 FORMAT = 1
 _KEY = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:self_attn\.)?(fc[12])\.weight$")
 
 
 @dataclass(frozen=True)
-class Card:
+class HeadsCard:
     """Where heads come from and what they are for; stands inside their file.
 
     Attributes:
@@ -68,7 +68,7 @@ def identity(model: Model) -> str:
     return hashlib.sha256(json.dumps(sizes).encode() + weights).hexdigest()[:12]
 
 
-def save(path: Path, heads: RetainingHeads, card: Card, *, dtype: torch.dtype = torch.bfloat16) -> None:
+def save(path: Path, heads: RetainingHeads, card: HeadsCard, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write heads and their card, whole or not at all.
 
     Raises:
@@ -86,13 +86,13 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     """Safetensors under a temporary name, synced, then renamed. Raises ``ResourceError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as part:
+        with files.atomic_write(path) as part:
             save_file(tensors, part, metadata)
     except (OSError, SafetensorError) as error:
         raise ResourceError(f"{path} cannot be written: {error}", "-o another place") from error
 
 
-def card(path: Path) -> Card:
+def read_card(path: Path) -> HeadsCard:
     """The card of a heads file, without its weights; an empty one for a published checkpoint.
 
     Raises:
@@ -102,23 +102,23 @@ def card(path: Path) -> Card:
     if path.is_dir():
         path = next(iter(sorted(path.glob("*.safetensors"))), path)
     if path.suffix != ".safetensors":
-        return Card()
+        return HeadsCard()
     metadata = _metadata(path)
     if "kvcli_heads" not in metadata:
-        return Card()
+        return HeadsCard()
     if metadata["kvcli_heads"] != str(FORMAT):
         raise DamagedError(
             f"{path}: heads of format {metadata['kvcli_heads']}; this kvcli reads format {FORMAT}",
             "pip install -U kvcli",
         )
     try:
-        known = {f.name for f in fields(Card)}
-        return Card(**{k: v for k, v in json.loads(metadata["card"]).items() if k in known})
+        known = {f.name for f in fields(HeadsCard)}
+        return HeadsCard(**{k: v for k, v in json.loads(metadata["card"]).items() if k in known})
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{path}: the card cannot be read: {error}", "kvcli train") from error
 
 
-def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, Card]:
+def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, HeadsCard]:
     """Read heads: a file of :func:`save`, or a published Locret checkpoint (``.bin`` or ``.safetensors``).
 
     Args:
@@ -129,9 +129,9 @@ def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, 
         ModelError: no such file.
         DamagedError: no heads in it, or not all of them.
     """
-    found = card(path)
+    found = read_card(path)
     if found.identity == "" and activation is not None:
-        found = Card(activation=activation)
+        found = HeadsCard(activation=activation)
     if found.activation not in ACTIVATIONS:
         raise DamagedError(f"{path}: unknown activation '{found.activation}'; there are: {', '.join(ACTIVATIONS)}")
     weights: dict[tuple[str, int], Tensor] = {}
@@ -155,7 +155,7 @@ def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, 
     return heads.requires_grad_(False), found
 
 
-def check(heads: RetainingHeads, found: Card, model: Model, path: Path) -> None:
+def check(heads: RetainingHeads, found: HeadsCard, model: Model, path: Path) -> None:
     """Refuse heads that belong to another model.
 
     Raises:

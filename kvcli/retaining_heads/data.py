@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import InputError
-from kvcli.retaining_heads.facts import plant, weave
+from kvcli.retaining_heads.facts import insert_fact, interleave
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainingRecord:
     """One item of a question-answer file; its context may be short and is then packed with others."""
 
     context: str
@@ -61,7 +61,7 @@ class Corpus:
     def __init__(
         self,
         prose: Sequence[str],
-        records: Sequence[Record],
+        records: Sequence[TrainingRecord],
         *,
         tokens: tuple[int, int] = (512, 2048),
         focus: float = 0.25,
@@ -111,24 +111,24 @@ class Corpus:
             text = self._rest
             room = int(tokens * CHARS_PER_TOKEN)
             start = rng.randrange(max(1, len(text) - room))
-            planted = [plant(rng) for _ in range(facts)]
-            woven = weave(text[start : start + room], planted, rng)
+            planted = [insert_fact(rng) for _ in range(facts)]
+            woven = interleave(text[start : start + room], planted, rng)
             made.append(Example(woven, tuple((f.question, f.answer) for f in planted)))
         return made
 
     def _planted(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
         text = rng.choices(self.prose, weights=[len(t) for t in self.prose])[0]
         start = rng.randrange(max(1, len(text) - room))
-        facts = [plant(rng) for _ in range(rng.choice([1, 2, 3, 4, 6, 8]))]
+        facts = [insert_fact(rng) for _ in range(rng.choice([1, 2, 3, 4, 6, 8]))]
         window = text[start : start + room]
         if rng.random() < _REPETITIVE:
             piece = window[: rng.randint(80, 500)] + "\n"
             window = piece * max(1, room // len(piece))
-        woven = weave(window, facts, rng)
+        woven = interleave(window, facts, rng)
         return woven, [(f.question, f.claim if rng.random() < 0.4 else f"{f.answer}.") for f in facts]
 
     def _packed(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-        chosen: list[Record] = []
+        chosen: list[TrainingRecord] = []
         used = 0
         for record in rng.sample(self.short, min(len(self.short), 40)):
             if used and used + len(record.context) > room:
@@ -150,7 +150,7 @@ class Corpus:
         return record.context[start : start + room], [(record.question, record.answer)]
 
 
-def load(paths: Iterable[Path]) -> tuple[list[str], list[Record]]:
+def load(paths: Iterable[Path]) -> tuple[list[str], list[TrainingRecord]]:
     """Read training files: ``.txt``/``.md`` prose, ``.json``/``.jsonl`` records or conversations, each also ``.gz``.
 
     Records are objects of one of these shapes:
@@ -165,7 +165,7 @@ def load(paths: Iterable[Path]) -> tuple[list[str], list[Record]]:
         InputError: a file that is missing, broken, or of no such shape; names file and line.
     """
     prose: list[str] = []
-    records: list[Record] = []
+    records: list[TrainingRecord] = []
     for path in paths:
         text = _read(path)
         name = path.name.removesuffix(".gz")
@@ -208,14 +208,14 @@ def _items(path: Path, text: str, *, lines: bool) -> Iterable[tuple[int, Any]]:
         raise InputError(f"{path} is not JSON: {error}", f"head -c 300 {path}") from error
 
 
-def _understand(item: Any) -> tuple[list[str], list[Record]]:
+def _understand(item: Any) -> tuple[list[str], list[TrainingRecord]]:
     """Prose and records of one JSON object."""
     if "meeting_transcripts" in item:  # QMSum
         lines = [f"{t['speaker']}: {t['content']}" for t in item["meeting_transcripts"]]
         records = []
         for query in item["specific_query_list"]:
             said = [line for a, b in query["relevant_text_span"] for line in lines[int(a) : int(b) + 1]]
-            records.append(Record("\n".join(said), query["query"], query["answer"]))
+            records.append(TrainingRecord("\n".join(said), query["query"], query["answer"]))
         return ["\n".join(lines)], [r for r in records if r.context]
     if "document" in item and "questions" in item:  # SQuALITY: the answers summarise the story, so it is prose
         return [item["document"]], []
@@ -227,7 +227,7 @@ def _understand(item: Any) -> tuple[list[str], list[Record]]:
         last = max(i for i, (role, _) in enumerate(turns) if role in ("assistant", "gpt"))
         head, _, question = turns[last - 1][1].rpartition("\n\n")
         text = "\n\n".join([content for _, content in turns[: last - 1]] + [head] * bool(head))
-        return [], [Record(text, question, turns[last][1])] if text else []
+        return [], [TrainingRecord(text, question, turns[last][1])] if text else []
     context = item.get("context") or item.get("text") or item["document"]
     if isinstance(context, list):  # HotpotQA
         context = "\n\n".join(f"{title}\n{''.join(sentences)}" for title, sentences in context)
@@ -238,4 +238,4 @@ def _understand(item: Any) -> tuple[list[str], list[Record]]:
         answer = answer[0]
     if isinstance(answer, dict):  # SQuAD's {"text": […], "answer_start": […]}
         answer = answer["text"][0]
-    return [], [Record(str(context), str(item["question"]), str(answer))] if answer else []
+    return [], [TrainingRecord(str(context), str(item["question"]), str(answer))] if answer else []

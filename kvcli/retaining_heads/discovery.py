@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Download
 from kvcli.retaining_heads import checkpoint
-from kvcli.retaining_heads.checkpoint import Card
+from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads
 from kvcli.utils import files
 
 if TYPE_CHECKING:
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
 
 SHIPPED = Path(__file__).with_name("shipped")
 
 
 def folder() -> Path:
     """Where ``kvcli train`` puts heads and where they are found again."""
-    return files.private(files.data_dir() / "heads")
+    return files.private_dir(files.data_dir() / "heads")
 
 
 def attach(
@@ -31,7 +31,7 @@ def attach(
     *,
     offline: bool = False,
     watch: Callable[[Download], None] | None = None,
-) -> Card | None:
+) -> HeadsCard | None:
     """Give a model its heads.
 
     Args:
@@ -63,12 +63,12 @@ def _search(model: Model) -> Path | None:
     return next((path for path, card in known() if card.identity == wanted), None)
 
 
-def known() -> Iterator[tuple[Path, Card]]:
+def known() -> Iterator[tuple[Path, HeadsCard]]:
     """All heads that are found without being named: a person's own first. Files that cannot be read are passed over."""
     for place in (folder(), SHIPPED):
         for path in sorted(place.glob("*.safetensors")):
             try:
-                yield path, checkpoint.card(path)
+                yield path, checkpoint.read_card(path)
             except (ModelError, DamagedError):
                 continue
 
@@ -91,7 +91,7 @@ def _named(where: str, *, offline: bool, watch: Callable[[Download], None] | Non
             watch(event)
 
 
-def describe(heads: RetainingHeads, card: Card) -> str:
+def describe(heads: RetainingHeads, card: HeadsCard) -> str:
     """One line for a person."""
     origin = f"{card.steps:,} steps, {card.made}" if card.steps else "published checkpoint"
     return f"width {heads.width}, {heads.nbytes / 2**20:.0f} MiB, {origin}"

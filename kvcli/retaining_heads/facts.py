@@ -118,7 +118,7 @@ _SHAPES: list[tuple[str, str, str]] = [
 _OPENINGS = ("", "", "", "", "By the way, ", "It should be noted here that ", "Remember this: ", "Note: ")
 
 
-def plant(rng: random.Random) -> Fact:
+def insert_fact(rng: random.Random) -> Fact:
     """One invented fact."""
     kind, sentence, question = rng.choice(_SHAPES)
     slots = {slot: _value(slot, rng) for slot in "PNTCJ"}
@@ -160,7 +160,7 @@ def _value(kind: str, rng: random.Random) -> str:
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
 
 
-def weave(text: str, facts: list[Fact], rng: random.Random) -> str:
+def interleave(text: str, facts: list[Fact], rng: random.Random) -> str:
     """``text`` with each fact between two of its sentences, at random places."""
     gaps = [
         i + 2 for i in range(len(text) - 2) if text[i] in ".!?" and text[i + 1] in " \n" and not text[i + 2].isspace()

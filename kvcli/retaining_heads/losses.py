@@ -14,7 +14,7 @@ LEVELS = (0.01, 0.03, 0.1, 0.3)
 """Shares of a text's units whose membership the ordinal loss asks for."""
 
 
-def spread(label: Tensor, width: int) -> Tensor:
+def smooth_labels(label: Tensor, width: int) -> Tensor:
     """The logarithm of the mean of ``exp(label)`` over each unit's neighbours, per KV head.
 
     Args:

@@ -18,18 +18,20 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kvcli.cache.context import freeze
-from kvcli.cache.prefill_cache import Fill
+from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.observer import LabelKind, Observer
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError
 from kvcli.events import Answer, Training
 from kvcli.eviction import smoothing
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from kvcli.recipe import parse
 from kvcli.retaining_heads.checkpoint import identity, write
 from kvcli.retaining_heads.data import Corpus, Example
-from kvcli.retaining_heads.labels import Kind, Observer, Recorder
-from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
+from kvcli.retaining_heads.labels import Recorder
+from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, smooth_labels
 from kvcli.retaining_heads.module import RetainingHeads
 from kvcli.storage.dense import Dense
 
@@ -38,7 +40,7 @@ _PIECE, _LEAD = 2048, 8  # tokens that are repeated at a time, and of the piece 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingOptions:
     """How to train.
 
     Args:
@@ -46,7 +48,7 @@ class Settings:
         rate: peak learning rate of AdamW.
         schedule: of the rate after a warm-up over the first tenth: a half ``cosine`` or ``linear`` to zero.
         width: hidden units.
-        labels: one or more of :data:`kvcli.retaining_heads.labels.Kind`, joined with commas; each example has one of
+        labels: one or more of :data:`kvcli.engine.observer.LabelKind`, joined with commas; each example has one of
         them.
         loss: ``ordinal``, four cumulative classifications of each unit (is it among the best 1, 3, 10, 30 % of its
             text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
@@ -74,14 +76,14 @@ class Settings:
     patience: int = 0
     seed: int = 0
 
-    def kind(self, chance: float) -> Kind:
+    def kind(self, chance: float) -> LabelKind:
         """The label of an example, by a number in [0, 1)."""
         kinds = self.labels.split(",")
-        return cast(Kind, kinds[int(chance * len(kinds))])
+        return cast(LabelKind, kinds[int(chance * len(kinds))])
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """What one example teaches: per layer, features ``[n, F]`` and a label ``[H_kv, n]`` (or ``None``).
 
     The first ``head`` units are the template's and not the text's.
@@ -93,14 +95,14 @@ class Lesson:
 
 
 def train(
-    model: Model, corpus: Corpus, settings: Settings, checkpoint: Path | None = None
+    model: Model, corpus: Corpus, settings: TrainingOptions, checkpoint: Path | None = None
 ) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
     """Train heads for a model. A checkpoint is taken up by the call itself, before the first step is asked for.
 
     Args:
         model: frozen; its own heads, if any, are not used.
         corpus: the examples.
-        settings: see :class:`Settings`.
+        settings: see :class:`TrainingOptions`.
         checkpoint: where to save every 50 steps, and where the generator is closed; and to resume from.
 
     Yields:
@@ -112,14 +114,14 @@ def train(
     Raises:
         DamagedError: the checkpoint belongs to another training.
     """
-    learner = Learner(model, settings, corpus)
+    learner = Trainer(model, settings, corpus)
     if checkpoint is not None and checkpoint.exists():
         learner.resume(checkpoint)
     return _steps(learner, model, corpus, checkpoint)
 
 
 def _steps(
-    learner: Learner, model: Model, corpus: Corpus, checkpoint: Path | None
+    learner: Trainer, model: Model, corpus: Corpus, checkpoint: Path | None
 ) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
     settings, prompt = learner.settings, Prompt(model.tokenizer)
     began, first = perf_counter(), learner.step
@@ -127,7 +129,7 @@ def _steps(
         example = corpus.example(learner.step)
         heads = learner.heads if corpus.chance(learner.step) < settings.in_loop else None
         kind = settings.kind(corpus.chance(learner.step, "label"))
-        loss, overlap = learner.learn(lesson(model, prompt, example, settings, heads, kind))
+        loss, overlap = learner.learn(make_example(model, prompt, example, settings, heads, kind))
         right = None
         if settings.check_every and learner.step % settings.check_every == 0:
             right, asked = answers(model, learner.folded(), prompt, corpus, settings)
@@ -153,18 +155,18 @@ def saved(checkpoint: Path) -> int:
         return int(json.loads(file.metadata()["training"])["step"])
 
 
-class Learner:
+class Trainer:
     """Heads in training with their optimiser; everything that a checkpoint holds.
 
     Features are divided by their root mean square over the first example; :meth:`folded` moves that into the weights.
 
     Args:
         model: whose heads they are.
-        settings: see :class:`Settings`.
+        settings: see :class:`TrainingOptions`.
         corpus: what they learn from; a checkpoint is for this and no other.
     """
 
-    def __init__(self, model: Model, settings: Settings, corpus: Corpus) -> None:
+    def __init__(self, model: Model, settings: TrainingOptions, corpus: Corpus) -> None:
         self.settings = settings
         self.origin = asdict(settings) | {"model": identity(model)} | corpus.origin
         self.device = model.device
@@ -190,7 +192,7 @@ class Learner:
     def exhausted(self) -> bool:
         return bool(self.settings.patience) and self.since_best >= self.settings.patience
 
-    def learn(self, lesson: Lesson) -> tuple[float, float]:
+    def learn(self, lesson: TrainingExample) -> tuple[float, float]:
         """One step: loss and the overlap of predicted and true best tenth, both means over layers."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * self._schedule()
@@ -199,7 +201,7 @@ class Learner:
         for i in trained:
             x, y = lesson.features[i].float(), lesson.labels[i]
             assert y is not None
-            y = spread(y, self.settings.pool)
+            y = smooth_labels(y, self.settings.pool)
             if self.settings.detrend:
                 y = detrended(y, lesson.head)
             if self.step == 0:
@@ -306,14 +308,14 @@ class Learner:
         return [*self.heads.parameters(), self.levels]
 
 
-def lesson(
+def make_example(
     model: Model,
     prompt: Prompt,
     example: Example,
-    settings: Settings,
+    settings: TrainingOptions,
     heads: RetainingHeads | None = None,
-    kind: Kind = "prob",
-) -> Lesson:
+    kind: LabelKind = "prob",
+) -> TrainingExample:
     """Run the frozen model over one example.
 
     Args:
@@ -345,7 +347,7 @@ def lesson(
         fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
         _fill(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
-    return Lesson(features, [None if y is None else y.clone() for y in observer.labels], head)
+    return TrainingExample(features, [None if y is None else y.clone() for y in observer.labels], head)
 
 
 def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -354,22 +356,22 @@ def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int
     return [(asked, text[max(0, i - _LEAD) : i + _PIECE]) for i in range(0, len(text), _PIECE)]
 
 
-def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Fill:
+def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> PrefillCache:
     before, model.heads = model.heads, recorder
     try:
-        steps = engine.fill(model, ids, parse(recipe))
+        steps = engine.prefill_steps(model, ids, parse(recipe))
         while True:
             try:
                 next(steps)
             except StopIteration as end:
-                filled: Fill = end.value
+                filled: PrefillCache = end.value
                 return filled
     finally:
         model.heads = before
 
 
 def answers(
-    model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, settings: Settings
+    model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, settings: TrainingOptions
 ) -> tuple[float, int]:
     """Share of held-out questions answered right from texts eight budgets long, read with these heads; and how many."""
     before, model.heads = model.heads, heads
@@ -380,17 +382,17 @@ def answers(
             ids = prompt.document(example.text)
             sinks = min(len(prompt.document("")), budget // 8)
             fields = f"budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks}, pool={settings.pool}"
-            reading = engine.read(model, ids, parse(f"locret({fields})"))
+            reading = engine.prefill(model, ids, parse(f"locret({fields})"))
             while True:
                 try:
                     next(reading)
                 except StopIteration as end:
                     context = end.value
                     break
-            tail = engine.begin(model, context)
+            tail = new_decode_cache(model, context)
             for question, answer in example.turns:
                 tail.rewind()
-                events = engine.ask(model, tail, prompt.question(question), max_tokens=24)
+                events = generate(model, tail, prompt.question(question), max_tokens=24)
                 text = next(e.text for e in events if isinstance(e, Answer))
                 right += answer.rstrip(".").lower() in text.lower()
                 asked += 1

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from kvcli.documents.blocks import Block, blocks
 from kvcli.documents.document import Span
-from kvcli.retaining_heads.labels import Observer, ObserverLayer
-from kvcli.retrieval.passages import lexical
+from kvcli.engine.observer import Observer, ObserverLayer
+from kvcli.retrieval.bm25 import bm25_scores
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.documents.document import Document
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
 
 LAYERS = (1 / 3, 2 / 3)
 """Which layers are summed, as shares of the depth; others are worse in texts that are not short (docs/results.md)."""
@@ -46,7 +46,7 @@ says little, and goes to the middle."""
 
 
 @dataclass(frozen=True)
-class Likely:
+class LikelySource:
     """A page, section or run of lines that an answer may come from.
 
     ``score`` is ``lift``, its attention over its share, where 1 is what any answer gives it, times ``words``, what it
@@ -67,7 +67,7 @@ class Likely:
     kept: float
 
 
-def likely(
+def attribute(
     model: Model,
     prompt: Prompt,
     context: Context,
@@ -78,7 +78,7 @@ def likely(
     ids: Sequence[int] | None = None,
     count: int = 3,
     tokens: int | None = None,
-) -> list[Likely]:
+) -> list[LikelySource]:
     """The likeliest sources of an answer, the best first; only those that score more than 1.
 
     Args:
@@ -96,15 +96,15 @@ def likely(
         return []
     offsets, asked = prompt.offsets(document.text), prompt.question(NEUTRAL)
     put = prompt.question(question) if ids is None else ids
-    mass, units = gaze(model, context, [*put, *reply], len(put))
-    none, _ = gaze(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
+    mass, units = answer_attention(model, context, [*put, *reply], len(put))
+    none, _ = answer_attention(model, context, [*asked, *prompt.answer(NEUTRAL)], len(asked))
     attention, kept = map(parts, per_block(pieces, offsets, chosen(mass[:, :tokens]), chosen(units[:, :tokens])))
     lifts = lift(attention, per_block(pieces, offsets, chosen(none[:, :tokens]), chosen(units[:, :tokens]))[0])
-    words = over_average(lexical([document.text[p.start : p.end] for p in pieces], f"{question} {answer}"))
+    words = over_average(bm25_scores([document.text[p.start : p.end] for p in pieces], f"{question} {answer}"))
     scores = [a * b for a, b in zip(lifts, words, strict=True)]
     best = sorted(range(len(pieces)), key=lambda i: -scores[i])[:count]
     return [
-        Likely(p.span, p.start, p.end, p.line, p.last, scores[i], lifts[i], words[i], attention[i], kept[i])
+        LikelySource(p.span, p.start, p.end, p.line, p.last, scores[i], lifts[i], words[i], attention[i], kept[i])
         for i in best
         if scores[i] > 1
         for p in [pieces[i]]
@@ -160,7 +160,7 @@ def lift(attention: Sequence[float], share: Sequence[float]) -> list[float]:
 
 
 @torch.inference_mode()
-def gaze(model: Model, context: Context, ids: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
+def answer_attention(model: Model, context: Context, ids: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
     """How much the ids from ``first`` on look at each place of a read document, layer by layer.
 
     Args:
@@ -173,7 +173,7 @@ def gaze(model: Model, context: Context, ids: Sequence[int], first: int) -> tupl
         attention and kept units, both float32 ``[layers, seen]``: probabilities summed over queries and heads, and
         how many KV heads kept the place. 0 in layers with a window of their own.
     """
-    observer = Gaze(model, context, len(ids), first)
+    observer = AnswerObserver(model, context, len(ids), first)
     model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
     mass = torch.zeros(len(context.layers), context.seen, device=model.device)
     units = torch.zeros_like(mass)
@@ -185,7 +185,7 @@ def gaze(model: Model, context: Context, ids: Sequence[int], first: int) -> tupl
     return mass, units
 
 
-class Gaze(Observer):
+class AnswerObserver(Observer):
     """An observer whose label is the sum of probabilities over the queries from ``first`` on: ``[H_kv, n]``."""
 
     def __init__(self, model: Model, context: Context, length: int, first: int) -> None:
@@ -195,7 +195,7 @@ class Gaze(Observer):
 
 
 class _Layer(ObserverLayer):
-    observer: Gaze
+    observer: AnswerObserver
 
     def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
         first = self.observer.first

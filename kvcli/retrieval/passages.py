@@ -14,23 +14,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from kvcli.planning.memory import in_sight
-from kvcli.retaining_heads.labels import Observer
-from kvcli.storage.dense import DenseLayer
+from kvcli.retrieval.attention import attention_by_position, narrow_context, question_attention
+from kvcli.retrieval.bm25 import bm25_scores
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.load import Model
-    from kvcli.storage.base import HeldLayer
+    from kvcli.models.model import Model
 
-PASSAGE = 400  # characters
+PASSAGE_CHARACTERS = 400  # characters
 _RANK_OFFSET = 10  # small, because only the first few ranks matter
 _ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
 
@@ -45,7 +41,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Look:
+class Retrieved:
     """What to read again, and what to see of the rest.
 
     Attributes:
@@ -61,7 +57,7 @@ class Look:
         return [text[p.start : p.end].strip() for p in self.passages]
 
 
-def look(
+def retrieve_passages(
     model: Model,
     prompt: Prompt,
     context: Context,
@@ -70,7 +66,7 @@ def look(
     *,
     count: int = 3,
     tokens: int | None = None,
-) -> Look:
+) -> Retrieved:
     """The passages worth a second look, and the kept units that stay in sight.
 
     Args:
@@ -82,18 +78,20 @@ def look(
     """
     spans, places = _spread(prompt, text)
     if len(spans) <= count:
-        return Look(spans, context)
-    labels = regard(model, context, prompt.question(question))
+        return Retrieved(spans, context)
+    labels = question_attention(model, context, prompt.question(question))
     end = context.seen if tokens is None else tokens
     read = range(end - len(places), end)
-    attended = torch.zeros(len(spans)).scatter_reduce(0, places, mass(context, labels)[read.start : end].cpu(), "amax")
-    shared = lexical(tuple(text[s.start : s.end] for s in spans), question)
-    sight = narrowed(context, labels, read)
-    best = joined(attended.tolist(), shared, count, thin=sight is not context)
-    return Look(tuple(replace(spans[i], score=score) for i, score in reversed(best)), sight)
+    attended = torch.zeros(len(spans)).scatter_reduce(
+        0, places, attention_by_position(context, labels)[read.start : end].cpu(), "amax"
+    )
+    shared = bm25_scores(tuple(text[s.start : s.end] for s in spans), question)
+    sight = narrow_context(context, labels, read)
+    best = fuse_rankings(attended.tolist(), shared, count, thin=sight is not context)
+    return Retrieved(tuple(replace(spans[i], score=score) for i, score in reversed(best)), sight)
 
 
-def joined(
+def fuse_rankings(
     attended: Sequence[float], shared: Sequence[float], count: int, *, thin: bool = False
 ) -> list[tuple[int, float]]:
     """The ``count`` best passages with their scores, best first.
@@ -132,7 +130,7 @@ def _spread(prompt: Prompt, text: str) -> tuple[tuple[Passage, ...], torch.Tenso
     return tuple(spans), torch.bucketize(middles, ends, right=True)
 
 
-def passages(text: str, size: int = PASSAGE) -> list[Passage]:
+def passages(text: str, size: int = PASSAGE_CHARACTERS) -> list[Passage]:
     """A text in pieces of about ``size`` characters that end where sentences or paragraphs do, wherever they do."""
     found: list[Passage] = []
     start = last = 0
@@ -147,81 +145,3 @@ def passages(text: str, size: int = PASSAGE) -> list[Passage]:
     if start < len(text):
         found.append(Passage(start, len(text)))
     return [p for p in found if not text[p.start : p.end].isspace()]
-
-
-def lexical(texts: Sequence[str], question: str) -> list[float]:
-    """BM25 of each text for the question's words, stop words left out."""
-    import bm25s
-
-    index = _indexed(tuple(texts))
-    asked = bm25s.tokenize([question], stopwords="en", show_progress=False, return_ids=False)[0]
-    known = [w for w in asked if w in index.vocab_dict]
-    return [float(s) for s in index.get_scores(known)] if known else [0.0] * len(texts)
-
-
-@lru_cache(maxsize=2)  # passages of a second look, and pages that are likely sources
-def _indexed(texts: tuple[str, ...]) -> Any:
-    import bm25s
-
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
-    return index
-
-
-@torch.inference_mode()
-def regard(model: Model, context: Context, ids: Sequence[int]) -> list[Tensor | None]:
-    """How much some ids look at each kept unit of a read document.
-
-    Args:
-        model: the model.
-        context: the document.
-        ids: e.g. a question's.
-
-    Returns:
-        per layer float32 ``[H_kv, c]``, the logarithm of the largest attention of any query of the group; ``None`` for
-        layers with a window of their own.
-    """
-    observer = Observer(model.rotary, context, [(len(ids), 0)], "prob")
-    model.forward(torch.tensor(ids, device=model.device), observer, logits=False)
-    return observer.labels
-
-
-def mass(context: Context, labels: Sequence[Tensor | None]) -> Tensor:
-    """:func:`regard` by place: float32 ``[seen]``, summed over layers and KV heads; 0 where nothing was kept."""
-    total = torch.zeros(context.seen, device=context.layers[0].pos.device)
-    for held, label in zip(context.layers, labels, strict=True):
-        if label is not None:
-            total.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
-    return total
-
-
-@torch.inference_mode()
-def narrowed(context: Context, labels: Sequence[Tensor | None], text: range) -> Context:
-    """The part of a context that is looked at most, as it stands there: nothing moves, and a tail fits behind either.
-
-    Args:
-        context: a read document.
-        labels: from :func:`regard`.
-        text: places of which :func:`kvcli.planning.memory.in_sight` units per KV head stay. Of all others, the
-        template's head
-            and turns of a chat, everything does.
-
-    Returns:
-        the context itself where all of it stays.
-    """
-    layers: list[HeldLayer] = []
-    for held, label in zip(context.layers, labels, strict=True):
-        if label is None:
-            layers.append(held)
-            continue
-        others = (held.pos < text.start) | (held.pos >= text.stop)
-        count = in_sight(held.pos.shape[1], len(text)) + int(others.sum(1).max())
-        if count >= held.pos.shape[1]:
-            layers.append(held)
-            continue
-        best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
-        k, v = held.whole()
-        rows = best[..., None].expand(-1, -1, k.shape[2])
-        layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
-    unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))
-    return context if unchanged else replace(context, layers=layers)

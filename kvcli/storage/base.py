@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runti
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcli.storage.row_codec import Rows
+    from kvcli.storage.row_codec import RowCodec
     from kvcli.storage.staging import Staging
     from kvcli.types import ModelSpec
 
 
 @dataclass(frozen=True)
-class Survivors:
+class KeptUnits:
     """What one layer kept of a document.
 
     Attributes:
@@ -27,7 +27,7 @@ class Survivors:
         raw: ``[H_kv, c, D]`` keys before RoPE; a view that lasts as long as ``freeze`` runs. ``None`` with ``rotate``.
         places: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
         rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
-        state: what :meth:`Hold.observe` has gathered during the reading.
+        state: what :meth:`KVStorage.observe` has gathered during the reading.
         angles: cos and sin ``[positions, D]`` for a number of positions, where ``rotate`` turns halves as pairs.
         calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, where there is one.
     """
@@ -45,7 +45,7 @@ class Survivors:
     angles: Callable[[int], tuple[Tensor, Tensor] | None] | None = None
 
 
-class Bytes(NamedTuple):
+class StorageBytes(NamedTuple):
     """What a held layer takes on the device and in host memory; on a CPU both are the same RAM.
 
     ``shared`` is on the device as well, once for all layers that use it in turn.
@@ -56,7 +56,7 @@ class Bytes(NamedTuple):
     shared: int = 0
 
 
-class Attending(Protocol):
+class Attendable(Protocol):
     """Something that queries can attend to."""
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class Attending(Protocol):
 
 
 @runtime_checkable
-class Foreseeing(Protocol):
+class Prefetching(Protocol):
     """Something to attend to that is told a guess of the queries while the layer before it computes."""
 
     def foresee(self, q: Tensor, scale: float) -> None:
@@ -76,7 +76,7 @@ class Foreseeing(Protocol):
         ...
 
 
-class HeldLayer(Attending, Protocol):
+class StoredLayer(Attendable, Protocol):
     """One layer of a frozen context. Immutable."""
 
     @property
@@ -106,8 +106,8 @@ class HeldLayer(Attending, Protocol):
 
     @property
     def unsteady(self) -> str | None:
-        """Why a step over it is not the same work each time (:class:`kvcli.engine.decode_step.Steady`); ``None`` where
-        it is.
+        """Why a step over it is not the same work each time (:class:`kvcli.engine.decode_step.StaticStep`); ``None``
+        where it is.
 
         It is where shapes and addresses never change, nothing waits for the device, and what a step leaves for the next
         lies on the device.
@@ -121,7 +121,7 @@ class HeldLayer(Attending, Protocol):
         """
         ...
 
-    def begin(self, staging: Staging | None = None) -> Attending:
+    def begin(self, staging: Staging | None = None) -> Attendable:
         """What one tail attends to; it may remember between calls, but never so that an answer depends on it.
 
         ``staging`` is memory that this tail's layers use in turn; without it a layer has its own.
@@ -130,7 +130,7 @@ class HeldLayer(Attending, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hold:
+class KVStorage:
     """A way to store survivors; a frozen dataclass whose fields are its hyper-parameters."""
 
     name: ClassVar[str]
@@ -157,7 +157,7 @@ class Hold:
     @property
     def watches(self) -> bool:
         """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
-        return type(self).observe is not Hold.observe or self.limit is not None or self.rows is not None
+        return type(self).observe is not KVStorage.observe or self.limit is not None or self.rows is not None
 
     @property
     def limit(self) -> int | None:
@@ -165,7 +165,7 @@ class Hold:
         return None
 
     @property
-    def rows(self) -> Rows | None:
+    def rows(self) -> RowCodec | None:
         """How keys and values lie already while the document is read; ``None``: as the model made them.
 
         Layers with a window of their own stay exact. A reading in rows is frozen as it is, by
@@ -203,11 +203,11 @@ class Hold:
         del layer
         return spec.kv_heads * units * spec.unit_bytes
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
         del layer
-        return Bytes(spec.kv_heads * units * spec.unit_bytes, 0)
+        return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:  # noqa: ARG002
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:  # noqa: ARG002
         """Store one layer's survivors for good."""
         raise TypeError(f"the policy '{self.name}' does not define freeze()")

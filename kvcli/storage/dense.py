@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.base import Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense(Hold):
+class Dense(KVStorage):
     """Stores keys and values unchanged in the model's dtype."""
 
     name: ClassVar[str] = "dense"
 
-    def freeze(self, survivors: Survivors) -> DenseLayer:
+    def freeze(self, survivors: KeptUnits) -> DenseLayer:
         """Takes the tensors over without a copy."""
         return DenseLayer(survivors.k, survivors.v, survivors.pos, survivors.window)
 
@@ -54,7 +54,7 @@ class DenseLayer:
         return None
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.k, self.v
 
     def begin(self, staging: Staging | None = None) -> DenseLayer:  # noqa: ARG002
@@ -62,7 +62,7 @@ class DenseLayer:
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.attention import attention
 
         return attention(q, self.k, self.v, scale, q_start, self.window)

@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 from kvcli.storage.offload.checks import at_least
-from kvcli.storage.offload.host_eviction import Victims, worth
-from kvcli.storage.offload.layer import Choice, footprint, offload, resident
+from kvcli.storage.offload.host_eviction import EvictionOrder, worth
+from kvcli.storage.offload.layer import Selection, footprint, keep_on_device, offload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ _LAST = 32  # queries of a chunk that say what they want of a pool
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfiniGen(Hold):
+class InfiniGen(KVStorage):
     """Keeps all units in host memory and attends to those that a guess from the layer before says matter.
 
     Args:
@@ -52,7 +52,7 @@ class InfiniGen(Hold):
     dense: int = 2
     least: int = 64
     pool: int | None = None
-    victims: Victims = "counter"
+    victims: EvictionOrder = "counter"
 
     name: ClassVar[str] = "infinigen"
     offloads: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class InfiniGen(Hold):
 
     @property
     def calibrated(self) -> Literal["never", "may", "must"]:
-        """See :class:`kvcli.storage.base.Hold`."""
+        """See :class:`kvcli.storage.base.KVStorage`."""
         return {"file": "must", "auto": "may"}.get(self.skew, "never")  # type: ignore[return-value]
 
     @property
@@ -74,7 +74,7 @@ class InfiniGen(Hold):
 
     @property
     def limit(self) -> int | None:
-        """See :class:`kvcli.storage.base.Hold`."""
+        """See :class:`kvcli.storage.base.KVStorage`."""
         return self.pool
 
     def worth(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:
@@ -92,7 +92,7 @@ class InfiniGen(Hold):
             wanted.scatter_(1, ids.masked_fill(~used, n), True)
         return worth(self.victims, scores, wanted[:, :n], pos)
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """Partial keys, and as many units as the cap allows of this layer and the next."""
         if self._fits(layer, units):
             return super().size(spec, layer, units)
@@ -116,10 +116,10 @@ class InfiniGen(Hold):
             return 0
         return 4 * spec.heads * spec.head_dim ** (2 if self.skew == "text" else 1)
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:
         """The columns of turned keys that weigh most go to the index."""
         if survivors.window is not None or self._fits(survivors.layer, survivors.k.shape[1]):
-            return resident(survivors)
+            return keep_on_device(survivors)
         n = survivors.k.shape[1]
 
         def index(keys: Tensor) -> PartialKeys:
@@ -184,7 +184,7 @@ class PartialKeys:
         """Partial keys and the columns that queries are turned with."""
         return self.keys.nbytes + self.turn.nbytes
 
-    def select(self, q: Tensor, scale: float) -> Choice:
+    def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`: each head its own count, each query its own largest logit."""
         import torch
 
@@ -197,4 +197,4 @@ class PartialKeys:
         lengths = (margin >= -self.alpha).sum(1).clamp(max=self.most)
         ids = margin.topk(self.most, dim=-1).indices
         unused = torch.arange(self.most, device=q.device) >= lengths[:, None]
-        return Choice(ids.masked_fill(unused, n).sort(dim=-1).values, lengths)
+        return Selection(ids.masked_fill(unused, n).sort(dim=-1).values, lengths)

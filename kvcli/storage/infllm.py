@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 from kvcli.storage.offload.checks import at_least
 from kvcli.storage.offload.landmark import Landmarks
-from kvcli.storage.offload.layer import Choice, footprint, offload, resident
+from kvcli.storage.offload.layer import Selection, footprint, keep_on_device, offload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ _QUERIES = "infllm.queries"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfLLM(Hold):
+class InfLLM(KVStorage):
     """Keeps all units in host memory and attends to the same few blocks in all heads, and to both ends of the text.
 
     Args:
@@ -47,7 +47,7 @@ class InfLLM(Hold):
     def __post_init__(self) -> None:
         at_least(self, block=1, blocks=1, sinks=0, local=0, representatives=1)
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """One mean key per block, staging, and both ends."""
         if self._fits(units):
             return super().size(spec, layer, units)
@@ -72,10 +72,10 @@ class InfLLM(Hold):
         del layer
         return 4 * spec.heads * -(-tokens // self.block) * spec.head_dim
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:
         """The mean key of each block's representatives goes to the index."""
         if survivors.window is not None or self._fits(survivors.k.shape[1]):
-            return resident(survivors)
+            return keep_on_device(survivors)
         regard = self._regard(survivors)
 
         def index(keys: Tensor) -> Shared:
@@ -87,7 +87,7 @@ class InfLLM(Hold):
 
         return offload(survivors, index, block=self.block, first=self.sinks, last=self.local)
 
-    def _regard(self, survivors: Survivors) -> Tensor:
+    def _regard(self, survivors: KeptUnits) -> Tensor:
         """How much a unit is looked at by queries nearby: float32 ``[H_kv, c]``."""
         import torch
 
@@ -123,7 +123,7 @@ class Shared:
         """As the landmarks."""
         return self.blocks.most
 
-    def select(self, q: Tensor, scale: float) -> Choice:
+    def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""
         mean = q.float().reshape(self.heads, -1, q.shape[2]).mean(1).reshape(1, 1, -1)
-        return Choice(self.blocks.select(mean, scale).ids.expand(self.heads, -1).contiguous())
+        return Selection(self.blocks.select(mean, scale).ids.expand(self.heads, -1).contiguous())

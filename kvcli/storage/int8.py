@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.packed import PackedHold
+from kvcli.storage.packed import PackedStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8(PackedHold):
+class Int8(PackedStorage):
     """Stores a byte per number, with a scale and an offset for each key and each value."""
 
     name: ClassVar[str] = "int8"
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
-        """See :meth:`kvcli.storage.packed.PackedHold.pack`."""
+        """See :meth:`kvcli.storage.packed.PackedStorage.pack`."""
         from kvcli_kernels.quantize import quantize
 
         tile = (1, k.shape[2])

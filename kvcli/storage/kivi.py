@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
-from kvcli.storage.packed import PackedHold
+from kvcli.storage.packed import PackedStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ _GROUPS = (8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kivi(PackedHold):
+class Kivi(PackedStorage):
     """Stores 2, 4 or 8 bits per number, keys in groups of tokens per channel, values in groups of channels per token.
 
     Args:
@@ -41,13 +41,13 @@ class Kivi(PackedHold):
             raise UsageError(f"kivi: group must be one of {', '.join(map(str, _GROUPS))}, got {self.group}", "group=32")
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
-        """See :meth:`kvcli.storage.packed.PackedHold.pack`."""
+        """See :meth:`kvcli.storage.packed.PackedStorage.pack`."""
         from kvcli_kernels.quantize import quantize
 
         return quantize(k, self.bits, (self.group, 1)), quantize(v, self.bits, (1, min(self.group, v.shape[2])))
 
     def packed_bytes(self, units: int, dim: int) -> int:
-        """See :meth:`kvcli.storage.packed.PackedHold.packed_bytes`; the last group of either kind may be a short
+        """See :meth:`kvcli.storage.packed.PackedStorage.packed_bytes`; the last group of either kind may be a short
         one."""
         groups = -(-units // self.group) * dim + units * -(-dim // self.group)
         return 2 * (units * dim * self.bits // 8) + 4 * groups

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvcli.errors import ModelError
-from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 from kvcli.storage.dense import DenseLayer
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ _COPIES = 18  # float32 numbers for each of a block, as measured (docs/results.m
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedHold(Hold):
+class PackedStorage(KVStorage):
     """Packs every number once, when the reading ends; a sliding layer's few units stay as they are."""
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:
         """Raises ``ModelError`` for numbers that no float16 scale reaches, and for heads that fill no whole bytes."""
         k, v = survivors.k, survivors.v
         if survivors.window is not None:
@@ -35,13 +35,13 @@ class PackedHold(Hold):
         except ValueError as error:
             raise ModelError(f"{self.name} cannot hold layer {survivors.layer}: {error}", "--kv-bits 16") from None
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
-        """See :meth:`kvcli.storage.base.Hold.size`."""
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
+        """See :meth:`kvcli.storage.base.KVStorage.size`."""
         one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
-        return Bytes(spec.kv_heads * one, 0)
+        return StorageBytes(spec.kv_heads * one, 0)
 
     def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """See :meth:`kvcli.storage.base.Hold.freezing`: the keys rotated, and a block of them in float32 several
+        """See :meth:`kvcli.storage.base.KVStorage.freezing`: the keys rotated, and a block of them in float32 several
         times."""
         if spec.sliding[layer] is not None:
             return super().freezing(spec, layer, units)
@@ -101,7 +101,7 @@ class PackedLayer:
         return None
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.quantize import dequantize
 
         k, v = dequantize(self.k), dequantize(self.v)
@@ -114,7 +114,7 @@ class PackedLayer:
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See :class:`kvcli.storage.base.HeldLayer`. Queries are turned as the keys were, outputs back again."""
+        """See :class:`kvcli.storage.base.StoredLayer`. Queries are turned as the keys were, outputs back again."""
         from kvcli_kernels.packed_attention import packed_attention
 
         if self.rotation is None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 from kvcli.storage.offload.checks import at_least
 from kvcli.storage.offload.landmark import Landmarks
-from kvcli.storage.offload.layer import Choice, footprint, offload, resident
+from kvcli.storage.offload.layer import Selection, footprint, keep_on_device, offload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quest(Hold):
+class Quest(KVStorage):
     """Keeps all units in host memory and attends to the pages whose keys bound the largest logits.
 
     Args:
@@ -36,7 +36,7 @@ class Quest(Hold):
     def __post_init__(self) -> None:
         at_least(self, page=1, pages=1, dense=0)
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """Least and most of each channel, staging, and the last page."""
         if self._fits(layer, units):
             return super().size(spec, layer, units)
@@ -44,12 +44,12 @@ class Quest(Hold):
         staged = self.page * self.pages
         return footprint(spec, units, index=2 * n * spec.head_dim, staged=staged, exact=units % self.page)
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:
         """Least and most of each channel per page go to the index."""
         import torch
 
         if survivors.window is not None or self._fits(survivors.layer, survivors.k.shape[1]):
-            return resident(survivors)
+            return keep_on_device(survivors)
 
         def index(keys: Tensor) -> Bounds:
             return Bounds(Landmarks(torch.cat([keys.amax(2), keys.amin(2)], dim=-1), self.pages))
@@ -76,7 +76,7 @@ class Bounds:
         """As the landmarks."""
         return self.pages.most
 
-    def select(self, q: Tensor, scale: float) -> Choice:
+    def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""
         import torch
 

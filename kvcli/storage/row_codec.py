@@ -26,7 +26,7 @@ _NUMBERS = 5  # float32 for each number of a block, at most: looked up, scaled, 
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCodec:
     """The codec of :mod:`kvcli.storage.turbo`, row by row: codes, and behind them the factor of the row as a
     float16."""
 
@@ -89,7 +89,7 @@ class RowLayer:
     v: Tensor
     pos: Tensor
     compact: bool
-    codec: Rows
+    codec: RowCodec
     rotate: Callable[[Tensor, range | Tensor], Tensor]
     dtype: torch.dtype
     window: None = None
@@ -120,11 +120,11 @@ class RowLayer:
 
     @property
     def unsteady(self) -> str | None:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         return None if self.compact else "keys in codes are turned to their places in the document by the model itself"
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         import torch
 
         parts = [(self.keys(*at), self.values(*at)) for at in blocks(self.k.shape[1])] or [(self.keys(0, 0),) * 2]
@@ -136,7 +136,7 @@ class RowLayer:
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See :class:`kvcli.storage.base.HeldLayer`. Values are mixed as they were turned; the mixture is turned
+        """See :class:`kvcli.storage.base.StoredLayer`. Values are mixed as they were turned; the mixture is turned
         back."""
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
@@ -156,7 +156,7 @@ def blocks(units: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, units)) for start in range(0, units, BLOCK)]
 
 
-def passing(spec: ModelSpec, width: int, units: int, chunk: int) -> int:
+def transient_nbytes(spec: ModelSpec, width: int, units: int, chunk: int) -> int:
     """Bytes that one layer in rows of ``width`` takes for a moment: the rows at hand, gathered, and a block unpacked.
 
     Args:

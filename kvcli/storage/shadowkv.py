@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.base import Bytes, HeldLayer, Hold, Survivors
+from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 from kvcli.storage.offload.checks import at_least
 from kvcli.storage.offload.host_store import blocks, to_host
 from kvcli.storage.offload.landmark import Landmarks
-from kvcli.storage.offload.layer import Offloaded, footprint, resident
+from kvcli.storage.offload.layer import Offloaded, footprint, keep_on_device
 from kvcli.storage.offload.lowrank import LowRankStore, factorise
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _LOCAL = 4  # last chunks that stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShadowKV(Hold):
+class ShadowKV(KVStorage):
     """Keeps all values in host memory and keys as a low-rank factorisation; attends to the chunks a query wants.
 
     Args:
@@ -47,7 +47,7 @@ class ShadowKV(Hold):
     def __post_init__(self) -> None:
         at_least(self, rank=1, chunk=1, chunks=1, outliers=0)
 
-    def size(self, spec: ModelSpec, layer: int, units: int) -> Bytes:
+    def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """Factors, landmarks and their names, staging, outliers and the last chunks; values are the host's."""
         if self._fits(units):
             return super().size(spec, layer, units)
@@ -59,15 +59,15 @@ class ShadowKV(Hold):
             spec, units, index=marks * spec.head_dim, staged=min(self.chunks, marks) * self.chunk, exact=exact
         )
         factors = rank * (count * self.chunk + spec.kv_heads * spec.head_dim) * number
-        return Bytes(kept.device + factors + 4 * spec.kv_heads * marks, kept.host // 2, kept.shared)
+        return StorageBytes(kept.device + factors + 4 * spec.kv_heads * marks, kept.host // 2, kept.shared)
 
-    def freeze(self, survivors: Survivors) -> HeldLayer:
+    def freeze(self, survivors: KeptUnits) -> StoredLayer:
         """Factors, landmarks, outliers."""
         import torch
 
         raw, rotate = survivors.raw, survivors.rotate
         if survivors.window is not None or self._fits(survivors.k.shape[1]) or raw is None or rotate is None:
-            return resident(survivors)
+            return keep_on_device(survivors)
         k, v = survivors.k, survivors.v
         kv_heads, n, dim = k.shape
         count, marks = self._count(n), self._count(n) - self.outliers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from kvcli.utils.copy_stream import Aside
+from kvcli.utils.copy_stream import CopyStream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ class Staging:
         self.readers = 0
         self._numbers = 0
         self._buffers: dict[str, Tensor] = {}
-        self._aside: Aside | None = None
+        self._aside: CopyStream | None = None
 
     def join(self, *shape: int) -> int:
         """A reader says what it will want, before anyone takes anything; returns its number among all readers."""
@@ -32,9 +32,9 @@ class Staging:
             self._buffers[name] = like.new_zeros(self._numbers)
         return self._buffers[name][: prod(shape)].view(shape)
 
-    def aside(self, like: Tensor) -> Aside:
+    def aside(self, like: Tensor) -> CopyStream:
         """The stream that all layers fetch ahead on."""
-        self._aside = self._aside or Aside(like.device)
+        self._aside = self._aside or CopyStream(like.device)
         return self._aside
 
     @property

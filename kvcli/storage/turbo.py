@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
-from kvcli.storage.packed import PackedHold
-from kvcli.storage.row_codec import Rows
+from kvcli.storage.packed import PackedStorage
+from kvcli.storage.row_codec import RowCodec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turbo(PackedHold):
+class Turbo(PackedStorage):
     """Stores 2, 4 or 8 bits per number after a rotation, and one norm for each key and each value.
 
     Args:
@@ -41,22 +41,22 @@ class Turbo(PackedHold):
             raise UsageError(f"turbo: bits must be 2, 4 or 8, got {self.bits}", "turbo(bits=4)")
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
-        """See :meth:`kvcli.storage.packed.PackedHold.pack`."""
+        """See :meth:`kvcli.storage.packed.PackedStorage.pack`."""
         from kvcli_kernels.quantize import encode, turn
 
         return encode(turn(k), self.bits), encode(turn(v), self.bits)
 
     @property
-    def rows(self) -> Rows | None:
-        """See :attr:`kvcli.storage.base.Hold.rows`."""
-        return Rows(self.bits) if self.fill else None
+    def rows(self) -> RowCodec | None:
+        """See :attr:`kvcli.storage.base.KVStorage.rows`."""
+        return RowCodec(self.bits) if self.fill else None
 
     def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """See :meth:`kvcli.storage.base.Hold.freezing`; rows are taken over, or copied at most."""
+        """See :meth:`kvcli.storage.base.KVStorage.freezing`; rows are taken over, or copied at most."""
         return spec.kv_heads * units * self.unit(spec, layer) if self.fill else super().freezing(spec, layer, units)
 
     def rotation(self, k: Tensor) -> Tensor:
-        """See :meth:`kvcli.storage.packed.PackedHold.rotation`."""
+        """See :meth:`kvcli.storage.packed.PackedStorage.rotation`."""
         from kvcli_kernels.quantize import hadamard
 
         return hadamard(k.shape[2], k.device)

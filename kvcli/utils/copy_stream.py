@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Aside:
+class CopyStream:
     """On a card, work beside the main stream; anywhere else the same work, done at once."""
 
     def __init__(self, device: torch.device) -> None:

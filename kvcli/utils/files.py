@@ -18,23 +18,23 @@ def cache_dir() -> Path:
     """``$KVCLI_CACHE_DIR``, else the platform's cache directory for kvcli; created on first use."""
     override = os.environ.get("KVCLI_CACHE_DIR")
     if override:
-        return private(Path(override).expanduser().absolute())
+        return private_dir(Path(override).expanduser().absolute())
     from platformdirs import user_cache_path
 
-    return private(user_cache_path("kvcli", appauthor=False))
+    return private_dir(user_cache_path("kvcli", appauthor=False))
 
 
 def data_dir() -> Path:
     """``$KVCLI_DATA_DIR``, else the platform's data directory: what a person made and would miss."""
     override = os.environ.get("KVCLI_DATA_DIR")
     if override:
-        return private(Path(override).expanduser().absolute())
+        return private_dir(Path(override).expanduser().absolute())
     from platformdirs import user_data_path
 
-    return private(user_data_path("kvcli", appauthor=False))
+    return private_dir(user_data_path("kvcli", appauthor=False))
 
 
-def private(path: Path) -> Path:
+def private_dir(path: Path) -> Path:
     """Create a directory, 0700. One that exists keeps its mode: a person may have opened it on purpose."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def private(path: Path) -> Path:
     return path
 
 
-def need(path: Path, size: int, what: str) -> None:
+def require_space(path: Path, size: int, what: str) -> None:
     """Refuse before the first byte is written where ``size`` bytes cannot fit on the disk of ``path``."""
     free = shutil.disk_usage(path).free
     if free < size:
@@ -73,11 +73,11 @@ def publish(temporary: Path, final: Path) -> None:
     """Give a finished directory its name. Readers see all of it or nothing of it."""
     sync(temporary)
     temporary.rename(final)
-    _settle(final.parent)
+    _fsync_directory(final.parent)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write a file to, 0600, which then takes the place of ``path``, durably.
 
     Readers see the old file or the whole new one. Where anything fails the old one stays and nothing else is left.
@@ -97,10 +97,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
-    _settle(path.parent)
+    _fsync_directory(path.parent)
 
 
-def _settle(directory: Path) -> None:
+def _fsync_directory(directory: Path) -> None:
     """A rename is durable only once its directory is."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)

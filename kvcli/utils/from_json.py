@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def revive(kind: type[T], value: Any) -> T:
+def from_json(kind: type[T], value: Any) -> T:
     """``value``, as :func:`json.loads` gives it, as a ``kind``.
 
     Understands dataclasses (unknown keys are left out, missing ones take their defaults), tuples, lists, dicts,
     unions and JSON's own types. Raises ``ValueError`` for anything else.
     """
-    return typing.cast(T, _revive(kind, value))
+    return typing.cast(T, _from_json(kind, value))
 
 
-def _revive(kind: Any, value: Any) -> Any:
+def _from_json(kind: Any, value: Any) -> Any:
     if kind is Any:
         return value
     if is_dataclass(kind) and isinstance(kind, type):
@@ -26,18 +26,18 @@ def _revive(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         for option in args:
             try:
-                return _revive(option, value)
+                return _from_json(option, value)
             except ValueError:
                 continue
     elif origin in (tuple, list) and isinstance(value, list):
         if origin is list:
-            return [_revive(args[0], item) for item in value]
+            return [_from_json(args[0], item) for item in value]
         if args[1:] == (...,):
-            return tuple(_revive(args[0], item) for item in value)
+            return tuple(_from_json(args[0], item) for item in value)
         if len(args) == len(value):
-            return tuple(_revive(a, item) for a, item in zip(args, value, strict=True))
+            return tuple(_from_json(a, item) for a, item in zip(args, value, strict=True))
     elif origin is dict and isinstance(value, dict):
-        return {_revive(args[0], k): _revive(args[1], v) for k, v in value.items()}
+        return {_from_json(args[0], k): _from_json(args[1], v) for k, v in value.items()}
     elif kind is None or kind is types.NoneType:
         if value is None:
             return None
@@ -53,6 +53,6 @@ def _dataclass(kind: type[Any], value: Any) -> Any:
         raise ValueError(f"{str(value)[:40]!r} is no {kind.__name__}")
     hints = typing.get_type_hints(kind)
     try:
-        return kind(**{f.name: _revive(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value})
+        return kind(**{f.name: _from_json(hints[f.name], value[f.name]) for f in fields(kind) if f.name in value})
     except TypeError as error:
         raise ValueError(f"{kind.__name__}: {error}") from None

@@ -34,3 +34,19 @@ def used_and_total(device: str) -> tuple[int, int]:
     import psutil
 
     return resident(), int(psutil.virtual_memory().total)
+
+
+def host_available() -> int:
+    """Bytes of RAM that are free or reclaimable."""
+    return available("cpu")
+
+
+def available(device: str) -> int:
+    """Bytes that can still be taken on a device: free card memory, or RAM that is free or reclaimable."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

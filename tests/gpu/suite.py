@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from kvcli.retaining_heads.module import RetainingHeads, features
@@ -123,12 +123,12 @@ def dry_run() -> int:
 
 def planned(step: Step, policy: str) -> int:
     """Bytes at the peak of a step, weights and random heads included."""
-    source = Source(step.shape, SHAPES / step.shape, "directory", complete=False)
+    source = ModelSource(step.shape, SHAPES / step.shape, "directory", complete=False)
     spec = replace(model_spec.spec(source, device="cpu", dtype="bfloat16", held=step.weights), device="cuda:0")
     width = RetainingHeads.like(replace(spec, layers=1)).width
     spec = replace(spec, heads_bytes=2 * spec.layers * width * (features(spec) + spec.kv_heads))
     tokens = int(step.tokens[:-1]) * {"K": 2**10, "M": 2**20}[step.tokens[-1]]
-    return memory.of_run(spec, parse(policy), tokens=tokens, chunk=CHUNK, question=32, answer=ANSWER)[0].total
+    return memory.plan_run(spec, parse(policy), tokens=tokens, chunk=CHUNK, question=32, answer=ANSWER)[0].total
 
 
 def run(steps: Sequence[Step], folder: Path, head: str, limit: float = LIMIT, tests: Sequence[str] = TESTS) -> int:

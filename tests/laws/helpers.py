@@ -6,10 +6,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kvcli.cache.decode_cache import Tail
-from kvcli.cache.prefill_cache import Fill
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine import prefill as engine
-from kvcli.models.load import Model
+from kvcli.engine.generate import new_decode_cache
+from kvcli.models.model import Model
 from kvcli.recipe import parse
 
 T = TypeVar("T")
@@ -24,16 +25,16 @@ def drain(events: Generator[object, None, T]) -> T:
             return end.value  # type: ignore[no-any-return]
 
 
-def filled(model: Model, ids: list[int], recipe: str, chunk: int, **options: object) -> Fill:
-    return drain(engine.fill(model, ids, parse(recipe), chunk=chunk, **options))  # type: ignore[arg-type]
+def filled(model: Model, ids: list[int], recipe: str, chunk: int, **options: object) -> PrefillCache:
+    return drain(engine.prefill_steps(model, ids, parse(recipe), chunk=chunk, **options))  # type: ignore[arg-type]
 
 
 def asked(model: Model, body: list[int], question: list[int], recipe: str, chunk: int) -> Tensor:
     """Logits ``[question, vocab]`` of a question behind a read document."""
     context = drain(
-        engine.read(model, body, parse(recipe), chunk=chunk, probe=question, horizon=len(body) + len(question))
+        engine.prefill(model, body, parse(recipe), chunk=chunk, probe=question, horizon=len(body) + len(question))
     )
-    tail = engine.begin(model, context)
+    tail = new_decode_cache(model, context)
     logits = model.forward(torch.tensor(question), tail, logits="all")
     assert logits is not None
     return logits
@@ -52,7 +53,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def answer(model: Model, tail: Tail, ids: list[int], count: int = 12) -> list[int]:
+def answer(model: Model, tail: DecodeCache, ids: list[int], count: int = 12) -> list[int]:
     """Greedy ids behind a tail, and the logits' checksum would differ with them."""
     logits = model.forward(torch.tensor(ids), tail, logits=True)
     tail.extend(len(ids))

@@ -18,10 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kvcli.cache.decode_cache import Tail
-from kvcli.engine.decode_step import Steady
-from kvcli.models.load import Model
-from kvcli.utils.copy_stream import Aside
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.engine.decode_step import StaticStep
+from kvcli.models.model import Model
+from kvcli.utils.copy_stream import CopyStream
 
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
@@ -82,7 +82,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class LateAside(Aside):
+class LateAside(CopyStream):
     """A second stream of a record: when it is done again, everything aside comes as late as it may."""
 
     @contextmanager
@@ -149,10 +149,10 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return told
 
 
-class Taped(Steady):
-    """Steps as :class:`kvcli.engine.decode_step.Graph` takes them: warmed up, recorded, done again."""
+class Taped(StaticStep):
+    """Steps as :class:`kvcli.engine.decode_step.CudaGraphStep` takes them: warmed up, recorded, done again."""
 
-    def __init__(self, model: Model, tail: Tail) -> None:
+    def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)
         self.cursor.fill_(tail.length)
         self.tape = Tape()

@@ -38,7 +38,7 @@ def test_the_answers_attention_summed_over_heads_and_queries(family: str) -> Non
     model = tiny.load(family)
     body, tail, first = tiny.document(14), tiny.document(6, seed=1), 2
     context = freeze(filled(model, body, "full", 16), parse("full").hold)
-    mass, units = attribution.gaze(model, context, tail, first)
+    mass, units = attribution.answer_attention(model, context, tail, first)
     with torch.inference_mode(), model.reference() as module:
         module.set_attn_implementation("eager")
         weights = module(input_ids=torch.tensor([body + tail]), output_attentions=True, use_cache=False).attentions
@@ -50,17 +50,17 @@ def test_the_answers_attention_summed_over_heads_and_queries(family: str) -> Non
 
 def test_products_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.load("llama")
-    context = drain(engine.read(model, tiny.document(60), parse("keydiff(budget=24)"), chunk=16))
-    whole, _ = attribution.gaze(model, context, tiny.document(9), 3)
-    monkeypatch.setattr("kvcli.retaining_heads.labels._WORK", 1)
-    pieces, _ = attribution.gaze(model, context, tiny.document(9), 3)
+    context = drain(engine.prefill(model, tiny.document(60), parse("keydiff(budget=24)"), chunk=16))
+    whole, _ = attribution.answer_attention(model, context, tiny.document(9), 3)
+    monkeypatch.setattr("kvcli.engine.observer._WORK", 1)
+    pieces, _ = attribution.answer_attention(model, context, tiny.document(9), 3)
     assert torch.allclose(whole, pieces, rtol=1e-5, atol=1e-6)
 
 
 def test_evicted_places_have_neither_units_nor_attention() -> None:
     model = tiny.load("llama")
-    context = drain(engine.read(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
-    mass, units = attribution.gaze(model, context, tiny.document(5), 1)
+    context = drain(engine.prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
+    mass, units = attribution.answer_attention(model, context, tiny.document(5), 1)
     assert mass.shape == units.shape == (len(context.layers), 90)
     for values in (mass, units):
         assert bool((values[:, 4:74] == 0).all())

@@ -5,6 +5,7 @@ import torch
 
 from kvcli import registry
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import answer, drain
@@ -14,13 +15,13 @@ RECIPES = ["full", *(f"{name}(budget=24)" for name in registry.names("eviction")
 
 def context(model, recipe: str):
     probe = tiny.document(6, seed=2)
-    return drain(engine.read(model, tiny.document(80), parse(recipe), chunk=16, probe=probe, horizon=120))
+    return drain(engine.prefill(model, tiny.document(80), parse(recipe), chunk=16, probe=probe, horizon=120))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3-longrope"])
 def test_rewind_and_ask_again_is_bit_identical(model, family: str, recipe: str) -> None:
-    tail = engine.begin(model(family), context(model(family), recipe))
+    tail = new_decode_cache(model(family), context(model(family), recipe))
     question = torch.tensor(tiny.document(9, seed=3))
     first = model(family).forward(question, tail, logits="all")
     answer(model(family), tail, tiny.document(5, seed=4), count=20)
@@ -32,17 +33,17 @@ def test_rewind_and_ask_again_is_bit_identical(model, family: str, recipe: str) 
 def test_many_questions_in_one_run_equal_as_many_runs(model, recipe: str) -> None:
     questions = [tiny.document(7, seed=s) for s in (5, 6, 7)]
     shared = context(model(), recipe)
-    tail = engine.begin(model(), shared)
+    tail = new_decode_cache(model(), shared)
     together = []
     for question in questions:
         tail.rewind()
         together.append(answer(model(), tail, question))
-    alone = [answer(model(), engine.begin(model(), context(model(), recipe)), q) for q in questions]
+    alone = [answer(model(), new_decode_cache(model(), context(model(), recipe)), q) for q in questions]
     assert together == alone
 
 
 def test_rewinding_half_way(model) -> None:
-    tail = engine.begin(model(), context(model(), "knorm(budget=24)"))
+    tail = new_decode_cache(model(), context(model(), "knorm(budget=24)"))
     a, b = tiny.document(6, seed=1), tiny.document(6, seed=2)
     model().forward(torch.tensor(a), tail, logits=False)
     tail.extend(6)
@@ -56,7 +57,7 @@ def test_rewinding_half_way(model) -> None:
 def test_the_context_is_not_written_to(model) -> None:
     shared = context(model(), "keydiff(budget=24)")
     before = [(layer.k.clone(), layer.v.clone()) for layer in shared.layers]
-    answer(model(), engine.begin(model(), shared), tiny.document(8))
+    answer(model(), new_decode_cache(model(), shared), tiny.document(8))
     for (k, v), layer in zip(before, shared.layers, strict=True):
         assert torch.equal(k, layer.k)
         assert torch.equal(v, layer.v)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kvcli.engine import prefill as engine
-from kvcli.engine.decode_step import Steady, obstacle
+from kvcli.engine.decode_step import StaticStep, dynamic_reason
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.sampling import Sampling, sample
 from kvcli.events import Answer, Token
 from kvcli.recipe import parse
@@ -32,12 +33,12 @@ def speaking(model):
 
 
 def behind(model, recipe: str):
-    context = drain(engine.read(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
-    return engine.begin(model, context)
+    context = drain(engine.prefill(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
+    return new_decode_cache(model, context)
 
 
 def said(model, tail, **options: object) -> tuple[list[int], Answer, int]:
-    *tokens, answer = engine.ask(model, tail, tiny.document(9), **options)  # type: ignore[arg-type]
+    *tokens, answer = generate(model, tail, tiny.document(9), **options)  # type: ignore[arg-type]
     assert isinstance(answer, Answer)
     return [t.id for t in tokens if isinstance(t, Token)], answer, tail.length
 
@@ -59,7 +60,7 @@ def test_beginning_ahead_leaves_the_tail_as_it_was_told(model) -> None:
     lengths = []
     for ahead in (False, True):
         tail = behind(model(), HELD[0])
-        answer = engine.ask(model(), tail, tiny.document(9), max_tokens=30, ahead=ahead)
+        answer = generate(model(), tail, tiny.document(9), max_tokens=30, ahead=ahead)
         for _ in range(3):
             next(answer)
         answer.close()
@@ -69,7 +70,7 @@ def test_beginning_ahead_leaves_the_tail_as_it_was_told(model) -> None:
 
 def test_no_step_makes_room(model) -> None:
     tail = behind(model(), HELD[0])
-    answer = engine.ask(model(), tail, tiny.document(9), max_tokens=300)
+    answer = generate(model(), tail, tiny.document(9), max_tokens=300)
     next(answer)
     before = [layer.k.data_ptr() for layer in tail.layers]
     for _ in answer:
@@ -81,13 +82,13 @@ def test_no_step_makes_room(model) -> None:
 @pytest.mark.parametrize("family", ["llama", "phi3-longrope"])
 def test_steps_that_are_all_alike_are_the_steps(model, family: str, recipe: str | None) -> None:
     tiny_model, ids = model(family), tiny.document(20, seed=5)
-    tails = [engine.begin(tiny_model, None) if recipe is None else behind(tiny_model, recipe) for _ in range(2)]
+    tails = [new_decode_cache(tiny_model, None) if recipe is None else behind(tiny_model, recipe) for _ in range(2)]
     for tail in tails:
-        assert obstacle(tail) is None
+        assert dynamic_reason(tail) is None
         tail.reserve(40)
         tiny_model.forward(torch.tensor(ids[:6]), tail, logits=False)
         tail.extend(6)
-    steady = Steady(tiny_model, tails[1])
+    steady = StaticStep(tiny_model, tails[1])
     for number in ids[6:]:
         token = torch.tensor([number])
         expected = tiny_model.forward(token, tails[0], logits=True)
@@ -98,19 +99,19 @@ def test_steps_that_are_all_alike_are_the_steps(model, family: str, recipe: str 
 
 
 def test_what_is_in_the_way_of_steps_that_are_all_alike(model) -> None:
-    assert "window" in str(obstacle(engine.begin(model("gemma3"), None)))
+    assert "window" in str(dynamic_reason(new_decode_cache(model("gemma3"), None)))
     coded = "keydiff(budget=24, positions=original)+turbo(bits=8, fill=true)"
-    assert "by the model itself" in str(obstacle(behind(model(), coded)))
+    assert "by the model itself" in str(dynamic_reason(behind(model(), coded)))
     with pytest.raises(Waits):
         Taped(model(), ready(model(), coded))
-    elsewhere = engine.begin(model(), None)
+    elsewhere = new_decode_cache(model(), None)
     elsewhere.spec = dataclasses.replace(elsewhere.spec, host_weight_bytes=1)
-    assert "main memory" in str(obstacle(elsewhere))
+    assert "main memory" in str(dynamic_reason(elsewhere))
 
 
 def ready(model, recipe: str | None):
     """Behind a document and a question, with room for steps."""
-    tail = engine.begin(model, None) if recipe is None else behind(model, recipe)
+    tail = new_decode_cache(model, None) if recipe is None else behind(model, recipe)
     with torch.inference_mode():
         tail.reserve(40)
     model.forward(torch.tensor(tiny.document(6, seed=5)), tail, logits=False)
@@ -122,7 +123,7 @@ def ready(model, recipe: str | None):
 @pytest.mark.parametrize("family", ["llama", "phi3-longrope"])
 def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, recipe: str | None) -> None:
     one, two = (ready(model(family), recipe) for _ in range(2))
-    assert obstacle(two) is None
+    assert dynamic_reason(two) is None
     taped = Taped(model(family), two)
     for number in tiny.document(14, seed=6):
         token = torch.tensor([number])
@@ -151,7 +152,7 @@ def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, reci
 
     monkeypatch.setenv("KVCLI_CUDA_GRAPH", graph)
     model = wrap(tiny.build("llama").to("cuda", torch.bfloat16), Bytes(), name="llama", fingerprint=None)
-    answer = engine.ask(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
+    answer = generate(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
     next(answer)  # the question goes to the card and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:

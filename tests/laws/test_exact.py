@@ -50,18 +50,18 @@ def test_longrope_factor_is_that_of_the_final_length(model, n: int) -> None:
 
 
 def test_a_question_without_a_document(model) -> None:
-    from kvcli.engine import prefill as engine
+    from kvcli.engine.generate import new_decode_cache
 
     question = tiny.document(20)
-    got = model().forward(torch.tensor(question), engine.begin(model(), None), logits="all")
+    got = model().forward(torch.tensor(question), new_decode_cache(model(), None), logits="all")
     assert distance(got, reference(model(), question)) < 1e-5
 
 
 def test_a_long_question_in_pieces(model) -> None:
-    from kvcli.engine import prefill as engine
+    from kvcli.engine.generate import new_decode_cache
 
     question = tiny.document(50)
-    tail = engine.begin(model(), None)
+    tail = new_decode_cache(model(), None)
     for part in torch.tensor(question).split(13):
         logits = model().forward(part, tail, logits=True)
         tail.extend(len(part))

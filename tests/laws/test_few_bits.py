@@ -7,9 +7,10 @@ import torch
 
 from kvcli.cache.context import Context, freeze
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import ModelError
 from kvcli.recipe import parse
-from kvcli.storage.base import Survivors
+from kvcli.storage.base import KeptUnits
 from kvcli.storage.dense import DenseLayer
 from kvcli.storage.packed import PackedLayer
 from kvcli_kernels.attention import ref
@@ -50,7 +51,7 @@ def same(one: Context, two: Context) -> bool:
 
 
 def behind(model, context: Context) -> torch.Tensor:
-    logits = model.forward(torch.tensor(QUESTION), engine.begin(model, context), logits="all")
+    logits = model.forward(torch.tensor(QUESTION), new_decode_cache(model, context), logits="all")
     assert logits is not None
     return logits
 
@@ -75,7 +76,7 @@ def test_packing_in_blocks_is_packing_at_once(hold: str, n: int, monkeypatch) ->
     made = []
     for block in (4096, 256):
         monkeypatch.setattr("kvcli.storage.packed._BLOCK", block)
-        layer = policy.freeze(Survivors(k, v, pos, None))
+        layer = policy.freeze(KeptUnits(k, v, pos, None))
         made.append(Context([layer], [n], n, 16))
     assert same(*made)
 
@@ -91,7 +92,7 @@ def test_effective_bits_are_those_with_scales() -> None:
         "turbo(bits=4)": 4.25,
         "turbo(bits=2)": 2.25,
     }.items():
-        layer = parse(f"full+{hold}").hold.freeze(Survivors(k, k, pos, None))
+        layer = parse(f"full+{hold}").hold.freeze(KeptUnits(k, k, pos, None))
         assert 8 * layer.nbytes / (2 * k.numel()) == bits
 
 
@@ -129,7 +130,7 @@ def test_sliding_layers_stay_as_they_are(model, family: str) -> None:
 def test_rewinding_and_asking_again_is_the_same(model, hold: str) -> None:
     context = held(model(), hold)
     before = [p.clone() for p in packs(context)]
-    tail = engine.begin(model(), context)
+    tail = new_decode_cache(model(), context)
     first = behind(model(), context)
     said = answer(model(), tail, QUESTION)
     tail.rewind()
@@ -151,9 +152,9 @@ def test_absorbing_packs_once(model, hold: str) -> None:
     """A conversation's turns go into the exact fill; what was packed is never packed again."""
     ids, recipe = tiny.document(112), parse(f"keydiff(budget=24, stabilizers=0)+{hold}")
     work = filled(model(), ids[:48], str(recipe), 16)
-    first = engine.settle(work, recipe)
+    first = engine.freeze_and_keep(work, recipe)
     kept = [p.clone() for p in packs(first)]
-    later = drain(engine.absorb(model(), work, ids[48:], recipe, chunk=16))
+    later = drain(engine.evict_turns(model(), work, ids[48:], recipe, chunk=16))
     assert same(later, freeze(filled(model(), ids, str(recipe), 16), recipe.hold))
     assert all(torch.equal(a, b) for a, b in zip(kept, packs(first), strict=True))
 
@@ -164,21 +165,21 @@ def test_numbers_beyond_float16_are_refused() -> None:
     pos = torch.arange(5).expand(2, -1)
     for hold in ("int8", "kivi"):
         with pytest.raises(ModelError, match="layer 7") as error:
-            parse(f"full+{hold}").hold.freeze(Survivors(k, k, pos, None, layer=7))
+            parse(f"full+{hold}").hold.freeze(KeptUnits(k, k, pos, None, layer=7))
         assert error.value.hint == "--kv-bits 16"
     with pytest.raises(ModelError, match="whole bytes"):
-        parse("full+kivi(bits=2)").hold.freeze(Survivors(k[:, :, 4:10], k[:, :, 4:10], pos, None))
+        parse("full+kivi(bits=2)").hold.freeze(KeptUnits(k[:, :, 4:10], k[:, :, 4:10], pos, None))
 
 
 @pytest.mark.parametrize("hold", HOLDS)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_saved_and_loaded_packs_the_same_bytes(model, tmp_path: Path, family: str, hold: str) -> None:
     from kvcli.prompt_cache import prefill as session
-    from kvcli.prompt_cache.directory import Library
+    from kvcli.prompt_cache.directory import CacheDirectory
     from tests.laws.test_prompt_cache import job, run
 
-    work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), Library(tmp_path)
-    place = library.place(session.identity(model(family), work))
+    work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), CacheDirectory(tmp_path)
+    place = library.place(session.request_key(model(family), work))
     first, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (first.cache, again.cache) == ("miss", "hit")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from kvcli.engine import prefill as engine
-from kvcli.engine.sampling import Circles, Sampling, sample
+from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.repetition import RepetitionDetector
+from kvcli.engine.sampling import Sampling, sample
 from kvcli.errors import InputError
 from kvcli.events import Answer, Token
 from kvcli.models.load import wrap
@@ -30,7 +31,7 @@ def speaker():
 
 
 def run(model, **options: object) -> tuple[list[Token], Answer]:
-    *tokens, answer = engine.ask(model, engine.begin(model, None), tiny.document(12), **options)  # type: ignore[arg-type]
+    *tokens, answer = generate(model, new_decode_cache(model, None), tiny.document(12), **options)  # type: ignore[arg-type]
     assert isinstance(answer, Answer)
     return tokens, answer  # type: ignore[return-value]
 
@@ -76,16 +77,16 @@ def test_a_seed_draws_the_same_and_another_one_differs(speaker) -> None:
 
 def test_an_empty_question_is_refused(speaker) -> None:
     with pytest.raises(InputError, match="no tokens"):
-        next(engine.ask(speaker, engine.begin(speaker, None), []))
+        next(generate(speaker, new_decode_cache(speaker, None), []))
 
 
 def test_closing_early_leaves_a_usable_tail(speaker) -> None:
-    tail = engine.begin(speaker, None)
-    answer = engine.ask(speaker, tail, tiny.document(12), max_tokens=50)
+    tail = new_decode_cache(speaker, None)
+    answer = generate(speaker, tail, tiny.document(12), max_tokens=50)
     next(answer)
     answer.close()
     tail.rewind()
-    again = [t.id for t in engine.ask(speaker, tail, tiny.document(12), max_tokens=5) if isinstance(t, Token)]
+    again = [t.id for t in generate(speaker, tail, tiny.document(12), max_tokens=5) if isinstance(t, Token)]
     assert again == [t.id for t in run(speaker, max_tokens=5)[0]]
 
 
@@ -109,11 +110,11 @@ def test_what_sampling_may_choose(how: Sampling, allowed: set[int]) -> None:
 @pytest.mark.parametrize("length", [1, 2, 7, 63, 64, 65, 200, 256])
 def test_circles_are_noticed_after_three_more_turns(length: int) -> None:
     circle = random.Random(length).sample(range(1000), length)
-    watch = Circles()
+    watch = RepetitionDetector()
     opening = [watch.push(token) for token in range(2000, 2100)]
-    turning = [watch.push(circle[i % length]) for i in range(4 * length + Circles.LEAST)]
+    turning = [watch.push(circle[i % length]) for i in range(4 * length + RepetitionDetector.LEAST)]
     assert not any(opening)
-    assert turning.index(True) == length + max(Circles.LEAST, 3 * length) - 1
+    assert turning.index(True) == length + max(RepetitionDetector.LEAST, 3 * length) - 1
 
 
 def test_what_only_resembles_a_circle_goes_on() -> None:
@@ -121,9 +122,9 @@ def test_what_only_resembles_a_circle_goes_on() -> None:
     for ids in (
         [token for line in range(60) for token in (1, 2, 3, 1000 + line, 4)],
         [token for block in range(4) for token in [*range(60)] * 3 + [2000 + block]],
-        [7] * Circles.LEAST,
+        [7] * RepetitionDetector.LEAST,
     ):
-        assert not any(map(Circles().push, ids))
+        assert not any(map(RepetitionDetector().push, ids))
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +140,13 @@ def whirl():
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_answer_in_circles_is_ended_where_that_is_asked_for(whirl, ahead: bool) -> None:
     whole, _ = run(whirl, max_tokens=1200)
-    tail = engine.begin(whirl, None)
-    *tokens, answer = engine.ask(whirl, tail, tiny.document(12), max_tokens=1200, circles=False, ahead=ahead)
+    tail = new_decode_cache(whirl, None)
+    *tokens, answer = generate(whirl, tail, tiny.document(12), max_tokens=1200, circles=False, ahead=ahead)
     assert isinstance(answer, Answer)
     assert (answer.finish_reason, answer.circled) == ("length", True)
     made = [t.id for t in tokens if t.id >= 0]
     assert made == [t.id for t in whole if t.id >= 0][: len(made)]
-    watch = Circles()
+    watch = RepetitionDetector()
     assert [watch.push(token) for token in made].index(True) == len(made) - 1 < 1199
     assert tail.length == 12 + answer.completion_tokens - 1
 

@@ -7,6 +7,7 @@ import torch
 
 from kvcli import registry
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.eviction.selection import select
 from kvcli.eviction.smoothing import mean
 from kvcli.recipe import parse
@@ -30,7 +31,7 @@ def snapshots(model, ids, recipe: str, chunk: int):
 
     engine.Fill = Watched
     try:
-        for event in engine.fill(model, ids, parse(recipe), chunk=chunk):
+        for event in engine.prefill_steps(model, ids, parse(recipe), chunk=chunk):
             yield event, [layer.pos[:, : layer.count].clone() for layer in made[0].layers]
     finally:
         engine.Fill = original
@@ -99,7 +100,7 @@ def test_what_stays_has_the_smoothed_score_of_the_whole_text(model, chunk: int) 
             return scores
 
     keep = Recording(**{f.name: getattr(recipe.keep, f.name) for f in fields(recipe.keep)})
-    work = drain(engine.fill(model(), ids, replace(recipe, keep=keep), chunk=chunk))
+    work = drain(engine.prefill_steps(model(), ids, replace(recipe, keep=keep), chunk=chunk))
     for layer in work.layers:
         scores = mean(torch.cat(recorded[layer.index], dim=1), 7)
         kept = layer.pos[:, : layer.count].long()
@@ -131,7 +132,7 @@ def test_streaming_selection_is_offline_selection(model, policy: str, chunk: int
             return scores
 
     keep = Recording(**{f.name: getattr(recipe.keep, f.name) for f in fields(recipe.keep)})
-    work = drain(engine.fill(model(), ids, replace(recipe, keep=keep), chunk=chunk))
+    work = drain(engine.prefill_steps(model(), ids, replace(recipe, keep=keep), chunk=chunk))
     for layer in work.layers:
         scores = torch.cat(recorded[layer.index], dim=1)
         assert scores.shape[1] == len(ids)
@@ -154,10 +155,10 @@ def test_compact_positions_never_exceed_budget_chunk_and_tail(model, policy: str
     try:
         probe = tiny.document(6, seed=5)
         recipe = parse(f"{policy}(budget=24, stabilizers=4, tail=5)")
-        context = drain(engine.read(model(), tiny.document(200), recipe, chunk=chunk, probe=probe))
+        context = drain(engine.prefill(model(), tiny.document(200), recipe, chunk=chunk, probe=probe))
         reading = max(p.stop for p in used)
         used.clear()
-        tail = engine.begin(model(), context)
+        tail = new_decode_cache(model(), context)
         for _ in range(3):
             model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
             tail.extend(7)
@@ -231,15 +232,17 @@ def test_an_interrupted_reading_goes_on_as_if_nothing_had_happened(model, policy
     """From a copy taken at any chunk boundary, to the same units, bit for bit."""
     ids, probe = tiny.document(100), tiny.document(6, seed=3)
     recipe = parse(policy if policy == "full" else f"{policy}(budget=24, stabilizers=8, tail=9)")
-    whole = drain(engine.fill(model(), ids, recipe, chunk=16, probe=probe))
+    whole = drain(engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe))
     for stop in (1, 3, 6):
-        work = engine.start(model(), recipe, len(ids), chunk=16, probe=len(probe) if recipe.keep.question else 0)
-        reading = engine.fill(model(), ids, recipe, chunk=16, probe=probe, resume=work)
+        work = engine.new_prefill_cache(
+            model(), recipe, len(ids), chunk=16, probe=len(probe) if recipe.keep.question else 0
+        )
+        reading = engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=work)
         for _ in range(stop):
             next(reading)
         interrupted = work.copy()
         reading.close()
-        resumed = drain(engine.fill(model(), ids, recipe, chunk=16, probe=probe, resume=interrupted))
+        resumed = drain(engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=interrupted))
         assert resumed is interrupted
         for one, two in zip(whole.layers, resumed.layers, strict=True):
             assert one.count == two.count

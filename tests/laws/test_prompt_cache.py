@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from kvcli import registry
-from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import DamagedError
-from kvcli.events import Prefill, Reused, Warned
+from kvcli.events import CacheHit, Notice, Prefill
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.directory import Library
-from kvcli.prompt_cache.prefill import Job, Paused
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import answer
@@ -36,13 +36,13 @@ def recipe(policy: str, options: str = "stabilizers=8, sinks=2, tail=9") -> str:
     return policy if policy == "full" else f"{policy}(budget=24, {options})"
 
 
-def job(length: int = 100, policy: str = "keydiff", **options: object) -> Job:
+def job(length: int = 100, policy: str = "keydiff", **options: object) -> PrefillRequest:
     given = {"ids": tiny.document(length), "recipe": parse(recipe(policy)), "chunk": CHUNK, "horizon": 160}
-    return Job(**{**given, "probe": PROBE, "text": "text", "document": {"files": ["a"]}, **options})  # type: ignore[arg-type]
+    return PrefillRequest(**{**given, "probe": PROBE, "text": "text", "document": {"files": ["a"]}, **options})  # type: ignore[arg-type]
 
 
-def run(model, work: Job, **options: object) -> tuple[session.Reading, list[object]]:
-    events, seen = session.read(model, work, **options), []  # type: ignore[arg-type]
+def run(model, work: PrefillRequest, **options: object) -> tuple[session.PrefillResult, list[object]]:
+    events, seen = session.cached_prefill(model, work, **options), []  # type: ignore[arg-type]
     while True:
         try:
             seen.append(next(events))
@@ -50,18 +50,18 @@ def run(model, work: Job, **options: object) -> tuple[session.Reading, list[obje
             return end.value, seen
 
 
-def interrupted(model, work: Job, after: int, **options: object) -> Paused:
+def interrupted(model, work: PrefillRequest, after: int, **options: object) -> PrefillInterrupted:
     """Read until ``after`` tokens, then stop."""
-    events, stop = session.read(model, work, stop=lambda: stop, **options), False  # type: ignore[arg-type]
+    events, stop = session.cached_prefill(model, work, stop=lambda: stop, **options), False  # type: ignore[arg-type]
     try:
         for event in events:
             stop = isinstance(event, Prefill) and event.done >= after
-    except Paused as paused:
+    except PrefillInterrupted as paused:
         return paused
     raise AssertionError("it did not stop")
 
 
-def same(model, one: session.Reading, two: session.Reading) -> None:
+def same(model, one: session.PrefillResult, two: session.PrefillResult) -> None:
     """Equal contexts, and equal logits and answers from them."""
     for a, b in zip(one.context.layers, two.context.layers, strict=True):
         assert torch.equal(a.pos, b.pos)
@@ -69,27 +69,27 @@ def same(model, one: session.Reading, two: session.Reading) -> None:
         assert torch.equal(a.v, b.v)  # type: ignore[attr-defined]
     assert one.context.starts == two.context.starts
     assert one.context.seen == two.context.seen
-    said = [answer(model, engine.begin(model, r.context), PROBE) for r in (one, two)]
+    said = [answer(model, new_decode_cache(model, r.context), PROBE) for r in (one, two)]
     assert said[0] == said[1]
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Library:
-    return Library(tmp_path)
+def library(tmp_path: Path) -> CacheDirectory:
+    return CacheDirectory(tmp_path)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_second_reading_reads_nothing(model, library: Library, family: str, policy: str) -> None:
+def test_a_second_reading_reads_nothing(model, library: CacheDirectory, family: str, policy: str) -> None:
     work = job(policy=policy)
-    place = library.place(session.identity(model(family), work))
+    place = library.place(session.request_key(model(family), work))
     plain, _ = run(model(family), work)
     first, events = run(model(family), work, place=place, library=library)
     assert (plain.cache, first.cache) == ("off", "miss")
-    assert not [e for e in events if isinstance(e, Warned | Reused)]
+    assert not [e for e in events if isinstance(e, Notice | CacheHit)]
     again, events = run(model(family), work, place=place, library=library)
     assert (again.cache, again.reused, again.path) == ("hit", 100, place)
-    assert [type(e) for e in events] == [Reused]
+    assert [type(e) for e in events] == [CacheHit]
     same(model(family), plain, first)
     same(model(family), plain, again)
 
@@ -97,10 +97,10 @@ def test_a_second_reading_reads_nothing(model, library: Library, family: str, po
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("after", [1, 40, 75, 90])
-def test_resumed_is_uninterrupted(model, library: Library, family: str, policy: str, after: int) -> None:
+def test_resumed_is_uninterrupted(model, library: CacheDirectory, family: str, policy: str, after: int) -> None:
     """Stopped in the body, at its edge, or in the protected tail."""
     work = job(policy=policy)
-    place = library.place(session.identity(model(family), work))
+    place = library.place(session.request_key(model(family), work))
     paused = interrupted(model(family), work, after, place=place, library=library)
     assert 0 < paused.saved <= paused.done < 100
     assert file_format.header(place).meta.seen == paused.saved
@@ -113,37 +113,40 @@ def test_resumed_is_uninterrupted(model, library: Library, family: str, policy: 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [33, 57, 64, 100])
-def test_a_longer_text_continues_a_shorter_one(model, library: Library, family: str, policy: str, length: int) -> None:
+def test_a_longer_text_continues_a_shorter_one(
+    model, library: CacheDirectory, family: str, policy: str, length: int
+) -> None:
     """As if both had been read in one go, although the last chunk of the shorter one had no stabilizers."""
     ids = tiny.document(130)
     longer, shorter = job(policy=policy, ids=ids), job(policy=policy, ids=ids[:length])
     assert shorter.edge > 0
-    run(model(family), shorter, place=library.place(session.identity(model(family), shorter)), library=library)
-    place = library.place(session.identity(model(family), longer))
+    run(model(family), shorter, place=library.place(session.request_key(model(family), shorter)), library=library)
+    place = library.place(session.request_key(model(family), longer))
     continued, events = run(model(family), longer, place=place, library=library)
     assert (continued.cache, continued.reused) == ("resumed", shorter.edge)
-    assert not [e for e in events if isinstance(e, Warned)]
+    assert not [e for e in events if isinstance(e, Notice)]
     same(model(family), run(model(family), longer)[0], continued)
     assert file_format.header(place).meta.edge == longer.edge
 
 
-def test_a_continued_text_can_be_continued(model, library: Library) -> None:
+def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> None:
     ids = tiny.document(130)
     for length in (50, 59, 90, 130):  # from 50 to 59 the edge stays where it was
         work = job(ids=ids[:length])
-        reading, _ = run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+        reading, _ = run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
         assert reading.cache == ("miss" if length == 50 else "resumed")
         assert file_format.header(reading.path).meta.edge == work.edge  # type: ignore[arg-type]
         same(model(), run(model(), work)[0], reading)
 
 
-def test_another_text_is_not_continued(model, library: Library) -> None:
+def test_another_text_is_not_continued(model, library: CacheDirectory) -> None:
     work = job(60)
-    run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+    run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
     ids = tiny.document(60)
     other = job(ids=[ids[0] % 90 + 3, *ids[1:], *ids])
     assert (
-        run(model(), other, place=library.place(session.identity(model(), other)), library=library)[0].cache == "miss"
+        run(model(), other, place=library.place(session.request_key(model(), other)), library=library)[0].cache
+        == "miss"
     )
 
 
@@ -162,7 +165,7 @@ def test_one_portable_file(model, tmp_path: Path) -> None:
     assert file_format.header(book).read("text") == b"text"
 
 
-CHANGES: dict[str, Callable[[Job], Job]] = {
+CHANGES: dict[str, Callable[[PrefillRequest], PrefillRequest]] = {
     "recipe": lambda j: replace(j, recipe=parse("keydiff(budget=25)")),
     "chunk": lambda j: replace(j, chunk=17),
     "template": lambda j: replace(j, head=[5, 6]),
@@ -199,15 +202,15 @@ def test_model_heads_question_and_version_are_refused_by_name(model, tmp_path: P
 
 def test_frequencies_that_depend_on_the_length_are_part_of_the_name(model) -> None:
     one, two = job(), job(horizon=512)
-    assert session.identity(model(), one) == session.identity(model(), two)
-    assert session.identity(model("phi3-longrope"), one) != session.identity(model("phi3-longrope"), two)
+    assert session.request_key(model(), one) == session.request_key(model(), two)
+    assert session.request_key(model("phi3-longrope"), one) != session.request_key(model("phi3-longrope"), two)
 
 
 def test_every_byte_counts(model, tmp_path: Path) -> None:
     """A byte changed anywhere, or a cut anywhere: refused by name, read again by itself, never answered from."""
-    library = Library(tmp_path)
+    library = CacheDirectory(tmp_path)
     work = job(40)
-    place = library.place(session.identity(model(), work))
+    place = library.place(session.request_key(model(), work))
     first, _ = run(model(), work, place=place, library=library)
     whole = place.read_bytes()
     generator = torch.Generator().manual_seed(0)
@@ -219,7 +222,7 @@ def test_every_byte_counts(model, tmp_path: Path) -> None:
                 run(model(), work, base=place)
     again, events = run(model(), work, place=place, library=library)
     assert again.cache == "miss"
-    assert len([e for e in events if isinstance(e, Warned)]) == 1
+    assert len([e for e in events if isinstance(e, Notice)]) == 1
     same(model(), first, again)
     assert run(model(), work, place=place, library=library)[0].cache == "hit", "it was replaced"
 
@@ -231,8 +234,10 @@ def test_a_well_made_file_with_wrong_tensors_is_refused(model, tmp_path: Path) -
     run(model(), work, place=book)
     found = file_format.header(book)
 
-    def forge(name: str, change: Callable[[file_format.Blob], file_format.Blob | None]) -> None:
-        blobs = [file_format.Blob(n, d, s, lambda n=n: found.read(n)) for n, (d, s, _, _) in found.tensors.items()]  # type: ignore[misc]
+    def forge(name: str, change: Callable[[file_format.LazyTensor], file_format.LazyTensor | None]) -> None:
+        blobs = [
+            file_format.LazyTensor(n, d, s, lambda n=n: found.read(n)) for n, (d, s, _, _) in found.tensors.items()
+        ]  # type: ignore[misc]
         changed = [b if b.name != name else change(b) for b in blobs]
         file_format.write(bad, found.meta, [b for b in changed if b is not None])
 
@@ -259,28 +264,28 @@ def test_a_well_made_file_with_wrong_tensors_is_refused(model, tmp_path: Path) -
         run(model(), longer, base=bad)
 
 
-def test_a_full_disk_stops_no_reading(model, library: Library, monkeypatch) -> None:
+def test_a_full_disk_stops_no_reading(model, library: CacheDirectory, monkeypatch) -> None:
     """One warning, no partial file, the same answer."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     work = job()
-    place = library.place(session.identity(model(), work))
+    place = library.place(session.request_key(model(), work))
     monkeypatch.setattr(os, "fsync", full)
     reading, events = run(model(), work, place=place, library=library)
-    warnings = [e.text for e in events if isinstance(e, Warned)]
+    warnings = [e.text for e in events if isinstance(e, Notice)]
     assert len(warnings) == 1
     assert "No space left" in warnings[0]
     assert [p for p in library.folder.iterdir() if p.is_file()] == []
     same(model(), run(model(), work)[0], reading)
 
 
-def test_files_are_private_and_nothing_is_left_over(model, library: Library) -> None:
+def test_files_are_private_and_nothing_is_left_over(model, library: CacheDirectory) -> None:
     work = job()
     before = os.umask(0)
     try:
-        run(model(), work, place=library.place(session.identity(model(), work)), library=library)
+        run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
     finally:
         os.umask(before)
     (path,) = (p for p in library.folder.iterdir() if p.is_file())
@@ -290,13 +295,13 @@ def test_files_are_private_and_nothing_is_left_over(model, library: Library) -> 
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 
-def test_one_writer_at_a_time(model, library: Library) -> None:
+def test_one_writer_at_a_time(model, library: CacheDirectory) -> None:
     work = job()
-    place = library.place(session.identity(model(), work))
+    place = library.place(session.request_key(model(), work))
     with library.lock(place) as mine:
         assert mine
         reading, events = run(model(), work, place=place, library=library)
-    assert [e.text for e in events if isinstance(e, Warned)] == [
+    assert [e.text for e in events if isinstance(e, Notice)] == [
         "another kvcli is reading this text and saves it; this run saves nothing"
     ]
     assert not place.exists()
@@ -304,12 +309,12 @@ def test_one_writer_at_a_time(model, library: Library) -> None:
     same(model(), reading, run(model(), work, place=place, library=library)[0])
 
 
-def test_the_least_recently_used_go_first(model, library: Library) -> None:
+def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> None:
     """Up to the limit, readings for one question before readings for any; what is too large is not saved at all."""
 
     def save(number: int, policy: str = "keydiff") -> Path:
         work = job(ids=tiny.document(60, seed=number), policy=policy)
-        place = library.place(session.identity(model(), work))
+        place = library.place(session.request_key(model(), work))
         run(model(), work, place=place, library=library)
         os.utime(place, (number, number))
         return place
@@ -326,18 +331,18 @@ def test_the_least_recently_used_go_first(model, library: Library) -> None:
     assert [p.exists() for p in (one, two, four, five, six)] == [True, False, True, True, True]
     library.limit = size // 2
     work = job(ids=tiny.document(60, seed=7))
-    _, events = run(model(), work, place=library.place(session.identity(model(), work)), library=library)
-    assert len([e for e in events if isinstance(e, Warned)]) == 1
+    _, events = run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
+    assert len([e for e in events if isinstance(e, Notice)]) == 1
     assert one.exists(), "nothing is thrown away for what would not fit in any case"
 
 
-def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: Library, monkeypatch) -> None:
+def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirectory, monkeypatch) -> None:
     """A kill at any time loses no more than that many tokens; a checkpoint is as large as the budget, not the text."""
     monkeypatch.setattr(session, "EVERY_TOKENS", 64)
     monkeypatch.setattr(session, "_SHARE", 0.0)
     work = job(400)
-    place = library.place(session.identity(model(), work))
-    events, sizes, seen = session.read(model(), work, place=place, library=library), set(), []
+    place = library.place(session.request_key(model(), work))
+    events, sizes, seen = session.cached_prefill(model(), work, place=place, library=library), set(), []
     for event in events:
         assert isinstance(event, Prefill)
         if place.exists() and event.done < 400:

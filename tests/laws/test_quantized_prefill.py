@@ -7,13 +7,14 @@ import torch
 
 from kvcli import registry
 from kvcli.cache.context import freeze
-from kvcli.cache.prefill_cache import Fill, Step
+from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import ModelError, UsageError
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from kvcli.storage.dense import DenseLayer
-from kvcli.storage.row_codec import RowLayer, Rows
+from kvcli.storage.row_codec import RowCodec, RowLayer
 from kvcli_kernels.attention import ref
 from kvcli_kernels.quantize import hadamard, turn
 from tests import tiny
@@ -25,12 +26,12 @@ EVICTING = [name for name in registry.names("eviction") if name != "full"]
 QUESTION = tiny.document(9, seed=3)
 
 
-def rows(work: Fill) -> list[torch.Tensor]:
+def rows(work: PrefillCache) -> list[torch.Tensor]:
     return [t[:, : layer.count] for layer in work.layers for t in (layer.k, layer.v)]
 
 
 def behind(model, context) -> torch.Tensor:
-    logits = model.forward(torch.tensor(QUESTION), engine.begin(model, context), logits="all")
+    logits = model.forward(torch.tensor(QUESTION), new_decode_cache(model, context), logits="all")
     assert logits is not None
     return logits
 
@@ -41,14 +42,14 @@ def units(model, total: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
 
 
-def fed(model, recipe: str, chunk: int, total: int) -> Fill:
+def fed(model, recipe: str, chunk: int, total: int) -> PrefillCache:
     """A fill whose first layer was given the same queries, keys and values in chunks of some length."""
     parsed = parse(recipe)
-    work = engine.start(model, parsed, total, chunk=chunk)
+    work = engine.new_prefill_cache(model, parsed, total, chunk=chunk)
     q, k, v = units(model, total)
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
-        work.step = Step(start, stop - start, last=stop == total)
+        work.step = ChunkStep(start, stop - start, last=stop == total)
         work.layers[0].attend(q[:, start:stop], k[:, start:stop], v[:, start:stop], 0.3, None)
         work.seen = stop
     return work
@@ -66,10 +67,10 @@ def test_turning_is_the_rotation_and_knows_no_neighbours(dim: int) -> None:
 @pytest.mark.parametrize("dim", [8, 64, 96])
 def test_a_row_is_the_same_whatever_is_beside_it(bits: int, dim: int) -> None:
     x = torch.randn(2, 300, dim, generator=torch.Generator().manual_seed(dim))
-    whole = Rows(bits).encode(x)
-    assert whole.shape[2] == Rows(bits).width(dim)
+    whole = RowCodec(bits).encode(x)
+    assert whole.shape[2] == RowCodec(bits).width(dim)
     for n in (1, 3, 64, 299):
-        assert torch.equal(torch.cat([Rows(bits).encode(part) for part in x.split(n, dim=1)], dim=1), whole)
+        assert torch.equal(torch.cat([RowCodec(bits).encode(part) for part in x.split(n, dim=1)], dim=1), whole)
 
 
 @pytest.mark.parametrize("hold", HOLDS)
@@ -90,16 +91,16 @@ def test_a_units_code_never_changes(model, policy: str, positions: str) -> None:
     recipe = f"{policy}(budget=24, stabilizers=8, sinks=2, positions={positions})+turbo(fill=true)"
     first: dict[tuple[int, int, int], bytes] = {}
     encoded: list[int] = []
-    original = Rows.encode
+    original = RowCodec.encode
 
-    def counting(self: Rows, x: torch.Tensor) -> torch.Tensor:
+    def counting(self: RowCodec, x: torch.Tensor) -> torch.Tensor:
         encoded.append(x.shape[1])
         return original(self, x)
 
-    work = engine.start(model(), parse(recipe), 100, chunk=16)
+    work = engine.new_prefill_cache(model(), parse(recipe), 100, chunk=16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "encode", counting)
-        for _ in engine.fill(model(), tiny.document(100), parse(recipe), chunk=16, resume=work):
+        patch.setattr(RowCodec, "encode", counting)
+        for _ in engine.prefill_steps(model(), tiny.document(100), parse(recipe), chunk=16, resume=work):
             for layer in work.layers:
                 assert layer.count <= 24
                 for head in range(layer.k.shape[0]):
@@ -143,13 +144,13 @@ def test_nothing_of_a_layers_size_is_unpacked(model, monkeypatch) -> None:
     """With policies that score what is new, no more than a block of kept units exists at a time."""
     seen: list[int] = []
     monkeypatch.setattr("kvcli.storage.row_codec.BLOCK", 8)
-    original = Rows.turned
+    original = RowCodec.turned
 
-    def watching(self: Rows, x: torch.Tensor) -> torch.Tensor:
+    def watching(self: RowCodec, x: torch.Tensor) -> torch.Tensor:
         seen.append(x.shape[1])
         return original(self, x)
 
-    monkeypatch.setattr(Rows, "turned", watching)
+    monkeypatch.setattr(RowCodec, "turned", watching)
     for policy in ("full", "locret(budget=40)", "random(budget=40)", "streaming(budget=40)", "knorm(budget=40)"):
         context = freeze(
             filled(model(), tiny.document(90), f"{policy}+turbo(fill=true)", 16), parse("full+turbo(fill=true)").hold
@@ -192,7 +193,7 @@ def test_attending_is_attention_over_the_whole(model, family: str, positions: st
 def test_rewinding_and_asking_again_is_the_same(model, hold: str) -> None:
     recipe = parse(f"keydiff(budget=40)+{hold}")
     context = freeze(filled(model(), tiny.document(90), str(recipe), 16), recipe.hold)
-    tail = engine.begin(model(), context)
+    tail = new_decode_cache(model(), context)
     first, said = behind(model(), context), answer(model(), tail, QUESTION)
     tail.rewind()
     assert answer(model(), tail, QUESTION) == said
@@ -202,9 +203,9 @@ def test_rewinding_and_asking_again_is_the_same(model, hold: str) -> None:
 def test_absorbing_is_reading_on(model) -> None:
     ids, recipe = tiny.document(112), parse("keydiff(budget=24, stabilizers=0)+turbo(fill=true)")
     work = filled(model(), ids[:48], str(recipe), 16)
-    first = engine.settle(work, recipe)
+    first = engine.freeze_and_keep(work, recipe)
     kept = [layer.k.clone() for layer in first.layers]
-    later = drain(engine.absorb(model(), work, ids[48:], recipe, chunk=16))
+    later = drain(engine.evict_turns(model(), work, ids[48:], recipe, chunk=16))
     whole = freeze(filled(model(), ids, str(recipe), 16), recipe.hold)
     assert all(torch.equal(a.k, b.k) for a, b in zip(later.layers, whole.layers, strict=True))
     assert all(torch.equal(a, b.k) for a, b in zip(kept, first.layers, strict=True))
@@ -215,19 +216,19 @@ def test_absorbing_is_reading_on(model) -> None:
 @pytest.mark.parametrize("after", [16, 48])
 def test_saved_loaded_and_continued_are_identical(model, tmp_path: Path, family: str, policy: str, after: int) -> None:
     from kvcli.prompt_cache import prefill as session
-    from kvcli.prompt_cache.directory import Library
+    from kvcli.prompt_cache.directory import CacheDirectory
     from tests.laws.test_prompt_cache import interrupted, job, run
 
     recipe = parse(f"{policy}(budget=30, stabilizers=8, sinks=2, tail=9)+turbo(fill=true)")
-    work, library = job(recipe=recipe), Library(tmp_path)
-    place = library.place(session.identity(model(family), work))
+    work, library = job(recipe=recipe), CacheDirectory(tmp_path)
+    place = library.place(session.request_key(model(family), work))
     straight, _ = run(model(family), work)
     interrupted(model(family), work, after, place=place, library=library)
     resumed, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (resumed.cache, again.cache) == ("resumed", "hit")
     longer = job(130, recipe=recipe)
-    on, _ = run(model(family), longer, place=library.place(session.identity(model(family), longer)), library=library)
+    on, _ = run(model(family), longer, place=library.place(session.request_key(model(family), longer)), library=library)
     assert on.cache == "resumed"
     fresh, _ = run(model(family), longer)
     for one, two in ((straight, resumed), (straight, again), (fresh, on)):
@@ -246,8 +247,8 @@ def test_what_it_cannot_do_is_refused(model) -> None:
         parse("knorm(budget=20, victims=merge)+turbo(fill=true)")
     with pytest.raises(ValueError, match="cannot be held"):
         freeze(filled(model(), tiny.document(20), "full+turbo(fill=true)", 16), parse("full+kivi").hold)
-    work = engine.start(model(), parse("full+turbo(fill=true)"), 5, chunk=5)
-    work.step = Step(0, 5)
+    work = engine.new_prefill_cache(model(), parse("full+turbo(fill=true)"), 5, chunk=5)
+    work.step = ChunkStep(0, 5)
     q, k, v = units(model(), 5)
     with pytest.raises(ModelError, match="layer 0"):
         work.layers[0].attend(q, k * 1e7, v, 0.3, None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvcli.cache.context import Context
-from kvcli.cache.retention import shares
+from kvcli.cache.retention import mean_retention
 from kvcli.storage.dense import DenseLayer
 
 
@@ -13,6 +13,6 @@ def test_shares() -> None:
     layer = DenseLayer(torch.zeros(2, 4, 8), torch.zeros(2, 4, 8), pos, None)
     sliding = DenseLayer(torch.zeros(2, 2, 8), torch.zeros(2, 2, 8), pos[:, 2:], 3)
     context = Context([layer, sliding], [4, 2], 13, 16)
-    assert shares(context, [0, 2, 6, 10], [None, 3]) == pytest.approx([3 / 4, 2 / 8, 2 / 8])
-    assert shares(context, [0, 0, 13], [None, 3]) == pytest.approx([0, 8 / 26])
-    assert shares(context, [0, 13], [3, 3]) == pytest.approx([12 / 52])
+    assert mean_retention(context, [0, 2, 6, 10], [None, 3]) == pytest.approx([3 / 4, 2 / 8, 2 / 8])
+    assert mean_retention(context, [0, 0, 13], [None, 3]) == pytest.approx([0, 8 / 26])
+    assert mean_retention(context, [0, 13], [3, 3]) == pytest.approx([12 / 52])

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from kvcli.cache.context import freeze
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import append_tokens, new_decode_cache
 from kvcli.planning import memory
-from kvcli.planning.memory import in_sight
+from kvcli.planning.memory import visible_units
 from kvcli.recipe import parse
 from kvcli.retrieval import passages
+from kvcli.retrieval.attention import attention_by_position, narrow_context, question_attention
+from kvcli.retrieval.bm25 import bm25_scores
 from tests import tiny
 from tests.laws.helpers import drain, filled
 
@@ -37,9 +40,9 @@ def test_passages_end_where_sentences_do() -> None:
 
 def test_words_in_common_find_the_passage() -> None:
     texts = ["The cat sat on the mat.", "The harbour master of Cork owns a parrot.", "It rained.", "The mat was red."]
-    scores = passages.lexical(texts, "What does the harbour master own?")
+    scores = bm25_scores(texts, "What does the harbour master own?")
     assert max(range(4), key=scores.__getitem__) == 1
-    assert passages.lexical(texts, "Zyzzyva?") == [0.0] * 4
+    assert bm25_scores(texts, "Zyzzyva?") == [0.0] * 4
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -47,7 +50,7 @@ def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: st
     model = tiny.load(family)
     body, question = tiny.document(14), tiny.document(5, seed=1)
     context = freeze(filled(model, body, "full", 16), parse("full").hold)
-    mass = passages.mass(context, passages.regard(model, context, question))
+    mass = attention_by_position(context, question_attention(model, context, question))
     with torch.inference_mode(), model.reference() as module:
         module.set_attn_implementation("eager")
         weights = module(input_ids=torch.tensor([body + question]), output_attentions=True, use_cache=False).attentions
@@ -62,8 +65,8 @@ def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: st
 
 def test_regard_puts_evicted_places_to_zero() -> None:
     model = tiny.load("llama")
-    context = drain(engine.read(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
-    mass = passages.mass(context, passages.regard(model, context, tiny.document(5)))
+    context = drain(engine.prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
+    mass = attention_by_position(context, question_attention(model, context, tiny.document(5)))
     assert mass.shape == (90,)
     assert bool((mass[4:74] == 0).all())
     assert bool((torch.cat([mass[:4], mass[74:]]) > 0).all())
@@ -74,7 +77,7 @@ POSITIVE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), min_size=1, ma
 
 @given(POSITIVE, st.integers(1, 5), st.booleans())
 def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, count: int, thin: bool) -> None:
-    found = passages.joined([a for a, _ in pairs], [w for _, w in pairs], count, thin=thin)
+    found = passages.fuse_rankings([a for a, _ in pairs], [w for _, w in pairs], count, thin=thin)
     places = [i for i, _ in found]
     assert len(set(places)) == len(places) == min(count, len(pairs))
     assert all(a >= b for (_, a), (_, b) in pairwise(found[:-1]))
@@ -84,11 +87,14 @@ def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, 
 
 def test_words_that_lead_by_far_are_outvoted_only_where_much_is_kept() -> None:
     attended, shared = [0.8, 0.9, 0.7, 0.6, 0.1, 0.0, 0.0], [2.0, 10.0, 2.5, 1.0, 30.0, 20.5, 29.0]
-    assert [i for i, _ in passages.joined(attended, shared, 2)] == [1, 4]  # 1 is first by attention and fourth by words
-    assert [i for i, _ in passages.joined(attended, shared, 2, thin=True)] == [4, 1]
+    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2)] == [
+        1,
+        4,
+    ]  # 1 is first by attention and fourth by words
+    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2, thin=True)] == [4, 1]
     for thin in (False, True):
-        assert passages.joined(attended, [0.0] * 7, 3, thin=thin)[0][0] == 1
-        assert passages.joined([0.0] * 7, shared, 1, thin=thin)[0][0] == 4
+        assert passages.fuse_rankings(attended, [0.0] * 7, 3, thin=thin)[0][0] == 1
+        assert passages.fuse_rankings([0.0] * 7, shared, 1, thin=thin)[0][0] == 4
 
 
 HELD = ["", "+kivi(bits=4, group=8)", "+int8", "+turbo(bits=4, fill=true)", "+quest", "+shadowkv(rank=4)"]
@@ -99,11 +105,11 @@ def test_what_stays_in_sight_is_the_units_that_are_looked_at_most(hold: str) -> 
     """Of the text ``in_sight`` units per KV head, of what is not the text everything, as the hold gives them back."""
     model = tiny.load("llama")
     ids, question = tiny.document(900), tiny.document(5, seed=1)
-    context = drain(engine.read(model, ids, parse(f"snapkv(budget=100, stabilizers=0, sinks=6){hold}"), chunk=64))
-    labels, text = passages.regard(model, context, question), range(6, 890)
-    sight = passages.narrowed(context, labels, text)
+    context = drain(engine.prefill(model, ids, parse(f"snapkv(budget=100, stabilizers=0, sinks=6){hold}"), chunk=64))
+    labels, text = question_attention(model, context, question), range(6, 890)
+    sight = narrow_context(context, labels, text)
     assert (sight.seen, sight.starts) == (context.seen, context.starts)
-    count = in_sight(100, len(text))
+    count = visible_units(100, len(text))
     assert count == 32
     for seen, held, label in zip(sight.layers, context.layers, labels, strict=True):
         k, v = held.whole()
@@ -123,19 +129,19 @@ def test_what_stays_in_sight_is_the_units_that_are_looked_at_most(hold: str) -> 
 def test_a_good_part_of_a_text_stays_whole(family: str, budget: int) -> None:
     """And so do layers with a window of their own, however long the text."""
     model = tiny.load(family)
-    context = drain(engine.read(model, tiny.document(900), parse(f"streaming(budget={budget})"), chunk=64))
-    sight = passages.narrowed(context, passages.regard(model, context, tiny.document(5)), range(4, 900))
+    context = drain(engine.prefill(model, tiny.document(900), parse(f"streaming(budget={budget})"), chunk=64))
+    sight = narrow_context(context, question_attention(model, context, tiny.document(5)), range(4, 900))
     for seen, held, window in zip(sight.layers, context.layers, model.spec.sliding, strict=True):
         assert (seen is held) == (budget == 200 or window is not None)
 
 
 def test_a_tail_turns_to_what_is_in_sight_and_back(model_and_context) -> None:
     model, context = model_and_context
-    sight = passages.narrowed(context, passages.regard(model, context, tiny.document(5)), range(4, 900))
-    tail, other = engine.begin(model, context), engine.begin(model, context)
+    sight = narrow_context(context, question_attention(model, context, tiny.document(5)), range(4, 900))
+    tail, other = new_decode_cache(model, context), new_decode_cache(model, context)
     history, question = tiny.document(7, seed=2), tiny.document(6, seed=3)
     for one in (tail, other):
-        engine.put(model, one, history)
+        append_tokens(model, one, history)
     plain = said(model, other, question)
     tail.turn_to(sight)
     narrow = said(model, tail, question)
@@ -150,7 +156,7 @@ def test_a_tail_turns_to_what_is_in_sight_and_back(model_and_context) -> None:
 @pytest.fixture
 def model_and_context():
     model = tiny.load("llama")
-    return model, drain(engine.read(model, tiny.document(900), parse("streaming(budget=60)"), chunk=64))
+    return model, drain(engine.prefill(model, tiny.document(900), parse("streaming(budget=60)"), chunk=64))
 
 
 def said(model, tail, ids: list[int]) -> torch.Tensor:
@@ -161,21 +167,21 @@ def said(model, tail, ids: list[int]) -> torch.Tensor:
 
 @given(st.integers(1, 40000), st.integers(1, 2_000_000))
 def test_never_more_in_sight_than_is_kept(kept: int, read: int) -> None:
-    seen = in_sight(kept, read)
+    seen = visible_units(kept, read)
     assert 0 < seen <= kept
-    assert seen <= in_sight(kept + 1, read)
-    assert seen >= in_sight(kept, read + 1)
+    assert seen <= visible_units(kept + 1, read)
+    assert seen >= visible_units(kept, read + 1)
     assert seen == kept or 8 * kept < read
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_plan_knows_of_what_is_copied(family: str) -> None:
     model, recipe = tiny.load(family), parse("snapkv(budget=200, sinks=16, stabilizers=8)")
-    context = drain(engine.read(model, tiny.document(3000), recipe, chunk=64))
-    sight = passages.narrowed(context, passages.regard(model, context, tiny.document(5)), range(20, 3000))
+    context = drain(engine.prefill(model, tiny.document(3000), recipe, chunk=64))
+    sight = narrow_context(context, question_attention(model, context, tiny.document(5)), range(20, 3000))
     new = sum(seen.nbytes for seen, held in zip(sight.layers, context.layers, strict=True) if seen is not held)
     work = {"tokens": 3000, "chunk": 64, "question": 5, "answer": 8}
     spec = replace(model.spec, max_positions=8192)
-    plans = [memory.of_run(spec, recipe, **work, passages=n)[0].tail for n in (1, 0)]
+    plans = [memory.plan_run(spec, recipe, **work, passages=n)[0].tail for n in (1, 0)]
     passage = model.spec.layers * model.spec.kv_heads * memory.PASSAGE * model.spec.unit_bytes
     assert new <= plans[0] - plans[1] - passage <= 2.5 * new

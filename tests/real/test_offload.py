@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kvcli.cache.context import freeze
-from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.models.load import load
 from kvcli.models.resolve import resolve
@@ -38,11 +38,11 @@ def test_with_everything_chosen_each_hold_answers_as_full_does() -> None:
         with torch.inference_mode():
             context = freeze(work, parse(f"full+{hold}").hold, release=False)
         assert all(isinstance(layer, Offloaded) for layer in context.layers) or hold == "dense"
-        tail = engine.begin(model, context)
+        tail = new_decode_cache(model, context)
         found = model.forward(torch.tensor(question), tail, logits="all")
         assert found is not None
         logits.append(found)
-        said.append(answer(model, engine.begin(model, context), question, count=4))
+        said.append(answer(model, new_decode_cache(model, context), question, count=4))
     for hold, found, words in zip(LIMITS, logits[1:], said[1:], strict=True):
         assert distance(found, logits[0]) < 1e-4, hold
         assert words == said[0], hold

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kvcli.errors import UsageError
 from kvcli.eviction.knorm import Knorm
 from kvcli.eviction.merging import merge
-from kvcli.planning import memory
+from kvcli.planning.positions import kept_units
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import asked, distance, filled, reference
@@ -36,7 +36,7 @@ def test_layers_keep_what_the_plan_says() -> None:
     work = filled(MODEL, tiny.document(100), recipe, 16)
     counts = [layer.count for layer in work.layers]
     assert counts == [36, 24, 12]
-    assert counts == [memory.units(MODEL.spec, parse(recipe), 100, i) for i in range(3)]
+    assert counts == [kept_units(MODEL.spec, parse(recipe), 100, i) for i in range(3)]
     assert bool(asked(MODEL, tiny.document(100), tiny.document(5), recipe, 16).isfinite().all())
 
 

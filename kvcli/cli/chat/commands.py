@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from kvcli.chat import transcript
 from kvcli.cli.chat.session import SAMPLING, export
-from kvcli.cli.exit_codes import Interrupted
-from kvcli.cli.request import valid
+from kvcli.cli.request import require_utf8
+from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import sparkline, terminal
 from kvcli.errors import InputError, KvcliError, UsageError
 
 if TYPE_CHECKING:
-    from kvcli.cli.chat.session import Evening
+    from kvcli.cli.chat.session import ChatSession
     from kvcli.documents import Document
 
 FOUND = 20
@@ -36,7 +36,7 @@ class Commands:
         consent: asks a person yes or no; says yes for a script.
     """
 
-    def __init__(self, evening: Evening, consent: Callable[[str], bool]) -> None:
+    def __init__(self, evening: ChatSession, consent: Callable[[str], bool]) -> None:
         self.evening, self.consent = evening, consent
         self.leave = False
 
@@ -112,7 +112,7 @@ class Commands:
             there = f"its pages are {min(pages)} to {max(pages)}" if pages else "what was read has no pages"
             raise InputError(f"there is no page {int(rest):,}: {there}", "/find TEXT")
         for span in spans:
-            _say(terminal.plain(document.text[span.body : span.end].strip("\n")))
+            _say(terminal.strip_control(document.text[span.body : span.end].strip("\n")))
 
     def do_find(self, rest: str) -> None:
         """/find TEXT — where a text stands, whatever its case."""
@@ -175,7 +175,7 @@ class Commands:
             raise UsageError("a system message has no place in a raw prompt", "start without --raw")
         if parlour.base is not None:
             raise UsageError(f"{parlour.base.path} was read under its own system message", "chat with the document")
-        parlour.instruct(None if rest == "-" else valid(rest, "the system message"))
+        parlour.instruct(None if rest == "-" else require_utf8(rest, "the system message"))
         tokens = len(parlour.ids)
         try:
             if tokens and not self.consent(f"read all {tokens:,} tokens under it ({parlour.outlook(tokens)})?"):
@@ -271,14 +271,14 @@ class Commands:
 
     def do_kv(self, _rest: str) -> None:
         """/kv — where in the text the kept units lie."""
-        from kvcli.cache.retention import even, shares
+        from kvcli.cache.retention import equal_bins, mean_retention
 
         parlour, context = self.evening.parlour, self.evening.talk.context
         document, tokens = parlour.report.document, len(parlour.ids)
         if document is None or context is None:
             raise InputError("nothing has been read", "/add FILE")
-        edges = even(tokens, sparkline.WIDTH)
-        found = shares(context, edges, parlour.model.spec.sliding)
+        edges = equal_bins(tokens, sparkline.WIDTH)
+        found = mean_retention(context, edges, parlour.model.spec.sliding)
         _say(sparkline.bars(found))
         _say(sparkline.ends(document, len(found)))
         kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
@@ -299,7 +299,7 @@ class Commands:
 
 def _say(text: str) -> None:
     """A line that was asked for, on stdout."""
-    sys.stdout.write(terminal.plain(text).rstrip() + "\n")
+    sys.stdout.write(terminal.strip_control(text).rstrip() + "\n")
     sys.stdout.flush()
 
 

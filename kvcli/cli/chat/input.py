@@ -21,12 +21,12 @@ from kvcli.cli.views import terminal
 from kvcli.utils import files
 
 if TYPE_CHECKING:
-    from kvcli.cli.chat.session import Evening
+    from kvcli.cli.chat.session import ChatSession
 
 PATHS = ("/add", "/export")
 
 
-class Words(Completer):
+class CommandCompleter(Completer):
     """Completes commands, and paths behind those that take a file."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -80,13 +80,13 @@ def _history() -> FileHistory:
     return FileHistory(path)
 
 
-class Prompt:
+class InputLine:
     """Reads messages from a terminal."""
 
-    def __init__(self, evening: Evening, names: Iterable[str]) -> None:
+    def __init__(self, evening: ChatSession, names: Iterable[str]) -> None:
         self.session: PromptSession[str] = PromptSession(
             history=_history(),
-            completer=Words(names),
+            completer=CommandCompleter(names),
             complete_while_typing=False,
             key_bindings=keys(),
             multiline=True,
@@ -112,7 +112,7 @@ class Prompt:
                 return None
 
 
-def consent(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Yes or no, asked on the terminal; no for Ctrl-C and Ctrl-D."""
     from prompt_toolkit import prompt
 

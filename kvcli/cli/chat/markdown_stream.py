@@ -22,7 +22,7 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])\s")
 
 
-class Blocks:
+class MarkdownBlocks:
     """Splits a stream of text into finished Markdown blocks."""
 
     def __init__(self) -> None:
@@ -82,12 +82,12 @@ class Blocks:
         return [block] if block.strip() else []
 
 
-class Paper:
+class TerminalAnswer:
     """An answer on a terminal."""
 
     def __init__(self) -> None:
         self.console = terminal.console(sys.stdout)
-        self._blocks = Blocks()
+        self._blocks = MarkdownBlocks()
         self._live = 0
         self._printed = 0
         self._thought = False
@@ -97,7 +97,7 @@ class Paper:
         if thought != self._thought:
             self._flush()
             self._thought = thought
-        for block in self._blocks.push(terminal.plain(text)):
+        for block in self._blocks.push(terminal.strip_control(text)):
             self._print(block)
         self._show(self._blocks.unfinished)
 
@@ -169,7 +169,7 @@ def _cells(text: str) -> int:
     return cell_len(text)
 
 
-class Lines:
+class PlainAnswer:
     """An answer where no terminal is: as it comes, ending in one newline."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class Lines:
         if thought != self._thought:
             self._thought = thought
             text = ("<think>\n" if thought else "\n</think>\n\n") + text
-        text = self._held + terminal.plain(text)
+        text = self._held + terminal.strip_control(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         sys.stdout.write(body)

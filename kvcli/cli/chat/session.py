@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli.chat import transcript
-from kvcli.chat.reasoning import Thoughts, spoken
-from kvcli.cli.chat.markdown_stream import Lines, Paper
-from kvcli.cli.exit_codes import Interrupted, Patience
+from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
+from kvcli.cli.chat.markdown_stream import PlainAnswer, TerminalAnswer
+from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
-from kvcli.events import Absorbed, Answer, Prefill, Token
+from kvcli.events import Answer, Prefill, Token, TurnsEvicted
 from kvcli.utils import process_memory
+from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from kvcli.chat.conversation import Conversation
-    from kvcli.chat.transcript import Record
+    from kvcli.chat.transcript import Transcript
     from kvcli.cli.chat.setup import Parlour
-    from kvcli.retrieval.attribution import Likely
+    from kvcli.retrieval.attribution import LikelySource
 
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
 
 
-class Evening:
+class ChatSession:
     """A conversation with a person or a script.
 
     Args:
@@ -40,7 +41,7 @@ class Evening:
     """
 
     def __init__(
-        self, parlour: Parlour, saved: Record, path: Path, given: dict[str, Any] | None, *, interactive: bool
+        self, parlour: Parlour, saved: Transcript, path: Path, given: dict[str, Any] | None, *, interactive: bool
     ) -> None:
         self.parlour, self.saved, self.path, self.interactive = parlour, saved, path, interactive
         self.quiet = parlour.settings.quiet
@@ -75,7 +76,7 @@ class Evening:
         """Read the document, or take its reading up, and the turns there are."""
         self._lock.enter_context(transcript.locked(self.path))
         self.parlour.banner()
-        with Patience() as patience:
+        with DeferredSignals() as patience:
             for _ in self.talk.open():
                 if patience.cause is not None:
                     break
@@ -105,7 +106,7 @@ class Evening:
         self.path = path
         self.save()
 
-    def load(self, path: Path, found: Record) -> None:
+    def load(self, path: Path, found: Transcript) -> None:
         """Go on with another conversation about the same text.
 
         Raises:
@@ -163,9 +164,9 @@ class Evening:
         """Sampling in force: what was asked for, else the model's own."""
         return self.parlour.sampling() if self.given is None else self.given
 
-    def _show(self, events: Generator[Prefill | Absorbed | Token | Answer, None, None]) -> None:
+    def _show(self, events: Generator[Prefill | TurnsEvicted | Token | Answer, None, None]) -> None:
         shown = _screen()
-        thoughts = Thoughts(thinking=self.parlour.prompt.thinks)
+        thoughts = ReasoningSplitter(thinking=self.parlour.prompt.thinks)
         begun = False
 
         def write(pieces: list[tuple[str, bool]]) -> None:
@@ -179,7 +180,7 @@ class Evening:
             sys.stdout.write("\n")  # a blank line between answers
         try:
             for event in events:
-                if isinstance(event, Absorbed):
+                if isinstance(event, TurnsEvicted):
                     shown.wait("")
                     self._absorbed(event)
                 elif isinstance(event, Token):
@@ -248,11 +249,11 @@ class Evening:
         document = self.parlour.report.document
         if document is None:
             return citations.Cited()
-        return self._lookup.cited(document, spoken(answer, thinking=self.parlour.prompt.thinks))
+        return self._lookup.cited(document, strip_reasoning(answer, thinking=self.parlour.prompt.thinks))
 
-    def _likely(self, turn: transcript.Turn) -> tuple[Likely, ...]:
+    def _likely(self, turn: transcript.Turn) -> tuple[LikelySource, ...]:
         """Pages that an answer attends to, its question put to the document as the first one."""
-        from kvcli.retrieval.attribution import likely
+        from kvcli.retrieval.attribution import attribute
 
         parlour = self.parlour
         for _ in self.talk.open():
@@ -260,8 +261,8 @@ class Evening:
         context, document, prompt = self.talk.context, parlour.report.document, parlour.prompt
         if context is None or document is None:
             return ()
-        text = spoken(turn.answer, thinking=prompt.thinks)
-        return tuple(likely(parlour.model, prompt, context, document, turn.question, text, tokens=len(parlour.ids)))
+        text = strip_reasoning(turn.answer, thinking=prompt.thinks)
+        return tuple(attribute(parlour.model, prompt, context, document, turn.question, text, tokens=len(parlour.ids)))
 
     def _tell(self, cited: citations.Cited) -> None:
         """Below an answer what it quotes; where nothing of that is verified, pages that it attends to."""
@@ -281,7 +282,7 @@ class Evening:
         for line in citations.lines(document, cited):
             terminal.write(sys.stdout, line, "dim")
 
-    def _absorbed(self, event: Absorbed) -> None:
+    def _absorbed(self, event: TurnsEvicted) -> None:
         """Said once: from then on it goes without saying."""
         if len(self.talk.absorbed) == 1:
             text = (
@@ -312,13 +313,13 @@ class Evening:
         used, total = process_memory.used_and_total(spec.device)
         work = None if talk.ground is None else talk.ground.work
         rows = [
-            ("weights", terminal.size(spec.weight_bytes)),
-            ("context", terminal.size(talk.context.nbytes if talk.context else 0)),
-            ("host", terminal.size(talk.context.host_nbytes if talk.context else 0)),
-            ("fill", terminal.size(work.nbytes if work else 0)),
-            ("tail", terminal.size(talk.tail.nbytes if talk.tail else 0)),
+            ("weights", format_bytes(spec.weight_bytes)),
+            ("context", format_bytes(talk.context.nbytes if talk.context else 0)),
+            ("host", format_bytes(talk.context.host_nbytes if talk.context else 0)),
+            ("fill", format_bytes(work.nbytes if work else 0)),
+            ("tail", format_bytes(talk.tail.nbytes if talk.tail else 0)),
         ]
-        return [*rows, ("in use", f"{terminal.size(used)} of {terminal.size(total)} on {spec.device}")]
+        return [*rows, ("in use", f"{format_bytes(used)} of {format_bytes(total)} on {spec.device}")]
 
     def stats(self) -> list[tuple[str, str]]:
         """What a person may want to know of the conversation."""
@@ -343,8 +344,8 @@ class Evening:
         terminal.error(problem)
 
 
-def _screen() -> Paper | Lines:
-    return Paper() if terminal.is_terminal(sys.stdout) else Lines()
+def _screen() -> TerminalAnswer | PlainAnswer:
+    return TerminalAnswer() if terminal.is_terminal(sys.stdout) else PlainAnswer()
 
 
 def _by_words(turn: transcript.Turn) -> transcript.Turn:
@@ -352,7 +353,7 @@ def _by_words(turn: transcript.Turn) -> transcript.Turn:
     return transcript.Turn(**{**asdict(turn), "ids": ()})
 
 
-def export(path: Path, saved: Record) -> None:
+def export(path: Path, saved: Transcript) -> None:
     """The conversation as Markdown or JSON, by the name's ending. Raises ``UsageError`` or ``ResourceError``."""
     import json
 

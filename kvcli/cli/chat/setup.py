@@ -14,12 +14,13 @@ from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
 from kvcli.cli.request import Request
 from kvcli.cli.views import terminal
 from kvcli.errors import InputError, UsageError
+from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
-    from kvcli.chat.conversation import Ground
+    from kvcli.chat.conversation import ChatContext
     from kvcli.planning.memory import Plan
-    from kvcli.prompt_cache.prefill import Job
+    from kvcli.prompt_cache.prefill import PrefillRequest
     from kvcli.recipe import Recipe
 
 ROOM = 4096
@@ -99,7 +100,7 @@ class Parlour(Desk):
         with chdir(self.folder):
             yield
 
-    def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> Job:
+    def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> PrefillRequest:
         return replace(super()._job(recipe, question, longest), keep=True, origin="ask")
 
     # --- the ground ---
@@ -112,11 +113,11 @@ class Parlour(Desk):
     @property
     def slots(self) -> int:
         """Positions that the context takes at most, however long the conversation."""
-        from kvcli.planning import memory
+        from kvcli.planning.positions import kept_units
 
         spec = self.model.spec
         endless = 2**31
-        found = (memory.units(spec, self.recipe, endless, i) for i, w in enumerate(spec.sliding) if w is None)
+        found = (kept_units(spec, self.recipe, endless, i) for i, w in enumerate(spec.sliding) if w is None)
         return max(found, default=0)
 
     def run(self) -> tuple[Plan, int]:
@@ -129,7 +130,7 @@ class Parlour(Desk):
 
         spec = self.model.spec
         longest = max(ROOM - QUESTION, self.settings.max_tokens) if self.endless else spec.max_positions
-        made, longest = memory.of_run(
+        made, longest = memory.plan_run(
             spec,
             self.recipe,
             tokens=self.planned,
@@ -138,7 +139,7 @@ class Parlour(Desk):
             answer=longest,
             passages=self._passages([0] * QUESTION),
         )
-        return memory.beside(made, spec, self.recipe, tokens=self.planned), QUESTION + longest
+        return memory.with_resident_cache(made, spec, self.recipe, tokens=self.planned), QUESTION + longest
 
     @property
     def planned(self) -> int:
@@ -152,22 +153,22 @@ class Parlour(Desk):
         rate = speed_history.measured(self.model.spec, self.recipe).prefill
         time = f"about {terminal.duration(tokens / rate)}" if rate else "how long is not known here"
         keeps = f"{self.slots:,} units kept" if self.endless else "nothing is evicted"
-        return f"{time} · {keeps} · {terminal.size(self.run()[0].total)} of memory at the peak"
+        return f"{time} · {keeps} · {format_bytes(self.run()[0].total)} of memory at the peak"
 
-    def ground(self) -> Ground:
+    def ground(self) -> ChatContext:
         """Read the document, or take its reading up.
 
         Raises:
             KvcliError: it does not fit the model or the memory, or was interrupted.
         """
-        from kvcli.chat.conversation import Ground
+        from kvcli.chat.conversation import ChatContext
         from kvcli.engine import prefill as engine
-        from kvcli.planning import memory
+        from kvcli.utils.process_memory import available
 
         spec, chunk = self.model.spec, self.chunk
         self.reader.drop()
         plan, room = self.run()
-        plan.check(memory.available(spec.device), spec.device)
+        plan.check(available(spec.device), spec.device)
         if self.ids:
             self._read([0] * QUESTION, room - QUESTION)
             work, context = self.reader.work, self.reader.context
@@ -175,11 +176,11 @@ class Parlour(Desk):
             self.reader.drop()
         else:
             self.model.rotary.pin(min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER)))
-            work, context = engine.start(self.model, self.recipe, 0, chunk=chunk), None
+            work, context = engine.new_prefill_cache(self.model, self.recipe, 0, chunk=chunk), None
         if context is not None and (count := self._passages([0] * QUESTION)):
             passages = terminal.plural(count, "passage")
             terminal.note("look", f"{passages} of the text read again before each answer", quiet=self.settings.quiet)
-        return Ground(
+        return ChatContext(
             prompt=self.prompt,
             recipe=self.recipe,
             chunk=chunk,

@@ -35,8 +35,8 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
-from kvcli.cli.output import Sink
-from kvcli.cli.request import sort_out, valid
+from kvcli.cli.output import AnswerWriter
+from kvcli.cli.request import parse_request, require_utf8
 from kvcli.cli.run import Run
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
@@ -143,7 +143,7 @@ def command(
     FILE may also be a saved reading of ``kvcli prefill -o book.kv``.
     """
     named = question_files or []
-    request = sort_out(words or [], files or [], questions or [], named)
+    request = parse_request(words or [], files or [], questions or [], named)
     if temp == 0 and (
         unused := [o for o, v in (("--top-p", top_p), ("--top-k", top_k), ("--min-p", min_p)) if v is not None]
     ):
@@ -151,12 +151,12 @@ def command(
     given = {"temperature": temp or None, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     settings = Settings(
         model=model,
-        system=None if system is None else valid(system, "the system message"),
+        system=None if system is None else require_utf8(system, "the system message"),
         raw=raw,
         max_tokens=max_tokens or ANSWER,
         circles=max_tokens is not None,
         sampling={k: v for k, v in given.items() if v is not None},
-        stop=tuple(valid(s, "--stop") for s in stop or []),
+        stop=tuple(require_utf8(s, "--stop") for s in stop or []),
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
         kv_bits=kv_bits,
@@ -181,7 +181,7 @@ def command(
         raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    sink = Sink(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
+    sink = AnswerWriter(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
     run = Run(settings, request, sink)
     try:
         if each:

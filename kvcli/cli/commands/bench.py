@@ -17,14 +17,16 @@ from kvcli.cli.options import CHUNK, DEBUG, DEVICE, DTYPE, HEADS, MODEL, OFFLINE
 from kvcli.cli.report import versions
 from kvcli.cli.run import during
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
 
 if TYPE_CHECKING:
     from kvcli.bench.check import Check
-    from kvcli.bench.report import Ceilings, Row
+    from kvcli.bench.report import BenchRow
+    from kvcli.bench.roofline import Roofline
     from kvcli.bench.run import Speed
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
     from kvcli.recipe import Recipe
 
 FULL = "transformers"
@@ -124,7 +126,7 @@ def _load(
         from kvcli.retaining_heads.discovery import attach
 
         say = partial(terminal.note, "weights", quiet=quiet)
-        model = load(terminal.follow(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
+        model = load(run_with_progress(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
         if heads or trained or not named:
             attach(model, heads, offline=offline)
         from kvcli.retaining_heads import calibration
@@ -143,7 +145,7 @@ class _Bench:
 
     def all(
         self, sizes: Sequence[int], named: Sequence["Recipe"], budgets: Sequence[Budget], *, full: bool
-    ) -> "tuple[list[Row], Ceilings]":
+    ) -> "tuple[list[BenchRow], Roofline]":
         """Every recipe at every length, checked first; ceilings before and after each."""
         from kvcli.bench.check import check
 
@@ -162,13 +164,13 @@ class _Bench:
                     rows.append(self._full(tokens))
             return rows, top
 
-    def ceilings(self) -> "Ceilings":
+    def ceilings(self) -> "Roofline":
         """As the machine is now."""
         from kvcli.bench import roofline
-        from kvcli.bench.report import Ceilings
+        from kvcli.bench.roofline import Roofline
 
         spec = self.model.spec
-        return Ceilings(roofline.matmul(spec, self.chunk), roofline.bandwidth(spec.device))
+        return Roofline(roofline.matmul(spec, self.chunk), roofline.bandwidth(spec.device))
 
     def _recipes(self, named: Sequence["Recipe"], budgets: Sequence[Budget], tokens: int) -> list["Recipe"]:
         """Every policy with every budget; without a policy, what ``ask`` would use."""
@@ -181,38 +183,38 @@ class _Bench:
                 found.append(recipe if units is None or recipe.keep.budget is None else recipe.with_budget(units))
         return list({str(recipe): recipe for recipe in found}.values())
 
-    def _one(self, recipe: "Recipe", tokens: int, checked: "Check") -> "Row":
-        from kvcli.bench.report import Row
+    def _one(self, recipe: "Recipe", tokens: int, checked: "Check") -> "BenchRow":
+        from kvcli.bench.report import BenchRow
         from kvcli.bench.run import measure
 
         name = str(recipe)
         terminal.note("bench", f"{name} · {tokens:,} tokens", quiet=self.quiet)
         events = measure(self.model, recipe, tokens, self.generate, chunk=self.chunk, repeat=self.repeat)
         try:
-            speed = terminal.follow(events, quiet=self.quiet, device=self.model.spec.device)
+            speed = run_with_progress(events, quiet=self.quiet, device=self.model.spec.device)
         except (TooLongError, ResourceError) as problem:
             return self._skipped(name, tokens, checked, problem)
-        return Row(name, tokens, checked, speed)
+        return BenchRow(name, tokens, checked, speed)
 
-    def _full(self, tokens: int) -> "Row":
-        from kvcli.bench.report import Row
+    def _full(self, tokens: int) -> "BenchRow":
+        from kvcli.bench.report import BenchRow
         from kvcli.bench.run import full
 
         terminal.note("bench", f"{FULL}, full attention · {tokens:,} tokens", quiet=self.quiet)
         try:
-            return Row(FULL, tokens, None, full(self.model, tokens, self.generate))
+            return BenchRow(FULL, tokens, None, full(self.model, tokens, self.generate))
         except ResourceError as problem:
             return self._skipped(FULL, tokens, None, problem)
 
-    def _skipped(self, name: str, tokens: int, checked: "Check | None", problem: KvcliError) -> "Row":
-        from kvcli.bench.report import Row
+    def _skipped(self, name: str, tokens: int, checked: "Check | None", problem: KvcliError) -> "BenchRow":
+        from kvcli.bench.report import BenchRow
 
         self.problem = problem
         terminal.warn(f"{name} at {tokens:,} tokens is skipped: {problem.message}", quiet=self.quiet)
-        return Row(name, tokens, checked, None, problem.message)
+        return BenchRow(name, tokens, checked, None, problem.message)
 
 
-def _show(rows: "Sequence[Row]", top: "Ceilings") -> None:
+def _show(rows: "Sequence[BenchRow]", top: "Roofline") -> None:
     from kvcli.bench.report import COLUMNS
 
     terminal.table(COLUMNS, [row.cells(top) for row in rows])
@@ -227,11 +229,11 @@ def _show(rows: "Sequence[Row]", top: "Ceilings") -> None:
             terminal.write(sys.stdout, f"{row.recipe} at {row.tokens:,}: {beside}")
 
 
-def _full_speeds(rows: "Sequence[Row]") -> "dict[int, Speed | None]":
+def _full_speeds(rows: "Sequence[BenchRow]") -> "dict[int, Speed | None]":
     return {row.tokens: row.speed for row in rows if row.recipe == FULL}
 
 
-def _print_json(bench: _Bench, rows: "Sequence[Row]", top: "Ceilings") -> None:
+def _print_json(bench: _Bench, rows: "Sequence[BenchRow]", top: "Roofline") -> None:
     spec = bench.model.spec
     full = _full_speeds(rows)
     result: dict[str, Any] = {

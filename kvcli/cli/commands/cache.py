@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.output import portable
+from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
-from kvcli.prompt_cache.directory import Entry, Library, size
+from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
+from kvcli.utils.sizes import format_bytes, parse_size
 
 app = typer.Typer(no_args_is_help=True, help="List, check and delete saved readings.")
 
@@ -33,7 +34,7 @@ _AGAIN = "make it again: kvcli prefill FILE -o book.kv"
 @app.command("ls")
 def ls(as_json: Json = False, _debug: Debug = False) -> None:
     """List saved readings, the last used first."""
-    library = Library.default()
+    library = CacheDirectory.default()
     entries = library.entries()
     if as_json:
         _print("readings", [_facts(e) for e in entries], limit=library.limit, bytes=sum(e.size for e in entries))
@@ -41,20 +42,18 @@ def ls(as_json: Json = False, _debug: Debug = False) -> None:
     rows = []
     for e in entries:
         if e.header is None:
-            rows.append((e.key[:_SHORT], "damaged", "", "", terminal.size(e.size), _ago(e.used), ""))
+            rows.append((e.key[:_SHORT], "damaged", "", "", format_bytes(e.size), _ago(e.used), ""))
             continue
         meta = e.header.meta
         read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)}")
         named = meta.files[0] + (f" and {len(meta.files) - 1} more" if meta.files[1:] else "") if meta.files else "?"
-        rows.append(
-            (e.key[:_SHORT], read, meta.model, meta.identity.recipe, terminal.size(e.size), _ago(e.used), named)
-        )
+        rows.append((e.key[:_SHORT], read, meta.model, meta.identity.recipe, format_bytes(e.size), _ago(e.used), named))
     if rows:
         terminal.table(("id", "tokens", "model", "recipe", "size", "used", "document"), rows)
     total = sum(e.size for e in entries)
     readings = terminal.plural(len(entries), "reading")
     terminal.note(
-        "cache", f"{readings}, {terminal.size(total)} of at most {terminal.size(library.limit)} · {library.folder}"
+        "cache", f"{readings}, {format_bytes(total)} of at most {format_bytes(library.limit)} · {library.folder}"
     )
 
 
@@ -83,7 +82,7 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
         "system": meta.system,
         "raw": "yes" if meta.raw else None,
         "question": "reads for one question" if own.question else None,
-        "size": f"{terminal.size(entry.size)} ({terminal.count(entry.size)} bytes)",
+        "size": f"{format_bytes(entry.size)} ({terminal.count(entry.size)} bytes)",
         "made": f"{meta.made} by {meta.program} on {meta.device}, kvcli {meta.origin}",
         "used": _ago(entry.used),
         "path": str(entry.path),
@@ -102,7 +101,7 @@ def rm(
     _debug: Debug = False,
 ) -> None:
     """Delete saved readings."""
-    library = Library.default()
+    library = CacheDirectory.default()
     if bool(names) == everything:
         raise UsageError("name readings, or --all", "kvcli cache ls")
     entries = library.entries() if everything else [library.find(name) for name in names or ()]
@@ -124,10 +123,10 @@ def prune(
     _debug: Debug = False,
 ) -> None:
     """Delete damaged readings, and the least recently used ones beyond the limit."""
-    library = Library.default()
+    library = CacheDirectory.default()
     try:
         gone = library.prune(
-            None if limit is None else size(limit, "--limit"), older=None if days is None else days * 86400
+            None if limit is None else parse_size(limit, "--limit"), older=None if days is None else days * 86400
         )
     except OSError as error:
         raise ResourceError(f"{error.filename} cannot be deleted: {error.strerror}", "ls -ld its folder") from None
@@ -137,7 +136,7 @@ def prune(
 @app.command("verify")
 def verify(names: Some = None, as_json: Json = False, quiet: Quiet = False, _debug: Debug = False) -> None:
     """Read whole files and compare their digests. Exits with 7 where one is damaged."""
-    entries = [_entry(name) for name in names] if names else Library.default().entries()
+    entries = [_entry(name) for name in names] if names else CacheDirectory.default().entries()
     bad = []
     for entry in entries:
         fault = entry.fault
@@ -169,12 +168,12 @@ def export(
     _debug: Debug = False,
 ) -> None:
     """Copy one reading to a portable file."""
-    entry, path = _entry(name), portable(target)
+    entry, path = _entry(name), check_export_path(target)
     _copy(_whole(entry).path, path)
     if as_json:
         _print("reading", facts(path))
         return
-    terminal.note("exported", f'{terminal.size(entry.size)} · kvcli ask {path} "…"', quiet=quiet)
+    terminal.note("exported", f'{format_bytes(entry.size)} · kvcli ask {path} "…"', quiet=quiet)
 
 
 @app.command("import")
@@ -185,14 +184,14 @@ def import_(
     _debug: Debug = False,
 ) -> None:
     """Take portable files over, so that their documents need not be read here."""
-    library, made = Library.default(), []
+    library, made = CacheDirectory.default(), []
     for name in names:
         found = _whole(_entry(name, only_file=True))
         place = library.place(found.meta.identity)
         if found.size > library.limit:
             raise ResourceError(
-                f"{name} takes {terminal.size(found.size)}, and all readings together may take"
-                f" {terminal.size(library.limit)}",
+                f"{name} takes {format_bytes(found.size)}, and all readings together may take"
+                f" {format_bytes(library.limit)}",
                 "KVCLI_CACHE_LIMIT=50GiB",
             )
         with library.lock(place) as mine:
@@ -210,7 +209,7 @@ def import_(
 @app.command("path")
 def path(as_json: Json = False, _debug: Debug = False) -> None:
     """Print the folder of saved readings."""
-    folder = Library.default().folder
+    folder = CacheDirectory.default().folder
     if as_json:
         _print("path", str(folder))
     else:
@@ -219,10 +218,10 @@ def path(as_json: Json = False, _debug: Debug = False) -> None:
 
 def facts(path: Path) -> dict[str, Any]:
     """What is known of the reading in a file, as JSON; of a damaged one only that."""
-    return _facts(Entry.of(path))
+    return _facts(CacheEntry.of(path))
 
 
-def _facts(entry: Entry) -> dict[str, Any]:
+def _facts(entry: CacheEntry) -> dict[str, Any]:
     common = {"id": entry.id, "path": str(entry.path), "bytes": entry.size, "used": round(entry.used, 3)}
     if entry.header is None:
         return {**common, "fault": entry.fault}
@@ -230,32 +229,32 @@ def _facts(entry: Entry) -> dict[str, Any]:
     return {**common, "complete": meta.complete, **asdict(meta)}
 
 
-def _entry(name: str, *, only_file: bool = False) -> Entry:
+def _entry(name: str, *, only_file: bool = False) -> CacheEntry:
     """A reading by its file or by its id."""
     path = Path(name)
     if path.is_file():
-        return Entry.of(path)
+        return CacheEntry.of(path)
     if only_file or "/" in name or "." in name:
         raise InputError(f"{name} does not exist", "ls *.kv")
-    return Library.default().find(name)
+    return CacheDirectory.default().find(name)
 
 
-def _own(entry: Entry) -> bool:
+def _own(entry: CacheEntry) -> bool:
     """Whether it lies among the saved readings, and is no file that was named."""
-    return entry.path.parent == Library.default().folder
+    return entry.path.parent == CacheDirectory.default().folder
 
 
-def _name(entry: Entry) -> str:
+def _name(entry: CacheEntry) -> str:
     return entry.key[:_SHORT] if _own(entry) else str(entry.path)
 
 
-def _damaged(entry: Entry) -> DamagedError:
+def _damaged(entry: CacheEntry) -> DamagedError:
     return DamagedError(
         entry.fault or f"{entry.path} is damaged", f"kvcli cache rm {_name(entry)}" if _own(entry) else _AGAIN
     )
 
 
-def _whole(entry: Entry) -> file_format.Header:
+def _whole(entry: CacheEntry) -> file_format.CacheHeader:
     if entry.header is None:
         raise _damaged(entry)
     file_format.verify(entry.header)
@@ -270,19 +269,19 @@ def _copy(source: Path, target: Path) -> None:
         raise ResourceError(f"{target} cannot be written: {error.strerror}", hint) from None
 
 
-def _delete(library: Library, entry: Entry) -> None:
+def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
     try:
         library.remove(entry)
     except OSError as error:
         raise ResourceError(f"{entry.path} cannot be deleted: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
-def _deleted(gone: list[Entry], *, as_json: bool, quiet: bool) -> None:
+def _deleted(gone: list[CacheEntry], *, as_json: bool, quiet: bool) -> None:
     total = sum(e.size for e in gone)
     if as_json:
         _print("deleted", [e.key for e in gone], bytes=total)
         return
-    terminal.note("deleted", f"{terminal.plural(len(gone), 'reading')}, {terminal.size(total)}", quiet=quiet)
+    terminal.note("deleted", f"{terminal.plural(len(gone), 'reading')}, {format_bytes(total)}", quiet=quiet)
 
 
 def _print(name: str, value: Any, **more: Any) -> None:

@@ -12,6 +12,7 @@ from kvcli import __version__, documents
 from kvcli.cli.desk import during
 from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
 
 
 def command(
@@ -35,14 +36,14 @@ def command(
         from kvcli.models.resolve import resolve
         from kvcli.retaining_heads import calibration, checkpoint
 
-        source = terminal.follow(resolve(model, offline=offline), quiet=quiet)
+        source = run_with_progress(resolve(model, offline=offline), quiet=quiet)
         say = partial(terminal.note, "weights", quiet=quiet)
         loaded = load(source, device=device, dtype=dtype, announce=say)
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
     with during("reading"):
-        moments = terminal.follow(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)
+        moments = run_with_progress(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)
     spec, where = loaded.spec, calibration.path(loaded)
-    card = calibration.Card(
+    card = calibration.CalibrationCard(
         model=loaded.name,
         identity=checkpoint.identity(loaded),
         layers=spec.layers,

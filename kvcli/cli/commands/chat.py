@@ -14,7 +14,7 @@ import typer
 
 from kvcli.cli.budget import Budget
 from kvcli.cli.desk import ANSWER, Settings
-from kvcli.cli.exit_codes import PARTLY_FAILED, Interrupted, understand
+from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.options import (
     BUDGET,
     CHUNK,
@@ -43,16 +43,17 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
-from kvcli.cli.request import valid
+from kvcli.cli.request import require_utf8
+from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
 if TYPE_CHECKING:
-    from kvcli.chat.transcript import Record
+    from kvcli.chat.transcript import Transcript
     from kvcli.cli.chat.commands import Commands
-    from kvcli.cli.chat.session import Evening
+    from kvcli.cli.chat.session import ChatSession
 
 COMMAND = re.compile(r"/[a-z]*(\s|$)")
 """What is no question. A path, or a comment that was pasted, is one."""
@@ -136,7 +137,7 @@ def command(
     saved.options |= {name: value for name, value in given.items() if value is not None}
     saved.model = saved.model if model is None else _model(model)
     if system is not None:
-        saved.system = valid(system, "the system message")
+        saved.system = require_utf8(system, "the system message")
     settings = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
     sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     drawn = {name: value for name, value in sampling.items() if value is not None}
@@ -145,14 +146,14 @@ def command(
     _run(settings, saved, path, drawn, debug=debug)
 
 
-def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Record]:
+def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Transcript]:
     """Where the conversation is saved, and what there is of it."""
     from kvcli.chat import transcript
 
     if resume and name is not None:
         raise UsageError("-c goes on with the last conversation, --session NAME with that one", "leave out -c")
     path = transcript.last() if resume else transcript.fresh() if name is None else transcript.named(name)
-    here = transcript.Record(files=[_name(file) for file in files], folder=str(Path.cwd()))
+    here = transcript.Transcript(files=[_name(file) for file in files], folder=str(Path.cwd()))
     if not path.exists():
         return path, here
     found = transcript.load(path)
@@ -182,7 +183,7 @@ def _place(name: str) -> str:
 
 
 def _settings(
-    saved: Record, *, max_tokens: int | None, device: str | None, offline: bool, quiet: bool, verbose: bool
+    saved: Transcript, *, max_tokens: int | None, device: str | None, offline: bool, quiet: bool, verbose: bool
 ) -> Settings:
     """What the conversation was begun with, checked as if it had been typed."""
     known = saved.options
@@ -209,9 +210,9 @@ def _settings(
     )
 
 
-def _run(settings: Settings, saved: Record, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
+def _run(settings: Settings, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
     from kvcli.cli.chat.commands import Commands
-    from kvcli.cli.chat.session import Evening
+    from kvcli.cli.chat.session import ChatSession
     from kvcli.cli.chat.setup import Parlour
 
     interactive = sys.stdin.isatty()
@@ -222,15 +223,15 @@ def _run(settings: Settings, saved: Record, path: Path, drawn: dict[str, Any], *
         from kvcli.engine.sampling import Sampling
 
         given = asdict(Sampling(**{**(saved.sampling or parlour.sampling()), **drawn}))
-    evening = Evening(parlour, saved, path, given, interactive=interactive)
+    evening = ChatSession(parlour, saved, path, given, interactive=interactive)
     try:
         evening.open()
         if interactive:
-            from kvcli.cli.chat.input import Prompt, consent
+            from kvcli.cli.chat.input import InputLine, confirm
 
-            prompt = Prompt(evening, Commands.names())
+            prompt = InputLine(evening, Commands.names())
             terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=settings.quiet)
-            _loop(evening, Commands(evening, consent), iter(prompt.read, None), debug=debug)
+            _loop(evening, Commands(evening, confirm), iter(prompt.read, None), debug=debug)
         else:
             _loop(evening, Commands(evening, lambda _: True), _piped(), debug=debug)
     finally:
@@ -250,7 +251,7 @@ def _piped() -> Iterator[str | KvcliError]:
             yield InputError(f"line {n} of standard input is not UTF-8", "iconv -t utf-8")
 
 
-def _loop(evening: Evening, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
+def _loop(evening: ChatSession, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
     """Every line a question or a command; what goes wrong with one is said, and the next one is taken."""
     for line in lines:
         try:
@@ -258,9 +259,9 @@ def _loop(evening: Evening, commands: Commands, lines: Iterator[str | KvcliError
                 raise line
             text = line.strip()
             if COMMAND.match(text):
-                commands.run(valid(text, "the command"))
+                commands.run(require_utf8(text, "the command"))
             elif text:
-                evening.ask(valid(text, "the question"))
+                evening.ask(require_utf8(text, "the question"))
         except Interrupted:
             raise
         except KeyboardInterrupt as stop:
@@ -273,6 +274,6 @@ def _loop(evening: Evening, commands: Commands, lines: Iterator[str | KvcliError
         except Exception as problem:
             if debug:
                 traceback.print_exception(problem)
-            evening.problem(understand(problem))
+            evening.problem(to_kvcli_error(problem))
         if commands.leave:
             return

@@ -15,6 +15,7 @@ from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
 from kvcli.errors import KvcliError
 from kvcli.utils import files
+from kvcli.utils.sizes import format_bytes
 
 ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 """CPU features that decide how fast bfloat16 arithmetic is."""
@@ -129,7 +130,7 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
-    size = terminal.size
+    size = format_bytes
     numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba, which answers faster: pip install numba"
     rows = [
         ("versions", " · ".join(f"{k} {v}" for k, v in found["versions"].items())),

@@ -12,24 +12,26 @@ from typer.core import TyperCommand
 
 from kvcli import documents
 from kvcli.cli.budget import Budget
-from kvcli.cli.exit_codes import SCHEMA, STOPS, Interrupted
+from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import DEBUG, DEVICE, DTYPE, KV_BITS, MODEL, OFFLINE, QUIET, WEIGHTS
 from kvcli.cli.report import versions
 from kvcli.cli.run import during
+from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.documents import STDIN, Document
 from kvcli.errors import UsageError
 from kvcli.evaluate import build_cases, report, tasks
 from kvcli.evaluate import datasets as data_files
-from kvcli.evaluate.case import Manner
-from kvcli.evaluate.results_file import Rows
+from kvcli.evaluate.case import ReadOptions
+from kvcli.evaluate.results_file import ResultsFile
 from kvcli.events import Prefill
 
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
-    from kvcli.evaluate.case import Job
+    from kvcli.evaluate.case import CaseSpec
     from kvcli.evaluate.run import Finished, Skipped
-    from kvcli.models.load import Model
+    from kvcli.models.model import Model
     from kvcli.recipe import Recipe
 
 DEFAULT_LENGTH = 4096
@@ -124,7 +126,7 @@ def command(
         build_cases.lengths(lengths) if lengths is not None else None,
         data or [],
         quiet=quiet,
-        manner=Manner(focus, build_cases.looks(again)),
+        manner=ReadOptions(focus, build_cases.looks(again)),
         kv_bits=kv_bits,
     )
     run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)
@@ -158,7 +160,7 @@ class _Run:
 
     model: "Model"
     prompt: "Prompt"
-    rows: Rows
+    rows: ResultsFile
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class _Run:
         data: Sequence[str],
         *,
         quiet: bool,
-        manner: Manner,
+        manner: ReadOptions,
         kv_bits: int | None = None,
     ) -> None:
         if not words:
@@ -224,7 +226,7 @@ class _Run:
             from kvcli.models.load import load
             from kvcli.models.resolve import resolve
 
-            source = terminal.follow(resolve(name, offline=offline), quiet=self.quiet)
+            source = run_with_progress(resolve(name, offline=offline), quiet=self.quiet)
             say = partial(terminal.note, "weights", quiet=self.quiet)
             self.model = load(source, device=device, dtype=dtype, weights=weights, announce=say)
             self.prompt = Prompt(self.model.tokenizer)
@@ -241,13 +243,13 @@ class _Run:
         """Cases, recipes and the file they go to."""
         from kvcli.evaluate.haystack import Haystack
         from kvcli.evaluate.run import settings
-        from kvcli.evaluate.token_counter import Ruler
+        from kvcli.evaluate.token_counter import TokenCounter
 
-        ruler, document = Ruler(self.prompt), self.document
+        ruler, document = TokenCounter(self.prompt), self.document
         with during("splitting the document into tokens"):
             name = " ".join(document.files) if document else ""
             haystack = Haystack(ruler, document.text if document else None, name)
-        jobs = build_cases.jobs(
+        jobs = build_cases.case_specs(
             self.tasks,
             ruler=ruler,
             haystack=haystack,
@@ -257,7 +259,7 @@ class _Run:
             seed=seed,
         )
         self.work = [(job, self._recipes(task, job)) for task, job in jobs]
-        self.rows = Rows(
+        self.rows = ResultsFile(
             out,
             settings(
                 self.model,
@@ -273,7 +275,7 @@ class _Run:
         text = f"{len(self.work):,} cases, {sum(len(recipes) for _, recipes in self.work):,} readings or more"
         terminal.note("model", f"{spec.name} {spec.dtype} · {spec.device} · {text}", quiet=self.quiet)
 
-    def _recipes(self, task: tasks.Task, job: "Job") -> list["Recipe"]:
+    def _recipes(self, task: tasks.Task, job: "CaseSpec") -> list["Recipe"]:
         """Every policy with every budget; without a policy, what ``ask`` would use."""
         from kvcli.recipe import default
 
@@ -301,7 +303,7 @@ class _Run:
         except StopIteration as end:
             skipped: list[Skipped] = end.value
             return skipped
-        except STOPS as stop:
+        except INTERRUPTS as stop:
             kept = f"they are in {self.rows.path}" if self.rows.path else "they are lost, because there was no --out"
             raise Interrupted(
                 f"interrupted after {terminal.plural(screen.finished, 'case')}; {kept}",
@@ -328,14 +330,14 @@ class _Screen:
     def __init__(self, device: str, *, quiet: bool) -> None:
         self.device, self.quiet = device, quiet
         self.finished = 0
-        self._watcher: terminal.Watcher | None = None
+        self._watcher: ProgressDisplay | None = None
         self._last = 0
 
     def see(self, event: "Prefill | Finished") -> None:
         if isinstance(event, Prefill):
             if self._watcher is None or event.done <= self._last:
                 self.close()
-                self._watcher = terminal.Watcher(quiet=self.quiet, device=self.device)
+                self._watcher = ProgressDisplay(quiet=self.quiet, device=self.device)
             self._last = event.done
             self._watcher.see(event)
             return

@@ -13,10 +13,10 @@ from kvcli import documents
 from kvcli.cli import inputs
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, options
-from kvcli.cli.output import Sink
+from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
-from kvcli.documents.quality import Quality, Row
+from kvcli.documents.quality import PageQuality, Quality
 from kvcli.errors import UsageError
 
 
@@ -47,7 +47,7 @@ def command(
         if sys.stdin.isatty():
             raise UsageError("no file was given", "kvcli extract book.pdf")
         names = [documents.STDIN]
-    sink = Sink(output, stream=False, as_json=as_json, inputs=names)
+    sink = AnswerWriter(output, stream=False, as_json=as_json, inputs=names)
     start = time.perf_counter()
     stdin = sys.stdin.buffer.read() if documents.STDIN in names else None
     _, document = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen), chosen)
@@ -60,7 +60,7 @@ def command(
         else:
             # Not through Sink.end, which strips: in a pipe or a file this is the text to the character.
             whole = json.dumps(_object(document, found, seconds), ensure_ascii=False) if as_json else document.text
-            shown = terminal.plain(whole) if terminal.is_terminal(sink.file) else whole
+            shown = terminal.strip_control(whole) if terminal.is_terminal(sink.file) else whole
             sink.file.write(shown if shown.endswith("\n") else shown + "\n")
             sink.file.flush()
     finally:
@@ -105,7 +105,7 @@ def _name(c: str) -> str:
 
 
 def _table(found: Quality) -> None:
-    def cells(row: Row) -> tuple[str, ...]:
+    def cells(row: PageQuality) -> tuple[str, ...]:
         page = str(row.page or "")
         return (
             page,

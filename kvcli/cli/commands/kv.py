@@ -36,14 +36,14 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
-from kvcli.cli.request import Question, Request, valid
+from kvcli.cli.request import Question, Request, require_utf8
 from kvcli.cli.views import citations, plot, sparkline, terminal
 from kvcli.errors import InputError
 
 if TYPE_CHECKING:
-    from kvcli.cache.retention import Page
+    from kvcli.cli.views.retention import PageRetention
     from kvcli.documents import Document
-    from kvcli.prompt_cache.prefill import Job
+    from kvcli.prompt_cache.prefill import PrefillRequest
     from kvcli.recipe import Recipe
 
 FINE = 240
@@ -61,7 +61,7 @@ class Map(Desk):
         asked = self.request.questions
         self._read(self.prompt.question(asked[0].text) if asked else [0] * QUESTION, ANSWER)
 
-    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "Job":
+    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "PrefillRequest":
         return replace(super()._job(recipe, question, longest), origin="ask")
 
 
@@ -108,7 +108,7 @@ def command(
         plot.check(out)
     settings = Settings(
         model=model,
-        system=None if system is None else valid(system, "the system message"),
+        system=None if system is None else require_utf8(system, "the system message"),
         raw=raw,
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
@@ -125,7 +125,7 @@ def command(
         quiet=quiet,
         verbose=verbose,
     )
-    asked = () if question is None else (Question(valid(question, "the question")),)
+    asked = () if question is None else (Question(require_utf8(question, "the question")),)
     desk = Map(settings, Request(tuple(files or ()), asked, False))
     desk.prepare()
     if not desk.ids:
@@ -138,28 +138,29 @@ def command(
 
 
 def _show(desk: Map, out: Path | None, *, as_json: bool) -> None:
-    from kvcli.cache.retention import even, heat, pages
+    from kvcli.cache.retention import equal_bins, retention_map
+    from kvcli.cli.views.retention import page_retention
 
     context, document, tokens = desk.reader.context, desk.report.document, len(desk.ids)
     assert context is not None
     assert document is not None
     sliding = desk.model.spec.sliding
-    found = pages(context, document, desk.prompt.offsets(document.text), tokens, sliding)
-    fine = even(tokens, FINE)
+    found = page_retention(context, document, desk.prompt.offsets(document.text), tokens, sliding)
+    fine = equal_bins(tokens, FINE)
     if out is not None:
         title = f"{terminal.title(document)} · {desk.model.spec.name} · {desk.report.reading()}\n{desk.report.recipe}"
-        plot.draw(out, heat(context, fine), found, tokens, title)
+        plot.draw(out, retention_map(context, fine), found, tokens, title)
     if as_json:
-        print(json.dumps(_object(desk, fine, heat(context, fine), found), ensure_ascii=False))
+        print(json.dumps(_object(desk, fine, retention_map(context, fine), found), ensure_ascii=False))
     else:
-        edges = even(tokens, sparkline.WIDTH)
-        _print(document, heat(context, edges), found)
+        edges = equal_bins(tokens, sparkline.WIDTH)
+        _print(document, retention_map(context, edges), found)
     terminal.note("read", desk.report.reading(), quiet=desk.settings.quiet)
     if out is not None:
         terminal.note("picture", str(out), quiet=desk.settings.quiet)
 
 
-def _print(document: "Document", rows: list[list[float]], found: "Sequence[Page]") -> None:
+def _print(document: "Document", rows: list[list[float]], found: "Sequence[PageRetention]") -> None:
     """The map and the pages of which most is kept, on stdout."""
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     lines = [f"{'all':>5} {sparkline.bars(mean)}"]
@@ -177,7 +178,7 @@ def _print(document: "Document", rows: list[list[float]], found: "Sequence[Page]
     terminal.table(("most is kept of", "kept", "tokens"), table)
 
 
-def _object(desk: Map, edges: list[int], rows: list[list[float]], found: "Sequence[Page]") -> dict[str, Any]:
+def _object(desk: Map, edges: list[int], rows: list[list[float]], found: "Sequence[PageRetention]") -> dict[str, Any]:
     report = desk.report
     return {
         "schema": SCHEMA,

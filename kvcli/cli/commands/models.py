@@ -7,6 +7,8 @@ import typer
 
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
+from kvcli.utils.sizes import format_bytes
 
 app = typer.Typer(no_args_is_help=True, help="List, fetch and describe models.")
 
@@ -34,7 +36,7 @@ def ls(as_json: Json = False, _debug: Debug = False) -> None:
         (
             e.name + (" *" if e.default else ""),
             {"hub": "hub cache", "kvcli": "converted"}.get(e.where, "no"),
-            terminal.size(e.bytes) if e.bytes else "?",
+            format_bytes(e.bytes) if e.bytes else "?",
             terminal.count(e.window) if e.window else "?",
             e.licence or "?",
             e.model,
@@ -51,14 +53,14 @@ def pull(name: Name = None, quiet: Quiet = False, as_json: Json = False, _debug:
     """Bring a model here, or bring it up to date; without a name the default model."""
     from kvcli.models import local_models, resolve
 
-    source = terminal.follow(resolve.resolve(name, refresh=True), quiet=quiet)
+    source = run_with_progress(resolve.resolve(name, refresh=True), quiet=quiet)
     if as_json:
-        facts = terminal.follow(local_models.show(name, offline=True), quiet=True)
+        facts = run_with_progress(local_models.show(name, offline=True), quiet=True)
         print(json.dumps({"schema": SCHEMA, "model": local_models.to_json(facts)}, ensure_ascii=False))
         return
     terminal.note(
         "model",
-        f"{source.name} · {terminal.size(source.bytes)} · licence {source.licence or 'unknown'}",
+        f"{source.name} · {format_bytes(source.bytes)} · licence {source.licence or 'unknown'}",
         quiet=quiet,
     )
     for note in source.notes:
@@ -77,7 +79,7 @@ def show(
     """Describe a model from its config, without its weights; without a name the default model."""
     from kvcli.models import local_models
 
-    facts = terminal.follow(local_models.show(name, offline=offline), quiet=quiet)
+    facts = run_with_progress(local_models.show(name, offline=offline), quiet=quiet)
     if as_json:
         print(json.dumps({"schema": SCHEMA, "model": local_models.to_json(facts)}, ensure_ascii=False))
         return
@@ -92,7 +94,7 @@ def show(
         "head dim": facts.head_dim,
         "window": f"{terminal.count(facts.window)} tokens" if facts.window else None,
         "dtype": facts.dtype,
-        "size": f"{terminal.size(facts.bytes)} ({terminal.count(facts.bytes)} bytes)" if facts.bytes else None,
+        "size": f"{format_bytes(facts.bytes)} ({terminal.count(facts.bytes)} bytes)" if facts.bytes else None,
         "KV cache": f"{per_token} a token in bf16" if per_token else None,
         "licence": facts.licence,
         "revision": facts.revision,

@@ -33,15 +33,16 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
-from kvcli.cli.request import valid
+from kvcli.cli.request import require_utf8
 from kvcli.cli.views import plan, terminal
+from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import InputError, UsageError
-from kvcli.planning.estimate import Place, Work, forecast
+from kvcli.planning.estimate import Target, Workload, forecast
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.resolve import Source
+    from kvcli.models.resolve import ModelSource
     from kvcli.types import ModelSpec
 
 
@@ -100,11 +101,11 @@ def command(
     if kv_bits is not None:
         (named or parse("full")).with_bits(kv_bits)
     others = [parse(text) for text in what_if or []]
-    place = None if card is None else Place.card(card)
+    place = None if card is None else Target.card(card)
     chosen = options(ranges, include, exclude, ocr)
     document = _document(list(files or []), tokens, chosen)
 
-    source = terminal.follow(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
+    source = run_with_progress(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
     spec = model_spec.spec(
         source,
         device="cpu" if place is not None else device,  # a card that is not here is not asked for
@@ -116,8 +117,10 @@ def command(
     spec = replace(spec, heads_bytes=_heads(source, spec))
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
-    asked = len(prompt.question(valid(question, "the question"))) if prompt and question is not None else QUESTION
-    work = Work(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER, 0 if raw else None)
+    asked = (
+        len(prompt.question(require_utf8(question, "the question"))) if prompt and question is not None else QUESTION
+    )
+    work = Workload(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER, 0 if raw else None)
 
     units = None if wanted is None else wanted.units(spec, ids)
     recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
@@ -125,16 +128,16 @@ def command(
         recipe = named.with_budget(units)
     if kv_bits is not None:
         recipe = recipe.with_bits(kv_bits)
-    place = place or Place.this(spec.device)
+    place = place or Target.this(spec.device)
     found = [forecast(spec, each, work, place) for each in (recipe, *others)]
-    outlook = plan.Outlook(spec, work, place, found, document, weights, kv_bits or 16, ())
+    outlook = plan.PlanReport(spec, work, place, found, document, weights, kv_bits or 16, ())
     if as_json:
         plan.to_json(outlook)
     else:
         plan.show(outlook)
     for note in (*(document.warnings if document else ()), *outlook.notes):
         terminal.warn(note, quiet=quiet)
-    plan.judge(outlook)
+    plan.exit_if_too_big(outlook)
 
 
 def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> "Document | None":
@@ -155,12 +158,12 @@ def _document(files: list[str], tokens: int | None, chosen: documents.Options) -
 
 def _prompt(directory: Path, system: str | None, raw: bool) -> "Prompt":
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.tokenizer import Tokens
+    from kvcli.models.tokenizer import LightTokenizer
 
-    return Prompt(Tokens(directory), system=system, raw=raw)
+    return Prompt(LightTokenizer(directory), system=system, raw=raw)
 
 
-def _heads(source: "Source", spec: "ModelSpec") -> int:
+def _heads(source: "ModelSource", spec: "ModelSpec") -> int:
     """Size of the retaining heads, looked for where ``ask`` finds them."""
     from kvcli.models import spec as model_spec
     from kvcli.utils import files as file_utils

@@ -32,8 +32,8 @@ from kvcli.cli.options import (
     WEIGHTS,
     options,
 )
-from kvcli.cli.output import portable
-from kvcli.cli.request import Request, valid
+from kvcli.cli.output import check_export_path
+from kvcli.cli.request import Request, require_utf8
 from kvcli.cli.views import terminal
 from kvcli.errors import InputError, UsageError
 
@@ -74,12 +74,12 @@ def command(
     With -o the reading is also one portable file, to be asked in place of the document: kvcli ask book.kv "…".
     A saved reading as the first FILE is continued with the others. Prints where the reading is.
     """
-    out = None if output is None else portable(output)
+    out = None if output is None else check_export_path(output)
     if no_cache and out is None:
         raise UsageError("with --no-cache and without -o nothing would be saved", "-o book.kv")
     settings = Settings(
         model=model,
-        system=None if system is None else valid(system, "the system message"),
+        system=None if system is None else require_utf8(system, "the system message"),
         raw=raw,
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),

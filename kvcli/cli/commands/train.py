@@ -12,9 +12,10 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from kvcli import __version__
-from kvcli.cli.exit_codes import STOPS, Interrupted, Patience
 from kvcli.cli.options import DEBUG, DEVICE, MODEL, OFFLINE, QUIET
+from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted
 from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import UsageError
 from kvcli.events import Event
 
@@ -108,11 +109,11 @@ def command(
     from kvcli.models.resolve import resolve
     from kvcli.retaining_heads import checkpoint as file
     from kvcli.retaining_heads import discovery
-    from kvcli.retaining_heads.trainer import Settings, saved, train
+    from kvcli.retaining_heads.trainer import TrainingOptions, saved, train
 
-    source = terminal.follow(resolve(model, offline=offline), quiet=quiet)
+    source = run_with_progress(resolve(model, offline=offline), quiet=quiet)
     loaded = load(source, device=device, dtype=dtype, announce=partial(terminal.note, "weights", quiet=quiet))
-    settings = Settings(
+    settings = TrainingOptions(
         steps=steps,
         rate=rate,
         schedule=schedule,  # type: ignore[arg-type]
@@ -140,13 +141,13 @@ def command(
         quiet=quiet,
     )
     try:
-        with Patience() as signals:
-            heads, metrics = terminal.follow(_until(running, signals), quiet=quiet)
-    except STOPS as stop:
+        with DeferredSignals() as signals:
+            heads, metrics = run_with_progress(_until(running, signals), quiet=quiet)
+    except INTERRUPTS as stop:
         done = saved(checkpoint)
         kept = f"{terminal.plural(done, 'step')} are in {checkpoint}" if done else "nothing was saved yet"
         raise Interrupted(f"interrupted while training; {kept}", "the same command again", cause=stop) from None
-    card = file.Card(
+    card = file.HeadsCard(
         model=loaded.name,
         identity=file.identity(loaded),
         activation=heads.activation,
@@ -167,7 +168,7 @@ def command(
     print(path)
 
 
-def _until(steps: Generator[Event, None, T], signals: Patience) -> Generator[Event, None, T]:
+def _until(steps: Generator[Event, None, T], signals: DeferredSignals) -> Generator[Event, None, T]:
     """``steps`` until a signal arrives; closed between two of them, a training saves itself."""
     while signals.cause is None:
         try:

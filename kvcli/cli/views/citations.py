@@ -15,8 +15,8 @@ from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcli.documents import Document, Span
-    from kvcli.documents.quotes import Citation, Quotes
-    from kvcli.retrieval.attribution import Likely
+    from kvcli.documents.quotes import Citation, QuoteIndex
+    from kvcli.retrieval.attribution import LikelySource
 
 MODES = ("off", "on", "strict")
 UNGROUNDED = 10
@@ -33,7 +33,7 @@ class Cited:
     """What was found of one answer; ``grounded`` is whether anything is verified, ``None`` if nothing was looked up."""
 
     citations: tuple["Citation", ...] = ()
-    likely: tuple["Likely", ...] = ()
+    likely: tuple["LikelySource", ...] = ()
     grounded: bool | None = None
 
 
@@ -41,14 +41,14 @@ class Lookup:
     """Looks answers up in the document, which is folded once."""
 
     def __init__(self) -> None:
-        self._quotes: Quotes | None = None
+        self._quotes: QuoteIndex | None = None
 
     def cited(self, document: "Document", text: str) -> Cited:
         """What an answer quotes; likely sources are left to be found."""
-        from kvcli.documents.quotes import Quotes
+        from kvcli.documents.quotes import QuoteIndex
 
         if self._quotes is None or self._quotes.document is not document:
-            self._quotes = Quotes(document)
+            self._quotes = QuoteIndex(document)
         found = tuple(self._quotes.cite(text))
         return Cited(found, (), any(c.status == "verified" for c in found))
 

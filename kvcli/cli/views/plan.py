@@ -10,9 +10,9 @@ import typer
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.views import terminal
 from kvcli.errors import ResourceError
-from kvcli.planning.estimate import Forecast, Place, Work
-from kvcli.planning.memory import gib
+from kvcli.planning.estimate import Forecast, Target, Workload
 from kvcli.types import ModelSpec
+from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -22,12 +22,12 @@ LABEL = 12
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlanReport:
     """Everything that is said; the first forecast is the one that was asked for, the others are compared with it."""
 
     spec: ModelSpec
-    work: Work
-    place: Place
+    work: Workload
+    place: Target
     found: Sequence[Forecast]
     document: "Document | None"
     weights: str
@@ -35,7 +35,7 @@ class Outlook:
     notes: Sequence[str]
 
 
-def show(outlook: Outlook) -> None:
+def show(outlook: PlanReport) -> None:
     """Lines for a person, and the table where there is something to compare."""
     spec, work, place, first = outlook.spec, outlook.work, outlook.place, outlook.found[0]
     tokens = f"{work.tokens:,} tokens"
@@ -48,19 +48,26 @@ def show(outlook: Outlook) -> None:
     ]
     if first.plan is not None:
         plan = first.plan
-        kept = f", then {gib(plan.held)} at {first.bits:.2f} bits" if first.recipe.hold.name != "dense" else ""
+        kept = f", then {format_bytes(plan.held)} at {first.bits:.2f} bits" if first.recipe.hold.name != "dense" else ""
         rows += [
-            ("weights", gib(plan.weights)),
-            ("kept units", f"{gib(plan.fill)} while reading{kept}"),
-            ("workspace", f"{gib(plan.workspace)} for chunks of {work.chunk:,} tokens"),
-            ("tail", f"{gib(plan.tail)} for a question of {work.question:,} and an answer of {first.longest:,} tokens"),
-            ("activations", gib(plan.activations)),
-            *([("runtime", f"{gib(plan.runtime)} that the process holds on to")] if plan.runtime else []),
-            *([("text", f"{gib(plan.text)} for its tokens")] if plan.text else []),
-            *([("host", f"{gib(plan.host)} of kept units in the machine's own memory")] if plan.host else []),
-            ("memory", f"{gib(plan.total)} at the peak, of {gib(place.usable)} that {place.name} has for it"),
+            ("weights", format_bytes(plan.weights)),
+            ("kept units", f"{format_bytes(plan.fill)} while reading{kept}"),
+            ("workspace", f"{format_bytes(plan.workspace)} for chunks of {work.chunk:,} tokens"),
+            (
+                "tail",
+                f"{format_bytes(plan.tail)} for a question of {work.question:,}"
+                f" and an answer of {first.longest:,} tokens",
+            ),
+            ("activations", format_bytes(plan.activations)),
+            *([("runtime", f"{format_bytes(plan.runtime)} that the process holds on to")] if plan.runtime else []),
+            *([("text", f"{format_bytes(plan.text)} for its tokens")] if plan.text else []),
+            *([("host", f"{format_bytes(plan.host)} of kept units in the machine's own memory")] if plan.host else []),
+            (
+                "memory",
+                f"{format_bytes(plan.total)} at the peak, of {format_bytes(place.usable)} that {place.name} has for it",
+            ),
         ]
-    rows += [("disk", f"{gib(first.disk)} at most, for the saved reading"), ("time", _time(first, outlook))]
+    rows += [("disk", f"{format_bytes(first.disk)} at most, for the saved reading"), ("time", _time(first, outlook))]
     rows.append(("fits", _verdict(first, work)))
     for label, text in rows:
         print(f"{label:<{LABEL}}{terminal.oneline(text)}")
@@ -69,7 +76,7 @@ def show(outlook: Outlook) -> None:
         _compare(outlook)
 
 
-def _time(found: Forecast, outlook: Outlook) -> str:
+def _time(found: Forecast, outlook: PlanReport) -> str:
     if not outlook.place.here:
         return "not known: only what this machine has done is measured"
     rates, seconds = found.rates, found.read_s(outlook.work.tokens)
@@ -83,12 +90,12 @@ def _time(found: Forecast, outlook: Outlook) -> str:
     return " · ".join(parts) or f"not known: this machine has not read with this model and {name} yet"
 
 
-def _verdict(found: Forecast, work: Work) -> str:
+def _verdict(found: Forecast, work: Workload) -> str:
     problem = f": {found.problem.message}" if found.problem else ""
     return f"{'yes' if found.fits else 'no'}{problem} · {_largest(found, work)}"
 
 
-def _largest(found: Forecast, work: Work) -> str:
+def _largest(found: Forecast, work: Workload) -> str:
     own = "" if found.searched == found.recipe.keep.name else f" with {found.searched}"
     if found.budget is None:
         return f"no budget fits{own}"
@@ -97,7 +104,7 @@ def _largest(found: Forecast, work: Work) -> str:
     return f"the largest budget that does{own} is {found.budget:,}"
 
 
-def _compare(outlook: Outlook) -> None:
+def _compare(outlook: PlanReport) -> None:
     columns = ("recipe", "kept", "memory", "disk", "to read", "fits", "largest budget")
     rows = []
     for each in outlook.found:
@@ -106,8 +113,8 @@ def _compare(outlook: Outlook) -> None:
             (
                 str(each.recipe),
                 f"{each.kept:,}",
-                gib(each.plan.total) if each.plan else "too long",
-                gib(each.disk),
+                format_bytes(each.plan.total) if each.plan else "too long",
+                format_bytes(each.disk),
                 "?" if seconds is None else terminal.duration(seconds),
                 "yes" if each.fits else "no",
                 "none" if each.budget is None else f"{each.budget:,}",
@@ -116,7 +123,7 @@ def _compare(outlook: Outlook) -> None:
     terminal.table(columns, rows)
 
 
-def to_json(outlook: Outlook) -> None:
+def to_json(outlook: PlanReport) -> None:
     """One JSON object."""
     spec, work, document = outlook.spec, outlook.work, outlook.document
     first, *others = [each.to_json(work.tokens) for each in outlook.found]
@@ -135,7 +142,7 @@ def to_json(outlook: Outlook) -> None:
     print(json.dumps({"schema": SCHEMA, "plan": plan}, ensure_ascii=False))
 
 
-def judge(outlook: Outlook) -> None:
+def exit_if_too_big(outlook: PlanReport) -> None:
     """End with the exit code of what does not fit, said in one line.
 
     Raises:
@@ -157,8 +164,9 @@ def judge(outlook: Outlook) -> None:
         hint = "a smaller --chunk-size, or -n with a shorter answer"
     terminal.error(
         ResourceError(
-            f"this needs {gib(plan.total)} (weights {gib(plan.weights)}, kept units {gib(plan.fill)}) and {place.name}"
-            f" has {gib(place.usable)} for it",
+            f"this needs {format_bytes(plan.total)}"
+            f" (weights {format_bytes(plan.weights)}, kept units {format_bytes(plan.fill)})"
+            f" and {place.name} has {format_bytes(place.usable)} for it",
             hint,
         )
     )

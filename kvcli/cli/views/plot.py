@@ -11,7 +11,7 @@ from kvcli.errors import ResourceError, UsageError
 from kvcli.utils import files
 
 if TYPE_CHECKING:
-    from kvcli.cache.retention import Page
+    from kvcli.cli.views.retention import PageRetention
 
 ENDINGS = (".png", ".svg", ".pdf")
 
@@ -26,7 +26,7 @@ def check(path: Path) -> None:
         raise UsageError("matplotlib, which --plot draws with, is not installed", "pip install 'kvcli[plot]'")
 
 
-def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[Page], tokens: int, title: str) -> None:
+def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[PageRetention], tokens: int, title: str) -> None:
     """Layers × position above, shares of pages below, on one axis of tokens.
 
     Args:
@@ -62,7 +62,7 @@ def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[Page], tok
     below.set_xlim(0, tokens)
     below.set_xlabel("token; a bar is a page" if pages and pages[0].block.span.page else "token; a bar is a section")
     try:
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     except OSError as error:
         raise ResourceError(f"{path} cannot be written: {error.strerror}", "--plot another/place.png") from None

@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 
 from kvcli.errors import UsageError
-from kvcli.evaluate.case import Maker
+from kvcli.evaluate.case import CaseGenerator
 from kvcli.evaluate.tasks import kv_retrieval, needle, passages, passkey, variable_tracking, word_counts
 
 
@@ -26,7 +26,7 @@ class Task:
 
     name: str
     summary: str
-    make: Maker | None
+    make: CaseGenerator | None
     passages: bool = False
     sized: bool = True
     hides: bool = False

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 from kvcli.evaluate import vocabulary
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 from kvcli.evaluate.token_counter import fit
 
 ANSWER = 128
 """Tokens of an answer: two UUIDs, where a tokenizer splits digits, for a model may say the key again."""
 
 
-def kv(wanted: Wanted) -> Case:
+def kv(wanted: CaseRequest) -> Case:
     """As many pairs as fit."""
     rng = wanted.rng
     pairs: list[tuple[str, str]] = []
@@ -32,6 +32,6 @@ def show(pairs: list[tuple[str, str]]) -> str:
     return "JSON data:\n" + json.dumps(dict(pairs), ensure_ascii=False).replace('", "', '",\n "')
 
 
-def ask(key: str, value: str) -> Question:
+def ask(key: str, value: str) -> CaseQuestion:
     """The question of a case."""
-    return Question(f'What is the value of the key "{key}" in the JSON data?', (value,), "contains")
+    return CaseQuestion(f'What is the value of the key "{key}" in the JSON data?', (value,), "contains")

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvcli.evaluate import vocabulary
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 VALUES = ("number", "name", "word")
 """Kinds of values; cases take them in turn."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class NeedleShape:
     """A phrasing: ``{k}`` is the key, a place or a person, and ``{v}`` the value."""
 
     values: str
@@ -30,44 +30,46 @@ class Shape:
 
 # Plain on purpose: what is measured is whether a fact was kept, not whether a small model understands the question.
 SHAPES = (
-    Shape("number", "place", "The postal code of {k} is {v}.", "What is the postal code of {k}?"),
-    Shape("number", "place", "The population of {k} is {v}.", "What is the population of {k}?"),
-    Shape(
+    NeedleShape("number", "place", "The postal code of {k} is {v}.", "What is the postal code of {k}?"),
+    NeedleShape("number", "place", "The population of {k} is {v}.", "What is the population of {k}?"),
+    NeedleShape(
         "number",
         "place",
         "The museum vault in {k} opens with the digits {v}.",
         "Which digits open the museum vault in {k}?",
     ),
-    Shape(
+    NeedleShape(
         "number",
         "person",
         "The membership card that {k} lost bears the digits {v}.",
         "Which digits does the membership card that {k} lost bear?",
     ),
-    Shape(
+    NeedleShape(
         "name",
         "place",
         "The conductor of the orchestra in {k} is called {v}.",
         "What is the conductor of the orchestra in {k} called?",
     ),
-    Shape(
+    NeedleShape(
         "name",
         "place",
         "The portrait in the library of {k} shows {v}.",
         "Whom does the portrait in the library of {k} show?",
     ),
-    Shape("name", "person", "The fencing teacher of {k} is {v}.", "Who is the fencing teacher of {k}?"),
-    Shape("name", "person", "The roommate of {k} was named {v}.", "What was the roommate of {k} named?"),
-    Shape(
+    NeedleShape("name", "person", "The fencing teacher of {k} is {v}.", "Who is the fencing teacher of {k}?"),
+    NeedleShape("name", "person", "The roommate of {k} was named {v}.", "What was the roommate of {k} named?"),
+    NeedleShape(
         "word", "place", "The watchword of the sentries in {k} is {v}.", "What is the watchword of the sentries in {k}?"
     ),
-    Shape("word", "place", "The ferry to {k} is called the {v}.", "What is the ferry to {k} called?"),
-    Shape("word", "place", "The dialect word for rain in {k} is {v}.", "What is the dialect word for rain in {k}?"),
-    Shape("word", "person", "The racing horse of {k} is named {v}.", "What is the racing horse of {k} named?"),
+    NeedleShape("word", "place", "The ferry to {k} is called the {v}.", "What is the ferry to {k} called?"),
+    NeedleShape(
+        "word", "place", "The dialect word for rain in {k} is {v}.", "What is the dialect word for rain in {k}?"
+    ),
+    NeedleShape("word", "person", "The racing horse of {k} is named {v}.", "What is the racing horse of {k} named?"),
 )
 
 
-def single(wanted: Wanted) -> Case:
+def single(wanted: CaseRequest) -> Case:
     """One fact."""
     rng, shape = wanted.rng, _shape(wanted)
     (key,), (value,) = _keys(shape, rng, 1), _values(shape, rng, 1)
@@ -75,7 +77,7 @@ def single(wanted: Wanted) -> Case:
     return Case(text, (_ask(shape, key, [value]),), tags=_tags(wanted, shape))
 
 
-def multikey(wanted: Wanted, count: int = 4) -> Case:
+def multikey(wanted: CaseRequest, count: int = 4) -> Case:
     """``count`` facts of one phrasing about different keys, of which one is asked for."""
     rng, shape = wanted.rng, _shape(wanted)
     keys, values = _keys(shape, rng, count), _values(shape, rng, count)
@@ -85,7 +87,7 @@ def multikey(wanted: Wanted, count: int = 4) -> Case:
     return Case(text, (_ask(shape, keys[0], values[:1]),), tags=_tags(wanted, shape))
 
 
-def multivalue(wanted: Wanted, count: int = 4) -> Case:
+def multivalue(wanted: CaseRequest, count: int = 4) -> Case:
     """``count`` values for one key, in as many sentences, all asked for at once."""
     rng, shape = wanted.rng, _shape(wanted)
     (key,), values = _keys(shape, rng, 1), _values(shape, rng, count)
@@ -95,13 +97,13 @@ def multivalue(wanted: Wanted, count: int = 4) -> Case:
     question = f"{asked.text} The text names {count} of them; list all."
     return Case(
         text,
-        (Question(question, asked.gold, "all"),),
+        (CaseQuestion(question, asked.gold, "all"),),
         max_tokens=96,
         tags={"values": shape.values},
     )
 
 
-def multiquery(wanted: Wanted, count: int = 8) -> Case:
+def multiquery(wanted: CaseRequest, count: int = 8) -> Case:
     """``count`` facts of all phrasings, each asked for after the same reading."""
     rng = wanted.rng
     shapes = rng.sample(SHAPES, count)
@@ -116,31 +118,31 @@ def multiquery(wanted: Wanted, count: int = 8) -> Case:
     return Case(text, tuple(questions))
 
 
-def _shape(wanted: Wanted) -> Shape:
+def _shape(wanted: CaseRequest) -> NeedleShape:
     values = VALUES[wanted.number % len(VALUES)]
     return wanted.rng.choice([shape for shape in SHAPES if shape.values == values])
 
 
-def _tags(wanted: Wanted, shape: Shape) -> dict[str, str]:
+def _tags(wanted: CaseRequest, shape: NeedleShape) -> dict[str, str]:
     return {"values": shape.values, "depth": f"{25 * int(4 * wanted.depth)}-{25 * int(4 * wanted.depth) + 25} %"}
 
 
-def _say(shape: Shape, key: str, value: str) -> str:
+def _say(shape: NeedleShape, key: str, value: str) -> str:
     return shape.sentence.format(k=key, v=value)
 
 
-def _ask(shape: Shape, key: str, values: Sequence[str]) -> Question:
-    return Question(shape.question.format(k=key), tuple(values), "contains")
+def _ask(shape: NeedleShape, key: str, values: Sequence[str]) -> CaseQuestion:
+    return CaseQuestion(shape.question.format(k=key), tuple(values), "contains")
 
 
-def _keys(shape: Shape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
+def _keys(shape: NeedleShape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
     def make() -> str:
         return rng.choice(vocabulary.PLACES) if shape.key == "place" else vocabulary.name(rng)
 
     return vocabulary.fresh(make, count, taken)
 
 
-def _values(shape: Shape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
+def _values(shape: NeedleShape, rng: random.Random, count: int, taken: Sequence[str] = ()) -> list[str]:
     def make() -> str:
         match shape.values:
             case "number":

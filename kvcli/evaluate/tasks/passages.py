@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvcli.errors import InputError, UsageError
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 from kvcli.evaluate.metrics import normalise
 
 
 @dataclass(frozen=True)
-class Passage:
+class PoolPassage:
     """A text, its title, and questions that it answers: ``(question, answers)`` each."""
 
     title: str
@@ -28,10 +28,10 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Passages:
+class PassagePool:
     """What ``--data`` has of passages."""
 
-    all: tuple[Passage, ...]
+    all: tuple[PoolPassage, ...]
 
     def __post_init__(self) -> None:
         if len(self.all) < 2 or not any(p.asked for p in self.all):
@@ -41,14 +41,14 @@ class Passages:
             )
 
 
-def multidoc(wanted: Wanted) -> Case:
+def multidoc(wanted: CaseRequest) -> Case:
     """Passages up to the length, the right one at the case's depth."""
     passages, gold, question, answers = _choose(wanted)
     others = [p for p in passages if p is not gold and p.text != gold.text and not _has(p, answers)]
     wanted.rng.shuffle(others)
     ruler, room = wanted.ruler, wanted.length - wanted.ruler.overhead
     room -= ruler.pieces([gold.show(999)])[0]
-    taken: list[Passage] = []
+    taken: list[PoolPassage] = []
     for other, tokens in zip(others, ruler.pieces([p.show(999) for p in others]), strict=True):
         if tokens > room:
             break
@@ -65,16 +65,16 @@ def multidoc(wanted: Wanted) -> Case:
         raise UsageError(f"{wanted.length:,} tokens are too few for two passages", "--lengths 2K")
     at = int(wanted.depth * (len(taken) + 1))
     text = "".join(p.show(n) for n, p in enumerate([*taken[:at], gold, *taken[at:]], 1))
-    return Case(text, (Question(question, answers, "any"),), tags={"documents": str(len(taken) + 1)})
+    return Case(text, (CaseQuestion(question, answers, "any"),), tags={"documents": str(len(taken) + 1)})
 
 
-def gold(wanted: Wanted) -> Case:
+def gold(wanted: CaseRequest) -> Case:
     """The same question as ``multidoc``'s case of that number, with the right passage alone."""
     _, passage, question, answers = _choose(wanted)
-    return Case(passage.show(1), (Question(question, answers, "any"),))
+    return Case(passage.show(1), (CaseQuestion(question, answers, "any"),))
 
 
-def _choose(wanted: Wanted) -> tuple[Sequence[Passage], Passage, str, tuple[str, ...]]:
+def _choose(wanted: CaseRequest) -> tuple[Sequence[PoolPassage], PoolPassage, str, tuple[str, ...]]:
     """The question of a case: the same for every length, and different from case to case while there are any."""
     if wanted.passages is None:
         raise UsageError(f"'{wanted.task}' needs passages", f"kvcli eval {wanted.task} --data PASSAGES.jsonl")
@@ -86,6 +86,6 @@ def _choose(wanted: Wanted) -> tuple[Sequence[Passage], Passage, str, tuple[str,
     return found, passage, question, answers
 
 
-def _has(passage: Passage, answers: Sequence[str]) -> bool:
+def _has(passage: PoolPassage, answers: Sequence[str]) -> bool:
     text = f" {normalise(passage.text)} "
     return any(f" {normalise(a)} " in text for a in answers if normalise(a))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from kvcli.evaluate import vocabulary
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 
-def passkey(wanted: Wanted) -> Case:
+def passkey(wanted: CaseRequest) -> Case:
     """A number of five digits."""
     return _case(wanted, "pass key", vocabulary.number(wanted.rng, 5))
 
 
-def number(wanted: Wanted) -> Case:
+def number(wanted: CaseRequest) -> Case:
     """A sequence of ten digits, each of them twice in a row, which is harder to copy."""
     return _case(wanted, "sequence of digits", "".join(2 * d for d in vocabulary.number(wanted.rng, 5)))
 
 
-def _case(wanted: Wanted, what: str, value: str) -> Case:
+def _case(wanted: CaseRequest, what: str, value: str) -> Case:
     fact = f"The {what} is {value}. Remember it. {value} is the {what}."
     text = wanted.haystack.hide([fact], [wanted.depth], wanted.length, wanted.rng)
-    return Case(text, (Question(f"What is the {what}?", (value,), "first_number"),), max_tokens=24)
+    return Case(text, (CaseQuestion(f"What is the {what}?", (value,), "first_number"),), max_tokens=24)

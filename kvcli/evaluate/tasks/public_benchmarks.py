@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvcli.evaluate.case import Case, Question
+from kvcli.evaluate.case import Case, CaseQuestion
 from kvcli.evaluate.tasks import kv_retrieval
-from kvcli.evaluate.tasks.passages import Passage
+from kvcli.evaluate.tasks.passages import PoolPassage
 
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 
 _LETTER = "Give only the letter of the right option."
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """One kind of row.
 
     Attributes:
@@ -32,22 +32,22 @@ class Shape:
     """
 
     fields: frozenset[str]
-    case: Callable[[str, Row], Case]
-    task: Callable[[str, Row], str]
+    case: Callable[[str, DataRow], Case]
+    task: Callable[[str, DataRow], str]
 
 
-def shape(row: Row) -> Shape | None:
+def shape(row: DataRow) -> RowShape | None:
     """The shape of a row, if it is known."""
     return next((found for found in _SHAPES if found.fields <= row.keys()), None)
 
 
-def passage(row: Row) -> Passage | None:
+def passage(row: DataRow) -> PoolPassage | None:
     """A passage with its questions from a row of SQuAD or of ``title, text, question, answers``."""
     if {"context", "qas"} <= row.keys():
         asked = tuple((qa["question"], _distinct(a["text"] for a in qa["answers"])) for qa in row["qas"])
-        return Passage(str(row.get("title", "")).replace("_", " "), row["context"], asked)
+        return PoolPassage(str(row.get("title", "")).replace("_", " "), row["context"], asked)
     if {"text", "question", "answers"} <= row.keys():
-        return Passage(str(row.get("title", "")), row["text"], ((row["question"], tuple(row["answers"])),))
+        return PoolPassage(str(row.get("title", "")), row["text"], ((row["question"], tuple(row["answers"])),))
     return None
 
 
@@ -58,14 +58,14 @@ def _distinct(values: Any) -> tuple[str, ...]:
 # --- passages and pairs ---
 
 
-def _squad(_stem: str, row: Row) -> Case:
+def _squad(_stem: str, row: DataRow) -> Case:
     found = passage(row)
     assert found is not None
-    questions = tuple(Question(q, a, "f1") for q, a in found.asked if a)
+    questions = tuple(CaseQuestion(q, a, "f1") for q, a in found.asked if a)
     return Case(found.text, questions, max_tokens=32)
 
 
-def _pairs(_stem: str, row: Row) -> Case:
+def _pairs(_stem: str, row: DataRow) -> Case:
     text = kv_retrieval.show([(k, v) for k, v in row["ordered_kv_records"]])
     return Case(text, (kv_retrieval.ask(row["key"], row["value"]),), max_tokens=kv_retrieval.ANSWER)
 
@@ -73,7 +73,7 @@ def _pairs(_stem: str, row: Row) -> Case:
 # --- L-Eval ---
 
 
-def _leval(_stem: str, row: Row) -> Case:
+def _leval(_stem: str, row: DataRow) -> Case:
     exam = row.get("evaluation") == "exam"
     asked = [
         _exam(q, a) if exam else _short(row, q, a) for q, a in zip(row["instructions"], row["outputs"], strict=True)
@@ -81,25 +81,25 @@ def _leval(_stem: str, row: Row) -> Case:
     return Case(row["input"], tuple(asked), max_tokens=24 if exam else 64)
 
 
-def _short(row: Row, question: str, answer: str) -> Question:
-    return Question(question, (answer,), "rouge" if row.get("evaluation") == "rouge" else "f1")
+def _short(row: DataRow, question: str, answer: str) -> CaseQuestion:
+    return CaseQuestion(question, (answer,), "rouge" if row.get("evaluation") == "rouge" else "f1")
 
 
-def _exam(question: str, answer: str) -> Question:
+def _exam(question: str, answer: str) -> CaseQuestion:
     choices = tuple(text.strip() for text in re.findall(r"(?:^|\n)\s*\(?[A-F][.)]\)?\s*(.+)", question))
     if truth := re.match(r"(true|false)\b", answer, re.IGNORECASE):
-        return Question(question, (truth[1],), "truth")
+        return CaseQuestion(question, (truth[1],), "truth")
     bracketed = re.match(r"\(([A-F])\)", answer)
     if bracketed or re.fullmatch(r"[A-F]+", answer.strip()):
         letters = bracketed[1] if bracketed else answer.strip()
-        return Question(f"{question}\n{_LETTER}", (letters,), "choice", choices)
-    return Question(question, (answer,), "any")
+        return CaseQuestion(f"{question}\n{_LETTER}", (letters,), "choice", choices)
+    return CaseQuestion(question, (answer,), "any")
 
 
 # --- InfiniteBench ---
 
 
-def _infinite(stem: str, row: Row) -> Case:
+def _infinite(stem: str, row: DataRow) -> Case:
     gold = row["answer"]
     answers = tuple(map(str, gold)) if isinstance(gold, list) else (str(gold),)
     question = f"{row.get('prompt', '').strip()}\n{row['input']}".strip()
@@ -108,13 +108,13 @@ def _infinite(stem: str, row: Row) -> Case:
     if options and answers[0] in options:
         shown = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEF", options, strict=False))
         letter = "ABCDEF"[options.index(answers[0])]
-        asked = Question(
+        asked = CaseQuestion(
             f"{question}\n{shown}\nGive only the letter of the right option.", (letter,), "choice", options
         )
     elif answers[0].isdigit():
-        asked = Question(question, answers, "first_number")
+        asked = CaseQuestion(question, answers, "first_number")
     else:
-        asked = Question(question, answers, "contains" if "kv" in stem else "any")
+        asked = CaseQuestion(question, answers, "contains" if "kv" in stem else "any")
     return Case(row["context"], (asked,), max_tokens=50, tags=tags)
 
 
@@ -161,7 +161,7 @@ _LONGBENCH = {
 _ANSWER = re.compile(r"\s*(?:Answer|Summary|回答|会议总结)\s*[:：]\s*$")  # a turn to answer comes from the template
 
 
-def _longbench(_stem: str, row: Row) -> Case:
+def _longbench(_stem: str, row: DataRow) -> Case:
     kind = _LONGBENCH[row["task"]]
     prompt, gold = row["prompt"], row["gold"]
     classes: tuple[str, ...] = ()
@@ -173,19 +173,19 @@ def _longbench(_stem: str, row: Row) -> Case:
     question = (
         prompt[at:] if kind.raw else re.sub(r"\s*(?:Answer|Summary|回答|会议总结)\s*[:：]\s*$", "", prompt[at:]).strip()
     )
-    asked = Question(question or "总结会议的内容。", tuple(gold), kind.metric, classes, kind.first_line)
+    asked = CaseQuestion(question or "总结会议的内容。", tuple(gold), kind.metric, classes, kind.first_line)
     return Case(prompt[:at], (asked,), max_tokens=kind.max_tokens, raw=kind.raw)
 
 
-def _by_stem(stem: str, _row: Row) -> str:
+def _by_stem(stem: str, _row: DataRow) -> str:
     return stem
 
 
 _SHAPES = (
-    Shape(frozenset({"instructions", "outputs", "input"}), _leval, _by_stem),
-    Shape(frozenset({"task", "prompt", "gold"}), _longbench, lambda _, row: str(row["task"])),
-    Shape(frozenset({"context", "input", "answer"}), _infinite, _by_stem),
-    Shape(frozenset({"ordered_kv_records", "key", "value"}), _pairs, _by_stem),
-    Shape(frozenset({"context", "qas"}), _squad, _by_stem),
-    Shape(frozenset({"text", "question", "answers"}), _squad, _by_stem),
+    RowShape(frozenset({"instructions", "outputs", "input"}), _leval, _by_stem),
+    RowShape(frozenset({"task", "prompt", "gold"}), _longbench, lambda _, row: str(row["task"])),
+    RowShape(frozenset({"context", "input", "answer"}), _infinite, _by_stem),
+    RowShape(frozenset({"ordered_kv_records", "key", "value"}), _pairs, _by_stem),
+    RowShape(frozenset({"context", "qas"}), _squad, _by_stem),
+    RowShape(frozenset({"text", "question", "answers"}), _squad, _by_stem),
 )

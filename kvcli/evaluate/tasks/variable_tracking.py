@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 from kvcli.evaluate import vocabulary
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 
-def variables(wanted: Wanted, hops: int = 4, chains: int = 2) -> Case:
+def variables(wanted: CaseRequest, hops: int = 4, chains: int = 2) -> Case:
     """``chains`` chains of ``hops`` copies each, their lines in order and anywhere; the first chain is asked for."""
     rng = wanted.rng
     numbers = vocabulary.fresh(lambda: vocabulary.number(rng, 5), chains)
@@ -24,4 +24,4 @@ def variables(wanted: Wanted, hops: int = 4, chains: int = 2) -> Case:
         f"Follow the assignments, VAR X = VAR Y and so on. Which {hops + 1} variables have the value {numbers[0]}?"
         " List all of them."
     )
-    return Case(text, (Question(question, tuple(names[: hops + 1]), "all"),), max_tokens=60)
+    return Case(text, (CaseQuestion(question, tuple(names[: hops + 1]), "all"),), max_tokens=60)

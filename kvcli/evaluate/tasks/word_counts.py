@@ -9,13 +9,13 @@ import random
 from collections import Counter
 
 from kvcli.evaluate import vocabulary as word_lists
-from kvcli.evaluate.case import Case, Question, Wanted
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 from kvcli.evaluate.token_counter import fit
 
 _SHORT = 4096
 
 
-def common(wanted: Wanted, asked: int = 10) -> Case:
+def common(wanted: CaseRequest, asked: int = 10) -> Case:
     """A numbered list in which ``asked`` words stand ten times as often as every other one."""
     rng = wanted.rng
     often, seldom = (30, 3) if wanted.length >= _SHORT else (10, 1)
@@ -33,10 +33,10 @@ def common(wanted: Wanted, asked: int = 10) -> Case:
 
     others = fit(build, wanted.ruler, wanted.length, least=1, what="other words in the list")
     question = f"What are the {asked} most common words in the list?"
-    return Case(build(others), (Question(question, tuple(vocabulary[:asked]), "all"),), max_tokens=120)
+    return Case(build(others), (CaseQuestion(question, tuple(vocabulary[:asked]), "all"),), max_tokens=120)
 
 
-def frequent(wanted: Wanted, asked: int = 3, exponent: float = 2.0, kinds: int = 2000) -> Case:
+def frequent(wanted: CaseRequest, asked: int = 3, exponent: float = 2.0, kinds: int = 2000) -> Case:
     """Words without order whose frequencies fall like ``rank ** -exponent``; the ``asked`` most frequent are right."""
     rng = wanted.rng
     vocabulary = word_lists.fresh(lambda: word_lists.coined(rng), kinds)
@@ -51,4 +51,4 @@ def frequent(wanted: Wanted, asked: int = 3, exponent: float = 2.0, kinds: int =
     count = fit(build, wanted.ruler, wanted.length, least=50, what="words")
     top = Counter(drawn[:count]).most_common(asked)
     question = f"What are the {asked} most frequent words in the coded text?"
-    return Case(build(count), (Question(question, tuple(word for word, _ in top), "all"),), max_tokens=48)
+    return Case(build(count), (CaseQuestion(question, tuple(word for word, _ in top), "all"),), max_tokens=48)

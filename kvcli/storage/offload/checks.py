@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from kvcli.storage.base import Hold
+    from kvcli.storage.base import KVStorage
 
 
-def at_least(hold: Hold, **least: float) -> None:
+def at_least(hold: KVStorage, **least: float) -> None:
     """Raises ``UsageError`` where a field is below its least value."""
     for key, value in least.items():
         if not getattr(hold, key) >= value:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Victims = Literal["counter", "lru", "fifo"]
+EvictionOrder = Literal["counter", "lru", "fifo"]
 """The unit that was wanted least often, the one not wanted for longest, or the oldest."""
 
 MOST = 255
 """Where a head's largest counter passes this, all counters of the head are halved."""
 
 
-def worth(victims: Victims, scores: Tensor, wanted: Tensor, pos: Tensor) -> Tensor:
+def worth(victims: EvictionOrder, scores: Tensor, wanted: Tensor, pos: Tensor) -> Tensor:
     """How much units are worth keeping after a step, higher is kept: float32 ``[H_kv, kept + new]``.
 
     Args:

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kvcli.utils.copy_stream import Aside
+    from kvcli.utils.copy_stream import CopyStream
 
 
 Pair = tuple["Tensor", "Tensor"]
 
 
-class Store(Protocol):
+class BlockStore(Protocol):
     """Blocks of ``block`` consecutive units each, ``count`` of them per KV head."""
 
     @property
@@ -34,10 +34,10 @@ class Store(Protocol):
 
     @property
     def unsteady(self) -> str | None:
-        """See :class:`kvcli.storage.base.HeldLayer`, of what ``bring`` does on a card."""
+        """See :class:`kvcli.storage.base.StoredLayer`, of what ``bring`` does on a card."""
         ...
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
         """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
 
         Args:
@@ -88,13 +88,13 @@ class HostStore:
         """A kernel reads pinned memory as it lies."""
         return None
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:  # noqa: ARG002
-        """See :class:`Store`."""
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:  # noqa: ARG002
+        """See :class:`BlockStore`."""
         for x, old, new in zip((self.k, self.v), staged, out, strict=True):
             rows(x, self.first, self.count, self.block, ids, slots, old, new)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`Store`."""
+        """See :class:`BlockStore`."""
         return self.k.to(self.device), self.v.to(self.device)
 
 
@@ -106,7 +106,7 @@ def blocks(x: Tensor, first: int, count: int, block: int) -> Tensor:
 def rows(
     x: Tensor, first: int, count: int, block: int, ids: Tensor, slots: Tensor, staged: Tensor, out: Tensor
 ) -> None:
-    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`Store.bring`."""
+    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`BlockStore.bring`."""
     from kvcli_kernels.gather import gather
 
     gather(blocks(x, first, count, block).flatten(2), staged.flatten(2), ids, slots, out.flatten(2))

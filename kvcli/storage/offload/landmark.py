@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvcli.storage.offload.layer import Choice
+from kvcli.storage.offload.layer import Selection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +30,9 @@ class Landmarks:
         """The vectors, and their names."""
         return self.vectors.nbytes + (0 if self.names is None else self.names.nbytes)
 
-    def select(self, q: Tensor, scale: float) -> Choice:
+    def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""
         from kvcli_kernels.landmarks import choose
 
         found = choose(q, self.vectors, scale, self.most)
-        return Choice(found if self.names is None else self.names.gather(1, found).long())
+        return Selection(found if self.names is None else self.names.gather(1, found).long())

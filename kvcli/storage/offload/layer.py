@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from kvcli.storage.base import Bytes, Survivors
+from kvcli.storage.base import KeptUnits, StorageBytes
 from kvcli.storage.dense import DenseLayer
-from kvcli.storage.offload.host_store import HostStore, Store, blocks, to_host
+from kvcli.storage.offload.host_store import BlockStore, HostStore, blocks, to_host
 from kvcli.storage.staging import Staging
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """Blocks that queries want: int64 ``[H_kv, K]``, ascending, of which the first ``lengths [H_kv]`` count.
 
     ``lengths = None`` is all of them; what does not count is numbered ``Store.count``.
@@ -39,7 +39,7 @@ class Index(Protocol):
         """The most blocks that it ever chooses per KV head."""
         ...
 
-    def select(self, q: Tensor, scale: float) -> Choice:
+    def select(self, q: Tensor, scale: float) -> Selection:
         """The blocks that rotated queries ``[H, m, D]`` want, one choice for all of them."""
         ...
 
@@ -51,10 +51,10 @@ class Offloaded:
     Attributes:
         k, v: ``[H_kv, e, D]`` on the device, attended to by every query.
         pos: ``[H_kv, c]``.
-        foreseen: queries are guessed a layer ahead (see :class:`Seer`).
+        foreseen: queries are guessed a layer ahead (see :class:`PrefetchingReader`).
     """
 
-    store: Store
+    store: BlockStore
     index: Index
     k: Tensor
     v: Tensor
@@ -84,7 +84,7 @@ class Offloaded:
 
     @property
     def unsteady(self) -> str | None:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.backend import on_triton
 
         if self.k.is_cuda and not on_triton(self.k):
@@ -92,20 +92,20 @@ class Offloaded:
         return self.store.unsteady
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.store.whole()
 
-    def begin(self, staging: Staging | None = None) -> Reader:
+    def begin(self, staging: Staging | None = None) -> BlockReader:
         """A reader with nothing staged yet."""
-        kind = Seer if self.foreseen else Reader
+        kind = PrefetchingReader if self.foreseen else BlockReader
         return kind(self, Staging() if staging is None else staging)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`."""
+        """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.begin().attend(q, scale, q_start)
 
 
-class Reader:
+class BlockReader:
     """One tail's view of an offloaded layer: what the last step fetched is not fetched again.
 
     Staged blocks stand in the order of the text, so that an answer depends on what is chosen and never on what was
@@ -120,7 +120,7 @@ class Reader:
         import torch
 
         self.held, self.staging = held, staging
-        self.chosen: Choice | None = None
+        self.chosen: Selection | None = None
         self._shape = (held.k.shape[0], held.index.most, held.store.block, held.k.shape[2])
         self._number = staging.join(*self._shape)
         self._counts = torch.zeros(2, dtype=torch.long, device=held.k.device)
@@ -142,7 +142,7 @@ class Reader:
         return int(self._counts[1])
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.HeldLayer`; all queries stand behind the context."""
+        """See :class:`kvcli.storage.base.StoredLayer`; all queries stand behind the context."""
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
         from kvcli_kernels.staged import staged
@@ -154,7 +154,7 @@ class Reader:
             term = merge(term, attention(q, self.held.k, self.held.v, scale, q_start))
         return term
 
-    def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+    def _at_hand(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
         """What queries want, and its keys and values ``[H_kv, K, block, D]``."""
         choice, (ids, k, v) = self.held.index.select(q, scale), self._staged
         new_k, new_v = (self.staging.take(name, k, *self._shape) for name in ("k0", "v0"))
@@ -180,7 +180,7 @@ class Reader:
         self.held.store.bring(ids, slots, staged, out, self.staging.aside(ids))
 
 
-class Seer(Reader):
+class PrefetchingReader(BlockReader):
     """A reader that chooses and fetches for a guess of its queries, where there is one.
 
     Layers take turns with two buffers: one is attended to while the other is filled for the layer that follows. So
@@ -189,16 +189,16 @@ class Seer(Reader):
 
     def __init__(self, held: Offloaded, staging: Staging) -> None:
         super().__init__(held, staging)
-        self._ahead: tuple[tuple[Choice, Tensor, Tensor], Any, Tensor] | None = None
+        self._ahead: tuple[tuple[Selection, Tensor, Tensor], Any, Tensor] | None = None
 
     def foresee(self, q: Tensor, scale: float) -> None:
-        """See :class:`kvcli.storage.base.Foreseeing`."""
+        """See :class:`kvcli.storage.base.Prefetching`."""
         aside = self.staging.aside(q)
         with aside.run():
             fetched = self._fetch(q, scale)
         self._ahead = fetched, aside.mark(), q  # which is read aside, and lives until then
 
-    def _at_hand(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+    def _at_hand(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return self._fetch(q, scale)
@@ -206,21 +206,21 @@ class Seer(Reader):
         self.staging.aside(q).join(mark)
         return fetched
 
-    def _fetch(self, q: Tensor, scale: float) -> tuple[Choice, Tensor, Tensor]:
+    def _fetch(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
         choice, turn = self.held.index.select(q, scale), self._number % 2
         k, v = (self.staging.take(f"{name}{turn}", self.held.k, *self._shape) for name in "kv")
         self._bring(choice.ids, choice.ids.new_full(choice.ids.shape, -1), (k, v), (k, v))
         return choice, k, v
 
 
-def resident(survivors: Survivors) -> DenseLayer:
+def keep_on_device(survivors: KeptUnits) -> DenseLayer:
     """All of a layer on the device: windows, first layers, documents within the budget."""
     k = survivors.k
     return DenseLayer(k, survivors.v.to(k.device), survivors.pos, survivors.window)
 
 
 def offload(
-    survivors: Survivors,
+    survivors: KeptUnits,
     index: Callable[[Tensor], Index],
     *,
     block: int,
@@ -253,9 +253,11 @@ def offload(
     )
 
 
-def footprint(spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, foreseen: bool = False) -> Bytes:
+def footprint(
+    spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, foreseen: bool = False
+) -> StorageBytes:
     """What such a layer takes: ``index`` in numbers of the model's dtype per KV head, the others in units of one."""
     number = spec.unit_bytes // (2 * spec.head_dim)
     one = spec.kv_heads * spec.unit_bytes
     own, shared = (0, 2 * staged) if foreseen else (staged, staged)
-    return Bytes(spec.kv_heads * index * number + (own + exact) * one, units * one, shared * one)
+    return StorageBytes(spec.kv_heads * index * number + (own + exact) * one, units * one, shared * one)

@@ -11,7 +11,7 @@ from kvcli.storage.offload.host_store import Pair, rows
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcli.utils.copy_stream import Aside
+    from kvcli.utils.copy_stream import CopyStream
 
 _PIECE = 4096  # rows that are multiplied at a time
 
@@ -81,8 +81,8 @@ class LowRankStore:
             return None
         return "shadowkv has missed keys turned by the model itself, as many as there are"
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: Aside) -> None:
-        """See :class:`kvcli.storage.offload.host_store.Store`.
+    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
+        """See :class:`kvcli.storage.offload.host_store.BlockStore`.
 
         Values travel while keys are reconstructed and rotated, and the host waits for neither, but where a model turns
         in its own way.
@@ -119,7 +119,7 @@ class LowRankStore:
         return self.rotate(k, slots if self.pos is None else self.pos[heads[:, None], slots].long())
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.offload.host_store.Store`."""
+        """See :class:`kvcli.storage.offload.host_store.BlockStore`."""
         slots, keys = self.exact
         end = self.count * self.block
         k = self.v.new_zeros(self.v.shape, device=keys.device)

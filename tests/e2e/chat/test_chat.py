@@ -30,13 +30,13 @@ def book(folder: Path) -> Path:
 def save_heads(path: Path, model: Path) -> None:
     """Random retaining heads for a model."""
     from kvcli.models.load import load
-    from kvcli.models.resolve import Source
+    from kvcli.models.resolve import ModelSource
     from kvcli.retaining_heads import checkpoint
     from kvcli.retaining_heads.module import RetainingHeads
 
-    loaded = load(Source("tiny", model, "directory"), device="cpu")
+    loaded = load(ModelSource("tiny", model, "directory"), device="cpu")
     checkpoint.save(
-        path, RetainingHeads.like(loaded.spec, width=8), checkpoint.Card(identity=checkpoint.identity(loaded))
+        path, RetainingHeads.like(loaded.spec, width=8), checkpoint.HeadsCard(identity=checkpoint.identity(loaded))
     )
 
 

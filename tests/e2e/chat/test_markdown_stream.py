@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from kvcli.chat.reasoning import Thoughts, spoken
-from kvcli.cli.chat.markdown_stream import Blocks, Lines, Paper
+from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
+from kvcli.cli.chat.markdown_stream import MarkdownBlocks, PlainAnswer, TerminalAnswer
 
 ANSWER = "# One\n\ntwo\nthree\n\n```python\nx = 1\n\ny = 2\n```\nfour\n~~~\n```\n\n~~~\n\n- a\n- b\n\n\nfive"
 PARTS = ["# One", "two\nthree", "```python\nx = 1\n\ny = 2\n```", "four", "~~~\n```\n\n~~~", "- a\n- b", "five"]
@@ -18,7 +18,7 @@ PARTS = ["# One", "two\nthree", "```python\nx = 1\n\ny = 2\n```", "four", "~~~\n
 
 @pytest.mark.parametrize("seed", range(8))
 def test_blocks_are_the_same_however_the_text_comes(seed: int) -> None:
-    dice, blocks, found, at = random.Random(seed), Blocks(), list[str](), 0
+    dice, blocks, found, at = random.Random(seed), MarkdownBlocks(), list[str](), 0
     while at < len(ANSWER):
         step = dice.randint(1, 7)
         found += blocks.push(ANSWER[at : at + step])
@@ -27,7 +27,7 @@ def test_blocks_are_the_same_however_the_text_comes(seed: int) -> None:
 
 
 def test_a_fence_that_is_never_closed_is_printed_at_the_end() -> None:
-    blocks = Blocks()
+    blocks = MarkdownBlocks()
     assert blocks.push("```\nx\n\ny\n") == []
     assert blocks.flush() == ["```\nx\n\ny"]
     assert blocks.flush() == []
@@ -44,7 +44,7 @@ def test_three_hundred_lines_stand_on_the_screen_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "60")
-    paper = Paper()
+    paper = TerminalAnswer()
     lines = [f"Line number {n} of a long answer{'.' * (n % 90)}" for n in range(300)]
     for piece in re.split(r"(?<= )", "\n\n".join(lines)):
         paper.write(piece)
@@ -61,14 +61,14 @@ def test_three_hundred_lines_stand_on_the_screen_once(monkeypatch: pytest.Monkey
 
 
 def test_a_list_goes_on_behind_a_blank_line() -> None:
-    blocks = Blocks()
+    blocks = MarkdownBlocks()
     found = blocks.push("1. one\n\n   more of it\n\n2. two\n\nfour\n\n    code\n\n")
     assert found + blocks.flush() == ["1. one\n\n   more of it", "2. two", "four", "    code"]
 
 
 def test_marks_stand_behind_the_last_word() -> None:
     for text, last in (("a\n\nb c", "b c [1]"), ("a\nb\n", "a\nb [1]"), ("```\nx", "```\nx")):
-        blocks = Blocks()
+        blocks = MarkdownBlocks()
         blocks.push(text)
         blocks.mark("[1]")
         assert blocks.flush()[-1] == last
@@ -80,7 +80,7 @@ def test_no_row_ends_in_white_space(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "60")
-    paper = Paper()
+    paper = TerminalAnswer()
     paper.write(
         "# Head\n\ntext\n\n- a\n- b\n\n```python\nx = 1\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted\n\n"
     )
@@ -108,14 +108,14 @@ TOLD = "It is <b>Pip</b>, not <think>."
 def test_thoughts_are_told_from_the_answer_however_they_come(
     size: int, text: str, thinking: bool, thought: str, said: str
 ) -> None:
-    thoughts = Thoughts(thinking=thinking)
+    thoughts = ReasoningSplitter(thinking=thinking)
     pieces = [p for i in range(0, len(text), size) for p in thoughts.push(text[i : i + size])] + thoughts.flush()
     assert ("".join(t for t, of in pieces if of), "".join(t for t, of in pieces if not of)) == (thought, said)
-    assert spoken(text, thinking=thinking) == said
+    assert strip_reasoning(text, thinking=thinking) == said
 
 
 def test_thoughts_keep_their_tags_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Lines()
+    lines = PlainAnswer()
     for text, thought in (("hm", True), (" so", True), ("Pip.\n", False)):
         lines.write(text, thought=thought)
     lines.end("[1]")

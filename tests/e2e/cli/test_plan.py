@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import Source
-from kvcli.planning import memory
-from kvcli.planning.estimate import Place
+from kvcli.models.resolve import ModelSource
+from kvcli.planning.estimate import Target
 from kvcli.recipe import parse
 from kvcli.types import WEIGHTS
+from kvcli.utils.sizes import format_bytes
 from tests.e2e.conftest import Call, Kvcli, Validate
 
 TEXT = (
@@ -145,7 +145,7 @@ def test_the_largest_budget_is_the_largest(tiny_model: Path, call: Call, monkeyp
     args = ("-m", tiny_model, "--tokens", "3000", "-n", "20", "--dtype", "float32", "--policy", "knorm(stabilizers=8)")
     whole = plan(call, *args)
     usable = whole["memory"]["total_bytes"] + 10_000  # type: ignore[index]
-    monkeypatch.setattr(Place, "this", classmethod(lambda cls, _device: cls("here", usable)))
+    monkeypatch.setattr(Target, "this", classmethod(lambda cls, _device: cls("here", usable)))
     largest = int(str(plan(call, *args)["largest_budget"]))
     assert 1024 <= largest < 3000
     assert plan(call, *args, "--budget", str(largest))["fits"]
@@ -224,7 +224,7 @@ def test_fewer_bits_of_weights_are_less(call: Call, tiny_model: Path, book: Path
 
 def test_weights_by_hand(tiny_model: Path) -> None:
     """Of a matrix of 64 by 32: one byte a number and a float32 a row, or half a byte and a float32 every 64."""
-    source = Source("tiny", tiny_model, "directory")
+    source = ModelSource("tiny", tiny_model, "directory")
     plain, eight, four = (
         model_spec.spec(source, device="cpu", dtype="float16", held=held).weight_bytes for held in WEIGHTS
     )
@@ -235,9 +235,9 @@ def test_weights_by_hand(tiny_model: Path) -> None:
 
 
 def test_a_card_knows_its_memory() -> None:
-    assert Place.card("8GB").usable == Place.card("RTX 3070").usable
-    assert Place.card("4090").usable == 24 * 2**30 - 600 * 2**20
-    assert memory.gib(Place.card("rtx3060").usable) == "11.4 GiB"
+    assert Target.card("8GB").usable == Target.card("RTX 3070").usable
+    assert Target.card("4090").usable == 24 * 2**30 - 600 * 2**20
+    assert format_bytes(Target.card("rtx3060").usable) == "11.4 GiB"
 
 
 def test_a_window_that_is_too_short_names_the_policy_that_reads_on(call: Call, tiny_model: Path) -> None:

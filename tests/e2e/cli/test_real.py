@@ -26,12 +26,12 @@ def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.fixture(autouse=True, scope="module")
 def _here() -> None:
     """Fetched once for the test run, by whichever test comes first."""
-    from kvcli.cli.views.terminal import follow
+    from kvcli.cli.views.progress import run_with_progress
     from kvcli.errors import KvcliError
     from kvcli.models.resolve import DEFAULT, resolve
 
     try:
-        follow(resolve(DEFAULT), quiet=True)
+        run_with_progress(resolve(DEFAULT), quiet=True)
     except KvcliError as error:
         pytest.skip(f"{error.message}: {error.hint}")
 

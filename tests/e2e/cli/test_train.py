@@ -42,7 +42,7 @@ def test_from_files_to_heads_that_ask_finds(
     assert made.code == 0, made.err
     where = Path(made.out.strip())
     assert where.parent == tmp_path / "data" / "heads"
-    card = file.card(where)
+    card = file.read_card(where)
     assert (card.labels, card.seed) == (labels, 3)
     assert [d["name"] for d in card.data] == list(data)
     assert f"--labels {labels}" in card.command or labels == "prob"

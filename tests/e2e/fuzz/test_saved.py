@@ -12,14 +12,14 @@ from kvcli.cli import inputs
 from kvcli.errors import DamagedError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import Job
+from kvcli.prompt_cache.prefill import PrefillRequest
 from kvcli.recipe import parse
 from tests import tiny
 from tests.e2e.fuzz.conftest import TIMES, clear, in_time
 from tests.e2e.fuzz.mutate import mutants
 
 MODEL = tiny.load("llama")
-JOB = Job(
+JOB = PrefillRequest(
     ids=tiny.document(48),
     recipe=parse("keydiff(budget=12, stabilizers=2, sinks=2)"),
     chunk=16,
@@ -29,8 +29,8 @@ JOB = Job(
 )
 
 
-def read(place: Path, *, base: bool) -> session.Reading:
-    events = session.read(MODEL, JOB, **({"base": place} if base else {"place": place}))  # type: ignore[arg-type]
+def read(place: Path, *, base: bool) -> session.PrefillResult:
+    events = session.cached_prefill(MODEL, JOB, **({"base": place} if base else {"place": place}))  # type: ignore[arg-type]
     while True:
         try:
             next(events)

@@ -12,9 +12,9 @@ import torch
 from kvcli.bench import check, roofline, run
 from kvcli.bench.roofline import full_flop, prefill_flop
 from kvcli.errors import InputError, ModelError
-from kvcli.models.random_weights import Wordless, build
+from kvcli.models.random_weights import NullTokenizer, build
 from kvcli.recipe import Recipe, parse
-from kvcli.storage.base import Hold
+from kvcli.storage.base import KVStorage
 from kvcli.storage.dense import Dense
 from tests import tiny
 from tests.e2e.conftest import Call, Validate, call, environment, folder, tiny_model, validate  # noqa: F401
@@ -48,7 +48,7 @@ def end(events):
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "phi3-longrope", "gemma3"])
 @pytest.mark.parametrize("recipe", ["full", "keydiff(budget=32)", "snapkv(budget=32)", "locret(budget=32)"])
 def test_what_is_right_passes(family: str, recipe: str) -> None:
-    model = replace(tiny.load(family), tokenizer=Wordless())
+    model = replace(tiny.load(family), tokenizer=NullTokenizer())
     found = check.check(model, parse(recipe))
     assert found.prefill < 1e-4
     assert found.decode < 1e-4
@@ -56,7 +56,7 @@ def test_what_is_right_passes(family: str, recipe: str) -> None:
 
 @pytest.mark.parametrize("broken", ["prefill", "decode", "hold"])
 def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = replace(tiny.load("llama"), tokenizer=Wordless())
+    model = replace(tiny.load("llama"), tokenizer=NullTokenizer())
     recipe = parse("full")
     if broken == "prefill":  # keys at wrong positions
         rotate = model.rotary.rotate
@@ -67,7 +67,7 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("kvcli.engine.prefill.sample", lambda logits, *_: logits.argmin().view(1))
     else:
 
-        class Deaf(Hold):
+        class Deaf(KVStorage):
             name = "deaf"
 
             def freeze(self, survivors):
@@ -79,7 +79,7 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_answer_is_as_long_as_asked_and_the_text_is_read_whole() -> None:
-    model = replace(tiny.load("llama"), tokenizer=Wordless(), eos=frozenset(range(97)))
+    model = replace(tiny.load("llama"), tokenizer=NullTokenizer(), eos=frozenset(range(97)))
     speed = end(run.measure(model, parse("keydiff(budget=32)"), 200, 5, chunk=64))
     assert (speed.tokens, speed.kept) == (200, 32)
     assert speed.prefill_s > 0 < speed.decode_s

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvcli.cache import workspace
 from kvcli.models.load import wrap
-from kvcli.utils.copy_stream import Aside
+from kvcli.utils.copy_stream import CopyStream
 from tests import tiny
 from tests.laws.helpers import filled
 
@@ -19,7 +19,7 @@ HOLD = "quest(page=4, pages=3)"
 KEEPS = ["full", "knorm(budget=30)", "knorm(budget=30, tail=7, victims=merge)"]
 
 
-class Late(Aside):
+class Late(CopyStream):
     """A stream that does nothing before it is waited for, and then everything in order."""
 
     current: Late
@@ -77,8 +77,8 @@ def test_nothing_is_looked_at_before_it_has_come(model, family: str, keep: str, 
 
 def test_each_layer_sets_out_while_the_one_before_computes(model, monkeypatch) -> None:
     told: list[object] = []
-    join, fetch = Aside.join, workspace.Workspace._fetch
-    monkeypatch.setattr(Aside, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
+    join, fetch = CopyStream.join, workspace.Workspace._fetch
+    monkeypatch.setattr(CopyStream, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
     monkeypatch.setattr(
         workspace.Workspace, "_fetch", lambda self, aside, x: (told.append(x.index), fetch(self, aside, x))[1]
     )

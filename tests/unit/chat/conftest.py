@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from kvcli.cache.context import Context
-from kvcli.chat.conversation import Conversation, Ground
+from kvcli.chat.conversation import ChatContext, Conversation
 from kvcli.engine import prefill as engine
 from kvcli.engine.prompt import Prompt
-from kvcli.models.load import Model, load
-from kvcli.models.resolve import Source
+from kvcli.models.load import load
+from kvcli.models.model import Model
+from kvcli.models.resolve import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
 from tests.laws.helpers import drain
@@ -25,18 +26,18 @@ Talk = Callable[..., Conversation]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = save_tiny(tmp_path_factory.mktemp("models") / "tiny", window=8192, letters="abcdefghijklmnop", wide=True)
-    return load(Source("tiny", path, "directory"), device="cpu", dtype="float32")
+    return load(ModelSource("tiny", path, "directory"), device="cpu", dtype="float32")
 
 
 def ground(
     model: Model, text: str, recipe: str, *, room: int = 200, total: int | None = None, system: str | None = None
-) -> Ground:
+) -> ChatContext:
     """A document, read."""
     prompt, how = Prompt(model.tokenizer, system=system), parse(recipe)
     if not text:
-        return Ground(prompt, how, CHUNK, engine.start(model, how, 0, chunk=CHUNK), None, room, total)
-    work = drain(engine.fill(model, prompt.document(text), how, chunk=CHUNK, horizon=4096))
-    return Ground(prompt, how, CHUNK, work, engine.settle(work, how), room, total)
+        return ChatContext(prompt, how, CHUNK, engine.new_prefill_cache(model, how, 0, chunk=CHUNK), None, room, total)
+    work = drain(engine.prefill_steps(model, prompt.document(text), how, chunk=CHUNK, horizon=4096))
+    return ChatContext(prompt, how, CHUNK, work, engine.freeze_and_keep(work, how), room, total)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def talk(model: Model) -> Talk:
         look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None,
         **more: object,
     ) -> Conversation:
-        def make() -> Ground:
+        def make() -> ChatContext:
             return replace(ground(model, text, recipe, room=room, total=total), look=look)
 
         return Conversation(model, make, **more)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ from weakref import ref
 import pytest
 import torch
 
-from kvcli.chat.conversation import Conversation, Ground
+from kvcli.chat.conversation import ChatContext, Conversation
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Token
@@ -33,7 +34,7 @@ def held(talk: Conversation) -> list[torch.Tensor]:
     return kept + tail
 
 
-def plain_ground(talk: Conversation) -> Ground:
+def plain_ground(talk: Conversation) -> ChatContext:
     for _ in talk.open():
         pass
     assert talk.ground is not None
@@ -66,10 +67,10 @@ def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None
     for turn in chat.turns[1:end]:
         ids += prompt.follow(turn.question) + list(turn.ids)
     work = filled(model, prompt.document(TEXT), recipe, CHUNK, horizon=4096)
-    tail = engine.begin(model, drain(engine.absorb(model, work, ids, parse(recipe), chunk=CHUNK)))
+    tail = new_decode_cache(model, drain(engine.evict_turns(model, work, ids, parse(recipe), chunk=CHUNK)))
     found = [
         e.id
-        for e in engine.ask(model, tail, prompt.follow(chat.turns[end].question), max_tokens=8)
+        for e in generate(model, tail, prompt.follow(chat.turns[end].question), max_tokens=8)
         if isinstance(e, Token)
     ]
     assert tuple(found) == chat.turns[end].ids
@@ -99,9 +100,9 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
     for n, question in enumerate(QUESTIONS[:4]):
         ask, given = (prompt.follow, {}) if n else (prompt.question, {"document": True})
         say(chat, question)
-        tail = engine.begin(model, plain.context)
+        tail = new_decode_cache(model, plain.context)
         asked = [*text, *ask(question, again=shown[question], **given)]  # type: ignore[operator]
-        found = [e.id for e in engine.ask(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
+        found = [e.id for e in generate(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
         assert tuple(found) == chat.turns[-1].ids
         assert chat.tail.length == len(text)  # turns are read once
         text += [*ask(question, **given), *found]  # type: ignore[operator]

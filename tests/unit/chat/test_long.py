@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kvcli.chat.conversation import Conversation
-from kvcli.events import Absorbed, Answer
-from kvcli.models.load import Model, load
-from kvcli.models.resolve import Source
+from kvcli.events import Answer, TurnsEvicted
+from kvcli.models.load import load
+from kvcli.models.model import Model
+from kvcli.models.resolve import ModelSource
 from tests.e2e.conftest import Call, call, environment, folder  # noqa: F401
 from tests.handmade import knower
 from tests.unit.chat.conftest import TEXT, ground
@@ -30,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(place: Path) -> Model:
-    return load(Source("knower", place, "directory"), device="cpu", dtype="float32")
+    return load(ModelSource("knower", place, "directory"), device="cpu", dtype="float32")
 
 
 def begin(model: Model, text: str, recipe: str) -> Conversation:
@@ -55,7 +56,7 @@ def test_two_hundred_turns_at_fixed_memory(model: Model, text: str, recipe: str)
     answers, sizes, rooms, absorbed = [], [], [], 0
     for n in range(TURNS):
         for event in chat.ask(FACT if n == 0 else f"And turn {'xyzuvw'[n % 6]}, what is the number?", max_tokens=8):
-            absorbed += isinstance(event, Absorbed)
+            absorbed += isinstance(event, TurnsEvicted)
             if isinstance(event, Answer):
                 answers.append(event.text)
         assert chat.tail is not None

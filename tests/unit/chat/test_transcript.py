@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from kvcli.chat import transcript
-from kvcli.chat.transcript import Record, Turn
+from kvcli.chat.transcript import Transcript, Turn
 from kvcli.errors import DamagedError, InputError, UsageError
 
 TURNS = [Turn("Who?", "Pip — \u2028 \ud800", (3, 4), "stop", 1.5), Turn("What?", "", (), "interrupted")]
-FULL = Record("tiny", "f", ["/a b.txt"], [], {"budget": "12%"}, {"temperature": 0.5}, "Be brief.", TURNS, [1], "And?")
+FULL = Transcript(
+    "tiny", "f", ["/a b.txt"], [], {"budget": "12%"}, {"temperature": 0.5}, "Be brief.", TURNS, [1], "And?"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    for kept in (Record(), FULL):
+    for kept in (Transcript(), FULL):
         transcript.save(tmp_path / "x.json", kept)
         assert transcript.load(tmp_path / "x.json") == kept
 
@@ -62,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        transcript.save(path, Record(turns=TURNS[:1]))
+        transcript.save(path, Transcript(turns=TURNS[:1]))
     assert transcript.load(path) == FULL
     assert [p.name for p in path.parent.iterdir()] == ["x.json"]
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvcli.documents import Document, Span, read
-from kvcli.documents.normalize import fold
-from kvcli.documents.quotes import ALIKE, LEAST, Citation, Quotes, marked
+from kvcli.documents.normalize import normalize
+from kvcli.documents.quotes import ALIKE, LEAST, Citation, QuoteIndex, marked
 
 PAGES = (
     "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought "
@@ -32,10 +32,10 @@ def paged(*pages: str, file: str = "moby.pdf") -> Document:
     return Document(text, (file,), "0" * 64, len(text), spans=tuple(spans), pages=len(pages))
 
 
-MOBY = Quotes(paged(*PAGES))
+MOBY = QuoteIndex(paged(*PAGES))
 
 
-def one(answer: str, quotes: Quotes = MOBY) -> Citation:
+def one(answer: str, quotes: QuoteIndex = MOBY) -> Citation:
     (citation,) = quotes.cite(answer)
     return citation
 
@@ -128,17 +128,17 @@ def test_an_apostrophe_opens_nothing() -> None:
 
 def test_chinese_has_no_spaces(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("红豆生南国，春来发几枝。愿君多采撷，此物最相思。\n", encoding="utf-8")
-    citation = one("诗云：「愿君多采撷」", Quotes(read([tmp_path / "a.txt"])))
+    citation = one("诗云：「愿君多采撷」", QuoteIndex(read([tmp_path / "a.txt"])))
     assert (citation.status, citation.quote, citation.line) == ("verified", "愿君多采撷", 1)
 
 
 def test_lines_and_files_are_named(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one\ntwo\n"), ("b.txt", "three\nfour five six\n")):
         (tmp_path / name).write_text(text)
-    citation = one("“five six”", Quotes(read([tmp_path / "a.txt", tmp_path / "b.txt"])))
+    citation = one("“five six”", QuoteIndex(read([tmp_path / "a.txt", tmp_path / "b.txt"])))
     assert citation.span is not None
     assert (citation.span.file, citation.line) == (str(tmp_path / "b.txt"), 2)
-    assert one("“=== a.txt”", Quotes(read([tmp_path / "a.txt", tmp_path / "b.txt"]))).status == "unverified"
+    assert one("“=== a.txt”", QuoteIndex(read([tmp_path / "a.txt", tmp_path / "b.txt"]))).status == "unverified"
 
 
 words = st.text(st.sampled_from("abc deﬁ\n-’“é\u0301xyz\u00ad.鯨"), min_size=1, max_size=60)
@@ -148,7 +148,7 @@ words = st.text(st.sampled_from("abc deﬁ\n-’“é\u0301xyz\u00ad.鯨"), min_
 def test_any_words_of_the_text_are_found_in_it(pages: list[str], data: st.DataObject) -> None:
     """Whole words out of the text, marked as a quote, are verified, and what is shown are words that it has."""
     document = paged(*pages)
-    quotes = Quotes(document)
+    quotes = QuoteIndex(document)
     folded = quotes.folded
     ends = [i for i in range(len(folded.text) + 1) if not folded.splits_word(i)]
     assume(9 * "\u00ad" not in "".join(pages))  # an accent behind so many belongs to nothing
@@ -163,7 +163,7 @@ def test_any_words_of_the_text_are_found_in_it(pages: list[str], data: st.DataOb
         assert citation.start is not None
         assert citation.end is not None
         assert citation.quote in document.text or "[page" in document.text[citation.start : citation.end]
-        assert fold(citation.quote).text.strip() in folded.text
+        assert normalize(citation.quote).text.strip() in folded.text
 
 
 spelled = st.text(st.characters(categories=("L", "N", "P", "Z"), max_codepoint=0x24F), max_size=60)
@@ -171,17 +171,17 @@ spelled = st.text(st.characters(categories=("L", "N", "P", "Z"), max_codepoint=0
 
 @given(spelled)
 def test_every_folded_character_has_its_place_and_composition_does_not_matter(text: str) -> None:
-    folded = fold(text)
+    folded = normalize(text)
     assert len(folded.text) == len(folded.starts) == len(folded.ends)
     assert all(0 <= a < b <= len(text) for a, b in zip(folded.starts, folded.ends, strict=True))
     assert "  " not in folded.text
     assert list(folded.starts) == sorted(folded.starts)
-    assert fold(unicodedata.normalize("NFC", text)).text == fold(unicodedata.normalize("NFD", text)).text
+    assert normalize(unicodedata.normalize("NFC", text)).text == normalize(unicodedata.normalize("NFD", text)).text
 
 
 @given(st.text(max_size=200), st.text(max_size=400))
 def test_any_answer_to_any_text_is_cited_without_overlap(answer: str, text: str) -> None:
-    found = Quotes(paged(text)).cite(answer)
+    found = QuoteIndex(paged(text)).cite(answer)
     ends = [0]
     for citation in found:
         assert ends[-1] <= citation.answer_start < citation.answer_end <= len(answer)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import kvcli_kernels.gather.ref as gather
 import kvcli_kernels.reconstruct.ref as reconstruct
-from kvcli.cache.decode_cache import Tail
+from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine import prefill as engine
-from kvcli.engine.decode_step import Graph, Steady, obstacle
+from kvcli.engine.decode_step import CudaGraphStep, StaticStep, dynamic_reason
+from kvcli.engine.generate import new_decode_cache
 from kvcli.recipe import parse
 from kvcli.storage import staging
-from kvcli.storage.offload.layer import Reader, Seer
+from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
 from tests import tiny
 from tests.laws.helpers import distance, drain
 from tests.laws.tape import LateAside, Taped, Waits, kernel
@@ -35,10 +36,10 @@ def kernels(monkeypatch) -> None:
         monkeypatch.setattr(module, name, kernel(getattr(module, name)))
 
 
-def tail(model, recipe: str, *, steps: int = len(STEPS)) -> Tail:
+def tail(model, recipe: str, *, steps: int = len(STEPS)) -> DecodeCache:
     """Behind a document and a question, with room for some steps."""
-    context = drain(engine.read(model, tiny.document(70), parse(recipe), chunk=16, horizon=160))
-    begun = engine.begin(model, context)
+    context = drain(engine.prefill(model, tiny.document(70), parse(recipe), chunk=16, horizon=160))
+    begun = new_decode_cache(model, context)
     with torch.inference_mode():
         begun.reserve(len(QUESTION) + steps)
     model.forward(torch.tensor(QUESTION, device=model.device), begun, logits=False)
@@ -46,7 +47,7 @@ def tail(model, recipe: str, *, steps: int = len(STEPS)) -> Tail:
     return begun
 
 
-def apart(model, plain: Tail, other: Tail, step) -> float:
+def apart(model, plain: DecodeCache, other: DecodeCache, step) -> float:
     """The largest distance between ordinary steps and others, over an answer."""
     found = []
     for number in STEPS:
@@ -59,15 +60,15 @@ def apart(model, plain: Tail, other: Tail, step) -> float:
     return max(found)
 
 
-def readers(begun: Tail) -> list[Reader]:
-    return [held for held in begun.held if isinstance(held, Reader)]
+def readers(begun: DecodeCache) -> list[BlockReader]:
+    return [held for held in begun.held if isinstance(held, BlockReader)]
 
 
-def memory(begun: Tail) -> list[int]:
+def memory(begun: DecodeCache) -> list[int]:
     """Where everything lies that a step finds and leaves."""
     kept: list[Tensor] = [t for layer in begun.layers for t in (layer.k, layer.v)]
     for reader in readers(begun):
-        kept += [reader._counts, *(() if isinstance(reader, Seer) else reader._staged)]
+        kept += [reader._counts, *(() if isinstance(reader, PrefetchingReader) else reader._staged)]
     return [t.data_ptr() for t in (*kept, *begun.staging._buffers.values())]
 
 
@@ -75,13 +76,13 @@ def memory(begun: Tail) -> list[int]:
 @pytest.mark.parametrize("name", FEW)
 def test_steps_that_are_all_alike_are_the_steps(model, family: str, name: str) -> None:
     plain, other = (tail(model(family), f"full+{FEW[name]}") for _ in range(2))
-    assert obstacle(other) is None
+    assert dynamic_reason(other) is None
     where = memory(other)
-    assert apart(model(family), plain, other, Steady(model(family), other)) < 1e-5
+    assert apart(model(family), plain, other, StaticStep(model(family), other)) < 1e-5
     assert memory(other) == where
     assert [(r.hits, r.misses) for r in readers(plain)] == [(r.hits, r.misses) for r in readers(other)]
     assert all(r.misses for r in readers(other))
-    assert all((r.hits > 0) != isinstance(r, Seer) for r in readers(other))
+    assert all((r.hits > 0) != isinstance(r, PrefetchingReader) for r in readers(other))
 
 
 @pytest.mark.usefixtures("kernels")
@@ -113,11 +114,11 @@ def test_what_is_done_aside_may_come_as_late_as_it_is_waited_for(model, name: st
 def test_a_layer_that_cannot_says_why_and_cannot(model) -> None:
     """SmolLM3 has layers that do not turn keys, so there is no table for the kernel that makes them."""
     begun = tail(model("smollm3"), f"full+{FEW['shadowkv']}")
-    assert "shadowkv" in str(obstacle(begun))
+    assert "shadowkv" in str(dynamic_reason(begun))
     with pytest.raises(Waits, match="nonzero"):
         Taped(model("smollm3"), begun)
     for name in set(FEW) - {"shadowkv"}:
-        assert obstacle(tail(model("smollm3"), f"full+{FEW[name]}")) is None
+        assert dynamic_reason(tail(model("smollm3"), f"full+{FEW[name]}")) is None
 
 
 @torch.inference_mode()
@@ -192,7 +193,7 @@ def test_a_graph_of_a_step_is_the_step(family: str, name: str) -> None:
     card = wrap(tiny.build(family).to("cuda"), None, name=family, fingerprint=None)
     plain, other = (tail(card, f"full+{FEW[name]}") for _ in range(2))
     with torch.inference_mode():
-        graph = Graph(card, other)
+        graph = CudaGraphStep(card, other)
     where = memory(other)
     assert apart(card, plain, other, graph) < 1e-4
     assert memory(other) == where

@@ -3,7 +3,7 @@
 import pytest
 
 from kvcli.engine.prompt import Prompt
-from kvcli.engine.query_aware import focused
+from kvcli.engine.query_aware import query_aware
 from kvcli.models.load import load
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
@@ -55,10 +55,10 @@ def test_passages_stand_between_the_text_and_the_question(tokenizer, raw: bool) 
 
 def test_focus_protects_the_question_where_there_is_room(tokenizer) -> None:
     prompt = Prompt(tokenizer)
-    ids, recipe = focused(prompt, parse("locret(budget=1024, stabilizers=64)"), "The sea. " * 50, "Which?")
+    ids, recipe = query_aware(prompt, parse("locret(budget=1024, stabilizers=64)"), "The sea. " * 50, "Which?")
     head = len(ids) - len("\n\n") - len("The sea. " * 50)  # a byte is a token here
     assert recipe.keep.sinks == head
     assert tokenizer.decode(ids[:head]).endswith("Text:")
     small = parse("locret(budget=64, stabilizers=8)")
-    assert focused(prompt, small, "The sea.", "Which?")[1] == small
-    assert focused(prompt, parse("full"), "The sea.", "Which?")[1] == parse("full")
+    assert query_aware(prompt, small, "The sea.", "Which?")[1] == small
+    assert query_aware(prompt, parse("full"), "The sea.", "Which?")[1] == parse("full")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 from tests.e2e.conftest import save_tiny
 
 WORDS = re.compile(r"\w{1,6}|[^\w\s]")
@@ -25,8 +25,8 @@ class Words:
 
 
 @pytest.fixture(scope="session")
-def ruler() -> Ruler:
-    return Ruler(Words())
+def ruler() -> TokenCounter:
+    return TokenCounter(Words())
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +41,9 @@ def book() -> str:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from kvcli.cli.views.terminal import follow
+    from kvcli.cli.views.progress import run_with_progress
     from kvcli.models.load import load
     from kvcli.models.resolve import resolve
 
     path: Path = save_tiny(tmp_path_factory.mktemp("models") / "tiny")
-    return load(follow(resolve(str(path), offline=True), quiet=True))
+    return load(run_with_progress(resolve(str(path), offline=True), quiet=True))

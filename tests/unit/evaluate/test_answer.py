@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ModelError
 from kvcli.evaluate.answer import answer
-from kvcli.evaluate.case import Case, Job, Manner, Question
-from kvcli.evaluate.results_file import Key, Rows
+from kvcli.evaluate.case import Case, CaseQuestion, CaseSpec, ReadOptions
+from kvcli.evaluate.results_file import Key, ResultsFile
 from kvcli.evaluate.run import Finished, Skipped, run, settings
 from kvcli.events import Answer, Prefill
 from kvcli.recipe import parse
@@ -38,8 +39,8 @@ def test_answers_are_those_of_single_questions(model: Any, recipe: str) -> None:
     ids = prompt.document(TEXT)
     for text, given in zip(QUESTIONS, reading.answers, strict=True):
         question = prompt.question(text)
-        _, context = drain(engine.read(model, ids, parsed, chunk=64, probe=question))
-        asked = list(engine.ask(model, engine.begin(model, context), question, max_tokens=8, chunk=64))
+        _, context = drain(engine.prefill(model, ids, parsed, chunk=64, probe=question))
+        asked = list(generate(model, new_decode_cache(model, context), question, max_tokens=8, chunk=64))
         assert isinstance(asked[-1], Answer)
         assert asked[-1].text == given
         assert len(given) == 8
@@ -50,14 +51,14 @@ def test_answers_are_those_of_single_questions(model: Any, recipe: str) -> None:
     assert reading.kept == (len(ids) if recipe == "full" else 128)
 
 
-def job(number: int, *, text: str = TEXT, raw: bool = False) -> Job:
-    asked = tuple(Question(q, ("zzz",), "contains") for q in QUESTIONS[:2])
-    return Job("task", 900, number, lambda: Case(f"{number}. {text}", asked, max_tokens=4, raw=raw))
+def job(number: int, *, text: str = TEXT, raw: bool = False) -> CaseSpec:
+    asked = tuple(CaseQuestion(q, ("zzz",), "contains") for q in QUESTIONS[:2])
+    return CaseSpec("task", 900, number, lambda: Case(f"{number}. {text}", asked, max_tokens=4, raw=raw))
 
 
-def rows(model: Any, path: Path | None = None, **changed: Any) -> Rows:
+def rows(model: Any, path: Path | None = None, **changed: Any) -> ResultsFile:
     given = {"seed": 0, "chunk": 64, "document": None, "data": None, **changed}
-    return Rows(path, settings(model, Prompt(model.tokenizer), **given))
+    return ResultsFile(path, settings(model, Prompt(model.tokenizer), **given))
 
 
 def test_a_second_run_goes_on_where_the_first_one_stopped(model: Any, tmp_path: Path) -> None:
@@ -102,14 +103,14 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
     text = "".join(f"House {n} is blue and the sky is {n}. " for n in range(60))
 
     asked: list[list[int]] = []
-    ask = engine.ask
+    ask = generate
 
     def spy(model: Any, tail: Any, ids: Any, **rest: Any) -> Any:
         asked.append(list(ids))
         return ask(model, tail, ids, **rest)
 
     def read(*looks: int) -> Any:
-        manner = Manner(focus, looks)
+        manner = ReadOptions(focus, looks)
         return drain(answer(model, prompt, recipe, text, QUESTIONS, chunk=64, max_tokens=8, manner=manner))[1]
 
     monkeypatch.setattr(engine, "ask", spy)
@@ -126,14 +127,14 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
 def test_a_run_adds_the_look_that_is_missing(model: Any) -> None:
     done, work = rows(model), [(job(0), [parse("keydiff(budget=128)")])]
     for looks, fresh in [((0,), [0]), ((0, 1), [1]), ((1, 0), [])]:
-        events, _ = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=Manner(looks=looks)))
+        events, _ = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=ReadOptions(looks=looks)))
         assert [event.row.look for event in events if isinstance(event, Finished)] == fresh
 
 
 def test_passages_that_do_not_fit_leave_the_plain_answer(model: Any) -> None:
     """8 passages and 3,900 tokens are more than the tiny model's 4,096 positions."""
     work, done = [(job(0, text="The grass is green. " * 170), [parse("full")])], rows(model)
-    _, (left,) = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=Manner(looks=(0, 8))))
+    _, (left,) = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=ReadOptions(looks=(0, 8))))
     assert left.key.look == 8
     assert [key.look for key in done.done] == [0]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kvcli.evaluate.case import Question
+from kvcli.evaluate.case import CaseQuestion
 from kvcli.evaluate.metrics import METRICS, letters, score
 
 
 def of(metric: str, answer: str, *gold: str, **more: object) -> float:
-    return score(answer, Question("?", gold, metric, **more))  # type: ignore[arg-type]
+    return score(answer, CaseQuestion("?", gold, metric, **more))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

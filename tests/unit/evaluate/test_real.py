@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import pytest
 
-from kvcli.cli.views.terminal import follow
+from kvcli.cli.views.progress import run_with_progress
 from kvcli.engine.prompt import Prompt
-from kvcli.evaluate.build_cases import jobs
+from kvcli.evaluate.build_cases import case_specs
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.report import cells
-from kvcli.evaluate.results_file import Rows
+from kvcli.evaluate.results_file import ResultsFile
 from kvcli.evaluate.run import run, settings
 from kvcli.evaluate.tasks import lookup
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.models.load import load
 from kvcli.models.resolve import resolve
 from kvcli.recipe import parse
@@ -25,12 +25,14 @@ pytestmark = pytest.mark.real
 
 
 def test_pass_keys_survive_half_of_the_cache() -> None:
-    model = load(follow(resolve("smollm2-135m"), quiet=True))
+    model = load(run_with_progress(resolve("smollm2-135m"), quiet=True))
     prompt = Prompt(model.tokenizer)
-    ruler = Ruler(prompt)
-    found = jobs([lookup("passkey")], ruler=ruler, haystack=Haystack(ruler), data=None, lengths=[1024], cases=3, seed=0)
+    ruler = TokenCounter(prompt)
+    found = case_specs(
+        [lookup("passkey")], ruler=ruler, haystack=Haystack(ruler), data=None, lengths=[1024], cases=3, seed=0
+    )
     recipe = parse("keydiff(budget=512)")
-    rows = Rows(None, settings(model, prompt, seed=0, chunk=512, document=None, data=None))
+    rows = ResultsFile(None, settings(model, prompt, seed=0, chunk=512, document=None, data=None))
     left = drain(run(model, prompt, [(job, [recipe]) for _, job in found], rows, chunk=512))
     (cell,) = cells(rows.done.values(), left, [("passkey", str(recipe), 1024, 0)])
     assert left == []

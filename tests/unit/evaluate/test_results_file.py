@@ -9,44 +9,46 @@ import pytest
 
 from kvcli.errors import DamagedError, UsageError
 from kvcli.evaluate.report import cells, name, table
-from kvcli.evaluate.results_file import Row, Rows
+from kvcli.evaluate.results_file import Result, ResultsFile
 
 SETTINGS = {"model": "tiny", "seed": 0, "document": None}
 
 
-def row(case: int = 0, *, scores: tuple[float, ...] = (1.0,), length: int | None = 4096, look: int = 0) -> Row:
+def row(case: int = 0, *, scores: tuple[float, ...] = (1.0,), length: int | None = 4096, look: int = 0) -> Result:
     found, gold, tags = list(scores), [["x"]], {"k": "v"}
-    return Row("needle", length, "full", case, None, 4000, 4000, 1, found, ["contains"], ["é"], gold, tags, look=look)
+    return Result(
+        "needle", length, "full", case, None, 4000, 4000, 1, found, ["contains"], ["é"], gold, tags, look=look
+    )
 
 
 def test_rows_come_back(tmp_path: Path) -> None:
-    first = Rows(tmp_path / "a.jsonl", SETTINGS)
+    first = ResultsFile(tmp_path / "a.jsonl", SETTINGS)
     for case in range(3):
         first.add(row(case))
-    again = Rows(tmp_path / "a.jsonl", SETTINGS)
+    again = ResultsFile(tmp_path / "a.jsonl", SETTINGS)
     assert again.done == first.done
     again.add(row(3))
-    assert len(Rows(tmp_path / "a.jsonl", SETTINGS).done) == 4
+    assert len(ResultsFile(tmp_path / "a.jsonl", SETTINGS).done) == 4
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
 def test_a_line_that_a_kill_tore_is_done_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.jsonl"
-    rows = Rows(path, SETTINGS)
+    rows = ResultsFile(path, SETTINGS)
     rows.add(row(0))
     rows.add(row(1))
     path.write_bytes(path.read_bytes()[:-cut])
-    again = Rows(path, SETTINGS)
+    again = ResultsFile(path, SETTINGS)
     assert set(again.done) == {row(0).key}
     again.add(row(1))
-    assert Rows(path, SETTINGS).done == rows.done
+    assert ResultsFile(path, SETTINGS).done == rows.done
 
 
 @pytest.mark.parametrize(("field", "value"), [("model", "other"), ("seed", 1), ("document", "abc")])
 def test_a_file_of_other_settings_is_refused(tmp_path: Path, field: str, value: object) -> None:
-    Rows(tmp_path / "a.jsonl", SETTINGS).add(row())
+    ResultsFile(tmp_path / "a.jsonl", SETTINGS).add(row())
     with pytest.raises(DamagedError, match=rf"another {field}: .* there, {value} here"):
-        Rows(tmp_path / "a.jsonl", {**SETTINGS, field: value})
+        ResultsFile(tmp_path / "a.jsonl", {**SETTINGS, field: value})
 
 
 @pytest.mark.parametrize("text", ["hello\n", '{"a": 1}\n', "[]\n", '{"schema": "kvcli.eval/1", "settings": {}}\n3\n'])
@@ -54,15 +56,15 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> 
     path = tmp_path / "a.jsonl"
     path.write_text(text)
     with pytest.raises(DamagedError, match=r"another name|no file of kvcli eval|another model"):
-        Rows(path, SETTINGS)
+        ResultsFile(path, SETTINGS)
     assert path.read_text() == text
 
 
 def test_a_place_where_no_file_can_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory"):
-        Rows(tmp_path, SETTINGS)
+        ResultsFile(tmp_path, SETTINGS)
     with pytest.raises(UsageError, match="there is no directory"):
-        Rows(tmp_path / "no" / "a.jsonl", SETTINGS)
+        ResultsFile(tmp_path / "no" / "a.jsonl", SETTINGS)
 
 
 def test_a_cell_sums_up_its_rows() -> None:

@@ -10,19 +10,19 @@ import pytest
 from kvcli.errors import InputError, UsageError
 from kvcli.evaluate import vocabulary
 from kvcli.evaluate.build_cases import lengths
-from kvcli.evaluate.case import Case, Wanted
+from kvcli.evaluate.case import Case, CaseRequest
 from kvcli.evaluate.haystack import Haystack, split
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.tasks import TASKS, lookup, needle
-from kvcli.evaluate.tasks.passages import Passage, Passages
-from kvcli.evaluate.token_counter import Ruler
+from kvcli.evaluate.tasks.passages import PassagePool, PoolPassage
+from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.retaining_heads import facts
 
 LENGTHS = (1024, 4096, 20000)
 MADE = [name for name, task in TASKS.items() if task.make is not None and task.sized]
-PASSAGES = Passages(
+PASSAGES = PassagePool(
     tuple(
-        Passage(
+        PoolPassage(
             f"Title {n}",
             f"In {1000 + n} the mill of village {n} burned down. " * 9,
             ((f"When, {n}?", (f"{1000 + n}",)),),
@@ -33,30 +33,30 @@ PASSAGES = Passages(
 
 
 def make(
-    name: str, ruler: Ruler, *, length: int = 4096, number: int = 0, seed: int = 0, text: str | None = None
+    name: str, ruler: TokenCounter, *, length: int = 4096, number: int = 0, seed: int = 0, text: str | None = None
 ) -> Case:
     maker = TASKS[name].make
     assert maker is not None
-    return maker(Wanted(name, number, length, seed, ruler, Haystack(ruler, text), PASSAGES))
+    return maker(CaseRequest(name, number, length, seed, ruler, Haystack(ruler, text), PASSAGES))
 
 
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_text_is_as_long_as_was_asked_for(name: str, length: int, ruler: Ruler) -> None:
+def test_a_text_is_as_long_as_was_asked_for(name: str, length: int, ruler: TokenCounter) -> None:
     tokens = ruler.document(make(name, ruler, length=length).text)
     assert tokens <= length
     assert tokens > length - 250
 
 
 @pytest.mark.parametrize("name", [*MADE, "gold"])
-def test_a_case_depends_on_seed_number_and_length_alone(name: str, ruler: Ruler) -> None:
+def test_a_case_depends_on_seed_number_and_length_alone(name: str, ruler: TokenCounter) -> None:
     assert make(name, ruler, number=3) == make(name, ruler, number=3)
     others = [make(name, ruler), make(name, ruler, number=1), make(name, ruler, seed=1), make(name, ruler, number=2)]
     assert len({case.text for case in others}) == len(others)
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_reader_who_quotes_the_text_is_right(name: str, ruler: Ruler) -> None:
+def test_a_reader_who_quotes_the_text_is_right(name: str, ruler: TokenCounter) -> None:
     case = make(name, ruler)
     for question in case.questions:
         assert question.gold
@@ -66,7 +66,7 @@ def test_a_reader_who_quotes_the_text_is_right(name: str, ruler: Ruler) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if TASKS[name].hides])
-def test_facts_are_hidden_in_a_persons_own_text(name: str, ruler: Ruler, book: str) -> None:
+def test_facts_are_hidden_in_a_persons_own_text(name: str, ruler: TokenCounter, book: str) -> None:
     text = make(name, ruler, length=2048, text=book).text
     rest = [piece.strip() for piece in split(text) if piece.strip() not in book]
     assert 1 <= len(rest) <= 12
@@ -75,7 +75,7 @@ def test_facts_are_hidden_in_a_persons_own_text(name: str, ruler: Ruler, book: s
     assert len(starts) > 3
 
 
-def test_depths_cover_the_text_however_many_cases_there_are(ruler: Ruler) -> None:
+def test_depths_cover_the_text_however_many_cases_there_are(ruler: TokenCounter) -> None:
     def depth(number: int) -> float:
         case = make("passkey", ruler, length=20000, number=number)
         return case.text.index(case.questions[0].gold[0]) / len(case.text)
@@ -84,7 +84,7 @@ def test_depths_cover_the_text_however_many_cases_there_are(ruler: Ruler) -> Non
     assert all(3 <= quarters[q] <= 7 for q in range(4))
 
 
-def test_a_needle_stands_between_sentences(ruler: Ruler, book: str) -> None:
+def test_a_needle_stands_between_sentences(ruler: TokenCounter, book: str) -> None:
     for number in range(12):
         case = make("needle", ruler, length=3000, text=book, number=number)
         value = case.questions[0].gold[0]
@@ -94,25 +94,25 @@ def test_a_needle_stands_between_sentences(ruler: Ruler, book: str) -> None:
         assert not before.endswith(("Mr.", "No."))
 
 
-def test_values_take_turns(ruler: Ruler) -> None:
+def test_values_take_turns(ruler: TokenCounter) -> None:
     kinds = [make("needle", ruler, number=n).tags["values"] for n in range(6)]
     assert kinds == ["number", "name", "word"] * 2
 
 
-def test_other_facts_of_the_same_kind_lead_astray(ruler: Ruler) -> None:
+def test_other_facts_of_the_same_kind_lead_astray(ruler: TokenCounter) -> None:
     case = make("multikey", ruler)
     sentence = next(piece for piece in split(case.text) if case.questions[0].gold[0] in piece)
     start = sentence.split(" ")[0]
     assert sum(piece.startswith(start) for piece in split(case.text)) >= 4
 
 
-def test_eight_facts_eight_questions(ruler: Ruler) -> None:
+def test_eight_facts_eight_questions(ruler: TokenCounter) -> None:
     case = make("multiquery", ruler)
     assert len(case.questions) == 8
     assert len({q.text for q in case.questions}) == len({q.gold for q in case.questions}) == 8
 
 
-def test_a_chain_of_variables_holds_the_number_it_is_asked_for(ruler: Ruler) -> None:
+def test_a_chain_of_variables_holds_the_number_it_is_asked_for(ruler: TokenCounter) -> None:
     case = make("variables", ruler)
     values: dict[str, str] = {}
     for name, value in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", case.text):
@@ -125,7 +125,9 @@ def test_a_chain_of_variables_holds_the_number_it_is_asked_for(ruler: Ruler) -> 
 
 @pytest.mark.parametrize(("name", "pattern"), [("common", r"\. (\w+)"), ("frequent", r"(?<=[ ])(\w+)")])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_the_most_frequent_words_are_the_most_frequent(name: str, pattern: str, length: int, ruler: Ruler) -> None:
+def test_the_most_frequent_words_are_the_most_frequent(
+    name: str, pattern: str, length: int, ruler: TokenCounter
+) -> None:
     case = make(name, ruler, length=length)
     _, _, text = case.text.partition(":")
     counts = Counter(re.findall(pattern, text))
@@ -133,7 +135,7 @@ def test_the_most_frequent_words_are_the_most_frequent(name: str, pattern: str, 
     assert min(counts[word] for word in gold) >= max(n for word, n in counts.items() if word not in gold)
 
 
-def test_one_document_of_many_has_the_answer(ruler: Ruler) -> None:
+def test_one_document_of_many_has_the_answer(ruler: TokenCounter) -> None:
     case, alone = make("multidoc", ruler), make("gold", ruler)
     (answer,) = case.questions[0].gold
     documents = case.text.strip().split("\n")
@@ -143,7 +145,7 @@ def test_one_document_of_many_has_the_answer(ruler: Ruler) -> None:
     assert alone.text.partition("]")[2] in case.text
 
 
-def test_a_document_that_is_too_short_says_how_long_it_is(ruler: Ruler, book: str) -> None:
+def test_a_document_that_is_too_short_says_how_long_it_is(ruler: TokenCounter, book: str) -> None:
     tokens = ruler.document(book)
     with pytest.raises(InputError, match=f"{tokens:,} tokens, fewer than the 100,000"):
         make("needle", ruler, text=book, length=100_000)
@@ -151,12 +153,12 @@ def test_a_document_that_is_too_short_says_how_long_it_is(ruler: Ruler, book: st
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_too_few_tokens_are_refused(name: str, ruler: Ruler) -> None:
+def test_too_few_tokens_are_refused(name: str, ruler: TokenCounter) -> None:
     with pytest.raises(UsageError, match="too few"):
         make(name, ruler, length=12)
 
 
-def test_too_few_passages_are_refused(ruler: Ruler) -> None:
+def test_too_few_passages_are_refused(ruler: TokenCounter) -> None:
     with pytest.raises(InputError, match="900 passages are"):
         make("multidoc", ruler, length=200_000)
 

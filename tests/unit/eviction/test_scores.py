@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kvcli.cache.units import Exact
+from kvcli.cache.units import DenseUnits
 from kvcli.eviction.base import Chunk
 from kvcli.eviction.keydiff import Keydiff
 from kvcli.eviction.knorm import Knorm
@@ -26,7 +26,7 @@ def chunk(kept: int = 3, new: int = 5, *, probe: int = 0, start: int = 10, state
     return Chunk(
         layer=1,
         start=start,
-        units=Exact(k, v, rotated),
+        units=DenseUnits(k, v, rotated),
         new_k=k[:, kept:],
         new_v=v[:, kept:],
         q=q,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 
 GROUP = 32
 """Inputs of a matrix that share a scale; an edge of FP8's square blocks, too."""
@@ -124,7 +124,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[Tensor], tuple[Parts, Tensor]
 """Name to the config that a checkpoint has and what makes a matrix of a layer ``[out, in]`` into its tensors."""
 
 
-def pack(source: Source, name: str, folder: Path) -> tuple[Source, Source]:
+def pack(source: ModelSource, name: str, folder: Path) -> tuple[ModelSource, ModelSource]:
     """A model's matrices packed in a format, and a plain checkpoint of the numbers that this means."""
     config, packed = FORMATS[name]
     tensors, plain = Parts(), Parts()
@@ -140,7 +140,7 @@ def pack(source: Source, name: str, folder: Path) -> tuple[Source, Source]:
     )
 
 
-def _save(source: Source, folder: Path, tensors: Parts, config: dict[str, Any]) -> Source:
+def _save(source: ModelSource, folder: Path, tensors: Parts, config: dict[str, Any]) -> ModelSource:
     folder.mkdir()
     for file in source.path.iterdir():
         if file.suffix != ".safetensors":
@@ -148,4 +148,4 @@ def _save(source: Source, folder: Path, tensors: Parts, config: dict[str, Any]) 
     whole = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(whole))
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return Source(folder.name, folder, "directory")
+    return ModelSource(folder.name, folder, "directory")

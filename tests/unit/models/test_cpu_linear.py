@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.models import cpu_linear
 from kvcli.models.load import wrap
 from kvcli.recipe import parse
@@ -23,13 +24,13 @@ def classes(module: nn.Module) -> set[type]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_that_of_torch_to_the_last_bits_of_bfloat16(family: str) -> None:
     model = wrap(tiny.build(family).to(torch.bfloat16), None, name=family, fingerprint=None)
-    assert classes(model.module) == {cpu_linear.Linear}
-    context = drain(engine.read(model, tiny.document(60), parse("full")))
+    assert classes(model.module) == {cpu_linear.CpuDecodeLinear}
+    context = drain(engine.prefill(model, tiny.document(60), parse("full")))
     found = []
-    for kind in (cpu_linear.Linear, nn.Linear):
+    for kind in (cpu_linear.CpuDecodeLinear, nn.Linear):
         for layer in [m for m in model.module.modules() if isinstance(m, nn.Linear)]:
             layer.__class__ = kind
-        tail = engine.begin(model, context)
+        tail = new_decode_cache(model, context)
         found.append(torch.stack([step(model, tail, token) for token in (5, 6, 7)]))
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.05
 
@@ -44,7 +45,7 @@ def test_as_transformers_made_it_it_is_torchs() -> None:
     model = wrap(tiny.build("llama").to(torch.bfloat16), None, name="llama", fingerprint=None)
     with model.reference() as module:
         assert classes(module) == {nn.Linear}
-    assert classes(model.module) == {cpu_linear.Linear}
+    assert classes(model.module) == {cpu_linear.CpuDecodeLinear}
 
 
 def test_float32_and_other_layers_stay() -> None:
@@ -55,4 +56,4 @@ def test_float32_and_other_layers_stay() -> None:
 
     module = nn.Sequential(Quantised(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
     cpu_linear.install(module)(True)
-    assert [type(m) for m in module] == [Quantised, cpu_linear.Linear]
+    assert [type(m) for m in module] == [Quantised, cpu_linear.CpuDecodeLinear]

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from kvcli.errors import ResourceError
 from kvcli.models import attention, device_map, load
 from kvcli.models.device_map import over
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 from tests import tiny
 from tests.e2e.conftest import call, environment, folder, tiny_model  # noqa: F401
 from tests.laws.helpers import asked
@@ -64,7 +64,7 @@ def test_it_is_said_before_anything_is_loaded(tmp_path, monkeypatch, free: float
     monkeypatch.setattr(device_map.memory, "available", lambda _: int(free * whole))
     monkeypatch.setattr(device_map, "KEPT_BACK", 0.1)
     with pytest.raises(Reached):
-        load.load(Source("tiny", tmp_path, "directory"), announce=said.append)
+        load.load(ModelSource("tiny", tmp_path, "directory"), announce=said.append)
     if free > 1:
         assert not said
         assert given["device_map"] == {"": "cuda:0"}
@@ -120,7 +120,7 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
     plain = call(*words)
     assert "fetched at every step" not in plain.err
 
-    def needed(config: object, dtype: torch.dtype, _device: str, name: str) -> device_map.Spread:
+    def needed(config: object, dtype: torch.dtype, _device: str, name: str) -> device_map.DeviceMap:
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype)
         whole = sum(p.nbytes for p in module.parameters())

@@ -195,5 +195,5 @@ def test_an_unknown_rule_for_splitting_text_is_told() -> None:
         backend_tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
 
     Fast.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
-    header = gguf.Header({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "martian"}, 0, 0)
+    header = gguf.GgufHeader({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "martian"}, 0, 0)
     assert "martian" in gguf._restore_splitting(Fast(), header)[0]

@@ -14,7 +14,7 @@ from kvcli.models import local_models, quantization
 from kvcli.models import spec as model_spec
 from kvcli.models.load import load
 from kvcli.models.random_weights import build
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
 from tests.laws.helpers import drain
@@ -22,12 +22,12 @@ from tests.unit.models import packed
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return Source("tiny", save_tiny(tmp_path_factory.mktemp("tiny"), hidden=64), "directory")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return ModelSource("tiny", save_tiny(tmp_path_factory.mktemp("tiny"), hidden=64), "directory")
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])
-def test_it_is_what_was_planned_and_near_the_original(source: Source, held: str) -> None:
+def test_it_is_what_was_planned_and_near_the_original(source: ModelSource, held: str) -> None:
     model = load(source, device="cpu", dtype="bfloat16", weights=held)
     planned = model_spec.spec(source, device="cpu", dtype="bfloat16", held=held)
     assert model.spec == planned
@@ -42,21 +42,21 @@ def test_it_is_what_was_planned_and_near_the_original(source: Source, held: str)
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])
-def test_random_weights_too(source: Source, held: str) -> None:
+def test_random_weights_too(source: ModelSource, held: str) -> None:
     model = build(source.path, device="cpu", dtype="bfloat16", weights=held)
     assert model.spec.weight_bytes == model_spec.spec(source, device="cpu", dtype="bfloat16", held=held).weight_bytes
     check.check(model, parse("full"))
 
 
 @pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return Source("wide", save_tiny(tmp_path_factory.mktemp("wide"), hidden=64, wide=True), "directory")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    return ModelSource("wide", save_tiny(tmp_path_factory.mktemp("wide"), hidden=64, wide=True), "directory")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", packed.FORMATS)
 def test_a_quantised_checkpoint_says_what_its_numbers_mean(
-    wide: Source, name: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    wide: ModelSource, name: str, dtype: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Against the same numbers in a plain checkpoint; in bfloat16, and in kernels that use it, but for rounding."""
     if missing := quantization._missing(packed.FORMATS[name][0]["quant_method"], "cpu"):
@@ -85,7 +85,7 @@ def test_a_quantised_checkpoint_says_what_its_numbers_mean(
 @pytest.mark.parametrize("name", packed.FORMATS)
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_plan_of_a_quantised_checkpoint(
-    wide: Source, name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: ModelSource, name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few bits stay few where they are multiplied as they are; from the config alone nearly the same."""
     monkeypatch.setattr(model_spec, "_device", lambda _: device)
@@ -101,7 +101,7 @@ def test_the_plan_of_a_quantised_checkpoint(
 
 @pytest.mark.parametrize("name", ["awq", "gptq", "compressed int4"])
 def test_what_is_missing_is_named_before_anything_is_loaded(
-    source: Source, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, _ = packed.pack(source, name, tmp_path)
     monkeypatch.setattr(quantization, "_installed", lambda _: False)
@@ -114,7 +114,9 @@ def test_what_is_missing_is_named_before_anything_is_loaded(
     assert f'"torch=={torch.__version__.split("+")[0]}"' in str(found.value.hint)
 
 
-def test_only_a_card_needs_kernels_for_fp8(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_card_needs_kernels_for_fp8(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs, _ = packed.pack(source, "fp8", tmp_path)
     monkeypatch.setattr(quantization, "_installed", lambda _: False)
     assert quantization.reading(theirs, "cpu") == {}
@@ -126,7 +128,7 @@ def test_only_a_card_needs_kernels_for_fp8(source: Source, tmp_path: Path, monke
     ("said", "hint"), [("a GPU is needed for this", "CUDA card"), ("no such\ntensor", "kvcli models show")]
 )
 def test_what_transformers_cannot_read_is_said_in_one_line(
-    source: Source, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: ModelSource, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, _ = packed.pack(source, "fp8", tmp_path)
 
@@ -142,30 +144,30 @@ def test_what_transformers_cannot_read_is_said_in_one_line(
     assert hint in str(found.value.hint)
 
 
-def test_models_show_says_it(source: Source, tmp_path: Path) -> None:
+def test_models_show_says_it(source: ModelSource, tmp_path: Path) -> None:
     theirs, plain = packed.pack(source, "awq", tmp_path)
     told = [drain(local_models.show(str(s.path), offline=True)).notes for s in (theirs, plain)]
     assert told == [("comes quantised: awq",), ()]
 
 
-def test_what_is_quantised_is_not_quantised_again(source: Source, tmp_path: Path) -> None:
+def test_what_is_quantised_is_not_quantised_again(source: ModelSource, tmp_path: Path) -> None:
     theirs, _ = packed.pack(source, "awq", tmp_path)
     with pytest.raises(UsageError, match="quantised already"):
         load(theirs, device="cpu", weights="nf4")
 
 
-def test_a_checkpoint_of_four_bits_is_loaded_as_it_lies(source: Source, tmp_path: Path) -> None:
+def test_a_checkpoint_of_four_bits_is_loaded_as_it_lies(source: ModelSource, tmp_path: Path) -> None:
     model = load(source, device="cpu", dtype="bfloat16", weights="nf4")
     model.module.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((source.path / name).read_bytes())
-    again = load(Source("again", tmp_path, "directory"), device="cpu", dtype="bfloat16")
+    again = load(ModelSource("again", tmp_path, "directory"), device="cpu", dtype="bfloat16")
     assert again.spec.weight_bytes == pytest.approx(model.spec.weight_bytes, rel=0.05)
-    planned = model_spec.spec(Source("again", tmp_path, "directory"), device="cpu", dtype="bfloat16").weight_bytes
+    planned = model_spec.spec(ModelSource("again", tmp_path, "directory"), device="cpu", dtype="bfloat16").weight_bytes
     assert planned == pytest.approx(model.spec.weight_bytes, rel=0.05)
 
 
-def test_without_bitsandbytes_it_is_named(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_it_is_named(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ModelError, match="--weights nf4 needs bitsandbytes"):
         load(source, device="cpu", weights="nf4")

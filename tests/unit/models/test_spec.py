@@ -10,7 +10,7 @@ import pytest
 
 from kvcli.models import load
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import Source
+from kvcli.models.resolve import ModelSource
 from kvcli.types import DTYPE_BYTES
 from tests import tiny
 
@@ -19,7 +19,7 @@ from tests import tiny
 def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
     module = tiny.build(family)
     module.save_pretrained(tmp_path)
-    source = Source(family, tmp_path, "directory")
+    source = ModelSource(family, tmp_path, "directory")
     loaded = load.wrap(module, None, name=family, fingerprint=source.fingerprint).spec
     assert model_spec.spec(source, device="cpu", dtype="float32") == loaded
     halves = model_spec.spec(source, device="cpu", dtype="bfloat16")
@@ -29,16 +29,16 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral-window"])
 def test_without_weights_the_config_says_nearly_the_same(family: str, tmp_path: Path) -> None:
     tiny.build(family).save_pretrained(tmp_path)
-    here = model_spec.spec(Source(family, tmp_path, "directory"), device="cpu", dtype="float32")
+    here = model_spec.spec(ModelSource(family, tmp_path, "directory"), device="cpu", dtype="float32")
     (tmp_path / "model.safetensors").unlink()
-    away = model_spec.spec(Source(family, tmp_path, "hub", complete=False), device="cpu", dtype="float32")
+    away = model_spec.spec(ModelSource(family, tmp_path, "hub", complete=False), device="cpu", dtype="float32")
     assert away.weight_bytes == pytest.approx(here.weight_bytes, rel=0.03)
 
 
 def test_a_config_without_sizes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4, "hidden_size": 32}))
     with pytest.raises(model_spec.ModelError, match="its config has no num_hidden_layers"):
-        model_spec.spec(Source("x", tmp_path, "hub", complete=False), device="cpu")
+        model_spec.spec(ModelSource("x", tmp_path, "hub", complete=False), device="cpu")
 
 
 def test_heads_are_found_by_what_is_on_disk(tmp_path: Path) -> None:
@@ -48,16 +48,16 @@ def test_heads_are_found_by_what_is_on_disk(tmp_path: Path) -> None:
     folder.mkdir()
     model = tiny.load("llama")
     model.module.save_pretrained(tmp_path)
-    source = Source("llama", tmp_path, "directory")
+    source = ModelSource("llama", tmp_path, "directory")
     spec = model_spec.spec(source, device="cpu")
     assert model_spec.heads_identity(source, spec) == checkpoint.identity(model)
     assert not model_spec.heads_bytes(source, spec, [folder])
     heads = model.heads
     assert heads is not None
-    checkpoint.save(folder / "mine.safetensors", heads, checkpoint.Card(identity="another"))
+    checkpoint.save(folder / "mine.safetensors", heads, checkpoint.HeadsCard(identity="another"))
     (folder / "broken.safetensors").write_bytes(b"\xff" * 9)
     assert not model_spec.heads_bytes(source, spec, [folder])
-    checkpoint.save(folder / "mine.safetensors", heads, checkpoint.Card(identity=checkpoint.identity(model)))
+    checkpoint.save(folder / "mine.safetensors", heads, checkpoint.HeadsCard(identity=checkpoint.identity(model)))
     loaded = sum(p.nbytes for p in heads.parameters())
     assert model_spec.heads_bytes(source, spec, [folder]) * 4 == loaded * DTYPE_BYTES[spec.dtype]  # of float32
 

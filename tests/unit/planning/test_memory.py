@@ -8,6 +8,7 @@ from kvcli import registry
 from kvcli.cache.context import freeze
 from kvcli.errors import ResourceError, TooLongError
 from kvcli.planning import memory
+from kvcli.planning.positions import check_positions, kept_units
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import filled
@@ -28,8 +29,8 @@ def test_planned_bytes_are_the_allocated_ones(model, recipe: str, tokens: int) -
 
 def test_sliding_layers_are_planned_as_windows() -> None:
     spec = tiny.load("gemma3").spec
-    assert [memory.units(spec, parse("full"), 100, i) for i in range(3)] == [15, 100, 15]
-    assert [memory.units(spec, parse("knorm(budget=20)"), 100, i) for i in range(3)] == [15, 20, 15]
+    assert [kept_units(spec, parse("full"), 100, i) for i in range(3)] == [15, 100, 15]
+    assert [kept_units(spec, parse("knorm(budget=20)"), 100, i) for i in range(3)] == [15, 20, 15]
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_numbers(model) -> None:
@@ -53,13 +54,13 @@ def test_a_plan_that_does_not_fit_is_refused_with_numbers(model) -> None:
     ],
 )
 def test_room_for_the_answer(model, recipe: str, tokens: int, room: int) -> None:
-    assert memory.check_positions(model.spec, parse(recipe), tokens=tokens, chunk=16, question=10) == room
+    assert check_positions(model.spec, parse(recipe), tokens=tokens, chunk=16, question=10) == room
 
 
 @pytest.mark.parametrize("recipe", ["full", "knorm(budget=100, positions=original)", "knorm(budget=505)"])
 def test_what_leaves_the_window_is_refused(model, recipe: str) -> None:
     with pytest.raises(TooLongError) as error:
-        memory.check_positions(model.spec, parse(recipe), tokens=600, chunk=16, question=10)
+        check_positions(model.spec, parse(recipe), tokens=600, chunk=16, question=10)
     assert "512" in error.value.message
     assert error.value.hint
 
@@ -122,13 +123,13 @@ def test_what_freezing_takes_for_a_moment_is_planned(model) -> None:
     for hold in ("", "+int8", "+kivi(bits=2)", "+turbo(fill=true)"):
         recipe, plan = parse(f"knorm(budget=1000){hold}"), made(hold, 1000)
         work = filled(model, tiny.document(300), str(recipe), 16)
-        both = memory.beside(plan, model.spec, recipe, tokens=10**6).fill
+        both = memory.with_resident_cache(plan, model.spec, recipe, tokens=10**6).fill
         assert both == plan.fill + plan.held + 4 * 1000 * model.spec.kv_heads * model.spec.layers
         small = memory.plan(model.spec, recipe, tokens=300, chunk=16, tail=0)
         kept = freeze(work, recipe.hold, release=False)
         own = work.nbytes - work.workspace.nbytes
         places = sum(layer.pos.nbytes for layer in kept.layers)
-        assert memory.beside(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places
+        assert memory.with_resident_cache(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places
 
 
 def test_the_kernels_blocks_are_as_planned() -> None:

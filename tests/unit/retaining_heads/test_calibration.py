@@ -7,11 +7,11 @@ import torch
 
 from kvcli.engine import prefill as engine
 from kvcli.errors import DamagedError, ModelError
-from kvcli.models.load import Model
-from kvcli.planning import memory
+from kvcli.models.model import Model
+from kvcli.planning.disk import disk_bytes
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.directory import Library
-from kvcli.prompt_cache.prefill import Job
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.prefill import PrefillRequest
 from kvcli.recipe import parse
 from kvcli.retaining_heads import calibration, checkpoint
 from kvcli.storage.infinigen import QUERIES, PartialKeys
@@ -31,7 +31,7 @@ def make(model: Model, /, length: int = 60, seed: int = 5, **card: object) -> di
     """A calibration where it is found; ``card`` says otherwise than is true."""
     moments = drain(calibration.measure(model, tiny.document(length, seed=seed), chunk=16))
     spec = model.spec
-    about = calibration.Card(
+    about = calibration.CalibrationCard(
         model.name,
         checkpoint.identity(model),
         spec.layers,
@@ -46,7 +46,7 @@ def make(model: Model, /, length: int = 60, seed: int = 5, **card: object) -> di
 
 
 def turns(model: Model, recipe: str) -> list[torch.Tensor]:
-    context = drain(engine.read(model, tiny.document(50), parse(recipe), chunk=16))
+    context = drain(engine.prefill(model, tiny.document(50), parse(recipe), chunk=16))
     indices = [layer.index for layer in context.layers if layer.host_nbytes]
     assert all(isinstance(index, PartialKeys) for index in indices)
     return [index.turn for index in indices]
@@ -129,18 +129,20 @@ def test_a_damaged_one_is_refused(model, damage: bytes | None) -> None:
 def test_a_reading_of_full_serves_holds_that_gather_nothing(model, tmp_path, hold: str) -> None:
     make(model)
     calibration.attach(model, [parse(FILE)])
-    library, ids = Library(tmp_path / "readings"), tiny.document(60)
+    library, ids = CacheDirectory(tmp_path / "readings"), tiny.document(60)
     library.folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        Job(ids=ids, recipe=parse(r), chunk=16, horizon=160, text="t", document={}) for r in ("full", f"full+{hold}")
+        PrefillRequest(ids=ids, recipe=parse(r), chunk=16, horizon=160, text="t", document={})
+        for r in ("full", f"full+{hold}")
     ]
-    places = [library.place(session.identity(model, job)) for job in jobs]
+    places = [library.place(session.request_key(model, job)) for job in jobs]
     found = [
-        drain(session.read(model, job, place=p, library=library)).cache for job, p in zip(jobs, places, strict=True)
+        drain(session.cached_prefill(model, job, place=p, library=library)).cache
+        for job, p in zip(jobs, places, strict=True)
     ]
     assert found == ["miss", "hit"]
-    observing = Job(ids=ids, recipe=parse("full+infinigen(skew=text)"), chunk=16, horizon=160)
-    assert session.identity(model, observing) != session.identity(model, jobs[0])
+    observing = PrefillRequest(ids=ids, recipe=parse("full+infinigen(skew=text)"), chunk=16, horizon=160)
+    assert session.request_key(model, observing) != session.request_key(model, jobs[0])
 
 
 @pytest.mark.parametrize("recipe", ["full", "full+infinigen(dense=1)", FILE, "full+infllm(block=4)"])
@@ -148,8 +150,8 @@ def test_a_saved_reading_is_as_large_as_was_planned(model, tmp_path, recipe: str
     """What a hold has gathered is in it, at its end and at its edge."""
     make(model)
     calibration.attach(model, [parse(FILE)])
-    job = Job(ids=tiny.document(300), recipe=parse(recipe), chunk=32, horizon=320, text="t", document={})
-    drain(session.read(model, job, place=tmp_path / "a.kv"))
+    job = PrefillRequest(ids=tiny.document(300), recipe=parse(recipe), chunk=32, horizon=320, text="t", document={})
+    drain(session.cached_prefill(model, job, place=tmp_path / "a.kv"))
     size = (tmp_path / "a.kv").stat().st_size
-    planned = memory.disk(model.spec, job.recipe, tokens=300, chunk=32, text=1)
+    planned = disk_bytes(model.spec, job.recipe, tokens=300, chunk=32, text=1)
     assert size <= planned <= size + 20_000

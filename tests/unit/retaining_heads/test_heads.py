@@ -12,7 +12,7 @@ from kvcli.engine import prefill as engine
 from kvcli.errors import DamagedError, ModelError
 from kvcli.recipe import parse
 from kvcli.retaining_heads import checkpoint, discovery
-from kvcli.retaining_heads.checkpoint import Card
+from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads, features, joined
 from tests import tiny
 from tests.laws.helpers import filled
@@ -72,7 +72,9 @@ def test_stored_scores_are_the_heads_own_even_for_stabilizers(model) -> None:
 
 
 def test_a_file_gives_back_heads_and_card(model, tmp_path) -> None:
-    card = Card(model="m", identity=checkpoint.identity(model), steps=7, seed=3, metrics={"overlap": 0.5}, licence="PD")
+    card = HeadsCard(
+        model="m", identity=checkpoint.identity(model), steps=7, seed=3, metrics={"overlap": 0.5}, licence="PD"
+    )
     heads = RetainingHeads.like(model.spec, width=8)
     checkpoint.save(tmp_path / "h.safetensors", heads, card, dtype=torch.float32)
     loaded, found = checkpoint.load(tmp_path / "h.safetensors")
@@ -103,11 +105,11 @@ def test_published_locret_checkpoints_load(model, tmp_path, kind: str) -> None:
             save_file({k: v for j, (k, v) in enumerate(weights.items()) if j % 2 == n}, tmp_path / f"m{n}.safetensors")
     fresh = replace(model, heads=None)
     card = discovery.attach(fresh, str(path))
-    assert card == Card(activation="silu")
+    assert card == HeadsCard(activation="silu")
     assert fresh.heads.width == 1024
     for i in range(model.spec.layers):
         assert torch.equal(fresh.heads.fc1[i], weights[f"model.layers.{i}.self_attn.fc1.weight"])
-    drained = list(engine.fill(fresh, tiny.document(40), parse("locret(budget=16)"), chunk=8))
+    drained = list(engine.prefill_steps(fresh, tiny.document(40), parse("locret(budget=16)"), chunk=8))
     assert drained[-1].kept == 16
 
 
@@ -128,14 +130,14 @@ def test_heads_of_another_model_are_refused_naming_what_differs(model, tmp_path)
     other = tiny.load("llama-mha")
     path = tmp_path / "h.safetensors"
     checkpoint.save(
-        path, RetainingHeads.like(other.spec, width=8), Card(model="other", identity=checkpoint.identity(other))
+        path, RetainingHeads.like(other.spec, width=8), HeadsCard(model="other", identity=checkpoint.identity(other))
     )
     with pytest.raises(ModelError, match=r"96 features per token where the model has 64; 4 KV heads where .* has 2"):
         discovery.attach(replace(model), str(path))
     twin = tiny.load("llama", seed=1)
     twin.module.model.norm.weight.data += 1
     checkpoint.save(
-        path, RetainingHeads.like(twin.spec, width=8), Card(model="twin", identity=checkpoint.identity(twin))
+        path, RetainingHeads.like(twin.spec, width=8), HeadsCard(model="twin", identity=checkpoint.identity(twin))
     )
     with pytest.raises(ModelError, match="trained for twin"):
         discovery.attach(replace(model), str(path))
@@ -194,7 +196,7 @@ def test_heads_are_found_by_themselves_and_a_persons_own_come_first(model, tmp_p
     assert discovery.attach(fresh) is None
     assert fresh.heads is None
     (discovery.folder() / "a-damaged.safetensors").write_bytes(b"x")
-    mine = Card(model="mine", identity=checkpoint.identity(model), steps=1)
+    mine = HeadsCard(model="mine", identity=checkpoint.identity(model), steps=1)
     checkpoint.save(discovery.folder() / "mine.safetensors", RetainingHeads.like(model.spec, width=8), mine)
     assert discovery.attach(fresh) == mine
     assert fresh.heads is not None
@@ -202,7 +204,7 @@ def test_heads_are_found_by_themselves_and_a_persons_own_come_first(model, tmp_p
 
 def test_without_heads_locret_says_so_and_what_helps(model) -> None:
     with pytest.raises(ModelError, match="needs retaining heads") as caught:
-        list(engine.fill(replace(model, heads=None), tiny.document(9), parse("locret(budget=4)")))
+        list(engine.prefill_steps(replace(model, heads=None), tiny.document(9), parse("locret(budget=4)")))
     assert caught.value.hint is not None
     assert "kvcli train" in caught.value.hint
     assert "keydiff" in caught.value.hint

@@ -13,16 +13,17 @@ import torch
 
 from kvcli.cache.context import freeze
 from kvcli.engine import prefill as engine
+from kvcli.engine.observer import Observer
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, InputError
 from kvcli.models.load import load
 from kvcli.recipe import parse
 from kvcli.retaining_heads import data
-from kvcli.retaining_heads.data import Corpus, Record
-from kvcli.retaining_heads.facts import plant, weave
-from kvcli.retaining_heads.labels import Observer, Recorder
-from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, spread
-from kvcli.retaining_heads.trainer import Learner, Lesson, Settings, _repeated, lesson, train
+from kvcli.retaining_heads.data import Corpus, TrainingRecord
+from kvcli.retaining_heads.facts import insert_fact, interleave
+from kvcli.retaining_heads.labels import Recorder
+from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, smooth_labels
+from kvcli.retaining_heads.trainer import Trainer, TrainingExample, TrainingOptions, _repeated, make_example, train
 from kvcli.storage.dense import Dense
 from tests import tiny
 from tests.e2e.conftest import save_tiny
@@ -40,7 +41,7 @@ def talking(tmp_path_factory):
 
 
 def observed(model, body: list[int], tails: list[tuple[list[int], int]], kind: str) -> Observer:
-    work = drain(engine.fill(model, body, parse("full")))
+    work = drain(engine.prefill_steps(model, body, parse("full")))
     with torch.inference_mode():
         observer = Observer(model.rotary, freeze(work, Dense()), [(n, len(ids) - n) for ids, n in tails], kind)
         model.forward(torch.tensor([i for ids, _ in tails for i in ids]), observer, logits=False)
@@ -99,7 +100,7 @@ def test_labels_do_not_depend_on_how_many_queries_are_taken_at_a_time(monkeypatc
     model = tiny.load("llama")
     body, tail = tiny.document(40), tiny.document(9, seed=1)
     whole = observed(model, body, [(tail, 3)], kind).labels
-    monkeypatch.setattr("kvcli.retaining_heads.labels._WORK", 2 * 40 * model.spec.heads)
+    monkeypatch.setattr("kvcli.engine.observer._WORK", 2 * 40 * model.spec.heads)
     for a, b in zip(whole, observed(model, body, [(tail, 3)], kind).labels, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -108,7 +109,7 @@ def test_labels_do_not_depend_on_how_many_queries_are_taken_at_a_time(monkeypatc
 def test_a_label_of_repeating_is_the_attention_of_the_text_said_again(talking, focus: float) -> None:
     example = Corpus(["A quiet day. Nobody came. " * 40], [], tokens=(64, 128), focus=focus).example(0)
     prompt = Prompt(talking.tokenizer)
-    taught = lesson(talking, prompt, example, Settings(), kind="repeat")
+    taught = make_example(talking, prompt, example, TrainingOptions(), kind="repeat")
     ids = prompt.document(example.text)  # no question stands in front: none is asked
     asked = prompt.question("What does the text say, word for word?")
     observer = observed(talking, ids, [(asked + ids[taught.head :], len(asked))], "prob")
@@ -127,7 +128,7 @@ def test_pieces_of_a_repeated_text_overlap_and_leave_nothing_out(talking, monkey
 
 
 def test_kinds_of_labels_take_turns() -> None:
-    corpus, settings = Corpus(["A quiet day. " * 80], []), Settings(labels="prob,repeat,prob,logit")
+    corpus, settings = Corpus(["A quiet day. " * 80], []), TrainingOptions(labels="prob,repeat,prob,logit")
     counts = Counter(settings.kind(corpus.chance(number, "label")) for number in range(2000))
     assert 900 < counts["prob"] < 1100
     assert 400 < counts["repeat"] < 600
@@ -141,7 +142,7 @@ def test_recorded_features_do_not_depend_on_chunks() -> None:
     def recorded(chunk: int) -> list[torch.Tensor]:
         recorder = Recorder(model.spec.layers)
         before, model.heads = model.heads, recorder
-        drain(engine.fill(model, ids, parse("locret(budget=50)"), chunk=chunk))
+        drain(engine.prefill_steps(model, ids, parse("locret(budget=50)"), chunk=chunk))
         model.heads = before
         return [recorder.features(i) for i in range(model.spec.layers)]
 
@@ -165,7 +166,7 @@ def test_the_ordinal_loss_is_least_for_the_true_order() -> None:
 @pytest.mark.parametrize("width", [1, 3, 9])
 def test_a_spread_label_is_the_logarithm_of_the_mean_probability_nearby(width: int) -> None:
     label = torch.randn(2, 40, generator=torch.Generator().manual_seed(0)) * 6 - 20
-    wide = spread(label, width)
+    wide = smooth_labels(label, width)
     for t in range(40):
         near = label[:, max(0, t - width // 2) : t + width // 2 + 1]
         assert torch.allclose(wide[:, t], near.exp().mean(dim=1).log(), rtol=1e-4, atol=1e-4)
@@ -188,13 +189,13 @@ def test_overlap_counts_the_common_tenth() -> None:
 def test_learning_learns() -> None:
     """Labels that are a linear function of the features are found."""
     model = tiny.load("llama")
-    learner = Learner(model, Settings(steps=120, rate=1e-2, width=16, pool=1), Corpus(["Nothing."], []))
+    learner = Trainer(model, TrainingOptions(steps=120, rate=1e-2, width=16, pool=1), Corpus(["Nothing."], []))
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(2, 64, generator=generator)
     for _ in range(120):
         x = torch.randn(200, 64, generator=generator) * 5
         layers = model.spec.layers
-        _, found = learner.learn(Lesson([x] * layers, [truth @ x.T] * layers, head=0))
+        _, found = learner.learn(TrainingExample([x] * layers, [truth @ x.T] * layers, head=0))
     assert found > 0.7
     x = torch.randn(50, 64, generator=generator)
     expected = learner.heads(0, x * learner.gain[0])
@@ -203,7 +204,7 @@ def test_learning_learns() -> None:
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(talking, tmp_path) -> None:
     corpus = Corpus(["It was a quiet day. Nobody came. " * 60], [], tokens=(64, 128), seed=1)
-    settings = Settings(steps=12, width=8, check_every=6, budget=32, in_loop=0.5, labels="prob,repeat")
+    settings = TrainingOptions(steps=12, width=8, check_every=6, budget=32, in_loop=0.5, labels="prob,repeat")
     whole, metrics = drain(train(talking, corpus, settings))
     checkpoint = tmp_path / "x.training"
     running = train(talking, corpus, settings, checkpoint)
@@ -227,7 +228,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(talking, tmp_path) -
     running.close()
 
     def taken_up(model=talking, corpus=corpus, **other: Any) -> None:
-        train(model, corpus, Settings(**{**asdict(settings), **other}), checkpoint_of_other)
+        train(model, corpus, TrainingOptions(**{**asdict(settings), **other}), checkpoint_of_other)
 
     taken_up(steps=20, check_every=5, patience=3)
     with pytest.raises(DamagedError, match="seed=0, not 5"):
@@ -246,8 +247,8 @@ def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
     heads = RetainingHeads.like(talking.spec, width=8).requires_grad_(False)
     example = Corpus(["A quiet day. " * 80], [], tokens=(64, 128), focus=1.0).example(0)
     prompt = Prompt(talking.tokenizer)
-    plain = lesson(talking, prompt, example, Settings())
-    looped = lesson(talking, prompt, example, Settings(budget=64), heads)
+    plain = make_example(talking, prompt, example, TrainingOptions())
+    looped = make_example(talking, prompt, example, TrainingOptions(budget=64), heads)
     assert example.focus
     for a, b, y in zip(plain.features, looped.features, plain.labels, strict=True):
         assert a.shape == b.shape
@@ -264,18 +265,18 @@ def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
 def test_planted_facts_stand_in_the_text_and_answer_their_questions() -> None:
     for seed in range(200):
         rng = random.Random(seed)
-        fact = plant(rng)
+        fact = insert_fact(rng)
         assert fact.answer in fact.claim
         assert fact.answer not in fact.question
         assert "{" not in fact.sentence + fact.question
         text = "One day. Two days! Three? Four.\n"
-        woven = weave(text, [fact], rng)
+        woven = interleave(text, [fact], rng)
         assert fact.sentence in woven
         assert len(woven) == len(text) + len(fact.sentence) + 1
 
 
 def test_examples_are_a_function_of_seed_and_number() -> None:
-    records = [Record(f"Context {i}. " * 9, f"q{i}?", f"a{i}") for i in range(50)]
+    records = [TrainingRecord(f"Context {i}. " * 9, f"q{i}?", f"a{i}") for i in range(50)]
     prose = ["A sentence. " * 1000]
     one, two = Corpus(prose, records, seed=3), Corpus(prose, records, seed=3)
     assert [one.example(i) for i in (7, 3)] == [two.example(i) for i in (7, 3)]

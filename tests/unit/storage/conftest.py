@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from kvcli.models.load import Model
+from kvcli.models.model import Model
 from tests import tiny
 
 

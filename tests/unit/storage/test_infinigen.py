@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.models import query_prediction
 from kvcli.models.load import _attention_layers
 from kvcli.recipe import parse
 from kvcli.storage.infinigen import QUERIES, SQUARES, InfiniGen, PartialKeys, skew
-from kvcli.storage.offload.layer import Offloaded, Seer
-from kvcli.utils.copy_stream import Aside
+from kvcli.storage.offload.layer import Offloaded, PrefetchingReader
+from kvcli.utils.copy_stream import CopyStream
 from tests import tiny
 from tests.laws.helpers import distance, drain
 
@@ -82,7 +83,7 @@ def test_a_layers_queries_are_what_its_attention_makes_of_its_input(model, famil
         )
         for i, a in enumerate(attentions)
     ]
-    tail = engine.begin(model(family), None)
+    tail = new_decode_cache(model(family), None)
     for layer in tail.layers:
         original = layer.attend
 
@@ -100,18 +101,20 @@ def test_a_layers_queries_are_what_its_attention_makes_of_its_input(model, famil
 
 
 def context(model, hold: str):
-    return drain(engine.read(model, tiny.document(90), parse(f"full+{hold}"), chunk=16, horizon=160))
+    return drain(engine.prefill(model, tiny.document(90), parse(f"full+{hold}"), chunk=16, horizon=160))
 
 
 def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatch) -> None:
     seen: list[int] = []
-    original = Seer.foresee
-    monkeypatch.setattr(Seer, "foresee", lambda self, q, s: (seen.append(q.shape[1]), original(self, q, s))[1])
-    tail = engine.begin(model(), context(model(), "infinigen(dense=0, least=0)"))
+    original = PrefetchingReader.foresee
+    monkeypatch.setattr(
+        PrefetchingReader, "foresee", lambda self, q, s: (seen.append(q.shape[1]), original(self, q, s))[1]
+    )
+    tail = new_decode_cache(model(), context(model(), "infinigen(dense=0, least=0)"))
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
     assert seen == [7, 7]
     seen.clear()
-    other = engine.begin(model(), context(model(), "quest(page=4, pages=3, dense=0)"))
+    other = new_decode_cache(model(), context(model(), "quest(page=4, pages=3, dense=0)"))
     model().forward(torch.tensor(tiny.document(7)), other, logits=False)
     assert seen == []
 
@@ -120,10 +123,10 @@ def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
     """Each guess runs aside and is joined before it is attended to."""
     held = context(model(), "infinigen(dense=0, least=0)")
     told: list[str] = []
-    run, join = Aside.run, Aside.join
-    monkeypatch.setattr(Aside, "run", lambda self: (told.append("run"), run(self))[1])
-    monkeypatch.setattr(Aside, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
-    tail = engine.begin(model(), held)
+    run, join = CopyStream.run, CopyStream.join
+    monkeypatch.setattr(CopyStream, "run", lambda self: (told.append("run"), run(self))[1])
+    monkeypatch.setattr(CopyStream, "join", lambda self, mark: (told.append("join"), join(self, mark))[1])
+    tail = new_decode_cache(model(), held)
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
     assert told == ["run", "run", "join", "join"]
 
@@ -131,12 +134,14 @@ def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
 def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> None:
     """On a card its memory would be given to another while it is read."""
     held, guesses, alive = context(model(), "infinigen(dense=0, least=0)"), [], []
-    foresee, join = Seer.foresee, Aside.join
-    monkeypatch.setattr(Seer, "foresee", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1])
+    foresee, join = PrefetchingReader.foresee, CopyStream.join
     monkeypatch.setattr(
-        Aside, "join", lambda self, mark: (alive.append(guesses[-1]() is not None), join(self, mark))[1]
+        PrefetchingReader, "foresee", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1]
     )
-    tail = engine.begin(model(), held)
+    monkeypatch.setattr(
+        CopyStream, "join", lambda self, mark: (alive.append(guesses[-1]() is not None), join(self, mark))[1]
+    )
+    tail = new_decode_cache(model(), held)
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
     assert alive == [True, True]
     assert [guess() for guess in guesses] == [None, None]
@@ -144,7 +149,7 @@ def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA card")
 def test_a_second_stream_sees_what_the_first_wrote() -> None:
-    aside, x = Aside(torch.device("cuda")), torch.zeros(1 << 24, device="cuda")
+    aside, x = CopyStream(torch.device("cuda")), torch.zeros(1 << 24, device="cuda")
     for step in range(20):
         x += 1
         with aside.run():

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcli.cache.decode_cache import Tail
+from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine import prefill as engine
+from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import UsageError
 from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import Job
+from kvcli.prompt_cache.prefill import PrefillRequest
 from kvcli.recipe import parse
-from kvcli.retrieval import attribution, passages
-from kvcli.storage.offload.layer import Offloaded, Reader, Seer
+from kvcli.retrieval import attribution
+from kvcli.retrieval.attention import attention_by_position, question_attention
+from kvcli.storage.offload.layer import BlockReader, Offloaded, PrefetchingReader
 from tests import tiny
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 
@@ -38,7 +40,7 @@ PROBE = tiny.document(6, seed=3)
 
 
 def context(model, hold: str, length: int = LENGTH, keep: str = "full"):
-    return drain(engine.read(model, tiny.document(length), parse(f"{keep}+{hold}"), chunk=16, horizon=160))
+    return drain(engine.prefill(model, tiny.document(length), parse(f"{keep}+{hold}"), chunk=16, horizon=160))
 
 
 def offloaded(held) -> list[Offloaded]:
@@ -57,7 +59,7 @@ def test_with_every_block_the_logits_are_those_of_full_attention(model, family: 
 @pytest.mark.parametrize("name", ALL)
 def test_token_by_token_as_well(model, name: str) -> None:
     body, question = tiny.document(LENGTH), tiny.document(9, seed=1)
-    tail = engine.begin(model(), context(model(), ALL[name]))
+    tail = new_decode_cache(model(), context(model(), ALL[name]))
     expected = reference(model(), body + question)[-9:]
     for token, row in zip(question, expected, strict=True):
         logits = model().forward(torch.tensor([token]), tail, logits=True)
@@ -95,7 +97,7 @@ def test_any_length_just_above_the_budget(model, name: str, length: int) -> None
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", FEW)
 def test_rewind_and_ask_again_is_bit_identical(model, family: str, name: str) -> None:
-    tail = engine.begin(model(family), context(model(family), FEW[name]))
+    tail = new_decode_cache(model(family), context(model(family), FEW[name]))
     question = torch.tensor(tiny.document(9, seed=3))
     first = model(family).forward(question, tail, logits="all")
     answer(model(family), tail, tiny.document(5, seed=4), count=20)
@@ -106,13 +108,13 @@ def test_rewind_and_ask_again_is_bit_identical(model, family: str, name: str) ->
 @pytest.mark.parametrize("name", FEW)
 def test_rewinding_half_way_and_many_questions_in_one_run(model, name: str) -> None:
     shared = context(model(), FEW[name])
-    tail = engine.begin(model(), shared)
+    tail = new_decode_cache(model(), shared)
     questions = [tiny.document(7, seed=s) for s in (5, 6, 7)]
     together = []
     for question in questions:
         tail.rewind()
         together.append(answer(model(), tail, question))
-    assert together == [answer(model(), engine.begin(model(), shared), q) for q in questions]
+    assert together == [answer(model(), new_decode_cache(model(), shared), q) for q in questions]
     tail.rewind(7)
     first = answer(model(), tail, questions[0])
     tail.rewind(7)
@@ -138,10 +140,12 @@ def test_what_is_staged_is_what_is_fetched(model, name: str) -> None:
 @pytest.mark.parametrize("name", FEW)
 def test_a_saved_reading_goes_on_identically(model, tmp_path: Path, family: str, name: str) -> None:
     ids, recipe = tiny.document(100), parse(f"full+{FEW[name]}")
-    short, long = (Job(ids=ids[:n], recipe=recipe, chunk=16, horizon=160, text="t", document={}) for n in (LENGTH, 100))
+    short, long = (
+        PrefillRequest(ids=ids[:n], recipe=recipe, chunk=16, horizon=160, text="t", document={}) for n in (LENGTH, 100)
+    )
     place = tmp_path / "a.kv"
     plain, written, loaded, resumed = (
-        drain(session.read(model(family), job, **how))  # type: ignore[arg-type]
+        drain(session.cached_prefill(model(family), job, **how))  # type: ignore[arg-type]
         for job, how in (
             (short, {}),
             (short, {"place": place}),
@@ -150,10 +154,10 @@ def test_a_saved_reading_goes_on_identically(model, tmp_path: Path, family: str,
         )
     )
     assert (written.cache, loaded.cache, resumed.cache) == ("miss", "hit", "resumed")
-    whole = drain(session.read(model(family), long))
+    whole = drain(session.cached_prefill(model(family), long))
 
     def said(reading) -> list[int]:
-        return answer(model(family), engine.begin(model(family), reading.context), PROBE)
+        return answer(model(family), new_decode_cache(model(family), reading.context), PROBE)
 
     assert said(plain) == said(written) == said(loaded)
     assert said(resumed) == said(whole)
@@ -164,10 +168,10 @@ def test_absorbing_equals_reading_one_document(model, name: str) -> None:
     ids, recipe = tiny.document(112), f"full+{FEW[name]}"
     whole = filled(model(), ids, recipe, 16, horizon=160)
     work = filled(model(), ids[:48], recipe, 16, horizon=160)
-    engine.settle(work, parse(recipe))
+    engine.freeze_and_keep(work, parse(recipe))
     for part in (ids[48:80], ids[80:]):
-        held = drain(engine.absorb(model(), work, part, parse(recipe), chunk=16))
-    tails = [engine.begin(model(), c) for c in (held, engine.settle(whole, parse(recipe)))]
+        held = drain(engine.evict_turns(model(), work, part, parse(recipe), chunk=16))
+    tails = [new_decode_cache(model(), c) for c in (held, engine.freeze_and_keep(whole, parse(recipe)))]
     one, two = (model().forward(torch.tensor(PROBE), tail, logits="all") for tail in tails)
     assert torch.equal(one, two)
 
@@ -178,10 +182,10 @@ def test_what_looks_at_everything_still_does(model, family: str, name: str) -> N
     """Likely sources and the second look see every unit, whatever an answer's steps leave out."""
     few = FEW[name].replace("rank=6", "rank=99")
     held, dense = context(model(family), few), context(model(family), "dense")
-    gazes = [attribution.gaze(model(family), c, PROBE, 2) for c in (held, dense)]
+    gazes = [attribution.answer_attention(model(family), c, PROBE, 2) for c in (held, dense)]
     for a, b in zip(*gazes, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-    masses = [passages.mass(c, passages.regard(model(family), c, PROBE)) for c in (held, dense)]
+    masses = [attention_by_position(c, question_attention(model(family), c, PROBE)) for c in (held, dense)]
     assert torch.allclose(*masses, rtol=1e-4, atol=1e-6)
 
 
@@ -190,7 +194,7 @@ def test_what_looks_at_everything_still_does(model, family: str, name: str) -> N
 def test_survivors_of_an_eviction_are_held_too(model, name: str, keep: str) -> None:
     held = context(model(), FEW[name], 90, keep)
     assert offloaded(held)
-    logits = model().forward(torch.tensor(PROBE), engine.begin(model(), held), logits="all")
+    logits = model().forward(torch.tensor(PROBE), new_decode_cache(model(), held), logits="all")
     assert bool(logits.isfinite().all())
 
 
@@ -211,11 +215,16 @@ def test_bytes_are_as_said_beforehand(model, family: str, name: str, length: int
 @pytest.mark.parametrize("name", FEW)
 def test_staging_neither_moves_nor_grows_and_takes_what_was_said(model, family: str, name: str) -> None:
     held = context(model(family), FEW[name])
-    tail: Tail = engine.begin(model(family), held)
+    tail: DecodeCache = new_decode_cache(model(family), held)
     places = set()
     for seed in range(4):
         answer(model(family), tail, tiny.document(5, seed=seed), count=3)
-        own = [t for r in tail.held if isinstance(r, Reader) and not isinstance(r, Seer) for t in r._staged[1:]]
+        own = [
+            t
+            for r in tail.held
+            if isinstance(r, BlockReader) and not isinstance(r, PrefetchingReader)
+            for t in r._staged[1:]
+        ]
         places.add(tuple(t.data_ptr() for t in (*own, *tail.staging._buffers.values())))
     assert len(places) == 1
     exact = sum(x.index.nbytes + x.store.nbytes + x.k.nbytes + x.v.nbytes for x in offloaded(held))

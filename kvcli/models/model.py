@@ -1,0 +1,91 @@
+"""A loaded model, and one forward pass into a KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+)
+
+from kvcli.cache.base import KVCache
+from kvcli.models import attention, rope
+from kvcli.types import ModelSpec, Scorer
+
+
+@dataclass
+class Model:
+    """A causal language model whose attention runs through a kvcli store.
+
+    Attributes:
+        spec: sizes and names.
+        module: the transformers model.
+        tokenizer: its tokenizer, or ``None`` for a bare model.
+        rotary: its RoPE, applied by the store.
+        eos: token ids that end an answer.
+        heads: its retaining heads, where it has been given some (:mod:`kvcli.retaining_heads.discovery`).
+        calibration: per layer the second moment of its queries, where it was given one
+        (:mod:`kvcli.retaining_heads.calibration`).
+        reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
+    """
+
+    spec: ModelSpec
+    module: PreTrainedModel
+    tokenizer: Any
+    rotary: rope.ModelRotary
+    eos: frozenset[int]
+    _switch: Any = field(repr=False)
+    heads: Scorer | None = None
+    calibration: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.spec.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.spec.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of weights that one token's forward pass needs: all but an embedding table that is not the head's."""
+        table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
+        return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+
+    @torch.inference_mode()
+    def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str) -> Tensor | None:
+        """One forward pass into a store.
+
+        Args:
+            ids: int64 ``[m]``.
+            store: a fill or a tail.
+            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, ``False`` for none:
+                a reading does not need the language-model head.
+        """
+        batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
+        if logits is False:
+            self.module.base_model(**batch, use_cache=False, kvcli=store)
+            return None
+        out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
+        scores: Tensor = out.logits[0]
+        return scores if logits == "all" else scores[-1]
+
+    @contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """The model with its own attention and its own RoPE."""
+        self._switch(False)
+        self.module.set_attn_implementation("sdpa" if self.module._supports_sdpa else "eager")
+        try:
+            yield self.module
+        finally:
+            self.module.set_attn_implementation(attention.NAME)
+            self._switch(True)
