@@ -54,7 +54,9 @@ def save_tiny(
 ) -> Path:
     """A random Llama that says ``letters``, with a byte-level tokenizer and a chat template, saved as a directory.
 
-    Where its weights are drawn ``wide``, what it says depends on what it was told.
+    If its weights are drawn ``wide``, what it says depends on what it was told. The letters come in pairs of opposite
+    logits, so that one letter of each pair is above all other tokens after any text and in any dtype,
+    and draws at a usual temperature are letters too.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -80,8 +82,9 @@ def save_tiny(
     said = tokenizer(letters)["input_ids"]
     with torch.no_grad():  # answers are letters: no control bytes and no early end
         loud = torch.full((len(tokenizer), 1), 0.01)
-        loud[said] = 1.0 if wide else 30.0
+        loud[said] = 1.0 if wide else 100.0
         model.lm_head.weight.mul_(loud)
+        model.lm_head.weight[said[1::2]] = -model.lm_head.weight[said[::2]]
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

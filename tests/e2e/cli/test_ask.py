@@ -26,10 +26,11 @@ def ask(call: Call, model: Path, *args: str, stdin: bytes | None = None) -> dict
 
 
 def test_the_answer_and_nothing_else(call: Call, tiny_model: Path, book: Path) -> None:
-    outcome = call("ask", "-m", tiny_model, "-n", "12", "--budget", "300", book, "Who?")
+    command = ("ask", "-m", tiny_model, "-n", "12", "--budget", "300", book, "Who?")
+    outcome = call(*command)
     assert outcome.code == 0
-    assert outcome.out.endswith("\n")
-    assert outcome.out.count("\n") == 1
+    assert outcome.out == f"{call(*command, '--json').json['answer']}\n"
+    assert len(outcome.out) == 12 + 1
     assert set(outcome.out.strip()) <= set("abcdefgh")
     heads, *said = outcome.err.splitlines()
     assert heads.startswith("heads    none for ")
