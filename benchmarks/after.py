@@ -21,8 +21,8 @@ from benchmarks.passkey import load
 from kvcli.bench.check import draw
 from kvcli.cache.context import freeze
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import new_prefill_cache, prefill_steps
 from kvcli.evaluate import build_cases
 from kvcli.recipe import parse
 
@@ -42,15 +42,15 @@ def main() -> None:
     model = load("smollm2-135m")
     lengths, recipe = build_cases.lengths(options.lengths), parse(options.keep)
     ids, question = draw(model, max(lengths), 3), draw(model, 32, 4)
-    work, tails, began = engine.new_prefill_cache(model, recipe, len(ids)), {}, perf_counter()
-    for event in engine.prefill_steps(model, ids, recipe, resume=work):
+    work, tails, began = new_prefill_cache(model, recipe, len(ids)), {}, perf_counter()
+    for event in prefill_steps(model, ids, recipe, resume=work):
         if event.done % 16384 == 0:
             print(f"{event.done:8,} tokens read in {perf_counter() - began:6.0f} s", flush=True)
         if event.done not in lengths:
             continue
         for hold in options.holds:
             with torch.inference_mode():
-                context = freeze(work, parse(f"full+{hold}").hold, release=False)
+                context = freeze(work, parse(f"full+{hold}").storage, release=False)
             tails[event.done, hold] = tail = new_decode_cache(model, context)
             model.forward(torch.tensor(question), tail, logits=True)
             tail.extend(len(question))

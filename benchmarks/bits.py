@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.passkey import _end, load
 from kvcli.cache.context import freeze
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, tasks
 from kvcli.evaluate.haystack import Haystack
@@ -47,7 +47,7 @@ def divergence(logits: Tensor, dense: Tensor) -> float:
 
 def ours(model: Any, fill: Any, hold: str, keep: str, asked: list[int], said: list[int] | None, longest: int) -> Any:
     """Answer, logits over the answer that is fed, and effective bits of one hold."""
-    context = freeze(fill, parse(f"{keep}+{hold}").hold, release=False)
+    context = freeze(fill, parse(f"{keep}+{hold}").storage, release=False)
     tail = new_decode_cache(model, context)
     text = next(e.text for e in generate(model, tail, asked, max_tokens=longest) if isinstance(e, Answer))
     said = said if said is not None else model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -118,7 +118,7 @@ def main() -> None:
             case = job.make()
             (question,) = case.questions
             ids, asked = prompt.document(case.text), prompt.question(question.text)
-            fill = _end(engine.prefill_steps(model, ids, parse(options.keep)))
+            fill = _end(prefill_steps(model, ids, parse(options.keep)))
             row: dict[str, Any] = {"case": job.number, "variants": {}}
             dense = said = None
             for hold in ["dense", *HOLDS]:

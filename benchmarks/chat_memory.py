@@ -101,21 +101,21 @@ def main() -> None:
 
     from benchmarks.passkey import load
     from kvcli.chat.conversation import ChatContext, Conversation
-    from kvcli.engine import prefill as engine
+    from kvcli.engine.prefill import new_prefill_cache
     from kvcli.engine.prompt import Prompt
     from kvcli.recipe import parse
     from kvcli.retaining_heads.discovery import attach
 
     torch.set_num_threads(1)
     model, recipe = load(options.model), parse(options.recipe)
-    if recipe.keep.trained:
+    if recipe.policy.needs_heads:
         attach(model)
     for weights in model.module.parameters():
         weights.sum()  # their file is mapped: rows would else arrive with the words that need them
 
     def ground() -> ChatContext:
-        model.rotary.pin(2 * (options.room + options.chunk))
-        work = engine.new_prefill_cache(model, recipe, 0, chunk=options.chunk)
+        model.rotary.fix_length(2 * (options.room + options.chunk))
+        work = new_prefill_cache(model, recipe, 0, chunk=options.chunk)
         return ChatContext(Prompt(model.tokenizer), recipe, options.chunk, work, None, options.room)
 
     chat, rows, began = Conversation(model, ground), [], time.perf_counter()

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.passkey import load
 from kvcli.cache.context import Context, freeze
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import new_prefill_cache, prefill, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, datasets, tasks
 from kvcli.evaluate.case import Case, CaseSpec
@@ -60,7 +60,7 @@ def recall(reader: BlockReader, q: Tensor) -> float:
     """
     assert reader.chosen is not None
     held, (ids, lengths) = reader.held, reader.chosen
-    keys = held.store.whole()[0].float()
+    keys = held.store.dense()[0].float()
     kv_heads, _, dim = keys.shape
     first = getattr(held.store, "first", 0)
     keys = keys[:, first : first + held.store.count * held.store.block]
@@ -117,14 +117,14 @@ def recalls(model: Any, context: Context, ids: list[int]) -> dict[int, float]:
 
 def on_device(spec: Any, recipe: Recipe, tokens: int) -> int:
     """Planned bytes of a context on the device, as :attr:`kvcli.cache.context.Context.nbytes` counts them."""
-    parts = [recipe.hold.size(spec, i, kept_units(spec, recipe, tokens, i)) for i in range(spec.layers)]
+    parts = [recipe.storage.size(spec, i, kept_units(spec, recipe, tokens, i)) for i in range(spec.layers)]
     return sum(part.device for part in parts) + max(part.shared for part in parts)
 
 
 def equal(spec: Any, recipes: Iterable[Recipe], tokens: int) -> int:
     """Units that ``locret`` may keep in the bytes that the largest hold takes on the device."""
     dense = spec.layers * spec.kv_heads * spec.unit_bytes
-    return max(on_device(spec, r, tokens) for r in recipes if r.hold.offloads) // dense
+    return max(on_device(spec, r, tokens) for r in recipes if r.storage.offloads) // dense
 
 
 class Bench:
@@ -151,17 +151,17 @@ class Bench:
         case = job.make()
         ids = self.prompt.document(case.text)
         if todo:
-            watching = Recipe(parse(self.keep).keep, Watching(holds=tuple(r.hold for r in todo)))
-            work = engine.new_prefill_cache(self.model, watching, len(ids))
-            drain(engine.prefill_steps(self.model, ids, watching, resume=work, horizon=8192))
+            watching = Recipe(parse(self.keep).policy, Watching(holds=tuple(r.storage for r in todo)))
+            work = new_prefill_cache(self.model, watching, len(ids))
+            drain(prefill_steps(self.model, ids, watching, resume=work, horizon=8192))
             for recipe in todo:
                 with torch.inference_mode():
-                    context = freeze(work, recipe.hold, release=False)
+                    context = freeze(work, recipe.storage, release=False)
                 self._ask(job, case, str(recipe), context, len(ids))
         if self.fields and "locret" not in done:
             budget = equal(self.model.spec, self.recipes, len(ids))
             recipe = parse(f"locret(budget={budget}, {self.fields})")
-            context = drain(engine.prefill(self.model, ids, recipe, horizon=8192))
+            context = drain(prefill(self.model, ids, recipe, horizon=8192))
             self._ask(job, case, "locret", context, len(ids), budget=budget)
 
     def _ask(self, job: CaseSpec, case: Case, name: str, context: Context, tokens: int, **more: int) -> None:

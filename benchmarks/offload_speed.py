@@ -23,8 +23,8 @@ from benchmarks.offload import RECIPES, Watching
 from benchmarks.passkey import load
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import new_prefill_cache, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.recipe import Recipe, parse
 from kvcli.storage.dense import DenseLayer
@@ -76,10 +76,10 @@ def main() -> None:
     model = load("smollm2-135m")
     count = int(options.tokens.removesuffix("K")) * (1024 if options.tokens.endswith("K") else 1)
     ids = Prompt(model.tokenizer).document(options.text.read_text())[:count]
-    holds = {text: parse(f"full+{text}").hold for text in ["dense", *options.recipes]}
-    watching = Recipe(parse("full").keep, Watching(holds=tuple(holds.values())))
-    work = engine.new_prefill_cache(model, watching, len(ids))
-    drain(engine.prefill_steps(model, ids, watching, resume=work, horizon=8192))
+    holds = {text: parse(f"full+{text}").storage for text in ["dense", *options.recipes]}
+    watching = Recipe(parse("full").policy, Watching(holds=tuple(holds.values())))
+    work = new_prefill_cache(model, watching, len(ids))
+    drain(prefill_steps(model, ids, watching, resume=work, horizon=8192))
     tails: dict[str, DecodeCache] = {}
     with torch.inference_mode():
         for name, hold in holds.items():

@@ -40,9 +40,9 @@ def main() -> None:
         print(f"{n:6,} dense {dense * 1e6:8.0f} us")
         for hold in ("int8", "kivi(bits=4)", "kivi(bits=2)", "turbo(bits=4)", "turbo(bits=2)"):
             pos = torch.arange(n).expand(KV_HEADS, -1)
-            layer = parse(f"full+{hold}").hold.freeze(KeptUnits(k, v, pos, None))
+            layer = parse(f"full+{hold}").storage.freeze(KeptUnits(k, v, pos, None))
             time = least(lambda: layer.attend(q, 0.125, n))  # noqa: B023
-            exact = ref.attention(q, *(t.float() for t in layer.whole()), 0.125, n)[0].float()
+            exact = ref.attention(q, *(t.float() for t in layer.dense()), 0.125, n)[0].float()
             error = float((layer.attend(q, 0.125, n)[0].float() - exact).norm() / exact.norm())
             rows.append({"n": n, "hold": hold, "us": time * 1e6, "x": time / dense, "error": error})
             print(f"       {hold:14} {time * 1e6:8.0f} us  {time / dense:5.2f}x  error {error:.4f}")

@@ -87,8 +87,8 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
     before it; a law in tests/laws says that this changes no bit.
     """
     from kvcli.cache.context import freeze
-    from kvcli.engine import prefill as engine
     from kvcli.engine.generate import generate, new_decode_cache
+    from kvcli.engine.prefill import new_prefill_cache, prefill_steps
     from kvcli.engine.prompt import Prompt
     from kvcli.events import Answer
     from kvcli.recipe import parse
@@ -97,19 +97,19 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
     parsed, rows, prompt = parse(recipe), [], Prompt(_model.tokenizer)
     built = {case: build(_model, tokens, case, of) for case in cases}
     noise, question = built[max(cases)][1], prompt.question(QUESTION)
-    shared = engine.new_prefill_cache(
-        _model, parsed, len(noise), chunk=chunk, probe=len(question) if parsed.keep.question else 0
+    shared = new_prefill_cache(
+        _model, parsed, len(noise), chunk=chunk, probe=len(question) if parsed.policy.query_aware else 0
     )
     for case in sorted(cases):
         said, ids, key = built[case]
         began = time.perf_counter()
         same = next((i for i, (a, b) in enumerate(zip(ids, noise, strict=False)) if a != b), 0) // chunk * chunk
         if same > shared.seen:
-            for event in engine.prefill_steps(_model, noise, parsed, chunk=chunk, probe=question, resume=shared):
+            for event in prefill_steps(_model, noise, parsed, chunk=chunk, probe=question, resume=shared):
                 if event.done == same:
                     break
-        work = _end(engine.prefill_steps(_model, ids, parsed, chunk=chunk, probe=question, resume=shared.copy()))
-        context = freeze(work, parsed.hold)
+        work = _end(prefill_steps(_model, ids, parsed, chunk=chunk, probe=question, resume=shared.copy()))
+        context = freeze(work, parsed.storage)
         tail = new_decode_cache(_model, context)
         for count in looks:
             asked, sight = question, context
@@ -117,7 +117,7 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
                 found = retrieve_passages(_model, prompt, context, said, QUESTION, count=count)
                 asked, sight = prompt.question(QUESTION, again=found.texts(said)), found.context
             tail.rewind()
-            tail.turn_to(sight)
+            tail.set_context(sight)
             answer = [e for e in generate(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
             rows.append(
                 {

@@ -31,10 +31,10 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def read(model: Any, ids: list[int], recipe: str, chunk: int) -> Any:
-    from kvcli.engine import prefill as engine
+    from kvcli.engine.prefill import prefill
     from kvcli.recipe import parse
 
-    reading = engine.prefill(model, ids, parse(recipe), chunk=chunk)
+    reading = prefill(model, ids, parse(recipe), chunk=chunk)
     while True:
         try:
             next(reading)

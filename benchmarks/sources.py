@@ -70,8 +70,8 @@ def paged(passages: Sequence[dict[str, Any]]) -> Any:
 def measure(model: Any, recipe: str, passages: list[dict[str, Any]], gold: int) -> dict[str, Any]:
     """Per answer and layer, attention and kept units of each page; and the baseline's scores."""
     from kvcli.documents.blocks import blocks
-    from kvcli.engine import prefill as engine
     from kvcli.engine.generate import generate, new_decode_cache
+    from kvcli.engine.prefill import prefill
     from kvcli.engine.prompt import Prompt
     from kvcli.events import Answer
     from kvcli.recipe import parse
@@ -83,7 +83,7 @@ def measure(model: Any, recipe: str, passages: list[dict[str, Any]], gold: int) 
     texts = [document.text[p.start : p.end] for p in pieces]
     row = passages[gold]
     question = prompt.question(row["question"])
-    context = _end(engine.prefill(model, ids, parse(recipe), probe=question))
+    context = _end(prefill(model, ids, parse(recipe), probe=question))
     made = list(generate(model, new_decode_cache(model, context), question, max_tokens=24))
     own = [e for e in made if isinstance(e, Answer)][-1].text
     right = next(a for a in row["answers"] if a in row["text"])

@@ -16,8 +16,8 @@ from time import perf_counter
 import torch
 
 from benchmarks.passkey import _end, load
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases
 from kvcli.models import cpu_linear
@@ -34,7 +34,7 @@ def main() -> None:
     model = load("smollm2-135m")
     prompt = Prompt(model.tokenizer)
     ids = prompt.document(options.text.read_text())[: build_cases.lengths(options.tokens)[0]]
-    tail = new_decode_cache(model, _end(engine.prefill(model, ids, parse(options.keep))))
+    tail = new_decode_cache(model, _end(prefill(model, ids, parse(options.keep))))
     ours = [m for m in model.module.modules() if type(m) is cpu_linear.CpuDecodeLinear]
     assert ours
     spent: dict[type, list[float]] = {cpu_linear.CpuDecodeLinear: [], torch.nn.Linear: []}

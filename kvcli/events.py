@@ -59,7 +59,7 @@ class Answer:
     completion_tokens: int
     first_token_s: float
     decode_s: float
-    circled: bool = False
+    stopped_repeating: bool = False
 
     @property
     def decode_tps(self) -> float:

@@ -29,26 +29,26 @@ KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which units survive (``keep``) and how survivors are stored and attended (``hold``)."""
+    """Which units survive (``policy``) and how survivors are stored and attended (``storage``)."""
 
-    keep: EvictionPolicy
-    hold: KVStorage
+    policy: EvictionPolicy
+    storage: KVStorage
 
     def __post_init__(self) -> None:
-        if self.hold.limit is not None and self.keep.budget is not None:
+        if self.storage.limit is not None and self.policy.budget is not None:
             raise UsageError(
-                f"{self.hold.name} with a limit evicts by itself, and so does {self.keep.name}",
-                f"full+{format_policy(self.hold)}",
+                f"{self.storage.name} with a limit evicts by itself, and so does {self.policy.name}",
+                f"full+{format_policy(self.storage)}",
             )
-        if self.hold.rows is not None and self.keep.victims == "merge":
+        if self.storage.rows is not None and self.policy.victims == "merge":
             raise UsageError(
-                f"victims=merge changes kept values, and {format_policy(self.hold)} codes each of them only once",
-                f"leave out victims=merge, or hold units as {self.hold.name} without fill=true",
+                f"victims=merge changes kept values, and {format_policy(self.storage)} codes each of them only once",
+                f"leave out victims=merge, or hold units as {self.storage.name} without fill=true",
             )
 
     def __str__(self) -> str:
-        text = format_policy(self.keep)
-        return text if format_policy(self.hold) == "dense" else f"{text}+{format_policy(self.hold)}"
+        text = format_policy(self.policy)
+        return text if format_policy(self.storage) == "dense" else f"{text}+{format_policy(self.storage)}"
 
     def with_budget(self, budget: int) -> Recipe:
         """The same recipe with another budget.
@@ -56,9 +56,9 @@ class Recipe:
         Raises:
             UsageError: the keep policy has no budget, or it is too small for its other fields.
         """
-        if self.keep.budget is None:
+        if self.policy.budget is None:
             raise UsageError(f"'{self}' keeps every unit and takes no budget", "--policy keydiff --budget N")
-        return dataclasses.replace(self, keep=dataclasses.replace(self.keep, budget=budget))
+        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, budget=budget))
 
     @property
     def reading(self) -> str:
@@ -67,11 +67,11 @@ class Recipe:
         The keep policy, and a hold that watches while the document is read. Others come after the reading, so one that
         is saved can be held in any way.
         """
-        return str(self) if self.hold.watches else format_policy(self.keep)
+        return str(self) if self.storage.affects_prefill else format_policy(self.policy)
 
     def units(self, layer: int, layers: int) -> int | None:
         """Units that each KV head of one of ``layers`` layers keeps, without the tail; ``None`` for all."""
-        return self.keep.units(layer, layers) if self.hold.limit is None else self.hold.limit
+        return self.policy.units(layer, layers) if self.storage.limit is None else self.storage.limit
 
     def with_bits(self, bits: int) -> Recipe:
         """The same recipe with units held in so many bits.
@@ -82,12 +82,12 @@ class Recipe:
         if bits not in KV_BITS:
             raise UsageError(f"--kv-bits {bits}: there are {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
         hold = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
-        if self.hold.name != "dense" and self.hold != hold:
+        if self.storage.name != "dense" and self.storage != hold:
             raise UsageError(
-                f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' holds units as {format_policy(self.hold)}",
+                f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' holds units as {format_policy(self.storage)}",
                 "leave out --kv-bits, or what stands behind the +",
             )
-        return dataclasses.replace(self, hold=hold)
+        return dataclasses.replace(self, storage=hold)
 
 
 def parse(text: str) -> Recipe:

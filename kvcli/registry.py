@@ -17,7 +17,7 @@ from kvcli.errors import UsageError
 
 Axis = Literal["eviction", "storage"]
 
-_BASES = {"eviction": "Keep", "storage": "Hold"}
+_BASES = {"eviction": "EvictionPolicy", "storage": "KVStorage"}
 
 _NOT_POLICIES = {
     "base",

@@ -105,7 +105,7 @@ def main() -> None:
                     given, seconds = peer.answers(prompt, case, method, options.keep)
                 else:
                     recipe = parse(method)
-                    recipe = recipe if recipe.keep.budget is None else recipe.with_budget(options.keep)
+                    recipe = recipe if recipe.policy.budget is None else recipe.with_budget(options.keep)
                     questions = [question.text for question in case.questions]
                     (reading,) = _end(answer(model, prompt, recipe, case.text, questions, max_tokens=case.max_tokens))
                     given, seconds = list(reading.answers), round(reading.read_s + reading.answer_s, 2)

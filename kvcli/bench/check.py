@@ -13,8 +13,7 @@ from kvcli.errors import ModelError
 from kvcli.events import Token
 from kvcli.models.model import Model
 from kvcli.models.self_test import TOLERANCE
-from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
 from kvcli.recipe import Recipe, parse
 
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
@@ -45,7 +44,7 @@ def check(model: Model, recipe: Recipe) -> Check:
         ModelError: it is not right; says what by how much. Nothing that this model does here is worth timing.
     """
     document, question = (draw(model, n, seed) for n, seed in ((TOKENS, 1), (QUESTION, 2)))
-    dense = Recipe(everything(recipe, TOKENS, model.spec.layers).keep, parse("full").hold)
+    dense = Recipe(everything(recipe, TOKENS, model.spec.layers).policy, parse("full").storage)
     context = _read(model, document, dense, question)
     got = _question(model, context, question)
     answer = [
@@ -59,7 +58,7 @@ def check(model: Model, recipe: Recipe) -> Check:
     found = Check(
         prefill=_apart(got, expected[TOKENS : TOKENS + QUESTION]),
         decode=float((below / said.square().mean(-1).sqrt()).max()),
-        hold=0.0 if recipe.hold == dense.hold else _hold(model, recipe, dense, document, question, got),
+        hold=0.0 if recipe.storage == dense.storage else _hold(model, recipe, dense, document, question, got),
     )
     limit = TOLERANCE[model.spec.dtype]
     for name, value, most in (
@@ -78,10 +77,10 @@ def check(model: Model, recipe: Recipe) -> Check:
 
 def everything(recipe: Recipe, tokens: int, layers: int) -> Recipe:
     """The recipe with a budget of which every layer gets at least ``tokens``."""
-    if recipe.keep.budget is None:
+    if recipe.policy.budget is None:
         return recipe
-    budget = max(tokens, recipe.keep.budget)  # no less than its sinks and stabilizers
-    while min(recipe.with_budget(budget).keep.units(i, layers) or 0 for i in range(layers)) < tokens:
+    budget = max(tokens, recipe.policy.budget)  # no less than its sinks and stabilizers
+    while min(recipe.with_budget(budget).policy.units(i, layers) or 0 for i in range(layers)) < tokens:
         budget *= 2
     return recipe.with_budget(budget)
 
@@ -94,7 +93,7 @@ def draw(model: Model, count: int, seed: int) -> list[int]:
 
 def _read(model: Model, ids: list[int], recipe: Recipe, question: list[int]) -> Context:
     job = PrefillRequest(ids, recipe, CHUNK, horizon=TOKENS + QUESTION + ANSWER, probe=question)
-    reading = session.cached_prefill(model, job)
+    reading = cached_prefill(model, job)
     while True:
         try:
             next(reading)
@@ -119,7 +118,7 @@ def _full(model: Model, ids: list[int]) -> Tensor:
 def _hold(
     model: Model, recipe: Recipe, dense: Recipe, document: list[int], question: list[int], expected: Tensor
 ) -> float:
-    held = _read(model, document, replace(dense, hold=recipe.hold), question)
+    held = _read(model, document, replace(dense, storage=recipe.storage), question)
     return _apart(_question(model, held, question), expected)
 
 

@@ -24,8 +24,7 @@ from kvcli.events import Answer, Prefill
 from kvcli.models.model import Model
 from kvcli.planning import memory
 from kvcli.planning.positions import check_positions, max_position
-from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
 from kvcli.recipe import Recipe
 from kvcli.utils.process_memory import available
 
@@ -100,7 +99,7 @@ def measure(
     return Speed(
         tokens=tokens,
         prefill_s=median(once.prefill_s for once, _ in found),
-        flop=prefill_flop(spec, recipe, tokens=tokens, chunk=chunk, probe=QUESTION if recipe.keep.question else 0),
+        flop=prefill_flop(spec, recipe, tokens=tokens, chunk=chunk, probe=QUESTION if recipe.policy.query_aware else 0),
         ttft_s=median(once.ttft_s for once, _ in found),
         decode_s=median(once.decode_s for once, _ in found),
         decode_bytes=model.read_bytes + last.kv_bytes + tail,
@@ -135,7 +134,7 @@ def _once(model: Model, job: PrefillRequest, question: list[int], answer: int) -
 
 
 def _read(model: Model, job: PrefillRequest) -> Generator[Prefill, None, Context]:
-    reading = session.cached_prefill(model, job)
+    reading = cached_prefill(model, job)
     while True:
         try:
             event = next(reading)

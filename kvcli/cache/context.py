@@ -56,7 +56,7 @@ def freeze(fill: PrefillCache, hold: KVStorage, *, release: bool = True) -> Cont
             afterwards. Keep it (``False``) to read on later.
     """
     if fill.rows != hold.rows:
-        raise ValueError(f"what {fill.hold} has coded while it was read cannot be held by {hold}")
+        raise ValueError(f"what {fill.storage} has coded while it was read cannot be held by {hold}")
     if release:
         fill.release()
     layers: list[StoredLayer] = []

@@ -31,7 +31,7 @@ class DecodeCache:
 
     Attributes:
         length: tokens that have passed.
-        cursor: int64 ``[1]`` on the device, equal to ``length``, while a step runs whose shapes do not depend on how
+        position: int64 ``[1]`` on the device, equal to ``length``, while a step runs whose shapes do not depend on how
             many tokens there are (:class:`kvcli.engine.decode_step.StaticStep`); ``None`` otherwise.
     """
 
@@ -40,15 +40,15 @@ class DecodeCache:
     ) -> None:
         self.spec, self.rotary = spec, rotary
         self.length = 0
-        self.cursor: Tensor | None = None
+        self.position: Tensor | None = None
         self.staging = Staging()
         self.context: Context | None = None
         self.held: list[Attendable] = []
-        self.turn_to(context)
+        self.set_context(context)
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
         self._layers = [DecodeCacheLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
 
-    def turn_to(self, context: Context | None) -> None:
+    def set_context(self, context: Context | None) -> None:
         """Attend to another part of the same document: what has passed stays as it was."""
         if context is self.context:  # what its layers remember is still of use
             return
@@ -73,19 +73,19 @@ class DecodeCache:
         """Tokens have passed all layers and now belong to the tail."""
         self.length += count
 
-    def foresees(self, layer: int) -> bool:
+    def prefetches(self, layer: int) -> bool:
         """Whether a layer wants to know its queries before they are there (see :meth:`foresee`)."""
         return layer < len(self.held) and isinstance(self.held[layer], Prefetching)
 
-    def foresee(self, layer: int, q: Tensor, scale: float) -> None:
+    def prefetch(self, layer: int, q: Tensor, scale: float) -> None:
         """A guess of the next tokens' queries in a layer, ``[H, m, D]`` before RoPE, made a layer ahead."""
         held, context = self.held[layer], self.context
         assert context is not None
         assert isinstance(held, Prefetching)
         first = context.starts[layer]
         begin = first + self.length
-        places = range(begin, begin + q.shape[1]) if self.cursor is None else self.cursor + first
-        held.foresee(self.rotary.rotate(layer, q, places), scale)
+        places = range(begin, begin + q.shape[1]) if self.position is None else self.position + first
+        held.prefetch(self.rotary.rotate(layer, q, places), scale)
 
     def rewind(self, length: int = 0) -> None:
         """Forget everything after the first ``length`` tokens; what is left is as it was then, bit for bit."""
@@ -109,8 +109,8 @@ class DecodeCacheLayer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See :class:`kvcli.cache.base.KVCacheLayer`."""
-        if self.tail.cursor is not None:
-            return self._attend_at(self.tail.cursor, q, k, v, scale)
+        if self.tail.position is not None:
+            return self._attend_at(self.tail.position, q, k, v, scale)
         tail, m = self.tail, q.shape[1]
         begin, end = tail.length, tail.length + m
         context = tail.context

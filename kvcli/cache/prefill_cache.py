@@ -67,7 +67,7 @@ class PrefillCache:
     def __init__(
         self,
         spec: ModelSpec,
-        keep: EvictionPolicy,
+        policy: EvictionPolicy,
         rotary: Rotary,
         *,
         tokens: int,
@@ -75,22 +75,22 @@ class PrefillCache:
         dtype: torch.dtype,
         device: torch.device,
         heads: Scorer | None = None,
-        hold: KVStorage | None = None,
+        storage: KVStorage | None = None,
         calibration: dict[int, Tensor] | None = None,
     ) -> None:
-        self.spec, self.keep, self.rotary, self.heads, self.hold = spec, keep, rotary, heads, hold
+        self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
         self.calibration, self.dtype = calibration or {}, dtype
         self.step = ChunkStep()
         self.seen = 0
-        self.limit = None if hold is None else hold.limit
-        self.rows = None if hold is None else hold.rows
-        self.budgets = [keep.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
+        self.limit = None if storage is None else storage.limit
+        self.rows = None if storage is None else storage.rows
+        self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         self._layers = [
             PrefillCacheLayer(proxy(self), i, window, capacity, dtype, device)
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
-        host = hold is not None and hold.offloads
+        host = storage is not None and storage.offloads
         self.workspace = Workspace.make(spec.kv_heads, self._room(chunk), spec.head_dim, dtype, device, host=host)
 
     @property
@@ -109,7 +109,7 @@ class PrefillCache:
 
     def copy(self) -> PrefillCache:
         """An independent fill with the same units; the model's parts are shared."""
-        parts = (self.spec, self.keep, self.rotary, self.heads, self.hold, self.calibration, self.workspace.aside)
+        parts = (self.spec, self.policy, self.rotary, self.heads, self.storage, self.calibration, self.workspace.aside)
         shared = {id(part): part for part in parts}
         twin = copy.copy(self)
         shared[id(proxy(self))] = proxy(twin)  # an object has one proxy
@@ -135,7 +135,7 @@ class PrefillCache:
     def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
         if window is not None:
             return min(tokens, window - 1)
-        return tokens if budget is None else min(tokens, budget + self.keep.tail)
+        return tokens if budget is None else min(tokens, budget + self.policy.tail)
 
 
 @dataclass
@@ -157,7 +157,7 @@ class PrefillCacheLayer:
 
     def __post_init__(self) -> None:
         heads, dim = self.fill.spec.kv_heads, self.fill.spec.head_dim
-        hold = self.fill.hold
+        hold = self.fill.storage
         host = hold is not None and hold.offloads
         where = torch.device("cpu") if host else self.device
         pinned = host and self.device.type == "cuda"
@@ -231,8 +231,8 @@ class PrefillCacheLayer:
                 probe=step.probe,
                 heads=self.fill.heads,
             )
-            if self.fill.hold is not None:
-                self.fill.hold.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
+            if self.fill.storage is not None:
+                self.fill.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
             self._keep_best(chunk)
         if self.index + 1 == len(self.fill.layers):
             self.fill.workspace.settle()
@@ -241,7 +241,7 @@ class PrefillCacheLayer:
     @property
     def compact(self) -> bool:
         """Whether keys are rotated to their slots; to their places in the document otherwise."""
-        return self.fill.keep.positions == "compact"
+        return self.fill.policy.positions == "compact"
 
     def held(self) -> RowLayer:
         """The kept units of a layer in codes, as something to attend to; its tensors are the layer's own."""
@@ -261,11 +261,11 @@ class PrefillCacheLayer:
         return out, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
 
     def _keep_best(self, chunk: Chunk) -> None:
-        keep, step, units = self.fill.keep, self.fill.step, chunk.kept + chunk.new
+        keep, step, units = self.fill.policy, self.fill.step, chunk.kept + chunk.new
         scores, budget, recent = keep.rescore(chunk), self.fill.budgets[self.index], 0 if step.last else keep.recent
-        if self.fill.limit is not None and self.fill.hold is not None:
+        if self.fill.limit is not None and self.fill.storage is not None:
             (q, k), new = chunk.rotated, chunk.new
-            scores = self.fill.hold.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
+            scores = self.fill.storage.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
             recent = self.fill.limit - self.fill.limit // 2
         if not step.evict or budget is None or units <= budget:
             self._append(chunk, scores)
@@ -306,7 +306,7 @@ class PrefillCacheLayer:
         try:
             return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
         except ValueError as error:
-            name = self.fill.hold.name if self.fill.hold else ""
+            name = self.fill.storage.name if self.fill.storage else ""
             raise ModelError(f"{name} cannot hold layer {self.index}: {error}", "--kv-bits 16") from None
 
     def _keep_window(self, k: Tensor, v: Tensor, pos: Tensor) -> None:

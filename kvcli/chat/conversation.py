@@ -15,8 +15,8 @@ from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.chat.transcript import Turn
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import append_tokens, generate, new_decode_cache
+from kvcli.engine.prefill import evict_turns
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
@@ -242,7 +242,7 @@ class Conversation:
 
     def _absorb(self, ground: ChatContext) -> Generator[Prefill, None, None]:
         ground.context = self.context = self.tail = None  # what comes is read from the fill, and takes their place
-        context = yield from engine.evict_turns(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
+        context = yield from evict_turns(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
         self._stand(context)
 
     def _answer(
@@ -263,7 +263,7 @@ class Conversation:
         parts: list[str] = []
         answer: Answer | None = None
         began, read = perf_counter(), self.tail.length
-        self.tail.turn_to(sight)
+        self.tail.set_context(sight)
         events = generate(
             self.model,
             self.tail,
@@ -283,7 +283,7 @@ class Conversation:
                     yield event
         finally:
             seconds = perf_counter() - began
-            self.tail.turn_to(self.context)
+            self.tail.set_context(self.context)
             if answer is None and not made:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))

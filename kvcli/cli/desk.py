@@ -165,13 +165,13 @@ class Desk:
         if named is None:
             trained = self.model.heads is not None
             self.recipe = default(spec, questions=len(self.request.questions), budget=budget, heads=trained)
-            if self.ids and self.recipe.keep.question:
+            if self.ids and self.recipe.policy.query_aware:
                 any_question = default(spec, questions=0, budget=budget, heads=trained)
                 if self.reader.was_asked_for(self._job(any_question)):
                     self.recipe = any_question
             if self.ids and not trained:
                 terminal.note(
-                    "heads", f"none for {spec.name}: reading with {self.recipe.keep.name}", quiet=settings.quiet
+                    "heads", f"none for {spec.name}: reading with {self.recipe.policy.name}", quiet=settings.quiet
                 )
         else:
             self.recipe = named if budget is None else named.with_budget(budget)
@@ -183,7 +183,7 @@ class Desk:
             terminal.note("skew", notice, quiet=settings.quiet)
         self.agnostic = self.recipe
         report.recipe = str(self.recipe)
-        report.budget = self.recipe.keep.budget
+        report.budget = self.recipe.policy.budget
 
     def _aim(self, question: str) -> None:
         """Put a question in front of the document, where this run reads for each question alone."""

@@ -87,13 +87,13 @@ class Reader:
             job: what to read.
             out: its file, where it shall have one outside the library.
         """
-        from kvcli.prompt_cache import prefill as session
+        from kvcli.prompt_cache.prefill import PrefillInterrupted, cached_prefill, request_key
 
-        own = session.request_key(self.model, job)
+        own = request_key(self.model, job)
         place = self.place = out if self.library is None else self.library.place(own)
         patience, self._done, start = DeferredSignals(), 0, time.perf_counter()
         warnings: list[str] = []
-        events = session.cached_prefill(
+        events = cached_prefill(
             self.model,
             job,
             place=place,
@@ -107,7 +107,7 @@ class Reader:
                 reading = run_with_progress(
                     self._told(events, warnings), quiet=self.quiet, device=self.model.spec.device
                 )
-        except session.PrefillInterrupted as paused:
+        except PrefillInterrupted as paused:
             raise _interrupted(paused.done, paused.total, paused.saved, patience.cause) from None
         except INTERRUPTS as stop:
             saved = _saved(place)

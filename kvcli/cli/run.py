@@ -114,7 +114,7 @@ class Run(Desk):
         answer, stopped = self._generate(sight, ids, sampling, longest)
         report.peak_bytes = process_memory.peak(model.spec.device)
         speed_history.record(model.spec, self.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
-        if answer.circled:
+        if answer.stopped_repeating:
             self._remark(
                 f"the answer went in circles and was ended after {answer.completion_tokens:,} tokens;"
                 f" try --temp 0.7, or -n {settings.max_tokens} to let it"

@@ -33,7 +33,7 @@ def dynamic_reason(tail: DecodeCache) -> str | None:
     if tail.spec.host_weight_bytes:
         return "layers in main memory are brought to the card at every step"
     layers = () if tail.context is None else tail.context.layers
-    return next((layer.unsteady for layer in layers if layer.unsteady is not None), None)
+    return next((layer.dynamic_reason for layer in layers if layer.dynamic_reason is not None), None)
 
 
 class StaticStep:
@@ -45,7 +45,7 @@ class StaticStep:
 
     def __init__(self, model: Model, tail: DecodeCache) -> None:
         self.model, self.tail = model, tail
-        self.token, self.cursor = (torch.zeros(1, dtype=torch.long, device=model.device) for _ in range(2))
+        self.token, self.position = (torch.zeros(1, dtype=torch.long, device=model.device) for _ in range(2))
 
     def __call__(self, token: Tensor) -> Tensor:
         self._put(token)
@@ -53,14 +53,14 @@ class StaticStep:
 
     def _put(self, token: Tensor) -> None:
         self.token.copy_(token)
-        self.cursor.fill_(self.tail.length)
+        self.position.fill_(self.tail.length)
 
     def _work(self) -> Tensor:
-        self.tail.cursor = self.cursor
+        self.tail.position = self.position
         try:
             return _forward_one(self.model, self.tail, self.token)
         finally:
-            self.tail.cursor = None
+            self.tail.position = None
 
 
 class CudaGraphStep(StaticStep):
@@ -68,7 +68,7 @@ class CudaGraphStep(StaticStep):
 
     def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)
-        self.cursor.fill_(tail.length)
+        self.position.fill_(tail.length)
         aside = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(model.device))
         with torch.cuda.stream(aside):  # kernels are compiled and workspaces taken before anything is recorded

@@ -78,7 +78,7 @@ def generate(
     first = began
     count, reason = 0, "length"
     watch = None if circles or how.temperature else RepetitionDetector()
-    circled = False
+    stopped_repeating = False
     while count < max_tokens:
         assert logits is not None
         token = sample(logits, how, generator)
@@ -98,7 +98,7 @@ def generate(
             break
         yield Token(number, piece)
         if watch is not None and watch.push(number):
-            circled = True
+            stopped_repeating = True
             break
         if count < max_tokens:
             logits = step(token) if following is None else following
@@ -106,7 +106,7 @@ def generate(
     last = writer.flush()
     if last:
         yield Token(-1, last)
-    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first, circled)
+    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first, stopped_repeating)
 
 
 def append_tokens(model: Model, tail: DecodeCache, ids: Sequence[int], *, chunk: int = CHUNK) -> None:

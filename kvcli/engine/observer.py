@@ -54,7 +54,7 @@ class ObserverLayer:
         """See :class:`kvcli.cache.base.KVCacheLayer`; also takes the label."""
         observer, held = self.observer, self.observer.context.layers[self.index]
         n, start = held.pos.shape[1], observer.context.starts[self.index]
-        kept_k, kept_v = held.whole()
+        kept_k, kept_v = held.dense()
         outputs, first = [], 0
         for question, answer in observer.tails:
             m = question + answer

@@ -53,12 +53,12 @@ def prefill_steps(
     """
     if not ids:
         raise InputError("the document has no tokens")
-    keep = recipe.keep
-    question = torch.tensor((probe or []) if keep.question else [], device=model.device, dtype=torch.long)
+    keep = recipe.policy
+    question = torch.tensor((probe or []) if keep.query_aware else [], device=model.device, dtype=torch.long)
     extra = len(question)
     tokens = torch.tensor(ids, device=model.device, dtype=torch.long)
     work = new_prefill_cache(model, recipe, len(ids), chunk=chunk, probe=extra) if resume is None else resume
-    model.rotary.pin(horizon or _positions(recipe, len(ids), chunk + extra))
+    model.rotary.fix_length(horizon or _positions(recipe, len(ids), chunk + extra))
     began = perf_counter()
     for step in _chunk_steps(len(ids), chunk, keep.tail, extra):
         if step.start < work.seen:
@@ -79,27 +79,27 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
     Raises:
         ModelError: the policy scores with retaining heads and the model has none, or its hold needs a calibration.
     """
-    if recipe.keep.trained and model.heads is None:
+    if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
-            f"'{recipe.keep.name}' needs retaining heads and there are none for {model.name}",
+            f"'{recipe.policy.name}' needs retaining heads and there are none for {model.name}",
             f"kvcli train -m {model.name} -o heads.safetensors FILE…, or --policy keydiff, which needs none",
         )
-    if recipe.hold.calibrated == "must" and not model.calibration:
+    if recipe.storage.calibrated == "must" and not model.calibration:
         raise ModelError(
             f"'{recipe}' needs a calibration and there is none of {model.name}",
             f"kvcli calibrate -m {model.name} FILE…, or another skew",
         )
     return PrefillCache(
         model.spec,
-        recipe.keep,
+        recipe.policy,
         model.rotary,
         tokens=tokens,
         chunk=min(chunk, tokens) + probe,
         dtype=model.dtype,
         device=model.device,
-        heads=model.heads if recipe.keep.trained else None,
-        hold=recipe.hold,
-        calibration=model.calibration if recipe.hold.calibrated != "never" else None,
+        heads=model.heads if recipe.policy.needs_heads else None,
+        storage=recipe.storage,
+        calibration=model.calibration if recipe.storage.calibrated != "never" else None,
     )
 
 
@@ -115,7 +115,7 @@ def prefill(
     """Fill and freeze; arguments as for :func:`prefill_steps`."""
     work = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
     with torch.inference_mode():
-        return freeze(work, recipe.hold)
+        return freeze(work, recipe.storage)
 
 
 def evict_turns(
@@ -163,7 +163,7 @@ def evict_turns(
 def freeze_and_keep(work: PrefillCache, recipe: Recipe) -> Context:
     """The context of a fill that is kept, to be read on in by :func:`evict_turns`."""
     with torch.inference_mode():
-        context = freeze(work, recipe.hold, release=False)
+        context = freeze(work, recipe.storage, release=False)
         work.release()
     return context
 
@@ -188,7 +188,7 @@ def _chunk_steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[Chu
 
 
 def _positions(recipe: Recipe, tokens: int, chunk: int) -> int:
-    keep = recipe.keep
+    keep = recipe.policy
     budget = recipe.units(0, 1)
     if budget is None or keep.positions == "original":
         return tokens

@@ -23,9 +23,9 @@ def query_aware(prompt: Prompt, recipe: Recipe, text: str, question: str) -> tup
     """
     ids = prompt.document(text, focus=question)
     head = len(ids) - len(prompt.offsets(text))
-    keep = recipe.keep
+    keep = recipe.policy
     if keep.budget is None or head <= keep.sinks:
         return ids, recipe
     if head + keep.recent > keep.budget // 2:
         return ids, recipe
-    return ids, dataclasses.replace(recipe, keep=dataclasses.replace(keep, sinks=head))
+    return ids, dataclasses.replace(recipe, policy=dataclasses.replace(keep, sinks=head))

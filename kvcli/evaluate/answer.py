@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from kvcli.cache.context import Context
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.evaluate.case import PLAIN, ReadOptions
@@ -65,7 +65,7 @@ def answer(
     """Read a text and ask questions about it, greedily.
 
     A policy that does not know the question reads once and its tail is rewound between questions; one that does
-    (``keep.question``), or a focused reading, reads once for each.
+    (``keep.query_aware``), or a focused reading, reads once for each.
 
     Args:
         model: a loaded model, with heads where the recipe needs them.
@@ -103,13 +103,13 @@ def answer(
     readings, read_s = 0, 0.0
     for question in questions:
         began = perf_counter()
-        if context is None or recipe.keep.question or focus:
+        if context is None or recipe.policy.query_aware or focus:
             context = None  # let go of the last one before the next is made
             used = recipe
             if focus:
                 ids, used = query_aware(prompt, recipe, text, question)
-            probe = prompt.question(question) if recipe.keep.question else None
-            context = yield from engine.prefill(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
+            probe = prompt.question(question) if recipe.policy.query_aware else None
+            context = yield from prefill(model, ids, used, chunk=chunk, probe=probe, horizon=horizon)
             tail = new_decode_cache(model, context)
             readings += 1
         read_s += perf_counter() - began
@@ -120,7 +120,7 @@ def answer(
                 found = retrieve_passages(model, prompt, context, text, question, count=count)
                 asked, sight = prompt.question(question, again=found.texts(text)), found.context
             tail.rewind()
-            tail.turn_to(sight)
+            tail.set_context(sight)
             for event in generate(model, tail, asked, max_tokens=longest, chunk=chunk):
                 if isinstance(event, Answer):
                     answers[count].append(event.text)

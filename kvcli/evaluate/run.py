@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import new_prefill_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ResourceError, TooLongError
 from kvcli.evaluate.answer import Reading, answer
@@ -66,11 +66,11 @@ def run(
         DamagedError: rows of ``rows`` were made with other heads.
         ModelError: a recipe needs heads and the model has none.
     """
-    for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.keep.trained}:
-        engine.new_prefill_cache(
+    for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.policy.needs_heads}:
+        new_prefill_cache(
             model, recipe, 1
         )  # refuses at once where heads are missing, and not after hours of other recipes
-    heads = digest(model) if any(recipe.keep.trained for _, recipes in work for recipe in recipes) else None
+    heads = digest(model) if any(recipe.policy.needs_heads for _, recipes in work for recipe in recipes) else None
     wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
     _same_heads(rows, wanted, heads)
     total, done = len(wanted), sum(key in rows.done for key in wanted)
@@ -100,7 +100,7 @@ def run(
                     total -= 1
                     continue
                 for reading in readings:
-                    row = _row(job, case, recipe, reading, heads if recipe.keep.trained else None)
+                    row = _row(job, case, recipe, reading, heads if recipe.policy.needs_heads else None)
                     rows.add(row)
                     done += 1
                     yield Finished(row, done, total)
@@ -128,7 +128,7 @@ def digest(model: Model) -> str | None:
 def _same_heads(rows: ResultsFile, wanted: Mapping[Key, Recipe], heads: str | None) -> None:
     for key, recipe in wanted.items():
         row = rows.done.get(key)
-        if row is not None and recipe.keep.trained and row.heads != heads:
+        if row is not None and recipe.policy.needs_heads and row.heads != heads:
             raise DamagedError(
                 f"{rows.path} was made with other heads: {row.heads} there, {heads} here", "another name for --out"
             )
@@ -140,7 +140,7 @@ def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: Reading, heads: str
         length=job.length,
         recipe=str(recipe),
         case=job.number,
-        budget=recipe.keep.budget,
+        budget=recipe.policy.budget,
         tokens=reading.tokens,
         kept=reading.kept,
         readings=reading.readings,

@@ -40,13 +40,13 @@ class EvictionPolicy:
     name: ClassVar[str]
     """The policy's name in recipes; equal to its module's name."""
 
-    causal: ClassVar[bool] = True
+    scores_are_final: ClassVar[bool] = True
     """A token's score never depends on tokens beyond the next ``lookahead``, and is final once they are read."""
 
-    question: ClassVar[bool] = False
+    query_aware: ClassVar[bool] = False
     """The reading depends on the question: its tokens follow each chunk as a probe."""
 
-    trained: ClassVar[bool] = False
+    needs_heads: ClassVar[bool] = False
     """Scores come from the model's retaining heads, without which the policy cannot run."""
 
     observers: ClassVar[int] = 0

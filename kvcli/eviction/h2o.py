@@ -19,7 +19,7 @@ class H2o(EvictionPolicy):
     """
 
     name: ClassVar[str] = "h2o"
-    causal: ClassVar[bool] = False
+    scores_are_final: ClassVar[bool] = False
     observers: ClassVar[int] = 128
 
     @property

@@ -20,7 +20,7 @@ class Keydiff(EvictionPolicy):
     """
 
     name: ClassVar[str] = "keydiff"
-    causal: ClassVar[bool] = False
+    scores_are_final: ClassVar[bool] = False
 
     def rescore(self, chunk: Chunk) -> Tensor:
         """``-cos(k, mean of all normalised keys so far)``: ``[H_kv, kept + new]``."""

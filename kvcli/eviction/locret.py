@@ -24,7 +24,7 @@ class Locret(EvictionPolicy):
     """
 
     name: ClassVar[str] = "locret"
-    trained: ClassVar[bool] = True
+    needs_heads: ClassVar[bool] = True
     pool: int = 17
 
     def __post_init__(self) -> None:

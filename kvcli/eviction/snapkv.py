@@ -25,8 +25,8 @@ class Snapkv(EvictionPolicy):
     """
 
     name: ClassVar[str] = "snapkv"
-    causal: ClassVar[bool] = False
-    question: ClassVar[bool] = True
+    scores_are_final: ClassVar[bool] = False
+    query_aware: ClassVar[bool] = True
     observers: ClassVar[int] = 128
     window: int = 64
     pool: int = 5

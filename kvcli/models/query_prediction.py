@@ -22,11 +22,11 @@ def _foresee(
     index: int, following: nn.Module, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     store = kwargs.get("kvcli")
-    if isinstance(store, DecodeCache) and store.foresees(index):
+    if isinstance(store, DecodeCache) and store.prefetches(index):
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         q = queries(following, hidden)
         scale = getattr(following, "scaling", None)
-        store.foresee(index, q, q.shape[-1] ** -0.5 if scale is None else scale)
+        store.prefetch(index, q, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:

@@ -54,13 +54,13 @@ class ModelRotary:
         self._tables: dict[tuple[str | None, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     @property
-    def stretches(self) -> bool:
+    def length_dependent(self) -> bool:
         """Whether frequencies depend on the horizon (longrope, dynamic NTK)."""
         kinds = getattr(self.rotary, "rope_type", "default")
         named = kinds.values() if isinstance(kinds, dict) else [kinds]
         return any("dynamic" in str(kind) or kind == "longrope" for kind in named)
 
-    def pin(self, horizon: int) -> None:
+    def fix_length(self, horizon: int) -> None:
         """Fix the number of positions of this run.
 
         Length-dependent frequencies (longrope, dynamic NTK) are chosen for this length once, so that keys rotated

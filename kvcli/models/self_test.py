@@ -68,7 +68,7 @@ def difference(model: Model) -> float:
 def through_store(model: Model, ids: torch.Tensor) -> torch.Tensor:
     """Logits ``[QUESTION, vocab]`` of the last tokens, with everything before them read in chunks."""
     body = len(ids) - QUESTION
-    model.rotary.pin(len(ids))
+    model.rotary.fix_length(len(ids))
     place = {"dtype": model.dtype, "device": model.device}
     fill = PrefillCache(model.spec, Full(), model.rotary, tokens=body, chunk=CHUNK, **place)  # type: ignore[arg-type]
     for start in range(0, body, CHUNK):

@@ -25,16 +25,16 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
     total = text + 4 * tokens + _HEADER
     if not tokens:
         return total
-    body = max(0, tokens - recipe.keep.tail)
+    body = max(0, tokens - recipe.policy.tail)
     edge = max(0, body - 1) // chunk * chunk
     for layer in range(spec.layers):
         kept = kept_units(spec, recipe, tokens, layer)
         then = min(kept_units(spec, recipe, edge, layer), kept)
-        gone = then if recipe.keep.victims == "merge" else min(then, tokens - edge)
-        unit = recipe.hold.unit(spec, layer)
+        gone = then if recipe.policy.victims == "merge" else min(then, tokens - edge)
+        unit = recipe.storage.unit(spec, layer)
         total += spec.kv_heads * (kept * (unit + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
         total += spec.kv_heads * (gone * unit + 2 * _STATE * spec.head_dim)
         if spec.sliding[layer] is None:
-            total += sum(recipe.hold.observed(spec, layer, n) for n in (tokens, edge) if n)
+            total += sum(recipe.storage.observed_nbytes(spec, layer, n) for n in (tokens, edge) if n)
         total += _TENSORS * _ENTRY
     return total

@@ -104,7 +104,7 @@ class Forecast:
         parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "text", "host", "total")
         return {
             "recipe": str(self.recipe),
-            "budget": self.recipe.keep.budget,
+            "budget": self.recipe.policy.budget,
             "kept": self.kept,
             "memory": None if plan is None else {f"{name}_bytes": getattr(plan, name) for name in parts},
             "held_bytes": None if plan is None else plan.held,
@@ -138,7 +138,7 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Workload, place: Target) -> 
         made, longest = memory.plan_run(spec, recipe, **run, answer=work.answer, passages=work.passages)
     except TooLongError as error:
         problem = error
-    bounded = recipe if recipe.keep.budget is not None else parse(FALLBACK)
+    bounded = recipe if recipe.policy.budget is not None else parse(FALLBACK)
     budget = None
     if work.tokens:
         wanted = longest or work.answer
@@ -153,7 +153,7 @@ def forecast(spec: ModelSpec, recipe: Recipe, work: Workload, place: Target) -> 
         rates=speed_history.measured(spec, recipe) if place.here else speed_history.Rates(),
         fits=made is not None and made.total <= place.usable and not _beyond_host(made, place),
         budget=budget,
-        searched=bounded.keep.name,
+        searched=bounded.policy.name,
         problem=problem,
         numbers=2 * spec.kv_heads * spec.head_dim * sum(units),
     )

@@ -114,11 +114,11 @@ def plan(
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
     # Keys and values at hand and the keys rotated of one layer; of one in codes only where a policy asks for them.
-    rows = recipe.hold.rows
+    rows = recipe.storage.rows
     coded = [n for n, window in zip(kept, spec.sliding, strict=True) if rows is not None and window is None]
     exact = room if rows is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
-    at_hand = exact if recipe.keep.causal or not coded else room
-    workspace = spec.kv_heads * at_hand * spec.head_dim * size * (5 if recipe.hold.offloads else 3)
+    at_hand = exact if recipe.policy.scores_are_final or not coded else room
+    workspace = spec.kv_heads * at_hand * spec.head_dim * size * (5 if recipe.storage.offloads else 3)
     if rows is not None and coded:
         workspace += transient_nbytes(spec, rows.width(spec.head_dim), max(coded), chunk)
     # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
@@ -127,25 +127,29 @@ def plan(
     # A block of logits and its softmax while attending, or logits, mask and softmax of the queries that score.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
-    scoring = 3 * spec.heads * min(chunk, recipe.keep.observers) * room * size
+    scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
     activations += max(attending, scoring)
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
-    fill, host = sum(count * recipe.hold.unit(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
+    fill, host = sum(count * recipe.storage.unit(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
-    gathered = sum(recipe.hold.observed(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None)
+    gathered = sum(
+        recipe.storage.observed_nbytes(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None
+    )
     shared = max((part.shared for part in held), default=0)
-    if recipe.hold.offloads:
+    if recipe.storage.offloads:
         fill, host = sum(part.device for part in held) + shared, max(fill, sum(part.host for part in held))
         if cpu:
             fill, host = fill + host, 0
     # When it is frozen, the workspace is given up first, and then a layer at a time is there twice.
-    freezing = max((recipe.hold.freezing(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
+    freezing = (
+        max((recipe.storage.freeze_peak_nbytes(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
+    )
     runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
     workspace = max(workspace, freezing - activations - runtime)
     return Plan(
-        weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.keep.trained else 0),
+        weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.policy.needs_heads else 0),
         fill=fill + notes + (gathered if tokens else 0),
         host=host,
         workspace=workspace,
@@ -160,7 +164,7 @@ def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageByt
     """What a frozen layer takes; one with a window of its own is never offloaded."""
     if spec.sliding[layer] is not None:
         return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
-    return recipe.hold.size(spec, layer, units)
+    return recipe.storage.size(spec, layer, units)
 
 
 def plan_run(
@@ -191,7 +195,7 @@ def plan_run(
     extra = passages * PASSAGE
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question + extra)
     longest = min(answer, room)
-    probe = question if tokens and recipe.keep.question else 0
+    probe = question if tokens and recipe.policy.query_aware else 0
     tail = question + extra + longest
     made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     if extra:
@@ -245,7 +249,7 @@ def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: 
         plan: of the run without that.
         spec, recipe, tokens: as for :func:`plan`.
     """
-    if recipe.hold.offloads:
+    if recipe.storage.offloads:
         return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
     places = sum(kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _PLACE
     return replace(plan, fill=plan.fill + plan.held + places)
@@ -283,7 +287,7 @@ def largest_budget(
             return False
         return made.total <= usable and longest == answer
 
-    least = max(1, recipe.keep.sinks + (recipe.keep.stabilizers or 0))
+    least = max(1, recipe.policy.sinks + (recipe.policy.stabilizers or 0))
     if tokens >= least and fits(tokens):
         return tokens
     low, high = least - 1, max(tokens, least)  # the law behind the search: a plan grows with its budget

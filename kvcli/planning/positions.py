@@ -13,7 +13,7 @@ def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
     if window is not None:
         return min(tokens, window - 1)
     budget = recipe.units(layer, spec.layers)
-    return tokens if budget is None else min(tokens, budget + recipe.keep.tail)
+    return tokens if budget is None else min(tokens, budget + recipe.policy.tail)
 
 
 def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
@@ -22,7 +22,7 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
     Raises:
         TooLongError: there is none; says what the document needs and which recipe reads it.
     """
-    keep = recipe.keep
+    keep = recipe.policy
     slots = max((kept_units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=0)
     if keep.positions == "original" or recipe.units(0, spec.layers) is None:
         slots = tokens

@@ -84,7 +84,7 @@ def measured(spec: ModelSpec, recipe: Recipe) -> Rates:
 
 
 def _key(spec: ModelSpec, recipe: Recipe) -> str:
-    return " ".join((spec.fingerprint, spec.device, spec.dtype, f"{recipe.keep.name}+{recipe.hold.name}"))
+    return " ".join((spec.fingerprint, spec.device, spec.dtype, f"{recipe.policy.name}+{recipe.storage.name}"))
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class CacheDirectory:
             raise UsageError(f"{count} with '{key}'", "kvcli cache ls")
         return found[0]
 
-    def kin(self, identity: CacheKey) -> list[CacheHeader]:
+    def resumable(self, identity: CacheKey) -> list[CacheHeader]:
         """Readings of the same family that a longer text could continue, those that read most first."""
         found = [e.header for e in self.entries() if e.header is not None]
         same = [h for h in found if h.meta.edge and h.meta.identity.family == identity.family]
@@ -107,21 +107,21 @@ class CacheDirectory:
         with suppress(OSError):
             (self.folder / "locks" / f"{entry.path.name}.lock").unlink(missing_ok=True)
 
-    def prune(self, limit: int | None = None, *, older: float | None = None, spare: str = "") -> list[CacheEntry]:
+    def prune(self, limit: int | None = None, *, older: float | None = None, exclude: str = "") -> list[CacheEntry]:
         """Delete damaged ones, those unused for ``older`` seconds, and the least recently used until ``limit`` holds.
 
-        Readings for one question go before readings for any. ``spare`` is a key that stays and takes nothing: its file
-        is about to be replaced. Returns what was deleted.
+        Caches of one question are deleted before caches of any question. ``exclude`` is a key whose file stays and
+        does not count: it is about to be replaced. Returns what was deleted.
         """
         limit = self.limit if limit is None else limit
         self._sweep()
         entries = self.entries()
-        total = sum(e.size for e in entries if e.key != spare)
+        total = sum(e.size for e in entries if e.key != exclude)
         bound = [e for e in entries if e.header is None or e.header.meta.identity.question]
         gone = []
         for entry in [*reversed(bound), *(e for e in reversed(entries) if e not in bound)]:
             stale = older is not None and time.time() - entry.used > older
-            if entry.key != spare and (entry.header is None or stale or total > limit):
+            if entry.key != exclude and (entry.header is None or stale or total > limit):
                 self.remove(entry)
                 total -= entry.size
                 gone.append(entry)

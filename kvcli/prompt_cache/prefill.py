@@ -21,7 +21,7 @@ import torch
 from kvcli import __version__
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import PrefillCache
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import freeze_and_keep, last_chunk_boundary, new_prefill_cache, prefill_steps
 from kvcli.errors import DamagedError, KvcliError
 from kvcli.events import CacheHit, Notice, Prefill
 from kvcli.models.model import Model
@@ -53,7 +53,8 @@ class PrefillRequest:
         probe: the question's ids, for policies that read for one.
         origin: the command that reads.
         system, raw: how the prompt was made.
-        keep: whether the fill is kept beside the context, to be read on in (:func:`kvcli.engine.prefill.evict_turns`).
+        keep_cache: whether the prefill cache is kept beside the context, so that turns can be evicted into it later
+            (:func:`kvcli.engine.prefill.evict_turns`).
     """
 
     ids: Sequence[int]
@@ -67,12 +68,12 @@ class PrefillRequest:
     origin: str = "ask"
     system: str | None = None
     raw: bool = False
-    keep: bool = False
+    keep_cache: bool = False
 
     @property
     def edge(self) -> int:
         """Tokens before the last chunk, whose eviction differs: how far a longer text could go along."""
-        return engine.last_chunk_boundary(len(self.ids), self.chunk, self.recipe.keep.tail)
+        return last_chunk_boundary(len(self.ids), self.chunk, self.recipe.policy.tail)
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,17 @@ class PrefillInterrupted(Exception):
 
 def request_key(model: Model, job: PrefillRequest) -> CacheKey:
     """What a reading of this job by this model is called."""
-    keep = job.recipe.keep
+    keep = job.recipe.policy
     return CacheKey(
         version=FORMAT,
         model=model.spec.fingerprint,
         dtype=model.spec.dtype,
         template=digest(job.head),
         recipe=job.recipe.reading,
-        heads=_heads(model) if keep.trained else "",
+        heads=_heads(model) if keep.needs_heads else "",
         chunk=job.chunk,
-        question=digest(job.probe) if keep.question else "",
-        horizon=job.horizon if model.rotary.stretches else 0,
+        question=digest(job.probe) if keep.query_aware else "",
+        horizon=job.horizon if model.rotary.length_dependent else 0,
         text=digest(job.ids),
     )
 
@@ -148,7 +149,7 @@ def cached_prefill(
         Paused: ``stop`` said yes.
         KvcliError: as for :func:`kvcli.engine.prefill.prefill_steps`.
     """
-    job = replace(job, probe=job.probe if job.recipe.keep.question else ())
+    job = replace(job, probe=job.probe if job.recipe.policy.query_aware else ())
     began, own, total = perf_counter(), request_key(model, job), len(job.ids)
     found: CacheHeader | None = None
     work = _start(model, job)
@@ -182,7 +183,7 @@ def cached_prefill(
             keeper.saved = reused
         elif reused and reused == job.edge:
             yield from keeper.save(work)
-        for event in engine.prefill_steps(
+        for event in prefill_steps(
             model, job.ids, job.recipe, chunk=job.chunk, probe=job.probe, horizon=job.horizon, resume=work
         ):
             yield event
@@ -196,16 +197,16 @@ def cached_prefill(
         if stop():
             raise PrefillInterrupted(total, total, keeper.saved)
     with torch.inference_mode():
-        context = engine.freeze_and_keep(work, job.recipe) if job.keep else freeze(work, job.recipe.hold)
+        context = freeze_and_keep(work, job.recipe) if job.keep_cache else freeze(work, job.recipe.storage)
     path = found.path if found is not None and reused == total else keeper.place
     cache: Literal["hit", "resumed", "miss", "off"] = "off" if place is None else "miss"
     if found is not None:
         cache = "hit" if reused == total else "resumed"
-    return PrefillResult(context, cache, reused, seconds, path, work if job.keep else None)
+    return PrefillResult(context, cache, reused, seconds, path, work if job.keep_cache else None)
 
 
 def _start(model: Model, job: PrefillRequest) -> PrefillCache:
-    return engine.new_prefill_cache(model, job.recipe, len(job.ids), chunk=job.chunk, probe=len(job.probe))
+    return new_prefill_cache(model, job.recipe, len(job.ids), chunk=job.chunk, probe=len(job.probe))
 
 
 def _sources(
@@ -239,7 +240,7 @@ def _sources(
             if library is not None:
                 yield error, False
     if library is not None:
-        for header in library.kin(own):
+        for header in library.resumable(own):
             if header.path != place and _begins(header, job):
                 yield header, False
 
@@ -339,7 +340,7 @@ class _Checkpointer:
                 if size > self.library.limit:
                     limit = f"{self.library.limit / 2**20:,.0f} MiB (KVCLI_CACHE_LIMIT)"
                     raise OSError(None, f"it takes {size / 2**20:,.0f} MiB and all readings together may take {limit}")
-                self.library.prune(self.library.limit - size, spare=self.own.key)
+                self.library.prune(self.library.limit - size, exclude=self.own.key)
             file_format.write(self.place, self._meta(work, edge), blobs)
             self.saved = work.seen
         except OSError as error:

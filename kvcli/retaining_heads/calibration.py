@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import prefill_steps
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Prefill
 from kvcli.recipe import Recipe, parse
@@ -65,7 +65,7 @@ def measure(model: Model, ids: Sequence[int], *, chunk: int = CHUNK) -> Generato
     Raises:
         InputError: no ids.
     """
-    work = yield from engine.prefill_steps(model, ids, parse("full+infinigen(dense=0, skew=text)"), chunk=chunk)
+    work = yield from prefill_steps(model, ids, parse("full+infinigen(dense=0, skew=text)"), chunk=chunk)
     return {layer.index: layer.state[QUERIES] / len(ids) for layer in work.layers if QUERIES in layer.state}
 
 
@@ -103,7 +103,7 @@ def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
         ModelError: there is none and a recipe cannot do without, or it is of another model; names what differs.
         DamagedError: the file is none.
     """
-    asked = {recipe.hold.calibrated for recipe in recipes} - {"never"}
+    asked = {recipe.storage.calibrated for recipe in recipes} - {"never"}
     if not asked:
         return None
     where, spec = _search(model), model.spec

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from kvcli.cache.context import freeze
 from kvcli.cache.prefill_cache import PrefillCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.observer import LabelKind, Observer
+from kvcli.engine.prefill import prefill, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError
 from kvcli.events import Answer, Training
@@ -359,7 +359,7 @@ def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int
 def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> PrefillCache:
     before, model.heads = model.heads, recorder
     try:
-        steps = engine.prefill_steps(model, ids, parse(recipe))
+        steps = prefill_steps(model, ids, parse(recipe))
         while True:
             try:
                 next(steps)
@@ -382,7 +382,7 @@ def answers(
             ids = prompt.document(example.text)
             sinks = min(len(prompt.document("")), budget // 8)
             fields = f"budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks}, pool={settings.pool}"
-            reading = engine.prefill(model, ids, parse(f"locret({fields})"))
+            reading = prefill(model, ids, parse(f"locret({fields})"))
             while True:
                 try:
                     next(reading)

@@ -73,7 +73,7 @@ def narrow_context(context: Context, labels: Sequence[Tensor | None], text: rang
             layers.append(held)
             continue
         best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
-        k, v = held.whole()
+        k, v = held.dense()
         rows = best[..., None].expand(-1, -1, k.shape[2])
         layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
     unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))

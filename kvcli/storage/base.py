@@ -71,7 +71,7 @@ class Attendable(Protocol):
 class Prefetching(Protocol):
     """Something to attend to that is told a guess of the queries while the layer before it computes."""
 
-    def foresee(self, q: Tensor, scale: float) -> None:
+    def prefetch(self, q: Tensor, scale: float) -> None:
         """Prepare for queries like ``q [H, m, D]``, rotated, which ``attend`` will be called with next."""
         ...
 
@@ -105,7 +105,7 @@ class StoredLayer(Attendable, Protocol):
         ...
 
     @property
-    def unsteady(self) -> str | None:
+    def dynamic_reason(self) -> str | None:
         """Why a step over it is not the same work each time (:class:`kvcli.engine.decode_step.StaticStep`); ``None``
         where it is.
 
@@ -114,7 +114,7 @@ class StoredLayer(Attendable, Protocol):
         """
         ...
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """All keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for a moment.
 
         What looks at every unit (citations, the second look) computes with these, whatever ``attend`` leaves out.
@@ -155,7 +155,7 @@ class KVStorage:
         return "never"
 
     @property
-    def watches(self) -> bool:
+    def affects_prefill(self) -> bool:
         """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
         return type(self).observe is not KVStorage.observe or self.limit is not None or self.rows is not None
 
@@ -187,7 +187,7 @@ class KVStorage:
         """
         raise TypeError(f"the policy '{self.name}' has a limit and does not define worth()")
 
-    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+    def observed_nbytes(self, spec: ModelSpec, layer: int, tokens: int) -> int:
         """Bytes of what :meth:`observe` has gathered of a layer after ``tokens``, on the device and on disk."""
         del spec, layer, tokens
         return 0
@@ -198,7 +198,7 @@ class KVStorage:
             return spec.unit_bytes
         return 2 * self.rows.width(spec.head_dim)
 
-    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
+    def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
         """Bytes on the device that freezing one layer takes for a moment: keys rotated, and a copy of the values."""
         del layer
         return spec.kv_heads * units * spec.unit_bytes

@@ -49,11 +49,11 @@ class DenseLayer:
         return 0
 
     @property
-    def unsteady(self) -> None:
+    def dynamic_reason(self) -> None:
         """Nothing is."""
         return None
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.k, self.v
 

@@ -68,7 +68,7 @@ class InfiniGen(KVStorage):
         return {"file": "must", "auto": "may"}.get(self.skew, "never")  # type: ignore[return-value]
 
     @property
-    def watches(self) -> bool:
+    def affects_prefill(self) -> bool:
         """With a file nothing is gathered."""
         return self.skew != "file" or self.limit is not None
 
@@ -98,7 +98,7 @@ class InfiniGen(KVStorage):
             return super().size(spec, layer, units)
         columns = self._columns(spec.head_dim)
         index = columns * (units + spec.head_dim)
-        return footprint(spec, units, index=index, staged=self._most(units), exact=0, foreseen=True)
+        return footprint(spec, units, index=index, staged=self._most(units), exact=0, predicted=True)
 
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
         """Sums the second moment of queries, float32 ``[H, D, D]``, or its diagonal ``[H, D]``."""
@@ -109,7 +109,7 @@ class InfiniGen(KVStorage):
         name, new = (QUERIES, q.transpose(1, 2) @ q) if self.skew == "text" else (SQUARES, q.square().sum(1))
         state[name] = state[name] + new if name in state else new
 
-    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+    def observed_nbytes(self, spec: ModelSpec, layer: int, tokens: int) -> int:
         """The second moment, or its diagonal."""
         del tokens
         if layer < self.dense or self.skew == "file":
@@ -127,7 +127,7 @@ class InfiniGen(KVStorage):
             turn = self._turn(survivors.state, survivors.calibration, keys)
             return PartialKeys((keys.float() @ turn).to(keys.dtype), turn.to(keys.dtype), self.alpha, self._most(n))
 
-        return offload(survivors, index, block=1, foreseen=True)
+        return offload(survivors, index, block=1, predicted=True)
 
     def _turn(self, state: dict[str, Tensor], calibration: Tensor | None, keys: Tensor) -> Tensor:
         """The heaviest columns of an orthogonal matrix: float32 ``[H_kv, D, columns]``."""

@@ -67,7 +67,7 @@ class InfLLM(KVStorage):
         where = torch.arange(start, start + m, device=q.device) // self.block
         state[_QUERIES] = sums.index_add(1, where, q.float())
 
-    def observed(self, spec: ModelSpec, layer: int, tokens: int) -> int:
+    def observed_nbytes(self, spec: ModelSpec, layer: int, tokens: int) -> int:
         """One sum per block and query head."""
         del layer
         return 4 * spec.heads * -(-tokens // self.block) * spec.head_dim

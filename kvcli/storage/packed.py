@@ -40,13 +40,12 @@ class PackedStorage(KVStorage):
         one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
         return StorageBytes(spec.kv_heads * one, 0)
 
-    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """See :meth:`kvcli.storage.base.KVStorage.freezing`: the keys rotated, and a block of them in float32 several
-        times."""
+    def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """The keys rotated, and several float32 copies of one block of them."""
         if spec.sliding[layer] is not None:
-            return super().freezing(spec, layer, units)
+            return super().freeze_peak_nbytes(spec, layer, units)
         block = spec.kv_heads * spec.head_dim * min(units, _BLOCK) * 4 * _COPIES
-        return block + self.size(spec, layer, units).device + super().freezing(spec, layer, units)
+        return block + self.size(spec, layer, units).device + super().freeze_peak_nbytes(spec, layer, units)
 
     def _pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
         """Block by block, and the same as at once: blocks are whole tiles."""
@@ -96,11 +95,11 @@ class PackedLayer:
         return 0
 
     @property
-    def unsteady(self) -> None:
+    def dynamic_reason(self) -> None:
         """Nothing is."""
         return None
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.quantize import dequantize
 

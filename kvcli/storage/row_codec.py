@@ -49,7 +49,7 @@ class RowCodec:
         packed = encode(turn(x), self.bits)
         return torch.cat([packed.codes, packed.scale.view(torch.uint8)], dim=2)
 
-    def turned(self, rows: Tensor) -> Tensor:
+    def decode_rotated(self, rows: Tensor) -> Tensor:
         """What rows mean, in the basis that they were turned to: float32 ``[H, n, D]``."""
         import torch
 
@@ -61,7 +61,7 @@ class RowCodec:
 
     def decode(self, rows: Tensor) -> Tensor:
         """What rows mean: float32 ``[H, n, D]``."""
-        x = self.turned(rows)
+        x = self.decode_rotated(rows)
         return x @ basis(x)
 
 
@@ -119,11 +119,11 @@ class RowLayer:
         return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
 
     @property
-    def unsteady(self) -> str | None:
+    def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         return None if self.compact else "keys in codes are turned to their places in the document by the model itself"
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         import torch
 
@@ -143,7 +143,7 @@ class RowLayer:
 
         term = None
         for start, stop in blocks(self.k.shape[1]) or [(0, 0)]:
-            k, v = self.keys(start, stop), self.codec.turned(self.v[:, start:stop]).to(q.dtype)
+            k, v = self.keys(start, stop), self.codec.decode_rotated(self.v[:, start:stop]).to(q.dtype)
             part = attention(q, k, v, scale, stop - start)
             term = part if term is None else merge(term, part)
         assert term is not None

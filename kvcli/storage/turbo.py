@@ -51,9 +51,13 @@ class Turbo(PackedStorage):
         """See :attr:`kvcli.storage.base.KVStorage.rows`."""
         return RowCodec(self.bits) if self.fill else None
 
-    def freezing(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """See :meth:`kvcli.storage.base.KVStorage.freezing`; rows are taken over, or copied at most."""
-        return spec.kv_heads * units * self.unit(spec, layer) if self.fill else super().freezing(spec, layer, units)
+    def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
+        """See :meth:`kvcli.storage.base.KVStorage.freeze_peak_nbytes`; rows are taken over, or copied at most."""
+        return (
+            spec.kv_heads * units * self.unit(spec, layer)
+            if self.fill
+            else super().freeze_peak_nbytes(spec, layer, units)
+        )
 
     def rotation(self, k: Tensor) -> Tensor:
         """See :meth:`kvcli.storage.packed.PackedStorage.rotation`."""

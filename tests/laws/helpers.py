@@ -8,8 +8,8 @@ from torch import Tensor
 
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import PrefillCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill, prefill_steps
 from kvcli.models.model import Model
 from kvcli.recipe import parse
 
@@ -26,14 +26,12 @@ def drain(events: Generator[object, None, T]) -> T:
 
 
 def filled(model: Model, ids: list[int], recipe: str, chunk: int, **options: object) -> PrefillCache:
-    return drain(engine.prefill_steps(model, ids, parse(recipe), chunk=chunk, **options))  # type: ignore[arg-type]
+    return drain(prefill_steps(model, ids, parse(recipe), chunk=chunk, **options))  # type: ignore[arg-type]
 
 
 def asked(model: Model, body: list[int], question: list[int], recipe: str, chunk: int) -> Tensor:
     """Logits ``[question, vocab]`` of a question behind a read document."""
-    context = drain(
-        engine.prefill(model, body, parse(recipe), chunk=chunk, probe=question, horizon=len(body) + len(question))
-    )
+    context = drain(prefill(model, body, parse(recipe), chunk=chunk, probe=question, horizon=len(body) + len(question)))
     tail = new_decode_cache(model, context)
     logits = model.forward(torch.tensor(question), tail, logits="all")
     assert logits is not None

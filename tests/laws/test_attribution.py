@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvcli.cache.context import freeze
 from kvcli.documents import Document, Span
 from kvcli.documents.blocks import blocks
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import prefill
 from kvcli.recipe import parse
 from kvcli.retrieval import attribution
 from tests import tiny
@@ -37,7 +37,7 @@ def document(*parts: tuple[str, int | None, str | None]) -> Document:
 def test_the_answers_attention_summed_over_heads_and_queries(family: str) -> None:
     model = tiny.load(family)
     body, tail, first = tiny.document(14), tiny.document(6, seed=1), 2
-    context = freeze(filled(model, body, "full", 16), parse("full").hold)
+    context = freeze(filled(model, body, "full", 16), parse("full").storage)
     mass, units = attribution.answer_attention(model, context, tail, first)
     with torch.inference_mode(), model.reference() as module:
         module.set_attn_implementation("eager")
@@ -50,7 +50,7 @@ def test_the_answers_attention_summed_over_heads_and_queries(family: str) -> Non
 
 def test_products_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.load("llama")
-    context = drain(engine.prefill(model, tiny.document(60), parse("keydiff(budget=24)"), chunk=16))
+    context = drain(prefill(model, tiny.document(60), parse("keydiff(budget=24)"), chunk=16))
     whole, _ = attribution.answer_attention(model, context, tiny.document(9), 3)
     monkeypatch.setattr("kvcli.engine.observer._WORK", 1)
     pieces, _ = attribution.answer_attention(model, context, tiny.document(9), 3)
@@ -59,7 +59,7 @@ def test_products_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_evicted_places_have_neither_units_nor_attention() -> None:
     model = tiny.load("llama")
-    context = drain(engine.prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
+    context = drain(prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
     mass, units = attribution.answer_attention(model, context, tiny.document(5), 1)
     assert mass.shape == units.shape == (len(context.layers), 90)
     for values in (mass, units):

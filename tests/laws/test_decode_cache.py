@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvcli import registry
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import answer, drain
@@ -15,7 +15,7 @@ RECIPES = ["full", *(f"{name}(budget=24)" for name in registry.names("eviction")
 
 def context(model, recipe: str):
     probe = tiny.document(6, seed=2)
-    return drain(engine.prefill(model, tiny.document(80), parse(recipe), chunk=16, probe=probe, horizon=120))
+    return drain(prefill(model, tiny.document(80), parse(recipe), chunk=16, probe=probe, horizon=120))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.decode_step import StaticStep, dynamic_reason
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.engine.sampling import Sampling, sample
 from kvcli.events import Answer, Token
 from kvcli.recipe import parse
@@ -33,7 +33,7 @@ def speaking(model):
 
 
 def behind(model, recipe: str):
-    context = drain(engine.prefill(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
+    context = drain(prefill(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
     return new_decode_cache(model, context)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kvcli.cache.context import Context, freeze
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import evict_turns, freeze_and_keep
 from kvcli.errors import ModelError
 from kvcli.recipe import parse
 from kvcli.storage.base import KeptUnits
@@ -32,7 +32,7 @@ QUESTION = tiny.document(9, seed=3)
 
 
 def held(model, hold: str, tokens: int = 100, keep: str = "keydiff(budget=70)") -> Context:
-    return freeze(filled(model, tiny.document(tokens), keep, 16), parse(f"full+{hold}").hold)
+    return freeze(filled(model, tiny.document(tokens), keep, 16), parse(f"full+{hold}").storage)
 
 
 def packs(context: Context) -> list[torch.Tensor]:
@@ -60,7 +60,7 @@ def behind(model, context: Context) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("units", [1, 31, 70])
 def test_bytes_are_those_planned(model, family: str, hold: str, units: int) -> None:
-    spec, policy = model(family).spec, parse(f"full+{hold}").hold
+    spec, policy = model(family).spec, parse(f"full+{hold}").storage
     context = held(model(family), hold, keep=f"keydiff(budget={units}, stabilizers=0)")
     for i, layer in enumerate(context.layers):
         assert (layer.nbytes, layer.host_nbytes, 0) == tuple(policy.size(spec, i, layer.pos.shape[1]))
@@ -72,7 +72,7 @@ def test_bytes_are_those_planned(model, family: str, hold: str, units: int) -> N
 @pytest.mark.parametrize("n", [256, 257, 1000])
 def test_packing_in_blocks_is_packing_at_once(hold: str, n: int, monkeypatch) -> None:
     k, v = (torch.randn(2, n, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    policy, pos = parse(f"full+{hold}").hold, torch.arange(n).expand(2, -1)
+    policy, pos = parse(f"full+{hold}").storage, torch.arange(n).expand(2, -1)
     made = []
     for block in (4096, 256):
         monkeypatch.setattr("kvcli.storage.packed._BLOCK", block)
@@ -92,7 +92,7 @@ def test_effective_bits_are_those_with_scales() -> None:
         "turbo(bits=4)": 4.25,
         "turbo(bits=2)": 2.25,
     }.items():
-        layer = parse(f"full+{hold}").hold.freeze(KeptUnits(k, k, pos, None))
+        layer = parse(f"full+{hold}").storage.freeze(KeptUnits(k, k, pos, None))
         assert 8 * layer.nbytes / (2 * k.numel()) == bits
 
 
@@ -101,7 +101,7 @@ def test_effective_bits_are_those_with_scales() -> None:
 def test_attending_is_attention_over_the_whole(model, family: str, hold: str) -> None:
     spec, context = model(family).spec, held(model(family), hold)
     for layer in context.layers:
-        k, v = layer.whole()
+        k, v = layer.dense()
         for m in (1, 13):
             q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m))
             start = k.shape[1]
@@ -152,10 +152,10 @@ def test_absorbing_packs_once(model, hold: str) -> None:
     """A conversation's turns go into the exact fill; what was packed is never packed again."""
     ids, recipe = tiny.document(112), parse(f"keydiff(budget=24, stabilizers=0)+{hold}")
     work = filled(model(), ids[:48], str(recipe), 16)
-    first = engine.freeze_and_keep(work, recipe)
+    first = freeze_and_keep(work, recipe)
     kept = [p.clone() for p in packs(first)]
-    later = drain(engine.evict_turns(model(), work, ids[48:], recipe, chunk=16))
-    assert same(later, freeze(filled(model(), ids, str(recipe), 16), recipe.hold))
+    later = drain(evict_turns(model(), work, ids[48:], recipe, chunk=16))
+    assert same(later, freeze(filled(model(), ids, str(recipe), 16), recipe.storage))
     assert all(torch.equal(a, b) for a, b in zip(kept, packs(first), strict=True))
 
 
@@ -165,21 +165,21 @@ def test_numbers_beyond_float16_are_refused() -> None:
     pos = torch.arange(5).expand(2, -1)
     for hold in ("int8", "kivi"):
         with pytest.raises(ModelError, match="layer 7") as error:
-            parse(f"full+{hold}").hold.freeze(KeptUnits(k, k, pos, None, layer=7))
+            parse(f"full+{hold}").storage.freeze(KeptUnits(k, k, pos, None, layer=7))
         assert error.value.hint == "--kv-bits 16"
     with pytest.raises(ModelError, match="whole bytes"):
-        parse("full+kivi(bits=2)").hold.freeze(KeptUnits(k[:, :, 4:10], k[:, :, 4:10], pos, None))
+        parse("full+kivi(bits=2)").storage.freeze(KeptUnits(k[:, :, 4:10], k[:, :, 4:10], pos, None))
 
 
 @pytest.mark.parametrize("hold", HOLDS)
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_saved_and_loaded_packs_the_same_bytes(model, tmp_path: Path, family: str, hold: str) -> None:
-    from kvcli.prompt_cache import prefill as session
     from kvcli.prompt_cache.directory import CacheDirectory
+    from kvcli.prompt_cache.prefill import request_key
     from tests.laws.test_prompt_cache import job, run
 
     work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), CacheDirectory(tmp_path)
-    place = library.place(session.request_key(model(family), work))
+    place = library.place(request_key(model(family), work))
     first, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (first.cache, again.cache) == ("miss", "hit")

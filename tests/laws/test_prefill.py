@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kvcli import registry
-from kvcli.engine import prefill as engine
+from kvcli.engine import prefill as prefill_module
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import new_prefill_cache, prefill, prefill_steps
 from kvcli.eviction.selection import select
 from kvcli.eviction.smoothing import mean
 from kvcli.recipe import parse
@@ -15,26 +16,26 @@ from tests import tiny
 from tests.laws.helpers import asked, drain, filled
 
 EVICTING = [name for name in registry.names("eviction") if name != "full"]
-CAUSAL = [name for name in EVICTING if registry.lookup("eviction", name).causal]
+CAUSAL = [name for name in EVICTING if registry.lookup("eviction", name).scores_are_final]
 SINGLE = {"locret": ", pool=1"}  # the laws of scores that a unit has from itself alone
 
 
 def snapshots(model, ids, recipe: str, chunk: int):
     """(event, per-layer places) after every chunk."""
     made = []
-    original = engine.Fill
+    original = prefill_module.PrefillCache
 
     class Watched(original):  # the fill is the engine's own; the test only keeps a hand on it
         def __init__(self, *args, **kwargs) -> None:
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    engine.Fill = Watched
+    prefill_module.PrefillCache = Watched
     try:
-        for event in engine.prefill_steps(model, ids, parse(recipe), chunk=chunk):
+        for event in prefill_steps(model, ids, parse(recipe), chunk=chunk):
             yield event, [layer.pos[:, : layer.count].clone() for layer in made[0].layers]
     finally:
-        engine.Fill = original
+        prefill_module.PrefillCache = original
 
 
 @pytest.mark.parametrize("policy", EVICTING)
@@ -70,7 +71,7 @@ def test_causal_scores_do_not_depend_on_later_tokens(model, policy: str, chunk: 
     other = ids[:40] + tiny.document(20, seed=9)
     a = filled(model(), ids, f"{policy}(budget=60, stabilizers=0)", chunk)
     b = filled(model(), other, f"{policy}(budget=60, stabilizers=0)", chunk)
-    final = 40 - a.keep.lookahead
+    final = 40 - a.policy.lookahead
     for one, two in zip(a.layers, b.layers, strict=True):
         assert torch.allclose(one.scores[:, :final], two.scores[:, :final], rtol=1e-4, atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_what_stays_has_the_smoothed_score_of_the_whole_text(model, chunk: int) 
     """Late scores reach the right units, also where every head keeps others."""
     ids, recorded = list(range(3, 93)), {}
     recipe = parse("locret(budget=20, stabilizers=4, pool=7)")
-    cls = type(recipe.keep)
+    cls = type(recipe.policy)
 
     class Recording(cls):
         def score(self, unit):
@@ -99,8 +100,8 @@ def test_what_stays_has_the_smoothed_score_of_the_whole_text(model, chunk: int) 
             recorded.setdefault(unit.layer, []).append(scores.float())
             return scores
 
-    keep = Recording(**{f.name: getattr(recipe.keep, f.name) for f in fields(recipe.keep)})
-    work = drain(engine.prefill_steps(model(), ids, replace(recipe, keep=keep), chunk=chunk))
+    keep = Recording(**{f.name: getattr(recipe.policy, f.name) for f in fields(recipe.policy)})
+    work = drain(prefill_steps(model(), ids, replace(recipe, policy=keep), chunk=chunk))
     for layer in work.layers:
         scores = mean(torch.cat(recorded[layer.index], dim=1), 7)
         kept = layer.pos[:, : layer.count].long()
@@ -123,7 +124,7 @@ def test_streaming_selection_is_offline_selection(model, policy: str, chunk: int
     """Without stabilizers, the kept set is the top of all scores ever given; scores are recorded as they are made."""
     ids, budget, recorded = list(range(3, 93)), 20, {}  # all different: equal tokens would tie in the first layer
     recipe = parse(f"{policy}(budget={budget}, stabilizers=0{SINGLE.get(policy, '')})")
-    cls = type(recipe.keep)
+    cls = type(recipe.policy)
 
     class Recording(cls):
         def score(self, unit):
@@ -131,8 +132,8 @@ def test_streaming_selection_is_offline_selection(model, policy: str, chunk: int
             recorded.setdefault(unit.layer, []).append(scores.float())
             return scores
 
-    keep = Recording(**{f.name: getattr(recipe.keep, f.name) for f in fields(recipe.keep)})
-    work = drain(engine.prefill_steps(model(), ids, replace(recipe, keep=keep), chunk=chunk))
+    keep = Recording(**{f.name: getattr(recipe.policy, f.name) for f in fields(recipe.policy)})
+    work = drain(prefill_steps(model(), ids, replace(recipe, policy=keep), chunk=chunk))
     for layer in work.layers:
         scores = torch.cat(recorded[layer.index], dim=1)
         assert scores.shape[1] == len(ids)
@@ -155,7 +156,7 @@ def test_compact_positions_never_exceed_budget_chunk_and_tail(model, policy: str
     try:
         probe = tiny.document(6, seed=5)
         recipe = parse(f"{policy}(budget=24, stabilizers=4, tail=5)")
-        context = drain(engine.prefill(model(), tiny.document(200), recipe, chunk=chunk, probe=probe))
+        context = drain(prefill(model(), tiny.document(200), recipe, chunk=chunk, probe=probe))
         reading = max(p.stop for p in used)
         used.clear()
         tail = new_decode_cache(model(), context)
@@ -232,17 +233,17 @@ def test_an_interrupted_reading_goes_on_as_if_nothing_had_happened(model, policy
     """From a copy taken at any chunk boundary, to the same units, bit for bit."""
     ids, probe = tiny.document(100), tiny.document(6, seed=3)
     recipe = parse(policy if policy == "full" else f"{policy}(budget=24, stabilizers=8, tail=9)")
-    whole = drain(engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe))
+    whole = drain(prefill_steps(model(), ids, recipe, chunk=16, probe=probe))
     for stop in (1, 3, 6):
-        work = engine.new_prefill_cache(
-            model(), recipe, len(ids), chunk=16, probe=len(probe) if recipe.keep.question else 0
+        work = new_prefill_cache(
+            model(), recipe, len(ids), chunk=16, probe=len(probe) if recipe.policy.query_aware else 0
         )
-        reading = engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=work)
+        reading = prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=work)
         for _ in range(stop):
             next(reading)
         interrupted = work.copy()
         reading.close()
-        resumed = drain(engine.prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=interrupted))
+        resumed = drain(prefill_steps(model(), ids, recipe, chunk=16, probe=probe, resume=interrupted))
         assert resumed is interrupted
         for one, two in zip(whole.layers, resumed.layers, strict=True):
             assert one.count == two.count

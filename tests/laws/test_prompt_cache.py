@@ -17,9 +17,8 @@ from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import DamagedError
 from kvcli.events import CacheHit, Notice, Prefill
 from kvcli.prompt_cache import file_format
-from kvcli.prompt_cache import prefill as session
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest, PrefillResult, cached_prefill, request_key
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import answer
@@ -41,8 +40,8 @@ def job(length: int = 100, policy: str = "keydiff", **options: object) -> Prefil
     return PrefillRequest(**{**given, "probe": PROBE, "text": "text", "document": {"files": ["a"]}, **options})  # type: ignore[arg-type]
 
 
-def run(model, work: PrefillRequest, **options: object) -> tuple[session.PrefillResult, list[object]]:
-    events, seen = session.cached_prefill(model, work, **options), []  # type: ignore[arg-type]
+def run(model, work: PrefillRequest, **options: object) -> tuple[PrefillResult, list[object]]:
+    events, seen = cached_prefill(model, work, **options), []  # type: ignore[arg-type]
     while True:
         try:
             seen.append(next(events))
@@ -52,7 +51,7 @@ def run(model, work: PrefillRequest, **options: object) -> tuple[session.Prefill
 
 def interrupted(model, work: PrefillRequest, after: int, **options: object) -> PrefillInterrupted:
     """Read until ``after`` tokens, then stop."""
-    events, stop = session.cached_prefill(model, work, stop=lambda: stop, **options), False  # type: ignore[arg-type]
+    events, stop = cached_prefill(model, work, stop=lambda: stop, **options), False  # type: ignore[arg-type]
     try:
         for event in events:
             stop = isinstance(event, Prefill) and event.done >= after
@@ -61,7 +60,7 @@ def interrupted(model, work: PrefillRequest, after: int, **options: object) -> P
     raise AssertionError("it did not stop")
 
 
-def same(model, one: session.PrefillResult, two: session.PrefillResult) -> None:
+def same(model, one: PrefillResult, two: PrefillResult) -> None:
     """Equal contexts, and equal logits and answers from them."""
     for a, b in zip(one.context.layers, two.context.layers, strict=True):
         assert torch.equal(a.pos, b.pos)
@@ -82,7 +81,7 @@ def library(tmp_path: Path) -> CacheDirectory:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_reading_reads_nothing(model, library: CacheDirectory, family: str, policy: str) -> None:
     work = job(policy=policy)
-    place = library.place(session.request_key(model(family), work))
+    place = library.place(request_key(model(family), work))
     plain, _ = run(model(family), work)
     first, events = run(model(family), work, place=place, library=library)
     assert (plain.cache, first.cache) == ("off", "miss")
@@ -100,7 +99,7 @@ def test_a_second_reading_reads_nothing(model, library: CacheDirectory, family: 
 def test_resumed_is_uninterrupted(model, library: CacheDirectory, family: str, policy: str, after: int) -> None:
     """Stopped in the body, at its edge, or in the protected tail."""
     work = job(policy=policy)
-    place = library.place(session.request_key(model(family), work))
+    place = library.place(request_key(model(family), work))
     paused = interrupted(model(family), work, after, place=place, library=library)
     assert 0 < paused.saved <= paused.done < 100
     assert file_format.header(place).meta.seen == paused.saved
@@ -120,8 +119,8 @@ def test_a_longer_text_continues_a_shorter_one(
     ids = tiny.document(130)
     longer, shorter = job(policy=policy, ids=ids), job(policy=policy, ids=ids[:length])
     assert shorter.edge > 0
-    run(model(family), shorter, place=library.place(session.request_key(model(family), shorter)), library=library)
-    place = library.place(session.request_key(model(family), longer))
+    run(model(family), shorter, place=library.place(request_key(model(family), shorter)), library=library)
+    place = library.place(request_key(model(family), longer))
     continued, events = run(model(family), longer, place=place, library=library)
     assert (continued.cache, continued.reused) == ("resumed", shorter.edge)
     assert not [e for e in events if isinstance(e, Notice)]
@@ -133,7 +132,7 @@ def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> No
     ids = tiny.document(130)
     for length in (50, 59, 90, 130):  # from 50 to 59 the edge stays where it was
         work = job(ids=ids[:length])
-        reading, _ = run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
+        reading, _ = run(model(), work, place=library.place(request_key(model(), work)), library=library)
         assert reading.cache == ("miss" if length == 50 else "resumed")
         assert file_format.header(reading.path).meta.edge == work.edge  # type: ignore[arg-type]
         same(model(), run(model(), work)[0], reading)
@@ -141,13 +140,10 @@ def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> No
 
 def test_another_text_is_not_continued(model, library: CacheDirectory) -> None:
     work = job(60)
-    run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
+    run(model(), work, place=library.place(request_key(model(), work)), library=library)
     ids = tiny.document(60)
     other = job(ids=[ids[0] % 90 + 3, *ids[1:], *ids])
-    assert (
-        run(model(), other, place=library.place(session.request_key(model(), other)), library=library)[0].cache
-        == "miss"
-    )
+    assert run(model(), other, place=library.place(request_key(model(), other)), library=library)[0].cache == "miss"
 
 
 def test_one_portable_file(model, tmp_path: Path) -> None:
@@ -202,15 +198,15 @@ def test_model_heads_question_and_version_are_refused_by_name(model, tmp_path: P
 
 def test_frequencies_that_depend_on_the_length_are_part_of_the_name(model) -> None:
     one, two = job(), job(horizon=512)
-    assert session.request_key(model(), one) == session.request_key(model(), two)
-    assert session.request_key(model("phi3-longrope"), one) != session.request_key(model("phi3-longrope"), two)
+    assert request_key(model(), one) == request_key(model(), two)
+    assert request_key(model("phi3-longrope"), one) != request_key(model("phi3-longrope"), two)
 
 
 def test_every_byte_counts(model, tmp_path: Path) -> None:
     """A byte changed anywhere, or a cut anywhere: refused by name, read again by itself, never answered from."""
     library = CacheDirectory(tmp_path)
     work = job(40)
-    place = library.place(session.request_key(model(), work))
+    place = library.place(request_key(model(), work))
     first, _ = run(model(), work, place=place, library=library)
     whole = place.read_bytes()
     generator = torch.Generator().manual_seed(0)
@@ -271,7 +267,7 @@ def test_a_full_disk_stops_no_reading(model, library: CacheDirectory, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     work = job()
-    place = library.place(session.request_key(model(), work))
+    place = library.place(request_key(model(), work))
     monkeypatch.setattr(os, "fsync", full)
     reading, events = run(model(), work, place=place, library=library)
     warnings = [e.text for e in events if isinstance(e, Notice)]
@@ -285,7 +281,7 @@ def test_files_are_private_and_nothing_is_left_over(model, library: CacheDirecto
     work = job()
     before = os.umask(0)
     try:
-        run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
+        run(model(), work, place=library.place(request_key(model(), work)), library=library)
     finally:
         os.umask(before)
     (path,) = (p for p in library.folder.iterdir() if p.is_file())
@@ -297,7 +293,7 @@ def test_files_are_private_and_nothing_is_left_over(model, library: CacheDirecto
 
 def test_one_writer_at_a_time(model, library: CacheDirectory) -> None:
     work = job()
-    place = library.place(session.request_key(model(), work))
+    place = library.place(request_key(model(), work))
     with library.lock(place) as mine:
         assert mine
         reading, events = run(model(), work, place=place, library=library)
@@ -314,7 +310,7 @@ def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> Non
 
     def save(number: int, policy: str = "keydiff") -> Path:
         work = job(ids=tiny.document(60, seed=number), policy=policy)
-        place = library.place(session.request_key(model(), work))
+        place = library.place(request_key(model(), work))
         run(model(), work, place=place, library=library)
         os.utime(place, (number, number))
         return place
@@ -331,18 +327,18 @@ def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> Non
     assert [p.exists() for p in (one, two, four, five, six)] == [True, False, True, True, True]
     library.limit = size // 2
     work = job(ids=tiny.document(60, seed=7))
-    _, events = run(model(), work, place=library.place(session.request_key(model(), work)), library=library)
+    _, events = run(model(), work, place=library.place(request_key(model(), work)), library=library)
     assert len([e for e in events if isinstance(e, Notice)]) == 1
     assert one.exists(), "nothing is thrown away for what would not fit in any case"
 
 
 def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirectory, monkeypatch) -> None:
     """A kill at any time loses no more than that many tokens; a checkpoint is as large as the budget, not the text."""
-    monkeypatch.setattr(session, "EVERY_TOKENS", 64)
-    monkeypatch.setattr(session, "_SHARE", 0.0)
+    monkeypatch.setattr("kvcli.prompt_cache.prefill.EVERY_TOKENS", 64)
+    monkeypatch.setattr("kvcli.prompt_cache.prefill._SHARE", 0.0)
     work = job(400)
-    place = library.place(session.request_key(model(), work))
-    events, sizes, seen = session.cached_prefill(model(), work, place=place, library=library), set(), []
+    place = library.place(request_key(model(), work))
+    events, sizes, seen = cached_prefill(model(), work, place=place, library=library), set(), []
     for event in events:
         assert isinstance(event, Prefill)
         if place.exists() and event.done < 400:

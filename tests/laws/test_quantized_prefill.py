@@ -8,8 +8,8 @@ import torch
 from kvcli import registry
 from kvcli.cache.context import freeze
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.errors import ModelError, UsageError
 from kvcli.planning import memory
 from kvcli.recipe import parse
@@ -45,7 +45,7 @@ def units(model, total: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
 def fed(model, recipe: str, chunk: int, total: int) -> PrefillCache:
     """A fill whose first layer was given the same queries, keys and values in chunks of some length."""
     parsed = parse(recipe)
-    work = engine.new_prefill_cache(model, parsed, total, chunk=chunk)
+    work = new_prefill_cache(model, parsed, total, chunk=chunk)
     q, k, v = units(model, total)
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
@@ -97,10 +97,10 @@ def test_a_units_code_never_changes(model, policy: str, positions: str) -> None:
         encoded.append(x.shape[1])
         return original(self, x)
 
-    work = engine.new_prefill_cache(model(), parse(recipe), 100, chunk=16)
+    work = new_prefill_cache(model(), parse(recipe), 100, chunk=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RowCodec, "encode", counting)
-        for _ in engine.prefill_steps(model(), tiny.document(100), parse(recipe), chunk=16, resume=work):
+        for _ in prefill_steps(model(), tiny.document(100), parse(recipe), chunk=16, resume=work):
             for layer in work.layers:
                 assert layer.count <= 24
                 for head in range(layer.k.shape[0]):
@@ -108,7 +108,7 @@ def test_a_units_code_never_changes(model, policy: str, positions: str) -> None:
                         now = layer.k[head, slot].numpy().tobytes() + layer.v[head, slot].numpy().tobytes()
                         assert first.setdefault((layer.index, head, place), now) == now
     assert sum(encoded) == 2 * 100 * len(work.layers)
-    context = freeze(work, parse(recipe).hold, release=False)
+    context = freeze(work, parse(recipe).storage, release=False)
     for layer, held in zip(work.layers, context.layers, strict=True):
         assert isinstance(held, RowLayer)
         assert torch.equal(held.k, layer.k[:, : layer.count])
@@ -124,10 +124,10 @@ def test_bytes_are_those_planned(model, family: str, hold: str, tokens: int) -> 
     plan = memory.plan(spec, recipe, tokens=tokens, chunk=16, tail=0)
     assert plan.fill == work.nbytes - work.workspace.nbytes
     assert plan.workspace >= work.workspace.nbytes
-    context = freeze(work, recipe.hold)
+    context = freeze(work, recipe.storage)
     assert plan.held == context.nbytes
     if not any(spec.sliding):
-        assert context.bits == recipe.hold.bits + 16 / spec.head_dim  # type: ignore[attr-defined]
+        assert context.bits == recipe.storage.bits + 16 / spec.head_dim  # type: ignore[attr-defined]
 
 
 def test_the_peak_falls_with_a_large_budget(model) -> None:
@@ -153,7 +153,7 @@ def test_nothing_of_a_layers_size_is_unpacked(model, monkeypatch) -> None:
     monkeypatch.setattr(RowCodec, "turned", watching)
     for policy in ("full", "locret(budget=40)", "random(budget=40)", "streaming(budget=40)", "knorm(budget=40)"):
         context = freeze(
-            filled(model(), tiny.document(90), f"{policy}+turbo(fill=true)", 16), parse("full+turbo(fill=true)").hold
+            filled(model(), tiny.document(90), f"{policy}+turbo(fill=true)", 16), parse("full+turbo(fill=true)").storage
         )
         behind(model(), context)
     assert max(seen) == 8
@@ -164,7 +164,7 @@ def test_nothing_of_a_layers_size_is_unpacked(model, monkeypatch) -> None:
 def test_more_bits_are_nearer(model, family: str, positions: str) -> None:
     def logits(hold: str) -> torch.Tensor:
         recipe = parse(f"knorm(budget=100, positions={positions})+{hold}")
-        return behind(model(family), freeze(filled(model(family), tiny.document(90), str(recipe), 16), recipe.hold))
+        return behind(model(family), freeze(filled(model(family), tiny.document(90), str(recipe), 16), recipe.storage))
 
     exact = logits("dense")
     off = [distance(logits(hold), exact) for hold in HOLDS]
@@ -178,8 +178,8 @@ def test_more_bits_are_nearer(model, family: str, positions: str) -> None:
 def test_attending_is_attention_over_the_whole(model, family: str, positions: str, block: int, monkeypatch) -> None:
     monkeypatch.setattr("kvcli.storage.row_codec.BLOCK", block)
     spec, recipe = model(family).spec, parse(f"keydiff(budget=40, positions={positions})+turbo(fill=true)")
-    for layer in freeze(filled(model(family), tiny.document(90), str(recipe), 16), recipe.hold).layers:
-        k, v = layer.whole()
+    for layer in freeze(filled(model(family), tiny.document(90), str(recipe), 16), recipe.storage).layers:
+        k, v = layer.dense()
         assert isinstance(layer, RowLayer if layer.window is None else DenseLayer)
         for m in (1, 13):
             q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m))
@@ -192,7 +192,7 @@ def test_attending_is_attention_over_the_whole(model, family: str, positions: st
 @pytest.mark.parametrize("hold", HOLDS)
 def test_rewinding_and_asking_again_is_the_same(model, hold: str) -> None:
     recipe = parse(f"keydiff(budget=40)+{hold}")
-    context = freeze(filled(model(), tiny.document(90), str(recipe), 16), recipe.hold)
+    context = freeze(filled(model(), tiny.document(90), str(recipe), 16), recipe.storage)
     tail = new_decode_cache(model(), context)
     first, said = behind(model(), context), answer(model(), tail, QUESTION)
     tail.rewind()
@@ -203,10 +203,10 @@ def test_rewinding_and_asking_again_is_the_same(model, hold: str) -> None:
 def test_absorbing_is_reading_on(model) -> None:
     ids, recipe = tiny.document(112), parse("keydiff(budget=24, stabilizers=0)+turbo(fill=true)")
     work = filled(model(), ids[:48], str(recipe), 16)
-    first = engine.freeze_and_keep(work, recipe)
+    first = freeze_and_keep(work, recipe)
     kept = [layer.k.clone() for layer in first.layers]
-    later = drain(engine.evict_turns(model(), work, ids[48:], recipe, chunk=16))
-    whole = freeze(filled(model(), ids, str(recipe), 16), recipe.hold)
+    later = drain(evict_turns(model(), work, ids[48:], recipe, chunk=16))
+    whole = freeze(filled(model(), ids, str(recipe), 16), recipe.storage)
     assert all(torch.equal(a.k, b.k) for a, b in zip(later.layers, whole.layers, strict=True))
     assert all(torch.equal(a, b.k) for a, b in zip(kept, first.layers, strict=True))
 
@@ -215,20 +215,20 @@ def test_absorbing_is_reading_on(model) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("after", [16, 48])
 def test_saved_loaded_and_continued_are_identical(model, tmp_path: Path, family: str, policy: str, after: int) -> None:
-    from kvcli.prompt_cache import prefill as session
     from kvcli.prompt_cache.directory import CacheDirectory
+    from kvcli.prompt_cache.prefill import request_key
     from tests.laws.test_prompt_cache import interrupted, job, run
 
     recipe = parse(f"{policy}(budget=30, stabilizers=8, sinks=2, tail=9)+turbo(fill=true)")
     work, library = job(recipe=recipe), CacheDirectory(tmp_path)
-    place = library.place(session.request_key(model(family), work))
+    place = library.place(request_key(model(family), work))
     straight, _ = run(model(family), work)
     interrupted(model(family), work, after, place=place, library=library)
     resumed, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (resumed.cache, again.cache) == ("resumed", "hit")
     longer = job(130, recipe=recipe)
-    on, _ = run(model(family), longer, place=library.place(session.request_key(model(family), longer)), library=library)
+    on, _ = run(model(family), longer, place=library.place(request_key(model(family), longer)), library=library)
     assert on.cache == "resumed"
     fresh, _ = run(model(family), longer)
     for one, two in ((straight, resumed), (straight, again), (fresh, on)):
@@ -246,8 +246,8 @@ def test_what_it_cannot_do_is_refused(model) -> None:
     with pytest.raises(UsageError, match="merge"):
         parse("knorm(budget=20, victims=merge)+turbo(fill=true)")
     with pytest.raises(ValueError, match="cannot be held"):
-        freeze(filled(model(), tiny.document(20), "full+turbo(fill=true)", 16), parse("full+kivi").hold)
-    work = engine.new_prefill_cache(model(), parse("full+turbo(fill=true)"), 5, chunk=5)
+        freeze(filled(model(), tiny.document(20), "full+turbo(fill=true)", 16), parse("full+kivi").storage)
+    work = new_prefill_cache(model(), parse("full+turbo(fill=true)"), 5, chunk=5)
     work.step = ChunkStep(0, 5)
     q, k, v = units(model(), 5)
     with pytest.raises(ModelError, match="layer 0"):

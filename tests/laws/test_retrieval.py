@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcli.cache.context import freeze
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import append_tokens, new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.planning import memory
 from kvcli.planning.memory import visible_units
 from kvcli.recipe import parse
@@ -49,7 +49,7 @@ def test_words_in_common_find_the_passage() -> None:
 def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: str) -> None:
     model = tiny.load(family)
     body, question = tiny.document(14), tiny.document(5, seed=1)
-    context = freeze(filled(model, body, "full", 16), parse("full").hold)
+    context = freeze(filled(model, body, "full", 16), parse("full").storage)
     mass = attention_by_position(context, question_attention(model, context, question))
     with torch.inference_mode(), model.reference() as module:
         module.set_attn_implementation("eager")
@@ -65,7 +65,7 @@ def test_regard_is_the_largest_attention_summed_over_heads_and_layers(family: st
 
 def test_regard_puts_evicted_places_to_zero() -> None:
     model = tiny.load("llama")
-    context = drain(engine.prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
+    context = drain(prefill(model, tiny.document(90), parse("streaming(budget=20)"), chunk=16))
     mass = attention_by_position(context, question_attention(model, context, tiny.document(5)))
     assert mass.shape == (90,)
     assert bool((mass[4:74] == 0).all())
@@ -105,14 +105,14 @@ def test_what_stays_in_sight_is_the_units_that_are_looked_at_most(hold: str) -> 
     """Of the text ``in_sight`` units per KV head, of what is not the text everything, as the hold gives them back."""
     model = tiny.load("llama")
     ids, question = tiny.document(900), tiny.document(5, seed=1)
-    context = drain(engine.prefill(model, ids, parse(f"snapkv(budget=100, stabilizers=0, sinks=6){hold}"), chunk=64))
+    context = drain(prefill(model, ids, parse(f"snapkv(budget=100, stabilizers=0, sinks=6){hold}"), chunk=64))
     labels, text = question_attention(model, context, question), range(6, 890)
     sight = narrow_context(context, labels, text)
     assert (sight.seen, sight.starts) == (context.seen, context.starts)
     count = visible_units(100, len(text))
     assert count == 32
     for seen, held, label in zip(sight.layers, context.layers, labels, strict=True):
-        k, v = held.whole()
+        k, v = held.dense()
         for head in range(model.spec.kv_heads):
             places = held.pos[head].tolist()
             inside = [i for i, place in enumerate(places) if place in text]
@@ -129,7 +129,7 @@ def test_what_stays_in_sight_is_the_units_that_are_looked_at_most(hold: str) -> 
 def test_a_good_part_of_a_text_stays_whole(family: str, budget: int) -> None:
     """And so do layers with a window of their own, however long the text."""
     model = tiny.load(family)
-    context = drain(engine.prefill(model, tiny.document(900), parse(f"streaming(budget={budget})"), chunk=64))
+    context = drain(prefill(model, tiny.document(900), parse(f"streaming(budget={budget})"), chunk=64))
     sight = narrow_context(context, question_attention(model, context, tiny.document(5)), range(4, 900))
     for seen, held, window in zip(sight.layers, context.layers, model.spec.sliding, strict=True):
         assert (seen is held) == (budget == 200 or window is not None)
@@ -143,20 +143,20 @@ def test_a_tail_turns_to_what_is_in_sight_and_back(model_and_context) -> None:
     for one in (tail, other):
         append_tokens(model, one, history)
     plain = said(model, other, question)
-    tail.turn_to(sight)
+    tail.set_context(sight)
     narrow = said(model, tail, question)
     assert not torch.allclose(narrow, plain, atol=1e-3)
     tail.rewind(len(history))
     assert torch.equal(said(model, tail, question), narrow)
     tail.rewind(len(history))
-    tail.turn_to(context)
+    tail.set_context(context)
     assert torch.equal(said(model, tail, question), plain)
 
 
 @pytest.fixture
 def model_and_context():
     model = tiny.load("llama")
-    return model, drain(engine.prefill(model, tiny.document(900), parse("streaming(budget=60)"), chunk=64))
+    return model, drain(prefill(model, tiny.document(900), parse("streaming(budget=60)"), chunk=64))
 
 
 def said(model, tail, ids: list[int]) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_never_more_in_sight_than_is_kept(kept: int, read: int) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_plan_knows_of_what_is_copied(family: str) -> None:
     model, recipe = tiny.load(family), parse("snapkv(budget=200, sinks=16, stabilizers=8)")
-    context = drain(engine.prefill(model, tiny.document(3000), recipe, chunk=64))
+    context = drain(prefill(model, tiny.document(3000), recipe, chunk=64))
     sight = narrow_context(context, question_attention(model, context, tiny.document(5)), range(20, 3000))
     new = sum(seen.nbytes for seen, held in zip(sight.layers, context.layers, strict=True) if seen is not held)
     work = {"tokens": 3000, "chunk": 64, "question": 5, "answer": 8}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvcli import registry
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.errors import InputError
 from kvcli.recipe import parse
 from tests import tiny
@@ -39,14 +39,14 @@ def test_absorbing_equals_reading_the_same_ids_in_one_document(model, family: st
     ids, recipe = tiny.document(112), f"{policy}(budget=24, stabilizers=0, sinks=2)"
     whole = filled(model(family), ids, recipe, 16, horizon=160)
     work = filled(model(family), ids[:48], recipe, 16, horizon=160)
-    engine.freeze_and_keep(work, parse(recipe))
+    freeze_and_keep(work, parse(recipe))
     for part in (ids[48:80], ids[80:]):
-        context = drain(engine.evict_turns(model(family), work, part, parse(recipe), chunk=16))
+        context = drain(evict_turns(model(family), work, part, parse(recipe), chunk=16))
     assert same(work, whole)
     question = tiny.document(9, seed=3)
     assert torch.equal(
         behind(model(family), context, question),
-        behind(model(family), engine.freeze_and_keep(whole, parse(recipe)), question),
+        behind(model(family), freeze_and_keep(whole, parse(recipe)), question),
     )
 
 
@@ -54,14 +54,14 @@ def test_absorbing_equals_reading_the_same_ids_in_one_document(model, family: st
 def test_a_conversation_without_a_document_is_read_like_one_from_the_middle(model, policy: str) -> None:
     """Into an empty fill, stabilizers included: as a document is read of which there is more to come."""
     ids, recipe = tiny.document(120), parse(f"{policy}(budget=24, stabilizers=6)")
-    events = engine.prefill_steps(
-        model(), ids, recipe, chunk=16, resume=(document := engine.new_prefill_cache(model(), recipe, 120, chunk=16))
+    events = prefill_steps(
+        model(), ids, recipe, chunk=16, resume=(document := new_prefill_cache(model(), recipe, 120, chunk=16))
     )
     while document.seen < 80:
         next(events)
-    work = engine.new_prefill_cache(model(), recipe, 0, chunk=16)
+    work = new_prefill_cache(model(), recipe, 0, chunk=16)
     for part in (ids[:32], ids[32:80]):
-        drain(engine.evict_turns(model(), work, part, recipe, chunk=16))
+        drain(evict_turns(model(), work, part, recipe, chunk=16))
     assert same(work, document)
 
 
@@ -69,10 +69,10 @@ def test_a_conversation_without_a_document_is_read_like_one_from_the_middle(mode
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_room_for_all_of_it_the_logits_are_those_of_one_forward(model, family: str, recipe: str) -> None:
     ids, question = tiny.document(100), tiny.document(9, seed=3)
-    model(family).rotary.pin(109)
+    model(family).rotary.fix_length(109)
     work = filled(model(family), ids[:41], recipe, 16, horizon=109)
     for part in (ids[41:60], ids[60:]):
-        context = drain(engine.evict_turns(model(family), work, part, parse(recipe), chunk=16))
+        context = drain(evict_turns(model(family), work, part, parse(recipe), chunk=16))
     assert distance(behind(model(family), context, question), reference(model(family), ids + question)[100:]) < 1e-4
 
 
@@ -81,9 +81,9 @@ def test_with_room_for_all_of_it_the_logits_are_those_of_one_forward(model, fami
 def test_the_chunks_of_a_tail_are_counted(model, policy: str, positions: str) -> None:
     recipe = f"{policy}(budget=24, positions={positions})"
     work = filled(model(), tiny.document(50), recipe, 16)
-    events = list(engine.evict_turns(model(), work, tiny.document(40, seed=4), parse(recipe), chunk=16))
+    events = list(evict_turns(model(), work, tiny.document(40, seed=4), parse(recipe), chunk=16))
     assert [(e.done, e.total, e.kept) for e in events] == [(16, 40, 24), (32, 40, 24), (40, 40, 24)]
-    context = engine.freeze_and_keep(work, parse(recipe))
+    context = freeze_and_keep(work, parse(recipe))
     assert (context.seen, context.kept) == (90, 24)
     assert set(context.starts) == {24 if positions == "compact" else 90}
 
@@ -91,13 +91,13 @@ def test_the_chunks_of_a_tail_are_counted(model, policy: str, positions: str) ->
 def test_the_context_at_hand_is_not_touched(model) -> None:
     recipe = parse("keydiff(budget=24)")
     work = filled(model(), tiny.document(50), str(recipe), 16)
-    context = engine.freeze_and_keep(work, recipe)
+    context = freeze_and_keep(work, recipe)
     question = tiny.document(9, seed=3)
     before = behind(model(), context, question)
-    drain(engine.evict_turns(model(), work, tiny.document(40, seed=4), recipe, chunk=16))
+    drain(evict_turns(model(), work, tiny.document(40, seed=4), recipe, chunk=16))
     assert torch.equal(before, behind(model(), context, question))
 
 
 def test_nothing_to_absorb(model) -> None:
     with pytest.raises(InputError, match="nothing to absorb"):
-        drain(engine.evict_turns(model(), filled(model(), tiny.document(50), "full", 16), [], parse("full")))
+        drain(evict_turns(model(), filled(model(), tiny.document(50), "full", 16), [], parse("full")))

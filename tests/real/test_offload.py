@@ -36,7 +36,7 @@ def test_with_everything_chosen_each_hold_answers_as_full_does() -> None:
     logits, said = [], []
     for hold in ("dense", *LIMITS):
         with torch.inference_mode():
-            context = freeze(work, parse(f"full+{hold}").hold, release=False)
+            context = freeze(work, parse(f"full+{hold}").storage, release=False)
         assert all(isinstance(layer, Offloaded) for layer in context.layers) or hold == "dense"
         tail = new_decode_cache(model, context)
         found = model.forward(torch.tensor(question), tail, logits="all")

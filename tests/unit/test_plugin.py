@@ -23,11 +23,11 @@ MODULE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvcli.keep.base import Chunk, Keep
+from kvcli.eviction.base import Chunk, EvictionPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Longest(Keep):
+class Longest(EvictionPolicy):
     """Keeps the keys with the largest norm, to see what happens."""
 
     name: ClassVar[str] = "longest"
@@ -42,7 +42,7 @@ class NotAPolicy:
 '''
 
 USE = """
-from kvcli import engine, registry
+from kvcli import registry
 from kvcli.errors import UsageError
 from kvcli.recipe import parse
 from tests import tiny

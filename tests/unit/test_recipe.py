@@ -88,13 +88,13 @@ def test_budget_of_a_policy_without_one() -> None:
 
 def test_the_default_grows_with_the_window() -> None:
     spec = tiny.load("llama").spec
-    budgets = [default(dataclasses.replace(spec, max_positions=n)).keep.budget for n in (512, 8192, 131072, 10**6)]
+    budgets = [default(dataclasses.replace(spec, max_positions=n)).policy.budget for n in (512, 8192, 131072, 10**6)]
     assert budgets == [256, 1024, 16384, 16384]
 
 
 @given(budget=st.integers(1, 5000), questions=st.integers(1, 3))
 def test_the_default_fits_any_budget(budget: int, questions: int) -> None:
-    keep = default(_SPEC, questions=questions, budget=budget).keep
+    keep = default(_SPEC, questions=questions, budget=budget).policy
     assert keep.budget == budget
     assert keep.name == ("snapkv" if questions == 1 else "keydiff")
 

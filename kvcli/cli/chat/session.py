@@ -196,7 +196,7 @@ class ChatSession:
                     shown.end(citations.marks(cited))
                     if self.cite:
                         self._tell(cited)
-                    if event.circled:
+                    if event.stopped_repeating:
                         terminal.warn(
                             f"the answer went in circles and was ended after {event.completion_tokens:,} tokens;"
                             f" try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it",
@@ -298,7 +298,7 @@ class ChatSession:
         parlour, talk = self.parlour, self.talk
         used, total = process_memory.used_and_total(parlour.model.spec.device)
         context = talk.context
-        parts = [f"{Path(parlour.model.name).name} · {parlour.recipe.keep.name}"]  # a directory's name, not its path
+        parts = [f"{Path(parlour.model.name).name} · {parlour.recipe.policy.name}"]  # a directory's name, not its path
         if context is not None:
             parts.append(f"kept {context.kept:,} of {context.seen:,}")
         parts.append(f"turn {len(talk.turns) + 1}")

@@ -46,7 +46,7 @@ class Parlour(Desk):
     def furnish(self) -> None:
         """Documents, model, token ids and recipe; nothing is read by the model yet."""
         recipe = self._check()
-        if recipe is not None and recipe.keep.question:
+        if recipe is not None and recipe.policy.query_aware:
             raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
         with self._there():
             self._open(self.request.files, None)
@@ -101,14 +101,14 @@ class Parlour(Desk):
             yield
 
     def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> PrefillRequest:
-        return replace(super()._job(recipe, question, longest), keep=True, origin="ask")
+        return replace(super()._job(recipe, question, longest), keep_cache=True, origin="ask")
 
     # --- the ground ---
 
     @property
     def endless(self) -> bool:
         """Whether turns can be evicted at all: a budget, and positions that are used again."""
-        return self.recipe.keep.budget is not None and self.recipe.keep.positions == "compact"
+        return self.recipe.policy.budget is not None and self.recipe.policy.positions == "compact"
 
     @property
     def slots(self) -> int:
@@ -162,7 +162,7 @@ class Parlour(Desk):
             KvcliError: it does not fit the model or the memory, or was interrupted.
         """
         from kvcli.chat.conversation import ChatContext
-        from kvcli.engine import prefill as engine
+        from kvcli.engine.prefill import new_prefill_cache
         from kvcli.utils.process_memory import available
 
         spec, chunk = self.model.spec, self.chunk
@@ -175,8 +175,10 @@ class Parlour(Desk):
             assert work is not None
             self.reader.drop()
         else:
-            self.model.rotary.pin(min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER)))
-            work, context = engine.new_prefill_cache(self.model, self.recipe, 0, chunk=chunk), None
+            self.model.rotary.fix_length(
+                min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER))
+            )
+            work, context = new_prefill_cache(self.model, self.recipe, 0, chunk=chunk), None
         if context is not None and (count := self._passages([0] * QUESTION)):
             passages = terminal.plural(count, "passage")
             terminal.note("look", f"{passages} of the text read again before each answer", quiet=self.settings.quiet)

@@ -85,7 +85,7 @@ def command(
     from kvcli.recipe import parse
 
     named = [parse(text) for text in policies or []]
-    if wanted and named and all(recipe.keep.budget is None for recipe in named):
+    if wanted and named and all(recipe.policy.budget is None for recipe in named):
         named[0].with_budget(1)  # refuses in its own words
     how = {"device": device, "dtype": dtype, "weights": weights}
     loaded = _load(model, random, heads, named, how, offline=offline, quiet=quiet)
@@ -111,7 +111,7 @@ def _load(
     quiet: bool,
 ) -> "Model":
     with during("loading the model"):
-        trained = any(recipe.keep.trained for recipe in named)
+        trained = any(recipe.policy.needs_heads for recipe in named)
         if random is not None:
             from kvcli.models.random_weights import build
             from kvcli.retaining_heads.module import RetainingHeads
@@ -180,7 +180,7 @@ class _Bench:
         sizes: list[int | None] = [budget.units(spec, tokens) for budget in budgets]
         for units in sizes or [None]:
             for recipe in named or [default(spec, budget=units, heads=self.model.heads is not None)]:
-                found.append(recipe if units is None or recipe.keep.budget is None else recipe.with_budget(units))
+                found.append(recipe if units is None or recipe.policy.budget is None else recipe.with_budget(units))
         return list({str(recipe): recipe for recipe in found}.values())
 
     def _one(self, recipe: "Recipe", tokens: int, checked: "Check") -> "BenchRow":

@@ -197,7 +197,7 @@ def import_(
         with library.lock(place) as mine:
             if not mine:
                 raise ResourceError(f"another kvcli is reading what {name} is of", "the same command again, later")
-            library.prune(library.limit - found.size, spare=place.name.removesuffix(file_format.SUFFIX))
+            library.prune(library.limit - found.size, exclude=place.name.removesuffix(file_format.SUFFIX))
             _copy(found.path, place)
         made.append(place)
         if not as_json:

@@ -196,7 +196,7 @@ class _Run:
                 parse("full").with_bits(kv_bits)
         else:
             self.policies = []
-        if budgets and self.policies and all(p.keep.budget is None for p in self.policies):
+        if budgets and self.policies and all(p.policy.budget is None for p in self.policies):
             self.policies[0].with_budget(1)  # refuses in its own words
         self.document = self._read(words[1:])
         self.data = data_files.read(data) if data else None
@@ -230,7 +230,7 @@ class _Run:
             say = partial(terminal.note, "weights", quiet=self.quiet)
             self.model = load(source, device=device, dtype=dtype, weights=weights, announce=say)
             self.prompt = Prompt(self.model.tokenizer)
-            if heads or not self.policies or any(recipe.keep.trained for recipe in self.policies):
+            if heads or not self.policies or any(recipe.policy.needs_heads for recipe in self.policies):
                 from kvcli.retaining_heads.discovery import attach
 
                 attach(self.model, heads, offline=offline)
@@ -288,7 +288,7 @@ class _Run:
                 usual = default(spec, questions=2 if task.several else 1, budget=units, heads=trained)
                 found.append(usual if self.kv_bits is None else usual.with_bits(self.kv_bits))
             for policy in self.policies:
-                found.append(policy if units is None or policy.keep.budget is None else policy.with_budget(units))
+                found.append(policy if units is None or policy.policy.budget is None else policy.with_budget(units))
         return list({str(recipe): recipe for recipe in found}.values())
 
     def measure(self, chunk: int) -> list["Skipped"]:

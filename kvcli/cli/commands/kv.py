@@ -130,7 +130,7 @@ def command(
     desk.prepare()
     if not desk.ids:
         raise InputError("no document was given", "kvcli kv FILE")
-    if desk.recipe.keep.question and question is None:
+    if desk.recipe.policy.query_aware and question is None:
         raise InputError(f"'{desk.recipe}' keeps what one question asks for", '-e "QUESTION"')
     desk.banner()
     desk.read()

@@ -100,7 +100,7 @@ def command(
     if policy is not None:
         from kvcli.recipe import parse
 
-        if parse(policy).keep.question:
+        if parse(policy).policy.query_aware:
             raise UsageError(f"'{policy}' reads for one question, and prefill knows none", "--policy keydiff")
     desk.prepare()
     if not desk.ids:

@@ -48,7 +48,9 @@ def show(outlook: PlanReport) -> None:
     ]
     if first.plan is not None:
         plan = first.plan
-        kept = f", then {format_bytes(plan.held)} at {first.bits:.2f} bits" if first.recipe.hold.name != "dense" else ""
+        kept = (
+            f", then {format_bytes(plan.held)} at {first.bits:.2f} bits" if first.recipe.storage.name != "dense" else ""
+        )
         rows += [
             ("weights", format_bytes(plan.weights)),
             ("kept units", f"{format_bytes(plan.fill)} while reading{kept}"),
@@ -86,7 +88,7 @@ def _time(found: Forecast, outlook: PlanReport) -> str:
         parts.append(f"{terminal.duration(seconds)} to read, at {rates.prefill:,.0f} tok/s (median of {runs} here)")
     if rates.decode is not None:
         parts.append(f"answers at {rates.decode:,.1f} tok/s")
-    name = found.recipe.keep.name
+    name = found.recipe.policy.name
     return " · ".join(parts) or f"not known: this machine has not read with this model and {name} yet"
 
 
@@ -96,7 +98,7 @@ def _verdict(found: Forecast, work: Workload) -> str:
 
 
 def _largest(found: Forecast, work: Workload) -> str:
-    own = "" if found.searched == found.recipe.keep.name else f" with {found.searched}"
+    own = "" if found.searched == found.recipe.policy.name else f" with {found.searched}"
     if found.budget is None:
         return f"no budget fits{own}"
     if found.budget >= work.tokens:
@@ -158,7 +160,7 @@ def exit_if_too_big(outlook: PlanReport) -> None:
     plan = first.plan
     hint = "-m with a smaller model, or --weights nf4"
     if first.budget is not None:
-        swap = "" if first.searched == first.recipe.keep.name else f"--policy {first.searched} "
+        swap = "" if first.searched == first.recipe.policy.name else f"--policy {first.searched} "
         hint = f"{swap}--budget {first.budget}"
     elif plan.weights <= place.usable:
         hint = "a smaller --chunk-size, or -n with a shorter answer"

@@ -33,11 +33,11 @@ class BlockStore(Protocol):
         ...
 
     @property
-    def unsteady(self) -> str | None:
+    def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`, of what ``bring`` does on a card."""
         ...
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
         """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
 
         Args:
@@ -49,7 +49,7 @@ class BlockStore(Protocol):
         """
         ...
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """All units of the layer ``[H_kv, n, D]`` on the device, those outside blocks included."""
         ...
 
@@ -84,16 +84,16 @@ class HostStore:
         return self.k.nbytes + self.v.nbytes
 
     @property
-    def unsteady(self) -> None:
+    def dynamic_reason(self) -> None:
         """A kernel reads pinned memory as it lies."""
         return None
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:  # noqa: ARG002
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:  # noqa: ARG002
         """See :class:`BlockStore`."""
         for x, old, new in zip((self.k, self.v), staged, out, strict=True):
             rows(x, self.first, self.count, self.block, ids, slots, old, new)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`BlockStore`."""
         return self.k.to(self.device), self.v.to(self.device)
 
@@ -106,7 +106,7 @@ def blocks(x: Tensor, first: int, count: int, block: int) -> Tensor:
 def rows(
     x: Tensor, first: int, count: int, block: int, ids: Tensor, slots: Tensor, staged: Tensor, out: Tensor
 ) -> None:
-    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`BlockStore.bring`."""
+    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`BlockStore.fetch`."""
     from kvcli_kernels.gather import gather
 
     gather(blocks(x, first, count, block).flatten(2), staged.flatten(2), ids, slots, out.flatten(2))

@@ -51,7 +51,7 @@ class Offloaded:
     Attributes:
         k, v: ``[H_kv, e, D]`` on the device, attended to by every query.
         pos: ``[H_kv, c]``.
-        foreseen: queries are guessed a layer ahead (see :class:`PrefetchingReader`).
+        predicted: queries are guessed a layer ahead (see :class:`PrefetchingReader`).
     """
 
     store: BlockStore
@@ -59,19 +59,19 @@ class Offloaded:
     k: Tensor
     v: Tensor
     pos: Tensor
-    foreseen: bool = False
+    predicted: bool = False
     window: None = None
 
     @property
     def nbytes(self) -> int:
         """Index, what is always at hand, and what stays staged between steps."""
-        staged = 0 if self.foreseen else self._staged
+        staged = 0 if self.predicted else self._staged
         return self.index.nbytes + self.store.nbytes + self.k.nbytes + self.v.nbytes + staged
 
     @property
     def shared_nbytes(self) -> int:
         """What is on its way: where it is fetched ahead, that of this layer and of the one before it."""
-        return self._staged * (2 if self.foreseen else 1)
+        return self._staged * (2 if self.predicted else 1)
 
     @property
     def _staged(self) -> int:
@@ -83,21 +83,21 @@ class Offloaded:
         return self.store.host_nbytes
 
     @property
-    def unsteady(self) -> str | None:
+    def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.backend import on_triton
 
         if self.k.is_cuda and not on_triton(self.k):
             return "without triton the host must know which blocks are fetched"
-        return self.store.unsteady
+        return self.store.dynamic_reason
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
-        return self.store.whole()
+        return self.store.dense()
 
     def begin(self, staging: Staging | None = None) -> BlockReader:
         """A reader with nothing staged yet."""
-        kind = PrefetchingReader if self.foreseen else BlockReader
+        kind = PrefetchingReader if self.predicted else BlockReader
         return kind(self, Staging() if staging is None else staging)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class BlockReader:
 
         hits = slots >= 0
         self._counts += torch.stack([hits.sum(), ((ids < self.held.store.count) & ~hits).sum()])
-        self.held.store.bring(ids, slots, staged, out, self.staging.aside(ids))
+        self.held.store.fetch(ids, slots, staged, out, self.staging.aside(ids))
 
 
 class PrefetchingReader(BlockReader):
@@ -191,7 +191,7 @@ class PrefetchingReader(BlockReader):
         super().__init__(held, staging)
         self._ahead: tuple[tuple[Selection, Tensor, Tensor], Any, Tensor] | None = None
 
-    def foresee(self, q: Tensor, scale: float) -> None:
+    def prefetch(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.storage.base.Prefetching`."""
         aside = self.staging.aside(q)
         with aside.run():
@@ -226,7 +226,7 @@ def offload(
     block: int,
     first: int = 0,
     last: int = 0,
-    foreseen: bool = False,
+    predicted: bool = False,
 ) -> Offloaded:
     """A layer in host memory, but for its ``first`` and at least ``last`` units and what does not fill a block.
 
@@ -235,7 +235,7 @@ def offload(
         index: makes one from the rotated keys ``[H_kv, N, block, D]`` of all blocks.
         block: units per block.
         first, last: units always at hand.
-        foreseen: as for :class:`Offloaded`.
+        predicted: as for :class:`Offloaded`.
     """
     import torch
 
@@ -249,15 +249,15 @@ def offload(
         k[:, outside],
         v[:, outside.to(v.device)].to(k.device),
         survivors.pos,
-        foreseen,
+        predicted,
     )
 
 
 def footprint(
-    spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, foreseen: bool = False
+    spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, predicted: bool = False
 ) -> StorageBytes:
     """What such a layer takes: ``index`` in numbers of the model's dtype per KV head, the others in units of one."""
     number = spec.unit_bytes // (2 * spec.head_dim)
     one = spec.kv_heads * spec.unit_bytes
-    own, shared = (0, 2 * staged) if foreseen else (staged, staged)
+    own, shared = (0, 2 * staged) if predicted else (staged, staged)
     return StorageBytes(spec.kv_heads * index * number + (own + exact) * one, units * one, shared * one)

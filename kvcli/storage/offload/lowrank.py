@@ -75,13 +75,13 @@ class LowRankStore:
         return self.v.nbytes
 
     @property
-    def unsteady(self) -> str | None:
+    def dynamic_reason(self) -> str | None:
         """Without a table of angles only missed keys are made, by the model, and the host must know how many."""
         if self.angles is not None:
             return None
         return "shadowkv has missed keys turned by the model itself, as many as there are"
 
-    def bring(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
         """See :class:`kvcli.storage.offload.host_store.BlockStore`.
 
         Values travel while keys are reconstructed and rotated, and the host waits for neither, but where a model turns
@@ -118,7 +118,7 @@ class LowRankStore:
         )
         return self.rotate(k, slots if self.pos is None else self.pos[heads[:, None], slots].long())
 
-    def whole(self) -> tuple[Tensor, Tensor]:
+    def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.offload.host_store.BlockStore`."""
         slots, keys = self.exact
         end = self.count * self.block

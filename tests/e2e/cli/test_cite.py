@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from kvcli.cli.views import citations
-from kvcli.engine import prefill as engine
 from kvcli.errors import UsageError
 from kvcli.events import Answer, Token
 from tests.e2e.conftest import Call, Validate
@@ -39,7 +38,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield Token(i, piece)
         yield Answer(text, "stop", len(ids), len(text), 0.1, 0.1)
 
-    monkeypatch.setattr(engine, "ask", ask)
+    monkeypatch.setattr("kvcli.engine.generate.generate", ask)
     return answers
 
 

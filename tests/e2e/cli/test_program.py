@@ -277,7 +277,7 @@ def test_ctrl_c_on_a_terminal(slow_model: Path, folder: Path, environment: dict[
 def test_what_a_document_says_does_not_drive_the_terminal(
     tiny_model: Path, book: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvcli.engine import prefill as engine
+
     from kvcli.events import Answer, Token
 
     def evil(*_: object, **__: object) -> object:
@@ -285,7 +285,7 @@ def test_what_a_document_says_does_not_drive_the_terminal(
         yield Token(2, "\ttab\n\n")
         yield Answer("safe\x1b]0;title\x07\x1b[2J\ttab\n\n", "stop", 1, 2, 0.1, 0.1)
 
-    monkeypatch.setattr(engine, "ask", evil)
+    monkeypatch.setattr("kvcli.engine.generate.generate", evil)
     for options in ([], ["-S"]):
         outcome = call("ask", "-m", tiny_model, *options, book, "Who?")
         assert outcome.out == "safe]0;title[2J\ttab\n"

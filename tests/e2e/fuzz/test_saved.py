@@ -11,8 +11,7 @@ import pytest
 from kvcli.cli import inputs
 from kvcli.errors import DamagedError
 from kvcli.prompt_cache import file_format
-from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillRequest, PrefillResult, cached_prefill
 from kvcli.recipe import parse
 from tests import tiny
 from tests.e2e.fuzz.conftest import TIMES, clear, in_time
@@ -29,8 +28,8 @@ JOB = PrefillRequest(
 )
 
 
-def read(place: Path, *, base: bool) -> session.PrefillResult:
-    events = session.cached_prefill(MODEL, JOB, **({"base": place} if base else {"place": place}))  # type: ignore[arg-type]
+def read(place: Path, *, base: bool) -> PrefillResult:
+    events = cached_prefill(MODEL, JOB, **({"base": place} if base else {"place": place}))  # type: ignore[arg-type]
     while True:
         try:
             next(events)
@@ -39,7 +38,7 @@ def read(place: Path, *, base: bool) -> session.PrefillResult:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def dense(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     place = tmp_path_factory.mktemp("saved") / "a.kv"
     read(place, base=False)
     return place.read_bytes()

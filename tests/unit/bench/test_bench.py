@@ -73,7 +73,7 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
             def freeze(self, survivors):
                 return Dense().freeze(replace(survivors, v=-survivors.v))
 
-        recipe = Recipe(recipe.keep, Deaf())
+        recipe = Recipe(recipe.policy, Deaf())
     with pytest.raises(ModelError, match=f"its speed is not told: {broken}"):
         check.check(model, recipe)
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvcli.cache.context import Context
 from kvcli.chat.conversation import ChatContext, Conversation
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.models.load import load
 from kvcli.models.model import Model
@@ -35,9 +35,9 @@ def ground(
     """A document, read."""
     prompt, how = Prompt(model.tokenizer, system=system), parse(recipe)
     if not text:
-        return ChatContext(prompt, how, CHUNK, engine.new_prefill_cache(model, how, 0, chunk=CHUNK), None, room, total)
-    work = drain(engine.prefill_steps(model, prompt.document(text), how, chunk=CHUNK, horizon=4096))
-    return ChatContext(prompt, how, CHUNK, work, engine.freeze_and_keep(work, how), room, total)
+        return ChatContext(prompt, how, CHUNK, new_prefill_cache(model, how, 0, chunk=CHUNK), None, room, total)
+    work = drain(prefill_steps(model, prompt.document(text), how, chunk=CHUNK, horizon=4096))
+    return ChatContext(prompt, how, CHUNK, work, freeze_and_keep(work, how), room, total)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kvcli.chat.conversation import ChatContext, Conversation
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import evict_turns
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Token
@@ -67,7 +67,7 @@ def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None
     for turn in chat.turns[1:end]:
         ids += prompt.follow(turn.question) + list(turn.ids)
     work = filled(model, prompt.document(TEXT), recipe, CHUNK, horizon=4096)
-    tail = new_decode_cache(model, drain(engine.evict_turns(model, work, ids, parse(recipe), chunk=CHUNK)))
+    tail = new_decode_cache(model, drain(evict_turns(model, work, ids, parse(recipe), chunk=CHUNK)))
     found = [
         e.id
         for e in generate(model, tail, prompt.follow(chat.turns[end].question), max_tokens=8)

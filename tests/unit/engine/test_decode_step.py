@@ -12,9 +12,9 @@ from torch import Tensor
 import kvcli_kernels.gather.ref as gather
 import kvcli_kernels.reconstruct.ref as reconstruct
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.decode_step import CudaGraphStep, StaticStep, dynamic_reason
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.recipe import parse
 from kvcli.storage import staging
 from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
@@ -38,7 +38,7 @@ def kernels(monkeypatch) -> None:
 
 def tail(model, recipe: str, *, steps: int = len(STEPS)) -> DecodeCache:
     """Behind a document and a question, with room for some steps."""
-    context = drain(engine.prefill(model, tiny.document(70), parse(recipe), chunk=16, horizon=160))
+    context = drain(prefill(model, tiny.document(70), parse(recipe), chunk=16, horizon=160))
     begun = new_decode_cache(model, context)
     with torch.inference_mode():
         begun.reserve(len(QUESTION) + steps)
@@ -156,8 +156,8 @@ from triton.runtime.interpreter import GridExecutor
 import kvcli_kernels.gather.triton, kvcli_kernels.landmarks.triton, kvcli_kernels.merge.triton
 import kvcli_kernels.packed_attention.triton, kvcli_kernels.reconstruct.triton, kvcli_kernels.staged.triton
 from tests import tiny
-from tests.hold.test_offload import FEW
-from tests.hold.test_steady import apart, tail
+from tests.storage.test_offload import FEW
+from tests.storage.test_steady import apart, tail
 from tests.laws.tape import Taped, kernel
 
 torch.empty, torch.empty_like = made, like

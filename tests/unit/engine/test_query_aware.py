@@ -57,7 +57,7 @@ def test_focus_protects_the_question_where_there_is_room(tokenizer) -> None:
     prompt = Prompt(tokenizer)
     ids, recipe = query_aware(prompt, parse("locret(budget=1024, stabilizers=64)"), "The sea. " * 50, "Which?")
     head = len(ids) - len("\n\n") - len("The sea. " * 50)  # a byte is a token here
-    assert recipe.keep.sinks == head
+    assert recipe.policy.sinks == head
     assert tokenizer.decode(ids[:head]).endswith("Text:")
     small = parse("locret(budget=64, stabilizers=8)")
     assert query_aware(prompt, small, "The sea.", "Which?")[1] == small

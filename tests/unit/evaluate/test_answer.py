@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ModelError
 from kvcli.evaluate.answer import answer
@@ -39,7 +39,7 @@ def test_answers_are_those_of_single_questions(model: Any, recipe: str) -> None:
     ids = prompt.document(TEXT)
     for text, given in zip(QUESTIONS, reading.answers, strict=True):
         question = prompt.question(text)
-        _, context = drain(engine.prefill(model, ids, parsed, chunk=64, probe=question))
+        _, context = drain(prefill(model, ids, parsed, chunk=64, probe=question))
         asked = list(generate(model, new_decode_cache(model, context), question, max_tokens=8, chunk=64))
         assert isinstance(asked[-1], Answer)
         assert asked[-1].text == given
@@ -113,7 +113,7 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
         manner = ReadOptions(focus, looks)
         return drain(answer(model, prompt, recipe, text, QUESTIONS, chunk=64, max_tokens=8, manner=manner))[1]
 
-    monkeypatch.setattr(engine, "ask", spy)
+    monkeypatch.setattr("kvcli.evaluate.answer.generate", spy)
     both = read(0, 2)
     together = [asked[0::2], asked[1::2]]
     assert all(len(plain) < len(again) for plain, again in zip(*together, strict=True))

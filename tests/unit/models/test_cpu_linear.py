@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.models import cpu_linear
 from kvcli.models.load import wrap
 from kvcli.recipe import parse
@@ -25,7 +25,7 @@ def classes(module: nn.Module) -> set[type]:
 def test_a_step_is_that_of_torch_to_the_last_bits_of_bfloat16(family: str) -> None:
     model = wrap(tiny.build(family).to(torch.bfloat16), None, name=family, fingerprint=None)
     assert classes(model.module) == {cpu_linear.CpuDecodeLinear}
-    context = drain(engine.prefill(model, tiny.document(60), parse("full")))
+    context = drain(prefill(model, tiny.document(60), parse("full")))
     found = []
     for kind in (cpu_linear.CpuDecodeLinear, nn.Linear):
         for layer in [m for m in model.module.modules() if isinstance(m, nn.Linear)]:

@@ -35,9 +35,9 @@ def test_the_default_can_be_set(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_resolving_imports_no_torch(model: Path) -> None:
     code = f"""
 import sys
-from kvcli.hf import models
+from kvcli.models import resolve
 try:
-    next(models.resolve({str(model)!r}))
+    next(resolve.resolve({str(model)!r}))
 except StopIteration as end:
     end.value.fingerprint
 assert not {{"torch", "transformers", "gguf"}} & set(sys.modules)

@@ -106,7 +106,7 @@ def test_planned_bytes_once_it_is_read_are_those_of_the_context(model, hold: str
     """What is held is as the policy says; the peak, while all is still exact, does not fall with it."""
     recipe = parse(f"knorm(budget=64)+{hold}")
     plan = memory.plan(model.spec, recipe, tokens=tokens, chunk=16, tail=9)
-    context = freeze(filled(model, tiny.document(tokens), str(recipe), 16), recipe.hold)
+    context = freeze(filled(model, tiny.document(tokens), str(recipe), 16), recipe.storage)
     assert plan.held == context.nbytes + context.host_nbytes
     assert plan.total >= memory.plan(model.spec, parse("knorm(budget=64)"), tokens=tokens, chunk=16, tail=9).total
 
@@ -126,7 +126,7 @@ def test_what_freezing_takes_for_a_moment_is_planned(model) -> None:
         both = memory.with_resident_cache(plan, model.spec, recipe, tokens=10**6).fill
         assert both == plan.fill + plan.held + 4 * 1000 * model.spec.kv_heads * model.spec.layers
         small = memory.plan(model.spec, recipe, tokens=300, chunk=16, tail=0)
-        kept = freeze(work, recipe.hold, release=False)
+        kept = freeze(work, recipe.storage, release=False)
         own = work.nbytes - work.workspace.nbytes
         places = sum(layer.pos.nbytes for layer in kept.layers)
         assert memory.with_resident_cache(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places

@@ -5,13 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import prefill
 from kvcli.errors import DamagedError, ModelError
 from kvcli.models.model import Model
 from kvcli.planning.disk import disk_bytes
-from kvcli.prompt_cache import prefill as session
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill, request_key
 from kvcli.recipe import parse
 from kvcli.retaining_heads import calibration, checkpoint
 from kvcli.storage.infinigen import QUERIES, PartialKeys
@@ -46,7 +45,7 @@ def make(model: Model, /, length: int = 60, seed: int = 5, **card: object) -> di
 
 
 def turns(model: Model, recipe: str) -> list[torch.Tensor]:
-    context = drain(engine.prefill(model, tiny.document(50), parse(recipe), chunk=16))
+    context = drain(prefill(model, tiny.document(50), parse(recipe), chunk=16))
     indices = [layer.index for layer in context.layers if layer.host_nbytes]
     assert all(isinstance(index, PartialKeys) for index in indices)
     return [index.turn for index in indices]
@@ -135,14 +134,13 @@ def test_a_reading_of_full_serves_holds_that_gather_nothing(model, tmp_path, hol
         PrefillRequest(ids=ids, recipe=parse(r), chunk=16, horizon=160, text="t", document={})
         for r in ("full", f"full+{hold}")
     ]
-    places = [library.place(session.request_key(model, job)) for job in jobs]
+    places = [library.place(request_key(model, job)) for job in jobs]
     found = [
-        drain(session.cached_prefill(model, job, place=p, library=library)).cache
-        for job, p in zip(jobs, places, strict=True)
+        drain(cached_prefill(model, job, place=p, library=library)).cache for job, p in zip(jobs, places, strict=True)
     ]
     assert found == ["miss", "hit"]
     observing = PrefillRequest(ids=ids, recipe=parse("full+infinigen(skew=text)"), chunk=16, horizon=160)
-    assert session.request_key(model, observing) != session.request_key(model, jobs[0])
+    assert request_key(model, observing) != request_key(model, jobs[0])
 
 
 @pytest.mark.parametrize("recipe", ["full", "full+infinigen(dense=1)", FILE, "full+infllm(block=4)"])
@@ -151,7 +149,7 @@ def test_a_saved_reading_is_as_large_as_was_planned(model, tmp_path, recipe: str
     make(model)
     calibration.attach(model, [parse(FILE)])
     job = PrefillRequest(ids=tiny.document(300), recipe=parse(recipe), chunk=32, horizon=320, text="t", document={})
-    drain(session.cached_prefill(model, job, place=tmp_path / "a.kv"))
+    drain(cached_prefill(model, job, place=tmp_path / "a.kv"))
     size = (tmp_path / "a.kv").stat().st_size
     planned = disk_bytes(model.spec, job.recipe, tokens=300, chunk=32, text=1)
     assert size <= planned <= size + 20_000

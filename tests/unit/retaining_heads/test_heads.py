@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import prefill_steps
 from kvcli.errors import DamagedError, ModelError
 from kvcli.recipe import parse
 from kvcli.retaining_heads import checkpoint, discovery
@@ -109,7 +109,7 @@ def test_published_locret_checkpoints_load(model, tmp_path, kind: str) -> None:
     assert fresh.heads.width == 1024
     for i in range(model.spec.layers):
         assert torch.equal(fresh.heads.fc1[i], weights[f"model.layers.{i}.self_attn.fc1.weight"])
-    drained = list(engine.prefill_steps(fresh, tiny.document(40), parse("locret(budget=16)"), chunk=8))
+    drained = list(prefill_steps(fresh, tiny.document(40), parse("locret(budget=16)"), chunk=8))
     assert drained[-1].kept == 16
 
 
@@ -204,7 +204,7 @@ def test_heads_are_found_by_themselves_and_a_persons_own_come_first(model, tmp_p
 
 def test_without_heads_locret_says_so_and_what_helps(model) -> None:
     with pytest.raises(ModelError, match="needs retaining heads") as caught:
-        list(engine.prefill_steps(replace(model, heads=None), tiny.document(9), parse("locret(budget=4)")))
+        list(prefill_steps(replace(model, heads=None), tiny.document(9), parse("locret(budget=4)")))
     assert caught.value.hint is not None
     assert "kvcli train" in caught.value.hint
     assert "keydiff" in caught.value.hint

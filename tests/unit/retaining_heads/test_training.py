@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from kvcli.cache.context import freeze
-from kvcli.engine import prefill as engine
 from kvcli.engine.observer import Observer
+from kvcli.engine.prefill import prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, InputError
 from kvcli.models.load import load
@@ -41,7 +41,7 @@ def talking(tmp_path_factory):
 
 
 def observed(model, body: list[int], tails: list[tuple[list[int], int]], kind: str) -> Observer:
-    work = drain(engine.prefill_steps(model, body, parse("full")))
+    work = drain(prefill_steps(model, body, parse("full")))
     with torch.inference_mode():
         observer = Observer(model.rotary, freeze(work, Dense()), [(n, len(ids) - n) for ids, n in tails], kind)
         model.forward(torch.tensor([i for ids, _ in tails for i in ids]), observer, logits=False)
@@ -142,7 +142,7 @@ def test_recorded_features_do_not_depend_on_chunks() -> None:
     def recorded(chunk: int) -> list[torch.Tensor]:
         recorder = Recorder(model.spec.layers)
         before, model.heads = model.heads, recorder
-        drain(engine.prefill_steps(model, ids, parse("locret(budget=50)"), chunk=chunk))
+        drain(prefill_steps(model, ids, parse("locret(budget=50)"), chunk=chunk))
         model.heads = before
         return [recorder.features(i) for i in range(model.spec.layers)]
 

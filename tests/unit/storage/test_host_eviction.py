@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import new_prefill_cache, prefill, prefill_steps
 from kvcli.errors import UsageError
 from kvcli.planning import memory
 from kvcli.recipe import parse
@@ -28,8 +28,8 @@ def recipe(victims: str, pool: int = POOL, alpha: float = 1) -> str:
 @pytest.mark.parametrize("chunk", [1, 5, 16, 64])
 def test_the_pool_has_its_size_and_the_newest_stay(model, victims: str, chunk: int) -> None:
     ids, named = tiny.document(70), parse(recipe(victims))
-    work = engine.new_prefill_cache(model(), named, len(ids), chunk=chunk)
-    for event in engine.prefill_steps(model(), ids, named, chunk=chunk, resume=work):
+    work = new_prefill_cache(model(), named, len(ids), chunk=chunk)
+    for event in prefill_steps(model(), ids, named, chunk=chunk, resume=work):
         newest = torch.arange(max(0, event.done - POOL // 2), event.done).int()
         for layer in work.layers:
             assert (layer.count, layer.k.shape[1]) == (min(event.done, POOL), POOL)
@@ -66,7 +66,7 @@ def test_a_pool_with_room_for_all_is_full_attention(model, victims: str) -> None
 @pytest.mark.parametrize("victims", KINDS)
 def test_a_limited_pool_answers_and_is_what_was_planned(model, victims: str) -> None:
     named = parse(recipe(victims, 40))
-    held = drain(engine.prefill(model(), tiny.document(90), named, chunk=16, horizon=160))
+    held = drain(prefill(model(), tiny.document(90), named, chunk=16, horizon=160))
     assert (held.kept, held.seen) == (40, 90)
     assert len(answer(model(), new_decode_cache(model(), held), tiny.document(5, seed=1))) == 12
     plan = memory.plan(model().spec, named, tokens=90, chunk=16, tail=0)

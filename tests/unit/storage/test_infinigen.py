@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import prefill
 from kvcli.models import query_prediction
 from kvcli.models.load import _attention_layers
 from kvcli.recipe import parse
@@ -101,12 +101,12 @@ def test_a_layers_queries_are_what_its_attention_makes_of_its_input(model, famil
 
 
 def context(model, hold: str):
-    return drain(engine.prefill(model, tiny.document(90), parse(f"full+{hold}"), chunk=16, horizon=160))
+    return drain(prefill(model, tiny.document(90), parse(f"full+{hold}"), chunk=16, horizon=160))
 
 
 def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatch) -> None:
     seen: list[int] = []
-    original = PrefetchingReader.foresee
+    original = PrefetchingReader.prefetch
     monkeypatch.setattr(
         PrefetchingReader, "foresee", lambda self, q, s: (seen.append(q.shape[1]), original(self, q, s))[1]
     )
@@ -134,7 +134,7 @@ def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
 def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> None:
     """On a card its memory would be given to another while it is read."""
     held, guesses, alive = context(model(), "infinigen(dense=0, least=0)"), [], []
-    foresee, join = PrefetchingReader.foresee, CopyStream.join
+    foresee, join = PrefetchingReader.prefetch, CopyStream.join
     monkeypatch.setattr(
         PrefetchingReader, "foresee", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1]
     )

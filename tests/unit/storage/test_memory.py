@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from kvcli.engine import prefill as engine
+from kvcli.engine.prefill import freeze_and_keep
 from kvcli.errors import ResourceError
 from kvcli.planning import memory
 from kvcli.recipe import parse
@@ -26,7 +26,7 @@ def test_the_plan_says_what_a_context_takes(model, family: str, name: str, lengt
     recipe, spec = parse(f"full+{FEW[name]}"), dataclasses.replace(model(family).spec, device="cuda:0")
     work = filled(model(family), tiny.document(length), str(recipe), 16)
     in_host = sum(layer.k.nbytes + layer.v.nbytes for layer in work.layers)
-    context = engine.freeze_and_keep(work, recipe)
+    context = freeze_and_keep(work, recipe)
     plan = memory.plan(spec, recipe, tokens=length, chunk=16, tail=0)
     notes = sum(layer.count for layer in work.layers) * spec.kv_heads * 8
     gathered = sum(tensor.nbytes for layer in work.layers for tensor in layer.state.values())

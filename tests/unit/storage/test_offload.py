@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill
 from kvcli.errors import UsageError
-from kvcli.prompt_cache import prefill as session
-from kvcli.prompt_cache.prefill import PrefillRequest
+from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
 from kvcli.recipe import parse
 from kvcli.retrieval import attribution
 from kvcli.retrieval.attention import attention_by_position, question_attention
@@ -40,7 +39,7 @@ PROBE = tiny.document(6, seed=3)
 
 
 def context(model, hold: str, length: int = LENGTH, keep: str = "full"):
-    return drain(engine.prefill(model, tiny.document(length), parse(f"{keep}+{hold}"), chunk=16, horizon=160))
+    return drain(prefill(model, tiny.document(length), parse(f"{keep}+{hold}"), chunk=16, horizon=160))
 
 
 def offloaded(held) -> list[Offloaded]:
@@ -145,7 +144,7 @@ def test_a_saved_reading_goes_on_identically(model, tmp_path: Path, family: str,
     )
     place = tmp_path / "a.kv"
     plain, written, loaded, resumed = (
-        drain(session.cached_prefill(model(family), job, **how))  # type: ignore[arg-type]
+        drain(cached_prefill(model(family), job, **how))  # type: ignore[arg-type]
         for job, how in (
             (short, {}),
             (short, {"place": place}),
@@ -154,7 +153,7 @@ def test_a_saved_reading_goes_on_identically(model, tmp_path: Path, family: str,
         )
     )
     assert (written.cache, loaded.cache, resumed.cache) == ("miss", "hit", "resumed")
-    whole = drain(session.cached_prefill(model(family), long))
+    whole = drain(cached_prefill(model(family), long))
 
     def said(reading) -> list[int]:
         return answer(model(family), new_decode_cache(model(family), reading.context), PROBE)
@@ -168,10 +167,10 @@ def test_absorbing_equals_reading_one_document(model, name: str) -> None:
     ids, recipe = tiny.document(112), f"full+{FEW[name]}"
     whole = filled(model(), ids, recipe, 16, horizon=160)
     work = filled(model(), ids[:48], recipe, 16, horizon=160)
-    engine.freeze_and_keep(work, parse(recipe))
+    freeze_and_keep(work, parse(recipe))
     for part in (ids[48:80], ids[80:]):
-        held = drain(engine.evict_turns(model(), work, part, parse(recipe), chunk=16))
-    tails = [new_decode_cache(model(), c) for c in (held, engine.freeze_and_keep(whole, parse(recipe)))]
+        held = drain(evict_turns(model(), work, part, parse(recipe), chunk=16))
+    tails = [new_decode_cache(model(), c) for c in (held, freeze_and_keep(whole, parse(recipe)))]
     one, two = (model().forward(torch.tensor(PROBE), tail, logits="all") for tail in tails)
     assert torch.equal(one, two)
 
@@ -202,7 +201,7 @@ def test_survivors_of_an_eviction_are_held_too(model, name: str, keep: str) -> N
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("length", [5, 16, 33, LENGTH, 100])
 def test_bytes_are_as_said_beforehand(model, family: str, name: str, length: int) -> None:
-    spec, hold = model(family).spec, parse(f"full+{FEW[name]}").hold
+    spec, hold = model(family).spec, parse(f"full+{FEW[name]}").storage
     held = context(model(family), FEW[name], length)
     for i, layer in enumerate(held.layers):
         if spec.sliding[i] is None:
@@ -247,5 +246,5 @@ def test_a_page_is_bounded_from_above(model) -> None:
     both = held.index.pages.vectors
     q = torch.randn(2, 1, held.k.shape[2], generator=torch.Generator().manual_seed(1))
     bound = (torch.cat([q.clamp(min=0), q.clamp(max=0)], dim=-1) @ both.transpose(1, 2))[:, 0]
-    keys = held.store.whole()[0][:, : both.shape[1] * 4]
+    keys = held.store.dense()[0][:, : both.shape[1] * 4]
     assert bool(((q @ keys.transpose(1, 2)).view(2, -1, 4).amax(-1) <= bound + 1e-5).all())

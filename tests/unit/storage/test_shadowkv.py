@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvcli.engine import prefill as engine
 from kvcli.engine.generate import new_decode_cache
+from kvcli.engine.prefill import freeze_and_keep, prefill
 from kvcli.recipe import parse
 from kvcli.storage.offload.layer import Offloaded
 from kvcli.storage.offload.lowrank import LowRankStore, factorise
@@ -16,7 +16,7 @@ from tests.laws.helpers import drain, filled
 def held(model, recipe: str, length: int = 90) -> tuple[list[Offloaded], list]:
     """Offloaded layers of a reading, and the fill's layers that they come from."""
     work = filled(model, tiny.document(length), recipe, 16, horizon=160)
-    context = engine.freeze_and_keep(work, parse(recipe))
+    context = freeze_and_keep(work, parse(recipe))
     pairs = [(a, b) for a, b in zip(context.layers, work.layers, strict=True) if isinstance(a, Offloaded)]
     assert pairs
     return [a for a, _ in pairs], [b for _, b in pairs]
@@ -77,10 +77,10 @@ def test_positions_after_reconstruction_are_the_original_ones(model, family: str
         none = torch.zeros(len(expected), store.count, 4, k.shape[2])
         out = (torch.empty_like(none), torch.empty_like(none))
         ids = torch.arange(store.count).expand(len(expected), -1)
-        store.bring(ids, torch.full_like(ids, -1), (none, none), out, CopyStream(ids.device))
+        store.fetch(ids, torch.full_like(ids, -1), (none, none), out, CopyStream(ids.device))
         assert torch.allclose(out[0].flatten(0, 1), k, atol=2e-5)
         assert torch.equal(out[1].flatten(1, 2), fill.v[:, :end])
-        assert torch.allclose(store.whole()[0], expected, atol=2e-4)
+        assert torch.allclose(store.dense()[0], expected, atol=2e-4)
         exact = expected.gather(1, store.exact[0].unsqueeze(-1).expand(-1, -1, expected.shape[2]))
         assert torch.equal(layer.k, exact)
 
@@ -101,7 +101,7 @@ def brought(store: LowRankStore, ids: torch.Tensor) -> torch.Tensor:
     """Keys ``[H_kv, K, block, D]`` of blocks, all of them missed."""
     wanted = ids.expand(len(store.basis), -1)
     k, v, none = (torch.zeros(*wanted.shape, store.block, store.basis.shape[2]) for _ in range(3))
-    store.bring(wanted, torch.full_like(wanted, -1), (none, none), (k, v), CopyStream(ids.device))
+    store.fetch(wanted, torch.full_like(wanted, -1), (none, none), (k, v), CopyStream(ids.device))
     return k
 
 
@@ -126,9 +126,9 @@ def test_a_model_that_turns_in_its_own_way_turns_so(model, monkeypatch) -> None:
 def test_odd_lengths(model, length: int) -> None:
     """Not a multiple of the chunk, shorter than the local chunks, at the budget of 64 and just above it."""
     recipe = parse("full+shadowkv(rank=8, chunk=8, chunks=3, outliers=1)")
-    context = drain(engine.prefill(model(), tiny.document(length), recipe, chunk=16))
+    context = drain(prefill(model(), tiny.document(length), recipe, chunk=16))
     assert any(isinstance(layer, Offloaded) for layer in context.layers) == (length > 64)
     logits = model().forward(torch.tensor(tiny.document(5, seed=1)), new_decode_cache(model(), context), logits="all")
     assert bool(logits.isfinite().all())
     for layer in context.layers:
-        assert layer.whole()[0].shape[1] == length
+        assert layer.dense()[0].shape[1] == length
