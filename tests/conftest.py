@@ -4,10 +4,13 @@ import os
 import signal
 import tempfile
 
+from tests import dtype
+
 # Tiny tensors gain nothing from threads, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KVCLI_CACHE_DIR", tempfile.mkdtemp(prefix="kvcli-tests-"))
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
+dtype.force()
 
 # A shell that runs the tests in the background has told them to ignore Ctrl-C, and children inherit that; the programs
 # that are tested here must get it.

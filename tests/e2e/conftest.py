@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 import kvcli.cli as kvcli_cli
+from tests import dtype
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
 PROGRAM = [sys.executable, "-m", "kvcli"]
+if dtype.NAME:
+    PROGRAM[1:] = ["-c", f"{dtype.START}from kvcli.cli.app import main; main()"]
 Kvcli = Callable[..., subprocess.CompletedProcess[bytes]]
 
 TEMPLATE = (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvcli.models import devices
 from tests.e2e.conftest import PROGRAM, Call, Kvcli, Validate
 
 pexpect = pytest.importorskip("pexpect")
@@ -69,6 +70,7 @@ def test_recipes(call: Call, validate: Validate) -> None:
 
 
 def test_doctor(call: Call, validate: Validate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "SIDE", 64)  # what is measured, not how well
     found = call("doctor", "--json")
     validate(found.json)
     assert found.code == 0
@@ -93,14 +95,13 @@ def book(folder: Path) -> Path:
     return folder / "book.txt"
 
 
-@pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"}])
-def test_no_escape_byte_into_a_pipe(kvcli: Kvcli, tiny_model: Path, book: Path, env: dict[str, str]) -> None:
+def test_no_escape_byte_into_a_pipe(kvcli: Kvcli, tiny_model: Path, book: Path) -> None:
     for args in (
         ("ask", "--stats", "-m", tiny_model, "-n", "5", book, "Who?"),
         ("ask", "missing.txt", "Who?"),
         ("ask", "--help"),
     ):
-        done = kvcli(*args, **env)
+        done = kvcli(*args, FORCE_COLOR="1", GITHUB_ACTIONS="true")
         assert b"\x1b" not in done.stdout + done.stderr, args
 
 
@@ -182,16 +183,14 @@ def test_a_signal_while_reading(
     assert json.loads(out)["error"]["exit"] == code
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_an_answer(
-    slow_model: Path, book: Path, environment: dict[str, str], number: signal.Signals, code: int
-) -> None:
+def test_a_signal_in_an_answer(slow_model: Path, book: Path, environment: dict[str, str]) -> None:
+    """SIGTERM here, and Ctrl-C in the answer as JSON below."""
     with start(slow_model, book, environment, "-n", "20000") as process:
         assert process.stdout is not None
         first = process.stdout.read(5)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 143
     assert (first + out).endswith(b"\n")
     assert (first + out).count(b"\n") == 1
     made = re.search(r"interrupted after ([\d,]+) tokens of the answer", err.decode())
@@ -240,9 +239,8 @@ def test_progress_on_a_terminal(slow_model: Path, folder: Path, environment: dic
     assert "dropped 0 tokens" in text
 
 
-@pytest.mark.parametrize("width", [20, 40])
-def test_a_narrow_terminal(tiny_model: Path, book: Path, environment: dict[str, str], width: int) -> None:
-    child = on_a_terminal(["ask", "-m", str(tiny_model), "-n", "5", str(book), "Who?"], environment, width)
+def test_a_narrow_terminal(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
+    child = on_a_terminal(["ask", "-m", str(tiny_model), "-n", "5", str(book), "Who?"], environment, 20)
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0

@@ -55,7 +55,7 @@ def test_a_fact_is_found_on_a_third_of_the_memory(haystack: Path, validate: Vali
 
 
 def test_longer_than_the_window_is_read_or_refused(folder: Path) -> None:
-    (folder / "long.txt").write_text(FILLER * 400)
+    (folder / "long.txt").write_text(FILLER * 365)
     refused = ask(folder, "--policy", "full", "long.txt", "What colour is the sky?")
     assert refused.returncode == 6
     assert b"8,192" in refused.stderr
