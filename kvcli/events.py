@@ -3,7 +3,9 @@
 The engine and the model sources never print; a screen, a test or a benchmark consumes these.
 """
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Answer:
     """The end of one answer.
 
     ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. ``circled`` says of ``length``
-    that the answer was ended because it went in circles.
+    that the answer was ended because it repeated itself.
     """
 
     text: str
@@ -108,4 +110,31 @@ class TurnsEvicted:
     tokens: int
 
 
-Event = Download | Convert | Prefill | Token | Answer | Training | CacheHit | Notice | TurnsEvicted
+@dataclass(frozen=True)
+class Reread:
+    """Passages of the document that are put before the question once more.
+
+    ``passages`` are character ranges, the best one last; ``characters`` is their total length.
+    """
+
+    passages: tuple[tuple[int, int], ...]
+    characters: int
+    seconds: float
+
+
+Event = Download | Convert | Prefill | Token | Answer | Training | CacheHit | Notice | TurnsEvicted | Reread
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+
+def drain(events: Generator[E, None, R], on_event: Callable[[Any], None] | None = None) -> R:
+    """Run a generator to its end, hand each event to ``on_event``, and return the generator's return value."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        if on_event is not None:
+            on_event(event)

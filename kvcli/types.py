@@ -12,7 +12,10 @@ Positions = Literal["compact", "original"]
 """How kept units are numbered for RoPE: by slot (0, 1, 2 … without holes) or by place in the document."""
 
 CHUNK = 512
-"""Tokens read per forward pass where nobody says otherwise."""
+"""Tokens per forward pass of prefill by default."""
+
+QUESTION_TOKENS, ANSWER_TOKENS = 256, 2048
+"""Tokens reserved after the document for a question that is not known yet, and the default maximum of an answer."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

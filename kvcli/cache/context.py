@@ -20,12 +20,14 @@ class Context:
         starts: per layer, the RoPE position of the first token behind the document.
         seen: tokens read.
         bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
+        max_position: RoPE positions that prefill and answers use; matters if frequencies depend on the length.
     """
 
     layers: Sequence[StoredLayer]
     starts: Sequence[int]
     seen: int
     bits: float
+    max_position: int | None = None
 
     @property
     def kept(self) -> int:
@@ -98,5 +100,5 @@ def freeze(fill: PrefillCache, hold: KVStorage, *, release: bool = True) -> Cont
             layer.release()
             if layer.device.type == "cpu":
                 trim()  # what a hold computed with is in pieces that the next layer's do not fit into
-    context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize)
+    context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize, fill.max_position)
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

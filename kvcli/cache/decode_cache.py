@@ -48,6 +48,11 @@ class DecodeCache:
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
         self._layers = [DecodeCacheLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
 
+    @property
+    def max_position(self) -> int | None:
+        """RoPE positions of the context's run; ``None`` without a context."""
+        return None if self.context is None else self.context.max_position
+
     def set_context(self, context: Context | None) -> None:
         """Attend to another part of the same document: what has passed stays as it was."""
         if context is self.context:  # what its layers remember is still of use

@@ -82,6 +82,7 @@ class PrefillCache:
         self.calibration, self.dtype = calibration or {}, dtype
         self.step = ChunkStep()
         self.seen = 0
+        self.max_position: int | None = None
         self.limit = None if storage is None else storage.limit
         self.rows = None if storage is None else storage.rows
         self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]

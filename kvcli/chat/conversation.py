@@ -122,7 +122,7 @@ class Conversation:
         self.ground = ground
 
     def ask(
-        self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
+        self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
     ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
         """Ask, and answer token by token.
 
@@ -143,16 +143,16 @@ class Conversation:
             yield TurnsEvicted(self.absorbed[-1], absorbed)
         self.unanswered = text
         self.changed()
-        yield from self._answer(ground, text, sampling, longest, circles)
+        yield from self._answer(ground, text, sampling, longest, allow_repetition)
 
     def retry(
-        self, *, sampling: Sampling | None = None, max_tokens: int = 2048, circles: bool = True
+        self, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
     ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
         """Ask the last question again, as if it had not been answered. Raises ``InputError`` where there is none."""
         text = self.unanswered
         if text is None:
             text = self.undo().question
-        yield from self.ask(text, sampling=sampling, max_tokens=max_tokens, circles=circles)
+        yield from self.ask(text, sampling=sampling, max_tokens=max_tokens, allow_repetition=allow_repetition)
 
     def undo(self) -> Turn:
         """Forget the last turn; returns it. Raises ``InputError`` where there is none.
@@ -246,7 +246,7 @@ class Conversation:
         self._stand(context)
 
     def _answer(
-        self, ground: ChatContext, text: str, sampling: Sampling | None, longest: int, circles: bool
+        self, ground: ChatContext, text: str, sampling: Sampling | None, longest: int, allow_repetition: bool
     ) -> Generator[Token | Answer, None, None]:
         assert self.tail is not None
         begun = _TurnStart(len(self._ids), self.tail.length)
@@ -271,7 +271,7 @@ class Conversation:
             sampling=sampling,
             max_tokens=longest,
             chunk=ground.chunk,
-            circles=circles,
+            allow_repetition=allow_repetition,
         )
         try:
             for event in events:

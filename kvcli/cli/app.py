@@ -9,7 +9,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from kvcli import __version__
 from kvcli.cli import exit_codes
 from kvcli.cli.commands import (
     ask,
@@ -28,6 +27,7 @@ from kvcli.cli.commands import (
     train,
 )
 from kvcli.cli.signals import install_sigterm
+from kvcli.utils.version import __version__
 
 app = typer.Typer(
     name="kvcli",

@@ -1,13 +1,17 @@
-"""``book.kv`` among the files: a saved reading instead of a document, or in front of further ones."""
+"""The documents of a run, or a saved prefill (``book.kv``) instead of a document or before further ones."""
 
-import hashlib
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from time import perf_counter
 
+from kvcli import documents
+from kvcli.cli.options import RunOptions
 from kvcli.documents import STDIN, Document, Options
+from kvcli.documents.document import join_documents
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import CacheHeader, damaged, header, looks_like
 from kvcli.utils.from_json import from_json
@@ -54,47 +58,6 @@ def _document(found: CacheHeader) -> Document:
         raise damaged(found.path, f"its document makes no sense ({str(error)[:80]})") from None
 
 
-def joined(first: Document, more: Document) -> Document:
-    """One document of two, the second one's name above it as among several files."""
-    between = f"\n\n=== {more.files[0]} ===\n\n" if len(more.files) == 1 else "\n\n"
-    at, own = len(first.text), len(first.text) + len(between)
-    moved = tuple(
-        replace(
-            span,
-            start=at if not i else span.start + own,  # the words between belong to the first span behind them
-            end=span.end + own,
-            body=span.body + own,
-        )
-        for i, span in enumerate(more.spans)
-    )
-    pages = [d.pages for d in (first, more) if d.pages is not None]
-    return replace(
-        first,
-        text=first.text + between + more.text,
-        files=first.files + more.files,
-        sha256=hashlib.sha256((first.sha256 + more.sha256).encode()).hexdigest(),
-        bytes=first.bytes + more.bytes,
-        warnings=more.warnings,
-        spans=first.spans + moved,
-        pages=sum(pages) if pages else None,
-        notes=more.notes,
-        without_text=first.without_text + more.without_text,
-    )
-
-
-def about(document: Document) -> dict[str, Any]:
-    """Everything that a document knows of itself but its text, as JSON."""
-    return {f.name: _plain(getattr(document, f.name)) for f in fields(document) if f.name != "text"}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 Load = Callable[[Sequence[str]], Document | None]
 
 
@@ -112,4 +75,55 @@ def read(files: Sequence[str], load: Load, chosen: Options) -> tuple[Saved | Non
             "leave out --pages, --include, --exclude and --ocr",
         )
     more = load(rest) if rest else None
-    return saved, joined(saved.document, more) if more else saved.document
+    return saved, join_documents(saved.document, more) if more else saved.document
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The documents of a run.
+
+    Attributes:
+        options: with what a saved prefill brings: recipe, chunk size, dtype, system message.
+        document: the text; ``None`` if no file was named.
+        saved: the saved prefill that was named instead of a document, or before further files.
+        extract_s: seconds of reading files.
+    """
+
+    options: RunOptions
+    document: Document | None
+    saved: Saved | None
+    extract_s: float
+
+
+def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Inputs:
+    """Read the documents, or the saved prefill that was named instead.
+
+    Raises:
+        UsageError: options that a saved prefill cannot follow.
+        InputError, DamagedError: a file cannot be read.
+    """
+    start = perf_counter()
+
+    def load(names: Sequence[str]) -> Document | None:
+        return documents.read(names, stdin, given.reading) if names or stdin is not None else None
+
+    saved, document = read(files, load, given.reading)
+    if saved is None:
+        return Inputs(given, document, None, perf_counter() - start)
+    if given.rebuild:
+        raise UsageError(f"{saved.path} is a saved reading, which --rebuild cannot read again", "name the document")
+    if given.query_aware:
+        raise UsageError(
+            f"{saved.path} is a saved reading: --query-aware reads for one question, and this was read for any",
+            "leave out --query-aware, or name the document",
+        )
+    meta = saved.header.meta
+    options = replace(
+        given,
+        policy=given.policy or (meta.recipe if given.kv_bits is None else "") or meta.identity.recipe,
+        chunk=given.chunk or meta.identity.chunk,
+        dtype=given.dtype or meta.identity.dtype,
+        system=given.system or meta.system,
+        raw=given.raw or meta.raw,
+    )
+    return Inputs(options, document, saved, perf_counter() - start)

@@ -1,12 +1,20 @@
 """Options that several commands share, each said once: its names, its value and its help."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvcli.documents import Options, pages
 from kvcli.errors import UsageError
+from kvcli.planning.budget import Budget
+from kvcli.types import ANSWER_TOKENS
 from kvcli.types import WEIGHTS as KINDS
+
+if TYPE_CHECKING:
+    from kvcli.recipe import Recipe
 
 
 def _known(value: str) -> str:
@@ -39,7 +47,7 @@ MAX_TOKENS = Annotated[
         "--max-tokens",
         metavar="N",
         min=1,
-        help="Longest answer, in tokens: 2,048, or fewer where it goes in circles, which only N allows.",
+        help="Maximum answer length in tokens. Default: 2,048, stopping early if the answer repeats itself.",
     ),
 ]
 MIN_P = Annotated[
@@ -81,6 +89,51 @@ WEIGHTS = Annotated[
 ]
 
 
-def options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:
+def reading_options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:
     """The options that say how documents are read, checked. Raises ``UsageError``."""
     return Options(pages.parse(ranges) if ranges is not None else (), tuple(include or ()), tuple(exclude or ()), ocr)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a run, as far as they can be checked without a model; see the help of ``kvcli ask``."""
+
+    model: str | None = None
+    system: str | None = None
+    raw: bool = False
+    max_tokens: int = ANSWER_TOKENS
+    allow_repetition: bool = False
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    policy: str | None = None
+    budget: Budget | None = None
+    kv_bits: int | None = None
+    heads: str | None = None
+    query_aware: bool = False
+    passages: int | None = None
+    cite: str = "off"
+    exit_status: bool = False
+    chunk: int | None = None
+    cache: bool = True
+    rebuild: bool = False
+    reading: Options = field(default_factory=Options)
+    device: str | None = None
+    dtype: str | None = None
+    weights: str = "bf16"
+    offline: bool = False
+    stats: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def check(self) -> Recipe | None:
+        """Refuse a recipe, number of bits or sampling that cannot be; returns the recipe if one was named."""
+        from kvcli.recipe import parse
+
+        recipe = None if self.policy is None else parse(self.policy)
+        if self.kv_bits is not None:
+            (recipe or parse("full")).with_bits(self.kv_bits)
+        if self.sampling:
+            from kvcli.engine.sampling import Sampling
+
+            Sampling(**self.sampling)
+        return recipe

@@ -1,20 +1,26 @@
 """The JSON of an answer, as ``schema.json`` describes it, and the same numbers as lines for a person."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvcli import __version__
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.request import Question
 from kvcli.cli.views import citations, terminal
 from kvcli.documents import Document
-from kvcli.events import Answer
+from kvcli.events import Answer, Reread
 from kvcli.utils.sizes import format_bytes
+from kvcli.utils.version import __version__
+
+if TYPE_CHECKING:
+    from kvcli.cli.setup import OpenRun
+    from kvcli.pipeline import Citations, DocumentContext
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """What is known of a run so far. Times are in seconds, sizes in bytes.
 
@@ -39,13 +45,56 @@ class Report:
     planned_bytes: int = 0
     baseline_bytes: int = 0
     peak_bytes: int = 0
-    looked: list[tuple[int, int]] = field(default_factory=list)
-    look_s: float = 0.0
-    cited: citations.Cited = field(default_factory=citations.Cited)
+    reread: tuple[tuple[int, int], ...] = ()
+    reread_s: float = 0.0
+    cited: Any = None
     cite_s: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        run: OpenRun,
+        context: DocumentContext,
+        *,
+        reread: Reread | None = None,
+        cited: Citations | None = None,
+        cite_s: float = 0.0,
+        sampling: dict[str, Any] | None = None,
+        peak_bytes: int = 0,
+    ) -> Report:
+        """What is known after an answer, or after prefill alone."""
+        from kvcli.pipeline import Citations
+
+        kv = context.context
+        return cls(
+            document=run.document,
+            tokens=context.tokens,
+            recipe=str(context.recipe),
+            budget=context.recipe.policy.budget,
+            kept=0 if kv is None else kv.kept,
+            bits=16 if kv is None else kv.bits,
+            kv_bytes=0 if kv is None else kv.nbytes,
+            host_bytes=0 if kv is None else kv.host_nbytes,
+            cache=context.cache,
+            reused=context.reused,
+            extract_s=run.inputs.extract_s,
+            load_s=run.loaded.load_s,
+            reuse_s=context.reuse_s,
+            prefill_s=context.prefill_s,
+            planned_bytes=context.plan.total,
+            baseline_bytes=run.loaded.baseline_bytes,
+            peak_bytes=peak_bytes,
+            reread=() if reread is None else reread.passages,
+            reread_s=0.0 if reread is None else reread.seconds,
+            cited=cited or Citations(),
+            cite_s=cite_s,
+            model=run.loaded.facts,
+            sampling=sampling or {},
+            warnings=tuple(run.warnings),
+        )
 
     def answer(self, question: Question, answer: Answer) -> dict[str, Any]:
         """The object of one answer."""
@@ -74,7 +123,7 @@ class Report:
                 "host_bytes": self.host_bytes,
                 "cache": self.cache,
             },
-            "looked_again": [{"char_start": a, "char_end": b} for a, b in self.looked],
+            "looked_again": [{"char_start": a, "char_end": b} for a, b in self.reread],
             "usage": {
                 "prompt_tokens": self.tokens + answer.prompt_tokens,
                 "completion_tokens": answer.completion_tokens,
@@ -82,7 +131,7 @@ class Report:
             "timing": {
                 "extract_s": round(self.extract_s, 4),
                 "load_s": round(self.load_s, 4),
-                "look_s": round(self.look_s, 4),
+                "look_s": round(self.reread_s, 4),
                 "cite_s": round(self.cite_s, 4),
                 "reuse_s": round(self.reuse_s, 4),
                 "prefill_s": round(self.prefill_s, 4),

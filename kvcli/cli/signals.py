@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: as exceptions, and deferred until the current step is saved."""
 
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
@@ -68,3 +69,12 @@ class DeferredSignals:
         self.cause = KeyboardInterrupt() if number == signal.SIGINT else Terminated()
         if again:
             raise self.cause
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into :class:`Interrupted`, which says what was interrupted."""
+    try:
+        yield
+    except INTERRUPTS as stop:
+        raise Interrupted(f"interrupted while {what}", "the same command again", cause=stop) from None

@@ -1,7 +1,9 @@
 """What reading gives: one text, and for each stretch of it the file, page, section and line it came from."""
 
+import hashlib
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -98,3 +100,44 @@ class Source:
     name: str
     quoted: str
     options: Options = Options()
+
+
+def join_documents(first: Document, more: Document) -> Document:
+    """One document of two, the second one's name above it as among several files."""
+    between = f"\n\n=== {more.files[0]} ===\n\n" if len(more.files) == 1 else "\n\n"
+    at, own = len(first.text), len(first.text) + len(between)
+    moved = tuple(
+        replace(
+            span,
+            start=at if not i else span.start + own,  # the words between belong to the first span behind them
+            end=span.end + own,
+            body=span.body + own,
+        )
+        for i, span in enumerate(more.spans)
+    )
+    pages = [d.pages for d in (first, more) if d.pages is not None]
+    return replace(
+        first,
+        text=first.text + between + more.text,
+        files=first.files + more.files,
+        sha256=hashlib.sha256((first.sha256 + more.sha256).encode()).hexdigest(),
+        bytes=first.bytes + more.bytes,
+        warnings=more.warnings,
+        spans=first.spans + moved,
+        pages=sum(pages) if pages else None,
+        notes=more.notes,
+        without_text=first.without_text + more.without_text,
+    )
+
+
+def document_json(document: Document) -> dict[str, Any]:
+    """Everything that a document knows of itself but its text, as JSON."""
+    return {f.name: _plain(getattr(document, f.name)) for f in fields(document) if f.name != "text"}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -34,7 +34,7 @@ def generate(
     max_tokens: int = 2048,
     stop: Sequence[str] = (),
     chunk: int = CHUNK,
-    circles: bool = True,
+    allow_repetition: bool = True,
     ahead: bool | None = None,
 ) -> Iterator[Token | Answer]:
     """Put a question's ids behind a tail and generate the answer.
@@ -50,7 +50,7 @@ def generate(
         max_tokens: longest answer.
         stop: texts that end the answer and are not part of it.
         chunk: tokens per forward pass of a long question.
-        circles: whether a greedy answer may go in circles until ``max_tokens``, or is ended as soon as it does
+        allow_repetition: let a greedy answer repeat itself until ``max_tokens`` instead of ending it
             (:class:`kvcli.engine.repetition.RepetitionDetector`).
         ahead: begin a token's step before its number is read, so that a card never waits for the host; by default
             where there is a card. Answers are the same.
@@ -67,7 +67,7 @@ def generate(
     generator = how.generator(model.device)
     ahead = model.device.type == "cuda" if ahead is None else ahead
     began = perf_counter()
-    with torch.inference_mode():
+    with torch.inference_mode(), model.lock:
         tail.reserve(tail.length + len(ids) + min(max_tokens, model.spec.max_positions))
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
@@ -77,7 +77,7 @@ def generate(
     step = make_decode_step(model, tail)
     first = began
     count, reason = 0, "length"
-    watch = None if circles or how.temperature else RepetitionDetector()
+    watch = None if allow_repetition or how.temperature else RepetitionDetector()
     stopped_repeating = False
     while count < max_tokens:
         assert logits is not None

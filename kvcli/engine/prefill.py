@@ -58,7 +58,9 @@ def prefill_steps(
     extra = len(question)
     tokens = torch.tensor(ids, device=model.device, dtype=torch.long)
     work = new_prefill_cache(model, recipe, len(ids), chunk=chunk, probe=extra) if resume is None else resume
-    model.rotary.fix_length(horizon or _positions(recipe, len(ids), chunk + extra))
+    work.max_position = horizon or _positions(recipe, len(ids), chunk + extra)
+    with model.lock:
+        model.rotary.fix_length(work.max_position)
     began = perf_counter()
     for step in _chunk_steps(len(ids), chunk, keep.tail, extra):
         if step.start < work.seen:
@@ -114,7 +116,7 @@ def prefill(
 ) -> Generator[Prefill, None, Context]:
     """Fill and freeze; arguments as for :func:`prefill_steps`."""
     work = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
-    with torch.inference_mode():
+    with torch.inference_mode(), model.lock:
         return freeze(work, recipe.storage)
 
 

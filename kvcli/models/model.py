@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ class Model:
         rotary: its RoPE, applied by the store.
         eos: token ids that end an answer.
         heads: its retaining heads, where it has been given some (:mod:`kvcli.retaining_heads.discovery`).
+        heads_card: where the heads come from (:class:`kvcli.retaining_heads.checkpoint.HeadsCard`).
         calibration: per layer the second moment of its queries, where it was given one
         (:mod:`kvcli.retaining_heads.calibration`).
+        lock: held during each forward pass and while a context is frozen, so that threads may share the model.
         reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
     """
 
@@ -41,7 +44,9 @@ class Model:
     eos: frozenset[int]
     _switch: Any = field(repr=False)
     heads: Scorer | None = None
+    heads_card: Any = None
     calibration: dict[int, Tensor] = field(default_factory=dict)
+    lock: RLock = field(default_factory=RLock, repr=False)
 
     @property
     def name(self) -> str:
@@ -72,12 +77,16 @@ class Model:
                 a reading does not need the language-model head.
         """
         batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
-        if logits is False:
-            self.module.base_model(**batch, use_cache=False, kvcli=store)
-            return None
-        out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
-        scores: Tensor = out.logits[0]
-        return scores if logits == "all" else scores[-1]
+        with self.lock:
+            length = getattr(store, "max_position", None)
+            if length is not None and self.rotary.length_dependent:
+                self.rotary.fix_length(length)
+            if logits is False:
+                self.module.base_model(**batch, use_cache=False, kvcli=store)
+                return None
+            out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
+            scores: Tensor = out.logits[0]
+            return scores if logits == "all" else scores[-1]
 
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:

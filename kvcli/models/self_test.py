@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 
-from kvcli import __version__
 from kvcli.cache.context import freeze
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
@@ -19,6 +18,7 @@ from kvcli.errors import UnsupportedModel
 from kvcli.eviction.full import Full
 from kvcli.storage.dense import Dense
 from kvcli.utils.files import cache_dir
+from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
     from kvcli.models.model import Model

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 
-from kvcli import __version__
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine.prefill import freeze_and_keep, last_chunk_boundary, new_prefill_cache, prefill_steps
@@ -30,6 +30,7 @@ from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.file_format import CacheHeader, LazyTensor, Meta
 from kvcli.prompt_cache.key import FORMAT, CacheKey, digest, pack
 from kvcli.recipe import Recipe
+from kvcli.utils.version import __version__
 
 EVERY_SECONDS = 30.0
 EVERY_TOKENS = 16384
@@ -53,6 +54,7 @@ class PrefillRequest:
         probe: the question's ids, for policies that read for one.
         origin: the command that reads.
         system, raw: how the prompt was made.
+        ids_digest: of ``ids``, if the caller knows it; hashing a long text takes a while.
         keep_cache: whether the prefill cache is kept beside the context, so that turns can be evicted into it later
             (:func:`kvcli.engine.prefill.evict_turns`).
     """
@@ -69,6 +71,7 @@ class PrefillRequest:
     system: str | None = None
     raw: bool = False
     keep_cache: bool = False
+    ids_digest: str = ""
 
     @property
     def edge(self) -> int:
@@ -119,14 +122,23 @@ def request_key(model: Model, job: PrefillRequest) -> CacheKey:
         chunk=job.chunk,
         question=digest(job.probe) if keep.query_aware else "",
         horizon=job.horizon if model.rotary.length_dependent else 0,
-        text=digest(job.ids),
+        text=job.ids_digest or digest(job.ids),
     )
+
+
+def is_prefilled(path: Path) -> bool:
+    """Whether ``kvcli prefill`` has saved a complete prefill in this file."""
+    with suppress(DamagedError, OSError):
+        meta = file_format.header(path).meta
+        return meta.complete and meta.origin == "prefill"
+    return False
 
 
 def cached_prefill(
     model: Model,
     job: PrefillRequest,
     *,
+    key: CacheKey | None = None,
     place: Path | None = None,
     library: CacheDirectory | None = None,
     base: Path | None = None,
@@ -138,6 +150,7 @@ def cached_prefill(
     Args:
         model: a loaded model.
         job: what to read.
+        key: :func:`request_key` of the job, if the caller has it.
         place: the file of this reading, which is taken up where it is there and written where it is not.
         library: bounds what is written, and is searched for readings of the text's beginning.
         base: a saved reading that must fit: of this text, or of its beginning.
@@ -150,7 +163,7 @@ def cached_prefill(
         KvcliError: as for :func:`kvcli.engine.prefill.prefill_steps`.
     """
     job = replace(job, probe=job.probe if job.recipe.policy.query_aware else ())
-    began, own, total = perf_counter(), request_key(model, job), len(job.ids)
+    began, own, total = perf_counter(), key or request_key(model, job), len(job.ids)
     found: CacheHeader | None = None
     work = _start(model, job)
     for header, demanded in _sources(own, job, place, library, base, rebuild):
@@ -196,7 +209,7 @@ def cached_prefill(
             yield from keeper.finish(work)
         if stop():
             raise PrefillInterrupted(total, total, keeper.saved)
-    with torch.inference_mode():
+    with torch.inference_mode(), model.lock:
         context = freeze_and_keep(work, job.recipe) if job.keep_cache else freeze(work, job.recipe.storage)
     path = found.path if found is not None and reused == total else keeper.place
     cache: Literal["hit", "resumed", "miss", "off"] = "off" if place is None else "miss"
@@ -370,12 +383,18 @@ class _Checkpointer:
         )
 
 
+_HEADS_DIGESTS: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+
+
 def _heads(model: Model) -> str:
-    """Digest of a model's retaining heads: every weight, and how they are applied."""
+    """Digest of a model's retaining heads: every weight, and how they are applied. Computed once per module."""
     heads: Any = model.heads
-    total = hashlib.sha256(str(getattr(heads, "activation", "")).encode())
-    if isinstance(heads, torch.nn.Module):
+    if not isinstance(heads, torch.nn.Module):
+        return hashlib.sha256(str(getattr(heads, "activation", "")).encode()).hexdigest()[:32]
+    if heads not in _HEADS_DIGESTS:
+        total = hashlib.sha256(str(getattr(heads, "activation", "")).encode())
         for name, tensor in sorted(heads.state_dict().items()):
             total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()[:32]
+        _HEADS_DIGESTS[heads] = total.hexdigest()[:32]
+    return _HEADS_DIGESTS[heads]

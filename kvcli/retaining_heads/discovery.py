@@ -54,6 +54,7 @@ def attach(
     heads, card = checkpoint.load(path, activation=checkpoint.backbone_activation(model.module))
     checkpoint.check(heads, card, model, path)
     model.heads = heads = heads.to(model.device, model.dtype)
+    model.heads_card = card
     model.spec = replace(model.spec, heads_bytes=sum(p.nbytes for p in heads.parameters()))
     return card
 

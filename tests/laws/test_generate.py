@@ -141,7 +141,7 @@ def whirl():
 def test_an_answer_in_circles_is_ended_where_that_is_asked_for(whirl, ahead: bool) -> None:
     whole, _ = run(whirl, max_tokens=1200)
     tail = new_decode_cache(whirl, None)
-    *tokens, answer = generate(whirl, tail, tiny.document(12), max_tokens=1200, circles=False, ahead=ahead)
+    *tokens, answer = generate(whirl, tail, tiny.document(12), max_tokens=1200, allow_repetition=False, ahead=ahead)
     assert isinstance(answer, Answer)
     assert (answer.finish_reason, answer.stopped_repeating) == ("length", True)
     made = [t.id for t in tokens if t.id >= 0]
@@ -152,5 +152,5 @@ def test_an_answer_in_circles_is_ended_where_that_is_asked_for(whirl, ahead: boo
 
 
 def test_a_drawn_answer_may_go_in_circles(whirl) -> None:
-    _, answer = run(whirl, max_tokens=600, circles=False, sampling=Sampling(temperature=1e-6, seed=1))
+    _, answer = run(whirl, max_tokens=600, allow_repetition=False, sampling=Sampling(temperature=1e-6, seed=1))
     assert (answer.completion_tokens, answer.stopped_repeating) == (600, False)

@@ -32,12 +32,12 @@ class Commands:
     """What a line that begins with ``/`` does.
 
     Args:
-        evening: the conversation.
+        session: the conversation.
         consent: asks a person yes or no; says yes for a script.
     """
 
-    def __init__(self, evening: ChatSession, consent: Callable[[str], bool]) -> None:
-        self.evening, self.consent = evening, consent
+    def __init__(self, session: ChatSession, consent: Callable[[str], bool]) -> None:
+        self.session, self.consent = session, consent
         self.leave = False
 
     @classmethod
@@ -60,13 +60,13 @@ class Commands:
         for name in self.names():
             usage, _, about = (getattr(self, f"do_{name}").__doc__ or "").strip().partition(" — ")
             _say(f"{usage:<28} {about}")
-        if self.evening.interactive:
+        if self.session.interactive:
             for what, about in KEYS:
                 _say(f"{what:<28} {about}")
 
     def do_files(self, _rest: str) -> None:
         """/files — what has been read."""
-        document = self.evening.parlour.report.document
+        document = self.session.setup.document
         if document is None:
             _say("nothing has been read; /add FILE reads one")
             return
@@ -77,29 +77,29 @@ class Commands:
 
     def do_add(self, rest: str) -> None:
         """/add FILE… — read further files, behind those that were read."""
-        parlour, talk = self.evening.parlour, self.evening.talk
-        names = [parlour.named(name) for name in _words(rest)]
+        setup, talk = self.session.setup, self.session.talk
+        names = [setup.remembered(name) for name in _words(rest)]
         if not names:
             raise UsageError("no file was named", "/add FILE")
-        before, added, tokens = parlour.report.document, list(parlour.added), len(parlour.ids)
-        parlour.add(names)
-        more = len(parlour.ids) - tokens
+        before, added, tokens = setup.run, list(setup.added), setup.tokens
+        setup.add(names)
+        more = setup.tokens - tokens
         try:
-            if not self.consent(f"read {more:,} more tokens, {len(parlour.ids):,} in all ({parlour.outlook(more)})?"):
-                parlour.take_back(before, added)
+            if not self.consent(f"read {more:,} more tokens, {setup.tokens:,} in all ({setup.estimate(more)})?"):
+                setup.restore(before, added)
                 return
             talk.forget_ground()
             for _ in talk.open():
                 pass
         except (KvcliError, KeyboardInterrupt) as problem:
-            parlour.take_back(before, added)
+            setup.restore(before, added)
             talk.forget_ground()
             if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
                 raise
             terminal.note("stopped", "nothing was added; /add reads on from where it was stopped")
             return
-        self.evening.save()
-        terminal.note("read", parlour.report.reading(), quiet=self.evening.quiet)
+        self.session.save()
+        terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
 
     def do_page(self, rest: str) -> None:
         """/page N — the text of a page, as the model read it."""
@@ -141,90 +141,90 @@ class Commands:
         """/sources [TURN] — what the last answer, or that of a turn, quotes, and where else it may come from."""
         if rest and not rest.isdecimal():
             raise UsageError(f"'{rest}' is no turn", "/sources 2")
-        found = self.evening.sources(int(rest) if rest else None)
+        found = self.session.sources(int(rest) if rest else None)
         for line in found or ["nothing of the answer stands in the text, and no page stands out"]:
             _say(line)
 
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""
-        self.evening.retry()
+        self.session.retry()
 
     def do_undo(self, _rest: str) -> None:
         """/undo — forget the last turn."""
-        talk = self.evening.talk
+        talk = self.session.talk
         if talk.unanswered is not None:  # asked last, and there is no turn of it
             question, talk.unanswered = talk.unanswered, None
-            self.evening.save()
+            self.session.save()
         else:
             question = talk.undo().question
-        terminal.note("undone", question, quiet=self.evening.quiet)
+        terminal.note("undone", question, quiet=self.session.quiet)
 
     def do_clear(self, _rest: str) -> None:
         """/clear — forget the talk and keep the document."""
-        self.evening.talk.clear()
-        terminal.note("cleared", "the talk is forgotten, what was read is kept", quiet=self.evening.quiet)
+        self.session.talk.clear()
+        terminal.note("cleared", "the talk is forgotten, what was read is kept", quiet=self.session.quiet)
 
     def do_system(self, rest: str) -> None:
         """/system [TEXT|-] — show the system message, set it, or take it away; what was read is read under it."""
-        parlour, talk = self.evening.parlour, self.evening.talk
-        before = parlour.settings.system
+        setup, talk = self.session.setup, self.session.talk
+        before = setup.options.system
         if not rest:
             _say(before or "no system message of ours")
             return
-        if parlour.settings.raw:
+        if setup.options.raw:
             raise UsageError("a system message has no place in a raw prompt", "start without --raw")
-        if parlour.base is not None:
-            raise UsageError(f"{parlour.base.path} was read under its own system message", "chat with the document")
-        parlour.instruct(None if rest == "-" else require_utf8(rest, "the system message"))
-        tokens = len(parlour.ids)
+        if setup.run.base is not None:
+            raise UsageError(f"{setup.run.base} was read under its own system message", "chat with the document")
+        setup.set_system(None if rest == "-" else require_utf8(rest, "the system message"))
+        tokens = setup.tokens
         try:
-            if tokens and not self.consent(f"read all {tokens:,} tokens under it ({parlour.outlook(tokens)})?"):
-                parlour.instruct(before)
+            if tokens and not self.consent(f"read all {tokens:,} tokens under it ({setup.estimate(tokens)})?"):
+                setup.set_system(before)
                 return
             talk.forget_ground()
             for _ in talk.open():
                 pass
         except (KvcliError, KeyboardInterrupt) as problem:
-            parlour.instruct(before)
+            setup.set_system(before)
             talk.forget_ground()
             if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
                 raise
             terminal.note("stopped", "the system message is as it was")
             return
-        self.evening.save()
+        self.session.save()
         if tokens:
-            terminal.note("read", parlour.report.reading(), quiet=self.evening.quiet)
+            terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
 
     def do_set(self, rest: str) -> None:
         """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide, cite on|off."""
-        evening = self.evening
+        session = self.session
         name, _, value = rest.partition(" ")
         value = value.strip()
         if not name:
             shown = [
-                *(row for row in evening.stats() if row[0] == "sampling"),
-                ("think", "hide" if evening.hide_thoughts else "show"),
-                ("cite", "on" if evening.cite else "off"),
+                *(row for row in session.stats() if row[0] == "sampling"),
+                ("think", "hide" if session.hide_thoughts else "show"),
+                ("cite", "on" if session.cite else "off"),
             ]
             for label, text in shown:
                 _say(f"{label:<10}{text}")
             return
         if name == "think" and value in ("show", "hide"):
-            evening.hide_thoughts = value == "hide"
-            evening.save()
+            session.hide_thoughts = value == "hide"
+            session.save()
         elif name == "cite" and value in ("on", "off"):
-            evening.cite = value == "on"
+            session.cite = value == "on"
         elif name == "sampling" and value == "model":
-            evening.given = None
+            session.given = None
         elif name == "max_tokens":
-            evening.max_tokens, evening.circles = int(_number(name, value, int)), True
+            session.max_tokens, session.allow_repetition = int(_number(name, value, int)), True
         elif name in SAMPLING:
             from kvcli.engine.sampling import Sampling
 
             kind = int if name in ("top_k", "seed") else float
-            given = {**evening.settings(), SAMPLING[name]: _number(name, value, kind)}
+            given = {**session.settings(), SAMPLING[name]: _number(name, value, kind)}
             Sampling(**given)
-            evening.given = given
+            session.given = given
         else:
             raise UsageError(
                 f"'{rest}' cannot be set: there are {', '.join(SAMPLING)}, max_tokens N, think show|hide,"
@@ -235,50 +235,50 @@ class Commands:
     def do_save(self, rest: str) -> None:
         """/save [NAME] — go on under another name; a conversation is saved anyway."""
         if rest:
-            self.evening.move(transcript.named(rest))
+            self.session.move(transcript.named(rest))
         else:
-            self.evening.save()
-        terminal.note("saved", f"kvcli chat --session {self.evening.path.stem}", quiet=self.evening.quiet)
+            self.session.save()
+        terminal.note("saved", f"kvcli chat --session {self.session.path.stem}", quiet=self.session.quiet)
 
     def do_load(self, rest: str) -> None:
         """/load NAME — go on with the turns of another session about the same files."""
-        evening = self.evening
+        session = self.session
         path = transcript.named(rest)
-        if path == evening.path:
+        if path == session.path:
             raise UsageError(f"this is the session {rest}", "/stats")
         found = transcript.load(path)
-        evening.load(path, found)
-        terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=evening.quiet)
+        session.load(path, found)
+        terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=session.quiet)
 
     def do_export(self, rest: str) -> None:
         """/export FILE.md|FILE.json — write the conversation to a file."""
         if not rest:
             raise UsageError("no file was named", "/export chat.md")
         path = Path(rest).expanduser()
-        self.evening.save()
-        export(path, self.evening.saved)
-        terminal.note("written", str(path), quiet=self.evening.quiet)
+        self.session.save()
+        export(path, self.session.saved)
+        terminal.note("written", str(path), quiet=self.session.quiet)
 
     def do_stats(self, _rest: str) -> None:
         """/stats — the session, what was read, turns, tokens, sampling, speed."""
-        for label, text in self.evening.stats():
+        for label, text in self.session.stats():
             _say(f"{label:<10}{text}")
 
     def do_memory(self, _rest: str) -> None:
         """/memory — what takes how many bytes."""
-        for label, text in self.evening.memory():
+        for label, text in self.session.memory():
             _say(f"{label:<10}{text}")
 
     def do_kv(self, _rest: str) -> None:
         """/kv — where in the text the kept units lie."""
         from kvcli.cache.retention import equal_bins, mean_retention
 
-        parlour, context = self.evening.parlour, self.evening.talk.context
-        document, tokens = parlour.report.document, len(parlour.ids)
+        setup, context = self.session.setup, self.session.talk.context
+        document, tokens = setup.document, setup.tokens
         if document is None or context is None:
             raise InputError("nothing has been read", "/add FILE")
         edges = equal_bins(tokens, sparkline.WIDTH)
-        found = mean_retention(context, edges, parlour.model.spec.sliding)
+        found = mean_retention(context, edges, setup.model.spec.sliding)
         _say(sparkline.bars(found))
         _say(sparkline.ends(document, len(found)))
         kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
@@ -291,7 +291,7 @@ class Commands:
         self.leave = True
 
     def _document(self) -> Document:
-        document = self.evening.parlour.report.document
+        document = self.session.setup.document
         if document is None:
             raise InputError("nothing has been read", "/add FILE")
         return document

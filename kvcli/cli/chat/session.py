@@ -13,8 +13,10 @@ from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
 from kvcli.cli.chat.markdown_stream import PlainAnswer, TerminalAnswer
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
+from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
+from kvcli.pipeline import Citations
 from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from kvcli.chat.conversation import Conversation
     from kvcli.chat.transcript import Transcript
-    from kvcli.cli.chat.setup import Parlour
+    from kvcli.cli.chat.setup import ChatSetup
     from kvcli.retrieval.attribution import LikelySource
 
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
@@ -33,7 +35,7 @@ class ChatSession:
     """A conversation with a person or a script.
 
     Args:
-        parlour: furnished.
+        setup: documents, model and recipe.
         saved: the conversation to go on with, or a new one.
         path: where it is saved.
         given: sampling that was asked for; ``None`` for the model's own.
@@ -41,18 +43,18 @@ class ChatSession:
     """
 
     def __init__(
-        self, parlour: Parlour, saved: Transcript, path: Path, given: dict[str, Any] | None, *, interactive: bool
+        self, setup: ChatSetup, saved: Transcript, path: Path, given: dict[str, Any] | None, *, interactive: bool
     ) -> None:
-        self.parlour, self.saved, self.path, self.interactive = parlour, saved, path, interactive
-        self.quiet = parlour.settings.quiet
-        self.max_tokens, self.circles = parlour.settings.max_tokens, parlour.settings.circles
+        self.setup, self.saved, self.path, self.interactive = setup, saved, path, interactive
+        self.quiet = setup.options.quiet
+        self.max_tokens, self.allow_repetition = setup.options.max_tokens, setup.options.allow_repetition
         self.hide_thoughts = saved.hide_thoughts
-        self.cite = parlour.settings.cite != "off"
+        self.cite = setup.options.cite != "off"
         self.given = saved.sampling if given is None else given
         self.tps = 0.0
         self.failed = 0
         self.answers = 0
-        self._lookup = citations.Lookup()
+        self._index: QuoteIndex | None = None
         self._told = False
         self._lock = ExitStack()
         self.talk = self._conversation()
@@ -60,10 +62,10 @@ class ChatSession:
     def _conversation(self) -> Conversation:
         from kvcli.chat.conversation import Conversation
 
-        same = self.saved.fingerprint == self.parlour.model.spec.fingerprint
+        same = self.saved.fingerprint == self.setup.model.spec.fingerprint
         return Conversation(
-            self.parlour.model,
-            self.parlour.ground,
+            self.setup.model,
+            self.setup.context,
             turns=self.saved.turns if same else [_by_words(turn) for turn in self.saved.turns],
             absorbed=self.saved.absorbed,
             unanswered=self.saved.unanswered,
@@ -75,15 +77,15 @@ class ChatSession:
     def open(self) -> None:
         """Read the document, or take its reading up, and the turns there are."""
         self._lock.enter_context(transcript.locked(self.path))
-        self.parlour.banner()
+        self.setup.banner()
         with DeferredSignals() as patience:
             for _ in self.talk.open():
                 if patience.cause is not None:
                     break
         if patience.cause is not None:
             raise Interrupted("interrupted while taking the turns up", "kvcli chat -c", cause=patience.cause)
-        if self.parlour.ids:
-            terminal.note("read", self.parlour.report.reading(), quiet=self.quiet)
+        if self.setup.tokens:
+            terminal.note("read", self.setup.report.reading(), quiet=self.quiet)
         turns = len(self.talk.turns)
         if turns:
             terminal.note("session", f"{self.path.stem} · {terminal.plural(turns, 'turn')}", quiet=self.quiet)
@@ -126,10 +128,10 @@ class ChatSession:
 
     def save(self) -> None:
         """The conversation as it is now; a disk that refuses is said once and does not end it."""
-        saved, talk, parlour = self.saved, self.talk, self.parlour
+        saved, talk, setup = self.saved, self.talk, self.setup
         saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.absorbed, talk.unanswered
-        saved.fingerprint, saved.sampling = parlour.model.spec.fingerprint, self.given
-        saved.system, saved.added = parlour.settings.system, parlour.added
+        saved.fingerprint, saved.sampling = setup.model.spec.fingerprint, self.given
+        saved.system, saved.added = setup.options.system, setup.added
         saved.hide_thoughts = self.hide_thoughts
         try:
             transcript.save(self.path, saved)
@@ -152,7 +154,7 @@ class ChatSession:
         self._show(self.talk.retry(**self._how()))
 
     def _how(self) -> dict[str, Any]:
-        return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "circles": self.circles}
+        return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "allow_repetition": self.allow_repetition}
 
     def sampling(self) -> Any:
         """How the next answer is drawn. Raises ``UsageError``."""
@@ -162,11 +164,11 @@ class ChatSession:
 
     def settings(self) -> dict[str, Any]:
         """Sampling in force: what was asked for, else the model's own."""
-        return self.parlour.sampling() if self.given is None else self.given
+        return self.setup.sampling() if self.given is None else self.given
 
     def _show(self, events: Generator[Prefill | TurnsEvicted | Token | Answer, None, None]) -> None:
         shown = _screen()
-        thoughts = ReasoningSplitter(thinking=self.parlour.prompt.thinks)
+        thoughts = ReasoningSplitter(thinking=self.setup.prompt.thinks)
         begun = False
 
         def write(pieces: list[tuple[str, bool]]) -> None:
@@ -192,13 +194,13 @@ class ChatSession:
                     self.answers += 1
                     self.tps = event.decode_tps
                     write(thoughts.flush())
-                    cited = self._cited(event.text) if self.cite else citations.Cited()
+                    cited = self._cited(event.text) if self.cite else Citations()
                     shown.end(citations.marks(cited))
                     if self.cite:
                         self._tell(cited)
                     if event.stopped_repeating:
                         terminal.warn(
-                            f"the answer went in circles and was ended after {event.completion_tokens:,} tokens;"
+                            f"the answer kept repeating itself and was ended after {event.completion_tokens:,} tokens;"
                             f" try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it",
                             quiet=self.quiet,
                         )
@@ -233,7 +235,7 @@ class ChatSession:
         Raises:
             InputError: there is no such turn, or no document.
         """
-        document, turns = self.parlour.report.document, self.talk.turns
+        document, turns = self.setup.document, self.talk.turns
         if document is None:
             raise InputError("nothing has been read", "/add FILE")
         if not turns:
@@ -242,38 +244,41 @@ class ChatSession:
         if not 1 <= number <= len(turns):
             raise InputError(f"there is no turn {number:,}: they are 1 to {len(turns):,}", "/sources")
         turn = turns[number - 1]
-        cited = replace(self._cited(turn.answer), likely=self._likely(turn), grounded=None)
+        cited = replace(self._cited(turn.answer), likely_sources=self._likely(turn), grounded=None)
         return citations.lines(document, cited)
 
-    def _cited(self, answer: str) -> citations.Cited:
-        document = self.parlour.report.document
+    def _cited(self, answer: str) -> Citations:
+        document = self.setup.document
         if document is None:
-            return citations.Cited()
-        return self._lookup.cited(document, strip_reasoning(answer, thinking=self.parlour.prompt.thinks))
+            return Citations()
+        if self._index is None or self._index.document is not document:
+            self._index = QuoteIndex(document)
+        quotes = tuple(self._index.cite(strip_reasoning(answer, thinking=self.setup.prompt.thinks)))
+        return Citations(quotes, (), any(quote.status == "verified" for quote in quotes))
 
     def _likely(self, turn: transcript.Turn) -> tuple[LikelySource, ...]:
         """Pages that an answer attends to, its question put to the document as the first one."""
         from kvcli.retrieval.attribution import attribute
 
-        parlour = self.parlour
+        setup = self.setup
         for _ in self.talk.open():
             pass
-        context, document, prompt = self.talk.context, parlour.report.document, parlour.prompt
+        context, document, prompt = self.talk.context, setup.document, setup.prompt
         if context is None or document is None:
             return ()
         text = strip_reasoning(turn.answer, thinking=prompt.thinks)
-        return tuple(attribute(parlour.model, prompt, context, document, turn.question, text, tokens=len(parlour.ids)))
+        return tuple(attribute(setup.model, prompt, context, document, turn.question, text, tokens=setup.tokens))
 
-    def _tell(self, cited: citations.Cited) -> None:
+    def _tell(self, cited: Citations) -> None:
         """Below an answer what it quotes; where nothing of that is verified, pages that it attends to."""
-        document = self.parlour.report.document
+        document = self.setup.document
         if document is None:
             return
         if not cited.grounded:
             waiting = _screen()
             waiting.wait("looking for sources …")
             try:
-                cited = replace(cited, likely=self._likely(self.talk.turns[-1]))
+                cited = replace(cited, likely_sources=self._likely(self.talk.turns[-1]))
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
@@ -295,10 +300,10 @@ class ChatSession:
 
     def status(self) -> str:
         """The bottom line: model and recipe, kept of read, turn, memory, speed."""
-        parlour, talk = self.parlour, self.talk
-        used, total = process_memory.used_and_total(parlour.model.spec.device)
+        setup, talk = self.setup, self.talk
+        used, total = process_memory.used_and_total(setup.model.spec.device)
         context = talk.context
-        parts = [f"{Path(parlour.model.name).name} · {parlour.recipe.policy.name}"]  # a directory's name, not its path
+        parts = [f"{Path(setup.model.name).name} · {setup.recipe.policy.name}"]  # a directory's name, not its path
         if context is not None:
             parts.append(f"kept {context.kept:,} of {context.seen:,}")
         parts.append(f"turn {len(talk.turns) + 1}")
@@ -309,7 +314,7 @@ class ChatSession:
 
     def memory(self) -> list[tuple[str, str]]:
         """Bytes of what is held, by name."""
-        talk, spec = self.talk, self.parlour.model.spec
+        talk, spec = self.talk, self.setup.model.spec
         used, total = process_memory.used_and_total(spec.device)
         work = None if talk.ground is None else talk.ground.work
         rows = [
@@ -323,12 +328,12 @@ class ChatSession:
 
     def stats(self) -> list[tuple[str, str]]:
         """What a person may want to know of the conversation."""
-        talk, parlour = self.talk, self.parlour
+        talk, setup = self.talk, self.setup
         made = sum(len(turn.ids) for turn in talk.turns)
         sampling = ", ".join(f"{k} {v:g}" for k, v in self.settings().items() if v is not None) or "greedy"
         rows = [("session", f"{self.path.stem} · {self.path}")]
-        if parlour.ids:
-            rows.append(("read", parlour.report.reading()))
+        if setup.tokens:
+            rows.append(("read", setup.report.reading()))
         room = f" of {talk.ground.room:,}" if talk.ground else ""
         return [
             *rows,

@@ -1,98 +1,130 @@
-"""What a chat stands on: documents, model, recipe, and a reading whose fill is kept to absorb turns."""
+"""What a chat is about: documents, model, recipe and system message; documents and message may change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
-from kvcli.cli import inputs
-from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
-from kvcli.cli.request import Request
+from kvcli.cli import setup
+from kvcli.cli.inputs import Inputs, open_documents
+from kvcli.cli.options import RunOptions
+from kvcli.cli.report import Report
 from kvcli.cli.views import terminal
+from kvcli.documents.document import join_documents
 from kvcli.errors import InputError, UsageError
+from kvcli.types import QUESTION_TOKENS
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from kvcli.cache.context import Context
     from kvcli.chat.conversation import ChatContext
-    from kvcli.planning.memory import Plan
-    from kvcli.prompt_cache.prefill import PrefillRequest
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.model import Model
+    from kvcli.pipeline import DocumentContext
     from kvcli.recipe import Recipe
 
-ROOM = 4096
-"""Tokens that turns may take before they are absorbed, where the model's window allows it."""
 
-
-class Parlour(Desk):
-    """A desk for a conversation.
+class ChatSetup:
+    """The documents, model and recipe of a chat.
 
     Args:
-        settings: as for ``ask``.
-        files: what is read at first.
-        added: what is read behind it.
-        folder: where these names lead from.
+        options: as for ``ask``.
+        files: what is read first.
+        added: what is read after it.
+        folder: directory that relative names start from.
+
+    Attributes:
+        run: everything before prefill; replaced if documents or the system message change.
+        report: numbers of the last prefill.
     """
 
-    def __init__(
-        self, settings: Settings, files: Sequence[str], added: Sequence[str] = (), folder: Path | None = None
-    ) -> None:
-        super().__init__(settings, Request(tuple(files), (), False))
-        self.added, self.folder = list(added), folder or Path()
-
-    def furnish(self) -> None:
-        """Documents, model, token ids and recipe; nothing is read by the model yet."""
-        recipe = self._check()
+    def __init__(self, options: RunOptions, files: Sequence[str], added: Sequence[str], folder: Path) -> None:
+        recipe = options.check()
         if recipe is not None and recipe.policy.query_aware:
             raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
-        with self._there():
-            self._open(self.request.files, None)
-        for name in self.added:
-            self._join([name])
-        self._load()
-        self._settle()
+        self.added, self.folder = list(added), folder
+        with self._in_folder():
+            inputs = open_documents(options, files)
+        for text in inputs.document.warnings if inputs.document and added else ():
+            terminal.warn(text, quiet=options.quiet)
+        for name in added:
+            inputs = self._joined(inputs, [name])
+        loaded = setup.open_model(inputs.options, inputs.saved)
+        self.run = setup.open_run(inputs, loaded, questions=0)
+        self.report = Report()
 
-    def named(self, name: str) -> str:
-        """A further file as it is remembered: by the name that ``ask`` would read, where that leads to it."""
+    # --- what there is ---
+
+    @property
+    def options(self) -> RunOptions:
+        return self.run.options
+
+    @property
+    def model(self) -> Model:
+        return self.run.model
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.run.pipeline.prompt
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @property
+    def document(self) -> documents.Document | None:
+        return self.run.document
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the documents, template included."""
+        return 0 if self.run.source is None else len(self.run.source.ids)
+
+    def banner(self) -> None:
+        """What is about to be read, on stderr."""
+        setup.banner(self.run, self.tokens, self.recipe)
+
+    def sampling(self) -> dict[str, Any]:
+        """How answers are drawn by default: the model's own generation settings."""
+        from kvcli.models.generation import settings
+
+        return settings(self.model)
+
+    # --- changes ---
+
+    def remembered(self, name: str) -> str:
+        """A file's name as the session stores it: as ``ask`` would read it, if that leads to it."""
         path = Path(name).expanduser()
         return str(path if Path.cwd() == self.folder else path.absolute())
 
     def add(self, names: Sequence[str]) -> None:
-        """Documents behind those that are there; the ground is then another one."""
-        before = self.report.document
-        self._join(names)
-        try:
-            self._settle()
-        except BaseException:
-            self.report.document = before
-            raise
+        """Add documents after those that there are."""
+        inputs = self._joined(self.run.inputs, names)
+        self.run = setup.open_run(inputs, self.run.loaded, questions=0)
         self.added += names
 
-    def take_back(self, document: documents.Document | None, added: Sequence[str]) -> None:
-        """What was added could not be read: as before."""
-        self.report.document, self.added = document, list(added)
-        self._settle()
+    def restore(self, run: setup.OpenRun, added: Sequence[str]) -> None:
+        """Go back to an earlier state, because what was added could not be read."""
+        self.run, self.added = run, list(added)
 
-    def instruct(self, system: str | None) -> None:
-        """Another system message; it stands before the document, so that the ground is another one."""
-        self.given = replace(self.given, system=system)
-        self.settings = replace(self.settings, system=system)
-        self._settle()
+    def set_system(self, system: str | None) -> None:
+        """Another system message; it is before the document, so the document must be read again."""
+        inputs = replace(self.run.inputs, options=replace(self.options, system=system))
+        self.run = setup.open_run(inputs, self.run.loaded, questions=0, warn=False)
 
-    def _join(self, names: Sequence[str]) -> None:
-        with self._there():
-            more = documents.read(names, None, self.given.reading)
-        for warning in more.warnings:
-            self._warn(warning)
-        document = self.report.document
-        self.report.document = more if document is None else inputs.joined(document, more)
+    def _joined(self, inputs: Inputs, names: Sequence[str]) -> Inputs:
+        with self._in_folder():
+            more = documents.read(names, None, inputs.options.reading)
+        document = more if inputs.document is None else join_documents(inputs.document, more)
+        return replace(inputs, document=document)
 
     @contextmanager
-    def _there(self) -> Iterator[None]:
-        """In the folder where the conversation was begun, so that names in the text are the same again."""
+    def _in_folder(self) -> Iterator[None]:
+        """Change to the directory in which the chat was started, so relative paths resolve."""
         if not self.folder.is_dir():
             raise InputError(
                 f"the folder {self.folder} of this conversation does not exist", f"ls {self.folder.parent}"
@@ -100,104 +132,44 @@ class Parlour(Desk):
         with chdir(self.folder):
             yield
 
-    def _job(self, recipe: Recipe, question: Sequence[int] = (), longest: int = 0) -> PrefillRequest:
-        return replace(super()._job(recipe, question, longest), keep_cache=True, origin="ask")
+    # --- prefill ---
 
-    # --- the ground ---
-
-    @property
-    def endless(self) -> bool:
-        """Whether turns can be evicted at all: a budget, and positions that are used again."""
-        return self.recipe.policy.budget is not None and self.recipe.policy.positions == "compact"
-
-    @property
-    def slots(self) -> int:
-        """Positions that the context takes at most, however long the conversation."""
-        from kvcli.planning.positions import kept_units
-
-        spec = self.model.spec
-        endless = 2**31
-        found = (kept_units(spec, self.recipe, endless, i) for i, w in enumerate(spec.sliding) if w is None)
-        return max(found, default=0)
-
-    def run(self) -> tuple[Plan, int]:
-        """Memory at the peak, and tokens that turns may take at a time; the fill stays beside the context.
-
-        Raises:
-            TooLongError: the model's positions do not suffice.
-        """
-        from kvcli.planning import memory
-
-        spec = self.model.spec
-        longest = max(ROOM - QUESTION, self.settings.max_tokens) if self.endless else spec.max_positions
-        made, longest = memory.plan_run(
-            spec,
-            self.recipe,
-            tokens=self.planned,
-            chunk=self.chunk,
-            question=QUESTION,
-            answer=longest,
-            passages=self._passages([0] * QUESTION),
-        )
-        return memory.with_resident_cache(made, spec, self.recipe, tokens=self.planned), QUESTION + longest
-
-    @property
-    def planned(self) -> int:
-        """Tokens that are read at least once there have been enough turns."""
-        return max(len(self.ids), self.slots + self.chunk) if self.endless else len(self.ids)
-
-    def outlook(self, tokens: int) -> str:
-        """What reading so many tokens of this ground would take, for a person to decide."""
+    def estimate(self, tokens: int) -> str:
+        """What prefill of so many tokens would take, in one line."""
+        from kvcli.chat.setup import evicts_turns, most_units, plan_chat
         from kvcli.planning import speed_history
 
-        rate = speed_history.measured(self.model.spec, self.recipe).prefill
+        run, spec = self.run, self.model.spec
+        rate = speed_history.measured(spec, self.recipe).prefill
         time = f"about {terminal.duration(tokens / rate)}" if rate else "how long is not known here"
-        keeps = f"{self.slots:,} units kept" if self.endless else "nothing is evicted"
-        return f"{time} · {keeps} · {format_bytes(self.run()[0].total)} of memory at the peak"
+        units = most_units(spec, self.recipe)
+        keeps = f"{units:,} units kept" if evicts_turns(self.recipe) else "nothing is evicted"
+        planned = plan_chat(run.pipeline, run.source, self.recipe, max_tokens=self.options.max_tokens)
+        return f"{time} · {keeps} · {format_bytes(planned.plan.total)} of memory at the peak"
 
-    def ground(self) -> ChatContext:
-        """Read the document, or take its reading up.
+    def context(self) -> ChatContext:
+        """Read the documents, or load their saved prefill.
 
         Raises:
-            KvcliError: it does not fit the model or the memory, or was interrupted.
+            KvcliError: they do not fit the model or the memory, or prefill was interrupted.
         """
-        from kvcli.chat.conversation import ChatContext
-        from kvcli.engine.prefill import new_prefill_cache
-        from kvcli.utils.process_memory import available
+        from kvcli.chat.setup import chat_context
 
-        spec, chunk = self.model.spec, self.chunk
-        self.reader.drop()
-        plan, room = self.run()
-        plan.check(available(spec.device), spec.device)
-        if self.ids:
-            self._read([0] * QUESTION, room - QUESTION)
-            work, context = self.reader.work, self.reader.context
-            assert work is not None
-            self.reader.drop()
-        else:
-            self.model.rotary.fix_length(
-                min(spec.max_positions, max(self.planned, chunk) + max(room, QUESTION + ANSWER))
-            )
-            work, context = new_prefill_cache(self.model, self.recipe, 0, chunk=chunk), None
-        if context is not None and (count := self._passages([0] * QUESTION)):
-            passages = terminal.plural(count, "passage")
-            terminal.note("look", f"{passages} of the text read again before each answer", quiet=self.settings.quiet)
-        return ChatContext(
-            prompt=self.prompt,
-            recipe=self.recipe,
-            chunk=chunk,
-            work=work,
-            context=context,
-            room=room,
-            total=None if self.endless else spec.max_positions,
-            look=self._again,
+        run = self.run
+        found = chat_context(
+            run.pipeline,
+            run.source,
+            self.recipe,
+            max_tokens=self.options.max_tokens,
+            prefill=partial(self._prefill, run),
         )
+        count = run.pipeline.default_passages(run.source, self.recipe, range(QUESTION_TOKENS))
+        if found.context is not None and count:
+            passages = terminal.plural(count, "passage")
+            terminal.note("reread", f"{passages} of the text read again before each answer", quiet=run.options.quiet)
+        return found
 
-    def _again(self, context: Context, question: str) -> tuple[list[str], Context]:
-        return self._look(context, question, self._passages([0] * QUESTION))
-
-    def sampling(self) -> dict[str, Any]:
-        """How answers are drawn where nobody says otherwise: the model's own generation settings."""
-        from kvcli.models.generation import settings
-
-        return settings(self.model)
+    def _prefill(self, run: setup.OpenRun, **options: Any) -> DocumentContext:
+        read = setup.prefill_with_progress(run, **options)
+        self.report = Report.of(run, read)  # numbers only: the context itself belongs to the conversation
+        return read

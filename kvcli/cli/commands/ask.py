@@ -5,8 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from kvcli.cli.budget import Budget
-from kvcli.cli.desk import ANSWER, Settings
+from kvcli.cli import answer_loop
 from kvcli.cli.options import (
     BUDGET,
     CHUNK,
@@ -33,14 +32,16 @@ from kvcli.cli.options import (
     TOP_P,
     VERBOSE,
     WEIGHTS,
-    options,
+    RunOptions,
+    reading_options,
 )
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.request import parse_request, require_utf8
-from kvcli.cli.run import Run
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
+from kvcli.planning.budget import Budget
+from kvcli.types import ANSWER_TOKENS
 
 
 class Ask(TyperCommand):
@@ -99,16 +100,19 @@ def command(
     budget: BUDGET = None,
     kv_bits: KV_BITS = None,
     heads: HEADS = None,
-    focus: Annotated[
-        bool, typer.Option("--focus/--no-focus", help="Read for this question alone: it stands in front too.")
+    query_aware: Annotated[
+        bool,
+        typer.Option(
+            "--query-aware/--no-query-aware", help="Read for this question alone: put it before the text too."
+        ),
     ] = False,
-    again: Annotated[
+    reread: Annotated[
         int | None,
         typer.Option(
-            "--look-again",
+            "--reread",
             metavar="N",
             min=0,
-            help="Read N passages a second time before the answer; 3 where units were dropped.",
+            help="Read N passages again before the answer. Default: 3 if units were evicted.",
         ),
     ] = None,
     chunk: CHUNK = None,
@@ -149,26 +153,26 @@ def command(
     ):
         raise UsageError(f"{' and '.join(unused)} would change nothing at temperature 0", f"--temp 0.7 {unused[0]} …")
     given = {"temperature": temp or None, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
-    settings = Settings(
+    options = RunOptions(
         model=model,
         system=None if system is None else require_utf8(system, "the system message"),
         raw=raw,
-        max_tokens=max_tokens or ANSWER,
-        circles=max_tokens is not None,
+        max_tokens=max_tokens or ANSWER_TOKENS,
+        allow_repetition=max_tokens is not None,
         sampling={k: v for k, v in given.items() if v is not None},
         stop=tuple(require_utf8(s, "--stop") for s in stop or []),
         policy=policy,
         budget=None if budget is None else Budget.parse(budget),
         kv_bits=kv_bits,
         heads=heads,
-        focus=focus,
-        again=again,
+        query_aware=query_aware,
+        passages=reread,
         cite=citations.mode(cite, no_cite=no_cite, exit_status=exit_status, as_json=as_json, output=output),
         exit_status=exit_status,
         chunk=chunk,
         cache=not no_cache,
         rebuild=rebuild,
-        reading=options(ranges, include, exclude, ocr),
+        reading=reading_options(ranges, include, exclude, ocr),
         device=device,
         dtype=dtype,
         weights=weights,
@@ -181,14 +185,11 @@ def command(
         raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    sink = AnswerWriter(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
-    run = Run(settings, request, sink)
+    writer = AnswerWriter(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
     try:
         if each:
-            run.answer_each()
-            return
-        run.prepare(stdin_is_questions=STDIN in named)
-        run.banner()
-        run.answer_all()
+            answer_loop.answer_each(options, request, writer)
+        else:
+            answer_loop.answer_all(options, request, writer, stdin_is_questions=STDIN in named)
     finally:
-        sink.close()
+        writer.close()

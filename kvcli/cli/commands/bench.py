@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvcli import types
-from kvcli.cli.budget import Budget
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import CHUNK, DEBUG, DEVICE, DTYPE, HEADS, MODEL, OFFLINE, QUIET, WEIGHTS
 from kvcli.cli.report import versions
-from kvcli.cli.run import during
+from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
+from kvcli.planning.budget import Budget
 
 if TYPE_CHECKING:
     from kvcli.bench.check import Check
@@ -110,7 +110,7 @@ def _load(
     offline: bool,
     quiet: bool,
 ) -> "Model":
-    with during("loading the model"):
+    with interruptible("loading the model"):
         trained = any(recipe.policy.needs_heads for recipe in named)
         if random is not None:
             from kvcli.models.random_weights import build
@@ -149,7 +149,7 @@ class _Bench:
         """Every recipe at every length, checked first; ceilings before and after each."""
         from kvcli.bench.check import check
 
-        with during("measuring"):
+        with interruptible("measuring"):
             top = self.ceilings()
             checks: dict[str, Check] = {}
             rows = []

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from kvcli import __version__, documents
-from kvcli.cli.desk import during
+from kvcli import documents
 from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET
+from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
+from kvcli.utils.version import __version__
 
 
 def command(
@@ -30,7 +31,7 @@ def command(
     Takes one reading of a few thousand tokens and is kept where ask finds it by itself.
     """
     document = documents.read(data)
-    with during("loading the model"):
+    with interruptible("loading the model"):
         from kvcli.engine.prompt import Prompt
         from kvcli.models.load import load
         from kvcli.models.resolve import resolve
@@ -40,7 +41,7 @@ def command(
         say = partial(terminal.note, "weights", quiet=quiet)
         loaded = load(source, device=device, dtype=dtype, announce=say)
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
-    with during("reading"):
+    with interruptible("reading"):
         moments = run_with_progress(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)
     spec, where = loaded.spec, calibration.path(loaded)
     card = calibration.CalibrationCard(

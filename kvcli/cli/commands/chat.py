@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcli.cli.budget import Budget
-from kvcli.cli.desk import ANSWER, Settings
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.options import (
     BUDGET,
@@ -41,14 +39,17 @@ from kvcli.cli.options import (
     TOP_P,
     VERBOSE,
     WEIGHTS,
-    options,
+    RunOptions,
+    reading_options,
 )
 from kvcli.cli.request import require_utf8
 from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.errors import InputError, KvcliError, UsageError
+from kvcli.planning.budget import Budget
 from kvcli.prompt_cache.file_format import looks_like
+from kvcli.types import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.chat.transcript import Transcript
@@ -138,12 +139,12 @@ def command(
     saved.model = saved.model if model is None else _model(model)
     if system is not None:
         saved.system = require_utf8(system, "the system message")
-    settings = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
+    options = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
     sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
     drawn = {name: value for name, value in sampling.items() if value is not None}
     looked_up = cite if cite is not None else sys.stdin.isatty() and terminal.is_terminal(sys.stdout)
-    settings = replace(settings, cache=not no_cache, rebuild=rebuild, cite="on" if looked_up else "off")
-    _run(settings, saved, path, drawn, debug=debug)
+    options = replace(options, cache=not no_cache, rebuild=rebuild, cite="on" if looked_up else "off")
+    _run(options, saved, path, drawn, debug=debug)
 
 
 def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Transcript]:
@@ -184,23 +185,23 @@ def _place(name: str) -> str:
 
 def _settings(
     saved: Transcript, *, max_tokens: int | None, device: str | None, offline: bool, quiet: bool, verbose: bool
-) -> Settings:
+) -> RunOptions:
     """What the conversation was begun with, checked as if it had been typed."""
     known = saved.options
     if known.get("raw") and saved.system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    return Settings(
+    return RunOptions(
         model=saved.model,
         system=saved.system,
         raw=bool(known.get("raw")),
-        max_tokens=max_tokens or ANSWER,
-        circles=max_tokens is not None,
+        max_tokens=max_tokens or ANSWER_TOKENS,
+        allow_repetition=max_tokens is not None,
         policy=known.get("policy"),
         budget=None if known.get("budget") is None else Budget.parse(known["budget"]),
         kv_bits=known.get("kv_bits"),
         heads=known.get("heads"),
         chunk=known.get("chunk"),
-        reading=options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),
+        reading=reading_options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),
         device=device,
         dtype=known.get("dtype"),
         weights=known.get("weights") or "bf16",
@@ -210,35 +211,34 @@ def _settings(
     )
 
 
-def _run(settings: Settings, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
+def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
     from kvcli.cli.chat.commands import Commands
     from kvcli.cli.chat.session import ChatSession
-    from kvcli.cli.chat.setup import Parlour
+    from kvcli.cli.chat.setup import ChatSetup
 
     interactive = sys.stdin.isatty()
-    parlour = Parlour(settings, saved.files, saved.added, Path(saved.folder))
-    parlour.furnish()
+    setup = ChatSetup(options, saved.files, saved.added, Path(saved.folder))
     given = saved.sampling
     if drawn:
         from kvcli.engine.sampling import Sampling
 
-        given = asdict(Sampling(**{**(saved.sampling or parlour.sampling()), **drawn}))
-    evening = ChatSession(parlour, saved, path, given, interactive=interactive)
+        given = asdict(Sampling(**{**(saved.sampling or setup.sampling()), **drawn}))
+    session = ChatSession(setup, saved, path, given, interactive=interactive)
     try:
-        evening.open()
+        session.open()
         if interactive:
             from kvcli.cli.chat.input import InputLine, confirm
 
-            prompt = InputLine(evening, Commands.names())
-            terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=settings.quiet)
-            _loop(evening, Commands(evening, confirm), iter(prompt.read, None), debug=debug)
+            prompt = InputLine(session, Commands.names())
+            terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=options.quiet)
+            _loop(session, Commands(session, confirm), iter(prompt.read, None), debug=debug)
         else:
-            _loop(evening, Commands(evening, lambda _: True), _piped(), debug=debug)
+            _loop(session, Commands(session, lambda _: True), _piped(), debug=debug)
     finally:
-        evening.close()
-    if interactive and evening.talk.turns:
-        terminal.note("saved", f"kvcli chat --session {evening.path.stem}", quiet=settings.quiet)
-    if evening.failed and not interactive:
+        session.close()
+    if interactive and session.talk.turns:
+        terminal.note("saved", f"kvcli chat --session {session.path.stem}", quiet=options.quiet)
+    if session.failed and not interactive:
         raise typer.Exit(PARTLY_FAILED)
 
 
@@ -251,7 +251,7 @@ def _piped() -> Iterator[str | KvcliError]:
             yield InputError(f"line {n} of standard input is not UTF-8", "iconv -t utf-8")
 
 
-def _loop(evening: ChatSession, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
+def _loop(session: ChatSession, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
     """Every line a question or a command; what goes wrong with one is said, and the next one is taken."""
     for line in lines:
         try:
@@ -261,19 +261,19 @@ def _loop(evening: ChatSession, commands: Commands, lines: Iterator[str | KvcliE
             if COMMAND.match(text):
                 commands.run(require_utf8(text, "the command"))
             elif text:
-                evening.ask(require_utf8(text, "the question"))
+                session.ask(require_utf8(text, "the question"))
         except Interrupted:
             raise
         except KeyboardInterrupt as stop:
-            if not evening.interactive:
+            if not session.interactive:
                 raise Interrupted(
-                    "interrupted; the conversation is saved", f"kvcli chat --session {evening.path.stem}", cause=stop
+                    "interrupted; the conversation is saved", f"kvcli chat --session {session.path.stem}", cause=stop
                 ) from None
         except BrokenPipeError:
             raise
         except Exception as problem:
             if debug:
                 traceback.print_exception(problem)
-            evening.problem(to_kvcli_error(problem))
+            session.problem(to_kvcli_error(problem))
         if commands.leave:
             return

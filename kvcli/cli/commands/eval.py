@@ -11,12 +11,10 @@ import typer
 from typer.core import TyperCommand
 
 from kvcli import documents
-from kvcli.cli.budget import Budget
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import DEBUG, DEVICE, DTYPE, KV_BITS, MODEL, OFFLINE, QUIET, WEIGHTS
 from kvcli.cli.report import versions
-from kvcli.cli.run import during
-from kvcli.cli.signals import INTERRUPTS, Interrupted
+from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.documents import STDIN, Document
@@ -26,6 +24,7 @@ from kvcli.evaluate import datasets as data_files
 from kvcli.evaluate.case import ReadOptions
 from kvcli.evaluate.results_file import ResultsFile
 from kvcli.events import Prefill
+from kvcli.planning.budget import Budget
 
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
@@ -204,7 +203,7 @@ class _Run:
     def _read(self, names: Sequence[str]) -> Document | None:
         if not names:
             return None
-        with during("reading the document"):
+        with interruptible("reading the document"):
             document = documents.read(names, sys.stdin.buffer.read() if STDIN in names else None)
         for warning in document.warnings:
             terminal.warn(warning, quiet=self.quiet)
@@ -221,7 +220,7 @@ class _Run:
         offline: bool,
     ) -> None:
         """The model, with heads where a recipe needs them."""
-        with during("loading the model"):
+        with interruptible("loading the model"):
             from kvcli.engine.prompt import Prompt
             from kvcli.models.load import load
             from kvcli.models.resolve import resolve
@@ -246,7 +245,7 @@ class _Run:
         from kvcli.evaluate.token_counter import TokenCounter
 
         ruler, document = TokenCounter(self.prompt), self.document
-        with during("splitting the document into tokens"):
+        with interruptible("splitting the document into tokens"):
             name = " ".join(document.files) if document else ""
             haystack = Haystack(ruler, document.text if document else None, name)
         jobs = build_cases.case_specs(

@@ -12,7 +12,7 @@ import typer
 from kvcli import documents
 from kvcli.cli import inputs
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, options
+from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, reading_options
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
@@ -41,7 +41,7 @@ def command(
     """
     if report and as_json:
         raise UsageError("--report and --json are two ways to print the same", "leave out one of them")
-    chosen = options(ranges, include, exclude, ocr)
+    chosen = reading_options(ranges, include, exclude, ocr)
     names = list(files or [])
     if not names:
         if sys.stdin.isatty():

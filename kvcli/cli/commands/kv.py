@@ -1,17 +1,17 @@
 """``kvcli kv FILE…``: where in a document the kept units lie."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvcli.cli.budget import Budget
-from kvcli.cli.desk import ANSWER, QUESTION, Desk, Settings
 from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.inputs import open_documents
 from kvcli.cli.options import (
     BUDGET,
     CHUNK,
@@ -34,35 +34,27 @@ from kvcli.cli.options import (
     SYSTEM,
     VERBOSE,
     WEIGHTS,
-    options,
+    RunOptions,
+    reading_options,
 )
-from kvcli.cli.request import Question, Request, require_utf8
+from kvcli.cli.report import Report
+from kvcli.cli.request import Request, require_utf8, standard_input
+from kvcli.cli.setup import OpenRun, banner, open_model, open_run, prefill_with_progress
+from kvcli.cli.signals import interruptible
 from kvcli.cli.views import citations, plot, sparkline, terminal
 from kvcli.errors import InputError
+from kvcli.planning.budget import Budget
 
 if TYPE_CHECKING:
     from kvcli.cli.views.retention import PageRetention
     from kvcli.documents import Document
-    from kvcli.prompt_cache.prefill import PrefillRequest
-    from kvcli.recipe import Recipe
+    from kvcli.pipeline import DocumentContext
 
 FINE = 240
 """Stretches of a picture and of JSON; a terminal has as many as a row has letters."""
 
 BEST = 10
 """Pages that are named on the terminal."""
-
-
-class Map(Desk):
-    """A desk that reads for nobody in particular, or for one question."""
-
-    def read(self) -> None:
-        """See to it that the reading is there, as ``ask`` would have it."""
-        asked = self.request.questions
-        self._read(self.prompt.question(asked[0].text) if asked else [0] * QUESTION, ANSWER)
-
-    def _job(self, recipe: "Recipe", question: Sequence[int] = (), longest: int = 0) -> "PrefillRequest":
-        return replace(super()._job(recipe, question, longest), origin="ask")
 
 
 def command(
@@ -106,7 +98,7 @@ def command(
     out = None if picture is None else Path(picture)
     if out is not None:
         plot.check(out)
-    settings = Settings(
+    options = RunOptions(
         model=model,
         system=None if system is None else require_utf8(system, "the system message"),
         raw=raw,
@@ -117,7 +109,7 @@ def command(
         chunk=chunk,
         cache=not no_cache,
         rebuild=rebuild,
-        reading=options(ranges, include, exclude, ocr),
+        reading=reading_options(ranges, include, exclude, ocr),
         device=device,
         dtype=dtype,
         weights=weights,
@@ -125,42 +117,43 @@ def command(
         quiet=quiet,
         verbose=verbose,
     )
-    asked = () if question is None else (Question(require_utf8(question, "the question")),)
-    desk = Map(settings, Request(tuple(files or ()), asked, False))
-    desk.prepare()
-    if not desk.ids:
+    asked = None if question is None else require_utf8(question, "the question")
+    options.check()
+    with interruptible("waiting for standard input"):
+        stdin = standard_input(Request(tuple(files or ()), (), False), stdin_is_questions=False, quiet=quiet)
+    inputs = open_documents(options, files or (), stdin)
+    run = open_run(inputs, open_model(inputs.options, inputs.saved), questions=0 if asked is None else 1)
+    if run.source is None:
         raise InputError("no document was given", "kvcli kv FILE")
-    if desk.recipe.policy.query_aware and question is None:
-        raise InputError(f"'{desk.recipe}' keeps what one question asks for", '-e "QUESTION"')
-    desk.banner()
-    desk.read()
-    _show(desk, out, as_json=as_json)
+    if run.recipe.policy.query_aware and asked is None:
+        raise InputError(f"'{run.recipe}' keeps what one question asks for", '-e "QUESTION"')
+    banner(run, len(run.source.ids), run.recipe)
+    _show(run, prefill_with_progress(run, question=asked), out, as_json=as_json)
 
 
-def _show(desk: Map, out: Path | None, *, as_json: bool) -> None:
+def _show(run: OpenRun, read: DocumentContext, out: Path | None, *, as_json: bool) -> None:
     from kvcli.cache.retention import equal_bins, retention_map
     from kvcli.cli.views.retention import page_retention
 
-    context, document, tokens = desk.reader.context, desk.report.document, len(desk.ids)
+    context, document, tokens = read.context, run.document, read.tokens
     assert context is not None
     assert document is not None
-    sliding = desk.model.spec.sliding
-    found = page_retention(context, document, desk.prompt.offsets(document.text), tokens, sliding)
+    spec, report = run.model.spec, Report.of(run, read)
+    found = page_retention(context, document, run.pipeline.prompt.offsets(document.text), tokens, spec.sliding)
     fine = equal_bins(tokens, FINE)
     if out is not None:
-        title = f"{terminal.title(document)} · {desk.model.spec.name} · {desk.report.reading()}\n{desk.report.recipe}"
+        title = f"{terminal.title(document)} · {spec.name} · {report.reading()}\n{report.recipe}"
         plot.draw(out, retention_map(context, fine), found, tokens, title)
     if as_json:
-        print(json.dumps(_object(desk, fine, retention_map(context, fine), found), ensure_ascii=False))
+        print(json.dumps(_object(report, fine, retention_map(context, fine), found), ensure_ascii=False))
     else:
-        edges = equal_bins(tokens, sparkline.WIDTH)
-        _print(document, retention_map(context, edges), found)
-    terminal.note("read", desk.report.reading(), quiet=desk.settings.quiet)
+        _print(document, retention_map(context, equal_bins(tokens, sparkline.WIDTH)), found)
+    terminal.note("read", report.reading(), quiet=run.options.quiet)
     if out is not None:
-        terminal.note("picture", str(out), quiet=desk.settings.quiet)
+        terminal.note("picture", str(out), quiet=run.options.quiet)
 
 
-def _print(document: "Document", rows: list[list[float]], found: "Sequence[PageRetention]") -> None:
+def _print(document: Document, rows: list[list[float]], found: Sequence[PageRetention]) -> None:
     """The map and the pages of which most is kept, on stdout."""
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     lines = [f"{'all':>5} {sparkline.bars(mean)}"]
@@ -178,13 +171,14 @@ def _print(document: "Document", rows: list[list[float]], found: "Sequence[PageR
     terminal.table(("most is kept of", "kept", "tokens"), table)
 
 
-def _object(desk: Map, edges: list[int], rows: list[list[float]], found: "Sequence[PageRetention]") -> dict[str, Any]:
-    report = desk.report
+def _object(
+    report: Report, edges: list[int], rows: list[list[float]], found: Sequence[PageRetention]
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "map": {
             "recipe": report.recipe,
-            "tokens": len(desk.ids),
+            "tokens": report.tokens,
             "kept": report.kept,
             "edges": edges,
             "layers": [[round(share, 5) for share in row] for row in rows],
@@ -204,5 +198,5 @@ def _object(desk: Map, edges: list[int], rows: list[list[float]], found: "Sequen
                 for p in found
             ],
         },
-        "warnings": report.warnings,
+        "warnings": list(report.warnings),
     }

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import kvcli
 from kvcli import documents, types
-from kvcli.cli.budget import Budget
-from kvcli.cli.desk import ANSWER, QUESTION
 from kvcli.cli.options import (
     BUDGET,
     CHUNK,
@@ -31,13 +28,16 @@ from kvcli.cli.options import (
     QUIET,
     SYSTEM,
     WEIGHTS,
-    options,
+    reading_options,
 )
 from kvcli.cli.request import require_utf8
 from kvcli.cli.views import plan, terminal
 from kvcli.cli.views.progress import run_with_progress
+from kvcli.documents.document import document_json
 from kvcli.errors import InputError, UsageError
+from kvcli.planning.budget import Budget
 from kvcli.planning.estimate import Target, Workload, forecast
+from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -102,7 +102,7 @@ def command(
         (named or parse("full")).with_bits(kv_bits)
     others = [parse(text) for text in what_if or []]
     place = None if card is None else Target.card(card)
-    chosen = options(ranges, include, exclude, ocr)
+    chosen = reading_options(ranges, include, exclude, ocr)
     document = _document(list(files or []), tokens, chosen)
 
     source = run_with_progress(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
@@ -118,9 +118,13 @@ def command(
     prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
     ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
     asked = (
-        len(prompt.question(require_utf8(question, "the question"))) if prompt and question is not None else QUESTION
+        len(prompt.question(require_utf8(question, "the question")))
+        if prompt and question is not None
+        else QUESTION_TOKENS
     )
-    work = Workload(ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER, 0 if raw else None)
+    work = Workload(
+        ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER_TOKENS, 0 if raw else None
+    )
 
     units = None if wanted is None else wanted.units(spec, ids)
     recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
@@ -168,14 +172,13 @@ def _heads(source: "ModelSource", spec: "ModelSpec") -> int:
     from kvcli.models import spec as model_spec
     from kvcli.utils import files as file_utils
 
-    folders = [file_utils.data_dir() / "heads", Path(kvcli.__file__).parent / "retaining_heads" / "shipped"]
+    folders = [file_utils.data_dir() / "heads", Path(documents.__file__).parents[1] / "retaining_heads" / "shipped"]
     return model_spec.heads_bytes(source, spec, folders)
 
 
 def _text_bytes(document: "Document | None") -> int:
     """What of a saved reading is the text and what is known of it."""
-    from kvcli.cli import inputs
 
     if document is None:
         return 0
-    return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(inputs.about(document)))
+    return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(document_json(document)))

@@ -11,13 +11,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from kvcli import __version__
 from kvcli.cli.options import DEBUG, DEVICE, MODEL, OFFLINE, QUIET
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import UsageError
 from kvcli.events import Event
+from kvcli.utils.version import __version__
 
 T = TypeVar("T")
 

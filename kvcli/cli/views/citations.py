@@ -5,9 +5,10 @@ a file the answer alone is wanted, so there it must be asked for. ``strict`` als
 was verified.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.views import terminal
@@ -15,8 +16,8 @@ from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcli.documents import Document, Span
-    from kvcli.documents.quotes import Citation, QuoteIndex
-    from kvcli.retrieval.attribution import LikelySource
+    from kvcli.documents.quotes import Citation
+    from kvcli.pipeline import Citations
 
 MODES = ("off", "on", "strict")
 UNGROUNDED = 10
@@ -26,31 +27,6 @@ LONGEST = 240
 """Characters of a quote on the screen; JSON has all of it."""
 
 _ENDS = '.!?…"”’»。！？'
-
-
-@dataclass(frozen=True)
-class Cited:
-    """What was found of one answer; ``grounded`` is whether anything is verified, ``None`` if nothing was looked up."""
-
-    citations: tuple["Citation", ...] = ()
-    likely: tuple["LikelySource", ...] = ()
-    grounded: bool | None = None
-
-
-class Lookup:
-    """Looks answers up in the document, which is folded once."""
-
-    def __init__(self) -> None:
-        self._quotes: QuoteIndex | None = None
-
-    def cited(self, document: "Document", text: str) -> Cited:
-        """What an answer quotes; likely sources are left to be found."""
-        from kvcli.documents.quotes import QuoteIndex
-
-        if self._quotes is None or self._quotes.document is not document:
-            self._quotes = QuoteIndex(document)
-        found = tuple(self._quotes.cite(text))
-        return Cited(found, (), any(c.status == "verified" for c in found))
 
 
 def words(args: Sequence[str]) -> list[str]:
@@ -85,28 +61,28 @@ def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, o
 # --- as text ------------------------------------------------------------------------------------------
 
 
-def marks(cited: Cited) -> str:
+def marks(cited: Citations) -> str:
     """``[1][2]``: the numbers of what the document has, to stand behind the answer."""
-    return "".join(f"[{n}]" for n, c in enumerate(cited.citations, 1) if c.span is not None)
+    return "".join(f"[{n}]" for n, c in enumerate(cited.quotes, 1) if c.span is not None)
 
 
-def lines(document: "Document", cited: Cited) -> list[str]:
+def lines(document: Document, cited: Citations) -> list[str]:
     """One line for each citation; then the likely sources, where nothing is verified."""
     out = []
-    for n, c in enumerate(cited.citations, 1):
+    for n, c in enumerate(cited.quotes, 1):
         if c.span is None:
             out.append(f"[{n}] unverified, not in the text: {_short(c.quote)}")
             continue
         found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % alike"
         places = f", first of {c.places:,} places" if c.places > 1 else ""
         out.append(f'[{n}] {where(document, c.span, c.line)} "{_excerpt(document, c)}"  {found}{places}')
-    if cited.likely and not cited.grounded:
-        named = [where(document, s.span, s.line, s.last) for s in cited.likely]
+    if cited.likely_sources and not cited.grounded:
+        named = [where(document, s.span, s.line, s.last) for s in cited.likely_sources]
         out.append("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named))
     return [terminal.oneline(line) for line in out]
 
 
-def where(document: "Document", span: "Span", line: int | None, last: int | None = None) -> str:
+def where(document: Document, span: Span, line: int | None, last: int | None = None) -> str:
     """``p. 12``, ``p. iv (page 12)``, ``Chapter 3, line 40``, ``lines 40–52``; with the file, of several."""
     parts = [span.file] if len(document.files) > 1 else []
     if span.page is not None:
@@ -123,7 +99,7 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 4 :]}"
 
 
-def _excerpt(document: "Document", c: "Citation") -> str:
+def _excerpt(document: Document, c: Citation) -> str:
     """The source's words, with … on the side where its sentence goes on."""
     assert c.start is not None
     assert c.end is not None
@@ -137,10 +113,10 @@ def _excerpt(document: "Document", c: "Citation") -> str:
 # --- as JSON ------------------------------------------------------------------------------------------
 
 
-def as_json(cited: Cited) -> dict[str, Any]:
+def as_json(cited: Citations) -> dict[str, Any]:
     """``citations``, ``likely_sources`` and ``grounded`` of an answer's object."""
     return {
-        "citations": [_citation(n, c) for n, c in enumerate(cited.citations, 1)],
+        "citations": [_citation(n, c) for n, c in enumerate(cited.quotes, 1)],
         "likely_sources": [
             {
                 **_place(s.span),
@@ -153,13 +129,13 @@ def as_json(cited: Cited) -> dict[str, Any]:
                 "attention": round(s.attention, 4),
                 "kept": round(s.kept, 4),
             }
-            for s in cited.likely
+            for s in cited.likely_sources
         ],
         "grounded": cited.grounded,
     }
 
 
-def _citation(n: int, c: "Citation") -> dict[str, Any]:
+def _citation(n: int, c: Citation) -> dict[str, Any]:
     return {
         "n": n,
         **_place(c.span),
@@ -176,7 +152,7 @@ def _citation(n: int, c: "Citation") -> dict[str, Any]:
     }
 
 
-def _place(span: "Span | None") -> dict[str, Any]:
+def _place(span: Span | None) -> dict[str, Any]:
     if span is None:
         return {"source": None, "page": None, "label": None, "section": None}
     return {"source": span.file, "page": span.page, "label": span.label, "section": span.section}

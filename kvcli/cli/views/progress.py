@@ -3,10 +3,10 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, TypeVar
 
-from kvcli.events import CacheHit, Convert, Download, Event, Prefill, Training
+from kvcli.events import CacheHit, Convert, Download, Event, Prefill, Training, drain
 from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
@@ -165,19 +165,25 @@ class ProgressDisplay:
                 note("convert", f"{key.removeprefix('convert ')} · {plural(meter.done, 'tensor')}")
 
 
-def run_with_progress(events: Generator[Event, None, T], *, quiet: bool = False, device: str = "cpu") -> T:
+def run_with_progress(
+    events: Generator[Event, None, T],
+    *,
+    quiet: bool = False,
+    device: str = "cpu",
+    see: Callable[[Event], None] = lambda _event: None,
+) -> T:
     """Run ``events`` to its end, showing progress on stderr; returns what the generator returns.
 
-    ``device`` is whose memory is shown while reading.
+    ``device`` is whose memory is shown; ``see`` gets each event before it is drawn.
     """
     watcher = ProgressDisplay(quiet=quiet, device=device)
     try:
-        while True:
-            try:
-                watcher.see(next(events))
-            except StopIteration as end:
-                value: T = end.value
-                break
+
+        def show(event: Event) -> None:
+            see(event)
+            watcher.see(event)
+
+        value = drain(events, show)
     finally:
         watcher.close()
         events.close()

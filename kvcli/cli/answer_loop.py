@@ -1,0 +1,263 @@
+"""Answer every question of a run: prefill if needed, stream the answer, cite, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kvcli.cli.exit_codes import PARTLY_FAILED, error_object, to_kvcli_error
+from kvcli.cli.inputs import open_documents
+from kvcli.cli.report import Report
+from kvcli.cli.request import standard_input
+from kvcli.cli.setup import LoadedModel, OpenRun, banner, open_model, open_run, prefill_with_progress
+from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
+from kvcli.cli.views import citations, terminal
+from kvcli.events import Answer, Reread, Token
+from kvcli.utils import process_memory
+
+if TYPE_CHECKING:
+    from kvcli.cli.options import RunOptions
+    from kvcli.cli.output import AnswerWriter
+    from kvcli.cli.request import Question, Request
+    from kvcli.documents.quotes import QuoteIndex
+    from kvcli.pipeline import Citations, DocumentContext
+
+
+def answer_all(options: RunOptions, request: Request, writer: AnswerWriter, *, stdin_is_questions: bool) -> None:
+    """Answer every question about all files together. Raises ``typer.Exit`` if not all went well."""
+    options.check()
+    with interruptible("waiting for standard input"):
+        stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
+    inputs = open_documents(options, request.files, stdin)
+    run = open_run(inputs, open_model(inputs.options, inputs.saved), questions=len(request.questions))
+    banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
+    loop = AnswerLoop(run, request.questions, writer)
+    _finish(loop.run(batch=request.batch), len(request.questions), "question", loop.without_citation, options)
+
+
+def answer_each(options: RunOptions, request: Request, writer: AnswerWriter) -> None:
+    """Answer every question about each file by itself; the model is loaded once. Raises ``typer.Exit`` as above."""
+    options.check()
+    loaded = open_model(options)
+    files, failed, without = request.files, 0, 0
+    for n, name in enumerate(files, 1):
+        terminal.note("file", f"[{n}/{len(files)}] {name}", quiet=options.quiet)
+        try:
+            bad, ungrounded = _answer_file(options, request, writer, loaded, name)
+            failed, without = failed + bad, without + ungrounded
+        except (typer.Exit, Interrupted, BrokenPipeError):
+            raise
+        except Exception as problem:
+            failed += 1
+            _report_failure(writer, {"file": name}, problem)
+    _finish(failed, len(files), "file", without, options)
+
+
+def _answer_file(
+    options: RunOptions, request: Request, writer: AnswerWriter, loaded: LoadedModel, name: str
+) -> tuple[int, int]:
+    run = open_run(open_documents(options, (name,)), loaded, questions=len(request.questions))
+    banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
+    loop = AnswerLoop(run, request.questions, writer)
+    return int(bool(loop.run(batch=True))), loop.without_citation
+
+
+def _finish(failed: int, total: int, what: str, without_citation: int, options: RunOptions) -> None:
+    if failed:
+        terminal.warn(f"{failed} of {total} {what}s failed")
+        raise typer.Exit(PARTLY_FAILED)
+    if options.exit_status and without_citation:
+        raise typer.Exit(citations.UNGROUNDED)
+
+
+def _report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Exception) -> None:
+    """One item of a batch failed: report it; the next one is asked."""
+    error = to_kvcli_error(problem)
+    writer.abandon()
+    if writer.as_json:
+        writer.end("", {**error_object(error), **which})
+    terminal.error(error)
+
+
+class AnswerLoop:
+    """The questions of one run about one document.
+
+    Args:
+        run: documents, model and recipe.
+        questions: in order.
+        writer: where answers go.
+
+    Attributes:
+        without_citation: answers of which no quote was verified, if ``--cite strict`` asked.
+    """
+
+    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
+        self.runs, self.questions, self.writer = run, questions, writer
+        self.without_citation = 0
+        self.context: DocumentContext | None = None
+        self._index: QuoteIndex | None = None
+
+    def run(self, *, batch: bool) -> int:
+        """Answer all questions; returns how many failed."""
+        failed = 0
+        for n, question in enumerate(self.questions, 1):
+            if len(self.questions) > 1:
+                text = f"[{n}/{len(self.questions)}] {question.text}"
+                terminal.note("question", text, quiet=self.runs.options.quiet)
+            try:
+                self._answer(question, left=len(self.questions) - n)
+            except (typer.Exit, Interrupted, BrokenPipeError):
+                raise
+            except Exception as problem:
+                if not batch:
+                    raise
+                failed += 1
+                name = {} if question.id is None else {"id": question.id}
+                _report_failure(self.writer, {**name, "question": question.text}, problem)
+        return failed
+
+    def _read(self, question: str, passages: int) -> DocumentContext:
+        """The context for a question: the one there is, or another prefill."""
+        run, options = self.runs, self.runs.options
+        aware = options.query_aware and run.source is not None
+        if (
+            self.context is None
+            or aware
+            or not run.pipeline.fits(self.context, question, max_tokens=options.max_tokens)
+        ):
+            self.context = None  # free its memory first
+            self.context = prefill_with_progress(
+                run, question=question, query_aware=aware, max_tokens=options.max_tokens, passages=passages
+            )
+        return self.context
+
+    def _answer(self, question: Question, *, left: int) -> None:
+        from kvcli.engine.sampling import Sampling
+        from kvcli.planning import speed_history
+
+        run, options = self.runs, self.runs.options
+        remarks: list[str] = []
+        ids = run.pipeline.prompt.question(question.text, document=run.source is not None)
+        passages = options.passages
+        if passages is None:
+            passages = run.pipeline.default_passages(run.source, run.recipe, ids)
+        context = self._read(question.text, passages)
+        sampling = Sampling(**options.sampling)
+        answer, reread, stopped = self._generate(context, question.text, sampling, passages)
+        spec = run.model.spec
+        speed_history.record(spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
+        self._check_length(answer, remarks)
+        start = time.perf_counter()
+        cited = self._cite(context, question.text, answer, remarks)
+        run.warnings.extend(text for text in remarks if text not in run.warnings)
+        settings = {**asdict(sampling), "max_tokens": options.max_tokens, "stop": list(options.stop)}
+        report = Report.of(
+            run,
+            context,
+            reread=reread,
+            cited=cited,
+            cite_s=time.perf_counter() - start,
+            sampling=settings,
+            peak_bytes=process_memory.peak(spec.device),
+        )
+        notes = citations.lines(run.document, cited) if run.document else []
+        self.writer.end(answer.text, report.answer(question, answer), marks=citations.marks(cited), notes=notes)
+        for remark in remarks:
+            terminal.warn(remark, quiet=options.quiet)
+        self._print_summary(report, answer, left)
+        if stopped is not None:
+            raise typer.Exit(exit_code_for(stopped))
+
+    def _generate(
+        self, context: DocumentContext, question: str, sampling: Any, passages: int
+    ) -> tuple[Answer, Reread | None, BaseException | None]:
+        """The answer, streamed; if it was interrupted, what there is of it and what interrupted it."""
+        run, options = self.runs, self.runs.options
+        reread: Reread | None = None
+        start = first = time.perf_counter()
+        parts, made = list[str](), 0
+        events = run.pipeline.ask(
+            context,
+            question,
+            sampling=sampling,
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            passages=passages,
+            allow_repetition=options.allow_repetition,
+        )
+        try:
+            for event in events:
+                if isinstance(event, Answer):
+                    return event, reread, None
+                if isinstance(event, Reread):
+                    reread = event
+                    if event.passages:
+                        count = terminal.plural(len(event.passages), "passage")
+                        text = f"{count} read again, {event.characters:,} characters ({event.seconds:.1f} s)"
+                        terminal.note("reread", text, quiet=options.quiet)
+                    start = first = time.perf_counter()
+                if isinstance(event, Token):
+                    first = first if made else time.perf_counter()
+                    made += event.id >= 0
+                    parts.append(event.text)
+                    self.writer.write(event.text)
+        except INTERRUPTS as stop:
+            text, now = "".join(parts), time.perf_counter()
+            length = len(run.pipeline.prompt.question(question, document=run.source is not None))
+            return Answer(text, "interrupted", length, made, first - start, now - first), reread, stop
+        raise RuntimeError("the engine ended without an answer")
+
+    def _check_length(self, answer: Answer, remarks: list[str]) -> None:
+        limit = self.runs.options.max_tokens
+        made = answer.completion_tokens
+        if answer.stopped_repeating:
+            remarks.append(
+                f"the answer kept repeating itself and was ended after {made:,} tokens;"
+                f" try --temp 0.7, or -n {limit} to let it"
+            )
+        elif answer.finish_reason == "length":
+            short = made >= limit
+            why = "-n allows no more" if short else "the model's positions end there"
+            hint = f"; try -n {2 * made}" if short else ""
+            remarks.append(f"the answer was cut at {made:,} tokens: {why}{hint}")
+
+    def _cite(self, context: DocumentContext, question: str, answer: Answer, remarks: list[str]) -> Citations:
+        from kvcli.documents.quotes import QuoteIndex
+        from kvcli.pipeline import Citations
+
+        options, cited = self.runs.options, Citations()
+        if options.cite != "off" and context.document is not None:
+            if self._index is None:
+                self._index = QuoteIndex(context.document)
+            likely = True if self.writer.as_json else None
+            likely = False if answer.finish_reason == "interrupted" else likely
+            with interruptible("looking up what the answer quotes"):
+                cited = self.runs.pipeline.cite(
+                    context, question, answer.text, likely_sources=likely, index=self._index
+                )
+        if options.cite == "strict" and not cited.grounded:
+            self.without_citation += 1
+            remarks.append("the answer is not grounded: nothing that it quotes is in the document word for word")
+        return cited
+
+    def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
+        """After the answer: tokens read, kept and dropped, and statistics if asked for."""
+        options, quiet = self.runs.options, self.runs.options.quiet
+        if self.runs.document:
+            terminal.note("read", report.reading(), quiet=quiet)
+        if answer.finish_reason == "interrupted":
+            made = answer.completion_tokens
+            kept = f"after {terminal.plural(made, 'token')} of the answer" if made else "before the answer began"
+            skipped = f"; {terminal.plural(left, 'question')} not asked" if left else ""
+            terminal.note("stopped", f"interrupted {kept}{skipped}", quiet=quiet)
+        if options.stats:
+            for label, text in report.statistics(answer):
+                terminal.note(label, text)
+        if options.verbose:
+            terminal.note("model", f"fingerprint {self.runs.model.spec.fingerprint}", quiet=quiet)
+        if self.writer.path is not None:
+            terminal.note("answer", f"written to {self.writer.path}", quiet=quiet)

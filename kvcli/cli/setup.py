@@ -1,0 +1,247 @@
+"""Everything before the first answer: model, tokens, recipe, prefill. What fails cheaply comes first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from kvcli.cli.inputs import Inputs, Saved
+from kvcli.cli.options import RunOptions
+from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
+from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import run_with_progress
+from kvcli.errors import DamagedError, ResourceError
+from kvcli.events import CacheHit, Event, Notice, Prefill
+from kvcli.utils import process_memory
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+    from kvcli.models.model import Model
+    from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
+    from kvcli.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its loading took.
+
+    Attributes:
+        model: with its retaining heads.
+        load_s: seconds.
+        baseline_bytes: memory of the process before the weights; 0 on a GPU.
+        facts: of the model, for JSON.
+    """
+
+    model: Model
+    load_s: float
+    baseline_bytes: int
+    facts: dict[str, Any]
+
+
+def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
+    """Load the model, with progress on stderr.
+
+    Raises:
+        DamagedError: the saved prefill was made by another model.
+        ModelError: the model cannot be loaded.
+    """
+    quiet = options.quiet
+    with interruptible("loading the model"):
+        from kvcli.models.resolve import resolve
+        from kvcli.models.spec import fingerprint
+
+        source = run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet)
+        if saved is not None:
+            _check_model(saved, fingerprint(source, options.weights))
+        from kvcli.pipeline import load_model
+
+        start, before = perf_counter(), list[int]()
+        model = load_model(
+            source,
+            device=options.device,
+            dtype=options.dtype,
+            weights=options.weights,
+            heads=options.heads,
+            offline=options.offline,
+            on_ready=lambda: before.append(process_memory.resident()),
+            on_notice=partial(terminal.note, "weights", quiet=quiet),
+        )
+        load_s = perf_counter() - start
+    card = model.heads_card
+    heads = None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
+    facts = {**asdict(model.spec), "path": str(source.path), "notes": list(source.notes), "heads": heads}
+    if options.verbose:
+        for text in (str(source.path), *source.notes):
+            terminal.note("source", text, quiet=quiet)
+    on_gpu = model.spec.device.startswith("cuda")
+    return LoadedModel(model, load_s, 0 if on_gpu or not before else before[0], facts)
+
+
+def _check_model(saved: Saved, fingerprint: str) -> None:
+    meta = saved.header.meta
+    if fingerprint != meta.identity.model:
+        held = meta.identity.model.partition("-")[2]
+        raise DamagedError(
+            f"{saved.path} does not fit: its model is {meta.model} (fingerprint {meta.identity.model}),"
+            f" and this one's fingerprint is {fingerprint}",
+            f"-m {meta.model}" + (f" --weights {held}" if held else ""),
+        )
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Everything before prefill: documents, model, token ids and recipe.
+
+    Attributes:
+        inputs, loaded: the documents and the model.
+        pipeline: with the options of the command line.
+        source: the tokenized document; ``None`` without one.
+        recipe: what will be used.
+        warnings: what has been warned of so far; grows.
+    """
+
+    inputs: Inputs
+    loaded: LoadedModel
+    pipeline: Pipeline
+    source: TokenizedDocument | None
+    recipe: Recipe
+    warnings: list[str]
+
+    @property
+    def options(self) -> RunOptions:
+        return self.inputs.options
+
+    @property
+    def model(self) -> Model:
+        return self.loaded.model
+
+    @property
+    def document(self) -> Document | None:
+        return self.inputs.document
+
+    @property
+    def base(self) -> Path | None:
+        """The saved prefill that must be used, if one was named."""
+        return None if self.inputs.saved is None else self.inputs.saved.path
+
+    def warn(self, text: str) -> None:
+        """Print a warning and remember it."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+        terminal.warn(text, quiet=self.options.quiet)
+
+
+def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool = True) -> OpenRun:
+    """Tokenize the document and choose the recipe.
+
+    Args:
+        inputs, loaded: documents and model.
+        questions: how many will be asked; 0 if unknown.
+        warn: print the warnings of the document.
+    """
+    from kvcli.pipeline import Pipeline
+
+    options, quiet, warnings = inputs.options, inputs.options.quiet, list[str]()
+    for text in inputs.document.warnings if inputs.document else ():
+        warnings.append(text)
+        terminal.warn(text, quiet=quiet or not warn)
+    cache = None
+    if options.cache and inputs.document is not None:
+        from kvcli.prompt_cache.directory import CacheDirectory
+
+        try:
+            cache = CacheDirectory.default()
+        except ResourceError as error:
+            warnings.append(f"readings are not saved: {error.message}")
+            terminal.warn(warnings[-1], quiet=quiet)
+    pipeline = Pipeline(
+        loaded.model,
+        options.policy,
+        cache=cache,
+        budget=options.budget,
+        kv_bits=options.kv_bits,
+        chunk_size=options.chunk,
+        system=options.system,
+        raw=options.raw,
+    )
+    with interruptible("splitting the document into tokens"):
+        source = None if inputs.document is None else pipeline.tokenize(inputs.document)
+    choice = pipeline.choose_recipe(source, questions=questions, saved=not options.rebuild and inputs.saved is None)
+    if choice.heads_missing:
+        spec = loaded.model.spec
+        terminal.note("heads", f"none for {spec.name}: reading with {choice.recipe.policy.name}", quiet=quiet)
+    if choice.calibration:
+        terminal.note("skew", choice.calibration, quiet=quiet)
+    return OpenRun(inputs, loaded, pipeline, source, choice.recipe, warnings)
+
+
+def banner(run: OpenRun, tokens: int, recipe: Recipe) -> None:
+    """One line for the document and one for the model, before prefill."""
+    from kvcli.planning.positions import kept_units
+
+    spec, document, quiet = run.model.spec, run.document, run.options.quiet
+    if document:
+        label = "book" if document.pages else "document"
+        terminal.note(label, f"{terminal.title(document)} · {tokens:,} tokens · nothing dropped", quiet=quiet)
+        kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
+        text = f"{recipe}, {kept:,} of {tokens:,} units kept ({terminal.share(kept, tokens)})"
+    else:
+        text = "no document"
+    held = spec.dtype if run.options.weights == "bf16" else run.options.weights
+    terminal.note("model", f"{spec.name} {held} · {spec.device} · {text}", quiet=quiet)
+
+
+def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
+    """Prefill with progress on stderr; the first Ctrl-C saves what was computed.
+
+    Options are those of :meth:`kvcli.pipeline.Pipeline.prefill_events`.
+
+    Raises:
+        Interrupted: says how many tokens are saved.
+    """
+    from kvcli.planning import speed_history
+    from kvcli.prompt_cache.prefill import PrefillInterrupted
+
+    signals, progress, warnings = DeferredSignals(), [0], list[str]()
+    total = 0 if run.source is None else len(run.source.ids)
+    options = {"recipe": run.recipe, "base": run.base, "rebuild": run.options.rebuild, **options}
+
+    def see(event: Event) -> None:
+        if isinstance(event, CacheHit):
+            whole = event.tokens == event.total
+            tokens = terminal.count(event.tokens) + ("" if whole else f" of {terminal.count(event.total)}")
+            label = "reading reused: " if whole else "reading resumed: "
+            terminal.note(label, f"{tokens} tokens ({event.seconds:.1f} s)", quiet=run.options.quiet)
+        elif isinstance(event, Notice):
+            warnings.append(event.text)  # after the progress bar
+        elif isinstance(event, Prefill):
+            progress[0] = event.done
+
+    events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
+    try:
+        with signals:
+            context = run_with_progress(events, quiet=run.options.quiet, device=run.model.spec.device, see=see)
+    except PrefillInterrupted as stopped:
+        raise _interrupted(stopped.done, stopped.total, stopped.saved, signals.cause) from None
+    except INTERRUPTS as stop:
+        raise _interrupted(progress[0], total, 0, stop) from None
+    finally:
+        for text in warnings:
+            run.warn(text)
+    if context.source is not None:
+        read = len(context.source.ids) - context.reused
+        speed_history.record(run.model.spec, context.recipe, read=read, read_s=context.prefill_s)
+    return context
+
+
+def _interrupted(done: int, total: int, saved: int, cause: BaseException | None) -> Interrupted:
+    kept = f"{saved:,} are saved" if saved else "nothing of it is saved"
+    hint = "it reads on from there" if saved else "it reads from the start"
+    return Interrupted(
+        f"interrupted while reading, at {done:,} of {total:,} tokens; {kept}",
+        f"the same command again; {hint}",
+        cause=cause or KeyboardInterrupt(),
+    )

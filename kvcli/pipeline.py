@@ -1,0 +1,606 @@
+"""The library object: read documents once, then ask them many questions.
+
+    model = kvcli.load_model("smollm2-135m")
+    pipeline = kvcli.Pipeline(model, recipe="locret(budget=4096)", cache=kvcli.CacheDirectory.default())
+    context = pipeline.prefill(kvcli.read_document("book.txt"))
+    print(pipeline.answer(context, "Who tells the story?").text)
+
+The command line, chats, evaluation and benchmarks call this object. Nothing here prints, and no attribute is set after
+``__init__``, so several threads may share one pipeline or one model: contexts are immutable, each answer has a decode
+cache of its own, and the model takes one forward pass at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvcli import documents
+from kvcli import recipe as recipes
+from kvcli.documents import pages as page_ranges
+from kvcli.documents.document import Document, document_json
+from kvcli.documents.quotes import Citation, QuoteIndex
+from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prompt import Prompt
+from kvcli.engine.query_aware import query_aware
+from kvcli.engine.sampling import Sampling
+from kvcli.errors import InputError
+from kvcli.events import Answer, CacheHit, Event, Notice, Prefill, Reread, Token, drain
+from kvcli.models.load import load
+from kvcli.models.resolve import ModelSource, resolve
+from kvcli.planning import memory
+from kvcli.planning.budget import Budget
+from kvcli.planning.positions import max_position
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.key import CacheKey, digest
+from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill, is_prefilled, request_key
+from kvcli.retaining_heads import calibration
+from kvcli.retaining_heads.discovery import attach
+from kvcli.retrieval.attribution import LikelySource, attribute
+from kvcli.retrieval.passages import retrieve_passages
+from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
+from kvcli.utils.process_memory import available
+
+if TYPE_CHECKING:
+    from kvcli.cache.context import Context
+    from kvcli.cache.prefill_cache import PrefillCache
+    from kvcli.models.model import Model
+    from kvcli.planning.memory import Plan
+    from kvcli.recipe import Recipe
+
+_RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
+
+
+def load_model(
+    name: str | ModelSource | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str = "bf16",
+    heads: str | None = None,
+    find_heads: bool = True,
+    offline: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    on_notice: Callable[[str], None] = lambda _text: None,
+) -> Model:
+    """Load a language model and its retaining heads.
+
+    Args:
+        name: an alias (``smollm2-135m``), a directory, a GGUF file, a hub repository, or a resolved source; the
+            embedded default model if ``None``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; the first GPU if there is one.
+        dtype: ``bfloat16``, ``float16`` or ``float32``; bfloat16 if the device multiplies it natively.
+        weights: how the layers' matrices are stored: ``bf16`` (as they are), ``int8`` or ``nf4``.
+        heads: a file or hub repository of retaining heads; by default those found for this model.
+        find_heads: look for retaining heads even if ``heads`` names none.
+        offline: use no network.
+        on_event: receives :class:`~kvcli.events.Download` and :class:`~kvcli.events.Convert` events.
+        on_ready: called when all code is loaded and no weights are.
+        on_notice: receives one line if the model does not fit the device as it is.
+
+    Raises:
+        ModelError: the model is unknown, damaged or not supported, or the heads belong to another model.
+        ResourceError: the weights do not fit the memory.
+    """
+    source = name if isinstance(name, ModelSource) else drain(resolve(name, offline=offline), on_event)
+    model = load(source, device=device, dtype=dtype, weights=weights, ready=on_ready, announce=on_notice)
+    if heads is not None or find_heads:
+        attach(model, heads, offline=offline, watch=on_event)
+    return model
+
+
+def read_document(
+    *paths: str | Path,
+    pages: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    ocr: bool = False,
+) -> Document:
+    """Extract the text of files and directories, in order.
+
+    Args:
+        paths: PDF, EPUB, DOCX, HTML, Markdown, text or source files, or directories.
+        pages: page numbers to read, from 1: ``1-40,55``.
+        include, exclude: glob patterns for the files of a directory.
+        ocr: recognise the text of scanned pages and images.
+
+    Raises:
+        InputError: a file is missing, encrypted, unsupported or has no text.
+    """
+    ranges = () if pages is None else page_ranges.parse(pages)
+    options = documents.Options(ranges, tuple(include), tuple(exclude), ocr)
+    return documents.read([str(path) for path in paths], None, options)
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """A document as the model reads it.
+
+    Attributes:
+        document: the text and where it comes from.
+        ids: token ids of the chat template's beginning and of the text.
+    """
+
+    document: Document
+    ids: list[int]
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the ids; part of the cache key."""
+        return digest(self.ids)
+
+
+@dataclass(frozen=True)
+class DocumentContext:
+    """A document that was read, or no document; immutable, and shared by any number of questions.
+
+    Attributes:
+        source: the document and its token ids; ``None`` if there is none.
+        recipe: the eviction policy and storage that were used.
+        context: the frozen KV cache; ``None`` without a document.
+        plan: memory that was planned for prefill and answer.
+        key: names the saved prefill; ``None`` without a document.
+        cache: ``hit`` (nothing computed), ``resumed`` (a part), ``miss`` (everything) or ``off`` (nothing is saved).
+        reused: tokens that were taken from a saved prefill.
+        reuse_s, prefill_s: seconds of loading and of computing.
+        path: the file of the saved prefill, if there is one.
+        prefill_cache: kept only for chats, which evict turns into it.
+    """
+
+    source: TokenizedDocument | None
+    recipe: Recipe
+    context: Context | None
+    plan: Plan
+    key: CacheKey | None = None
+    cache: Literal["hit", "resumed", "miss", "off"] = "off"
+    reused: int = 0
+    reuse_s: float = 0.0
+    prefill_s: float = 0.0
+    path: Path | None = None
+    prefill_cache: PrefillCache | None = None
+
+    @property
+    def document(self) -> Document | None:
+        return None if self.source is None else self.source.document
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were read, template included."""
+        return 0 if self.source is None else len(self.source.ids)
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """A recipe for a document, and what the user should know about it."""
+
+    recipe: Recipe
+    heads_missing: bool = False
+    calibration: str | None = None
+
+
+@dataclass(frozen=True)
+class Citations:
+    """Where an answer's words are in the document.
+
+    Attributes:
+        quotes: passages that the answer quotes, verified against the text.
+        likely_sources: pages that the answer attends to most.
+        grounded: whether any quote is verified; ``None`` if nothing was looked up.
+    """
+
+    quotes: tuple[Citation, ...] = ()
+    likely_sources: tuple[LikelySource, ...] = ()
+    grounded: bool | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer: document and question, and the answer itself."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    """One complete answer.
+
+    Attributes:
+        text: the answer.
+        finish_reason: ``stop``, ``length`` or ``interrupted``.
+        usage: tokens.
+        citations: where its words are in the document.
+        passages: character ranges of the document that were read again before it.
+        first_token_s, decode_tps: latency in seconds, and tokens per second after the first one.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    citations: Citations
+    passages: tuple[tuple[int, int], ...]
+    first_token_s: float
+    decode_tps: float
+
+
+class Pipeline:
+    """Prefill, retrieval, generation and citation with one model.
+
+    Args:
+        model: from :func:`load_model`.
+        recipe: eviction policy and storage, as text or parsed; by default the best measured one for the model.
+        cache: where prefills are saved and looked up; ``None`` saves nothing.
+        budget: units to keep per KV head: a number, ``12%`` or ``2GiB``.
+        kv_bits: bits of a kept number: 16, 8, 4 or 2.
+        chunk_size: tokens per forward pass of prefill.
+        system: system message.
+        raw: no chat template: the text, then the question.
+
+    Raises:
+        UsageError: the recipe, budget or number of bits is not valid.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        recipe: str | Recipe | None = None,
+        *,
+        cache: CacheDirectory | None = None,
+        budget: str | int | Budget | None = None,
+        kv_bits: int | None = None,
+        chunk_size: int | None = None,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> None:
+        self.model = model
+        self.recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+        self.cache = cache
+        self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
+        self.kv_bits = kv_bits
+        self.chunk_size = chunk_size or CHUNK
+        self.prompt = Prompt(model.tokenizer, system=system, raw=raw)
+        if kv_bits is not None:
+            (self.recipe or recipes.parse("full")).with_bits(kv_bits)
+
+    # --- before prefill ---
+
+    def tokenize(self, document: Document | TokenizedDocument) -> TokenizedDocument:
+        """The token ids that prefill reads."""
+        if isinstance(document, TokenizedDocument):
+            return document
+        return TokenizedDocument(document, self.prompt.document(document.text))
+
+    def choose_recipe(
+        self, source: TokenizedDocument | None, *, questions: int = 0, saved: bool = True
+    ) -> RecipeChoice:
+        """The recipe for a document: the pipeline's own, or the best measured one for the model.
+
+        Args:
+            source: the document, or ``None``.
+            questions: how many will be asked; 0 if unknown. A single one may get a policy that reads for it alone.
+            saved: prefer a saved prefill for any question over reading for this one.
+
+        Raises:
+            ModelError: the recipe needs retaining heads or a calibration that do not exist.
+        """
+        spec, trained = self.model.spec, self.model.heads is not None
+        units = None if self.budget is None else self.budget.units(spec, 0 if source is None else len(source.ids))
+        missing = False
+        if self.recipe is None:
+            recipe = recipes.default(spec, questions=questions, budget=units, heads=trained)
+            if source is not None and recipe.policy.query_aware and saved and self.cache is not None:
+                general = recipes.default(spec, questions=0, budget=units, heads=trained)
+                if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):
+                    recipe = general
+            missing = source is not None and not trained
+        else:
+            recipe = self.recipe if units is None else self.recipe.with_budget(units)
+        if self.kv_bits is not None:
+            recipe = recipe.with_bits(self.kv_bits)
+        return RecipeChoice(recipe, missing, calibration.attach(self.model, [recipe]))
+
+    def plan(
+        self,
+        source: TokenizedDocument | None,
+        recipe: Recipe,
+        *,
+        question: Sequence[int] = _RESERVED,
+        max_tokens: int = ANSWER_TOKENS,
+        passages: int = 0,
+    ) -> tuple[Plan, int]:
+        """Memory of one question, and the maximum length of its answer in tokens.
+
+        Raises:
+            TooLongError: the model has too few positions under this recipe.
+        """
+        return memory.plan_run(
+            self.model.spec,
+            recipe,
+            tokens=0 if source is None else len(source.ids),
+            chunk=self.chunk_size,
+            question=len(question),
+            answer=max_tokens,
+            passages=passages,
+        )
+
+    def default_passages(self, source: TokenizedDocument | None, recipe: Recipe, question: Sequence[int]) -> int:
+        """How many passages are read again before an answer if the caller does not say."""
+        if source is None or self.prompt.raw:
+            return 0
+        return memory.default_passages(
+            self.model.spec, recipe, tokens=len(source.ids), chunk=self.chunk_size, question=len(question)
+        )
+
+    # --- prefill ---
+
+    def prefill(
+        self,
+        document: Document | TokenizedDocument | None,
+        *,
+        on_event: Callable[[Event], None] | None = None,
+        **options: Any,
+    ) -> DocumentContext:
+        """Read a document, or load its saved prefill; see :meth:`prefill_events` for the options.
+
+        Args:
+            document: from :func:`read_document`; ``None`` for questions without one.
+            on_event: receives progress events.
+        """
+        return drain(self.prefill_events(document, **options), on_event)
+
+    def prefill_events(
+        self,
+        document: Document | TokenizedDocument | None,
+        *,
+        recipe: Recipe | None = None,
+        question: str | None = None,
+        query_aware: bool = False,
+        max_tokens: int = ANSWER_TOKENS,
+        passages: int = 0,
+        plan: Plan | None = None,
+        keep_cache: bool = False,
+        origin: str = "ask",
+        path: Path | None = None,
+        base: Path | None = None,
+        rebuild: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Generator[Prefill | CacheHit | Notice, None, DocumentContext]:
+        """Read a document, or load its saved prefill.
+
+        Args:
+            document: the text; ``None`` for questions without one.
+            recipe: overrides :meth:`choose_recipe`.
+            question: what will be asked. Needed by policies that read for one question.
+            query_aware: put the question before the text too.
+            max_tokens: longest answer that must fit.
+            passages: passages that will be read again before the answer.
+            plan: memory that was planned otherwise; refused if it is not available.
+            keep_cache: keep the prefill cache, into which a chat evicts its turns.
+            origin: command that reads; stored in the saved prefill.
+            path: file to save to if the pipeline has no cache directory.
+            base: a saved prefill that must fit: of this text or of its beginning.
+            rebuild: ignore saved prefills.
+            stop: asked after each chunk; if true, progress is saved and :class:`PrefillInterrupted` is raised.
+
+        Yields:
+            :class:`Prefill` after each chunk, :class:`CacheHit` if a saved prefill is used, :class:`Notice` if saving
+            or loading failed.
+
+        Raises:
+            InputError: the recipe reads for one question and there is none.
+            TooLongError: the text does not fit the model's positions under this recipe.
+            ResourceError: not enough memory.
+            PrefillInterrupted: ``stop`` returned true.
+        """
+        source = None if document is None else self.tokenize(document)
+        if recipe is None:
+            recipe = self.choose_recipe(source, questions=0 if question is None else 1, saved=not rebuild).recipe
+        if source is not None and recipe.policy.query_aware and question is None:
+            raise InputError(f"'{recipe}' reads for one question, and none was given", "--policy keydiff")
+        if source is not None and query_aware:
+            source, recipe = self._with_question_first(source, recipe, question or "")
+        asked = _RESERVED if question is None else self.prompt.question(question, document=source is not None)
+        planned, longest = self.plan(source, recipe, question=asked, max_tokens=max_tokens, passages=passages)
+        device = self.model.spec.device
+        (plan or planned).check(available(device), device)
+        if source is None:
+            return DocumentContext(None, recipe, None, planned)
+        request = self._request(
+            source,
+            recipe,
+            probe=asked,
+            longest=longest,
+            first=question if query_aware else None,
+            origin=origin,
+            keep_cache=keep_cache,
+        )
+        key, began = request_key(self.model, request), perf_counter()
+        place = path if self.cache is None else self.cache.place(key)
+        result = yield from cached_prefill(
+            self.model,
+            request,
+            key=key,
+            place=place,
+            library=self.cache,
+            base=base,
+            rebuild=rebuild,
+            stop=stop,
+        )
+        seconds = perf_counter() - began
+        reuse_s = result.seconds if result.reused else 0.0
+        return DocumentContext(
+            source,
+            recipe,
+            result.context,
+            plan or planned,
+            key,
+            result.cache,
+            result.reused,
+            reuse_s,
+            0.0 if result.cache == "hit" else seconds - reuse_s,
+            result.path,
+            result.work,
+        )
+
+    def fits(self, context: DocumentContext, question: str, *, max_tokens: int = ANSWER_TOKENS) -> bool:
+        """Whether a question can be answered from a context, or the document must be read again for it."""
+        if context.source is None:
+            return True
+        asked = self.prompt.question(question)
+        _, longest = self.plan(context.source, context.recipe, question=asked, max_tokens=max_tokens)
+        request = self._request(context.source, context.recipe, probe=asked, longest=longest)
+        return request_key(self.model, request) == context.key
+
+    # --- answers ---
+
+    def ask(
+        self,
+        context: DocumentContext,
+        question: str,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = ANSWER_TOKENS,
+        stop: Sequence[str] = (),
+        passages: int | None = None,
+        allow_repetition: bool = False,
+    ) -> Iterator[Reread | Token | Answer]:
+        """Answer a question, token by token.
+
+        Args:
+            context: from :meth:`prefill`.
+            question: what is asked.
+            sampling: greedy by default.
+            max_tokens: longest answer; less if the model's positions end before.
+            stop: texts that end the answer and are not part of it.
+            passages: passages of the document to read again before the answer; by default as planned.
+            allow_repetition: let a greedy answer repeat itself until ``max_tokens``.
+
+        Yields:
+            :class:`Reread` if passages are read again, a :class:`Token` for each token, then one :class:`Answer`.
+
+        Raises:
+            TooLongError: the question does not fit the model's positions.
+        """
+        document, visible = context.document, context.context
+        ids = self.prompt.question(question, document=document is not None)
+        count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
+        count = 0 if document is None else count
+        _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
+        if count and document is not None and visible is not None:
+            began = perf_counter()
+            found = retrieve_passages(
+                self.model, self.prompt, visible, document.text, question, count=count, tokens=context.tokens
+            )
+            visible, texts = found.context, found.texts(document.text)
+            ids = self.prompt.question(question, again=texts) if texts else ids
+            spans = tuple((p.start, p.end) for p in found.passages)
+            yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
+        yield from generate(
+            self.model,
+            new_decode_cache(self.model, visible),
+            ids,
+            sampling=sampling,
+            max_tokens=longest,
+            stop=stop,
+            chunk=self.chunk_size,
+            allow_repetition=allow_repetition,
+        )
+
+    def answer(
+        self,
+        context: DocumentContext,
+        question: str,
+        *,
+        cite: bool = True,
+        likely_sources: bool = False,
+        **options: Any,
+    ) -> AnswerResult:
+        """A complete answer with its citations; options as for :meth:`ask`.
+
+        Args:
+            context: from :meth:`prefill`.
+            question: what is asked.
+            cite: look up the answer's quotes in the document.
+            likely_sources: name the pages that the answer attends to most.
+        """
+        passages: tuple[tuple[int, int], ...] = ()
+        end: Answer | None = None
+        for event in self.ask(context, question, **options):
+            if isinstance(event, Reread):
+                passages = event.passages
+            elif isinstance(event, Answer):
+                end = event
+        assert end is not None
+        found = self.cite(context, question, end.text, likely_sources=likely_sources) if cite else Citations()
+        usage = Usage(context.tokens + end.prompt_tokens, end.completion_tokens)
+        return AnswerResult(end.text, end.finish_reason, usage, found, passages, end.first_token_s, end.decode_tps)
+
+    def cite(
+        self,
+        context: DocumentContext,
+        question: str,
+        answer: str,
+        *,
+        likely_sources: bool | None = None,
+        index: QuoteIndex | None = None,
+    ) -> Citations:
+        """Where an answer's words are in the document.
+
+        Args:
+            context: from :meth:`prefill`.
+            question: what was asked.
+            answer: the answer's text.
+            likely_sources: look for pages that the answer attends to; by default if no quote is verified.
+            index: of the document's text, if the caller has one.
+        """
+        document = context.document
+        if document is None or context.context is None:
+            return Citations()
+        quotes = tuple((index or QuoteIndex(document)).cite(answer))
+        grounded = any(quote.status == "verified" for quote in quotes)
+        likely: Sequence[LikelySource] = ()
+        if likely_sources or (likely_sources is None and not grounded):
+            likely = attribute(self.model, self.prompt, context.context, document, question, answer)
+        return Citations(quotes, tuple(likely), grounded)
+
+    # --- within ---
+
+    def _request(
+        self,
+        source: TokenizedDocument,
+        recipe: Recipe,
+        *,
+        probe: Sequence[int] = (),
+        longest: int = 0,
+        first: str | None = None,
+        origin: str = "ask",
+        keep_cache: bool = False,
+    ) -> PrefillRequest:
+        behind = max(QUESTION_TOKENS + ANSWER_TOKENS, len(probe) + longest)
+        tokens, chunk = len(source.ids), self.chunk_size
+        return PrefillRequest(
+            ids=source.ids,
+            recipe=recipe,
+            chunk=chunk,
+            horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, behind=behind),
+            head=self.prompt.document("", focus=first),
+            text=source.document.text,
+            document=document_json(source.document),
+            probe=probe if recipe.policy.query_aware else (),
+            origin=origin,
+            system=self.prompt.system,
+            raw=self.prompt.raw,
+            keep_cache=keep_cache,
+            ids_digest=source.digest,
+        )
+
+    def _with_question_first(
+        self, source: TokenizedDocument, recipe: Recipe, question: str
+    ) -> tuple[TokenizedDocument, Recipe]:
+        ids, protected = query_aware(self.prompt, recipe, source.document.text, question)
+        return TokenizedDocument(source.document, ids), protected
