@@ -138,3 +138,15 @@ def drain(events: Generator[E, None, R], on_event: Callable[[Any], None] | None 
             return result
         if on_event is not None:
             on_event(event)
+
+
+def only_prefill(events: Generator[Any, None, R]) -> Generator[Prefill, None, R]:
+    """The :class:`Prefill` events of a generator, and its return value."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as end:
+            result: R = end.value
+            return result
+        if isinstance(event, Prefill):
+            yield event

@@ -269,10 +269,12 @@ class Pipeline:
 
     # --- before prefill ---
 
-    def tokenize(self, document: Document | TokenizedDocument) -> TokenizedDocument:
-        """The token ids that prefill reads."""
+    def tokenize(self, document: Document | TokenizedDocument | str) -> TokenizedDocument:
+        """The token ids that prefill reads, of a document or of plain text."""
         if isinstance(document, TokenizedDocument):
             return document
+        if isinstance(document, str):
+            document = Document.of_text(document)
         return TokenizedDocument(document, self.prompt.document(document.text))
 
     def choose_recipe(
@@ -340,7 +342,7 @@ class Pipeline:
 
     def prefill(
         self,
-        document: Document | TokenizedDocument | None,
+        document: Document | TokenizedDocument | str | None,
         *,
         on_event: Callable[[Event], None] | None = None,
         **options: Any,
@@ -355,10 +357,10 @@ class Pipeline:
 
     def prefill_events(
         self,
-        document: Document | TokenizedDocument | None,
+        document: Document | TokenizedDocument | str | None,
         *,
         recipe: Recipe | None = None,
-        question: str | None = None,
+        question: str | Sequence[int] | None = None,
         query_aware: bool = False,
         max_tokens: int = ANSWER_TOKENS,
         passages: int = 0,
@@ -375,7 +377,7 @@ class Pipeline:
         Args:
             document: the text; ``None`` for questions without one.
             recipe: overrides :meth:`choose_recipe`.
-            question: what will be asked. Needed by policies that read for one question.
+            question: what will be asked, as text or token ids. Needed by policies that read for one question.
             query_aware: put the question before the text too.
             max_tokens: longest answer that must fit.
             passages: passages that will be read again before the answer.
@@ -403,8 +405,8 @@ class Pipeline:
         if source is not None and recipe.policy.query_aware and question is None:
             raise InputError(f"'{recipe}' reads for one question, and none was given", "--policy keydiff")
         if source is not None and query_aware:
-            source, recipe = self._with_question_first(source, recipe, question or "")
-        asked = _RESERVED if question is None else self.prompt.question(question, document=source is not None)
+            source, recipe = self._with_question_first(source, recipe, str(question or ""))
+        asked = _RESERVED if question is None else self._ids(question, document=source is not None)
         planned, longest = self.plan(source, recipe, question=asked, max_tokens=max_tokens, passages=passages)
         device = self.model.spec.device
         (plan or planned).check(available(device), device)
@@ -415,7 +417,7 @@ class Pipeline:
             recipe,
             probe=asked,
             longest=longest,
-            first=question if query_aware else None,
+            first=str(question) if query_aware else None,
             origin=origin,
             keep_cache=keep_cache,
         )
@@ -461,7 +463,7 @@ class Pipeline:
     def ask(
         self,
         context: DocumentContext,
-        question: str,
+        question: str | Sequence[int],
         *,
         sampling: Sampling | None = None,
         max_tokens: int = ANSWER_TOKENS,
@@ -473,7 +475,7 @@ class Pipeline:
 
         Args:
             context: from :meth:`prefill`.
-            question: what is asked.
+            question: what is asked, as text or token ids; with ids no passages are read again.
             sampling: greedy by default.
             max_tokens: longest answer; less if the model's positions end before.
             stop: texts that end the answer and are not part of it.
@@ -487,11 +489,11 @@ class Pipeline:
             TooLongError: the question does not fit the model's positions.
         """
         document, visible = context.document, context.context
-        ids = self.prompt.question(question, document=document is not None)
+        ids = self._ids(question, document=document is not None)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
-        count = 0 if document is None else count
+        count = 0 if document is None or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
-        if count and document is not None and visible is not None:
+        if count and isinstance(question, str) and document is not None and visible is not None:
             began = perf_counter()
             found = retrieve_passages(
                 self.model, self.prompt, visible, document.text, question, count=count, tokens=context.tokens
@@ -569,6 +571,9 @@ class Pipeline:
         return Citations(quotes, tuple(likely), grounded)
 
     # --- within ---
+
+    def _ids(self, question: str | Sequence[int], *, document: bool) -> list[int]:
+        return self.prompt.question(question, document=document) if isinstance(question, str) else list(question)
 
     def _request(
         self,

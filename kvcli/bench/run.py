@@ -17,14 +17,13 @@ from torch import Tensor
 from kvcli.bench.check import draw
 from kvcli.bench.peak import Peak
 from kvcli.bench.roofline import full_flop, prefill_flop, synchronize
-from kvcli.cache.context import Context
-from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.documents.document import Document
 from kvcli.errors import ResourceError
-from kvcli.events import Answer, Prefill
+from kvcli.events import Answer, Prefill, only_prefill
 from kvcli.models.model import Model
+from kvcli.pipeline import Pipeline, TokenizedDocument
 from kvcli.planning import memory
-from kvcli.planning.positions import check_positions, max_position
-from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
+from kvcli.planning.positions import check_positions
 from kvcli.recipe import Recipe
 from kvcli.utils.process_memory import available
 
@@ -85,14 +84,13 @@ def measure(
         check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION + answer)
     plan.check(available(spec.device), spec.device)
     ids, question = draw(model, tokens, 3), draw(model, QUESTION, 4)
-    horizon = max_position(spec, recipe, tokens=tokens, chunk=chunk, behind=QUESTION + answer)
-    job = PrefillRequest(ids, recipe, chunk, horizon, probe=question)
-    for _ in _once(model, replace(job, ids=ids[: 2 * chunk]), question, _WARM):
+    pipeline, empty = Pipeline(model, recipe, chunk_size=chunk), Document.of_text("")
+    for _ in _once(pipeline, TokenizedDocument(empty, ids[: 2 * chunk]), question, _WARM):
         pass
     found = []
     for _ in range(repeat):
         peak = Peak(spec.device)
-        once = yield from _once(model, job, question, answer)
+        once = yield from _once(pipeline, TokenizedDocument(empty, ids), question, answer)
         found.append((once, peak.bytes()))
     last = found[-1][0]
     tail = (QUESTION + answer // 2) * spec.layers * spec.kv_heads * spec.unit_bytes
@@ -121,27 +119,21 @@ class _Once:
     bits: float
 
 
-def _once(model: Model, job: PrefillRequest, question: list[int], answer: int) -> Generator[Prefill, None, _Once]:
-    synchronize(model.spec.device)
+def _once(
+    pipeline: Pipeline, source: TokenizedDocument, question: list[int], answer: int
+) -> Generator[Prefill, None, _Once]:
+    synchronize(pipeline.model.spec.device)
     began = perf_counter()
-    context = yield from _read(model, job)
-    synchronize(model.spec.device)
+    events = pipeline.prefill_events(source, recipe=pipeline.recipe, question=question, max_tokens=answer)
+    context = yield from only_prefill(events)
+    synchronize(pipeline.model.spec.device)
     read_s = perf_counter() - began
-    *_, end = generate(model, new_decode_cache(model, context), question, max_tokens=answer, chunk=job.chunk)
+    *_, end = pipeline.ask(context, question, max_tokens=answer, passages=0, allow_repetition=True)
+    kv = context.context
+    assert kv is not None
     assert isinstance(end, Answer)
     step = end.decode_s / (end.completion_tokens - 1)
-    return _Once(read_s, end.first_token_s, step, context.kept, context.nbytes, context.bits)
-
-
-def _read(model: Model, job: PrefillRequest) -> Generator[Prefill, None, Context]:
-    reading = cached_prefill(model, job)
-    while True:
-        try:
-            event = next(reading)
-        except StopIteration as end:
-            return end.value.context  # type: ignore[no-any-return]
-        if isinstance(event, Prefill):
-            yield event
+    return _Once(read_s, end.first_token_s, step, kv.kept, kv.nbytes, kv.bits)
 
 
 @torch.inference_mode()

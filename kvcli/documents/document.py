@@ -1,5 +1,7 @@
 """What reading gives: one text, and for each stretch of it the file, page, section and line it came from."""
 
+from __future__ import annotations
+
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -46,6 +48,13 @@ class Document:
     pages: int | None = None
     notes: tuple[str, ...] = ()
     without_text: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of_text(cls, text: str, name: str = "text") -> Document:
+        """A document of one plain text that comes from no file."""
+        data = text.encode("utf-8", "surrogatepass")
+        spans = (Span(0, len(text), 0, name),) if text else ()
+        return cls(text, (name,), hashlib.sha256(data).hexdigest(), len(data), (), spans, None)
 
     def at(self, offset: int) -> Span:
         """The span that holds character ``offset`` of the text. Raises ``IndexError`` outside it."""

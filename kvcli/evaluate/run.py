@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import torch
 
 from kvcli.engine.prefill import new_prefill_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ResourceError, TooLongError
-from kvcli.evaluate.answer import Reading, answer
 from kvcli.evaluate.case import PLAIN, Case, CaseSpec, ReadOptions
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.results_file import Key, Result, ResultsFile
-from kvcli.events import Prefill
+from kvcli.events import Answer, Prefill, only_prefill
 from kvcli.models.model import Model
+from kvcli.pipeline import DocumentContext, Pipeline
 from kvcli.recipe import Recipe
 
 
@@ -35,6 +36,114 @@ class Skipped:
 
     key: Key
     problem: TooLongError | ResourceError
+
+
+@dataclass(frozen=True)
+class CaseAnswers:
+    """What came of one text with one number of passages read again.
+
+    Attributes:
+        look: that number.
+        answers: one for each question, in order.
+        tokens: of the text and the words before it.
+        kept: units per KV head of the layer that keeps most.
+        bits: effective bits of a kept number, scales included.
+        device_bytes, host_bytes: of the kept units, index and staging included.
+        readings: how often the text was read.
+        read_s: seconds of prefill, all together.
+        answer_s: seconds of answering, all questions together.
+    """
+
+    look: int
+    answers: tuple[str, ...]
+    tokens: int
+    kept: int
+    bits: float
+    device_bytes: int
+    host_bytes: int
+    readings: int
+    read_s: float
+    answer_s: float
+
+
+def answer_case(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    text: str,
+    questions: Sequence[str],
+    *,
+    max_tokens: int = 32,
+    options: ReadOptions = PLAIN,
+) -> Generator[Prefill, None, list[CaseAnswers]]:
+    """Read a text and answer questions about it, greedily.
+
+    A policy that reads for one question, or query-aware prefill, reads the text once for each question; others once.
+
+    Args:
+        pipeline: the model, its prompt and the chunk size; saves nothing.
+        recipe: eviction policy and storage.
+        text: the document.
+        questions: at least one.
+        max_tokens: longest answer; less if the model's positions end before.
+        options: query-aware prefill, passages read again; a raw prompt has neither.
+
+    Yields:
+        a :class:`Prefill` after each chunk.
+
+    Returns:
+        one for each of ``options.looks``.
+
+    Raises:
+        TooLongError: text and question do not fit the model's window under this recipe.
+        ResourceError: nor the machine's memory.
+    """
+    raw = pipeline.prompt.raw
+    aware, most = options.focus and not raw, 0 if raw else max(options.looks)
+    source = pipeline.tokenize(text)
+    longest_question = max((pipeline.prompt.question(question) for question in questions), key=len)
+    _, longest = pipeline.plan(
+        source, recipe, question=longest_question, max_tokens=max_tokens, passages=most
+    )  # refuses before anything is read
+    answers: dict[int, list[str]] = {count: [] for count in options.looks}
+    answer_s = dict.fromkeys(options.looks, 0.0)
+    context: DocumentContext | None = None
+    readings, read_s = 0, 0.0
+    for question in questions:
+        began = perf_counter()
+        if context is None or recipe.policy.query_aware or aware:
+            context = None  # free its memory before the next one is made
+            reading = pipeline.prefill_events(
+                source, recipe=recipe, question=question, query_aware=aware, max_tokens=longest, passages=most
+            )
+            context = yield from only_prefill(reading)
+            readings += 1
+        read_s += perf_counter() - began
+        for count in options.looks:
+            began = perf_counter()
+            for event in pipeline.ask(
+                context, question, max_tokens=longest, passages=0 if raw else count, allow_repetition=True
+            ):
+                if isinstance(event, Answer):
+                    answers[count].append(event.text)
+            answer_s[count] += perf_counter() - began
+    assert context is not None
+    kv = context.context
+    assert kv is not None
+    return [
+        CaseAnswers(
+            count,
+            tuple(answers[count]),
+            context.tokens,
+            kv.kept,
+            kv.bits,
+            kv.nbytes,
+            kv.host_nbytes,
+            readings,
+            read_s,
+            answer_s[count],
+        )
+        for count in options.looks
+    ]
 
 
 def run(
@@ -75,7 +184,8 @@ def run(
     _same_heads(rows, wanted, heads)
     total, done = len(wanted), sum(key in rows.done for key in wanted)
     skipped: list[Skipped] = []
-    bare = Prompt(model.tokenizer, raw=True)
+    spoken = Pipeline(model, chunk_size=chunk, system=prompt.system, raw=prompt.raw)
+    bare = Pipeline(model, chunk_size=chunk, raw=True)
     for job, recipes in work:
         missing = {r: [key.look for key in keys(job, r, manner) if key not in rows.done] for r in recipes}
         case = job.make() if any(missing.values()) else None
@@ -83,15 +193,13 @@ def run(
             while looks:
                 assert case is not None
                 try:
-                    readings = yield from answer(
-                        model,
-                        bare if case.raw else prompt,
+                    readings = yield from answer_case(
+                        bare if case.raw else spoken,
                         recipe,
                         case.text,
                         [question.text for question in case.questions],
-                        chunk=chunk,
                         max_tokens=case.max_tokens,
-                        manner=replace(manner, looks=tuple(looks)),
+                        options=replace(manner, looks=tuple(looks)),
                     )
                 except (TooLongError, ResourceError) as problem:  # before anything was read; fewer passages may fit
                     most = max(looks)
@@ -134,7 +242,7 @@ def _same_heads(rows: ResultsFile, wanted: Mapping[Key, Recipe], heads: str | No
             )
 
 
-def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: Reading, heads: str | None) -> Result:
+def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: CaseAnswers, heads: str | None) -> Result:
     return Result(
         task=job.task,
         length=job.length,

@@ -121,14 +121,17 @@ def _load(
                 untrained = RetainingHeads.like(model.spec).requires_grad_(False)
                 model.heads = untrained.to(model.device, model.dtype)
             return model
-        from kvcli.models.load import load
         from kvcli.models.resolve import resolve
-        from kvcli.retaining_heads.discovery import attach
+        from kvcli.pipeline import load_model
 
-        say = partial(terminal.note, "weights", quiet=quiet)
-        model = load(run_with_progress(resolve(name, offline=offline), quiet=quiet), **how, announce=say)
-        if heads or trained or not named:
-            attach(model, heads, offline=offline)
+        model = load_model(
+            run_with_progress(resolve(name, offline=offline), quiet=quiet),
+            **how,
+            heads=heads,
+            find_heads=trained or not named,
+            offline=offline,
+            on_notice=partial(terminal.note, "weights", quiet=quiet),
+        )
         from kvcli.retaining_heads import calibration
 
         if notice := calibration.attach(model, named):

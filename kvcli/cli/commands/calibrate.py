@@ -33,13 +33,13 @@ def command(
     document = documents.read(data)
     with interruptible("loading the model"):
         from kvcli.engine.prompt import Prompt
-        from kvcli.models.load import load
         from kvcli.models.resolve import resolve
+        from kvcli.pipeline import load_model
         from kvcli.retaining_heads import calibration, checkpoint
 
         source = run_with_progress(resolve(model, offline=offline), quiet=quiet)
         say = partial(terminal.note, "weights", quiet=quiet)
-        loaded = load(source, device=device, dtype=dtype, announce=say)
+        loaded = load_model(source, device=device, dtype=dtype, find_heads=False, on_notice=say)
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
     with interruptible("reading"):
         moments = run_with_progress(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)

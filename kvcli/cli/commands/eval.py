@@ -222,17 +222,20 @@ class _Run:
         """The model, with heads where a recipe needs them."""
         with interruptible("loading the model"):
             from kvcli.engine.prompt import Prompt
-            from kvcli.models.load import load
             from kvcli.models.resolve import resolve
+            from kvcli.pipeline import load_model
 
-            source = run_with_progress(resolve(name, offline=offline), quiet=self.quiet)
-            say = partial(terminal.note, "weights", quiet=self.quiet)
-            self.model = load(source, device=device, dtype=dtype, weights=weights, announce=say)
+            self.model = load_model(
+                run_with_progress(resolve(name, offline=offline), quiet=self.quiet),
+                device=device,
+                dtype=dtype,
+                weights=weights,
+                heads=heads,
+                find_heads=not self.policies or any(recipe.policy.needs_heads for recipe in self.policies),
+                offline=offline,
+                on_notice=partial(terminal.note, "weights", quiet=self.quiet),
+            )
             self.prompt = Prompt(self.model.tokenizer)
-            if heads or not self.policies or any(recipe.policy.needs_heads for recipe in self.policies):
-                from kvcli.retaining_heads.discovery import attach
-
-                attach(self.model, heads, offline=offline)
             from kvcli.retaining_heads import calibration
 
             if notice := calibration.attach(self.model, self.policies):

@@ -105,14 +105,15 @@ def command(
     prose, records = examples.load(data)
     corpus = examples.Corpus(prose, records, tokens=span, focus=focus, seed=seed)
 
-    from kvcli.models.load import load
     from kvcli.models.resolve import resolve
+    from kvcli.pipeline import load_model
     from kvcli.retaining_heads import checkpoint as file
     from kvcli.retaining_heads import discovery
     from kvcli.retaining_heads.trainer import TrainingOptions, saved, train
 
     source = run_with_progress(resolve(model, offline=offline), quiet=quiet)
-    loaded = load(source, device=device, dtype=dtype, announce=partial(terminal.note, "weights", quiet=quiet))
+    notice = partial(terminal.note, "weights", quiet=quiet)
+    loaded = load_model(source, device=device, dtype=dtype, find_heads=False, on_notice=notice)
     settings = TrainingOptions(
         steps=steps,
         rate=rate,
