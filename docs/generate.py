@@ -59,10 +59,10 @@ def main() -> None:
         "",
         "Written by `make docs` from the program; do not edit.",
         "",
-        "## Recipes: what is kept",
+        "## Recipes: eviction policies",
         "",
     ]
-    parts += [*policies("keep"), "", "## Recipes: how it is held", "", *policies("hold"), "", "## Commands"]
+    parts += [*policies("eviction"), "", "## Recipes: KV storage", "", *policies("storage"), "", "## Commands"]
     for command in COMMANDS:
         parts += ["", f"### kvcli {command}".rstrip(), "", "```", help_text(command), "```"]
     TARGET.write_text("\n".join(parts) + "\n")

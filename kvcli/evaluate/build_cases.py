@@ -39,7 +39,7 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def looks(text: str, option: str = "--look-again") -> tuple[int, ...]:
+def looks(text: str, option: str = "--reread") -> tuple[int, ...]:
     """``0,3`` as numbers of passages, in order, each once. ``option`` is what errors name.
 
     Raises:

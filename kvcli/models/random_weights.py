@@ -21,10 +21,16 @@ _STD = 0.02  # of every matrix, as most families are initialised
 
 
 class NullTokenizer:
-    """Stands in for a tokenizer: every token is an empty text. Has the one private attribute that streaming needs."""
+    """Stands in for a tokenizer: every token is an empty text, and every text has no tokens."""
+
+    add_bos_token = False
+    chat_template = None
 
     def __init__(self) -> None:
         self._tokenizer = Tokenizer(tokenizer_models.BPE(vocab={}, merges=[]))
+
+    def __call__(self, _text: str, **_options: Any) -> dict[str, list[int]]:
+        return {"input_ids": []}
 
 
 def build(path: Path, *, device: str | None = None, dtype: str | None = None, weights: str = "bf16") -> Model:

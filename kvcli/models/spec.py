@@ -154,7 +154,7 @@ def _device(name: str | None) -> str:
     if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise UsageError(f"'{name}' is not a device", "--device cpu")
     if name != "cpu" and default_device() == "cpu":
-        raise UsageError(f"there is no device '{name}' here", "--device cpu, or --card 4090 for a card you have not")
+        raise UsageError(f"there is no device '{name}' here", "--device cpu, or --gpu 4090 for a GPU that is not here")
     return "cuda:0" if name == "cuda" else name
 
 

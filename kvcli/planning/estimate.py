@@ -28,8 +28,8 @@ class Target:
     here: bool = True
 
     @classmethod
-    def card(cls, text: str) -> "Target":
-        """A card of :mod:`kvcli.planning.gpus`. Raises ``UsageError``."""
+    def gpu(cls, text: str) -> "Target":
+        """A GPU of :mod:`kvcli.planning.gpus`. Raises ``UsageError``."""
         found = gpus.find(text)
         return cls(f"{found.name} ({format_bytes(found.total)})", found.usable, here=False)
 

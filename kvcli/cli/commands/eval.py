@@ -80,11 +80,13 @@ def command(
         str | None,
         typer.Option("--heads", metavar="NAME", help="Retaining heads for locret: a file or a hub repository."),
     ] = None,
-    focus: Annotated[bool, typer.Option("--focus", help="Read for each question alone; it stands in front.")] = False,
+    query_aware: Annotated[
+        bool, typer.Option("--query-aware", help="Read for each question alone: put it before the text too.")
+    ] = False,
     again: Annotated[
         str,
         typer.Option(
-            "--look-again",
+            "--reread",
             metavar="N,…",
             help="Passages looked at a second time before answers, ask takes 3; 0,3 compares, from one reading.",
         ),
@@ -125,7 +127,7 @@ def command(
         build_cases.lengths(lengths) if lengths is not None else None,
         data or [],
         quiet=quiet,
-        manner=ReadOptions(focus, build_cases.looks(again)),
+        manner=ReadOptions(query_aware, build_cases.looks(again)),
         kv_bits=kv_bits,
     )
     run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)

@@ -62,8 +62,8 @@ def command(
     ] = None,
     weights: WEIGHTS = "bf16",
     kv_bits: KV_BITS = None,
-    card: Annotated[
-        str | None, typer.Option("--card", metavar="NAME|SIZE", help="Another card: 4090, 3060 or 8GB.")
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME|SIZE", help="Another GPU: 4090, 3060 or 8GB.")
     ] = None,
     question: Annotated[
         str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
@@ -85,15 +85,15 @@ def command(
 ) -> None:
     """Say what a run would take, before it: memory, disk and time. Loads no model.
 
-    The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --card it is
-    about another card: whether it fits there, and with which budget at most. Exit code 5 says that it does not fit.
+    The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --gpu it is
+    about another GPU: whether it fits there, and the largest budget that does. Exit code 5 says that it does not fit.
     """
     from kvcli.models import resolve
     from kvcli.models import spec as model_spec
     from kvcli.recipe import default, parse
 
-    if card is not None and device is not None:
-        raise UsageError("--card is about a card you need not have, --device about this machine", "leave out --device")
+    if gpu is not None and device is not None:
+        raise UsageError("--gpu is about a GPU you need not have, --device about this machine", "leave out --device")
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
     wanted = None if budget is None else Budget.parse(budget)
@@ -101,14 +101,14 @@ def command(
     if kv_bits is not None:
         (named or parse("full")).with_bits(kv_bits)
     others = [parse(text) for text in what_if or []]
-    place = None if card is None else Target.card(card)
+    place = None if gpu is None else Target.gpu(gpu)
     chosen = reading_options(ranges, include, exclude, ocr)
     document = _document(list(files or []), tokens, chosen)
 
     source = run_with_progress(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
     spec = model_spec.spec(
         source,
-        device="cpu" if place is not None else device,  # a card that is not here is not asked for
+        device="cpu" if place is not None else device,  # a GPU that is not here is not asked for
         dtype=dtype or ("bfloat16" if place is not None else None),
         held=weights,
     )

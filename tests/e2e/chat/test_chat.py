@@ -135,7 +135,7 @@ def test_the_chat_goes_on_when_its_turns_do_not_fit(
     """Said once; and what is left and continued is what was never left."""
     small = save_tiny(tmp_path / "small", window=1024)
     options = ("-m", small, "-n", "16", "--budget", "256", "--chunk-size", "128")
-    monkeypatch.setattr("kvcli.cli.chat.setup.ROOM", 300)
+    monkeypatch.setattr("kvcli.chat.setup.ROOM", 300)
     lines = b"What is the next one?\n" * 30
     made = call("chat", *options, "--session", "long", book, stdin=lines)
     assert made.code == 0, made.err
@@ -290,7 +290,7 @@ def test_an_answer_in_circles_is_ended_until_its_length_is_set(
 ) -> None:
     made = call("chat", "-m", tiny_model, book, stdin=b"Who?\n/set max_tokens 500\n/retry\n")
     assert made.code == 0, made.err
-    assert made.err.count("went in circles and was ended after") == 1
+    assert made.err.count("kept repeating itself and was ended after") == 1
     assert "try /set temp 0.7, or /set max_tokens 2048 to let it" in made.err
     assert "cut at 500 tokens" in made.err
     assert len(answers(chats(data)[0])) == 1

@@ -224,7 +224,8 @@ def test_an_answer_in_circles_is_ended_unless_its_length_was_asked_for(
     assert made < 2048
     assert ended.json["finish_reason"] == "length"
     assert any(
-        f"went in circles and was ended after {made:,} tokens; try --temp 0.7" in w for w in ended.json["warnings"]
+        f"kept repeating itself and was ended after {made:,} tokens; try --temp 0.7" in w
+        for w in ended.json["warnings"]
     )
     longer = ask(call, tiny_model, "-n", str(made + 100), book, "Who?")
     assert longer["usage"]["completion_tokens"] == made + 100

@@ -67,7 +67,7 @@ def test_own_document_whole_and_the_recipe_of_ask(tiny_model: Path, book: Path, 
 
 def test_looks_side_by_side(tiny_model: Path, book: Path, call: Call, validate: Validate) -> None:
     words = ["eval", "needle", book, "-m", tiny_model, "--lengths", "2K", "--cases", "1", "--policy", "keydiff"]
-    done = call(*words, "--budget", "256", "--look-again", "0,3")
+    done = call(*words, "--budget", "256", "--reread", "0,3")
     assert done.code == 0, done.err
     *table, last = done.out.splitlines()
     validate(found := json.loads(last))
@@ -100,10 +100,10 @@ def test_benchmark_files(tiny_model: Path, folder: Path, call: Call, validate: V
         (["eval", "gold", "--lengths", "4K", "--data", "x.jsonl"], 2, "have their own lengths"),
         (["eval", "needle", "--data", "x.jsonl"], 2, "'needle' reads no --data"),
         (["eval", "needle", "--lengths", "4 pages"], 2, "--lengths 4 pages is no number of tokens"),
-        (["eval", "needle", "--look-again", "0,some"], 2, "--look-again some is no number of passages"),
-        (["eval", "needle", "--look-again", "-1"], 2, "--look-again -1 is no number of passages"),
+        (["eval", "needle", "--reread", "0,some"], 2, "--reread some is no number of passages"),
+        (["eval", "needle", "--reread", "-1"], 2, "--reread -1 is no number of passages"),
         (["eval", "needle", "--policy", "full", "--budget", "9"], 2, "keeps every unit and takes no budget"),
-        (["eval", "needle", "--policy", "keydif"], 2, "there is no keep policy 'keydif'"),
+        (["eval", "needle", "--policy", "keydif"], 2, "there is no eviction policy 'keydif'"),
         (["eval", "needle", "--out", "no/such.jsonl"], 2, "there is no directory no"),
         (["eval", "needle", "missing.txt"], 3, "missing.txt does not exist"),
         (["eval", "data", "--data", "missing.jsonl"], 3, "missing.jsonl does not exist"),

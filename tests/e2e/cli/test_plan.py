@@ -72,7 +72,7 @@ def test_a_saved_reading_is_no_larger_than_planned_and_not_much_smaller(
 def test_it_imports_no_torch(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
     program = (
         "import sys; from kvcli.cli.app import run;"
-        f"code = run(['plan', '-m', {str(tiny_model)!r}, {str(book)!r}, '--card', '8GB', '--what-if', 'full',"
+        f"code = run(['plan', '-m', {str(tiny_model)!r}, {str(book)!r}, '--gpu', '8GB', '--what-if', 'full',"
         " '--what-if', 'locret(budget=200)', '--what-if', 'knorm(budget=9)', '-q', '--json']);"
         "loaded = {'torch', 'transformers', 'kvcli_kernels'} & set(sys.modules);"
         "print(sorted(loaded), code, file=sys.stderr)"
@@ -84,8 +84,8 @@ def test_it_imports_no_torch(tiny_model: Path, book: Path, environment: dict[str
 def test_every_policy_can_be_planned_without_torch(environment: dict[str, str]) -> None:
     program = (
         "import sys; from kvcli import recipe, registry;"
-        "[recipe.parse(n) for n in registry.names('keep')];"
-        "[recipe.parse('full+' + n) for n in registry.names('hold')];"
+        "[recipe.parse(n) for n in registry.names('eviction')];"
+        "[recipe.parse('full+' + n) for n in registry.names('storage')];"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True, text=True)
@@ -93,7 +93,7 @@ def test_every_policy_can_be_planned_without_torch(environment: dict[str, str]) 
 
 
 def test_json_is_as_the_schema_says(call: Call, tiny_model: Path, book: Path, validate: Validate) -> None:
-    outcome = call("plan", "--json", "-m", tiny_model, book, *POLICY, "--what-if", "full", "--card", "3060")
+    outcome = call("plan", "--json", "-m", tiny_model, book, *POLICY, "--what-if", "full", "--gpu", "3060")
     validate(outcome.json)
     outcome = call("plan", "--json", "-m", tiny_model, "--tokens", "99999", "--policy", "full")
     validate(outcome.json)
@@ -125,7 +125,7 @@ def test_times_are_this_machines_own(call: Call, tiny_model: Path, book: Path, f
     assert stat.S_IMODE(rates.stat().st_mode) == 0o600
     assert "tok/s (median of 2 runs here)" in call("plan", "-m", tiny_model, book, *POLICY).out
     assert plan(call, "-m", tiny_model, book, "--policy", "knorm(budget=200)")["prefill_tps"] is None
-    assert plan(call, "-m", tiny_model, book, *POLICY, "--card", "4090")["prefill_tps"] is None
+    assert plan(call, "-m", tiny_model, book, *POLICY, "--gpu", "4090")["prefill_tps"] is None
     assert call("ask", "-m", tiny_model, "-n", "12", *POLICY, book, "Who?").code == 0  # a saved reading reads nothing
     assert plan(call, "-m", tiny_model, book, *POLICY)["measured_runs"] == 2
     assert call("prefill", "-m", tiny_model, *POLICY, book, "--rebuild").code == 0
@@ -156,7 +156,7 @@ def test_the_largest_budget_is_the_largest(tiny_model: Path, call: Call, monkeyp
 
 
 def test_what_fits_nowhere(call: Call, tiny_model: Path) -> None:
-    outcome = call("plan", "-m", tiny_model, "--tokens", "3000", "--card", "0.1GB", *POLICY)
+    outcome = call("plan", "-m", tiny_model, "--tokens", "3000", "--gpu", "0.1GB", *POLICY)
     assert outcome.code == 5
     assert "no budget fits" in outcome.out
     assert "0 MiB" in outcome.err
@@ -165,14 +165,14 @@ def test_what_fits_nowhere(call: Call, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [
-        (["--card", "potato"], 2, "potato is not a card I know; there are: 1650"),
-        (["--card", "0GB"], 2, "is not a card"),
+        (["--gpu", "potato"], 2, "potato is not a known GPU; there are: 1650"),
+        (["--gpu", "0GB"], 2, "is not a known GPU"),
         (["--weights", "int3"], 2, "there are bf16, int8, nf4"),
         (["--kv-bits", "5"], 2, "there are 16, 8, 4, 2"),
-        (["--what-if", "nosuch"], 2, "no keep policy 'nosuch'"),
+        (["--what-if", "nosuch"], 2, "no eviction policy 'nosuch'"),
         (["--budget", "0"], 2, "keeps nothing"),
         (["--policy", "full", "--budget", "9"], 2, "takes no budget"),
-        (["--card", "3060", "--device", "cpu"], 2, "leave out --device"),
+        (["--gpu", "3060", "--device", "cpu"], 2, "leave out --device"),
         (["--device", "potato"], 2, "'potato' is not a device"),
         (["--dtype", "int4"], 2, "unknown dtype 'int4'"),
         (["--frobnicate"], 2, "there is no option --frobnicate"),

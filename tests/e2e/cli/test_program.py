@@ -61,9 +61,9 @@ def test_recipes(call: Call, validate: Validate) -> None:
     assert text.code == 0
     found = call("recipes", "--json").json
     validate(found)
-    for axis in ("keep", "hold"):
-        assert [p["name"] for p in found[axis]] == registry.names(axis)
-        for policy in found[axis]:
+    for key, axis in (("keep", "eviction"), ("hold", "storage")):
+        assert [p["name"] for p in found[key]] == registry.names(axis)
+        for policy in found[key]:
             assert policy["summary"].endswith(".")
             assert policy["name"] in text.out
     assert {"budget": 1024}.items() <= next(p for p in found["keep"] if p["name"] == "keydiff")["options"].items()
@@ -283,7 +283,7 @@ def test_what_a_document_says_does_not_drive_the_terminal(
         yield Token(2, "\ttab\n\n")
         yield Answer("safe\x1b]0;title\x07\x1b[2J\ttab\n\n", "stop", 1, 2, 0.1, 0.1)
 
-    monkeypatch.setattr("kvcli.engine.generate.generate", evil)
+    monkeypatch.setattr("kvcli.pipeline.generate", evil)
     for options in ([], ["-S"]):
         outcome = call("ask", "-m", tiny_model, *options, book, "Who?")
         assert outcome.out == "safe]0;title[2J\ttab\n"

@@ -64,7 +64,7 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
             model.rotary, "rotate", lambda i, x, p: rotate(i, x, range(len(p)) if x.shape[0] == 2 else p)
         )
     elif broken == "decode":
-        monkeypatch.setattr("kvcli.engine.prefill.sample", lambda logits, *_: logits.argmin().view(1))
+        monkeypatch.setattr("kvcli.engine.generate.sample", lambda logits, *_: logits.argmin().view(1))
     else:
 
         class Deaf(KVStorage):

@@ -11,11 +11,11 @@ from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ModelError
-from kvcli.evaluate.answer import answer
 from kvcli.evaluate.case import Case, CaseQuestion, CaseSpec, ReadOptions
 from kvcli.evaluate.results_file import Key, ResultsFile
-from kvcli.evaluate.run import Finished, Skipped, run, settings
+from kvcli.evaluate.run import Finished, Skipped, answer_case, run, settings
 from kvcli.events import Answer, Prefill
+from kvcli.pipeline import Pipeline
 from kvcli.recipe import parse
 
 TEXT = "The grass is green and the sky is blue. " * 20
@@ -35,7 +35,7 @@ def drain(events: Any) -> tuple[list[Any], Any]:
 def test_answers_are_those_of_single_questions(model: Any, recipe: str) -> None:
     """All questions of one reading are answered as if each had been the only one, by the engine alone."""
     prompt, parsed = Prompt(model.tokenizer), parse(recipe)
-    events, (reading,) = drain(answer(model, prompt, parsed, TEXT, QUESTIONS, chunk=64, max_tokens=8))
+    events, (reading,) = drain(answer_case(Pipeline(model, chunk_size=64), parsed, TEXT, QUESTIONS, max_tokens=8))
     ids = prompt.document(TEXT)
     for text, given in zip(QUESTIONS, reading.answers, strict=True):
         question = prompt.question(text)
@@ -99,7 +99,7 @@ def test_what_does_not_fit_the_window_is_left_out(model: Any) -> None:
 def test_several_looks_from_one_reading_answer_as_each_alone(
     model: Any, focus: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompt, recipe = Prompt(model.tokenizer), parse("keydiff(budget=128)")
+    pipeline, recipe = Pipeline(model, chunk_size=64), parse("keydiff(budget=128)")
     text = "".join(f"House {n} is blue and the sky is {n}. " for n in range(60))
 
     asked: list[list[int]] = []
@@ -110,10 +110,10 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
         return ask(model, tail, ids, **rest)
 
     def read(*looks: int) -> Any:
-        manner = ReadOptions(focus, looks)
-        return drain(answer(model, prompt, recipe, text, QUESTIONS, chunk=64, max_tokens=8, manner=manner))[1]
+        options = ReadOptions(focus, looks)
+        return drain(answer_case(pipeline, recipe, text, QUESTIONS, max_tokens=8, options=options))[1]
 
-    monkeypatch.setattr("kvcli.evaluate.answer.generate", spy)
+    monkeypatch.setattr("kvcli.pipeline.generate", spy)
     both = read(0, 2)
     together = [asked[0::2], asked[1::2]]
     assert all(len(plain) < len(again) for plain, again in zip(*together, strict=True))
