@@ -263,7 +263,8 @@ class PrefillCacheLayer:
 
     def _keep_best(self, chunk: Chunk) -> None:
         keep, step, units = self.fill.policy, self.fill.step, chunk.kept + chunk.new
-        scores, budget, recent = keep.rescore(chunk), self.fill.budgets[self.index], 0 if step.last else keep.recent
+        scores, budget = keep.rescore(chunk), self.fill.budgets[self.index]
+        recent = max(keep.newest, 0 if step.last else keep.recent)
         if self.fill.limit is not None and self.fill.storage is not None:
             (q, k), new = chunk.rotated, chunk.new
             scores = self.fill.storage.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
@@ -277,7 +278,7 @@ class PrefillCacheLayer:
             sinks=chunk.pos < keep.sinks if keep.sinks else None,
             recent=min(recent, units),
         )
-        merged = merge(chunk.k, chunk.v, index) if keep.victims == "merge" else None
+        merged = merge(chunk.k, chunk.v, index, self.state) if keep.victims == "merge" else None
         k, v = self._all(chunk)
         self.count = budget
         compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))

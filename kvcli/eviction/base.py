@@ -62,21 +62,41 @@ class EvictionPolicy:
             raise UsageError(f"{self.name}: the budget must be 1 unit or more, got {self.budget}", "--budget 1024")
         if not 0 <= self.pyramid < 1:
             raise UsageError(f"{self.name}: pyramid must be 0 or more and below 1, got {self.pyramid}", "pyramid=0.95")
-        if self.sinks + self.recent > self.budget:
+        if self.protected > self.budget:
             raise UsageError(
-                f"{self.name}: sinks={self.sinks} and stabilizers={self.recent} do not fit budget={self.budget}",
-                f"--budget {self.sinks + self.recent} or more",
+                f"{self.name}: sinks={self.sinks} and stabilizers={self.protected - self.sinks}"
+                f" do not fit budget={self.budget}",
+                f"--budget {self.protected} or more",
             )
 
     def units(self, layer: int, layers: int) -> int | None:
-        """The budget of one of ``layers`` layers, which sum to ``layers`` budgets but for rounding; ``None`` keeps all.
+        """Budget of one of ``layers`` layers, in units per KV head; ``None`` keeps all.
 
-        No layer falls below what is protected.
+        The budgets sum to ``layers`` times the budget, but for rounding. A layer gets at least what is protected; the
+        excess is taken from the other layers in proportion to their shares.
         """
         if self.budget is None or not self.pyramid or layers < 2:
             return self.budget
-        share = 1 + self.pyramid * (1 - 2 * layer / (layers - 1))
-        return max(1, self.sinks + self.recent, round(self.budget * share))
+        shares = [1 + self.pyramid * (1 - 2 * i / (layers - 1)) for i in range(layers)]
+        floor = max(1, self.protected)
+        free = layers  # shares fall, so the layers at the floor are the last ones
+        while True:
+            scale = (layers * self.budget - (layers - free) * floor) / sum(shares[:free])
+            above = sum(scale * share >= floor for share in shares[:free])
+            if above == free or not above:
+                break
+            free = above
+        return round(scale * shares[layer]) if layer < free and above else floor
+
+    @property
+    def newest(self) -> int:
+        """Newest units that are kept after every chunk, the last one included."""
+        return 0
+
+    @property
+    def protected(self) -> int:
+        """Units that are kept whatever their score: sinks and the newest ones."""
+        return self.sinks + max(self.recent, self.newest)
 
     @property
     def lookahead(self) -> int:

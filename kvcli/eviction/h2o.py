@@ -27,6 +27,11 @@ class H2o(EvictionPolicy):
         """Half of the budget, as published, unless stabilizers say otherwise."""
         return (self.budget or 0) // 2 if self.stabilizers is None else self.stabilizers
 
+    @property
+    def newest(self) -> int:
+        """The recent half is kept at the end of the text too."""
+        return self.recent
+
     def rescore(self, chunk: Chunk) -> Tensor:
         """Accumulated post-softmax attention: ``[H_kv, kept + new]``."""
         mass = chunk.attention(0, chunk.new)

@@ -33,6 +33,8 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
         gone = then if recipe.policy.victims == "merge" else min(then, tokens - edge)
         unit = recipe.storage.unit(spec, layer)
         total += spec.kv_heads * (kept * (unit + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
+        if recipe.policy.victims == "merge":
+            total += spec.kv_heads * 4 * (kept + then)
         total += spec.kv_heads * (gone * unit + 2 * _STATE * spec.head_dim)
         if spec.sliding[layer] is None:
             total += sum(recipe.storage.observed_nbytes(spec, layer, n) for n in (tokens, edge) if n)

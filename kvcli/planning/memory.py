@@ -15,6 +15,7 @@ from kvcli.utils.process_memory import host_available
 from kvcli.utils.sizes import format_bytes
 
 _PLACE = 4  # bytes of an int32 place
+_MASS = 4  # bytes per unit of what it has absorbed, if evicted units are merged: a float32
 _SCORE_AND_PLACE = 4 + _PLACE  # bytes per unit beside key and value: a float32 score and a place
 
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
@@ -131,7 +132,7 @@ def plan(
     activations += max(attending, scoring)
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
-    notes = sum(kept) * spec.kv_heads * _SCORE_AND_PLACE
+    notes = sum(kept) * spec.kv_heads * (_SCORE_AND_PLACE + (_MASS if recipe.policy.victims == "merge" else 0))
     fill, host = sum(count * recipe.storage.unit(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
     gathered = sum(

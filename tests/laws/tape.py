@@ -82,7 +82,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class LateAside(CopyStream):
+class LateStream(CopyStream):
     """A second stream of a record: when it is done again, everything aside comes as late as it may."""
 
     @contextmanager
@@ -154,7 +154,7 @@ class Taped(StaticStep):
 
     def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)
-        self.cursor.fill_(tail.length)
+        self.position.fill_(tail.length)
         self.tape = Tape()
         with torch.inference_mode():
             for _ in range(2):

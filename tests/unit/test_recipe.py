@@ -46,7 +46,7 @@ def test_defaults_round_trip(name: str) -> None:
 )
 def test_any_fields_round_trip(name: str, **fields: object) -> None:
     keep = registry.lookup("eviction", name)(**fields)
-    recipe = dataclasses.replace(parse("full"), keep=keep)
+    recipe = dataclasses.replace(parse("full"), policy=keep)
     assert parse(str(recipe)) == recipe
 
 
@@ -69,7 +69,7 @@ def test_spaces_case_and_underscores_are_free() -> None:
         ("keydiff(budget=5, budget=6)", "twice"),
         ("keydiff(1024)", "field=value"),
         ("keydiff(budget=1024", "cannot read"),
-        ("keydiff+locrat", "there is no hold policy 'locrat'; there are: dense"),
+        ("keydiff+locrat", "there is no storage policy 'locrat'; there are: dense"),
         ("full(budget=5)", "no field 'budget'"),
         ("", "cannot read"),
     ],
@@ -110,5 +110,5 @@ def test_every_policy_is_one_documented_file(axis: registry.Axis) -> None:
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys; from kvcli import registry; registry.names('keep'); sys.exit('torch' in sys.modules)"
+    code = "import sys; from kvcli import registry; registry.names('eviction'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -38,7 +38,7 @@ def read(place: Path, *, base: bool) -> PrefillResult:
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     place = tmp_path_factory.mktemp("saved") / "a.kv"
     read(place, base=False)
     return place.read_bytes()

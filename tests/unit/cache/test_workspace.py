@@ -67,7 +67,7 @@ def test_what_is_kept_is_the_same_wherever_it_lies(model, family: str, keep: str
 def test_nothing_is_looked_at_before_it_has_come(model, family: str, keep: str, monkeypatch) -> None:
     """The same bits from a second stream that is as slow as it may be."""
     expected = units(model(family), keep, "dense")
-    monkeypatch.setattr(workspace, "Aside", Late)
+    monkeypatch.setattr(workspace, "CopyStream", Late)
     monkeypatch.setattr(workspace, "_copy", Late.copy)
     for a, b in zip(units(model(family), keep, HOLD), expected, strict=True):
         assert torch.equal(a, b)

@@ -20,7 +20,7 @@ from kvcli.storage import staging
 from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
 from tests import tiny
 from tests.laws.helpers import distance, drain
-from tests.laws.tape import LateAside, Taped, Waits, kernel
+from tests.laws.tape import LateStream, Taped, Waits, kernel
 from tests.unit.kernels.interpreted import run
 from tests.unit.storage.test_offload import ALL, FEW
 
@@ -101,9 +101,9 @@ def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, 
 def test_what_is_done_aside_may_come_as_late_as_it_is_waited_for(model, name: str, monkeypatch) -> None:
     """The second stream leaves the recorded one and comes back to it, each time."""
     told: list[int] = []
-    mark = LateAside.mark
-    monkeypatch.setattr(LateAside, "mark", lambda self: (told.append(mark(self)), told[-1])[1])
-    monkeypatch.setattr(staging, "Aside", LateAside)
+    mark = LateStream.mark
+    monkeypatch.setattr(LateStream, "mark", lambda self: (told.append(mark(self)), told[-1])[1])
+    monkeypatch.setattr(staging, "CopyStream", LateStream)
     plain, other = (tail(model(), f"full+{FEW[name]}") for _ in range(2))
     taped = Taped(model(), other)
     assert any(told)
@@ -156,8 +156,8 @@ from triton.runtime.interpreter import GridExecutor
 import kvcli_kernels.gather.triton, kvcli_kernels.landmarks.triton, kvcli_kernels.merge.triton
 import kvcli_kernels.packed_attention.triton, kvcli_kernels.reconstruct.triton, kvcli_kernels.staged.triton
 from tests import tiny
-from tests.storage.test_offload import FEW
-from tests.storage.test_steady import apart, tail
+from tests.unit.storage.test_offload import FEW
+from tests.unit.engine.test_decode_step import apart, tail
 from tests.laws.tape import Taped, kernel
 
 torch.empty, torch.empty_like = made, like
