@@ -258,7 +258,8 @@ def test_a_killed_reading_is_resumed(
     """``kill -9`` at any time, then Ctrl-C, then to the end: the answer is that of one uninterrupted run."""
     (folder / "long.txt").write_text(TEXT * 6)
     code = (
-        f"{dtype.START}import sys; from kvcli import session; session.EVERY_TOKENS = 1024; session._SHARE = 0.0;"
+        f"{dtype.START}import sys; from kvcli.prompt_cache import prefill as module;"
+        "module.EVERY_TOKENS = 1024; module._SHARE = 0.0;"
         "from kvcli.cli.app import main; main()"
     )
     options = ["-m", str(slow_model), "-n", "12", "--json", *POLICY, "long.txt", "Who?"]
