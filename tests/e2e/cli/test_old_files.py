@@ -1,0 +1,44 @@
+"""Files that kvcli 0.1.0 wrote before its packages were renamed still load: a saved prefill and a chat.
+
+They were made at commit 9bfd80a with the tiny model beside them: ``kvcli prefill --policy "keydiff(budget=32)" -o book.kv``,
+one answer of ``kvcli ask --json book.kv``, and a chat of two turns.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Call
+
+FILES = Path(__file__).parents[2] / "fixtures" / "before_redesign"
+MODEL = ["-m", str(FILES / "model"), "--dtype", "float32"]
+
+
+def test_a_saved_prefill(call: Call) -> None:
+    outcome = call("ask", *MODEL, "-n", "12", "--json", FILES / "book.kv", "Who?")
+    assert outcome.code == 0, outcome.err
+    old = json.loads((FILES / "answer.json").read_text())
+    assert outcome.json["kv"]["cache"] == "hit"
+    for key in ("answer", "finish_reason", "kv"):
+        assert outcome.json[key] == old[key]
+    assert set(outcome.json) == set(old)
+
+
+def test_a_chat(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in it is where it was begun, so that is replaced; turns go on."""
+    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path))
+    (tmp_path / "chats").mkdir()
+    shutil.copy(FILES / "book.txt", tmp_path)
+    saved = json.loads((FILES / "chat.json").read_text())
+    saved["folder"], saved["model"] = str(tmp_path), str(FILES / "model")
+    path = tmp_path / "chats" / "old.json"
+    path.write_text(json.dumps(saved))
+    outcome = call("chat", "--session", "old", "-n", "8", stdin=b"And who then?\n")
+    assert outcome.code == 0, outcome.err
+    turns = json.loads(path.read_text())["turns"]
+    assert turns[:2] == saved["turns"]
+    assert len(turns) == 3
