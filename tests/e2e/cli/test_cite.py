@@ -185,7 +185,7 @@ def test_the_default_is_on_for_terminals_and_json(monkeypatch: pytest.MonkeyPatc
         )
 
     assert (mode(), mode(as_json=True), mode(as_json=True, no_cite=True)) == ("off", "on", "off")
-    monkeypatch.setattr(citations.render, "is_terminal", lambda _stream: True)
+    monkeypatch.setattr(citations.terminal, "is_terminal", lambda _stream: True)
     assert (mode(), mode(output="a.txt"), mode(no_cite=True), mode("strict")) == ("on", "off", "off", "strict")
     for wrong in ({"cite": "maybe"}, {"cite": "strict", "no_cite": True}, {"exit_status": True, "no_cite": True}):
         with pytest.raises(UsageError) as caught:

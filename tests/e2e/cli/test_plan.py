@@ -235,9 +235,9 @@ def test_weights_by_hand(tiny_model: Path) -> None:
 
 
 def test_a_card_knows_its_memory() -> None:
-    assert Target.card("8GB").usable == Target.card("RTX 3070").usable
-    assert Target.card("4090").usable == 24 * 2**30 - 600 * 2**20
-    assert format_bytes(Target.card("rtx3060").usable) == "11.4 GiB"
+    assert Target.gpu("8GB").usable == Target.gpu("RTX 3070").usable
+    assert Target.gpu("4090").usable == 24 * 2**30 - 600 * 2**20
+    assert format_bytes(Target.gpu("rtx3060").usable) == "11.4 GiB"
 
 
 def test_a_window_that_is_too_short_names_the_policy_that_reads_on(call: Call, tiny_model: Path) -> None:

@@ -139,6 +139,9 @@ def test_the_reader_was_never_there(environment: dict[str, str]) -> None:
 
 # --- signals ---
 
+PAUSES = (0.5, 3.0, 20.0)
+"""Seconds until a signal is sent: a longer pause is tried if a busy machine had not begun the work in a shorter one."""
+
 
 def start(model: Path, book: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
     command = [*PROGRAM, "ask", "-m", str(model), *options, str(book), "Who?"]
@@ -167,16 +170,19 @@ def test_a_signal_while_reading(
     import json
 
     (folder / "long.txt").write_text(TEXT * 3000)
-    with start(slow_model, folder / "long.txt", environment, "--json") as process:
-        wait_for(process.stderr, b"model ")  # type: ignore[arg-type]
-        time.sleep(0.5)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    (said, hint) = err.decode().splitlines()
     tokens = r"interrupted while reading, at ([\d,]+) of ([\d,]+) tokens"
-    found = re.search(tokens, said)
-    assert found, said
+    for pause in PAUSES:
+        with start(slow_model, folder / "long.txt", environment, "--json") as process:
+            wait_for(process.stderr, b"model ")  # type: ignore[arg-type]
+            time.sleep(pause)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        (said, hint) = err.decode().splitlines()
+        found = re.search(tokens, said)
+        assert found, said
+        if found[1] != "0":
+            break
     assert 0 < int(found[1].replace(",", "")) < int(found[2].replace(",", ""))
     assert "the same command again" in hint
     validate(json.loads(out))
@@ -204,14 +210,17 @@ def test_a_signal_in_an_answer_as_json(
 ) -> None:
     import json
 
-    with start(slow_model, book, environment, "-n", "20000", "--json") as process:
-        wait_for(process.stderr, b"prefill ")  # type: ignore[arg-type]
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    validate(json.loads(out))
-    assert json.loads(out)["finish_reason"] == "interrupted"
+    for pause in PAUSES:
+        with start(slow_model, book, environment, "-n", "20000", "--json") as process:
+            wait_for(process.stderr, b"prefill ")  # type: ignore[arg-type]
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        validate(json.loads(out))
+        assert json.loads(out)["finish_reason"] == "interrupted"
+        if json.loads(out)["answer"]:
+            break
     assert json.loads(out)["answer"]
 
 

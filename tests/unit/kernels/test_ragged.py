@@ -120,7 +120,7 @@ PROGRAM = """
 from kvcli_kernels.compact import ref as compact_ref, triton as compact
 from kvcli_kernels.merge import ref as merge_ref, triton as merge
 from kvcli_kernels.ragged import ref as ragged_ref, triton as ragged
-from tests.kernels.test_ragged import LENGTHS, SIZES, UNITS, Units, angles, chosen, draw, rms, room_for, splits, units
+from tests.unit.kernels.test_ragged import LENGTHS, SIZES, UNITS, Units, angles, chosen, draw, rms, room_for, splits, units
 
 ragged._SPLIT, ragged._KEYS = 64, 32
 
@@ -172,7 +172,7 @@ def test_triton_is_the_reference(tmp_path: Path) -> None:
 BEYOND = """
 from kvcli_kernels.compact import triton as compact, ref
 from kvcli_kernels.ragged import ref as ragged_ref, triton as ragged
-from tests.kernels.test_ragged import rms
+from tests.unit.kernels.test_ragged import rms
 
 dim, n = 128, 2**31 // 128 + 1000
 k = made(n, dim, dtype=torch.bfloat16, device=DEVICE)  # not filled: only what is used is ever touched

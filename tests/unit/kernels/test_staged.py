@@ -113,7 +113,7 @@ from kvcli_kernels.gather import ref as gather_ref, triton as gather
 from kvcli_kernels.reconstruct import ref as keys_ref, triton as keys
 from kvcli_kernels.landmarks import ref as marks_ref, triton as marks
 from kvcli_kernels.staged import ref, triton
-from tests.kernels.test_staged import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
+from tests.unit.kernels.test_staged import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
 
 def moved(given):
     return [t if t is None else t.to(DEVICE) for t in given]

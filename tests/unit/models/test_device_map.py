@@ -61,7 +61,7 @@ def test_it_is_said_before_anything_is_loaded(tmp_path, monkeypatch, free: float
     monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_a, **_k: None)
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", begin)
     monkeypatch.setattr(load, "placed", lambda *_: ("cuda:0", "bfloat16"))
-    monkeypatch.setattr(device_map.memory, "available", lambda _: int(free * whole))
+    monkeypatch.setattr(device_map, "available", lambda _: int(free * whole))
     monkeypatch.setattr(device_map, "KEPT_BACK", 0.1)
     with pytest.raises(Reached):
         load.load(ModelSource("tiny", tmp_path, "directory"), announce=said.append)
