@@ -1,6 +1,7 @@
 """Files that kvcli 0.1.0 wrote before its packages were renamed still load: a saved prefill and a chat.
 
-They were made at commit 9bfd80a with the tiny model beside them: ``kvcli prefill --policy "keydiff(budget=32)"``, one answer of ``kvcli ask --json book.kv``, and a chat of two turns.
+They were made at commit 9bfd80a with the tiny model beside them: a prefill with ``keydiff(budget=32)``, one answer
+from it as JSON, and a chat of two turns.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ PROGRAM = """
 from kvcli_kernels.compact import ref as compact_ref, triton as compact
 from kvcli_kernels.merge import ref as merge_ref, triton as merge
 from kvcli_kernels.ragged import ref as ragged_ref, triton as ragged
-from tests.unit.kernels.test_ragged import LENGTHS, SIZES, UNITS, Units, angles, chosen, draw, rms, room_for, splits, units
+from tests.unit.kernels.test_ragged import LENGTHS, SIZES, UNITS, Units, angles
+from tests.unit.kernels.test_ragged import chosen, draw, rms, room_for, splits, units
 
 ragged._SPLIT, ragged._KEYS = 64, 32
 

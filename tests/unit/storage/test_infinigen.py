@@ -108,7 +108,7 @@ def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatc
     seen: list[int] = []
     original = PrefetchingReader.prefetch
     monkeypatch.setattr(
-        PrefetchingReader, "foresee", lambda self, q, s: (seen.append(q.shape[1]), original(self, q, s))[1]
+        PrefetchingReader, "prefetch", lambda self, q, s: (seen.append(q.shape[1]), original(self, q, s))[1]
     )
     tail = new_decode_cache(model(), context(model(), "infinigen(dense=0, least=0)"))
     model().forward(torch.tensor(tiny.document(7)), tail, logits=False)
@@ -136,7 +136,7 @@ def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> 
     held, guesses, alive = context(model(), "infinigen(dense=0, least=0)"), [], []
     foresee, join = PrefetchingReader.prefetch, CopyStream.join
     monkeypatch.setattr(
-        PrefetchingReader, "foresee", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1]
+        PrefetchingReader, "prefetch", lambda self, q, s: (guesses.append(weakref.ref(q)), foresee(self, q, s))[1]
     )
     monkeypatch.setattr(
         CopyStream, "join", lambda self, mark: (alive.append(guesses[-1]() is not None), join(self, mark))[1]

@@ -131,7 +131,7 @@ def test_what_is_staged_is_what_is_fetched(model, name: str) -> None:
             warm, cold = reader.attend(q, 0.3, 99), held.begin().attend(q, 0.3, 99)
             assert torch.equal(warm[0], cold[0])
             assert torch.equal(warm[1], cold[1])
-        assert (reader.hits > 0) != held.foreseen
+        assert (reader.hits > 0) != held.predicted
         assert reader.misses > 0
 
 
