@@ -144,13 +144,13 @@ def test_nothing_of_a_layers_size_is_unpacked(model, monkeypatch) -> None:
     """With policies that score what is new, no more than a block of kept units exists at a time."""
     seen: list[int] = []
     monkeypatch.setattr("kvcli.storage.row_codec.BLOCK", 8)
-    original = RowCodec.turned
+    original = RowCodec.decode_rotated
 
     def watching(self: RowCodec, x: torch.Tensor) -> torch.Tensor:
         seen.append(x.shape[1])
         return original(self, x)
 
-    monkeypatch.setattr(RowCodec, "turned", watching)
+    monkeypatch.setattr(RowCodec, "decode_rotated", watching)
     for policy in ("full", "locret(budget=40)", "random(budget=40)", "streaming(budget=40)", "knorm(budget=40)"):
         context = freeze(
             filled(model(), tiny.document(90), f"{policy}+turbo(fill=true)", 16), parse("full+turbo(fill=true)").storage

@@ -39,7 +39,7 @@ def test_a_mistake_in_rotation_is_caught(family: str, break_it) -> None:
 
 def test_frequencies_of_a_wrong_length_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.load("phi3-longrope")
-    monkeypatch.setattr(model.rotary, "pin", lambda _: None)
+    monkeypatch.setattr(model.rotary, "fix_length", lambda _: None)
     model.rotary.horizon = 400
     model.rotary._tables.clear()
     assert self_test.difference(model) > 100 * self_test.TOLERANCE["float32"]
