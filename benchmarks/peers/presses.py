@@ -18,10 +18,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from kvcli.evaluate.answer import answer
+
 from benchmarks.passkey import _end, load
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, tasks
-from kvcli.evaluate.answer import answer
 from kvcli.evaluate.case import Case
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.intervals import estimate

@@ -31,7 +31,7 @@ def products(q: Tensor) -> Any:
 def for_cpu(operation: str) -> ModuleType | None:
     """An operation's kernels for CPUs, where numba is installed and finds a folder for what it compiles."""
     try:
-        return import_module(f"kvcli_kernels.{operation}.compiled")
+        return import_module(f"kvcli_kernels.{operation}.cpu")
     except (ImportError, RuntimeError):
         return None
 

@@ -15,7 +15,7 @@ from kvcli.storage.staging import Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
-from kvcli_kernels.staged import staged
+from kvcli_kernels.varlen import varlen_attention
 
 _GROWTH = 256  # tokens, at least, where nobody has said how many there will be
 
@@ -140,7 +140,7 @@ class DecodeCacheLayer:
         q = tail.rotary.rotate(self.index, q, places)
         self.k.index_copy_(1, cursor, tail.rotary.rotate(self.index, k, places))
         self.v.index_copy_(1, cursor, v)
-        term = staged(q, self.k, self.v, scale, (cursor + 1).repeat(k.shape[0]))
+        term = varlen_attention(q, self.k, self.v, scale, (cursor + 1).repeat(k.shape[0]))
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
             term = merge(tail.held[self.index].attend(q, scale, slots), term)

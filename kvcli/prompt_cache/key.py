@@ -73,13 +73,6 @@ def pack(ids: Iterable[int]) -> bytes:
     return _little(numbers).tobytes()
 
 
-def unpack(data: bytes) -> list[int]:
-    """Token ids of :func:`pack`."""
-    numbers = array("i")
-    numbers.frombytes(data)
-    return _little(numbers).tolist()
-
-
 def _little(numbers: array[int]) -> array[int]:
     import sys
 

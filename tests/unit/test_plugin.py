@@ -70,7 +70,7 @@ def test_an_installed_plugin_is_a_policy(tmp_path: Path) -> None:
     (source / "kvcli_longest.py").write_text(MODULE)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
     subprocess.run(install, check=True, capture_output=True)
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(target), str(root), str(root / "kernels")])
     used = subprocess.run(
         [sys.executable, "-c", USE],

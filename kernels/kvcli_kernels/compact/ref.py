@@ -1,8 +1,7 @@
-"""Gathering each head's chosen units to the front of their buffers; keys turned to their new slots in float32."""
+"""Gathering each head's chosen units to the front of their buffers."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -15,27 +14,19 @@ class Units(NamedTuple):
     scores: Tensor
 
 
-def compact(index: Tensor, units: Units, out: Units, angles: tuple[Tensor, Tensor] | None = None) -> None:
+def compact(index: Tensor, units: Units, out: Units) -> None:
     """Write units ``index`` of each head to slots ``0..b-1`` of ``out``.
 
     Args:
         index: int64 ``[H_kv, b]``.
         units: where they are; heads may lie apart in memory, and nothing of it may be part of ``out``.
         out: where they go, with room for at least ``b``; its keys and values may lie on another device.
-        angles: cos and sin ``[b, R]`` of the slots, ``R <= D`` even, by which keys are rotated with halves of ``R`` as
-            pairs (dimension ``i`` turns with ``i + R / 2``); ``None`` leaves them as they are.
     """
     b = index.shape[1]
     _move(units.k, index, out.k)
     _move(units.v, index, out.v)
     out.pos[:, :b] = units.pos.gather(1, index)
     out.scores[:, :b] = units.scores.gather(1, index)
-    if angles is not None:
-        cos, sin = (t.float() for t in angles)
-        half = cos.shape[1] // 2
-        part = out.k[:, :b, : 2 * half]
-        turned = torch.cat([-part[..., half:], part[..., :half]], dim=-1)
-        part.copy_(part.float() * cos + turned.float() * sin)
 
 
 def _move(x: Tensor, index: Tensor, out: Tensor) -> None:

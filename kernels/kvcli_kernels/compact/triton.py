@@ -11,10 +11,10 @@ _SLOTS = 16
 
 @triton.jit
 def _kernel(
-    p_index, p_k, p_v, p_pos, p_scores, p_k_out, p_v_out, p_pos_out, p_scores_out, p_cos, p_sin,
-    slots, dim, width,
+    p_index, p_k, p_v, p_pos, p_scores, p_k_out, p_v_out, p_pos_out, p_scores_out,
+    slots, dim,
     stride_k, stride_v, stride_pos, stride_scores, stride_k_out, stride_v_out, stride_pos_out, stride_scores_out,
-    SLOTS: tl.constexpr, DIM: tl.constexpr, TURN: tl.constexpr,
+    SLOTS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     i_head, i_slots = tl.program_id(0).to(tl.int64), tl.program_id(1)
     o_slots, o_dim = i_slots * SLOTS + tl.arange(0, SLOTS), tl.arange(0, DIM)
@@ -36,30 +36,18 @@ def _kernel(
     tl.store(p_v_out + i_head * stride_v_out + o_to, tl.load(p_v + i_head * stride_v + o_from, mask=m), mask=m)
     # [SLOTS, DIM]
     b_k = tl.load(p_k + i_head * stride_k + o_from, mask=m)
-    if TURN:
-        half = width // 2
-        o_pair = tl.where(o_dim < half, o_dim + half, o_dim - half)
-        m_turn = m & (o_dim < width)[None, :]
-        at = o_slots[:, None] * width + o_dim[None, :]
-        b_cos = tl.load(p_cos + at, mask=m_turn, other=1.0).to(tl.float32)
-        b_sin = tl.load(p_sin + at, mask=m_turn, other=0.0).to(tl.float32)
-        o_pairs = b_unit[:, None] * dim + o_pair[None, :]
-        b_pair = tl.load(p_k + i_head * stride_k + o_pairs, mask=m_turn, other=0.0).to(tl.float32)
-        b_pair = tl.where((o_dim < half)[None, :], -b_pair, b_pair)
-        b_k = (b_k.to(tl.float32) * b_cos + b_pair * b_sin).to(b_k.dtype)
     tl.store(p_k_out + i_head * stride_k_out + o_to, b_k, mask=m)
 
 
-def compact(index: Tensor, units: Units, out: Units, angles: tuple[Tensor, Tensor] | None = None) -> None:
+def compact(index: Tensor, units: Units, out: Units) -> None:
     """Same contract as :func:`kvcli_kernels.compact.ref.compact`; rows of a head follow each other in memory."""
     heads, slots = index.shape
     if not slots:
         return
     dim = units.k.shape[2]
     source = [t if t[0].is_contiguous() else t.contiguous() for t in units]
-    cos, sin = (index, index) if angles is None else (t.contiguous() for t in angles)
     _kernel[heads, triton.cdiv(slots, _SLOTS)](
-        index.contiguous(), *source, *out, cos, sin, slots, dim, 0 if angles is None else cos.shape[1],
+        index.contiguous(), *source, *out, slots, dim,
         *(t.stride(0) for t in source), *(t.stride(0) for t in out),
-        SLOTS=_SLOTS, DIM=triton.next_power_of_2(dim), TURN=angles is not None,
+        SLOTS=_SLOTS, DIM=triton.next_power_of_2(dim),
     )  # fmt: skip

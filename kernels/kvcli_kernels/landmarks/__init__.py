@@ -5,13 +5,13 @@ from torch import Tensor
 from kvcli_kernels.backend import on_triton
 from kvcli_kernels.landmarks import ref
 
-__all__ = ["choose"]
+__all__ = ["select_blocks"]
 
 
-def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
-    """See :func:`kvcli_kernels.landmarks.ref.choose`."""
+def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
+    """See :func:`kvcli_kernels.landmarks.ref.select_blocks`."""
     if on_triton(q):
         from kvcli_kernels.landmarks import triton
 
-        return triton.choose(q, landmarks, scale, count)
-    return ref.choose(q, landmarks, scale, count)
+        return triton.select_blocks(q, landmarks, scale, count)
+    return ref.select_blocks(q, landmarks, scale, count)

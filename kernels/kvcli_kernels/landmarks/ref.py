@@ -6,7 +6,7 @@ from torch import Tensor
 _QUERIES = 64  # logits of so many queries exist at a time
 
 
-def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
+def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
     """The blocks whose landmarks queries look at most.
 
     A block's vote is its softmax weight among all landmarks, summed over the queries of a head, of the query head in
@@ -25,7 +25,7 @@ def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
 
 
 def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
-    """Votes float32 ``[H_kv, N]``; arguments as for :func:`choose`."""
+    """Votes float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
     heads, m, dim = q.shape
     kv_heads, n, _ = landmarks.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)

@@ -83,13 +83,13 @@ def _vote(
     tl.store(p_votes + i_head * marks + o_marks, b_best, mask=m_marks)
 
 
-def choose(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
-    """Same contract as :func:`kvcli_kernels.landmarks.ref.choose`; ties may fall otherwise."""
+def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
+    """Same contract as :func:`kvcli_kernels.landmarks.ref.select_blocks`; ties may fall otherwise."""
     return votes(q, landmarks, scale).topk(count, dim=-1).indices.sort(dim=-1).values
 
 
 def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
-    """Votes float32 ``[H_kv, N]``; arguments as for :func:`choose`."""
+    """Votes float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
     heads, m, dim = q.shape
     kv_heads, marks, _ = landmarks.shape
     group = heads // kv_heads

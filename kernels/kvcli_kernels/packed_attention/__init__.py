@@ -5,7 +5,7 @@ from torch import Tensor
 from kvcli_kernels.attention import attention
 from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.merge import merge
-from kvcli_kernels.packed_attention import folded, ref
+from kvcli_kernels.packed_attention import fused_scales, ref
 from kvcli_kernels.quantize import Packed, dequantize
 
 __all__ = ["packed_attention"]
@@ -28,7 +28,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
         return triton.packed_attention(q, k, v, scale)
     if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
         kernels = for_cpu("packed_attention") if k.codes.numel() * 8 // k.bits >= _MANY else None
-        backend = kernels if kernels is not None and kernels.serves(k, v) else folded
+        backend = kernels if kernels is not None and kernels.serves(k, v) else fused_scales
         return backend.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
     term = None
     for start in range(0, n, _BLOCK):

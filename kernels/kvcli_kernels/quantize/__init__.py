@@ -4,9 +4,9 @@ from torch import Tensor
 
 from kvcli_kernels.backend import on_triton
 from kvcli_kernels.quantize import ref
+from kvcli_kernels.quantize.hadamard import book, codebook, encode, hadamard, look_up, turn
 from kvcli_kernels.quantize.packed import BITS, Packed, join, pack, unpack
 from kvcli_kernels.quantize.ref import dequantize
-from kvcli_kernels.quantize.rotated import book, codebook, encode, hadamard, look_up, turn
 
 __all__ = [
     "BITS",

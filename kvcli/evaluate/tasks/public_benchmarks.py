@@ -170,9 +170,7 @@ def _longbench(_stem: str, row: DataRow) -> Case:
     at = max(prompt.rfind(mark) for mark in kind.marks)
     if at <= 0:
         raise ValueError("its prompt has no question where LongBench has it")
-    question = (
-        prompt[at:] if kind.raw else re.sub(r"\s*(?:Answer|Summary|回答|会议总结)\s*[:：]\s*$", "", prompt[at:]).strip()
-    )
+    question = prompt[at:] if kind.raw else _ANSWER.sub("", prompt[at:]).strip()
     asked = CaseQuestion(question or "总结会议的内容。", tuple(gold), kind.metric, classes, kind.first_line)
     return Case(prompt[:at], (asked,), max_tokens=kind.max_tokens, raw=kind.raw)
 

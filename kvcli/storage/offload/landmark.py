@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The ``most`` blocks that :func:`kvcli_kernels.landmarks.choose` prefers.
+    """The ``most`` blocks that :func:`kvcli_kernels.landmarks.select_blocks` prefers.
 
     Attributes:
         vectors: ``[H_kv, N, D]``.
@@ -32,7 +32,7 @@ class Landmarks:
 
     def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""
-        from kvcli_kernels.landmarks import choose
+        from kvcli_kernels.landmarks import select_blocks
 
-        found = choose(q, self.vectors, scale, self.most)
+        found = select_blocks(q, self.vectors, scale, self.most)
         return Selection(found if self.names is None else self.names.gather(1, found).long())

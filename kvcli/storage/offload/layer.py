@@ -145,11 +145,11 @@ class BlockReader:
         """See :class:`kvcli.storage.base.StoredLayer`; all queries stand behind the context."""
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
-        from kvcli_kernels.staged import staged
+        from kvcli_kernels.varlen import varlen_attention
 
         choice, k, v = self._at_hand(q, scale)
         self.chosen = choice
-        term = staged(q, k.flatten(1, 2), v.flatten(1, 2), scale, choice.lengths)
+        term = varlen_attention(q, k.flatten(1, 2), v.flatten(1, 2), scale, choice.lengths)
         if self.held.k.shape[1]:
             term = merge(term, attention(q, self.held.k, self.held.v, scale, q_start))
         return term

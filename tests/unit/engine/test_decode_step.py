@@ -154,7 +154,7 @@ import os
 from triton.runtime.interpreter import GridExecutor
 
 import kvcli_kernels.gather.triton, kvcli_kernels.landmarks.triton, kvcli_kernels.merge.triton
-import kvcli_kernels.packed_attention.triton, kvcli_kernels.reconstruct.triton, kvcli_kernels.staged.triton
+import kvcli_kernels.packed_attention.triton, kvcli_kernels.reconstruct.triton, kvcli_kernels.varlen.triton
 from tests import tiny
 from tests.unit.storage.test_offload import FEW
 from tests.unit.engine.test_decode_step import apart, tail

@@ -24,9 +24,8 @@ from kvcli_kernels.landmarks import triton as landmarks
 from kvcli_kernels.merge import triton as merge
 from kvcli_kernels.packed_attention import triton as packed
 from kvcli_kernels.quantize import encode, ref as quantize_ref, triton as quantize
-from kvcli_kernels.ragged import triton as ragged
 from kvcli_kernels.reconstruct import triton as reconstruct
-from kvcli_kernels.staged import triton as staged
+from kvcli_kernels.varlen import triton as varlen
 
 CAPABILITY, SHARED = 89, 99 << 10
 seen = {}
@@ -53,7 +52,6 @@ def compiled(self, *args, grid, warmup, **options):
 driver.set_active(Card())
 launch, JITFunction.run = JITFunction.run, compiled
 packed.products = lambda q: tl.bfloat16
-ragged.products = packed.products
 
 kind, kv_heads, group, n = torch.bfloat16, 2, 4, 640
 for dim, m, most in ((128, 16, 3), (128, 1, 1), (256, 16, 1)):
@@ -68,10 +66,9 @@ for dim, m, most in ((128, 16, 3), (128, 1, 1), (256, 16, 1)):
     if m == 1:
         continue
     landmarks.votes(q, k, 0.1)
-    staged.staged(q, k, v, 0.1, torch.full((kv_heads,), n))
+    varlen.varlen_attention(q, k, v, 0.1, torch.full((kv_heads,), n))
     term = q, torch.zeros(q.shape[:2])
     merge.merge(term, term)
-    ragged.ragged(q, k.flatten(0, 1), v.flatten(0, 1), torch.arange(0, kv_heads * n + 1, n), 0.1, n)
     ids = torch.zeros(kv_heads, 16, dtype=torch.long)
     blocks = torch.zeros(kv_heads, 16, 8, dim, dtype=kind)
     gather.gather(k.view(kv_heads, -1, 8 * dim), blocks.flatten(2), ids, ids, blocks.clone().flatten(2))
@@ -85,13 +82,12 @@ for dim, m, most in ((128, 16, 3), (128, 1, 1), (256, 16, 1)):
         except ValueError:  # nothing ran, so what it would have said of the scales is anything
             pass
     units = ref.Units(k, v, torch.zeros(kv_heads, n, dtype=torch.int32), torch.zeros(kv_heads, n))
-    for angles in (None, (table, table)):
-        compact.compact(torch.zeros(kv_heads, 9, dtype=torch.long), units, units, angles)
+    compact.compact(torch.zeros(kv_heads, 9, dtype=torch.long), units, units)
 print(*sorted(seen))
 """
 KERNELS = (
     "compact._kernel gather._kernel landmarks._normalise landmarks._vote merge._pair merge._splits"
-    " packed_attention._attend quantize._quantize ragged._kernel reconstruct._kernel staged._kernel"
+    " packed_attention._attend quantize._quantize reconstruct._kernel varlen._kernel"
 )
 
 

@@ -8,7 +8,7 @@ import torch
 from kvcli_kernels import backend
 from kvcli_kernels.linear import linear, prepare, ref
 
-compiled = pytest.importorskip("kvcli_kernels.linear.compiled", reason="numba is not installed")
+cpu = pytest.importorskip("kvcli_kernels.linear.cpu", reason="numba is not installed")
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,7 +17,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def agrees(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     with torch.inference_mode():
-        ours, theirs = compiled.linear(x, weight, bias), ref.linear(x, weight, bias)
+        ours, theirs = cpu.linear(x, weight, bias), ref.linear(x, weight, bias)
     assert ours.shape == theirs.shape
     assert ours.dtype == x.dtype
     assert torch.allclose(ours.float(), theirs.float(), rtol=2**-7, atol=1e-5 * x.shape[-1])
@@ -33,10 +33,10 @@ def test_it_is_the_product_in_float32_rounded_once(shape, wide: int, high: int, 
 def test_numbers_that_are_not_numbers_stay_so() -> None:
     x = torch.tensor([[1.0, float("inf"), float("nan"), -2.0]]).bfloat16()
     with torch.inference_mode():
-        out = compiled.linear(x, torch.eye(4).bfloat16())
+        out = cpu.linear(x, torch.eye(4).bfloat16())
     assert out.isnan().all()
     with torch.inference_mode():
-        out = compiled.linear(torch.ones(1, 2).bfloat16(), torch.tensor([[float("inf"), 1], [3e38, 3e38]]).bfloat16())
+        out = cpu.linear(torch.ones(1, 2).bfloat16(), torch.tensor([[float("inf"), 1], [3e38, 3e38]]).bfloat16())
     assert bool(out.isinf().all())
 
 
@@ -46,7 +46,7 @@ def test_strides_do_not_matter() -> None:
 
 
 def test_threads_share_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_PART", 64)
+    monkeypatch.setattr(cpu, "_PART", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     agrees(draw(2, 40), draw(31, 40, seed=1), None)
 
@@ -64,7 +64,7 @@ def test_threads_share_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_who_multiplies(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, grad: bool, ours: bool) -> None:
     seen = []
-    monkeypatch.setattr(compiled, "linear", lambda x, *_: seen.append(x) or x)
+    monkeypatch.setattr(cpu, "linear", lambda x, *_: seen.append(x) or x)
     with torch.set_grad_enabled(grad):
         linear(draw(rows, 8).to(dtype), draw(8, 8, seed=1).to(dtype))
     assert bool(seen) == ours

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcli_kernels.attention import ref
-from kvcli_kernels.packed_attention import folded, packed_attention
+from kvcli_kernels.packed_attention import fused_scales, packed_attention
 from kvcli_kernels.quantize import Packed, codebook, dequantize, encode, hadamard, pack, quantize, unpack
 from kvcli_kernels.quantize.ref import spread
 
@@ -139,7 +139,7 @@ def test_attention_is_that_over_the_numbers_meant(name, bits, heads, kv_heads, m
     q, k, v = draw(heads, m, 24), draw(kv_heads, n, 24, 1), draw(kv_heads, n, 24, 2)
     packed = formats(bits, k, v)[name]
     expected, expected_lse = ref.attention(q, dequantize(packed[0]), dequantize(packed[1]), 0.3, n)
-    for backend in (packed_attention, folded.packed_attention):
+    for backend in (packed_attention, fused_scales.packed_attention):
         o, lse = backend(q, *packed, 0.3)
         assert rms(o, expected) < 3e-5
         assert torch.allclose(lse, expected_lse, atol=1e-4)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kvcli_kernels.merge import merge
+from kvcli_kernels.quantize.hadamard import look_up
 from kvcli_kernels.quantize.packed import Packed, shifts, unmixed
-from kvcli_kernels.quantize.rotated import look_up
 
 _BLOCK = 1024  # keys whose unpacked numbers stay in the caches; a multiple of any tile
 

@@ -1,10 +1,10 @@
-"""Attention over staged buffers of which each head has its own number of units in use, in float32."""
+"""Attention over buffers of which each head uses its own number of units, in float32."""
 
 import torch
 from torch import Tensor
 
 
-def staged(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Every query sees the first ``lengths[h]`` keys of its KV head.
 
     Args:

@@ -1,4 +1,4 @@
-"""Attention over staged buffers, one pass with an online softmax."""
+"""Attention over buffers of which each head uses its own number of units: one pass with an online softmax."""
 
 import torch
 import triton
@@ -58,8 +58,8 @@ def _kernel(
     tl.store(p_lse + i_head * rows + o_rows, b_lse, mask=m_rows)
 
 
-def staged(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`kvcli_kernels.staged.ref.staged`."""
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Same contract as :func:`kvcli_kernels.varlen.ref.varlen_attention`."""
     heads, m, dim = q.shape
     kv_heads, units, _ = k.shape
     rows = heads // kv_heads * m

@@ -11,7 +11,7 @@ from kvcli_kernels.attention import ref as attention
 from kvcli_kernels.gather import ref as gather
 from kvcli_kernels.landmarks import ref as landmarks
 from kvcli_kernels.reconstruct import ref as reconstruct
-from kvcli_kernels.staged import ref as staged
+from kvcli_kernels.varlen import ref as varlen
 from tests.unit.kernels.interpreted import run
 
 SHAPES = [(1, 1, 1, 1, 4), (4, 2, 1, 33, 8), (6, 2, 3, 65, 24), (9, 3, 17, 40, 64)]
@@ -36,7 +36,7 @@ def rms(a: Tensor, b: Tensor) -> float:
 def test_each_head_attends_to_its_own_length(shape) -> None:
     q, k, v = draw(*shape)
     kv_heads, group = shape[1], shape[0] // shape[1]
-    o, lse = staged.staged(q, k, v, 0.3, lengths(kv_heads, shape[3]))
+    o, lse = varlen.varlen_attention(q, k, v, 0.3, lengths(kv_heads, shape[3]))
     for head, length in enumerate(lengths(kv_heads, shape[3]).tolist()):
         mine = slice(head * group, head * group + group)
         part = slice(head, head + 1)
@@ -53,7 +53,7 @@ def test_votes_are_softmax_summed_over_queries_of_the_keenest_head(shape) -> Non
     expected = weights.view(shape[1], group, -1).amax(1)
     assert torch.allclose(landmarks.votes(q, marks, 0.3), expected, atol=1e-5)
     count = min(5, shape[3])
-    chosen = landmarks.choose(q, marks, 0.3, count)
+    chosen = landmarks.select_blocks(q, marks, 0.3, count)
     assert chosen.tolist() == [sorted(row) for row in expected.topk(count).indices.tolist()]
 
 
@@ -112,8 +112,8 @@ CODE = """
 from kvcli_kernels.gather import ref as gather_ref, triton as gather
 from kvcli_kernels.reconstruct import ref as keys_ref, triton as keys
 from kvcli_kernels.landmarks import ref as marks_ref, triton as marks
-from kvcli_kernels.staged import ref, triton
-from tests.unit.kernels.test_staged import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
+from kvcli_kernels.varlen import ref, triton
+from tests.unit.kernels.test_varlen import BLOCKS, FACTORS, SHAPES, blocks, draw, factors, lengths, rms
 
 def moved(given):
     return [t if t is None else t.to(DEVICE) for t in given]
@@ -121,14 +121,15 @@ def moved(given):
 for shape in SHAPES:
     q, k, v = moved(draw(*shape))
     counts = lengths(shape[1], shape[3]).to(DEVICE)
-    o, lse = triton.staged(q, k, v, 0.3, counts)
-    expected, expected_lse = ref.staged(q, k, v, 0.3, counts)
+    o, lse = triton.varlen_attention(q, k, v, 0.3, counts)
+    expected, expected_lse = ref.varlen_attention(q, k, v, 0.3, counts)
     assert rms(o, expected) < 1e-5, (shape, rms(o, expected))
     finite = expected_lse.isfinite()
     assert torch.equal(finite, lse.isfinite()) and not lse.isnan().any(), shape
     assert torch.allclose(lse[finite], expected_lse[finite], atol=1e-5), shape
     assert rms(marks.votes(q, k, 0.3), marks_ref.votes(q, k, 0.3)) < 1e-5, shape
-    assert torch.equal(marks.choose(q, k, 0.3, min(5, shape[3])), marks_ref.choose(q, k, 0.3, min(5, shape[3]))), shape
+    count = min(5, shape[3])
+    assert torch.equal(marks.select_blocks(q, k, 0.3, count), marks_ref.select_blocks(q, k, 0.3, count)), shape
 for shape in BLOCKS:
     expected = gather_ref.gather(*moved(blocks(*shape)))
     assert torch.equal(gather.gather(*moved(blocks(*shape))), expected), shape

@@ -1,7 +1,7 @@
 """Decoding on CPUs, compiled by numba: codes become floats in registers, where torch must write them to memory first.
 
 Rows are handled in *planes*: where a byte holds ``per`` codes, number ``b · per + p`` of a row stands at ``[p, b]``, so
-that neighbouring bytes are neighbouring lanes of a register. As in :mod:`kvcli_kernels.packed_attention.folded`,
+that neighbouring bytes are neighbouring lanes of a register. As in :mod:`kvcli_kernels.packed_attention.fused_scales`,
 queries take the scales of keys. They go through in blocks of four, which share what was unpacked; a single one stays
 alone. A codebook is followed as an odd polynomial through its points: no register can look up sixteen numbers at once.
 """

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-compiled = pytest.importorskip("kvcli_kernels.packed_attention.compiled", reason="numba is not installed")
+cpu = pytest.importorskip("kvcli_kernels.packed_attention.cpu", reason="numba is not installed")
 
 from kvcli_kernels import backend  # noqa: E402
 from kvcli_kernels import packed_attention as backends  # noqa: E402
@@ -27,8 +27,8 @@ FORMS = {
 
 def agrees(q: torch.Tensor, k: Packed, v: Packed, scale: float = 0.3) -> None:
     expected, expected_lse = ref.attention(q, dequantize(k), dequantize(v), scale, k.codes.shape[1])
-    assert compiled.serves(k, v)
-    o, lse = compiled.packed_attention(q, k, v, scale)
+    assert cpu.serves(k, v)
+    o, lse = cpu.packed_attention(q, k, v, scale)
     assert rms(o, expected) < 3e-5
     assert torch.allclose(lse, expected_lse, atol=1e-4, rtol=1e-5)
 
@@ -57,7 +57,7 @@ def test_logits_of_any_size(size: float) -> None:
 def test_threads_share_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = draw(4, 1, 64), draw(2, 333, 64, 1), draw(2, 333, 64, 2)
     packed = FORMS["channels, 4 bits"](k, v)
-    monkeypatch.setattr(compiled, "_PART", 64)
+    monkeypatch.setattr(cpu, "_PART", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     agrees(q, *packed)
 
@@ -65,32 +65,32 @@ def test_threads_share_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_formats_that_it_leaves_to_others() -> None:
     x = draw(1, 64, 64)
     rows, groups = quantize(x, 4, (1, 64)), quantize(x, 4, (1, 32))
-    assert compiled.serves(rows, groups)
-    assert not compiled.serves(groups, rows)
-    assert not compiled.serves(rows, quantize(x, 4, (32, 1)))
-    assert not compiled.serves(rows, quantize(x, 4, (1, 48)))
-    assert not compiled.serves(encode(x, 8), rows)
+    assert cpu.serves(rows, groups)
+    assert not cpu.serves(groups, rows)
+    assert not cpu.serves(rows, quantize(x, 4, (32, 1)))
+    assert not cpu.serves(rows, quantize(x, 4, (1, 48)))
+    assert not cpu.serves(encode(x, 8), rows)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_codebook_is_a_polynomial_through_its_points(bits: int) -> None:
     values = torch.tensor(codebook(bits), dtype=torch.float32)
     x, y = torch.arange(2.0**bits).double() - (2**bits - 1) / 2, torch.zeros(2**bits, dtype=torch.double)
-    for j, c in enumerate(compiled._through(values)):
+    for j, c in enumerate(cpu._through(values)):
         y += float(c) * x ** (2 * j + 1)
     assert torch.allclose(y.float(), values, atol=1e-5)
     with pytest.raises(ValueError, match="symmetric"):
-        compiled._through(values + 1)
+        cpu._through(values + 1)
 
 
 @pytest.mark.parametrize("problem", [ImportError("no numba"), RuntimeError("no locator available")])
 def test_without_numba_or_a_folder_for_it_torch_does_it(monkeypatch: pytest.MonkeyPatch, problem: Exception) -> None:
     class Missing:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == compiled.__name__:
+            if name == cpu.__name__:
                 raise problem
 
-    monkeypatch.delitem(sys.modules, compiled.__name__)
+    monkeypatch.delitem(sys.modules, cpu.__name__)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     backend.for_cpu.cache_clear()
     try:
@@ -101,7 +101,7 @@ def test_without_numba_or_a_folder_for_it_torch_does_it(monkeypatch: pytest.Monk
 
 def test_many_codes_go_to_it_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(compiled, "packed_attention", lambda q, *_: seen.append(q) or (q, q[:, :, 0]))
+    monkeypatch.setattr(cpu, "packed_attention", lambda q, *_: seen.append(q) or (q, q[:, :, 0]))
     for n in (64, 1024):
         x = draw(1, n, 64)
         packed_attention(draw(2, 1, 64), *FORMS["channels, 4 bits"](x, x), 1.0)

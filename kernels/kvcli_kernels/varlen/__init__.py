@@ -1,0 +1,22 @@
+"""Attention over buffers of which each head uses its own length: the one place that chooses between the backends."""
+
+from torch import Tensor
+
+from kvcli_kernels.attention import attention
+from kvcli_kernels.backend import on_triton
+from kvcli_kernels.varlen import ref
+
+__all__ = ["varlen_attention"]
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`kvcli_kernels.varlen.ref.varlen_attention`; without ``lengths`` all of the buffer is in use."""
+    if lengths is None:
+        return attention(q, k, v, scale, k.shape[1])
+    if on_triton(q):
+        from kvcli_kernels.varlen import triton
+
+        return triton.varlen_attention(q, k, v, scale, lengths)
+    return ref.varlen_attention(q, k, v, scale, lengths)
