@@ -18,8 +18,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from kvcli.evaluate.answer import answer
-
 from benchmarks.passkey import _end, load
 from kvcli.engine.prompt import Prompt
 from kvcli.evaluate import build_cases, tasks
@@ -27,7 +25,9 @@ from kvcli.evaluate.case import Case
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.intervals import estimate
 from kvcli.evaluate.metrics import score
+from kvcli.evaluate.run import answer_case
 from kvcli.evaluate.token_counter import TokenCounter
+from kvcli.pipeline import Pipeline
 from kvcli.recipe import parse
 from kvcli.retaining_heads import discovery
 
@@ -80,7 +80,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load("smollm2-135m")
     discovery.attach(model, None)
-    prompt = Prompt(model.tokenizer)
+    pipeline = Pipeline(model)
+    prompt = pipeline.prompt
     ruler = TokenCounter(prompt)
     jobs = build_cases.case_specs(
         [tasks.lookup(name) for name in options.tasks.split(",")],
@@ -108,7 +109,8 @@ def main() -> None:
                     recipe = parse(method)
                     recipe = recipe if recipe.policy.budget is None else recipe.with_budget(options.keep)
                     questions = [question.text for question in case.questions]
-                    (reading,) = _end(answer(model, prompt, recipe, case.text, questions, max_tokens=case.max_tokens))
+                    work = answer_case(pipeline, recipe, case.text, questions, max_tokens=case.max_tokens)
+                    (reading,) = _end(work)
                     given, seconds = list(reading.answers), round(reading.read_s + reading.answer_s, 2)
                 scores = [score(a, q) for a, q in zip(given, case.questions, strict=True)]
                 row = {"task": job.task, "length": job.length, "case": job.number, "method": method}

@@ -79,7 +79,7 @@ class DecodeCache:
         self.length += count
 
     def prefetches(self, layer: int) -> bool:
-        """Whether a layer wants to know its queries before they are there (see :meth:`foresee`)."""
+        """Whether a layer wants to know its queries before they are there (see :meth:`prefetch`)."""
         return layer < len(self.held) and isinstance(self.held[layer], Prefetching)
 
     def prefetch(self, layer: int, q: Tensor, scale: float) -> None:

@@ -35,12 +35,12 @@ _TEXTUAL: tuple[tuple[bytes, Kind], ...] = (  # formats that may be plain ASCII 
 )
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("a Microsoft Office 97 file", _OFFICE)),
-    (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", _OCR, "picture")),
-    (b"\xff\xd8\xff", Kind("a JPEG image", _OCR, "picture")),
-    (b"GIF87a", Kind("a GIF image", _OCR, "picture")),
-    (b"GIF89a", Kind("a GIF image", _OCR, "picture")),
-    (b"II*\x00", Kind("a TIFF image", _OCR, "picture")),
-    (b"MM\x00*", Kind("a TIFF image", _OCR, "picture")),
+    (b"\x89PNG\r\n\x1a\n", Kind("a PNG image", _OCR, "image")),
+    (b"\xff\xd8\xff", Kind("a JPEG image", _OCR, "image")),
+    (b"GIF87a", Kind("a GIF image", _OCR, "image")),
+    (b"GIF89a", Kind("a GIF image", _OCR, "image")),
+    (b"II*\x00", Kind("a TIFF image", _OCR, "image")),
+    (b"MM\x00*", Kind("a TIFF image", _OCR, "image")),
     (b"AT&TFORM", Kind("DjVu", "djvutxt {}" + _PIPE)),
     (b"ID3", Kind("an MP3 recording", _SPEECH)),
     (b"fLaC", Kind("a FLAC recording", _SPEECH)),
@@ -98,7 +98,7 @@ def _told(data: bytes, suffix: str) -> Kind:
     if data.startswith(_ZIP):
         return _zipped(data)
     if data[:4] == b"RIFF":
-        return Kind("a WebP image", _OCR, "picture") if data[8:12] == b"WEBP" else Kind("a RIFF recording", _SPEECH)
+        return Kind("a WebP image", _OCR, "image") if data[8:12] == b"WEBP" else Kind("a RIFF recording", _SPEECH)
     if data[4:8] == b"ftyp":
         return Kind("an MP4 recording", _SPEECH)
     return PLAIN

@@ -45,7 +45,7 @@ class Quality:
 
     @property
     def characters(self) -> int:
-        """Of all rows."""
+        """Characters of all pages."""
         return sum(r.characters for r in self.rows)
 
     @property

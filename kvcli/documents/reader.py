@@ -66,10 +66,10 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
 def one(source: Source) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
     found = kind(source.data, Path(source.name).suffix)
-    readable = found.reader and (found.reader != "picture" or source.options.ocr)
+    readable = found.reader and (found.reader != "image" or source.options.ocr)
     if not readable:
         name, hint = f"{source.name} is {found.name}", found.hint.format(source.quoted)
-        if found.reader == "picture":
+        if found.reader == "image":
             raise InputError(f"{name}: it has no text, only a picture of it", hint)
         if found.damaged:
             raise InputError(name, hint)

@@ -19,7 +19,7 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
     this chunk drives out, which are at most as many as it has tokens.
 
     Args:
-        spec, recipe, tokens, chunk: as for :func:`plan`.
+        spec, recipe, tokens, chunk: as for :func:`kvcli.planning.memory.plan`.
         text: bytes of the document in UTF-8 and of what is known of it.
     """
     total = text + 4 * tokens + _HEADER

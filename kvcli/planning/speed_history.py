@@ -41,7 +41,7 @@ class Rates:
 
 
 def place() -> Path:
-    """The file."""
+    """Path of the file with the measured speeds."""
     return files.cache_dir() / "rates.json"
 
 

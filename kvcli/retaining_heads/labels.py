@@ -3,7 +3,7 @@
 Two passes of the frozen model. The text is read by the engine itself (a fill that keeps everything, or that evicts,
 for features as they are at inference), and the projections that heads see are recorded on the way. Then questions
 and answers, or the text itself once more, attend to the whole text and a maximum over their queries is taken layer by
-layer, a few queries at a time, so that nothing larger than :data:`_WORK` numbers ever exists.
+layer, a few queries at a time, so that nothing larger than :data:`kvcli.engine.observer._WORK` numbers ever exists.
 """
 
 from __future__ import annotations

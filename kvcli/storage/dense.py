@@ -40,17 +40,14 @@ class DenseLayer:
 
     @property
     def host_nbytes(self) -> int:
-        """Nothing is elsewhere."""
         return 0
 
     @property
     def shared_nbytes(self) -> int:
-        """None."""
         return 0
 
     @property
     def dynamic_reason(self) -> None:
-        """Nothing is."""
         return None
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -58,7 +55,6 @@ class DenseLayer:
         return self.k, self.v
 
     def begin(self, staging: Staging | None = None) -> DenseLayer:  # noqa: ARG002
-        """Nothing to remember."""
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:

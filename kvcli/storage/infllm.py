@@ -120,7 +120,6 @@ class Shared:
 
     @property
     def most(self) -> int:
-        """As the landmarks."""
         return self.blocks.most
 
     def select(self, q: Tensor, scale: float) -> Selection:

@@ -86,17 +86,14 @@ class PackedLayer:
 
     @property
     def host_nbytes(self) -> int:
-        """None."""
         return 0
 
     @property
     def shared_nbytes(self) -> int:
-        """None."""
         return 0
 
     @property
     def dynamic_reason(self) -> None:
-        """Nothing is."""
         return None
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -109,7 +106,6 @@ class PackedLayer:
         return k.to(self.dtype), v.to(self.dtype)
 
     def begin(self, staging: Staging | None = None) -> PackedLayer:  # noqa: ARG002
-        """Itself: it remembers nothing."""
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002

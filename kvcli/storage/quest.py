@@ -73,7 +73,6 @@ class Bounds:
 
     @property
     def most(self) -> int:
-        """As the landmarks."""
         return self.pages.most
 
     def select(self, q: Tensor, scale: float) -> Selection:

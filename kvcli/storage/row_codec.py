@@ -101,12 +101,10 @@ class RowLayer:
 
     @property
     def host_nbytes(self) -> int:
-        """None."""
         return 0
 
     @property
     def shared_nbytes(self) -> int:
-        """None."""
         return 0
 
     def keys(self, start: int, stop: int, *, rotated: bool = True) -> Tensor:
@@ -132,7 +130,6 @@ class RowLayer:
         return k, v
 
     def begin(self, staging: Staging | None = None) -> RowLayer:  # noqa: ARG002
-        """Itself: it remembers nothing."""
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002

@@ -75,7 +75,6 @@ class HostStore:
 
     @property
     def nbytes(self) -> int:
-        """Nothing is on the device."""
         return 0
 
     @property

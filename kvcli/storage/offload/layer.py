@@ -79,7 +79,6 @@ class Offloaded:
 
     @property
     def host_nbytes(self) -> int:
-        """The store's."""
         return self.store.host_nbytes
 
     @property
