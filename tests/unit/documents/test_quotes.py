@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from kvcli.documents import Document, Span, read
@@ -144,6 +144,7 @@ def test_lines_and_files_are_named(tmp_path: Path) -> None:
 words = st.text(st.sampled_from("abc deﬁ\n-’“é\u0301xyz\u00ad.鯨"), min_size=1, max_size=60)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(st.lists(words, min_size=1, max_size=4), st.data())
 def test_any_words_of_the_text_are_found_in_it(pages: list[str], data: st.DataObject) -> None:
     """Whole words out of the text, marked as a quote, are verified, and what is shown are words that it has."""
