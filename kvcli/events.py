@@ -96,6 +96,13 @@ class CacheHit:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """The first ``tokens`` tokens of a document were saved; a later prefill resumes after them."""
+
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something did not work, and the work goes on without it."""
 
@@ -122,7 +129,9 @@ class Reread:
     seconds: float
 
 
-Event = Download | Convert | Prefill | Token | Answer | Training | CacheHit | Notice | TurnsEvicted | Reread
+Event = (
+    Download | Convert | Prefill | Checkpoint | Token | Answer | Training | CacheHit | Notice | TurnsEvicted | Reread
+)
 
 E = TypeVar("E")
 R = TypeVar("R")

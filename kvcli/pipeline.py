@@ -29,7 +29,7 @@ from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError
-from kvcli.events import Answer, CacheHit, Event, Notice, Prefill, Reread, Token, drain
+from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Reread, Token, drain
 from kvcli.models.load import load
 from kvcli.models.resolve import ModelSource, resolve
 from kvcli.planning import memory
@@ -133,6 +133,11 @@ class TokenizedDocument:
     def digest(self) -> str:
         """Digest of the ids; part of the cache key."""
         return digest(self.ids)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Files, pages and warnings of the document, as a saved prefill stores them."""
+        return document_json(self.document)
 
 
 @dataclass(frozen=True)
@@ -371,7 +376,7 @@ class Pipeline:
         base: Path | None = None,
         rebuild: bool = False,
         stop: Callable[[], bool] = lambda: False,
-    ) -> Generator[Prefill | CacheHit | Notice, None, DocumentContext]:
+    ) -> Generator[Prefill | CacheHit | Checkpoint | Notice, None, DocumentContext]:
         """Read a document, or load its saved prefill.
 
         Args:
@@ -390,8 +395,8 @@ class Pipeline:
             stop: asked after each chunk; if true, progress is saved and :class:`PrefillInterrupted` is raised.
 
         Yields:
-            :class:`Prefill` after each chunk, :class:`CacheHit` if a saved prefill is used, :class:`Notice` if saving
-            or loading failed.
+            :class:`Prefill` after each chunk, :class:`CacheHit` if a saved prefill is used, :class:`Checkpoint` if
+            progress was saved, :class:`Notice` if saving or loading failed.
 
         Raises:
             InputError: the recipe reads for one question and there is none.
@@ -595,7 +600,7 @@ class Pipeline:
             horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, behind=behind),
             head=self.prompt.document("", focus=first),
             text=source.document.text,
-            document=document_json(source.document),
+            document=source.facts,
             probe=probe if recipe.policy.query_aware else (),
             origin=origin,
             system=self.prompt.system,

@@ -14,7 +14,7 @@ from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interrup
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import DamagedError, ResourceError
-from kvcli.events import CacheHit, Event, Notice, Prefill
+from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
 from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
@@ -205,12 +205,15 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
     from kvcli.planning import speed_history
     from kvcli.prompt_cache.prefill import PrefillInterrupted
 
-    signals, progress, warnings = DeferredSignals(), [0], list[str]()
+    signals, warnings = DeferredSignals(), list[str]()
+    done = saved = 0
     total = 0 if run.source is None else len(run.source.ids)
     options = {"recipe": run.recipe, "base": run.base, "rebuild": run.options.rebuild, **options}
 
     def see(event: Event) -> None:
+        nonlocal done, saved
         if isinstance(event, CacheHit):
+            saved = event.tokens
             whole = event.tokens == event.total
             tokens = terminal.count(event.tokens) + ("" if whole else f" of {terminal.count(event.total)}")
             label = "reading reused: " if whole else "reading resumed: "
@@ -218,7 +221,9 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
         elif isinstance(event, Notice):
             warnings.append(event.text)  # after the progress bar
         elif isinstance(event, Prefill):
-            progress[0] = event.done
+            done = event.done
+        elif isinstance(event, Checkpoint):
+            saved = event.tokens
 
     events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
     try:
@@ -227,7 +232,7 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
     except PrefillInterrupted as stopped:
         raise _interrupted(stopped.done, stopped.total, stopped.saved, signals.cause) from None
     except INTERRUPTS as stop:
-        raise _interrupted(progress[0], total, 0, stop) from None
+        raise _interrupted(done, total, saved, stop) from None
     finally:
         for text in warnings:
             run.warn(text)

@@ -23,7 +23,7 @@ from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine.prefill import freeze_and_keep, last_chunk_boundary, new_prefill_cache, prefill_steps
 from kvcli.errors import DamagedError, KvcliError
-from kvcli.events import CacheHit, Notice, Prefill
+from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
 from kvcli.models.model import Model
 from kvcli.prompt_cache import file_format, serialize
 from kvcli.prompt_cache.directory import CacheDirectory
@@ -144,7 +144,7 @@ def cached_prefill(
     base: Path | None = None,
     rebuild: bool = False,
     stop: Callable[[], bool] = lambda: False,
-) -> Generator[Prefill | CacheHit | Notice, None, PrefillResult]:
+) -> Generator[Prefill | CacheHit | Checkpoint | Notice, None, PrefillResult]:
     """A context of a job.
 
     Args:
@@ -315,7 +315,7 @@ class _Checkpointer:
         waited = perf_counter() - self.last
         return (waited >= EVERY_SECONDS or work.seen - self.tokens >= EVERY_TOKENS) and waited >= _SHARE * self.cost
 
-    def save(self, work: PrefillCache) -> Generator[Notice, None, None]:
+    def save(self, work: PrefillCache) -> Generator[Checkpoint | Notice, None, None]:
         """A checkpoint between two chunks."""
         if self.place is None or self.saved == work.seen:
             return
@@ -324,8 +324,7 @@ class _Checkpointer:
             failed = self._write(work, work.seen, serialize.blobs(work))
         self.last, self.tokens = perf_counter(), work.seen
         self.cost = self.last - began
-        if failed:
-            yield failed
+        yield failed or Checkpoint(work.seen)
 
     def finish(self, work: PrefillCache) -> Generator[Notice, None, None]:
         """The end, and in the same file the edge, from the checkpoint that was written there."""

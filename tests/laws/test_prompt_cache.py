@@ -15,7 +15,7 @@ import torch
 from kvcli import registry
 from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import DamagedError
-from kvcli.events import CacheHit, Notice, Prefill
+from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest, PrefillResult, cached_prefill, request_key
@@ -339,15 +339,15 @@ def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirect
     monkeypatch.setattr("kvcli.prompt_cache.prefill._SHARE", 0.0)
     work = job(400)
     place = library.place(request_key(model(), work))
-    events, sizes, seen = cached_prefill(model(), work, place=place, library=library), set(), []
-    for event in events:
-        assert isinstance(event, Prefill)
-        if place.exists() and event.done < 400:
-            meta = file_format.header(place).meta
-            sizes.add(
-                sum(e - b for n, (_, _, b, e) in file_format.header(place).tensors.items() if n.startswith("layer."))
-            )
-            seen.append(meta.seen)
-            assert event.done - meta.seen <= 64
-    assert sorted(set(seen)) == [64, 128, 192, 256, 320, 384]
+    sizes, seen = set(), [0]
+    for event in cached_prefill(model(), work, place=place, library=library):
+        if isinstance(event, Prefill):
+            assert event.done - seen[-1] <= 64
+            continue
+        assert isinstance(event, Checkpoint)
+        header = file_format.header(place)
+        assert header.meta.seen == event.tokens
+        seen.append(event.tokens)
+        sizes.add(sum(e - b for n, (_, _, b, e) in header.tensors.items() if n.startswith("layer.")))
+    assert seen == [0, 64, 128, 192, 256, 320, 384]
     assert len(sizes) == 1

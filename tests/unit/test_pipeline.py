@@ -13,7 +13,8 @@ import kvcli
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.errors import InputError, UsageError
-from kvcli.events import Answer, CacheHit, Prefill, Reread, Token, drain
+from kvcli.events import Answer, CacheHit, Checkpoint, Prefill, Reread, Token, drain
+from kvcli.prompt_cache.prefill import PrefillInterrupted
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
 
@@ -105,6 +106,19 @@ def test_a_saved_prefill_is_taken_up(model: Any, tmp_path: Path) -> None:
         assert (
             pipeline.answer(first, question, max_tokens=8).text == pipeline.answer(second, question, max_tokens=8).text
         )
+
+
+def test_a_checkpoint_event_says_what_the_next_prefill_reuses(model: Any, tmp_path: Path) -> None:
+    pipeline = kvcli.Pipeline(model, "keydiff(budget=128)", cache=kvcli.CacheDirectory(tmp_path), chunk_size=64)
+    events: list[Any] = []
+    with pytest.raises(PrefillInterrupted):
+        pipeline.prefill(TEXT, on_event=events.append, stop=lambda: len(events) >= 3)
+    assert isinstance(events[-1], Checkpoint)
+    saved = events[-1].tokens
+    assert saved == events[-2].done > 0
+    events.clear()
+    assert pipeline.prefill(TEXT, on_event=events.append).reused == saved
+    assert events[0].tokens == saved
 
 
 def test_the_events_of_a_question_come_in_order(model: Any) -> None:

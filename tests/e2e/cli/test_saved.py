@@ -255,7 +255,10 @@ def test_extract_shows_what_a_saved_reading_has_read(call: Call, tiny_model: Pat
 def test_a_killed_reading_is_resumed(
     slow_model: Path, folder: Path, environment: dict[str, str], shelf: Path, call: Call
 ) -> None:
-    """``kill -9`` at any time, then Ctrl-C, then to the end: the answer is that of one uninterrupted run."""
+    """``kill -9`` at any time, then Ctrl-C twice, then to the end: the answer is that of one uninterrupted run.
+
+    The second Ctrl-C does not wait for the chunk; what a checkpoint has saved is still reported.
+    """
     (folder / "long.txt").write_text(TEXT * 6)
     code = (
         f"{dtype.START}import sys; from kvcli.prompt_cache import prefill as module;"
@@ -283,6 +286,8 @@ def test_a_killed_reading_is_resumed(
         while size() == first:
             time.sleep(0.02)
             assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
