@@ -1,20 +1,42 @@
 PYTHON ?= python
 # Processes that share the tests: one for each core, at most 8. Each has one thread (tests/conftest.py).
 WORKERS ?= logical
+# The tag that a release is made from, e.g. v0.2.0. `make dist` refuses a tag that is not the version.
+TAG ?=
 
-.PHONY: test lint types docs
+.DEFAULT_GOAL := help
+.PHONY: help test format lint types docs size check dist publish
 
-test:  ## every test, the real default model included
+help:  ## print this list
+	@$(PYTHON) -c 'import re; [print(f"make {n:<9}{t}") for n, t in re.findall(r"^(\w+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
+
+test:  ## run every test, the real default model included
 	$(PYTHON) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
-lint:  ## style, and who may import whom
+format:  ## format the code and fix what ruff can fix
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:  ## check the style and the import rule
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	lint-imports
 
-types:
+types:  ## check the types (mypy, strict)
 	$(PYTHON) -m mypy
 
-docs:  ## the generated parts of docs/; fails when they were stale
+docs:  ## write the generated parts of docs/ and README.md; fail if they were stale
 	$(PYTHON) docs/generate.py
-	git diff --exit-code -- docs
+	git diff --exit-code -- docs README.md
+
+size:  ## print the lines of code of each package; fail if one exceeds its limit in docs/size.md
+	$(PYTHON) -m benchmarks.size
+
+check: lint types docs size  ## everything except the tests
+
+dist:  ## build the wheel and the source archive into dist/
+	$(PYTHON) -m benchmarks.size --tag "$(TAG)"
+	$(PYTHON) -m build
+
+publish:  ## upload dist/ to the package index that twine is configured for
+	$(PYTHON) -m twine upload dist/*
