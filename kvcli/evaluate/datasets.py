@@ -76,7 +76,7 @@ def jobs(data: Data, cases: int | None) -> list[CaseSpec]:
             fields = ", ".join(list(row)[:8]) or "none"
             raise InputError(
                 f"row {place + 1} of {stem} is of no benchmark known here; its fields are: {fields}",
-                "see docs/use.md for the shapes that are read",
+                "see docs/evaluate.md for the formats that are read",
             )
         task = shape.task(stem, row)
         if cases is None or taken[task] < cases:

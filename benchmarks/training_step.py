@@ -1,7 +1,7 @@
 """What a training step costs, measured, and from that an estimate of a whole training on another machine.
 
-    python -m benchmarks.lesson --text great_expectations.txt --tokens 1400 --steps 8
-    python -m benchmarks.lesson --text great_expectations.txt --shape tests/gpu/shapes/llama-3.1-8b --layers 2
+    python -m benchmarks.training_step --text great_expectations.txt --tokens 1400 --steps 8
+    python -m benchmarks.training_step --text great_expectations.txt --shape tests/gpu/shapes/llama-3.1-8b --layers 2
 
 A step reads an example, asks its questions and teaches the heads. Its time is compared with the machine's matrix
 products in the model's shapes, timed in the same run; a machine with ``--ceiling`` TFLOP/s that reaches the same share
