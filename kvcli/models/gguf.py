@@ -1,9 +1,9 @@
 """A GGUF file, dequantised once and kept as bf16 safetensors.
 
 transformers knows the tensor names, the permuted query and key rows and the tokenizers of many
-architectures; kvcli does not repeat that. The conversion runs in a process of its own (``python -m
-kvcli.models.gguf SOURCE TARGET``), because transformers draws bars and logs to the screen, needs the whole model
-in memory, and can be killed for it. Its standard output is one ``done total`` pair a line.
+architectures; kvcli does not repeat that. The conversion runs in a process of its own (:func:`main`), because
+transformers draws bars and logs to the screen, needs the whole model in memory, and can be killed for it. Its
+standard output is one ``done total`` pair a line.
 """
 
 import errno
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Convert
+from kvcli.utils import child_process
 
 # Fixed-size GGUF value types by their number; 8 is a string and 9 an array.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"}
@@ -155,33 +155,20 @@ def convert(source: Path, target: Path, name: str) -> Generator[Convert, None, l
     """
     total = read_header(source).tensors
     yield Convert(name, 0, total)
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = target.parent / f"{target.name}.log"
-    with log.open("wb") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "kvcli.models.gguf", str(source.absolute()), str(target.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            text=True,
-        )
-        try:
-            assert child.stdout is not None
-            for line in child.stdout:
-                done, _, of = line.partition(" ")
-                if done.isdecimal() and of.strip().isdecimal():
-                    yield Convert(name, min(int(done), int(of)), int(of))
-            status = child.wait()
-        finally:
-            if child.poll() is None:  # Ctrl-C, or the consumer closed the generator
-                child.kill()
-                child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+    command = child_process.own_module("kvcli.models.gguf", str(source.absolute()), str(target.absolute()))
+    offline = {"HF_HUB_OFFLINE": "1"}
+    with (
+        log.open("wb") as errors,
+        child_process.running(command, stderr=errors, environment=offline, text=True) as child,
+    ):
+        assert child.stdout is not None
+        for line in child.stdout:
+            done, _, of = line.partition(" ")
+            if done.isdecimal() and of.strip().isdecimal():
+                yield Convert(name, min(int(done), int(of)), int(of))
+        status = child.wait()
     last = log.read_text("utf-8", "replace").strip().splitlines()[-1:] or ["no message"]
     log.unlink()
     if status == _EXIT_DISK:
@@ -198,8 +185,9 @@ def convert(source: Path, target: Path, name: str) -> Generator[Convert, None, l
     return notes
 
 
-def _main(source: Path, target: Path) -> int:
-    """The child process: everything heavy, nothing on a screen."""
+def main() -> int:
+    """The child process, given a GGUF file and a folder: everything heavy, nothing on a screen."""
+    source, target = map(Path, sys.argv[1:])
     _report_progress()
     import transformers
 
@@ -264,12 +252,9 @@ def _report_progress() -> None:
 
         def update(self, n: float | None = 1) -> bool | None:
             if self.ours and self.total:
-                print(f"{int(self.n)} {int(self.total)}")
+                print(f"{int(self.n)} {int(self.total)}", flush=True)
             drawn: bool | None = super().update(n)
             return drawn
 
     tqdm.tqdm = tqdm.auto.tqdm = Lines
 
-
-if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]), Path(sys.argv[2])))
