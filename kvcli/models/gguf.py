@@ -257,4 +257,3 @@ def _report_progress() -> None:
             return drawn
 
     tqdm.tqdm = tqdm.auto.tqdm = Lines
-
