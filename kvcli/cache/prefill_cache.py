@@ -203,7 +203,8 @@ class PrefillCacheLayer:
         q_rotated = self.fill.rotary.rotate(self.index, q, places)
         units: DenseUnits | QuantizedUnits
         if self.rows is None:
-            out, units = self._beside(q_rotated, k, v, pos, scale, window)
+            k_rotated, work_v, units = self._with_kept(k, v, pos)
+            out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
         else:
             held, k_rotated = self.held(), self.fill.rotary.rotate(self.index, k, places)
             if c:
@@ -250,16 +251,13 @@ class PrefillCacheLayer:
         c, rotate = self.count, partial(self.fill.rotary.rotate, self.index)
         return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.rows, rotate, self.dtype)
 
-    def _beside(
-        self, q_rotated: Tensor, k: Tensor, v: Tensor, pos: Tensor, scale: float, window: int | None
-    ) -> tuple[Tensor, DenseUnits]:
-        """Attention over kept units and the chunk's own side by side in the workspace, and these."""
+    def _with_kept(self, k: Tensor, v: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, DenseUnits]:
+        """Rotated keys and values of the kept units and the chunk, side by side in the workspace, and these units."""
         c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
         work_k, work_v = (t[:, : c + m] for t in self.fill.workspace.open(self.fill.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
         k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
-        out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
-        return out, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
+        return k_rotated, work_v, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
 
     def _keep_best(self, chunk: Chunk) -> None:
         keep, step, units = self.fill.policy, self.fill.step, chunk.kept + chunk.new

@@ -27,20 +27,19 @@ if TYPE_CHECKING:
     from kvcli.pipeline import Citations, DocumentContext
 
 
-def answer_all(options: RunOptions, request: Request, writer: AnswerWriter, *, stdin_is_questions: bool) -> None:
-    """Answer every question about all files together. Raises ``typer.Exit`` if not all went well."""
+def open_loop(options: RunOptions, request: Request, writer: AnswerWriter, *, stdin_is_questions: bool) -> AnswerLoop:
+    """Read the input and load the model, to answer every question about all files together."""
     options.check()
     with interruptible("waiting for standard input"):
         stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
     inputs = open_documents(options, request.files, stdin)
     run = open_run(inputs, open_model(inputs.options, inputs.saved), questions=len(request.questions))
     banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
-    loop = AnswerLoop(run, request.questions, writer)
-    _finish(loop.run(batch=request.batch), len(request.questions), "question", loop.without_citation, options)
+    return AnswerLoop(run, request.questions, writer)
 
 
 def answer_each(options: RunOptions, request: Request, writer: AnswerWriter) -> None:
-    """Answer every question about each file by itself; the model is loaded once. Raises ``typer.Exit`` as above."""
+    """Answer every question about each file by itself; the model is loaded once. Raises as :func:`finish`."""
     options.check()
     loaded = open_model(options)
     files, failed, without = request.files, 0, 0
@@ -54,7 +53,7 @@ def answer_each(options: RunOptions, request: Request, writer: AnswerWriter) -> 
         except Exception as problem:
             failed += 1
             _report_failure(writer, {"file": name}, problem)
-    _finish(failed, len(files), "file", without, options)
+    finish(failed, len(files), "file", without, options)
 
 
 def _answer_file(
@@ -66,7 +65,8 @@ def _answer_file(
     return int(bool(loop.run(batch=True))), loop.without_citation
 
 
-def _finish(failed: int, total: int, what: str, without_citation: int, options: RunOptions) -> None:
+def finish(failed: int, total: int, what: str, without_citation: int, options: RunOptions) -> None:
+    """Raise ``typer.Exit`` with the exit code of the run if an item failed or an answer is not grounded."""
     if failed:
         terminal.warn(f"{failed} of {total} {what}s failed")
         raise typer.Exit(PARTLY_FAILED)
@@ -103,13 +103,22 @@ class AnswerLoop:
 
     def run(self, *, batch: bool) -> int:
         """Answer all questions; returns how many failed."""
-        failed = 0
+        run, options, failed = self.runs, self.runs.options, 0
         for n, question in enumerate(self.questions, 1):
             if len(self.questions) > 1:
-                text = f"[{n}/{len(self.questions)}] {question.text}"
-                terminal.note("question", text, quiet=self.runs.options.quiet)
+                terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:
-                self._answer(question, left=len(self.questions) - n)
+                passages, context = self._passages(question), self._reusable(question)
+                if context is None:
+                    self.context = None  # free its memory first
+                    context = self.context = prefill_with_progress(
+                        run,
+                        question=question.text,
+                        query_aware=options.query_aware and run.source is not None,
+                        max_tokens=options.max_tokens,
+                        passages=passages,
+                    )
+                self._answer(question, context, passages, left=len(self.questions) - n)
             except (typer.Exit, Interrupted, BrokenPipeError):
                 raise
             except Exception as problem:
@@ -120,32 +129,27 @@ class AnswerLoop:
                 _report_failure(self.writer, {**name, "question": question.text}, problem)
         return failed
 
-    def _read(self, question: str, passages: int) -> DocumentContext:
-        """The context for a question: the one there is, or another prefill."""
+    def _reusable(self, question: Question) -> DocumentContext | None:
+        """The context of the previous question, if it can answer this one too."""
         run, options = self.runs, self.runs.options
-        aware = options.query_aware and run.source is not None
-        if (
-            self.context is None
-            or aware
-            or not run.pipeline.fits(self.context, question, max_tokens=options.max_tokens)
-        ):
-            self.context = None  # free its memory first
-            self.context = prefill_with_progress(
-                run, question=question, query_aware=aware, max_tokens=options.max_tokens, passages=passages
-            )
-        return self.context
+        if self.context is None or (options.query_aware and run.source is not None):
+            return None
+        return self.context if run.pipeline.fits(self.context, question.text, max_tokens=options.max_tokens) else None
 
-    def _answer(self, question: Question, *, left: int) -> None:
+    def _passages(self, question: Question) -> int:
+        """How many passages are read again before the answer."""
+        run, passages = self.runs, self.runs.options.passages
+        if passages is not None:
+            return passages
+        ids = run.pipeline.prompt.question(question.text, document=run.source is not None)
+        return run.pipeline.default_passages(run.source, run.recipe, ids)
+
+    def _answer(self, question: Question, context: DocumentContext, passages: int, *, left: int) -> None:
         from kvcli.engine.sampling import Sampling
         from kvcli.planning import speed_history
 
         run, options = self.runs, self.runs.options
         remarks: list[str] = []
-        ids = run.pipeline.prompt.question(question.text, document=run.source is not None)
-        passages = options.passages
-        if passages is None:
-            passages = run.pipeline.default_passages(run.source, run.recipe, ids)
-        context = self._read(question.text, passages)
         sampling = Sampling(**options.sampling)
         answer, reread, stopped = self._generate(context, question.text, sampling, passages)
         spec = run.model.spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,9 @@ from kvcli.cli.inputs import Inputs, Saved
 from kvcli.cli.options import RunOptions
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import terminal
-from kvcli.cli.views.progress import run_with_progress
+from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, ResourceError
-from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
+from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill, drain
 from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
@@ -224,11 +225,13 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
             done = event.done
         elif isinstance(event, Checkpoint):
             saved = event.tokens
+        display.see(event)
 
+    display = ProgressDisplay(quiet=run.options.quiet, device=run.model.spec.device)
     events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
     try:
-        with signals:
-            context = run_with_progress(events, quiet=run.options.quiet, device=run.model.spec.device, see=see)
+        with signals, closing(events), display:
+            context = drain(events, see)
     except PrefillInterrupted as stopped:
         raise _interrupted(stopped.done, stopped.total, stopped.saved, signals.cause) from None
     except INTERRUPTS as stop:

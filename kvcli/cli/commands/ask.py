@@ -190,6 +190,8 @@ def command(
         if each:
             answer_loop.answer_each(options, request, writer)
         else:
-            answer_loop.answer_all(options, request, writer, stdin_is_questions=STDIN in named)
+            loop = answer_loop.open_loop(options, request, writer, stdin_is_questions=STDIN in named)
+            failed = loop.run(batch=request.batch)
+            answer_loop.finish(failed, len(request.questions), "question", loop.without_citation, options)
     finally:
         writer.close()

@@ -3,8 +3,9 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Generator
+from contextlib import closing
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from kvcli.events import CacheHit, Convert, Download, Event, Prefill, Training, drain
 from kvcli.utils import process_memory
@@ -143,10 +144,18 @@ class ProgressDisplay:
         )
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, _error: object, _trace: object) -> None:
+        self.close()
+        if failed is None:
+            self.summary()
 
     def summary(self) -> None:
         """One line for all that was read, fetched or converted."""
@@ -165,27 +174,10 @@ class ProgressDisplay:
                 note("convert", f"{key.removeprefix('convert ')} · {plural(meter.done, 'tensor')}")
 
 
-def run_with_progress(
-    events: Generator[Event, None, T],
-    *,
-    quiet: bool = False,
-    device: str = "cpu",
-    see: Callable[[Event], None] = lambda _event: None,
-) -> T:
-    """Run ``events`` to its end, showing progress on stderr; returns what the generator returns.
+def run_with_progress(events: Generator[Event, None, T], *, quiet: bool = False, device: str = "cpu") -> T:
+    """Run ``events`` to its end and show progress on stderr; returns what the generator returns.
 
-    ``device`` is whose memory is shown; ``see`` gets each event before it is drawn.
+    ``device`` is whose memory is shown.
     """
-    watcher = ProgressDisplay(quiet=quiet, device=device)
-    try:
-
-        def show(event: Event) -> None:
-            see(event)
-            watcher.see(event)
-
-        value = drain(events, show)
-    finally:
-        watcher.close()
-        events.close()
-    watcher.summary()
-    return value
+    with closing(events), ProgressDisplay(quiet=quiet, device=device) as display:
+        return drain(events, display.see)
