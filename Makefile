@@ -5,7 +5,7 @@ WORKERS ?= logical
 TAG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test format lint types docs size check dist publish
+.PHONY: help test format lint types docs results size check dist publish
 
 help:  ## print this list
 	@$(PYTHON) -c 'import re; [print(f"make {n:<9}{t}") for n, t in re.findall(r"^(\w+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
@@ -29,10 +29,14 @@ docs:  ## write the generated parts of docs/ and README.md; fail if they were st
 	$(PYTHON) docs/generate.py
 	git diff --exit-code -- docs README.md
 
+results:  ## write the tables and plots of docs/results/ from its data; fail if they were stale
+	$(PYTHON) -m benchmarks.results
+	git diff --exit-code -- docs/results
+
 size:  ## print the lines of code of each package; fail if one exceeds its limit in docs/size.md
 	$(PYTHON) -m benchmarks.size
 
-check: lint types docs size  ## everything except the tests
+check: lint types docs results size  ## everything except the tests
 
 dist:  ## build the wheel and the source archive into dist/
 	$(PYTHON) -m benchmarks.size --tag "$(TAG)"

@@ -1,1 +1,1 @@
-"""Measurements behind docs/results.md. Run by hand, never by the test command."""
+"""Measurements behind docs/results. Run by hand, never by the test command."""

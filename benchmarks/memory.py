@@ -23,6 +23,7 @@ from kvcli.events import drain
 from kvcli.models.resolve import resolve
 
 LOCRET = "locret(budget=1024, stabilizers=64, sinks=48)"
+FIELDS = ("recipe", "tokens", "peak_bytes", "planned_bytes", "kv_bytes", "kept", "dtype")
 
 
 def shape(model: str, window: int, folder: Path) -> Path:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--recipe", default=LOCRET)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    command = f"python -m benchmarks.memory --lengths {options.lengths} --full {options.full} --out memory.jsonl"
     ours, full = lengths(options.lengths, "--lengths"), lengths(options.full, "--full")
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     finished = {(row["recipe"], row["tokens"]) for row in done}
@@ -58,8 +60,10 @@ def main() -> None:
             if (recipe, tokens) in finished:
                 continue
             row = measure(config, recipe, tokens)
-            kept = {k: row[k] for k in ("recipe", "tokens", "peak_bytes", "planned_bytes", "kv_bytes", "kept", "dtype")}
-            out.write(json.dumps(kept | provenance("python -m benchmarks.memory", n=1)) + "\n")
+            kept = {"table": "memory"} | {
+                k: row[k] for k in ("recipe", "tokens", "peak_bytes", "planned_bytes", "kv_bytes", "kept", "dtype")
+            }
+            out.write(json.dumps(kept | provenance(command, n=1)) + "\n")
             out.flush()
             print(f"{tokens:>9,} tokens  {row['peak_bytes'] / 2**20:>8,.1f} MiB  {recipe}", flush=True)
 

@@ -1,38 +1,39 @@
-"""Write docs/reference.md: the help of every command and the table of policies, from the program itself."""
+"""Write docs/reference.md (the help of every command, every recipe) and the table of recipes in README.md."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from kvcli import registry
+from kvcli.cli.app import app
 from kvcli.recipe import format_policy
 
-CACHE = ("ls", "show", "rm", "prune", "verify", "export", "import", "path")
-COMMANDS = [
-    "",
-    "ask",
-    "chat",
-    "prefill",
-    "kv",
-    "plan",
-    "bench",
-    *(f"cache {c}".rstrip() for c in ("", *CACHE)),
-    "train",
-    "calibrate",
-    "eval",
-    "extract",
-    "models",
-    "models ls",
-    "models pull",
-    "models show",
-    "recipes",
-    "doctor",
-]
 TARGET = Path(__file__).parent / "reference.md"
+README = Path(__file__).parent.parent / "README.md"
+HEADINGS: dict[registry.Axis, str] = {"eviction": "eviction policies", "storage": "KV storage"}
+
+_TABLE = re.compile(r"(?<=<!-- recipes -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_PAPER = re.compile(r"(\w+) et al\. (\d{4})\b.*?arXiv[: ](\d{4}\.\d{5})")
+
+
+def commands(command: Any = None, name: str = "") -> Iterator[str]:
+    """The words of every command, in the order of ``kvcli --help``; the program itself is the empty text."""
+    command = command or typer.main.get_command(app)
+    yield name
+    for word, inner in getattr(command, "commands", {}).items():
+        if not inner.hidden:
+            yield from commands(inner, f"{name} {word}".strip())
 
 
 def help_text(command: str) -> str:
@@ -43,29 +44,61 @@ def help_text(command: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def policies(axis: registry.Axis) -> list[str]:
-    """Rows of a table: name and fields, then the first sentence of the docstring."""
-    rows = ["| policy | what it does |", "| --- | --- |"]
-    for name in registry.names(axis):
-        cls = registry.lookup(axis, name)
-        fields = ", ".join(f.name for f in dataclasses.fields(cls))
-        rows.append(f"| `{format_policy(cls())}` | {(cls.__doc__ or '').splitlines()[0]} Fields: {fields or 'none'}. |")
-    return rows
+def policies(axis: registry.Axis) -> list[type[Any]]:
+    """The classes of an axis, by name."""
+    return [registry.lookup(axis, name) for name in registry.names(axis)]
+
+
+def summary(cls: type[Any]) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    text = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) ", text, maxsplit=1)[0]
+
+
+def paper(cls: type[Any]) -> str:
+    """A link to the paper that a policy's module names; a dash if it names none."""
+    found = _PAPER.search(inspect.getdoc(sys.modules[cls.__module__]) or "")
+    return f"[{found[1]} et al. {found[2]}](https://arxiv.org/abs/{found[3]})" if found else "–"
+
+
+def reference(texts: dict[str, str]) -> str:
+    """docs/reference.md, from the help text of each command."""
+    parts = ["# Reference", "", "Written by `make docs` from the program; do not edit.", ""]
+    for axis, heading in HEADINGS.items():
+        parts += [f"## Recipes: {heading}", "", "| name | what it does | fields | paper |", "| --- | --- | --- | --- |"]
+        for cls in policies(axis):
+            fields = ", ".join(f.name for f in dataclasses.fields(cls)) or "none"
+            parts.append(f"| `{format_policy(cls())}` | {summary(cls)} | {fields} | {paper(cls)} |")
+        parts.append("")
+    parts.append("## Commands")
+    for command, text in texts.items():
+        parts += ["", f"### kvcli {command}".rstrip(), "", "```", text, "```"]
+    return "\n".join(parts) + "\n"
+
+
+def recipes() -> str:
+    """The table of README.md."""
+    lines = ["| recipe | what it does | paper |", "| --- | --- | --- |"]
+    for axis in HEADINGS:
+        sign = "+" if axis == "storage" else ""
+        lines += [f"| `{sign}{cls().name}` | {summary(cls)} | {paper(cls)} |" for cls in policies(axis)]
+    return "\n".join(lines) + "\n"
+
+
+def with_recipes(readme: str) -> str:
+    """README.md with its table of recipes written anew."""
+    text, count = _TABLE.subn(lambda _: recipes(), readme)
+    if count != 1:
+        raise ValueError("README.md needs one <!-- recipes --> … <!-- end -->")
+    return text
 
 
 def main() -> None:
-    parts = [
-        "# Reference",
-        "",
-        "Written by `make docs` from the program; do not edit.",
-        "",
-        "## Recipes: eviction policies",
-        "",
-    ]
-    parts += [*policies("eviction"), "", "## Recipes: KV storage", "", *policies("storage"), "", "## Commands"]
-    for command in COMMANDS:
-        parts += ["", f"### kvcli {command}".rstrip(), "", "```", help_text(command), "```"]
-    TARGET.write_text("\n".join(parts) + "\n")
+    names = list(commands())
+    with ThreadPoolExecutor() as pool:
+        texts = dict(zip(names, pool.map(help_text, names), strict=True))
+    TARGET.write_text(reference(texts))
+    README.write_text(with_recipes(README.read_text()))
 
 
 if __name__ == "__main__":

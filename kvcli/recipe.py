@@ -101,7 +101,7 @@ def parse(text: str) -> Recipe:
 
 
 def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, heads: bool = False) -> Recipe:
-    """What ``ask`` uses where no policy is named: the best one measured for the case (docs/results.md).
+    """What ``ask`` uses where no policy is named: the best one measured for the case (docs/results).
 
     ``locret`` where the model has retaining heads. Else one question is worth a reading of its own, with ``snapkv``,
     and several share one, with ``keydiff``. The budget is an eighth of the model's window, at most 16,384 units,

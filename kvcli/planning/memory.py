@@ -20,9 +20,9 @@ _SCORE_AND_PLACE = 4 + _PLACE  # bytes per unit beside key and value: a float32 
 
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
 # What oneDNN keeps for each shape that it has multiplied, and for how many. Measured with mallinfo2 on the default
-# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
+# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
-_TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results.md)
+_TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results)
 PASSAGES = 3  # that are read again where units are forgotten; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of the longest of them, about
 _IN_SIGHT = 32  # units per KV head, at least, that stay in sight beside them

@@ -10,7 +10,7 @@ first, and was measured to find the page half as often.
 This is multiplied by how much more than an average page the page shares of the words of question and answer (BM25).
 Either says nothing where it is the same for all pages: eviction leaves attention little to see, and an answer in other
 words than the text's leaves words nothing to find. Together they were measured to be right where one of them is, and
-more often than attention alone. This is a hint where to look, and never a citation: docs/results.md has how often it
+more often than attention alone. This is a hint where to look, and never a citation: docs/results has how often it
 is right.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kvcli.models.model import Model
 
 LAYERS = (1 / 3, 2 / 3)
-"""Which layers are summed, as shares of the depth; others are worse in texts that are not short (docs/results.md)."""
+"""Which layers are summed, as shares of the depth; others are worse in texts that are not short (docs/results)."""
 
 NEUTRAL = "N/A"
 """Question and answer without content."""

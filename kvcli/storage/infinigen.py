@@ -4,7 +4,7 @@ What a layer will look at is guessed from the attention input of the layer befor
 keys. An orthogonal matrix can turn both so that few columns say most; it changes no product. It comes from the second
 moment of a model's queries: over a book, once per model, as in the paper (``kvcli calibrate``), or over the text that
 is read, summed on the way. Unturned, the columns are those that the text's own queries and keys are largest in, and for
-the default model they guess best (docs/results.md).
+the default model they guess best (docs/results).
 """
 
 from __future__ import annotations

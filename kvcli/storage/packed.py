@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvcli_kernels.quantize import Packed
 
 _BLOCK = 4096  # units of a KV head that are packed at a time; a multiple of any group
-_COPIES = 18  # float32 numbers for each of a block, as measured (docs/results.md): freed ones stay with the process
+_COPIES = 18  # float32 numbers for each of a block, as measured (docs/results): freed ones stay with the process
 
 
 @dataclass(frozen=True, kw_only=True)

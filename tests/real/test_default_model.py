@@ -35,7 +35,7 @@ def test_it_knows_the_capital_of_france(model) -> None:
 def test_pass_keys_in_8k_tokens_survive_a_budget_of_1000(model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four keys in the last third of the text, of which a rounding may lose one.
 
-    The model's own full attention finds fewer at this length (docs/results.md). Of ten depths in steps of a ninth,
+    The model's own full attention finds fewer at this length (docs/results). Of ten depths in steps of a ninth,
     bfloat16 keeps all ten keys and float32 loses the four from the second to the fifth.
     """
     monkeypatch.setattr(passkey, "_model", model)

@@ -3,7 +3,7 @@
 torch's flash kernel for CPUs reaches a third of the speed of the machine's matrix products in bfloat16. A block of
 queries of one KV head against all its keys is small enough for the caches, so here two products and a softmax per
 block do the work, all in bfloat16 with float32 accumulation inside each product. Logits are rounded to bfloat16 once;
-docs/results.md has the error against float32 beside flash's.
+docs/results has the error against float32 beside flash's.
 """
 
 import torch

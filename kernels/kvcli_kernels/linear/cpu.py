@@ -1,6 +1,6 @@
 """For CPUs, compiled by numba: each bfloat16 of the weight is read once, in order, and widened in a register.
 
-torch's own product of one row reaches a third of the memory's speed (docs/results.md).
+torch's own product of one row reaches a third of the memory's speed (docs/results).
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.size import TABLE, faults, limits, sizes
@@ -19,6 +19,7 @@ def test_a_tree_is_the_sum_of_its_packages_and_its_root(tmp_path: Path) -> None:
     assert sizes({"t": tmp_path}) == {"t/root": 1, "t/a": 5, "t/b": 4, "t": 10}
 
 
+@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_a_fault_for_each_package_that_is_over_its_limit_or_unknown(found, allowed) -> None:
     wrong = {text.split()[0] for text in faults(found, allowed)}
