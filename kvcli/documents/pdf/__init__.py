@@ -8,6 +8,10 @@ from kvcli.documents.document import Extract, Part, Source
 from kvcli.documents.isolated import run
 from kvcli.documents.pages import named, select, shown
 from kvcli.documents.pdf import layout, paragraphs
+from kvcli.documents.pdf.damage import ends
+from kvcli.documents.pdf.fonts import UNKNOWN
+from kvcli.documents.pdf.rows import Line
+from kvcli.documents.pdf.words import Word
 from kvcli.errors import InputError
 
 PAGES = 50_000
@@ -22,7 +26,9 @@ def extract(source: Source) -> Extract:
     head, pages = _read(source)
     chosen = select(source.options.pages, len(pages), source.name)
     for page in pages:
-        page["lines"] = layout.lines(page["words"])
+        if _is_unknown(page):
+            page["words"] = [w for w in page["words"] if w[0].strip(UNKNOWN)]
+        page["lines"] = layout.lines([Word(*w) for w in page["words"]])
     heads = paragraphs.running_heads(
         [p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages]
     )
@@ -34,14 +40,19 @@ def extract(source: Source) -> Extract:
     texts = [paragraphs.finish(t) for t in texts]
     bare = {p["page"] for p, t in zip(pages, texts, strict=True) if p.get("picture") and len(t) < STAMP} & set(chosen)
     found = Extract([], pages=len(chosen), notes=notes)
-    if bare and source.options.ocr:
+    unknown = {n for n in chosen if _is_unknown(pages[n - 1])}
+    if source.options.ocr and (asked := bare | unknown):
         from kvcli.documents.pdf import ocr
 
-        for number, text in ocr.pages(source, sorted(bare)).items():
+        for number, text in ocr.pages(source, sorted(asked)).items():
             texts[number - 1] = text
-        notes.append(f"{source.name}: {named(bare)} read by OCR")
-        bare = {n for n in bare if not texts[n - 1].strip()}
+            pages[number - 1] |= {"unknown": 0, "guessed": 0}
+        notes.append(f"{source.name}: {named(asked)} read by OCR")
+        bare = {n for n in asked if not texts[n - 1].strip()}
+        unknown = set()
+    _refuse_unknown(source, unknown, chosen)
     _refuse_scan(source, bare, chosen, texts)
+    found.warnings += _letters(source, [pages[n - 1] for n in chosen], unknown)
     found.without_text = [n for n in chosen if not texts[n - 1].strip()]
     if bare:
         found.warnings.append(f"{source.name}: {named(bare)} not read, pictures with hardly any text; --ocr reads them")
@@ -52,6 +63,8 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: page {page['page']} is cut; {page['cut']:,} characters were not read")
     if not head["whole"]:
         found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
+    if head["unsure"]:
+        found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
     if head["strays"]:
         found.warnings.append(
             f"{source.name} has {head['strays']:,} page objects more than it shows;"
@@ -68,7 +81,6 @@ def extract(source: Source) -> Extract:
 def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the process of :mod:`kvcli.documents.pdf.pdfium` says of the document and of each page."""
     name, quoted, fetch = source.name, source.quoted, "fetch the file again"
-    end = source.data.rfind(b"%%EOF")
     answers = run("kvcli.documents.pdf.pdfium", source)
     head = next(answers, {"error": 0})
     if (code := head.get("error")) is not None:
@@ -79,7 +91,7 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 f"{name} is encrypted and asks for a password, which kvcli does not take; save it without one", decrypt
             )
         raise InputError(f"{name} is damaged: PDFium cannot open it ({len(source.data):,} bytes)", fetch)
-    if end < 0:
+    if not ends(source.data):
         answers.close()
         size = f"{len(source.data):,} bytes"
         raise InputError(f"{name} is damaged: it breaks off after {size}, before the mark that ends a PDF", fetch)
@@ -126,7 +138,7 @@ def _drop(pages: list[dict[str, Any]], heads: list[set[int]]) -> list[str]:
     return [f"running heads and feet left out: {shown_}{more}"] if common else []
 
 
-def _kind(line: layout.Line) -> str:
+def _kind(line: Line) -> str:
     return paragraphs.NUMBER.sub("#", paragraphs.clean(line.text))
 
 
@@ -147,6 +159,36 @@ def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[
         f"{source.name}: {named(bare)} {have} no text; this is a {kind}{rest}",
         "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
     )
+
+
+def _is_unknown(page: dict[str, Any]) -> bool:
+    """Whether most characters of a page are numbers of glyphs that no font maps to letters."""
+    return 2 * int(page.get("unknown", 0)) > sum(len(w[0]) for w in page["words"])
+
+
+def _refuse_unknown(source: Source, unknown: set[int], chosen: list[int]) -> None:
+    """Refuse a document of which half or more of the pages have letters that cannot be told."""
+    if unknown and 2 * len(unknown) >= len(chosen):
+        raise InputError(
+            f"{source.name}: the letters of {named(unknown)} cannot be told: the fonts have no map to Unicode",
+            "read the printed page: the same command with --ocr (pip install 'kvcli[ocr]')",
+        )
+
+
+def _letters(source: Source, pages: list[dict[str, Any]], unknown: set[int]) -> list[str]:
+    """Warnings of letters that cannot be told, and of those that are guessed."""
+    found, why = [], "the fonts have no map to Unicode"
+    if unknown:
+        found.append(f"{source.name}: {named(unknown)} not read: {why}; --ocr reads the printed page")
+    some = {p["page"]: p["unknown"] for p in pages if p.get("unknown") and p["page"] not in unknown}
+    if some:
+        found.append(
+            f"{source.name}: {sum(some.values()):,} letters on {named(some)} cannot be told and are {UNKNOWN}: {why}"
+        )
+    guessed = {p["page"] for p in pages if p.get("guessed")}
+    if guessed:
+        found.append(f"{source.name}: the letters on {named(guessed)} are guessed: {why}; compare them with the page")
+    return found
 
 
 def _sections(outline: list[tuple[int, str, int]]) -> Any:

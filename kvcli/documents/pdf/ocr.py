@@ -15,6 +15,7 @@ from typing import Any
 from kvcli.documents.document import Source
 from kvcli.documents.isolated import run
 from kvcli.documents.pdf import layout, paragraphs
+from kvcli.documents.pdf.words import Word
 from kvcli.errors import UsageError
 
 DPI = 150
@@ -41,7 +42,7 @@ def pages(source: Source, numbers: Sequence[int]) -> dict[int, str]:
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
         raise UsageError("OCR is not installed", "pip install 'kvcli[ocr]'")
     read = {
-        page["page"]: layout.lines([tuple(w) for w in page["words"]])
+        page["page"]: layout.lines([Word(*w) for w in page["words"]])
         for page in run("kvcli.documents.pdf.ocr", source, *map(str, numbers), silence=PATIENCE)
     }
     hyphens = paragraphs.Hyphens(line.text for lines in read.values() for line in lines)

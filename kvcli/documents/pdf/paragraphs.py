@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
-from kvcli.documents.pdf.layout import Line
-from kvcli.documents.pdf.pdfium import HYPHEN
+from kvcli.documents.pdf.rows import Line
+from kvcli.documents.pdf.words import HYPHEN
 
 EDGE = 4
 """Lines at the top and at the bottom of a page that may be running heads."""
@@ -18,10 +18,15 @@ MARGIN = 0.12
 REPEATS = 3
 """Pages a line must be on, at the same height, to be a running head."""
 
+LONGEST = 100
+"""Letters of a word that are compared at a hyphen."""
+
 NUMBER = re.compile(r"\d+|(?<![A-Za-z])[ivxlcdm]+(?![A-Za-z])", re.IGNORECASE)
 _LEADERS = re.compile(r"(?:\s?[.·…_]){5,}\s?")
 _BULLET = re.compile(r"(?:[•◦▪●■–—*‣·−-]|\(?(?:\d{1,3}|[A-Za-z]|[ivx]{1,4})[.)])(?:\s|$)")
 _BROKEN = re.compile(rf"[^\W\d_][{HYPHEN}\x02\xad\u2010-]$")
+_WORD_END, _WORD_START = re.compile(r"[^\W\d_]+$"), re.compile(r"[^\W\d_]+")
+_UNSPACED = re.compile("[\u2e80-\u3129\u31a0-\u9fff\uf900-\ufaff\uff00-\uff60]")  # Chinese and Japanese
 _LETTERS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 
@@ -42,19 +47,23 @@ class Hyphens:
 
     def join(self, left: str, right: str) -> str:
         """``left``, which ends with a hyphen, and ``right`` as one text."""
+        return self.seam(left, right) + right
+
+    def seam(self, left: str, right: str) -> str:
+        """``left`` without its last hyphen if ``right`` goes on in the same word, and with a plain one if not."""
         stem, soft = left[:-1], left[-1] == "\xad"
-        head, tail = re.search(r"[^\W\d_]+$", stem), re.match(r"[^\W\d_]+", right)
+        head, tail = _WORD_END.search(stem[-LONGEST:]), _WORD_START.match(right[:LONGEST])
         if head is None or tail is None:
-            return stem + ("" if soft else "-") + right
+            return stem + ("" if soft else "-")
         a, b = head[0].lower(), tail[0].lower()
         if soft or self.known[a + b]:
-            return stem + right
+            return stem
         compound = (
             self.known[f"{a}-{b}"]
             or not right[0].islower()
             or (len(a) > 3 and len(b) > 3 and self.known[a] and self.known[b])
         )
-        return f"{stem}-{right}" if compound else stem + right
+        return f"{stem}-" if compound else stem
 
 
 def clean(text: str) -> str:
@@ -117,18 +126,22 @@ def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
         if a.column == b.column and b.y0 > a.y1 - 2:
             steps[a.column].append(b.y0 - a.y0)
     pitches = {column: median(found) for column, found in steps.items()}
-    text, opened = clean(lines[0].text), True
+    found, opened = [clean(lines[0].text)], True
     for a, b in pairwise(lines):
-        new = clean(b.text)
+        last, new = found[-1], clean(b.text)
         pitch = min(pitches.get(b.column, b.height), 1.6 * max(a.height, b.height))
         if _wrapped(a, b, pitch, opened=opened):
-            text = hyphens.join(text, new) if _BROKEN.search(text) else f"{text} {new}"
+            if _BROKEN.search(last[-2:]):
+                found[-1] = hyphens.seam(last, new)
+            elif not (_UNSPACED.match(last[-1:]) and _UNSPACED.match(new)):
+                found.append(" ")
             opened = False
         else:
             apart = a.column != b.column or b.y0 - a.y0 > 1.3 * max(pitch, a.height) or a.text[-1:] in ".:?!"
-            text += ("\n\n" if apart else "\n") + new
+            found.append("\n\n" if apart else "\n")
             opened = True
-    return text
+        found.append(new)
+    return "".join(found)
 
 
 def _wrapped(a: Line, b: Line, pitch: float, *, opened: bool) -> bool:
@@ -158,7 +171,7 @@ def finish(text: str) -> str:
 
 def across(before: str, after: str, hyphens: Hyphens) -> tuple[str, str]:
     """Two pages, of which the first may end in the middle of a word; the word's rest moves to the first page."""
-    if not _BROKEN.search(before):
+    if not _BROKEN.search(before[-2:]):
         return before, after
     word = re.match(r"[^\W\d_]\S*", after)
     if word is None or not word[0][0].islower():

@@ -5,16 +5,15 @@ A PDF is a program for a C++ library. Here it may crash, hang or fill memory wit
 """
 
 import contextlib
-import ctypes
 import json
-import math
-import re
 import sys
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from kvcli.documents.isolated import bounded
+from kvcli.documents.pdf.damage import leaves, streams
+from kvcli.documents.pdf.fonts import Fonts
+from kvcli.documents.pdf.words import Letters, words
 
 CHARACTERS = 200_000
 """Of one page; a page of a book has 3,000 and a dense table 20,000."""
@@ -28,21 +27,6 @@ FEW = 1_500
 OBJECTS = 2_000
 """Page objects looked at for pictures."""
 
-INFLATED = 1 << 30
-"""Bytes all streams of text together may unpack to while they are checked."""
-
-HYPHEN = "\ufffe"
-"""PDFium's sign for a hyphen at the end of a line."""
-
-_WORD = re.compile(rf"[^\s{HYPHEN}\x02]+[{HYPHEN}\x02]?|[{HYPHEN}\x02]")
-_LEAF = re.compile(rb"(\d{1,9})\s+\d{1,5}\s+obj\b|/Type\s*/Page(?![A-Za-z])")
-_TREE = re.compile(rb"<<(?:[^<>]|<<[^<>]*>>){0,2000}?/Type\s*/Pages\b(?:[^<>]|<<[^<>]*>>){0,2000}>>")
-_COUNT = re.compile(rb"/Count\s+(\d{1,9})")
-_FLATE = re.compile(rb"<<((?:[^<>]|<<[^<>]*>>|<[0-9a-fA-F\s]*>){0,2000})>>\s*stream\r?\n")
-
-Word = tuple[str, float, float, float, float, int]
-"""Text; left, top, right, bottom in points from the page's upper left corner; quarter turns counter-clockwise."""
-
 
 def pieces(data: bytes) -> Iterator[dict[str, Any]]:
     """The head of the document, then its pages; a failure is ``error``, for the document PDFium's number of it."""
@@ -54,53 +38,21 @@ def pieces(data: bytes) -> Iterator[dict[str, Any]]:
     except pdfium.PdfiumError as error:
         yield {"error": getattr(error, "err_code", 0) or 0}
         return
+    broken, unsure = (0, 0) if b"/Encrypt" in data else streams(data)
     yield {
         "pages": len(document),
         "whole": bool(raw.FPDF_DocumentHasValidCrossReferenceTable(document)),
-        "broken": 0 if b"/Encrypt" in data else broken_streams(data),
+        "broken": broken,
+        "unsure": unsure,
         "strays": max(0, leaves(data) - len(document)),
         "outline": list(_outline(document)),
     }
+    fonts = Fonts(data)
     for number in range(1, len(document) + 1):
         try:
-            yield _page(document, number)
+            yield _page(document, number, fonts)
         except pdfium.PdfiumError as error:
             yield {"page": number, "error": str(error)[:200]}
-
-
-def broken_streams(data: bytes) -> int:
-    """How many compressed streams that may hold text do not unpack: PDFium would leave them out in silence."""
-    broken, room = 0, INFLATED
-    for match in _FLATE.finditer(data):
-        words = match[1]
-        if not re.search(rb"/Filter\s*\[?\s*/FlateDecode", words) or re.search(
-            rb"/Image|/Length[123]\b|/Alternate", words
-        ):
-            continue
-        end = data.find(b"endstream", match.end())
-        packed = data[match.end() : end if end >= 0 else len(data)]
-        engine, rest = zlib.decompressobj(), packed
-        try:
-            while rest and not engine.eof and room > 0:
-                room -= len(engine.decompress(rest, 1 << 20))
-                rest = engine.unconsumed_tail
-            broken += room > 0 and not engine.eof
-        except zlib.error:
-            broken += 1
-    return broken
-
-
-def leaves(data: bytes) -> int:
-    """How many pages a file means to have: by its page objects or its page tree, whichever says more.
-
-    Compressed streams of objects are not looked into.
-    """
-    found, at = set[bytes](), b""
-    for match in _LEAF.finditer(data):
-        at = match[1] or at
-        if not match[1]:
-            found.add(at)
-    return max([len(found), *(int(n[1]) for tree in _TREE.finditer(data) for n in _COUNT.finditer(tree[0]))])
 
 
 def _outline(document: Any) -> Iterator[tuple[int, str, int]]:
@@ -115,18 +67,21 @@ def _outline(document: Any) -> Iterator[tuple[int, str, int]]:
                 yield mark.level, (mark.get_title() or "").strip()[:300], index + 1
 
 
-def _page(document: Any, number: int) -> dict[str, Any]:
+def _page(document: Any, number: int, fonts: Fonts) -> dict[str, Any]:
     page = document[number - 1]
     text = page.get_textpage()
     try:
         width, height = page.get_size()
         count = text.count_chars()
+        letters = words(page, text, min(count, CHARACTERS), fonts.page(number)) if count > 0 else Letters([])
         found: dict[str, Any] = {
             "page": number,
             "label": document.get_page_label(number - 1)[:40] or None,
             "width": width,
             "height": height,
-            "words": words(page, text, min(count, CHARACTERS)) if count > 0 else [],
+            "words": letters.words,
+            "unknown": letters.unknown,
+            "guessed": letters.guessed,
             "cut": max(0, count - CHARACTERS),
         }
         if count < FEW:
@@ -135,39 +90,6 @@ def _page(document: Any, number: int) -> dict[str, Any]:
     finally:
         text.close()
         page.close()
-
-
-def words(page: Any, text: Any, count: int) -> list[Word]:
-    """The words of a page in the order of its content stream, upright as the page is shown."""
-    from pypdfium2 import raw
-
-    box = raw.FS_RECTF()
-    left, bottom, right, top = page.get_bbox()
-    rotation = page.get_rotation()
-    found: list[Word] = []
-    for match in _WORD.finditer(text.get_text_range(0, count)):
-        xs: list[float] = []
-        ys: list[float] = []
-        turn = 0.0
-        for i in (match.start(), match.end() - 1):
-            at = raw.FPDFText_GetCharIndexFromTextIndex(text, i)
-            if at >= 0 and raw.FPDFText_GetLooseCharBox(text, at, ctypes.byref(box)):
-                xs += (box.left, box.right)
-                ys += (box.bottom, box.top)
-                turn = raw.FPDFText_GetCharAngle(text, at)
-        if not xs:
-            continue
-        x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-        place = {
-            0: (x0 - left, top - y1, x1 - left, top - y0),
-            90: (y0 - bottom, x0 - left, y1 - bottom, x1 - left),
-            180: (right - x1, y0 - bottom, right - x0, y1 - bottom),
-            270: (top - y1, right - x1, top - y0, right - x0),
-        }[rotation]
-        turns = (round(turn / (math.pi / 2)) - rotation // 90) % 4
-        a, b, c, d = (round(v, 1) for v in place)
-        found.append((match[0], a, b, c, d, turns))
-    return found
 
 
 def _picture(page: Any) -> bool:

@@ -10,7 +10,8 @@ import pytest
 
 from kvcli.documents import Document, Options, isolated, pages, read
 from kvcli.documents.document import Source
-from kvcli.documents.pdf import layout, paragraphs, pdfium
+from kvcli.documents.pdf import damage, layout, paragraphs
+from kvcli.documents.pdf.words import Word
 from kvcli.errors import InputError, UsageError
 from tests.unit.documents.makers import Page, lines, pdf
 
@@ -172,18 +173,30 @@ def test_an_encrypted_file_names_the_way_out_and_one_without_a_password_is_read(
 
 def test_damage_is_never_answered_from(tmp_path: Path) -> None:
     whole = pdf([Page(lines(PROSE)), Page(lines(OTHER))])
-    assert "is damaged: it breaks off" in refused(tmp_path, whole[:-7]).message
+    at = whole.rindex(b"startxref")
+    for cut in (at, at + 5, at + 12):
+        assert "is damaged: it breaks off" in refused(tmp_path, whole[:cut]).message
     assert "is damaged" in refused(tmp_path, whole[:40]).message
     at = whole.rindex(b"stream\n", 0, whole.rindex(b"endstream")) + 20
     broken = whole[:at] + bytes(b ^ 0x55 for b in whole[at : at + 30]) + whole[at + 30 :]
     assert "1 of its compressed streams" in refused(tmp_path, broken).message
 
 
+def test_what_viewers_show_all_the_same_is_read(tmp_path: Path) -> None:
+    whole = pdf([Page(lines(PROSE)), Page(lines(OTHER))])
+    document = load(tmp_path, whole.removesuffix(b"%%EOF\n"))
+    assert words(document.text) == words(" ".join(PROSE + OTHER))
+    at = whole.rindex(b"\nendstream")
+    document = load(tmp_path, whole[: at - 2] + b"\0\0" + whole[at:])
+    assert words(document.text) == words(" ".join(PROSE + OTHER))
+    assert "1 of its compressed streams have a wrong check sum" in document.warnings[0]
+
+
 def test_streams_are_checked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pdfium.broken_streams(pdf([Page(lines(PROSE * 50))])) == 0
-    monkeypatch.setattr(pdfium, "INFLATED", 100)
+    assert damage.streams(pdf([Page(lines(PROSE * 50))])) == (0, 0)
+    monkeypatch.setattr(damage, "INFLATED", 100)
     start = time.process_time()
-    assert pdfium.broken_streams(pdf([Page(lines(PROSE * 50))] * 20)) == 0  # not looked at any more
+    assert damage.streams(pdf([Page(lines(PROSE * 50))] * 20)) == (0, 0)  # not looked at any more
     assert time.process_time() - start < 5
 
 
@@ -215,7 +228,7 @@ def test_a_reader_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_page_of_ten_thousand_words_is_laid_out_in_time() -> None:
     grid = [
-        (f"w{i}", 5.0 * (i % 100), 6.0 * (i // 100), 5.0 * (i % 100) + 4, 6.0 * (i // 100) + 5, 0)
+        Word(f"w{i}", 5.0 * (i % 100), 6.0 * (i // 100), 5.0 * (i % 100) + 4, 6.0 * (i // 100) + 5, 0)
         for i in range(10_000)
     ]
     start = time.process_time()
