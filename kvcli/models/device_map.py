@@ -46,7 +46,9 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
     """
     free = available(device)
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
     module.tie_weights()
     if _bytes(module) <= free:
         return None

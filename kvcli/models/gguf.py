@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Convert
+from kvcli.models.tensor_check import require_all
 from kvcli.utils import child_process
 
 # Fixed-size GGUF value types by their number; 8 is a string and 9 an array.
@@ -203,8 +204,16 @@ def main() -> int:
     try:
         import torch
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            **place,
+            **options,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused here, with their names
+        )
+        require_all(found, source.name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
         notes = _restore_splitting(tokenizer, header)
         window = header.count("context_length")
         if window:
@@ -212,7 +221,7 @@ def main() -> int:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "notes.json").write_text(json.dumps(notes))
-    except (ValueError, NotImplementedError) as error:
+    except (ModelError, ValueError, NotImplementedError) as error:
         print(f"{error}".splitlines()[0] if str(error) else repr(error), file=sys.stderr)
         return _EXIT_UNKNOWN
     except OSError as error:

@@ -19,7 +19,17 @@ from transformers import (
 )
 
 from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
-from kvcli.models import attention, cpu_linear, device_map, quantization, query_prediction, rope, self_test
+from kvcli.models import (
+    attention,
+    cpu_linear,
+    device_map,
+    foreign_code,
+    quantization,
+    query_prediction,
+    rope,
+    self_test,
+    tensor_check,
+)
 from kvcli.models.model import Model
 from kvcli.models.resolve import ModelSource
 from kvcli.models.spec import fingerprint, sliding_windows
@@ -74,37 +84,44 @@ def load(
         if text := quantization.load_notice(source, device, dtype):
             announce(text)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
-        _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
-        quantization.prepare(source)
-        if device == "cpu":
-            prepare()
-        ready()
-        places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
-        if device != "cpu" and not held and own is None:
-            wide = device_map.needed(config, getattr(torch, dtype), device, source.name)
-            if wide is not None:
-                announce(wide.text)
-                places = wide.places
-        with quantization.suppress_output(source):
-            module = AutoModelForCausalLM.from_pretrained(
-                source.path,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention.NAME,
-                local_files_only=True,
-                device_map=places,
-                **held,
-            )
-        if own is not None:
-            quantization.cast_leftovers(module, getattr(torch, dtype))
+        with foreign_code.no_questions():
+            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+            _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
+            quantization.prepare(source)
+            if device == "cpu":
+                prepare()
+            ready()
+            places: dict[str, str] | None = {"": device} if device != "cpu" or held else None
+            if device != "cpu" and not held and own is None:
+                wide = device_map.needed(config, getattr(torch, dtype), device, source.name)
+                if wide is not None:
+                    announce(wide.text)
+                    places = wide.places
+            with quantization.suppress_output(source):
+                module, found = AutoModelForCausalLM.from_pretrained(
+                    source.path,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # refused below, with their names
+                    dtype=getattr(torch, dtype),
+                    attn_implementation=attention.NAME,
+                    local_files_only=True,
+                    device_map=places,
+                    **held,
+                )
+            tensor_check.require_all(found, source.name, spare=own is not None)
+            if own is not None:
+                quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{source.name} does not fit the memory of {device}: {_line(error)}", "--device cpu"
         ) from error
     except (ImportError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise quantization.unreadable(source, error) or ModelError(
-            f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}"
+        raise (
+            foreign_code.needs_code(source.name, error)
+            or quantization.unreadable(source, error)
+            or ModelError(f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}")
         ) from error
     try:
         with quantization.suppress_output(source):  # the probe may be the first that runs

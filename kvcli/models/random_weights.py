@@ -63,7 +63,9 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
             values.pop(name, None)
         config = AutoConfig.for_model(**values)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            module = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+            )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{file} does not describe a causal language model: {str(error).strip().split(chr(10))[0][:200]}"
         raise ModelError(reason, "a model's config.json") from None
