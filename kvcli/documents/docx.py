@@ -1,70 +1,560 @@
-"""DOCX: mammoth turns it into HTML, pictures left out; pages where the word processor has noted them."""
+"""DOCX: what Word shows of the text, with numbers of lists, tables, text boxes, equations, notes and form fields.
+
+Elements are known by their local names, so that the transitional, the strict and the renamed namespaces are one.
+"""
 
 import re
-import zipfile
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvcli.documents import html
-from kvcli.documents.archive import Archive
+from kvcli.documents.archive import Archive, attribute, elements, xml
 from kvcli.documents.document import Extract, Source
+from kvcli.documents.equation import Formula, linear
+from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, Writer, clean, left_out, parts
+from kvcli.documents.numbering import Numbering
 from kvcli.errors import InputError
 
-MAIN = "word/document.xml"
+NESTED = 3
+"""Documents in each other (``w:altChunk``)."""
 
-_PAGE = re.compile(rb"<w:lastRenderedPageBreak\s*/>")
-_SIGN = "\ue0f0"
-_NEEDED = re.compile(r"(?:\[Content_Types\]\.xml|_rels/.*|word/(?:_rels/.*|[\w-]+\.xml))")
+_MAIN = "word/document.xml"
+_OFF = ("0", "false", "off")
+_DAMAGED = "fetch the file again, or save it anew in a word processor"
+_MATH = "officeDocument/2006/math", "ooxml/officeDocument/math"
+_TICKS = {"\uf0fe": "☒", "\uf053": "☒", "\uf078": "☒", "\uf0fc": "✓", "\uf052": "☑", "\uf0a8": "☐", "\uf06f": "☐"}
+_GREEK = dict(
+    zip("ABGDEZHQIKLMNXOPRSTUFCYWabgdezhqiklmnxoprVstufcyw", "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩαβγδεζηθικλμνξοπρςστυφχψω")
+)
+_SYMBOLS = {
+    0xA3: "≤",
+    0xA5: "∞",
+    0xAE: "→",
+    0xB0: "°",
+    0xB1: "±",
+    0xB3: "≥",
+    0xB4: "×",
+    0xB7: "·",
+    0xB8: "÷",
+    0xB9: "≠",
+}
+_SKIPPED = frozenset(
+    [
+        "pPr",
+        "rPr",
+        "tblPr",
+        "tblGrid",
+        "trPr",
+        "tcPr",
+        "sdtPr",
+        "sdtEndPr",
+        "sectPr",
+        "instrText",
+        "delInstrText",
+        "delText",
+        "del",
+        "moveFrom",
+        "rt",
+        "rubyPr",
+        "commentRangeStart",
+        "commentRangeEnd",
+        "bookmarkStart",
+        "bookmarkEnd",
+        "proofErr",
+        "annotationRef",
+        "smartTagPr",
+        "customXmlPr",
+        "lastRenderedPageBreak",
+        "softHyphen",
+    ]
+)
 
 
-def extract(source: Source) -> Extract:
+def extract(source: Source, depth: int = 0) -> Extract:
     """The text of a document with its tables, lists and notes. Raises ``InputError`` for damage."""
-    import mammoth
-
-    lean, paged = _lean(source)
-    try:
-        result = mammoth.convert_to_html(lean, convert_image=mammoth.images.img_element(_no_picture))
-    except RecursionError:
-        raise InputError(f"{source.name} is nested too deeply to be read", _DAMAGED) from None
-    except Exception as error:  # mammoth and the XML parser below it fail in a dozen ways of their own
-        raise InputError(f"{source.name} is damaged: {str(error)[:120] or type(error).__name__}", _DAMAGED) from None
-    text: str = result.value
-    if paged:
-        breaks = 0
-
-        def mark(_: re.Match[str]) -> str:
-            nonlocal breaks
-            breaks += 1
-            return f'<span role="doc-pagebreak" title="{breaks + 1}"></span>'
-
-        text = '<span role="doc-pagebreak" title="1"></span>' + re.sub(_SIGN, mark, text)
-    found = Extract(html.parts(html.blocks(text)))
-    found.pages = len({p.page for p in found.parts}) if paged else None
+    with Archive(source) as archive:
+        reader = _Reader(archive, depth)
+        reader.read()
+    found = Extract(parts(reader.out.blocks), warnings=reader.warnings, notes=left_out(reader.out.left, source.name))
+    found.pages = len({p.page for p in found.parts}) if reader.page else None
     return found
 
 
-_DAMAGED = "fetch the file again, or save it anew in a word processor"
+class _Reader:
+    def __init__(self, archive: Archive, depth: int) -> None:
+        self.archive = archive
+        self.depth = depth
+        self.out = Writer()
+        self.warnings: list[str] = []
+        self.main = self._main()
+        self.related = self._relations(self.main)
+        self.styles = _Styles(self._part("styles"))
+        self.numbering = Numbering(self._part("numbering"))
+        self.page = 0
+        self.boxes: list[list[Any]] = []  # text boxes of the paragraphs around, until each ends
+        self.fields: list[bool] = []  # whether each open field is still at its code
+        self.whole = True
+        self.listed = False
+        self.notes: list[tuple[str, str]] = []
+        self.bodies: dict[str, dict[str, Any]] = {}
+        self.label = ""  # of a note, until its first paragraph
+
+    # --- the package ---
+
+    def _main(self) -> str:
+        """The member with the text, which the package's relations or its types name."""
+        archive = self.archive
+        for kind, name in self._relations("").values():
+            if kind == "officeDocument" and name in archive.names:
+                return name
+        if _MAIN in archive.names:
+            return _MAIN
+        for node in elements(self._xml("[Content_Types].xml"), "Override"):
+            name = attribute(node, "PartName").lstrip("/")
+            if attribute(node, "ContentType").endswith("main+xml") and name in archive.names:
+                return name
+        raise archive.damaged(f"{_MAIN} is missing")
+
+    def _relations(self, name: str) -> dict[str, tuple[str, str]]:
+        """What a part refers to, by id: the kind, and the member."""
+        folder, _, file = name.rpartition("/")
+        path = f"{folder}/_rels/{file}.rels".lstrip("/")
+        if path not in self.archive.names:
+            return {}
+        found = {}
+        for node in elements(self._xml(path), "Relationship"):
+            target = attribute(node, "Target")
+            base = "" if target.startswith(("/", "\\")) else name
+            member = self.archive.resolve(base, target.lstrip("/\\"))
+            kind = attribute(node, "Type").rpartition("/")[2]
+            external = attribute(node, "TargetMode") == "External"
+            found[attribute(node, "Id")] = (kind, "" if external or member is None else member)
+        return found
+
+    def _part(self, kind: str) -> Any:
+        """The root of the part of this kind that the text refers to, or ``None``."""
+        for found, name in self.related.values():
+            if found == kind and name in self.archive.names:
+                return self._xml(name)
+        name = f"word/{kind}.xml"
+        return self._xml(name) if name in self.archive.names else None
+
+    def _xml(self, name: str) -> Any:
+        root = xml(self.archive, name)
+        if root.getroottree().docinfo.internalDTD is not None:
+            raise InputError(
+                f"{self.archive.source.name} is damaged: {name} declares entities, as no word processor does", _DAMAGED
+            )
+        return root
+
+    # --- the text ---
+
+    def read(self) -> None:
+        """Write the text, then the notes it refers to."""
+        root = self._xml(self.main)
+        marks = [attribute(node, "fldCharType") for node in elements(root, "fldChar")]
+        self.whole = marks.count("begin") == marks.count("end")
+        if next(elements(root, "lastRenderedPageBreak"), None) is not None:
+            self._page()
+        for body in root.iterchildren("{*}body"):
+            self._children(body)
+            self.out.flush(apart=True)
+        for number, (kind, name) in enumerate(self.notes, 1):
+            self._note(number, kind, name)
+        self._said()
+
+    def _page(self) -> None:
+        self.page += 1
+        self.out.add(f"{PAGE}{self.page}{PAGE}")
+
+    def _note(self, number: int, kind: str, name: str) -> None:
+        if kind not in self.bodies:
+            self.bodies[kind] = {attribute(n, "id"): n for n in elements(self._part(f"{kind}s"), kind)}
+        node = self.bodies[kind].get(name)
+        if node is None:
+            self.warnings.append(f"{self.archive.source.name}: the text of note [{number}] is missing")
+        else:
+            self.label = f"[{number}] "
+            self._children(node)
+            self.out.flush()
+
+    def _said(self) -> None:
+        """Count what Word shows beside the text."""
+        left = self.out.left
+        for kind, name in self.related.values():
+            if kind in ("header", "footer") and name in self.archive.names:
+                words = "".join(n.text or "" for n in elements(self._xml(name), "t"))
+                left["page header or footer"] += bool(words.strip())
+        if (comments := self._part("comments")) is not None:
+            left["comment"] += sum(1 for _ in elements(comments, "comment"))
+
+    def _children(self, node: Any) -> None:
+        for child in node:
+            self._node(child)
+
+    def _node(self, node: Any) -> None:
+        tag = node.tag
+        if not isinstance(tag, str):
+            return  # an entity
+        space, _, name = tag.rpartition("}")
+        if name == "lastRenderedPageBreak":
+            self._page()
+        elif name in _SKIPPED:
+            if name in ("del", "moveFrom"):
+                self.out.left["tracked deletion"] += 1
+            elif name == "rt":
+                self.out.left["phonetic guide"] += 1
+        elif space.endswith(_MATH):
+            self.out.add(linear(_formula(node)))
+        elif (write := _WRITERS.get(name)) is not None:
+            write(self, node)
+        else:
+            self._children(node)
+
+    def _paragraph(self, node: Any) -> None:
+        out = self.out
+        if not len(node) and not self.label:
+            out.flush(apart=True)
+            return
+        properties = _child(node, "pPr")
+        level, mark = self._look(properties)
+        out.flush(apart=bool(mark) != self.listed)
+        self.listed = bool(mark)
+        out.level = level
+        out.mark, self.label = self.label + (f"{mark} " if mark else ""), ""
+        self.boxes.append([])
+        self._children(node)
+        out.mark = ""
+        out.flush(apart=not mark)
+        out.level = 0
+        for box in self.boxes.pop():
+            self._children(box)
+            out.flush(apart=True)
+
+    def _look(self, properties: Any) -> tuple[int, str]:
+        """The level of the heading, and the mark of the list."""
+        style, level, (number, depth) = "", 0, ("", 0)
+        if properties is not None:
+            style = _value(properties, "pStyle")
+            outline = _value(properties, "outlineLvl")
+            level = self.styles.level(style)
+            if outline.isdigit():
+                level = int(outline) + 1 if int(outline) < 6 else 0
+            number, depth = self.styles.list(style)
+            if not number and style in self.numbering.styles:
+                number, depth = self.numbering.styles[style]
+            if (own := _child(properties, "numPr")) is not None:
+                number = _value(own, "numId") or number
+                depth = int(own_depth) if (own_depth := _value(own, "ilvl")).isdigit() else depth
+        mark = self.numbering.next(number, depth) if number and number != "0" else ""
+        return level, mark
+
+    def _run(self, node: Any) -> None:
+        properties = _child(node, "rPr")
+        if properties is None:
+            self._children(node)
+            return
+        style = _value(properties, "rStyle")
+        if self._on(properties, style, "vanish"):
+            self.out.left["hidden passage"] += bool("".join(n.text or "" for n in elements(node, "t")).strip())
+            return
+        if self._on(properties, style, "strike") or self._on(properties, style, "dstrike"):
+            self.out.left["struck-out passage"] += 1
+            return
+        shift = {"superscript": RAISED, "subscript": LOWERED}.get(_value(properties, "vertAlign"))
+        if shift:
+            self.out.add(shift)
+        self._children(node)
+        if shift:
+            self.out.add(LEVEL)
+
+    def _on(self, properties: Any, style: str, name: str) -> bool:
+        """Whether a property is switched on, by the run or its style."""
+        own = _child(properties, name)
+        if own is not None:
+            return attribute(own, "val") not in _OFF
+        return name in self.styles.on.get(style, ())
+
+    def _text(self, node: Any) -> None:
+        if not (self.whole and any(self.fields)):
+            self.out.add(clean(node.text or ""))
+
+    def _symbol(self, node: Any) -> None:
+        code = attribute(node, "char")
+        number = int(code, 16) if re.fullmatch(r"[0-9A-Fa-f]{1,5}", code) else 0xFFFD
+        c = chr(number)
+        if attribute(node, "font") == "Symbol" and number >= 0xF000:
+            c = _SYMBOLS.get(number - 0xF000, _GREEK.get(chr(number - 0xF000), chr(number - 0xF000)))
+        self.out.add(_TICKS.get(c, c))
+
+    def _break(self, node: Any) -> None:
+        self.out.add(" " if self.out.around else "\n")
+
+    def _field(self, node: Any) -> None:
+        kind = attribute(node, "fldCharType")
+        if kind == "begin":
+            self.fields.append(True)
+            if (form := _child(node, "ffData")) is not None:
+                self._form(form)
+        elif self.fields and kind == "separate":
+            self.fields[-1] = False
+        elif self.fields and kind == "end":
+            self.fields.pop()
+
+    def _form(self, form: Any) -> None:
+        """The value of an old form field; that of a text field follows as its result."""
+        if (box := _child(form, "checkBox")) is not None:
+            state = _child(box, "checked")
+            state = _child(box, "default") if state is None else state
+            self.out.add("☒" if state is not None and attribute(state, "val") not in _OFF else "☐")
+        elif (choice := _child(form, "ddList")) is not None:
+            entries = [attribute(n, "val") for n in choice.iterchildren("{*}listEntry")]
+            number = _value(choice, "result") or _value(choice, "default") or "0"
+            if number.isdigit() and int(number) < len(entries):
+                self.out.add(clean(entries[int(number)]))
+
+    def _note_reference(self, node: Any) -> None:
+        self.notes.append((node.tag.rpartition("}")[2].removesuffix("Reference"), attribute(node, "id")))
+        self.out.add(f"[{len(self.notes)}]")
+
+    def _alternate(self, node: Any) -> None:
+        """One of several ways to show the same: the first with words, or else the first."""
+        ways = [n for n in node if isinstance(n.tag, str)]
+        worded = [n for n in ways if next(elements(n, "t"), None) is not None]
+        for way in (worded or ways)[:1]:
+            self._children(way)
+
+    def _box(self, node: Any) -> None:
+        if self.boxes:
+            self.boxes[-1].append(node)
+        else:
+            self._children(node)
+
+    def _picture(self, node: Any) -> None:
+        self.out.left["picture"] += 1
+        self._children(node)
+
+    def _object(self, node: Any) -> None:
+        self.out.left["embedded object"] += 1
+
+    def _chart(self, _node: Any) -> None:
+        self.out.left["chart"] += 1
+
+    def _diagram(self, node: Any) -> None:
+        """The words of a drawing that Word lays out itself (SmartArt)."""
+        _, name = self.related.get(attribute(node, "dm"), ("", ""))
+        if name in self.archive.names:
+            for paragraph in elements(self._xml(name), "p"):
+                self.out.add(" " + clean("".join(n.text or "" for n in elements(paragraph, "t"))))
+
+    def _drawn_letters(self, node: Any) -> None:
+        self.out.add(f" {clean(attribute(node, 'string'))} ")
+
+    def _chunk(self, node: Any) -> None:
+        """A file of another format that Word shows as part of the text."""
+        source = self.archive.source
+        _, name = self.related.get(attribute(node, "id"), ("", ""))
+        suffix = name.rpartition(".")[2].lower()
+        if name not in self.archive.names or self.depth >= NESTED:
+            self.warnings.append(f"{source.name}: a part that it embeds is missing or not read: {name or 'no name'}")
+            return
+        data = self.archive.read(name)
+        self.out.flush(apart=True)
+        if suffix in ("html", "htm", "xhtml"):
+            text, warnings = html.decode(data, f"{source.name}/{name}")
+            self.warnings += warnings
+            html.write(self.out, text, xhtml=suffix == "xhtml")
+        elif suffix == "docx":
+            inner = _Reader(Archive(Source(data, f"{source.name}/{name}", source.quoted)), self.depth + 1)
+            inner.read()
+            self.out.blocks += inner.out.blocks
+            self.out.left += inner.out.left
+            self.warnings += inner.warnings
+        elif suffix == "txt":
+            from kvcli.documents.text import decode
+
+            text, warnings = decode(data, f"{source.name}/{name}", source.quoted)
+            self.warnings += warnings
+            self.out.add(clean(text))
+        else:
+            self.warnings.append(f"{source.name}: it embeds {name}, which was not read")
+        self.out.flush(apart=True)
+
+    # --- tables ---
+
+    def _table(self, node: Any) -> None:
+        """A table; a cell that goes on from the row above is filled with that cell."""
+        self.out.start_table()
+        rows = [(row, list(_cells(row))) for row in _rows(node)]
+        spans = _spans([cells for _, cells in rows])
+        for row, cells in rows:
+            properties = _child(row, "trPr")
+            skip = _value(properties, "gridBefore") if properties is not None else ""
+            self.out.start_row(skip=int(skip) if skip.isdigit() else 0)
+            for cell in cells:
+                columns, merged = _merged(cell)
+                if merged == "continue":
+                    continue
+                self.out.start_cell(columns=columns, rows=spans.get(id(cell), 1))
+                self._children(cell)
+                self.out.end_cell()
+            self.out.end_row()
+        self.out.end_table()
 
 
-def _no_picture(_image: Any) -> dict[str, str]:
-    return {"src": ""}
+_WRITERS: dict[str, Callable[[_Reader, Any], None]] = {
+    "p": _Reader._paragraph,
+    "r": _Reader._run,
+    "t": _Reader._text,
+    "tbl": _Reader._table,
+    "tab": lambda reader, _: reader.out.add(" "),
+    "ptab": lambda reader, _: reader.out.add(" "),
+    "noBreakHyphen": lambda reader, _: reader.out.add("-"),
+    "br": _Reader._break,
+    "cr": _Reader._break,
+    "sym": _Reader._symbol,
+    "fldChar": _Reader._field,
+    "footnoteReference": _Reader._note_reference,
+    "endnoteReference": _Reader._note_reference,
+    "AlternateContent": _Reader._alternate,
+    "txbxContent": _Reader._box,
+    "pic": _Reader._picture,
+    "imagedata": _Reader._picture,
+    "object": _Reader._object,
+    "chart": _Reader._chart,
+    "relIds": _Reader._diagram,
+    "textpath": _Reader._drawn_letters,
+    "altChunk": _Reader._chunk,
+    "subDoc": _Reader._chunk,
+}
 
 
-def _lean(source: Source) -> tuple[BytesIO, bool]:
-    """The document without its pictures, unpacked under :mod:`archive`'s bounds; and whether it has pages."""
-    lean, paged = BytesIO(), False
-    with Archive(source) as archive, zipfile.ZipFile(lean, "w") as copy:
-        main = archive.read(MAIN)
-        if b"<!DOCTYPE" in main or b"<!ENTITY" in main:
-            raise InputError(f"{source.name} is damaged: {MAIN} declares entities, as no word processor does", _DAMAGED)
-        if paged := bool(_PAGE.search(main)):
-            main = _PAGE.sub(f"<w:t>{_SIGN}</w:t>".encode(), main)
-        copy.writestr(MAIN, main)
-        for name in archive.names:
-            if name != MAIN and _NEEDED.fullmatch(name):
-                data = archive.read(name)
-                if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-                    raise InputError(f"{source.name} is damaged: {name} declares entities", _DAMAGED)
-                copy.writestr(name, data)
-    lean.seek(0)
-    return lean, paged
+class _Styles:
+    """What styles say of headings, lists and hidden or struck-out letters, those that they are based on included."""
+
+    def __init__(self, root: Any) -> None:
+        self.nodes = {attribute(n, "styleId"): n for n in elements(root, "style")}
+        self.levels: dict[str, int] = {}
+        self.lists: dict[str, tuple[str, int]] = {}
+        self.on: dict[str, set[str]] = {}
+        for name in self.nodes:
+            chain = list(self._chain(name))
+            self.levels[name] = next((level for n in chain if (level := _heading(n)) is not None), 0)
+            self.lists[name] = next((found for n in chain if (found := _listed(n)) is not None), ("", 0))
+            self.on[name] = {p for p in ("vanish", "strike", "dstrike") if any(_switched(n, p) for n in chain)}
+
+    def _chain(self, name: str) -> Iterator[Any]:
+        """The style and those it is based on; a style far from its base is as good as without."""
+        for _ in range(12):
+            node = self.nodes.get(name)
+            if node is None:
+                return
+            yield node
+            name = _value(node, "basedOn")
+
+    def level(self, name: str) -> int:
+        return self.levels.get(name, _named_heading(name))
+
+    def list(self, name: str) -> tuple[str, int]:
+        return self.lists.get(name, ("", 0))
+
+
+def _heading(style: Any) -> int | None:
+    properties = _child(style, "pPr")
+    if properties is not None and (outline := _value(properties, "outlineLvl")).isdigit():
+        return int(outline) + 1 if int(outline) < 6 else 0
+    return _named_heading(_value(style, "name")) or None
+
+
+def _named_heading(name: str) -> int:
+    match = re.fullmatch(r"heading ?([1-6])", name.lower())
+    return int(match[1]) if match else 0
+
+
+def _listed(style: Any) -> tuple[str, int] | None:
+    properties = _child(style, "pPr")
+    number = _child(properties, "numPr") if properties is not None else None
+    if number is None or not (name := _value(number, "numId")):
+        return None
+    depth = _value(number, "ilvl")
+    return name, int(depth) if depth.isdigit() else 0
+
+
+def _switched(style: Any, name: str) -> bool:
+    properties = _child(style, "rPr")
+    own = _child(properties, name) if properties is not None else None
+    return own is not None and attribute(own, "val") not in _OFF
+
+
+def _child(node: Any, name: str) -> Any:
+    return next(node.iterchildren(f"{{*}}{name}"), None)
+
+
+def _value(node: Any, name: str) -> str:
+    """``w:val`` of the child ``name``, or ``""``."""
+    child = _child(node, name)
+    return "" if child is None else attribute(child, "val")
+
+
+def _rows(node: Any) -> Iterator[Any]:
+    """Rows of a table, also those in content controls and tracked changes."""
+    for child in node:
+        if isinstance(child.tag, str):
+            name = child.tag.rpartition("}")[2]
+            if name == "tr":
+                yield child
+            elif name in ("sdt", "sdtContent", "customXml", "ins"):
+                yield from _rows(child)
+
+
+def _cells(row: Any) -> Iterator[Any]:
+    for child in row:
+        if isinstance(child.tag, str):
+            name = child.tag.rpartition("}")[2]
+            if name == "tc":
+                yield child
+            elif name in ("sdt", "sdtContent", "customXml", "ins"):
+                yield from _cells(child)
+
+
+def _merged(cell: Any) -> tuple[int, str]:
+    """Columns of a cell, and ``restart`` or ``continue`` for one that spans rows."""
+    properties = _child(cell, "tcPr")
+    if properties is None:
+        return 1, ""
+    columns, merge = _value(properties, "gridSpan"), _child(properties, "vMerge")
+    across = _child(properties, "hMerge")
+    if across is not None and attribute(across, "val") != "restart":
+        return 1, "aside"
+    kind = "" if merge is None else attribute(merge, "val") or "continue"
+    return int(columns) if columns.isdigit() and len(columns) < 6 else 1, kind
+
+
+def _spans(rows: list[list[Any]]) -> dict[int, int]:
+    """How many rows each cell spans that spans more than one."""
+    found: dict[int, int] = {}
+    above: dict[int, Any] = {}
+    for cells in rows:
+        at, here = 0, {}
+        for cell in cells:
+            columns, kind = _merged(cell)
+            if kind == "restart":
+                here[at], found[id(cell)] = cell, 1
+            elif kind == "continue" and at in above:
+                here[at] = above[at]
+                found[id(above[at])] += 1
+            at += columns
+        above = here
+    return found
+
+
+def _formula(node: Any) -> Formula:
+    """OMML as :mod:`equation` takes it."""
+    name = node.tag.rpartition("}")[2]
+    found = Formula(name, {k.rpartition("}")[2]: v for k, v in node.items()}, [])
+    for child in node:
+        if isinstance(child.tag, str):
+            found.parts.append(_formula(child))
+    if name == "t" and node.text:
+        found.parts.append(clean(node.text))
+    return found

@@ -27,6 +27,7 @@ _UNPACK = "unpack it and name the text files inside"
 PLAIN = Kind("text", reader="plain")
 HTML = Kind("HTML", reader="html")
 PDF = Kind("PDF", reader="pdf")
+DOCX = Kind("DOCX", reader="docx")
 LOCKED = Kind("an encrypted or an Office 97 file", "save it without a password as .docx or .txt")
 
 _TEXTUAL: tuple[tuple[bytes, Kind], ...] = (  # formats that may be plain ASCII throughout
@@ -62,7 +63,7 @@ _CLAIMED = {".pdf": "a PDF", ".docx": "a DOCX", ".epub": "an EPUB"}
 """Formats that are binary beyond doubt, by suffix: what is text there is the rest of a file, or a server's excuse."""
 
 _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
-    ("word/document.xml", Kind("DOCX", reader="docx")),
+    ("word/document.xml", DOCX),
     ("META-INF/container.xml", Kind("EPUB", reader="epub")),
     ("ppt/presentation.xml", Kind("PPTX", _OFFICE)),
     ("xl/workbook.xml", Kind("XLSX", 'export the sheets as CSV and name them: kvcli ask sheet.csv "…"')),
@@ -106,12 +107,14 @@ def _told(data: bytes, suffix: str) -> Kind:
 
 def _zipped(data: bytes) -> Kind:
     try:
-        names = zipfile.ZipFile(BytesIO(data)).namelist()
+        names = {name.replace("\\", "/") for name in zipfile.ZipFile(BytesIO(data)).namelist()}
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
         return Kind(f"damaged: its ZIP archive cannot be opened ({len(data):,} bytes)", _FETCH, damaged=True)
     for member, kind in _ZIPPED:
         if member in names:
             return kind
+    if "[Content_Types].xml" in names and any(name.startswith("word/document") for name in names):
+        return DOCX
     if "mimetype" in names and "content.xml" in names:
         return Kind("OpenDocument", _PANDOC)
     return Kind("a ZIP archive", _UNPACK)

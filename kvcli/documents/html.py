@@ -1,78 +1,156 @@
 """HTML to text: what a reader of the page sees, as blocks; scripts, navigation and hidden headers are dropped."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvcli.documents.document import Extract, Part, Source
+from kvcli.documents.document import Extract, Source
+from kvcli.documents.equation import Formula, linear
+from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, TextBlock, Writer, clean, left_out, numeral, parts
+from kvcli.documents.markup import tidied
 from kvcli.errors import InputError
 
 DROPPED = frozenset(
-    re.findall(
-        r"\S+",
-        "script style template noscript head title nav svg canvas iframe object audio video map select button "
-        "datalist dialog ix:header ix:hidden rp rt -comment -doctype",
-    )
+    [
+        "script",
+        "style",
+        "template",
+        "noscript",
+        "head",
+        "title",
+        "nav",
+        "map",
+        "datalist",
+        "ix:header",
+        "ix:hidden",
+        "rp",
+        "-comment",
+        "-doctype",
+        "defs",
+        "symbol",
+        "desc",
+        "metadata",
+        "param",
+        "source",
+        "track",
+    ]
 )
-ROLES = frozenset({"navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "doc-toc", "doc-pagelist"})
+LEFT = {
+    "img": "picture",
+    "image": "picture",
+    "canvas": "picture",
+    "object": "embedded object",
+    "embed": "embedded object",
+    "video": "video",
+    "audio": "recording",
+    "rt": "phonetic guide",
+    "del": "struck-out passage",
+}
+"""Elements that a browser shows and that are not read, and what they are called."""
+
+ROLES = frozenset(["navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "doc-toc", "doc-pagelist"])
 BLOCKS = frozenset(
-    re.findall(
-        r"\S+",
-        "p div section article main aside header footer figure figcaption blockquote ul ol li dl dt dd table caption "
-        "thead tbody tfoot form fieldset details summary address hgroup center body html hr pre h1 h2 h3 h4 h5 h6 "
-        "legend optgroup option math",
-    )
+    [
+        "p",
+        "div",
+        "section",
+        "article",
+        "main",
+        "aside",
+        "header",
+        "footer",
+        "figure",
+        "figcaption",
+        "blockquote",
+        "ul",
+        "ol",
+        "menu",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tfoot",
+        "form",
+        "fieldset",
+        "details",
+        "summary",
+        "address",
+        "hgroup",
+        "center",
+        "body",
+        "html",
+        "hr",
+        "pre",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "legend",
+        "optgroup",
+        "option",
+        "dialog",
+        "button",
+        "x-shadow",
+        "svg",
+        "text",
+        "iframe",
+    ]
 )
-APART = frozenset(re.findall(r"\S+", "p h1 h2 h3 h4 h5 h6 table ul ol dl pre blockquote figure hr"))
+APART = frozenset(
+    ["p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "menu", "dl", "pre", "blockquote", "figure", "hr"]
+)
+SHOWN_INPUTS = frozenset(
+    [
+        "submit",
+        "button",
+        "reset",
+        "text",
+        "search",
+        "tel",
+        "url",
+        "email",
+        "number",
+        "date",
+        "month",
+        "week",
+        "time",
+        "range",
+    ]
+)
 
 NODES = 5_000_000
 """Nodes of one file that are walked."""
 
-PAGE = "\x02"
-"""Around a page label in running text, out of which it is taken before. No white space, or it would be stripped."""
+FRAMES = 3
+"""Pages in each other (``srcdoc``)."""
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _HIDDEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
-_SELF_CLOSED = re.compile(r"<([A-Za-z][\w:.-]*)((?:\s[^<>]*)?)/>")
 _OPENED, _CLOSED = re.compile(r"<html[\s>]", re.IGNORECASE), re.compile(r"</html\s*>", re.IGNORECASE)
-_VOID = frozenset(re.findall(r"\S+", "area base br col embed hr img input link meta param source track wbr"))
-
-
-@dataclass
-class HtmlBlock:
-    """A line or lines of text; a heading has its ``level``, 1 to 6."""
-
-    text: str
-    level: int = 0
-    apart: bool = False
-
-
-@dataclass
-class _Walk:
-    """Where the walk is: the text of the block being made, and the lists, tables and ``pre`` around it."""
-
-    blocks: list[HtmlBlock] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    lists: list[list[Any]] = field(default_factory=list)  # tag and number of the last item
-    pre: int = 0
-    rows: list[int] = field(default_factory=list)  # cells so far of the rows around
-    cells: int = 0
-    level: int = 0
-    apart: bool = False
-
-    def flush(self, *, apart: bool = False) -> None:
-        """End the block."""
-        text = "".join(self.parts)
-        self.parts.clear()
-        if self.pre:
-            text = text.strip("\n")
-        else:
-            text = "\n".join(line.strip() for line in re.sub(r"[ \t]+", " ", text).split("\n")).strip()
-        if text.strip("| \n"):
-            self.blocks.append(HtmlBlock(text, self.level, self.apart))
-            self.apart = False
-        self.apart |= apart
+_DECLARED = re.compile(
+    rb"""<(?:meta\s[^>]{0,300}?charset|\?xml\s[^>]{0,200}?encoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
+)
+_STANDARD = {  # what the names mean on the web (encoding.spec.whatwg.org), where Python means less
+    **dict.fromkeys(("iso-8859-1", "iso8859-1", "latin-1", "latin1", "us-ascii", "ascii"), "cp1252"),
+    **dict.fromkeys(("iso-8859-9", "latin5"), "cp1254"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis", "ms_kanji", "windows-31j"), "cp932"),
+    **dict.fromkeys(("gb2312", "gb_2312-80", "gbk", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "korean"), "cp949"),
+    **dict.fromkeys(("big5", "x-x-big5", "cn-big5"), "big5hkscs"),
+    **dict.fromkeys(("tis-620", "iso-8859-11"), "cp874"),
+    "iso-8859-8-i": "iso8859_8",
+    "x-cp1252": "cp1252",
+    "x-cp1251": "cp1251",
+}
+_WIDE = frozenset(["cp932", "gb18030", "cp949", "big5hkscs", "euc-jp"])
+FEW = 4
+"""So few characters may be UTF-8 by accident in a text that names an encoding of two bytes a character."""
 
 
 def extract(source: Source) -> Extract:
@@ -80,42 +158,56 @@ def extract(source: Source) -> Extract:
     text, warnings = decode(source.data, source.name)
     if _OPENED.search(text) and not _CLOSED.search(text):
         warnings.append(f"{source.name} has no </html>: it may break off before its end")
-    return Extract(parts(blocks(text)), warnings=warnings)
+    xhtml = source.name.lower().endswith((".xhtml", ".xht")) or text.lstrip("\ufeff \t\r\n").startswith("<?xml")
+    writer = Writer()
+    write(writer, text, xhtml=xhtml)
+    return Extract(parts(writer.blocks), warnings=warnings, notes=left_out(writer.left, source.name))
 
 
 def decode(data: bytes, name: str) -> tuple[str, list[str]]:
-    """HTML as characters: by its mark, its own declaration, UTF-8, or else as any text."""
+    """HTML as characters: by its mark, as UTF-8 if it is valid, by its own declaration, or else as any text."""
     from kvcli.documents.text import decode as guess
 
-    declared = re.search(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", data[:4096], re.IGNORECASE)
-    if declared and not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
-        encoding = declared[1].decode("ascii")
-        encoding = "cp1252" if encoding.lower() in ("iso-8859-1", "latin-1", "latin1", "us-ascii") else encoding
-        try:
-            return data.decode(encoding), []
-        except (LookupError, UnicodeDecodeError, ValueError):
-            pass
-    return guess(data, name, name)
+    declared = _DECLARED.search(data[:4096])
+    if not declared or data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")) or data.isascii():
+        return guess(data, name, name)
+    encoding = declared[1].decode("ascii").lower()
+    encoding = _STANDARD.get(encoding, encoding)
+    if encoding.startswith(("utf-16", "utf-32", "utf16", "ucs")):
+        return guess(data, name, name)  # its declaration could be read byte by byte
+    try:
+        found = data.decode("utf-8")
+        if encoding not in _WIDE or sum(c > "\x7f" for c in found) >= FEW:
+            return found, []
+    except UnicodeDecodeError:
+        pass
+    try:
+        text = data.decode(encoding, "replace")
+    except (LookupError, ValueError):
+        return guess(data, name, name)
+    wrong = text.count("\ufffd")
+    if not wrong:
+        return text, []
+    if wrong > 0.01 * len(text) or encoding.startswith("utf"):
+        return guess(data, name, name)
+    return text, [f"{name}: {wrong:,} bytes were not valid {encoding}, which it declares, and became U+FFFD"]
 
 
-def xhtml(text: str) -> str:
-    """XHTML as HTML: ``<title/>`` becomes ``<title></title>``, which for HTML swallows the rest of the book."""
-
-    def closed(match: re.Match[str]) -> str:
-        return match[0] if match[1].lower() in _VOID else f"<{match[1]}{match[2]}></{match[1]}>"
-
-    return _SELF_CLOSED.sub(closed, text)
-
-
-def blocks(html: str) -> list[HtmlBlock]:
+def blocks(html: str) -> list[TextBlock]:
     """The blocks of a page in order."""
+    writer = Writer()
+    write(writer, html)
+    return writer.blocks
+
+
+def write(writer: Writer, html: str, *, xhtml: bool = False, frames: int = 0) -> None:
+    """Write what a page shows."""
     from selectolax.lexbor import LexborHTMLParser
 
-    root = LexborHTMLParser(html.replace(PAGE, " ").replace("\0", "")).root
-    walk = _Walk()
+    root = LexborHTMLParser(tidied(clean(html), xhtml=xhtml)).root
     if root is None:
-        return []
-    # A stack and no recursion: ten thousand nested divs are a valid page.
+        return
+    walk = _Walk(writer, frames)
     stack: list[Any] = [root]
     seen = 0
     while stack:
@@ -128,166 +220,283 @@ def blocks(html: str) -> list[HtmlBlock]:
         sibling = node.next
         if sibling is not None and node is not root:
             stack.append(sibling)
-        leave = _enter(walk, node)
+        leave = walk.enter(node)
         if leave is None:
             continue
         stack.append(leave)
         if node.child is not None:
             stack.append(node.child)
-    walk.flush()
-    return walk.blocks
+    writer.flush()
 
 
-def _enter(walk: _Walk, node: Any) -> Callable[[], None] | None:
-    """Begin ``node``; gives what ends it, or ``None`` where it is not to be entered."""
-    tag = node.tag
-    if tag == "-text":
-        text = node.text_content or ""
-        walk.parts.append(text if walk.pre else _SPACE.sub(" ", text))
-        return None
-    if tag in DROPPED or _dropped(node, tag):
-        return None
-    if label := _page(node):
-        walk.parts.append(f"{PAGE}{label}{PAGE}")
-        return None
-    if tag == "br":
-        walk.parts.append("\n")
-        return None
-    if tag == "img":
-        return None
-    if tag in ("td", "th"):
-        return _cell(walk)
-    if tag == "tr":
-        return _row(walk)
-    if tag in BLOCKS and not walk.cells:
-        return _block(walk, tag)
-    if tag in BLOCKS:
-        walk.parts.append(" ")  # paragraphs in a cell stay on its row
-    return lambda: None
+def _nothing() -> None:
+    pass
 
 
-def _block(walk: _Walk, tag: str) -> Callable[[], None]:
-    walk.flush(apart=tag in APART)
-    if tag in ("ul", "ol"):
-        walk.lists.append([tag, 0])
-    elif tag == "li":
-        _item(walk)
-    elif tag == "pre":
-        walk.pre += 1
-    elif len(tag) == 2 and tag[0] == "h" and tag[1].isdigit():
-        walk.level = int(tag[1])
+class _Walk:
+    """Writes nodes in order. Each method that begins an element gives what ends it."""
 
-    def leave() -> None:
-        walk.flush(apart=tag in APART)
-        if tag in ("ul", "ol"):
-            walk.lists.pop()
-        elif tag == "pre":
-            walk.pre -= 1
-        elif len(tag) == 2 and tag[0] == "h" and tag[1].isdigit():
-            walk.level = 0
+    def __init__(self, writer: Writer, frames: int) -> None:
+        self.writer = writer
+        self.frames = frames
+        self.lists: list[tuple[str, int, int]] = []  # kind of number, the next number, the step
+        self.drawing = 0
 
-    return leave
+    def enter(self, node: Any) -> Callable[[], None] | None:
+        """Begin ``node``; gives what ends it, or ``None`` if it is not to be entered."""
+        tag, out = node.tag, self.writer
+        if tag == "-text":
+            if not self.drawing:
+                text = node.text_content or ""
+                out.add(text if out.pre else _SPACE.sub(" ", text))
+            return None
+        if tag in DROPPED:
+            return None
+        attributes = node.attributes
+        if attributes and _unseen(node, tag, attributes):
+            return None
+        if tag in LEFT:
+            out.left[LEFT[tag]] += 1
+            return None
+        if attributes and (label := _page(node, attributes)):
+            out.add(f"{PAGE}{label}{PAGE}")
+            return None
+        if tag in ("br", "hr") and out.around:
+            out.add(" ")
+            return None
+        if tag == "br":
+            out.add("\n")
+            return None
+        if tag in _SPECIAL:
+            leave: Callable[[], None] | None = _SPECIAL[tag](self, node, attributes)
+            return leave
+        if tag in BLOCKS:
+            return self._block(tag)
+        return _nothing
+
+    def _block(self, tag: str) -> Callable[[], None]:
+        out, apart = self.writer, tag in APART
+        out.flush(apart=apart)
+        return lambda: out.flush(apart=apart)
+
+    def _heading(self, node: Any, _: Any) -> Callable[[], None]:
+        out, before = self.writer, self.writer.level
+        out.flush(apart=True)
+        out.level = int(node.tag[1])
+
+        def leave() -> None:
+            out.flush(apart=True)
+            out.level = before
+
+        return leave
+
+    def _preformatted(self, _node: Any, _: Any) -> Callable[[], None]:
+        out = self.writer
+        out.flush(apart=True)
+        out.pre += 1
+
+        def leave() -> None:
+            out.flush(apart=True)
+            out.pre -= 1
+
+        return leave
+
+    def _list(self, node: Any, attributes: dict[str, str | None]) -> Callable[[], None]:
+        ordered = node.tag == "ol"
+        kind = (attributes.get("type") or "1") if ordered else ""
+        step = -1 if ordered and "reversed" in attributes else 1
+        first = _whole(attributes.get("start"), 1)
+        if step < 0 and "start" not in attributes:
+            first = _items(node)
+        leave = self._block(node.tag)
+        self.lists.append((kind, first, step))
+
+        def end() -> None:
+            self.lists.pop()
+            leave()
+
+        return end
+
+    def _item(self, _node: Any, attributes: dict[str, str | None]) -> Callable[[], None]:
+        leave = self._block("li")
+        kind, number, step = self.lists[-1] if self.lists else ("", 0, 1)
+        number = _whole(attributes.get("value"), number) if kind else number
+        if self.lists:
+            self.lists[-1] = (kind, number + step, step)
+        self.writer.mark = f"{numeral(number, kind)}. " if kind else "- "
+
+        def end() -> None:
+            self.writer.mark = ""
+            leave()
+
+        return end
+
+    def _table(self, _node: Any, _: Any) -> Callable[[], None]:
+        self.writer.start_table()
+        return self.writer.end_table
+
+    def _row(self, _node: Any, _: Any) -> Callable[[], None]:
+        self.writer.start_row()
+        return self.writer.end_row
+
+    def _cell(self, _node: Any, attributes: dict[str, str | None]) -> Callable[[], None]:
+        columns, rows = _whole(attributes.get("colspan"), 1), _whole(attributes.get("rowspan"), 1)
+        self.writer.start_cell(columns=columns, rows=rows)
+        return self.writer.end_cell
+
+    def _shift(self, node: Any, _: Any) -> Callable[[], None]:
+        out = self.writer
+        out.add(RAISED if node.tag == "sup" else LOWERED)
+        return lambda: out.add(LEVEL)
+
+    def _quote(self, _node: Any, _: Any) -> Callable[[], None]:
+        self.writer.add("“")
+        return lambda: self.writer.add("”")
+
+    def _dialog(self, _node: Any, attributes: dict[str, str | None]) -> Callable[[], None] | None:
+        return self._block("dialog") if "open" in attributes else None
+
+    def _frame(self, _node: Any, attributes: dict[str, str | None]) -> None:
+        page = attributes.get("srcdoc")
+        if not page or self.frames >= FRAMES:
+            self.writer.left["embedded page"] += 1
+            return
+        self.writer.flush(apart=True)
+        write(self.writer, page, frames=self.frames + 1)
+        self.writer.flush(apart=True)
+
+    def _svg(self, _node: Any, _: Any) -> Callable[[], None]:
+        """A drawing shows the words of its ``text`` elements only."""
+        out = self.writer
+        out.flush()
+        outer, self.drawing = self.drawing, 1
+
+        def leave() -> None:
+            out.flush()
+            self.drawing = outer
+
+        return leave
+
+    def _words(self, _node: Any, _: Any) -> Callable[[], None]:
+        outer, self.drawing = self.drawing, 0
+        self.writer.flush()
+
+        def leave() -> None:
+            self.writer.flush()
+            self.drawing = outer
+
+        return leave
+
+    def _math(self, node: Any, _: Any) -> None:
+        display = node.attributes.get("display") == "block"
+        if display:
+            self.writer.flush()
+        self.writer.add(linear(_formula(node)))
+        if display:
+            self.writer.flush()
+
+    def _input(self, _node: Any, attributes: dict[str, str | None]) -> None:
+        kind = (attributes.get("type") or "text").lower()
+        if kind in ("checkbox", "radio"):
+            self.writer.add("☒" if "checked" in attributes else "☐")
+        elif kind in SHOWN_INPUTS and (value := attributes.get("value")):
+            self.writer.add(f" {_SPACE.sub(' ', value)} ")
+
+    def _area(self, node: Any, _: Any) -> None:
+        self.writer.add(f" {_SPACE.sub(' ', node.text())} ")
+
+    def _select(self, node: Any, attributes: dict[str, str | None]) -> None:
+        options = list(_below(node, "option"))
+        chosen = [o for o in options if "selected" in o.attributes]
+        if not chosen and "multiple" not in attributes:
+            chosen = options[:1]
+        self.writer.add(" " + ", ".join(_SPACE.sub(" ", o.text()).strip() for o in chosen) + " ")
 
 
-def _item(walk: _Walk) -> None:
-    inner: list[Any] = walk.lists[-1] if walk.lists else ["ul", 0]
-    inner[1] += 1
-    mark = f"{inner[1]}. " if inner[0] == "ol" else "- "
-    walk.parts.append(mark)
+_SPECIAL: dict[str, Callable[[_Walk, Any, Any], Callable[[], None] | None]] = {
+    **dict.fromkeys(("h1", "h2", "h3", "h4", "h5", "h6"), _Walk._heading),
+    **dict.fromkeys(("ul", "ol", "menu"), _Walk._list),
+    **dict.fromkeys(("td", "th"), _Walk._cell),
+    **dict.fromkeys(("sup", "sub"), _Walk._shift),
+    **dict.fromkeys(("text", "foreignObject", "foreignobject"), _Walk._words),
+    "pre": _Walk._preformatted,
+    "li": _Walk._item,
+    "table": _Walk._table,
+    "tr": _Walk._row,
+    "q": _Walk._quote,
+    "dialog": _Walk._dialog,
+    "iframe": _Walk._frame,
+    "svg": _Walk._svg,
+    "math": _Walk._math,
+    "input": _Walk._input,
+    "textarea": _Walk._area,
+    "select": _Walk._select,
+}
 
 
-def _row(walk: _Walk) -> Callable[[], None]:
-    """A row of a table is a line; a row of a table in a cell stays on the line of that cell."""
-    if walk.cells:
-        walk.parts.append(" ")
-    else:
-        walk.flush()
-    walk.rows.append(0)
-
-    def leave() -> None:
-        walk.rows.pop()
-        if not walk.cells:
-            walk.flush()
-
-    return leave
+def _whole(text: str | None, default: int) -> int:
+    match = re.match(r"\s*([-+]?\d{1,9})", text or "")
+    return int(match[1]) if match else default
 
 
-def _cell(walk: _Walk) -> Callable[[], None]:
-    if walk.rows:
-        if walk.rows[-1]:
-            walk.parts.append(" | ")
-        walk.rows[-1] += 1
-    walk.cells += 1
+def _below(node: Any, tag: str) -> Iterator[Any]:
+    """The elements of this name in ``node``, in order."""
+    stack = [node.child]
+    while stack:
+        child = stack.pop()
+        if child is not None:
+            stack.append(child.next)
+            if child.tag == tag:
+                yield child
+            else:
+                stack.append(child.child)
 
-    def leave() -> None:
-        walk.cells -= 1
 
-    return leave
+def _items(node: Any) -> int:
+    """The items of a list, for one that counts down."""
+    child, found = node.child, 0
+    while child is not None:
+        found += child.tag == "li"
+        child = child.next
+    return found
 
 
-def _dropped(node: Any, tag: str) -> bool:
+def _unseen(node: Any, tag: str, attributes: dict[str, str | None]) -> bool:
     """Whether a browser would not show it, or it only leads elsewhere."""
-    attributes = node.attributes
-    if not attributes:
-        return False
     if "hidden" in attributes or attributes.get("role") in ROLES:
         return True
     if (style := attributes.get("style")) and _HIDDEN.search(style):
         return True
-    if tag == "a" and {"headerlink", "anchor", "anchor-link"} & set((attributes.get("class") or "").split()):
-        return len(node.text_content or "") < 3
-    return tag == "input"
+    if tag == "x-a" and {"headerlink", "anchor", "anchor-link"} & set((attributes.get("class") or "").split()):
+        child = node.child
+        return child is None or (child.tag == "-text" and child.next is None and len(child.text_content or "") < 3)
+    return False
 
 
-def _page(node: Any) -> str | None:
+def _page(node: Any, attributes: dict[str, str | None]) -> str | None:
     """The label of a page break of a printed book, as EPUB marks them."""
-    attributes = node.attributes
     kinds = f"{attributes.get('epub:type') or ''} {attributes.get('role') or ''}".split()
     if "pagebreak" not in kinds and "doc-pagebreak" not in kinds:
         return None
-    label = attributes.get("title") or attributes.get("aria-label") or (node.text_content or "").strip()
+    label = attributes.get("title") or attributes.get("aria-label") or node.text().strip()
     if not label:
         label = re.sub(r"^\D+", "", attributes.get("id") or "")
     return re.sub(r"\s+", " ", label)[:20] or None
 
 
-def parts(found: list[HtmlBlock], *, first_page: int | None = None) -> list[Part]:
-    """Blocks as text, cut at headings and at page marks; each part knows its section, page and line."""
-    made: list[Part] = []
-    path: list[tuple[int, str]] = []
-    page, label, line = first_page, None, 1
-    current = Part("", page=page)
-
-    def add(text: str) -> None:
-        nonlocal line
-        current.text += text
-        line += text.count("\n")
-
-    def cut(mark: str = "") -> None:
-        nonlocal current
-        if current.text:
-            made.append(current)
-        section = " › ".join(t for _, t in path) or None
-        current = Part("", len(mark), page, label, section, line)
-        add(mark)
-
-    for i, block in enumerate(found):
-        if block.level:
-            title = re.sub(rf"{PAGE}[^{PAGE}]*{PAGE}|\s+", " ", block.text).strip()[:200]
-            path = [*(p for p in path if p[0] < block.level), (block.level, title)]
-            if i:
-                add("\n" if current.text.endswith("\n") else "\n\n")
-            cut()
-        elif i:
-            add("\n\n" if block.apart else "\n")
-        pieces = block.text.split(PAGE)
-        for j, piece in enumerate(pieces):
-            if j % 2:
-                page, label = (page or 0) + 1, piece
-                cut(f"[page {piece}]" + (" " if pieces[j + 1].strip() else ""))
-            elif piece:
-                heading = "#" * block.level + " " if block.level and not j else ""
-                add(heading + (piece.lstrip() if j else piece))
-    add("\n")
-    cut()
-    return made
+def _formula(node: Any) -> Formula:
+    """MathML as :mod:`equation` takes it."""
+    top = Formula(node.tag, {k: v or "" for k, v in node.attributes.items()}, [])
+    stack = [(node.child, top)]
+    while stack:
+        child, above = stack.pop()
+        if child is None:
+            continue
+        stack.append((child.next, above))
+        if child.tag == "-text":
+            above.parts.append(_SPACE.sub(" ", child.text_content or ""))
+        else:
+            inner = Formula(child.tag, {k: v or "" for k, v in child.attributes.items()}, [])
+            above.parts.append(inner)
+            stack.append((child.child, inner))
+    return top

@@ -8,9 +8,9 @@ from kvcli.errors import InputError
 
 MARKDOWN = (".md", ".markdown", ".mdown", ".mkd", ".rst.md", ".qmd", ".rmd")
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
-_SETEXT = re.compile(r" {0,3}(=+|-{2,})[ \t]*$")
+_FENCE = re.compile(r" {0,3}(`{3,}+|~{3,}+)")
+_ATX = re.compile(r" {0,3}(#{1,6})(?![^ \t])")
+_SETEXT = re.compile(r" {0,3}(=++|-{2,}+)[ \t]*+$")
 
 
 def extract(source: Source) -> Extract:
@@ -35,7 +35,8 @@ def sections(text: str) -> list[Part]:
     starts: list[tuple[int, str | None]] = [(0, None)]  # first line and section
     for i, line in enumerate(lines):
         if fence:
-            if re.fullmatch(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*", line):
+            closing = _FENCE.match(line)
+            if closing and closing[1].startswith(fence) and not line[closing.end() :].strip():
                 fence = ""
             continue
         if match := _FENCE.match(line):
@@ -58,7 +59,10 @@ def sections(text: str) -> list[Part]:
 
 def _heading(lines: list[str], i: int) -> tuple[int, str] | None:
     if match := _ATX.match(lines[i]):
-        return len(match[1]), (match[2] or "").strip()[:200]
+        title = lines[i][match.end() :].strip(" \t")
+        if (shorter := title.rstrip("#")) == "" or shorter[-1] in " \t":
+            title = shorter.rstrip(" \t")
+        return len(match[1]), title[:200]
     below = _SETEXT.match(lines[i + 1]) if i + 1 < len(lines) else None
     before = lines[i - 1].strip() if i else ""
     if below and lines[i].strip() and not before and not lines[i].lstrip().startswith(("-", "*", ">", "|", "`")):

@@ -12,6 +12,7 @@ from pathlib import Path
 from kvcli.documents.document import Document, Extract, Options, Source, Span
 from kvcli.documents.folder import walk
 from kvcli.documents.formats import kind
+from kvcli.documents.worker import READERS, Worker
 from kvcli.errors import InputError, UsageError
 
 STDIN = "-"
@@ -43,19 +44,22 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
     files, left = _expand(names, options)
     extracts: list[tuple[str, Extract]] = []
     digest, total, characters = hashlib.sha256(), 0, 0
-    for name in files:
-        data = (stdin or b"") if name == STDIN else _load(name)
-        shown, quoted = ("stdin", "FILE") if name == STDIN else (name, shlex.quote(name))
-        if not data:
-            check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
-            raise InputError(f"{shown} is empty: 0 bytes", check)
-        extract = one(Source(data, shown, quoted, options))
-        characters += sum(len(p.text) for p in extract.parts)
-        if characters > CHARACTERS:
-            raise InputError(f"more than {CHARACTERS:,} characters in {len(extracts) + 1:,} files", "name fewer files")
-        extracts.append((shown, extract))
-        digest.update(data)
-        total += len(data)
+    with Worker() as worker:
+        for name in files:
+            data = (stdin or b"") if name == STDIN else _load(name)
+            shown, quoted = ("stdin", "FILE") if name == STDIN else (name, shlex.quote(name))
+            if not data:
+                check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
+                raise InputError(f"{shown} is empty: 0 bytes", check)
+            extract = _one(Source(data, shown, quoted, options), worker)
+            characters += sum(len(p.text) for p in extract.parts)
+            if characters > CHARACTERS:
+                raise InputError(
+                    f"more than {CHARACTERS:,} characters in {len(extracts) + 1:,} files", "name fewer files"
+                )
+            extracts.append((shown, extract))
+            digest.update(data)
+            total += len(data)
     if options.pages and all(e.pages is None for _, e in extracts):
         raise UsageError(
             f"--pages: {extracts[0][0]} has no pages", "leave out --pages, or --include and --exclude files"
@@ -63,7 +67,7 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
     return _join(extracts, left, digest.hexdigest(), total, from_folder=len(files) != len(names))
 
 
-def one(source: Source) -> Extract:
+def _one(source: Source, worker: Worker) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
     found = kind(source.data, Path(source.name).suffix)
     readable = found.reader and (found.reader != "image" or source.options.ocr)
@@ -74,8 +78,10 @@ def one(source: Source) -> Extract:
         if found.damaged:
             raise InputError(name, hint)
         raise InputError(f"{name}, which is not supported: {READS}", hint)
-    reader = import_module(f"kvcli.documents.{found.reader}")
-    extract: Extract = reader.extract(source)
+    if found.reader in READERS:
+        extract = worker.extract(found.reader, source)
+    else:
+        extract = import_module(f"kvcli.documents.{found.reader}").extract(source)
     if not any(p.text[p.body :].strip() for p in extract.parts):
         raise InputError(
             f"{source.name} is {found.name} without any text", f"look at it: kvcli extract {source.quoted}"

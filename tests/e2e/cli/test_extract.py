@@ -78,7 +78,7 @@ def test_ask_reads_pages(call: Call, tiny_model: Path, validate: Validate) -> No
 
 
 def test_no_torch_and_no_reader_that_is_not_needed(book: Path) -> None:
-    heavy = ("torch", "transformers", "numpy", "pypdfium2", "mammoth", "selectolax", "rapidocr")
+    heavy = ("torch", "transformers", "numpy", "pypdfium2", "lxml", "selectolax", "rapidocr")
     code = (
         "import sys; from kvcli.cli.app import run; code = run(sys.argv[1:]);"
         f"print(json.dumps([m for m in {heavy!r} if m in sys.modules]), file=sys.stderr); sys.exit(code)"

@@ -12,11 +12,13 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from kvcli.documents import Document, pdf, read
+from kvcli.documents import Document, pdf, read, reader
+from kvcli.documents.worker import Worker
 from kvcli.errors import InputError
 from tests.e2e.fuzz.conftest import TIMES, clear, in_time
 from tests.e2e.fuzz.mutate import mutants
@@ -52,10 +54,17 @@ def server() -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def readers() -> Iterator[Worker]:
+    with Worker() as readers:
+        yield readers
+
+
 @pytest.fixture
-def load(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(tmp_path: Path, server: Server, readers: Worker, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Read a file of this name and content; ``None`` where it is refused."""
     monkeypatch.setattr(pdf, "run", server.run)
+    monkeypatch.setattr(reader, "Worker", lambda: nullcontext(readers))
 
     def load(name: str, data: bytes) -> Document | None:
         (tmp_path / name).write_bytes(data)
@@ -76,7 +85,7 @@ def test_a_damaged_archive_is_whole_or_refused(load: Load, kind: str, method: in
     text = _text(load(f"a.{kind}", whole))
     for name, data in mutants(whole, 150 * TIMES, seed=method):
         document = load(f"a.{kind}", data)
-        assert document is None or document.text == text, name
+        assert document is None or document.text == text or document.warnings, name
         found[document is None] += 1
     assert found[True] > found[False], "the damage reaches what matters"
 
