@@ -49,7 +49,8 @@ class Archive:
     def damaged(self, why: str) -> InputError:
         """The error that says ``why`` the file cannot be read."""
         size = f"{len(self.source.data):,} bytes"
-        return InputError(f"{self.source.name} is damaged: {why[:120].lower() or 'no ZIP archive'} ({size})", _AGAIN)
+        why = " ".join(why.split())[:120].lower() or "no ZIP archive"
+        return InputError(f"{self.source.name} is damaged: {why} ({size})", _AGAIN)
 
     def read(self, name: str) -> bytes:
         """The bytes of a member, counted while they are unpacked: what its header says may be a lie."""
@@ -118,7 +119,7 @@ def xml(archive: Archive, name: str, *, repair: bool = False) -> Any:
             return None
         if "depth" in str(error).lower():
             raise InputError(f"{archive.source.name} is nested too deeply to be read", _AGAIN) from None
-        raise archive.damaged(f"{name}: {error}") from None
+        raise archive.damaged(f"{name}: {error}".partition(" (<string>")[0]) from None
 
 
 def elements(root: Any, name: str) -> Iterator[Any]:

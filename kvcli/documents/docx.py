@@ -23,9 +23,8 @@ _OFF = ("0", "false", "off")
 _DAMAGED = "fetch the file again, or save it anew in a word processor"
 _MATH = "officeDocument/2006/math", "ooxml/officeDocument/math"
 _TICKS = {"\uf0fe": "☒", "\uf053": "☒", "\uf078": "☒", "\uf0fc": "✓", "\uf052": "☑", "\uf0a8": "☐", "\uf06f": "☐"}
-_GREEK = dict(
-    zip("ABGDEZHQIKLMNXOPRSTUFCYWabgdezhqiklmnxoprVstufcyw", "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩαβγδεζηθικλμνξοπρςστυφχψω")
-)
+_LATIN = "ABGDEZHQIKLMNXOPRSTUFCYWabgdezhqiklmnxoprVstufcyw"
+_GREEK = dict(zip(_LATIN, "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩαβγδεζηθικλμνξοπρςστυφχψω", strict=True))
 _SYMBOLS = {
     0xA3: "≤",
     0xA5: "∞",
@@ -39,34 +38,12 @@ _SYMBOLS = {
     0xB9: "≠",
 }
 _SKIPPED = frozenset(
-    [
-        "pPr",
-        "rPr",
-        "tblPr",
-        "tblGrid",
-        "trPr",
-        "tcPr",
-        "sdtPr",
-        "sdtEndPr",
-        "sectPr",
-        "instrText",
-        "delInstrText",
-        "delText",
-        "del",
-        "moveFrom",
-        "rt",
-        "rubyPr",
-        "commentRangeStart",
-        "commentRangeEnd",
-        "bookmarkStart",
-        "bookmarkEnd",
-        "proofErr",
-        "annotationRef",
-        "smartTagPr",
-        "customXmlPr",
-        "lastRenderedPageBreak",
-        "softHyphen",
-    ]
+    re.findall(
+        r"\S+",
+        "pPr rPr tblPr tblGrid trPr tcPr sdtPr sdtEndPr sectPr instrText delInstrText delText del moveFrom rt "
+        "rubyPr commentRangeStart commentRangeEnd bookmarkStart bookmarkEnd proofErr annotationRef smartTagPr "
+        "customXmlPr lastRenderedPageBreak softHyphen",
+    )
 )
 
 
@@ -287,7 +264,7 @@ class _Reader:
             c = _SYMBOLS.get(number - 0xF000, _GREEK.get(chr(number - 0xF000), chr(number - 0xF000)))
         self.out.add(_TICKS.get(c, c))
 
-    def _break(self, node: Any) -> None:
+    def _break(self, _: Any) -> None:
         self.out.add(" " if self.out.around else "\n")
 
     def _field(self, node: Any) -> None:
@@ -334,7 +311,7 @@ class _Reader:
         self.out.left["picture"] += 1
         self._children(node)
 
-    def _object(self, node: Any) -> None:
+    def _object(self, _: Any) -> None:
         self.out.left["embedded object"] += 1
 
     def _chart(self, _node: Any) -> None:

@@ -21,7 +21,7 @@ COLUMNS = 64
 _MARKS = {ord(c): None for c in (PAGE, RAISED, LOWERED, LEVEL, "\0")}
 _SHIFTED = re.compile(f"([{RAISED}{LOWERED}])([^{RAISED}{LOWERED}{LEVEL}]*){LEVEL}")
 _SIMPLE = re.compile(r"[-+−]?[\w.,]+")
-_ORDINAL = frozenset(["st", "nd", "rd", "th", "e", "er", "re", "ère", "ème", "o", "a", "os", "as"])
+_ORDINAL = frozenset(re.findall(r"\S+", "st nd rd th e er re ère ème o a os as"))
 _ROMAN = [
     (1000, "m"), (900, "cm"), (500, "d"), (400, "cd"), (100, "c"), (90, "xc"),
     (50, "l"), (40, "xl"), (10, "x"), (9, "ix"), (5, "v"), (4, "iv"), (1, "i"),

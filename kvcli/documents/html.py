@@ -11,29 +11,11 @@ from kvcli.documents.markup import tidied
 from kvcli.errors import InputError
 
 DROPPED = frozenset(
-    [
-        "script",
-        "style",
-        "template",
-        "noscript",
-        "head",
-        "title",
-        "nav",
-        "map",
-        "datalist",
-        "ix:header",
-        "ix:hidden",
-        "rp",
-        "-comment",
-        "-doctype",
-        "defs",
-        "symbol",
-        "desc",
-        "metadata",
-        "param",
-        "source",
-        "track",
-    ]
+    re.findall(
+        r"\S+",
+        "script style template noscript head title nav map datalist ix:header ix:hidden rp -comment -doctype defs "
+        "symbol desc metadata param source track",
+    )
 )
 LEFT = {
     "img": "picture",
@@ -50,78 +32,19 @@ LEFT = {
 
 ROLES = frozenset(["navigation", "search", "contentinfo", "menu", "menubar", "toolbar", "doc-toc", "doc-pagelist"])
 BLOCKS = frozenset(
-    [
-        "p",
-        "div",
-        "section",
-        "article",
-        "main",
-        "aside",
-        "header",
-        "footer",
-        "figure",
-        "figcaption",
-        "blockquote",
-        "ul",
-        "ol",
-        "menu",
-        "li",
-        "dl",
-        "dt",
-        "dd",
-        "table",
-        "caption",
-        "thead",
-        "tbody",
-        "tfoot",
-        "form",
-        "fieldset",
-        "details",
-        "summary",
-        "address",
-        "hgroup",
-        "center",
-        "body",
-        "html",
-        "hr",
-        "pre",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "legend",
-        "optgroup",
-        "option",
-        "dialog",
-        "button",
-        "x-shadow",
-        "svg",
-        "text",
-        "iframe",
-    ]
+    re.findall(
+        r"\S+",
+        "p div section article main aside header footer figure figcaption blockquote ul ol menu li dl dt dd table "
+        "caption thead tbody tfoot form fieldset details summary address hgroup center body html hr pre h1 h2 h3 "
+        "h4 h5 h6 legend x-optgroup x-option dialog button x-shadow svg text iframe",
+    )
 )
-APART = frozenset(
-    ["p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "menu", "dl", "pre", "blockquote", "figure", "hr"]
-)
+APART = frozenset(re.findall(r"\S+", "p h1 h2 h3 h4 h5 h6 ul ol menu dl pre blockquote figure hr"))
 SHOWN_INPUTS = frozenset(
-    [
-        "submit",
-        "button",
-        "reset",
-        "text",
-        "search",
-        "tel",
-        "url",
-        "email",
-        "number",
-        "date",
-        "month",
-        "week",
-        "time",
-        "range",
-    ]
+    re.findall(
+        r"\S+",
+        "submit button reset text search tel url email number date month week time range",
+    )
 )
 
 NODES = 5_000_000
@@ -406,7 +329,7 @@ class _Walk:
         self.writer.add(f" {_SPACE.sub(' ', node.text())} ")
 
     def _select(self, node: Any, attributes: dict[str, str | None]) -> None:
-        options = list(_below(node, "option"))
+        options = list(_below(node, "x-option"))
         chosen = [o for o in options if "selected" in o.attributes]
         if not chosen and "multiple" not in attributes:
             chosen = options[:1]
@@ -430,7 +353,7 @@ _SPECIAL: dict[str, Callable[[_Walk, Any, Any], Callable[[], None] | None]] = {
     "math": _Walk._math,
     "input": _Walk._input,
     "textarea": _Walk._area,
-    "select": _Walk._select,
+    "x-select": _Walk._select,
 }
 
 

@@ -20,25 +20,10 @@ LONG = 512
 """Characters of attributes from which only those that are needed are kept."""
 
 VOID = frozenset(
-    [
-        "area",
-        "base",
-        "br",
-        "col",
-        "embed",
-        "hr",
-        "img",
-        "input",
-        "link",
-        "meta",
-        "param",
-        "source",
-        "track",
-        "wbr",
-        "frame",
-        "basefont",
-        "bgsound",
-    ]
+    re.findall(
+        r"\S+",
+        "area base br col embed hr img input link meta param source track wbr frame basefont bgsound",
+    )
 )
 
 _S = r"[\t\n\f\r ]"
@@ -51,74 +36,40 @@ _ATTRIBUTE = re.compile(
     rf"([^\t\n\f\r />][^\t\n\f\r />=]*+)(?:{_S}*+={_S}*+(\"[^\"]*+\"|'[^']*+'|(?![\"'])[^\t\n\f\r >]*+))?+"
 )
 _NEEDED = frozenset(
-    [
-        "hidden",
-        "style",
-        "role",
-        "class",
-        "id",
-        "title",
-        "type",
-        "value",
-        "checked",
-        "selected",
-        "start",
-        "reversed",
-        "open",
-        "srcdoc",
-        "epub:type",
-        "aria-label",
-        "colspan",
-        "rowspan",
-        "shadowrootmode",
-        "open",
-        "close",
-        "separators",
-    ]
+    re.findall(
+        r"\S+",
+        "hidden style role class id title type value checked selected start reversed open srcdoc epub:type aria- "
+        "label colspan rowspan shadowrootmode open close separators",
+    )
 )
-_PLAIN = frozenset(
-    ["b", "big", "code", "em", "font", "i", "nobr", "small", "strong", "tt", "u", "a"]
-)  # shown as their text
+_PLAIN = frozenset(re.findall(r"\S+", "b big code em font i nobr small strong tt u a"))  # shown as their text
 _TELLING = re.compile(r"hidden|style|role|epub:type|headerlink|anchor", re.IGNORECASE)
-_STRUCK = {"s": "del", "strike": "del"}
+_RENAMED = {  # strike is not formatting as del is not; parsers look through all options at each one
+    "s": "del",
+    "strike": "del",
+    "select": "x-select",
+    "option": "x-option",
+    "optgroup": "x-optgroup",
+}
 _RAW = frozenset(["script", "style", "title", "iframe", "noembed", "noframes", "textarea", "xmp"])
 _ONCE = frozenset(["html", "head", "body"])
 _CLOSES = {  # what a start tag ends, if it is open
     "li": frozenset(["li"]),
     "dt": frozenset(["dt", "dd"]),
     "dd": frozenset(["dt", "dd"]),
-    "option": frozenset(["option"]),
-    "optgroup": frozenset(["option", "optgroup"]),
+    "x-option": frozenset(["x-option"]),
+    "x-optgroup": frozenset(["x-option", "x-optgroup"]),
     **dict.fromkeys(("rb", "rt", "rtc", "rp"), frozenset(["rb", "rt", "rp"])),
 }
-_BARRIER = frozenset(["ul", "ol", "menu", "dl", "table", "td", "th", "section", "article", "div", "select", "ruby"])
+_BARRIER = frozenset(re.findall(r"\S+", "ul ol menu dl table td th section article div x-select ruby"))
 _FREE = frozenset(
-    ["p", "tr", "td", "th", "tbody", "thead", "tfoot", "caption", "colgroup"]
+    re.findall(r"\S+", "p tr td th tbody thead tfoot caption colgroup")
 )  # cannot nest without a counted one
 _INLINE = frozenset(
-    [
-        "span",
-        "label",
-        "sup",
-        "sub",
-        "q",
-        "cite",
-        "abbr",
-        "del",
-        "ins",
-        "mark",
-        "var",
-        "kbd",
-        "samp",
-        "time",
-        "bdo",
-        "bdi",
-        "data",
-        "dfn",
-        "output",
-        "acronym",
-        "ruby",
-    ]
+    re.findall(
+        r"\S+",
+        "span label sup sub q cite abbr del ins mark var kbd samp time bdo bdi data dfn output acronym ruby",
+    )
 )
 
 
@@ -223,7 +174,7 @@ class _Tidy:
             name = self._changed(name, attributes)
             if not name:
                 return
-        name = _STRUCK.get(name, name)
+        name = _RENAMED.get(name, name)
         if closed and self.xhtml:
             self.out.append(f"<{name}{attributes[:-1]}></{name}>")
             return
@@ -268,7 +219,7 @@ class _Tidy:
         if name in _PLAIN or name == "template":
             kept = self.kept.get(name)
             name = kept.pop() if kept else ""
-        name = _STRUCK.get(name, name)
+        name = _RENAMED.get(name, name)
         if not self.open[name]:
             return
         i = len(self.stack) - 1

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib import import_module
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Any, Self
 from kvcli.documents.document import Extract, Options, Part, Source
 from kvcli.documents.isolated import MEMORY, SILENCE, WORK, bounded
 from kvcli.errors import InputError, UsageError
+from kvcli.utils import child_process
 
 READERS = frozenset(("docx", "epub", "html"))
 """Modules beside this one whose ``extract`` runs here."""
@@ -25,7 +26,6 @@ READERS = frozenset(("docx", "epub", "html"))
 PER_MIB = 4
 """Seconds of processor time for each MiB of a file, beside those that any file has."""
 
-_START = "import sys; sys.path[:] = {path!r}; from kvcli.documents.worker import main; main()"
 _ANEW = "save it anew in the program that made it, or as plain text"
 
 
@@ -34,6 +34,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.running = ExitStack()
         self.starts = 0
 
     def __enter__(self) -> Self:
@@ -74,20 +75,16 @@ class Worker:
 
     def end(self) -> None:
         """Stop the process; a later file starts another."""
-        if self.process is not None:
-            self.process.kill()
-            with suppress(BrokenPipeError):
-                self.process.communicate()
-            self.process = None
+        self.process = None
+        self.running.close()
+
+    def command(self) -> list[str]:
+        """The program of the process."""
+        return child_process.own_module("kvcli.documents.worker")
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.starts += 1
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START.format(path=sys.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        self.process = self.running.enter_context(child_process.running(self.command(), stdin=subprocess.PIPE))
         return self.process
 
     def _died(self, process: subprocess.Popen[bytes], source: Source) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -114,10 +115,8 @@ def test_twice_the_length_takes_twice_the_time(case: str) -> None:
     def cost(n: int) -> float:
         source = Source(make(n), name, name)
         start = time.process_time()
-        try:
+        with suppress(InputError):
             read(source)
-        except InputError:
-            pass
         return time.process_time() - start
 
     for _ in range(TIMES):
@@ -129,6 +128,7 @@ def test_twice_the_length_takes_twice_the_time(case: str) -> None:
         if once < STABLE:
             return
         twice = cost(2 * n)
-        if twice > RATIO * once:  # a neighbour may have taken the cache: once more
-            once, twice = min(once, cost(n)), min(twice, cost(2 * n))
+        for _ in range(3):
+            if twice > RATIO * once:  # a neighbour may have taken the cache: once more
+                once, twice = min(once, cost(n)), min(twice, cost(2 * n))
         assert twice < RATIO * once, f"{case}: {once:.2f} s for {n:,}, {twice:.2f} s for twice as many"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -33,12 +31,8 @@ worker.main()
 class Hostile(worker.Worker):
     """A process with readers that misbehave, and a second of time."""
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.starts += 1
-        program = HOSTILE.format(path=sys.path)
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe)
-        return self.process
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", HOSTILE.format(path=sys.path)]
 
 
 PAGE = Source(b"<p>read</p>", "a.html", "a.html")
@@ -73,7 +67,7 @@ def test_many_files_take_one_process() -> None:
     assert process.returncode is not None
 
 
-def test_all_that_a_reader_says_comes_through(tmp_path: Path) -> None:
+def test_all_that_a_reader_says_comes_through() -> None:
     """Pages, labels, sections, notes and warnings, and letters that JSON has to write as two."""
     body = '<h1>\U0001d465</h1><p><span role="doc-pagebreak" title="iv"></span>One</p><img><p>two</p>'
     source = Source(epub({"a.xhtml": body}, spine=["a.xhtml", "x"]), "a.epub", "a.epub", Options(pages=((1, None),)))
