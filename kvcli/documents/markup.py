@@ -38,8 +38,8 @@ _ATTRIBUTE = re.compile(
 _NEEDED = frozenset(
     re.findall(
         r"\S+",
-        "hidden style role class id title type value checked selected start reversed open srcdoc epub:type aria- "
-        "label colspan rowspan shadowrootmode open close separators",
+        "hidden style role class id title type value checked selected start reversed open srcdoc epub:type "
+        "aria-label colspan rowspan shadowrootmode open close separators",
     )
 )
 _PLAIN = frozenset(re.findall(r"\S+", "b big code em font i nobr small strong tt u a"))  # shown as their text
