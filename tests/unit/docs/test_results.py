@@ -129,3 +129,19 @@ def test_cases_of_kvcli_eval_become_rows() -> None:
         ("full", 2, None, 5), ("full, reread 3", 4, None, 5), ("full", None, 37.5, 3)
     ]  # fmt: skip
     assert all(r["command"] == "kvcli eval …" and r["table"] == "new" for r in rows)
+
+
+def test_the_three_numbers_of_the_readme_are_those_of_the_rows() -> None:
+    text = (ROOT.parent.parent / "README.md").read_text()
+    ours, full = (
+        max((r for r in TABLES["memory"] if r["recipe"].startswith(name)), key=lambda r: r["tokens"])
+        for name in ("locret", "full")
+    )
+    mib = "**{:,.0f} MiB** of peak memory above the model for {}K tokens; full attention takes {:,.0f} MiB for {}K."
+    sizes = (size for r in (ours, full) for size in (r["peak_bytes"] / 2**20, r["tokens"] // 1024))
+    assert mib.format(*sizes) in text
+    speed = next(r for r in TABLES["prefill"] if r["tokens"] == 32768)
+    assert f"**{speed['times_faster']} times** as fast a prefill as full attention at 32K tokens" in text
+    needle = next(r for r in TABLES["needle"] if r["recipe"] == "locret, reread 3" and r["length"] == "32K")
+    mean, low, high = interval(needle)
+    assert f"**{mean:.0f} %** (± {(high - low) / 2:.0f})" in text
