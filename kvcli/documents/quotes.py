@@ -14,6 +14,7 @@ from typing import Literal
 
 from kvcli.documents.document import Document, Span
 from kvcli.documents.normalize import NormalizedText, normalize
+from kvcli.documents.sentences import split_sentences
 
 Status = Literal["verified", "repaired", "unverified"]
 
@@ -41,8 +42,7 @@ _STYLES = (
 _MARKED = re.compile("|".join(_STYLES), re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _GAP = re.compile(r"\s*[\[(]?(?:\.\s?\.\s?\.|…)\.?[\])]?\s*")
-_SHORT = "".join(rf"(?<!\b{s}\.)" for s in ("Mr", "Mrs", "Ms", "Dr", "St", "Mt", "No", "vs", "[A-Z]"))
-_PIECES = re.compile(rf"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)])){_SHORT}\s+|(?<=[。！？])|\n+")
+_LINE = re.compile(r"[^\n]+")
 _BULLET = re.compile(r"[\s\-–—*•#>:,;.…]*(?:\d+[.)]\s+)?")
 _STOPS = " \t\n,;:.!?…。、！？*"
 _PAGE = re.compile(r"\[page [^\]\n]{1,12}\]")
@@ -192,12 +192,9 @@ def _nonempty(answer: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def unmarked(answer: str) -> list[tuple[int, int]]:
     """What may be a quote without marks: the whole answer, then its lines and sentences, if long enough."""
-    pieces: list[tuple[int, int]] = [(0, len(answer))]
-    at = 0
-    for match in _PIECES.finditer(answer):
-        pieces.append((at, match.start()))
-        at = match.end()
-    pieces.append((at, len(answer)))
+    lines = (match.span() for match in _LINE.finditer(answer))
+    sentences = ((s.start, s.end) for s in split_sentences(answer, items=False))
+    pieces = [(0, len(answer)), *lines, *sentences]
     return list(_long_enough(answer, dict.fromkeys(trimmed(answer, a, b) for a, b in pieces)))
 
 

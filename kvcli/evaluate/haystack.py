@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import random
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+from kvcli.documents.sentences import split_sentences
 from kvcli.errors import InputError, UsageError
 from kvcli.evaluate.token_counter import TokenCounter
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 """The paragraph that pass-key benchmarks repeat (Mohtashami & Jaggi, arXiv:2305.16300)."""
 
-_LONGEST = 1000  # characters of a piece; what has no sentences is cut at lines, then at spaces
-_TITLES = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bProf)(?<!\bvol)(?<!\b[A-Z])"
-_END = re.compile(rf"{_TITLES}[.!?][\"'”’»)\]]*\s+(?=[\"'“‘«(\[]*[A-Z0-9])|\n\s*\n")
-
 
 def split(text: str) -> list[str]:
-    """``text`` in pieces that end where a sentence or a paragraph does; joined they are ``text``."""
-    ends = [match.end() for match in _END.finditer(text)]
-    pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if b > a]
-    return [part for piece in pieces for part in _shorter(piece)]
-
-
-def _shorter(piece: str) -> list[str]:
-    if len(piece) <= _LONGEST:
-        return [piece]
-    for pattern in (r"[^\n]*\n+|[^\n]+", rf"(?s).{{1,{_LONGEST}}}(?=\s|$)|.{{1,{_LONGEST}}}"):
-        parts = re.findall(pattern, piece)
-        if len(parts) > 1:
-            return [short for part in parts for short in _shorter(part)]
-    return [piece]
+    """``text`` in pieces that end where a sentence does; joined they are ``text``."""
+    starts = [sentence.start for sentence in split_sentences(text)[1:]]
+    return [text[a:b] for a, b in pairwise([0, *starts, len(text)]) if b > a]
 
 
 class Haystack:

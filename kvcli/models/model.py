@@ -67,14 +67,15 @@ class Model:
         return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str) -> Tensor | None:
+    def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str | Tensor) -> Tensor | None:
         """One forward pass into a store.
 
         Args:
             ids: int64 ``[m]``.
             store: a fill or a tail.
-            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, ``False`` for none:
-                a reading does not need the language-model head.
+            logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, int64 ``[r]`` for
+                those of some tokens ``[r, vocab]``, ``False`` for none: a reading does not need the language-model
+                head.
         """
         batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
         with self.lock:
@@ -84,9 +85,10 @@ class Model:
             if logits is False:
                 self.module.base_model(**batch, use_cache=False, kvcli=store)
                 return None
-            out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=0 if logits == "all" else 1)
+            keep: int | Tensor = logits if isinstance(logits, Tensor) else 0 if logits == "all" else 1
+            out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=keep)
             scores: Tensor = out.logits[0]
-            return scores if logits == "all" else scores[-1]
+            return scores[-1] if logits is True else scores
 
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:

@@ -10,7 +10,6 @@ the shreds of everything else draw a small model away from passages that it has 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kvcli.documents.sentences import split_sentences
 from kvcli.retrieval.attention import attention_by_position, narrow_context, question_attention
 from kvcli.retrieval.bm25 import bm25_scores
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 PASSAGE_CHARACTERS = 400  # characters
 _RANK_OFFSET = 10  # small, because only the first few ranks matter
-_ENDS = re.compile(r"(?<=[.!?…])[\"'”’)]*\s+|\n\s*\n")
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,10 @@ def _spread(prompt: Prompt, text: str) -> tuple[tuple[Passage, ...], torch.Tenso
 
 
 def passages(text: str, size: int = PASSAGE_CHARACTERS) -> list[Passage]:
-    """A text in pieces of about ``size`` characters that end where sentences or paragraphs do, wherever they do."""
+    """A text in pieces of about ``size`` characters that end where sentences do, wherever they do."""
     found: list[Passage] = []
     start = last = 0
-    for end in [*(m.end() for m in _ENDS.finditer(text)), len(text)]:
+    for end in [*(sentence.start for sentence in split_sentences(text)[1:]), len(text)]:
         if end - start > size and last > start:
             found.append(Passage(start, last))
             start = last

@@ -1,0 +1,172 @@
+"""An index of a document's sentences, and BM25 over them (Robertson and Zaragoza 2009).
+
+A sentence is found by its own words; those of its neighbours and of its heading count less, because a sentence says
+"he" of a name that the sentence before it has. The index is arrays: looking up adds a few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvcli.documents.sentences import Sentence, split_sentences
+from kvcli.retrieval.words import common_words, find_words, fold_words, language
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvcli.documents.document import Document
+
+K1, B = 1.2, 0.6
+"""How fast a repeated word stops counting, and how much a long sentence is held against it."""
+
+NEIGHBOURS, HEADING = 0.25, 0.3
+"""What the scores of the sentences on either side, and of the heading, count."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question's words as the index knows them.
+
+    Attributes:
+        terms: numbers of its words, those that are too common left out; each once.
+        weights: float32, how rare each is (idf).
+        unknown: the idf, summed, that its words outside the text would have.
+    """
+
+    terms: tuple[int, ...]
+    weights: tuple[float, ...]
+    unknown: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.weights) + self.unknown
+
+
+class SentenceIndex:
+    """The sentences of a document and the words in them.
+
+    Attributes:
+        sentences: in order; kvcli's own marks (``[page 12]``) are not among them.
+        heading: int32 ``[s]``, for each the number of the heading above it, or -1.
+        language: of the words in Latin script.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document, text = document, document.text
+        self.sentences = _own(split_sentences(text), document)
+        count = len(self.sentences)
+        words = [find_words(text[s.start : s.end]) for s in self.sentences]
+        numbers: dict[str, int] = {}
+        flat = np.fromiter(
+            (numbers.setdefault(word, len(numbers)) for word in chain.from_iterable(words)), dtype=np.int64
+        )
+        sizes = np.fromiter(map(len, words), dtype=np.int64, count=count)
+        self.language = language(text)
+        stems: dict[str, int] = {}
+        to_stem = np.fromiter(
+            (stems.setdefault(stem, len(stems)) for stem in fold_words(list(numbers), self.language)), dtype=np.int64
+        )
+        self.terms = stems
+        pairs = to_stem[flat] * count + np.repeat(np.arange(count), sizes) if count else flat
+        pairs, often = np.unique(pairs, return_counts=True)
+        term, self._sentence = np.divmod(pairs, max(1, count))
+        self._begin = np.searchsorted(term, np.arange(len(stems) + 1))
+        found = np.diff(self._begin)
+        self._idf = np.log1p((count - found + 0.5) / (found + 0.5)).astype(np.float32)
+        length = sizes / max(1.0, float(sizes.mean()) if count else 1.0)
+        held = often / (often + K1 * (1 - B + B * length[self._sentence])) if count else often.astype(np.float64)
+        self._weight = (held * (K1 + 1)).astype(np.float32)
+        self._sentence = self._sentence.astype(np.int32)
+        headings = np.fromiter((s.kind == "heading" for s in self.sentences), dtype=bool, count=count)
+        self.is_heading = headings
+        at = np.where(headings, np.arange(count), -1)
+        self.heading = np.maximum.accumulate(at) if count else at
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(a.nbytes for a in (self._sentence, self._begin, self._idf, self._weight, self.heading))
+
+    def query(self, question: str) -> Query:
+        """The words of a question; all of them if every one is common."""
+        words = list(dict.fromkeys(find_words(question)))
+        told = language(question)
+        common = common_words(self.language) | common_words("russian") | common_words(told)
+        asked = [w for w in words if w not in common] or words
+        stems = dict.fromkeys(fold_words(asked, self.language))
+        known = [self.terms[s] for s in stems if s in self.terms]
+        rarest = float(np.log1p((len(self) + 0.5) / 0.5))
+        return Query(tuple(known), tuple(float(self._idf[t]) for t in known), rarest * (len(stems) - len(known)))
+
+    def scores(self, query: Query) -> NDArray[np.float32]:
+        """BM25 of each sentence's own words: float32 ``[s]``."""
+        total = np.zeros(len(self), dtype=np.float32)
+        for term, idf in zip(query.terms, query.weights, strict=True):
+            part = slice(self._begin[term], self._begin[term + 1])
+            total[self._sentence[part]] += idf * self._weight[part]
+        return total
+
+    def covered(self, query: Query) -> NDArray[np.float32]:
+        """Which part of a question's words, weighted by rarity, each sentence has: float32 ``[s]`` in [0, 1]."""
+        total = np.zeros(len(self), dtype=np.float32)
+        for term, idf in zip(query.terms, query.weights, strict=True):
+            total[self._sentence[self._begin[term] : self._begin[term + 1]]] += idf
+        total /= max(query.total, 1e-6)
+        return total
+
+    def around(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of each sentence, the scores of the two beside it under the same heading, summed: float32 ``[s]``."""
+        beside = np.zeros_like(own)
+        if len(own) > 1:
+            same = self.heading[1:] == self.heading[:-1]
+            beside[1:] += np.where(same, own[:-1], 0)
+            beside[:-1] += np.where(same, own[1:], 0)
+        return beside
+
+    def above(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of each sentence, the score of its heading; 0 without one and for headings: float32 ``[s]``."""
+        under = (self.heading >= 0) & ~self.is_heading
+        return np.where(under, own[np.maximum(self.heading, 0)], 0).astype(np.float32) if len(own) else own
+
+    def ranked(self, question: str | Query) -> NDArray[np.float32]:
+        """The scores that candidates are chosen by: float32 ``[s]``; 0 if nothing is shared."""
+        own = self.scores(self.query(question) if isinstance(question, str) else question)
+        total: NDArray[np.float32] = own + NEIGHBOURS * self.around(own) + HEADING * self.above(own)
+        total[self.is_heading] /= 2
+        return total
+
+    def best(self, scores: NDArray[np.float32], count: int) -> list[int]:
+        """The numbers of the sentences that score most, the best first; earlier ones first among equals."""
+        order = np.argsort(-scores, kind="stable")[:count]
+        return [int(i) for i in order if scores[i] > 0]
+
+
+def _own(sentences: Sequence[Sentence], document: Document) -> list[Sentence]:
+    """The sentences without kvcli's marks, cut at the spans of the document."""
+    marks = [(s.start, s.body) for s in document.spans if s.body > s.start]
+    if not marks:
+        return list(sentences)
+    found, at = [], 0
+    for sentence in sentences:
+        while at < len(marks) and marks[at][1] <= sentence.start:
+            at += 1
+        start, k = sentence.start, at
+        while k < len(marks) and marks[k][0] < sentence.end:
+            found += _trimmed(document.text, start, marks[k][0], sentence)
+            start, k = max(start, marks[k][1]), k + 1
+        found += _trimmed(document.text, start, sentence.end, sentence)
+    return found
+
+
+def _trimmed(text: str, start: int, end: int, sentence: Sentence) -> list[Sentence]:
+    body = text[start:end] if start < end else ""
+    start, end = start + len(body) - len(body.lstrip()), end - len(body) + len(body.rstrip())
+    return [Sentence(start, end, sentence.kind)] if body.strip() else []

@@ -1,0 +1,99 @@
+"""The sentence that shares a question's words is found, in any language and script."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvcli.documents.document import Document, Span
+from kvcli.retrieval.sentences import SentenceIndex
+from kvcli.retrieval.words import find_words, fold_words, language
+
+TEXTS = {
+    "english": (
+        "The harbour master of the town keeps two parrots. The lamps were burning in the streets when it was late."
+        " She had been the captain of that ship for years.",
+        "Which ship was she the captain of for a year?",
+        "captain",
+    ),
+    "german": (
+        "Der Bäcker der Stadt hat die alten Häuser gekauft. Im Hafen lagen nicht viele Schiffe."
+        " Sie war mit ihrem Bruder in der Mühle.",
+        "Wer hat das alte Haus gekauft?",
+        "Häuser",
+    ),
+    "french": (
+        "Le boulanger de la ville a vendu les chevaux. Les bateaux ne sont pas dans le port."
+        " Elle était avec son frère au moulin.",
+        "Qui vend un cheval et des chevaux dans la ville ?",
+        "boulanger",
+    ),
+    "spanish": (
+        "El panadero de la ciudad vendió los barcos. Las casas no están en el puerto."
+        " Ella estaba con su hermano en el molino.",
+        "¿Quién vendió el barco?",
+        "barcos",
+    ),
+    "italian": (
+        "Il fornaio della città ha venduto le barche. Le case non sono nel porto. Lei era con suo fratello al mulino.",
+        "Chi ha venduto la barca?",
+        "barche",
+    ),
+    "russian": (
+        "Пекарь этого города продал старые корабли. В гавани не было домов. Она была с братом на мельнице.",
+        "Кто продал старый корабль?",
+        "корабли",
+    ),
+    "japanese": ("港町の灯台は青い。船長は猫を飼っている。雨が降った。", "船長は何を飼っていますか？", "猫"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_inflected_words_find_their_sentence(name: str) -> None:
+    text, question, word = TEXTS[name]
+    index = SentenceIndex(Document.of_text(text))
+    best = index.sentences[index.best(index.ranked(question), 1)[0]]
+    assert word in text[best.start : best.end]
+    if name not in ("russian", "japanese"):
+        assert language(text) == name
+
+
+def test_a_neighbour_and_a_heading_help() -> None:
+    text = (
+        "# Opening hours\n\nThe baths open at noon.\n\n# Prices\n\nA child pays two crowns. Captain Wren sang. He fell."
+    )
+    index = SentenceIndex(Document.of_text(text))
+    scores = dict(zip([text[s.start : s.end] for s in index.sentences], index.ranked("Captain?"), strict=True))
+    assert scores["Captain Wren sang."] > scores["He fell."] > 0 == scores["The baths open at noon."]
+    scores = dict(zip([text[s.start : s.end] for s in index.sentences], index.ranked("What prices?"), strict=True))
+    assert scores["A child pays two crowns."] > 0 == scores["The baths open at noon."]
+
+
+@given(st.lists(st.text(alphabet="ab c.", max_size=40), max_size=6), st.text(alphabet="ab c", max_size=20))
+def test_scores_are_bm25_word_by_word(pieces: list[str], question: str) -> None:
+    text = "\n\n".join(pieces)
+    index = SentenceIndex(Document.of_text(text))
+    query = index.query(question)
+    own, covered = index.scores(query), index.covered(query)
+    assert own.shape == covered.shape == index.ranked(question).shape == (len(index),)
+    asked = set(fold_words(find_words(question), index.language))
+    for sentence, score, part in zip(index.sentences, own, covered, strict=True):
+        has = set(fold_words(find_words(text[sentence.start : sentence.end]), index.language))
+        assert (score > 0) == bool(has & {t for t, n in index.terms.items() if n in query.terms})
+        assert 0 <= part <= 1.0001
+        assert score == 0 or has & asked
+
+
+def test_marks_of_kvcli_are_no_sentences_and_are_not_within_one() -> None:
+    text = "[page 1]\nThe lamp is\n[page 2]\nin the tower."
+    spans = (Span(0, 21, 9, "a.pdf", 1), Span(21, len(text), 30, "a.pdf", 2))
+    index = SentenceIndex(Document(text, ("a.pdf",), "", 0, (), spans, 2))
+    assert [text[s.start : s.end] for s in index.sentences] == ["The lamp is", "in the tower."]
+
+
+@pytest.mark.parametrize("text", ["", " \n", "One.", "-----"])
+def test_few_or_no_sentences(text: str) -> None:
+    index = SentenceIndex(Document.of_text(text))
+    assert len(index) == (text == "One.")
+    assert index.best(index.ranked("One?"), 3) == [0] * len(index)
+    assert np.isfinite(index.ranked("Two")).all()
