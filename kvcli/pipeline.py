@@ -474,6 +474,7 @@ class Pipeline:
         max_tokens: int = ANSWER_TOKENS,
         stop: Sequence[str] = (),
         passages: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
         allow_repetition: bool = False,
     ) -> Iterator[Reread | Token | Answer]:
         """Answer a question, token by token.
@@ -485,6 +486,7 @@ class Pipeline:
             max_tokens: longest answer; less if the model's positions end before.
             stop: texts that end the answer and are not part of it.
             passages: passages of the document to read again before the answer; by default as planned.
+            history: questions about this context and their answers, before this question; not with token ids.
             allow_repetition: let a greedy answer repeat itself until ``max_tokens``.
 
         Yields:
@@ -494,7 +496,7 @@ class Pipeline:
             TooLongError: the question does not fit the model's positions.
         """
         document, visible = context.document, context.context
-        ids = self._ids(question, document=document is not None)
+        ids = self._ids(question, document=document is not None, history=history)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
         count = 0 if document is None or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
@@ -504,7 +506,7 @@ class Pipeline:
                 self.model, self.prompt, visible, document.text, question, count=count, tokens=context.tokens
             )
             visible, texts = found.context, found.texts(document.text)
-            ids = self.prompt.question(question, again=texts) if texts else ids
+            ids = self._ids(question, document=True, history=history, again=texts) if texts else ids
             spans = tuple((p.start, p.end) for p in found.passages)
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
         yield from generate(
@@ -577,8 +579,23 @@ class Pipeline:
 
     # --- within ---
 
-    def _ids(self, question: str | Sequence[int], *, document: bool) -> list[int]:
-        return self.prompt.question(question, document=document) if isinstance(question, str) else list(question)
+    def _ids(
+        self,
+        question: str | Sequence[int],
+        *,
+        document: bool,
+        history: Sequence[tuple[str, str]] = (),
+        again: Sequence[str] = (),
+    ) -> list[int]:
+        if not isinstance(question, str):
+            return list(question)
+        if not history:
+            return self.prompt.question(question, document=document, again=again)
+        (first, reply), *later = history
+        ids = self.prompt.question(first, document=document) + self.prompt.reply(reply)
+        for asked, reply in later:
+            ids += self.prompt.follow(asked) + self.prompt.reply(reply)
+        return ids + self.prompt.follow(question, again=again)
 
     def _request(
         self,

@@ -131,6 +131,29 @@ class Prompt:
         ids = self._opened(opening, shown) if found else []
         return ids + self._opened(before, text) + self._encode(behind)
 
+    def conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of a whole conversation, up to where the next answer begins.
+
+        Args:
+            messages: role (``system``, ``user``, ``assistant``) and text of each. An ``assistant`` message at the end
+                is continued.
+
+        Raises:
+            ModelError: the template fails, or does not pass each message on unchanged.
+        """
+        if self.raw:
+            return self._encode(self._bos()) + self._plain("\n\n".join(text for _, text in messages))
+        marks = [f"\x02MESSAGE{i}\x03" for i in range(len(messages))]
+        marked = [{"role": role, "content": mark} for (role, _), mark in zip(messages, marks, strict=True)]
+        rest = self._render(marked)
+        ids: list[int] = []
+        for mark, (_, text) in zip(marks, messages, strict=True):
+            before, found, rest = rest.partition(mark)
+            if not found:
+                raise _changed()
+            ids += self._opened(before, text)
+        return ids if messages[-1][0] == "assistant" else ids + self._encode(rest)
+
     def reply(self, text: str) -> list[int]:
         """Ids of an answer's text, without an end mark."""
         return self._plain(text)
@@ -139,19 +162,19 @@ class Prompt:
         messages = [_user(content), *more]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})
-        if not getattr(self.tokenizer, "chat_template", None):
-            rendered = self._bos() + "\n\n".join(m["content"] for m in messages) + "\n\nAnswer:"
-        else:
-            try:
-                rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # templates are programs and fail in ways of their own
-                raise ModelError(
-                    f"the model's chat template fails: {error}", "use --raw, or leave out --system"
-                ) from error
-        before, found, behind = rendered.partition(mark)
+        before, found, behind = self._render(messages).partition(mark)
         if not found:
             raise _changed()
         return before, behind
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            return self._bos() + "\n\n".join(m["content"] for m in messages) + "\n\nAnswer:"
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates are programs and fail in ways of their own
+            raise ModelError(f"the model's chat template fails: {error}", "use --raw, or leave out --system") from error
+        return str(text)
 
     def _bos(self) -> str:
         return getattr(self.tokenizer, "bos_token", None) or "" if self.tokenizer.add_bos_token else ""

@@ -1,0 +1,304 @@
+"""The OpenAI interface with OpenAI's own client, and what people report of other local servers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+import kvcli
+from kvcli.server.service import SHORT
+from tests.unit.server.conftest import NAME, TEXT, Running, Start
+
+LONG = TEXT * 3
+ASK = {"model": NAME, "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 8}
+
+
+def eventually(condition: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_models_are_listed(server: Running) -> None:
+    assert [m.id for m in server.client().models.list()] == [NAME]
+    assert server.client().models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError):
+        server.client().models.retrieve("gpt-4")
+
+
+def test_streamed_and_whole_are_the_same_and_are_the_pipelines_answer(server: Running, model: Any) -> None:
+    client = server.client()
+    whole = client.chat.completions.create(**ASK)
+    chunks = list(client.chat.completions.create(**ASK, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert len({(c.id, c.model, c.created) for c in chunks}) == 1
+    assert [c.choices[0].finish_reason for c in chunks][-1] == whole.choices[0].finish_reason == "length"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    pipeline = kvcli.Pipeline(model, "keydiff(budget=128)", chunk_size=64)
+    assert text == pipeline.answer(pipeline.prefill(None), "Who?", max_tokens=8).text
+
+
+def test_usage_comes_in_one_last_chunk_and_only_if_it_is_asked_for(server: Running) -> None:
+    client = server.client()
+    usage = client.chat.completions.create(**ASK).usage
+    chunks = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+    assert all(c.usage is None and len(c.choices) == 1 for c in chunks[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == usage
+    assert usage.completion_tokens == 8
+    assert usage.total_tokens == usage.prompt_tokens + 8
+    assert all(c.choices for c in client.chat.completions.create(**ASK, stream=True))
+
+
+def test_a_stop_text_is_never_sent_not_even_its_beginning(server: Running) -> None:
+    client = server.client()
+    text = client.chat.completions.create(**{**ASK, "max_tokens": 24}).choices[0].message.content
+    stop = text[5:9]
+    cut = text[: text.index(stop)]
+    options = {**ASK, "max_tokens": 24, "stop": [stop]}
+    answer = client.chat.completions.create(**options)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (cut, "stop")
+    streamed = ""
+    for chunk in client.chat.completions.create(**options, stream=True):
+        streamed += chunk.choices[0].delta.content or ""
+        assert cut.startswith(streamed)
+    assert streamed == cut
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}],
+        [{"role": "system", "content": ""}, {"role": "user", "content": "Who?"}],
+        [
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": None, "tool_calls": []},
+        ],
+    ],
+)
+def test_messages_that_mean_the_same_are_answered_the_same(server: Running, messages: Any) -> None:
+    plain = server.post("/v1/chat/completions", ASK).json()
+    other = server.post("/v1/chat/completions", {**ASK, "messages": messages, "an_unknown_field": 1}).json()
+    assert other["choices"] == plain["choices"]
+
+
+def test_every_role_is_understood(server: Running) -> None:
+    roles = ["developer", "system", "user", "assistant", "tool", "user"]
+    messages = [{"role": role, "content": f"I am {role}"} for role in roles]
+    assert server.post("/v1/chat/completions", {**ASK, "messages": messages}).status_code == 200
+
+
+def test_a_last_assistant_message_is_continued(server: Running) -> None:
+    whole = server.post("/v1/chat/completions", ASK).json()["choices"][0]["message"]["content"]
+    begun = [*ASK["messages"], {"role": "assistant", "content": whole[:3]}]  # type: ignore[misc]
+    body = {**ASK, "messages": begun, "max_tokens": 5}
+    assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == whole[3:8]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"logprobs": True}, "logprobs"),
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": 7}, "stop"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"documents": "file-1"}, "documents"),
+    ],
+)
+def test_what_would_change_the_answer_is_refused_by_name(server: Running, change: Any, field: str) -> None:
+    answer = server.post("/v1/chat/completions", {**ASK, **change})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+
+
+def test_images_are_refused(server: Running) -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}
+    answer = server.post("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": [part]}]})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_content")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_bodies_that_are_no_request(server: Running, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=headers, timeout=30)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_another_model_is_not_loaded(server: Running) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        server.client().chat.completions.create(**{**ASK, "model": "/etc/passwd"})
+    assert NAME in str(caught.value)
+
+
+def test_a_long_prompt_is_read_with_eviction_and_its_beginning_is_reused(server: Running) -> None:
+    messages = [{"role": "user", "content": LONG + "Who?"}]
+    first = server.post("/v1/chat/completions", {**ASK, "messages": messages}).json()
+    context = first["kvcli"]["context"]
+    assert first["usage"]["prompt_tokens"] > SHORT
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert context["kept"] < context["tokens"] == context["kept"] + context["evicted"]
+    again = server.post("/v1/chat/completions", {**ASK, "messages": messages}).json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == context["tokens"]
+    assert again["choices"] == first["choices"]
+    reply = first["choices"][0]["message"]["content"]
+    more = [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": "And then?"}]
+    third = server.post("/v1/chat/completions", {**ASK, "messages": more}).json()
+    assert third["usage"]["prompt_tokens_details"]["cached_tokens"] > SHORT // 2
+
+
+def test_what_was_saved_is_used_after_a_restart(start: Start, tmp_path: Any) -> None:
+    body = {**ASK, "messages": [{"role": "user", "content": LONG}]}
+    with start(cache=tmp_path) as running:
+        first = running.post("/v1/chat/completions", body).json()
+    with start(cache=tmp_path) as running:
+        second = running.post("/v1/chat/completions", body).json()
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == first["kvcli"]["context"]["tokens"]
+    assert second["choices"] == first["choices"]
+
+
+def test_a_prompt_beyond_the_window_is_an_error_only_if_nothing_is_evicted(start: Start) -> None:
+    body = {**ASK, "messages": [{"role": "user", "content": LONG}]}
+    with start("full") as running:
+        with pytest.raises(openai.BadRequestError) as caught:
+            running.client().chat.completions.create(**body)
+        assert caught.value.code == "context_length_exceeded"
+        assert "4,096" in str(caught.value)
+        stream = running.post("/v1/chat/completions", {**body, "stream": True})
+        assert stream.status_code == 400
+
+
+def test_uploaded_documents_are_put_before_the_conversation(server: Running, model: Any) -> None:
+    client = server.client()
+    file = client.files.create(file=("../../house.txt", TEXT.encode()), purpose="user_data")
+    assert file.filename == "house.txt"
+    assert [f.id for f in client.files.list()] == [file.id]
+    answer = client.chat.completions.create(**ASK, extra_body={"documents": [file.id]})
+    pipeline = kvcli.Pipeline(model, "keydiff(budget=128)", chunk_size=64)
+    context = pipeline.prefill(TEXT)
+    expected = pipeline.answer(context, "Who?", max_tokens=8)
+    assert answer.choices[0].message.content == expected.text
+    facts = answer.model_extra["kvcli"]
+    assert facts["context"]["tokens"] == context.tokens
+    assert facts["grounded"] == expected.citations.grounded
+    assert [s["file"] for s in facts["likely_sources"]] == ["house.txt"] * len(facts["likely_sources"])
+    turns = [*ASK["messages"], {"role": "assistant", "content": "a"}, {"role": "user", "content": "Where?"}]  # type: ignore[misc]
+    later = client.chat.completions.create(**{**ASK, "messages": turns}, extra_body={"documents": [file.id]})
+    *_, end = pipeline.ask(context, "Where?", history=[("Who?", "a")], max_tokens=8)
+    assert later.choices[0].message.content == end.text
+    client.files.delete(file.id)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(**ASK, extra_body={"documents": [file.id]})
+
+
+@pytest.mark.parametrize("data", [b"", b"\x7fELF\x02\x01\x01" + bytes(64)])
+def test_files_without_text_are_refused(server: Running, data: bytes) -> None:
+    with pytest.raises(openai.BadRequestError):
+        server.client().files.create(file=("a.bin", data), purpose="user_data")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_costs_nothing_more(start: Start, stream: bool) -> None:
+    """While its answer is written; while its prompt is read; the model is free again at once."""
+    endless = {**ASK, "max_tokens": 3000, "temperature": 1.0, "stream": stream}
+    reading = {**ASK, "messages": [{"role": "user", "content": LONG * 20}], "stream": stream}
+    with start(chunk=16) as running:
+        for body in (endless, reading):
+            thread = threading.Thread(target=_leave, args=(running, body))
+            thread.start()
+            eventually(lambda: running.service.scheduler.jobs)
+            thread.join()
+            eventually(lambda: not running.service.scheduler.jobs and not running.service.active, 10)
+
+
+def _leave(running: Running, body: Any) -> None:
+    with httpx.Client(timeout=0.5) as client:
+        try:
+            with client.stream("POST", f"{running.url}/v1/chat/completions", json=body) as answer:
+                for _ in zip(answer.iter_raw(), range(3), strict=False):
+                    pass
+        except httpx.TimeoutException:
+            pass
+
+
+def test_many_clients_get_the_answers_of_one(server: Running) -> None:
+    bodies = [{**ASK, "messages": [{"role": "user", "content": f"{TEXT if n % 2 else ''}Who {n}?"}]} for n in range(4)]
+    expected = [server.post("/v1/chat/completions", body).json()["choices"] for body in bodies]
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda body: server.post("/v1/chat/completions", body).json()["choices"], bodies * 3)
+        assert list(found) == expected * 3
+
+
+def test_a_prefill_that_several_wait_for_happens_once(start: Start) -> None:
+    body = {**ASK, "messages": [{"role": "user", "content": LONG * 4}]}
+    with start() as running, ThreadPoolExecutor(4) as pool:
+        chunks = []
+        forward = running.service.model.forward
+        found = list(pool.map(lambda _: running.post("/v1/chat/completions", body).json(), range(4)))
+        del chunks, forward
+        assert len({json.dumps(f["choices"]) for f in found}) == 1
+        assert {f["kvcli"]["context"]["cache"] for f in found} == {"off"}
+        assert running.service.contexts.nbytes == found[0]["kvcli"]["context"]["bytes"]
+
+
+def test_a_short_answer_does_not_wait_for_a_long_prefill(start: Start) -> None:
+    long = {**ASK, "messages": [{"role": "user", "content": LONG * 40}]}
+    with start(chunk=32) as running:
+        thread = threading.Thread(target=_leave, args=(running, {**long, "stream": True}))
+        thread.start()
+        eventually(lambda: running.service.scheduler.jobs)
+        assert running.post("/v1/chat/completions", ASK).status_code == 200
+        assert running.service.scheduler.jobs, "the long prefill was still under way"
+        thread.join()
+
+
+def test_the_queue_is_bounded(start: Start) -> None:
+    endless = {**ASK, "max_tokens": 3000, "temperature": 1.0}
+    with start(queue=1) as running:
+        thread = threading.Thread(target=_leave, args=(running, endless))
+        thread.start()
+        eventually(lambda: running.service.active)
+        answer = running.post("/v1/chat/completions", ASK)
+        assert answer.status_code == 429
+        assert int(answer.headers["Retry-After"]) >= 1
+        thread.join()
+        eventually(lambda: not running.service.active)
+        assert running.post("/v1/chat/completions", ASK).status_code == 200
+
+
+def test_contexts_beyond_the_memory_limit_are_dropped_and_come_back(start: Start, tmp_path: Any) -> None:
+    bodies = [{**ASK, "messages": [{"role": "user", "content": f"{n} {LONG}"}]} for n in range(2)]
+    with start(cache=tmp_path, memory=1) as running:
+        first = [running.post("/v1/chat/completions", body).json() for body in bodies]
+        assert running.service.contexts.nbytes == first[1]["kvcli"]["context"]["bytes"]
+        again = running.post("/v1/chat/completions", bodies[0]).json()
+        assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == first[0]["kvcli"]["context"]["tokens"]
+        assert again["choices"] == first[0]["choices"]
+
+
+def test_a_server_that_stops_ends_its_answers(start: Start) -> None:
+    endless = {**ASK, "max_tokens": 3000, "temperature": 1.0, "stream": True}
+    with start() as running:
+        chunks = []
+        for chunk in running.client().chat.completions.create(**endless):
+            chunks.append(chunk)
+            if len(chunks) == 3:
+                running.stop()
+        assert chunks[-1].choices[0].finish_reason == "length"
+        assert chunks[-1].model_extra["kvcli"]["finish_reason"] == "interrupted"
+        running.thread.join(30)
+        assert not running.thread.is_alive()

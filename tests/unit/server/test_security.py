@@ -1,0 +1,67 @@
+"""Who may talk to the server."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from kvcli.errors import ResourceError
+from kvcli.server.run import bind
+from kvcli.server.security import hostname
+from tests.unit.server.conftest import Running, Start, raw_request
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]", "[::1]:8421", "127.0.0.1:8421"])
+def test_loopback_names_pass(server: Running, host: str) -> None:
+    assert raw_request(server.url, f"GET /health HTTP/1.1\nHost: {host}").startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("origin", ["", "\nOrigin: null", "\nOrigin: http://localhost"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost:x", "user@localhost", "", "localhost/..", "0"]
+)
+def test_any_other_host_is_misdirected(server: Running, host: str, origin: str) -> None:
+    answer = raw_request(server.url, f"GET /health HTTP/1.1\nHost: {host}{origin}")
+    assert answer.startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost.evil.example"])
+def test_foreign_pages_are_refused(server: Running, origin: str) -> None:
+    assert httpx.get(f"{server.url}/health", headers={"Origin": origin}).status_code == 403
+    answer = httpx.options(f"{server.url}/v1/models", headers={"Origin": origin})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_form_of_a_web_page_is_no_request(server: Running) -> None:
+    headers = {"Content-Type": "text/plain"}
+    assert httpx.post(f"{server.url}/v1/chat/completions", content=b"{}", headers=headers).status_code == 415
+
+
+def test_the_token_is_needed_everywhere(start: Start) -> None:
+    with start(token="s3cret") as running:
+        for path in ("/health", "/v1/models", "/v1/files", "/nowhere"):
+            assert httpx.get(running.url + path).status_code == 401
+            assert httpx.get(running.url + path, headers={"Authorization": "Bearer s3cre"}).status_code == 401
+            assert httpx.get(running.url + path, headers={"Authorization": "Bearer s3cret"}).status_code != 401
+        assert [m.id for m in running.client(api_key="s3cret").models.list()]
+
+
+def test_large_bodies_are_refused_before_they_are_read(server: Running) -> None:
+    answer = raw_request(
+        server.url, "POST /v1/files HTTP/1.1\nHost: localhost\nContent-Type: a/b\nContent-Length: 99999999999"
+    )
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("path", ["/v1/files/..%2f..%2fetc%2fpasswd", "/v1/files/%2e%2e", "/../../etc/passwd"])
+def test_no_path_leads_to_a_file(server: Running, path: str) -> None:
+    assert raw_request(server.url, f"GET {path} HTTP/1.1\nHost: localhost").startswith(b"HTTP/1.1 404")
+
+
+def test_an_address_in_use_is_said() -> None:
+    with bind("127.0.0.1", 0) as listening, pytest.raises(ResourceError, match="cannot listen"):
+        bind("127.0.0.1", listening.getsockname()[1])
+
+
+def test_names_of_hosts() -> None:
+    assert [hostname(h) for h in ("A:1", "[::1]:2", "a:b", "a@b", "")] == ["a", "::1", None, None, None]
