@@ -1,4 +1,4 @@
-"""The attention function that transformers calls: from a layer's q, k, v to the store, and nothing else."""
+"""The attention function that transformers calls: hands a layer's q, k, v to kvcli's KV cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvcli.errors import UnsupportedModel
 
 NAME = "kvcli"
 
-# What models hand to every attention function and what has no meaning or no effect here.
+# Arguments that models pass to every attention function and that have no effect here.
 _HARMLESS = {
     "position_ids",
     "use_cache",
@@ -39,23 +39,23 @@ def attend(
     kvcli: KVCache | None = None,
     **flags: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface over a kvcli store.
+    """transformers' attention interface over a kvcli KV cache.
 
     Args:
         module: the attention layer; ``layer_idx`` says which one.
         query: ``[1, H, m, D]`` before RoPE.
         key, value: ``[1, H_kv, m, D]``, keys before RoPE.
-        attention_mask: must be ``None``; causality is the store's.
-        scaling: factor on the logits; ``D ** -0.5`` where the model gives none.
+        attention_mask: must be ``None``; the cache is causal.
+        scaling: factor on the logits; ``D ** -0.5`` if the model gives none.
         sliding_window: the layer's own window.
-        kvcli: the store.
-        flags: everything else the model passes; what is not understood is refused.
+        kvcli: the KV cache.
+        flags: everything else that the model passes; unknown values are refused.
 
     Returns:
         ``[1, m, H, D]`` and ``None`` for the weights.
 
     Raises:
-        UnsupportedModel: the layer asks for something that the store cannot do; the message is the report.
+        UnsupportedModel: the layer needs something that the cache cannot do; the message names it.
     """
     odd = {name: value for name, value in flags.items() if name not in _HARMLESS and value not in (None, False)}
     index = getattr(module, "layer_idx", None)
@@ -67,7 +67,7 @@ def attend(
     if query.shape[-1] != value.shape[-1]:
         problems.append(f"head dim {query.shape[-1]} of keys and {value.shape[-1]} of values")
     if kvcli is None:
-        problems.append("no store")
+        problems.append("no KV cache")
     if index is None:
         problems.append("no layer_idx")
     if problems or kvcli is None or index is None:

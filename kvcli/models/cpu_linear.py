@@ -1,4 +1,4 @@
-"""Linear layers that know how to multiply one row: what an answer on a CPU spends its time with."""
+"""Linear layers with a fast product for one row, which decoding on a CPU spends its time in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvcli_kernels.linear import linear
 
 
 class CpuDecodeLinear(nn.Linear):
-    """torch's own layer with its product chosen by kvcli."""
+    """torch's linear layer with kvcli's kernels."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
@@ -20,7 +20,7 @@ class CpuDecodeLinear(nn.Linear):
 def install(module: nn.Module) -> Callable[[bool], None]:
     """Find a model's plain bfloat16 layers on the CPU.
 
-    Layers of other classes (quantised ones) and those that accelerate brings to the card stay as they are.
+    Layers of other classes (quantised ones) and those that accelerate copies to the GPU stay as they are.
 
     Returns:
         a switch: ``switch(True)`` makes them :class:`CpuDecodeLinear`, ``switch(False)`` plain again.

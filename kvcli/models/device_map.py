@@ -1,7 +1,7 @@
-"""A model that is larger than the card: as many layers on it as fit, the others in main memory.
+"""Split a model that is larger than the GPU: as many layers on it as fit, the others in main memory.
 
-accelerate brings what lies in main memory to the card for the moment in which it is used, so everything is still
-computed there, and reading in large chunks hides part of the way. Decoding pays it with every token.
+accelerate copies a layer from main memory to the GPU each time it is used. Prefill in large chunks hides part of these
+copies; decoding pays for them with every token.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ KEPT_BACK = 0.25
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """Where the parts of a model go.
+    """The device of each part of a model.
 
     Attributes:
         places: accelerate's device map.
-        card, host: bytes of weights on the card and in main memory.
-        text: what to tell a person.
+        card, host: bytes of weights on the GPU and in main memory.
+        text: one line for the user.
     """
 
     places: dict[str, str]
@@ -39,10 +39,10 @@ class DeviceMap:
 
 
 def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> DeviceMap | None:
-    """How to spread a model over a card and main memory; ``None`` where the card takes all of it.
+    """How to split a model between GPU and main memory; ``None`` if the GPU holds all of it.
 
     Raises:
-        ResourceError: not even one layer fits, or main memory does not take the rest.
+        ResourceError: not one layer fits the GPU, or the rest does not fit main memory.
     """
     free = available(device)
     with torch.device("meta"):
@@ -56,7 +56,7 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
 
 
 def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: str = "cpu") -> DeviceMap:
-    """Spread a model without weights over ``room`` bytes of a device and ``host`` bytes elsewhere.
+    """Split a model without weights between ``room`` bytes of a device and ``host`` bytes of main memory.
 
     Raises:
         ResourceError: as for :func:`needed`.

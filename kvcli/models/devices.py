@@ -15,7 +15,7 @@ SIDE = 1024
 class Device:
     """``cpu`` or ``cuda:N``; sizes in bytes, speed in 10^9 operations per second.
 
-    ``bf16_gflops`` is ``None`` where the device cannot multiply bfloat16 matrices; ``problem`` then says why.
+    ``bf16_gflops`` is ``None`` if the device cannot multiply bfloat16 matrices; ``problem`` then says why.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """All of them, each with a measurement of about 0.3 seconds."""
+    """All devices, each measured for about 0.3 seconds."""
     return [_measured(name) for name in ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]]
 
 
@@ -53,7 +53,7 @@ def gflops(device: str, seconds: float = 0.3) -> float:
         if device != "cpu":
             torch.cuda.synchronize(device)
 
-    a @ a  # the first one is slow: kernels are chosen and memory is taken
+    a @ a  # the first product is slow: it chooses kernels and allocates memory
     wait()
     start, n = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:

@@ -1,4 +1,4 @@
-"""How a model's makers have its answers drawn: its generation configuration."""
+"""The sampling settings that a model's authors recommend, from its generation configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from kvcli.models.model import Model
 
-_TOP_K = 50  # what transformers takes where a configuration samples and says nothing of it
+_TOP_K = 50  # transformers' defaults for a configuration that samples without naming them
 
 
 def settings(model: Model) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: what its cache has, what is fetched, and which of six things went wrong.
+"""Models on the Hugging Face hub: its local cache, downloads, and clear errors.
 
-Weights stay in the hub's own cache, where transformers and every other tool finds them too. Only safetensors
-are fetched, never pickle, and never a repository's code.
+Weights stay in the hub's own cache, which other tools share. Only safetensors are fetched, never pickle and never a
+repository's code.
 """
 
 import fnmatch
@@ -42,7 +42,7 @@ def switched_off() -> bool:
 
 
 def cached(repo: str, revision: str | None) -> Snapshot | None:
-    """The snapshot of ``repo`` in the cache, whole or not; asks no server."""
+    """The snapshot of ``repo`` in the cache, complete or not. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -72,9 +72,9 @@ def licence(directory: Path) -> str | None:
 def fetch(
     repo: str, revision: str | None = None, *, only_config: bool = False, timeout: float = 10.0
 ) -> Generator[Download, None, Snapshot]:
-    """Bring a repository's config, tokenizer and safetensors into the hub's cache.
+    """Download a repository's config, tokenizer and safetensors into the hub's cache.
 
-    ``timeout`` (seconds) bounds the first request, which tells whether there is a hub at all.
+    ``timeout`` (seconds) bounds the first request, which shows whether the hub can be reached.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
@@ -99,13 +99,13 @@ def fetch(
         for name in shards:
             yield from _file(repo, name, commit, sizes[name])
     if revision != commit:
-        # The cache learns what "main" means only from a request by that name; last, when all else is there.
+        # Only a request by the name "main" tells the cache what it means. Last, when all other files are here.
         _call(lambda: hub.hf_hub_download(repo, "config.json", revision=revision), repo, revision)
     return Snapshot(path, commit, licence(path))
 
 
 def heads(repo: str, *, offline: bool, timeout: float = 10.0) -> Generator[Download, None, Path]:
-    """Retaining heads published as a repository: its safetensors, or, where it has none, its ``.bin`` files.
+    """Retaining heads published as a repository: its safetensors, or its ``.bin`` files if it has none.
 
     The only pickle that kvcli ever fetches; it is opened with ``weights_only``, which runs no code.
     """
@@ -158,7 +158,7 @@ def _no_config(repo: str, sizes: dict[str, int]) -> ModelError:
 
 
 def _file(repo: str, name: str, commit: str, size: int) -> Generator[Download, None, None]:
-    """One file into the cache, downloaded in a thread so that its progress can be yielded from here."""
+    """Download one file into the cache, in a thread, so that its progress can be yielded."""
     import huggingface_hub as hub
     import tqdm  # type: ignore[import-untyped]
 
@@ -170,7 +170,7 @@ def _file(repo: str, name: str, commit: str, size: int) -> Generator[Download, N
     label = f"{repo.split('/')[-1]}/{name}"
 
     class Bar(tqdm.tqdm):  # type: ignore[misc]
-        """What the hub believes to be a progress bar."""
+        """Receives the hub's progress; has the interface of a tqdm bar."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**options, "file": io.StringIO(), "disable": False})
@@ -194,7 +194,7 @@ def _file(repo: str, name: str, commit: str, size: int) -> Generator[Download, N
 
     def latest() -> int | None:
         done = steps.get()
-        while done is not None and not steps.empty():  # a screen needs the latest figure, not each of them
+        while done is not None and not steps.empty():  # a display needs only the latest figure
             done = steps.get()
         return done
 
@@ -219,7 +219,7 @@ def _call(request: Callable[[], object], repo: str, revision: str | None) -> Non
 
 
 def explain(error: Exception, repo: str, revision: str | None) -> KvcliError:
-    """Which of the things that go wrong with a hub this is, and what mends it."""
+    """The cause of a hub error, and its remedy."""
     from huggingface_hub import constants, errors, get_token
 
     page = f"{constants.ENDPOINT}/{repo}"

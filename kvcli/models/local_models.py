@@ -1,4 +1,4 @@
-"""Which models are here, and what a model is: facts from configs and headers, no weights read."""
+"""The models on this machine and their facts, from configs and headers; no weights are read."""
 
 import json
 from collections.abc import Generator
@@ -31,7 +31,7 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model without loading it; None where only the weights' owner could tell."""
+    """Facts of a model that is not loaded; ``None`` if unknown."""
 
     name: str
     local: bool  # the weights are on this disk
@@ -76,7 +76,7 @@ def ls() -> list[LocalModel]:
 
 
 def show(name: str | None = None, *, offline: bool = False) -> Generator[Event, None, ModelFacts]:
-    """The facts of one model. Fetches a hub model's config where that is not here, never its weights."""
+    """The facts of one model. Fetches a hub model's config if it is missing, never its weights."""
     name = (name or resolve.default_name()).strip()
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf" and path.is_file():
@@ -145,7 +145,7 @@ def _facts(source: ModelSource) -> ModelFacts:
 
 
 def _alias_facts(name: str, *notes: str) -> ModelFacts:
-    """An alias of which nothing is here: the table is all there is."""
+    """Facts of an alias that was never downloaded, from the table."""
     alias = ALIASES[name]
     return ModelFacts(
         name=name,
@@ -159,7 +159,7 @@ def _alias_facts(name: str, *notes: str) -> ModelFacts:
 
 
 def _gguf_facts(name: str, path: Path) -> ModelFacts:
-    """A GGUF that need not have been converted: all is in its header, except the fingerprint."""
+    """Facts of a GGUF from its header, converted or not; only the fingerprint is missing."""
     header = gguf.read_header(path)
     key = gguf.content_key(path)
     folder = resolve.folder_of(path.stem, key)
@@ -232,7 +232,7 @@ def _converted() -> list[LocalModel]:
 
 
 def to_json(record: LocalModel | ModelFacts) -> dict[str, Any]:
-    """The record as JSON knows it: paths are strings."""
+    """The record as JSON: paths become strings."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(record).items()}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain

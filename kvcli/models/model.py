@@ -21,18 +21,18 @@ from kvcli.types import ModelSpec, Scorer
 
 @dataclass
 class Model:
-    """A causal language model whose attention runs through a kvcli store.
+    """A causal language model whose attention runs through kvcli's KV cache.
 
     Attributes:
         spec: sizes and names.
         module: the transformers model.
         tokenizer: its tokenizer, or ``None`` for a bare model.
-        rotary: its RoPE, applied by the store.
+        rotary: its RoPE, applied by the cache.
         eos: token ids that end an answer.
-        heads: its retaining heads, where it has been given some (:mod:`kvcli.retaining_heads.discovery`).
+        heads: its retaining heads, if there are any (:mod:`kvcli.retaining_heads.discovery`).
         heads_card: where the heads come from (:class:`kvcli.retaining_heads.checkpoint.HeadsCard`).
-        calibration: per layer the second moment of its queries, where it was given one
-        (:mod:`kvcli.retaining_heads.calibration`).
+        calibration: per layer the second moment of its queries, if it was measured
+            (:mod:`kvcli.retaining_heads.calibration`).
         lock: held during each forward pass and while a context is frozen, so that threads may share the model.
         reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
     """
@@ -62,17 +62,17 @@ class Model:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that one token's forward pass needs: all but an embedding table that is not the head's."""
+        """Bytes of weights that one token's forward pass reads: all but an untied embedding table."""
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str | Tensor) -> Tensor | None:
-        """One forward pass into a store.
+        """One forward pass into a KV cache.
 
         Args:
             ids: int64 ``[m]``.
-            store: a fill or a tail.
+            store: a prefill cache or a decode cache.
             logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, int64 ``[r]`` for
                 those of some tokens ``[r, vocab]``, ``False`` for none: a reading does not need the language-model
                 head.

@@ -1,4 +1,4 @@
-"""Guessing a layer's queries from the attention input of the layer before it, for holds that fetch ahead."""
+"""Predict a layer's queries from the attention input of the layer before it, for storage that prefetches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvcli.cache.decode_cache import DecodeCache
 
 
 def install(attentions: Sequence[nn.Module]) -> None:
-    """Let every attention layer tell the next one's tail what its queries will probably be; only where it is asked."""
+    """Make each attention layer predict the next layer's queries for storage that asks for them."""
     for index, (module, following) in enumerate(pairwise(attentions)):
         module.register_forward_pre_hook(partial(_foresee, index + 1, following), with_kwargs=True)
 
@@ -30,7 +30,7 @@ def _foresee(
 
 
 def queries(attention: nn.Module, hidden: Tensor) -> Tensor:
-    """The queries ``[H, m, D]`` before RoPE that an attention layer makes of ``hidden [1, m, hidden]``."""
+    """The queries ``[H, m, D]`` before RoPE that an attention layer computes from ``hidden [1, m, hidden]``."""
     parts: Any = attention
     dim = int(parts.head_dim)
     if hasattr(attention, "q_proj"):

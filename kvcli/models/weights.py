@@ -1,4 +1,4 @@
-"""A model's directory: is it whole, and which model is it? Answered without reading the weights."""
+"""A model's directory: whether it is complete, and its fingerprint, without reading all weights."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ TOKENIZERS = (
 
 
 class DamagedModel(ModelError):
-    """A file that is not what it should be; fetching it again helps."""
+    """A damaged file; downloading it again helps."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``; :class:`ModelError` where the file is damaged."""
+    """A JSON object from ``path``. Raises :class:`ModelError` if the file is damaged."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -38,10 +38,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check(directory: Path, *, weights: bool = True) -> list[Path]:
-    """Refuse a directory that ``from_pretrained`` could not load, naming the file; return the weight files.
+    """Refuse a directory that ``from_pretrained`` could not load, and name the file; returns the weight files.
 
-    ``weights=False`` asks for the config and the tokenizer only, and returns the shards that happen to be
-    there.
+    ``weights=False`` needs the config and the tokenizer only, and returns the shards that exist.
     """
     if not (directory / "config.json").is_file():
         raise _without_config(directory)
@@ -60,7 +59,7 @@ def check(directory: Path, *, weights: bool = True) -> list[Path]:
 
 
 def shards(directory: Path) -> list[Path]:
-    """The weight files in ``directory``, sorted; :class:`ModelError` where one is missing."""
+    """The weight files in ``directory``, sorted. Raises :class:`ModelError` if one is missing."""
     index = directory / INDEX
     if index.is_file():
         names = read_json(index).get("weight_map")
@@ -89,7 +88,7 @@ def shards(directory: Path) -> list[Path]:
 
 
 def header(shard: Path) -> bytes:
-    """The JSON header of a safetensors file; :class:`ModelError` where the file is not as long as it says."""
+    """The JSON header of a safetensors file. Raises :class:`ModelError` if the file's length contradicts it."""
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file:

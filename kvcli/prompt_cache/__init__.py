@@ -1,5 +1,5 @@
-"""Readings on disk: what one is called (identity), how it is written (file, tensors) and where it lies (library).
+"""Saved prefills: their keys, their file format, and the directory that holds them.
 
-One reading is one safetensors file: the fill as it was, the text, the token ids and what the document knows of itself.
-It holds no code and nothing that could become code.
+A saved prefill is one safetensors file: the prefill cache, the text, the token ids and the document's facts. It
+contains no code.
 """

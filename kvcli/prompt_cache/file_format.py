@@ -1,11 +1,11 @@
-"""One reading in one safetensors file: a header with our description in it, then tensors. Imports no torch.
+"""A saved prefill as one safetensors file: a header with a description, then tensors. Imports no torch.
 
     8 bytes     length of the header
     header      {"__metadata__": {"kvcli": description as JSON, "sha256": …}, "name": {dtype, shape, data_offsets}, …}
     data        the tensors, without gaps
 
-The digest covers every byte of the file but itself, so that a damaged file is never taken for a whole one. A file is
-written under a temporary name, made durable and renamed: readers see all of it or nothing.
+The digest covers every byte of the file but itself, so a damaged file is always noticed. A file is written under a
+temporary name, flushed to disk and renamed: other processes see all of it or nothing.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class Meta:
-    """The description in a reading's header.
+    """The description in the header of a saved prefill.
 
     Attributes:
-        identity: what the reading is of.
-        seen: tokens read.
+        identity: model, recipe, text and all else that the numbers depend on.
+        seen: tokens that were prefilled.
         tokens: tokens of the whole text; more than ``seen`` in a checkpoint.
-        edge: tokens after which a longer text can read on from this file; 0 for nowhere. In a checkpoint, ``seen``.
+        edge: tokens after which the prefill of a longer text can continue from this file; 0 for none. In a checkpoint,
+            ``seen``.
         prefix: digest of the first ``edge`` token ids.
         kept: units per KV head of the layer that keeps most.
-        model: the model's name when it was read.
+        model: the model's name.
         files: names of the documents.
         origin: the command that made it: ``prefill`` or ``ask``.
         made: date and time, UTC.
         program: versions of kvcli and torch.
-        device: where it was read.
+        device: of the prefill.
         system, raw: how the prompt was made.
-        recipe: with how its units were to be held; any other way fits too.
+        recipe: with its storage; a file fits any other storage too.
     """
 
     identity: CacheKey
@@ -80,7 +81,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor to be written: ``data()`` gives its little-endian bytes when their turn comes."""
+    """A tensor to be written; ``data()`` is called when its turn comes and returns little-endian bytes."""
 
     name: str
     dtype: str
@@ -94,12 +95,12 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What stands at the beginning of a reading.
+    """The header of a saved prefill.
 
     Attributes:
         path: the file.
         meta: its description.
-        digest: of the file, as it says itself.
+        digest: of the file, as the header states it.
         tensors: per name: dtype, shape, and where its bytes begin and end in the file.
         size: of the file.
     """
@@ -111,7 +112,7 @@ class CacheHeader:
     size: int
 
     def read(self, name: str) -> bytes:
-        """A tensor's bytes. Raises ``DamagedError`` where there is no such tensor."""
+        """A tensor's bytes. Raises ``DamagedError`` if there is no such tensor."""
         if name not in self.tensors:
             raise damaged(self.path, f"it has no '{name}'")
         _, _, begin, end = self.tensors[name]
@@ -121,12 +122,12 @@ class CacheHeader:
 
 
 def damaged(path: Path, why: str) -> DamagedError:
-    """The error of a file that is not what it should be."""
+    """The error for a damaged file."""
     return DamagedError(f"{path} is damaged or no saved reading: {why}", "make it again: kvcli prefill FILE -o book.kv")
 
 
 def write(path: Path, meta: Meta, blobs: Sequence[LazyTensor]) -> None:
-    """Write a reading under its name, all of it or nothing. Raises ``OSError``."""
+    """Write a saved prefill, completely or not at all. Raises ``OSError``."""
     blobs = sorted(blobs, key=lambda b: -_SIZES[b.dtype])  # the largest numbers first keeps all of them aligned
     head = _head(meta, blobs)
     with file_utils.atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -143,13 +144,13 @@ def write(path: Path, meta: Meta, blobs: Sequence[LazyTensor]) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a whole file under the same care as :func:`write`. Raises ``OSError``, and leaves nothing behind then."""
+    """Copy a file, completely or not at all. Raises ``OSError``."""
     with file_utils.atomic_write(target) as temporary, source.open("rb") as old, temporary.open("wb") as new:
         shutil.copyfileobj(old, new, _BLOCK)
 
 
 def update_metadata(found: CacheHeader, meta: Meta) -> None:
-    """Write a reading anew with another description. Raises ``OSError``."""
+    """Rewrite a saved prefill with another description. Raises ``OSError``."""
     blobs = [LazyTensor(n, d, s, partial(found.read, n)) for n, (d, s, _, _) in found.tensors.items()]
     write(found.path, meta, blobs)
 
@@ -160,7 +161,7 @@ def _head(meta: Meta, blobs: Sequence[LazyTensor]) -> bytes:
     for blob in blobs:
         header[blob.name] = {"dtype": blob.dtype, "shape": blob.shape, "data_offsets": (at, at + blob.nbytes)}
         at += blob.nbytes
-    # The digest's place is found by its zeros, so it stands before anything that a document may have named.
+    # The digest's place is found by its zeros, so it comes before any text of a document.
     header["__metadata__"] = {"kvcli": str(FORMAT), "sha256": _NO_DIGEST, "meta": json.dumps(asdict(meta))}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -168,9 +169,9 @@ def _head(meta: Meta, blobs: Sequence[LazyTensor]) -> bytes:
 
 
 def looks_like(path: Path) -> bool:
-    """Whether a file is meant to be a reading: by its name, or by its first bytes."""
+    """Whether a file is a saved prefill, by its name or its first bytes."""
     try:
-        if not path.is_file():  # a pipe must not be tasted
+        if not path.is_file():  # reading from a pipe would consume it
             return False
         with path.open("rb") as file:
             return path.suffix == SUFFIX or file.read(8 + len(MAGIC))[8:] == MAGIC
@@ -179,10 +180,10 @@ def looks_like(path: Path) -> bool:
 
 
 def header(path: Path) -> CacheHeader:
-    """The header of a reading, checked; the tensors' bytes are not.
+    """The checked header of a saved prefill; the tensors' bytes are not checked.
 
     Raises:
-        DamagedError: it is no reading, is of another version, or its numbers do not add up.
+        DamagedError: it is no saved prefill, has another version, or contradicts itself.
         OSError: it cannot be read.
     """
     size = path.stat().st_size

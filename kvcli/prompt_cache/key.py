@@ -1,4 +1,4 @@
-"""What makes a reading this reading: two with the same identity hold the same numbers. Imports no torch."""
+"""The key of a saved prefill: two prefills with equal keys have equal numbers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that a reading's units depend on.
+    """Everything that the kept units of a prefill depend on.
 
     Attributes:
         version: :data:`FORMAT`.
         model: the model's fingerprint.
         dtype: of weights and cache.
-        template: digest of the prompt's ids in front of the text.
-        recipe: in canonical form, but for a hold that only comes after the reading.
-        heads: digest of the retaining heads, where the policy scores with them.
+        template: digest of the prompt's ids before the text.
+        recipe: in canonical form, without storage that is applied after prefill.
+        heads: digest of the retaining heads, if the policy uses them.
         chunk: tokens per forward pass.
-        question: digest of the question's ids, where the policy reads for one.
-        horizon: RoPE positions that were planned for, where the model's frequencies depend on them; else 0.
+        question: digest of the question's ids, if the policy is query-aware.
+        horizon: planned RoPE positions, if the model's frequencies depend on them; else 0.
         text: digest of all token ids.
     """
 
@@ -42,16 +42,16 @@ class CacheKey:
 
     @property
     def key(self) -> str:
-        """The reading's name in the library: 24 hexadecimal digits."""
+        """The name of the file: 24 hexadecimal digits."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:24]
 
     @property
     def family(self) -> CacheKey:
-        """The same without the text: readings of one family can continue each other."""
+        """The key without the text: prefills of one family can continue each other."""
         return replace(self, text="")
 
     def difference(self, other: CacheKey) -> tuple[str, object, object] | None:
-        """The first field in which two identities differ, and what it is in each."""
+        """The first field in which two keys differ, and both values."""
         for f in fields(self):
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
             if mine != theirs:

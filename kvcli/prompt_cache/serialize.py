@@ -1,11 +1,11 @@
-"""A fill as tensors of a file and back, bit for bit.
+"""A prefill cache as tensors of a file and back, bit for bit.
 
-A finished reading also holds its *edge*: the fill as it was before its last chunk, from where a longer text reads on
-(the last chunk is special: stabilizers do not apply to it). Kept units hardly ever change, so of the edge only those
-are stored that the last chunk drove out, and of the others their scores. Where a policy did change some
-(``victims=merge``), all units of the edge count as driven out.
+A complete file also holds its *edge*: the prefill cache before the last chunk, from which a longer text continues (the
+last chunk is special: stabilizers do not apply to it). The edge is stored as a difference: the units that the last
+chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``victims=merge``), all
+units of the edge are stored.
 
-    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows where they were read in codes
+    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows if prefill quantized them
     layer.I.scores     [H_kv, c]      float32
     layer.I.pos        [H_kv, c]      int32
     layer.I.state.S    …              running statistics of the policy
