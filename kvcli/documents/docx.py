@@ -344,6 +344,8 @@ class _Reader:
         elif suffix == "docx":
             inner = _Reader(Archive(Source(data, f"{source.name}/{name}", source.quoted)), self.depth + 1)
             inner.read()
+            if inner.out.blocks:
+                inner.out.blocks[0].apart = True
             self.out.blocks += inner.out.blocks
             self.out.left += inner.out.left
             self.warnings += inner.warnings

@@ -1,5 +1,6 @@
 """Formats by their first bytes: which reader reads each, and for those that none reads a command that makes text."""
 
+import codecs
 import zipfile
 from io import BytesIO
 from typing import NamedTuple
@@ -89,10 +90,11 @@ def _told(data: bytes, suffix: str) -> Kind:
         if data.startswith(magic):
             return found
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if suffix.lower() in (".html", ".htm", ".xhtml") or head.startswith((b"<!doctype html", b"<html")):
+    xhtml = head.startswith(b"<?xml") and b"<html" in head
+    if suffix.lower() in (".html", ".htm", ".xhtml", ".xht") or head.startswith((b"<!doctype html", b"<html")) or xhtml:
         return HTML
-    if not any(c < 9 or c > 126 for c in data[:1024]):
-        return PLAIN  # plain ASCII that happens to begin like a recording
+    if _is_text(data[:1024]):
+        return PLAIN  # that happens to begin like a recording
     for magic, found in _MAGIC:
         if data.startswith(magic):
             return LOCKED if suffix.lower() == ".docx" else found
@@ -103,6 +105,15 @@ def _told(data: bytes, suffix: str) -> Kind:
     if data[4:8] == b"ftyp":
         return Kind("an MP4 recording", _SPEECH)
     return PLAIN
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether these bytes are UTF-8 without control characters, but for a character that is cut off."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return not any(c < 9 or 14 <= c < 32 or c == 127 for c in head)
 
 
 def _zipped(data: bytes) -> Kind:

@@ -21,7 +21,7 @@ WORK = 30
 """Seconds of processor time one page may take."""
 
 
-def bounded(work: int = WORK) -> None:
+def bounded(work: int = WORK, memory: int = MEMORY) -> None:
     """To be called in the process of a reader before each page: bounds its memory and the work on that page.
 
     The system ends a process that goes beyond; :func:`run` then ends early.
@@ -31,7 +31,7 @@ def bounded(work: int = WORK) -> None:
 
         spent = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         limit = int(spent.ru_utime + spent.ru_stime) + work
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 

@@ -1,23 +1,37 @@
 """Bytes to text: Unicode with or without its mark, mostly-UTF-8 with damage, and the older encodings by guess.
 
 A damaged file is repaired byte by byte: what is valid UTF-8 stays what it is, and only the bytes that are not
-are read as Windows-1252, which is what they nearly always are. Where hardly anything beyond ASCII is UTF-8 the text
-was written in another encoding, and charset-normalizer tells which. Either is said, with the numbers.
+are read as Windows-1252, which is what they nearly always are. If hardly anything beyond ASCII is UTF-8, the text
+was written in another encoding, and chardet tells which. Either is said, with the numbers.
 """
 
 import codecs
 import re
+import unicodedata
+from collections import Counter
 
 from kvcli.errors import InputError
 
 SPARSE = 0.03
-"""Below this share of bytes beyond ASCII there is too little to tell an encoding by; Windows-1252 is the likeliest."""
+"""Below this share of bytes beyond ASCII, all of the words tell nothing."""
 
-FEW = 4
-"""So many bytes beyond ASCII tell no encoding either."""
+FEW = 2
+"""So many bytes beyond ASCII tell no encoding."""
 
-SAMPLE = 1 << 18
+CLEAR = 0.45
+"""By its words beyond ASCII, a text is in the likeliest encoding if Windows-1252 is not half as likely."""
+
+DOUBT = 0.05
+"""Below this confidence of chardet those words tell nothing."""
+
+CLOSE = 0.97
+"""By all of its words, a text is Windows-1252 if that is this close to the likeliest."""
+
+SAMPLE = 1 << 17
 """Bytes by which an encoding is told."""
+
+STRANGE_SHARE = 0.1
+"""Above this share of characters that an encoding does not have or use, a text is not in it."""
 
 CONTROL_SHARE = 0.05
 """Above this share of control characters the bytes are data, not text."""
@@ -29,13 +43,21 @@ _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_USUAL = re.findall(
-    r"\S+",
-    "cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859_2 iso8859_5 iso8859_7 iso8859_9 "
-    "koi8_r koi8_u cp437 cp850 cp852 cp866 mac_roman mac_cyrillic cp932 shift_jis_2004 euc_jis_2004 iso2022_jp "
-    "gb18030 big5 big5hkscs cp949 johab tis_620 cp874",
-)
-"""Encodings that people have; the rest only makes guesses worse."""
+_WESTERN = frozenset(("Windows-1252", "ISO-8859-1", "iso8859-15"))
+_LARGER = {"SHIFT_JIS": "cp932", "GB2312": "gb18030", "GBK": "gb18030", "EUC-KR": "cp949"}
+"""Encodings that people call by the name of a smaller one."""
+
+_SHIFTS = re.compile(rb"\x1b(?:\$[@AB]|\(J|\$\([CDOQ]|\$\)C)")
+"""Escape sequences of ISO 2022 that switch to another set of characters."""
+
+_CONTROLS = re.compile(rb"[\x00-\x06\x0c\x0e\x0f]")
+_DIVIDERS = " \n、。，،"
+"""Characters between words and sentences; in UTF-16 they have bytes that no other text has."""
+
+_STRANGE = ("Cc", "Cn", "Co", "Cs")
+
+_FOREIGN = re.compile(rb"[^\s\x80-\xff]{0,40}[\x80-\xff][^\s]{0,80}")
+"""Words with letters beyond ASCII."""
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _CONTROL = bytes(c for c in range(32) if c not in b"\t\n\r\f\b\x1b") + b"\x7f"
@@ -48,17 +70,18 @@ def decode(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
     binary data and for encodings that cannot be told.
     """
     encoding, data = _strip_bom(data)
-    if encoding == "utf-8" and (wide := _wide(data)):
-        encoding = wide
     warnings: list[str] = []
+    if encoding == "utf-8":
+        encoding = _unmarked(data) or "utf-8"
     if encoding == "utf-8":
         _refuse_binary(data, name, quoted)
         text, warnings = _utf8(data, name, quoted)
     else:
         text = data.decode(encoding, "replace")
         if broken := text.count("\ufffd"):
-            warnings.append(f"{name}: {_units(broken)} not valid {encoding[:6].upper()} and became U+FFFD")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), warnings
+            warnings.append(f"{name}: {_units(broken)} not valid {_called(encoding)} and became U+FFFD")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\n\ufeff", "\n"), warnings  # marks of files that were joined
 
 
 def _strip_bom(data: bytes) -> tuple[str, bytes]:
@@ -82,15 +105,20 @@ def _refuse_binary(data: bytes, name: str, quoted: str) -> None:
         )
 
 
-def _wide(data: bytes) -> str | None:
-    """UTF-16 without its mark, told by the zeros beside its ASCII letters."""
-    head = data[:4096]
-    if len(head) < 4 or len(data) % 2:
+def _unmarked(data: bytes) -> str | None:
+    """UTF-16 without its mark, by its blanks and stops, and ISO 2022, by its escape sequences."""
+    if shift := _SHIFTS.search(data[:SAMPLE]):
+        return "iso2022_kr" if shift[0] == b"\x1b$)C" else "iso2022_jp_ext"
+    head = data[: min(SAMPLE, len(data) // 2 * 2)]
+    if len(head) < 4 or not _CONTROLS.search(head):
         return None
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if odd > len(head) // 4 and not even:
-        return "utf-16-le"
-    return "utf-16-be" if even > len(head) // 4 and not odd else None
+    for encoding in ("utf-16-le", "utf-16-be"):
+        text = head.decode(encoding, "replace").removesuffix("\ufffd")
+        counts = Counter(text)
+        strange = sum(n for c, n in counts.items() if unicodedata.category(c) in _STRANGE and c not in "\t\n\r\f")
+        if sum(counts[c] for c in _DIVIDERS) >= 0.01 * len(text) and strange <= 0.001 * len(text):
+            return encoding
+    return None
 
 
 def _utf8(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
@@ -104,31 +132,51 @@ def _utf8(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:
         text = text[:-bad] + "\ufffd"  # in the middle of a character, at the very end: the only fault there is
         return text, [f"{name}: its last character is cut off ({_units(bad)} left of it) and became U+FFFD"]
     good = sum(c > "\x7f" for c in text) - bad
-    if good < bad and bad > max(FEW, SPARSE * len(data)):
+    if good < bad and bad > FEW:
         return _guess(data, name, quoted, bad)
     text = _ESCAPED.sub(lambda m: bytes([ord(m[0]) - 0xDC00]).decode("cp1252", "replace"), text)
     return text, [f"{name}: {_units(bad)} not UTF-8 and read as Windows-1252"]
 
 
 def _guess(data: bytes, name: str, quoted: str, bad: int) -> tuple[str, list[str]]:
-    """A text in an encoding that only its letters tell."""
-    from charset_normalizer import from_bytes
-
+    """A text in an encoding that only its letters tell: by its words beyond ASCII, or else by the whole of it."""
     sample = data if len(data) <= SAMPLE else data[: data.rfind(b"\n", 0, SAMPLE) + 1 or SAMPLE]
-    best = from_bytes(sample, cp_isolation=_USUAL).best()
-    if best is None:
+    best, likely, western = _likeliest(b" ".join(_FOREIGN.findall(sample)))
+    if likely < DOUBT or western > CLEAR * likely:
+        if bad > SPARSE * len(data):
+            best, likely, western = _likeliest(sample)
+        if western >= CLOSE * likely or bad <= SPARSE * len(data):
+            best = "Windows-1252"
+    best = _LARGER.get(best.upper(), best)
+    text = data.decode(best or "ascii", "replace")
+    broken, controls = text.count("\ufffd"), sum(text.count(chr(c)) for c in range(0x80, 0xA0))
+    if not best or broken + controls > STRANGE_SHARE * len(text):
         raise InputError(
             f"{name} is in an unknown encoding: {bad:,} of its {len(data):,} bytes are not UTF-8",
             f'name its encoding: iconv -f ENCODING -t utf-8 {quoted} | kvcli ask "…"',
         )
-    text = data.decode(best.encoding, "replace")
-    broken = text.count("\ufffd")
     lost = f"; {_units(broken)} not valid in it and became U+FFFD" if broken else ""
-    return text, [f"{name} is not UTF-8 and was read as {_called(best.encoding)}, which its letters suggest{lost}"]
+    return text, [f"{name} is not UTF-8 and was read as {_called(best)}, which its letters suggest{lost}"]
+
+
+def _likeliest(sample: bytes) -> tuple[str, float, float]:
+    """The likeliest encoding, how likely it is, and how likely Windows-1252 is."""
+    import chardet
+
+    usual = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
+    found = [
+        (f["encoding"], f["confidence"])
+        for f in chardet.detect_all(sample, encoding_era=usual, no_match_encoding="ascii")
+        if f["encoding"] and f["encoding"] != "ascii"
+    ]
+    best, likely = found[0] if found else ("", 0.0)
+    return best, likely, max((c for e, c in found if e in _WESTERN), default=0.0)
 
 
 def _called(encoding: str) -> str:
-    return re.sub(r"^cp(?=125)", "Windows-", encoding).replace("iso8859_", "ISO 8859-").replace("_", "-")
+    return {"iso2022_jp_ext": "ISO-2022-JP", "iso2022_kr": "ISO-2022-KR"}.get(
+        encoding, encoding.upper()[:6] if encoding.startswith("utf") else encoding
+    )
 
 
 def _units(n: int) -> str:

@@ -96,8 +96,12 @@ def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) ->
 
 def warnings(document: Document, found: Quality) -> list[str]:
     """What may be missing or wrong."""
-    doubt = ["many letters could not be told (fonts without a map to Unicode); --ocr may read them better"]
-    return [*document.warnings, *(doubt if found.doubtful else [])]
+    if not found.doubtful:
+        return list(document.warnings)
+    if document.pages is None:
+        return [*document.warnings, "many characters are control characters or unassigned; it may be no text"]
+    doubt = "many letters could not be told (fonts without a map to Unicode); --ocr may read them better"
+    return [*document.warnings, doubt]
 
 
 def _name(c: str) -> str:

@@ -4,7 +4,6 @@ The process gets a PDF and page numbers, or a picture, and writes lines of text 
 :mod:`kvcli.documents.pdf.pdfium` does for words.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kvcli.documents.document import Source
-from kvcli.documents.isolated import run
+from kvcli.documents.isolated import bounded, run
 from kvcli.documents.pdf import layout, paragraphs
 from kvcli.documents.pdf.words import Word
 from kvcli.errors import UsageError
@@ -31,7 +30,10 @@ SURE = 0.6
 """Lines that the model is less sure of are left out: they are more often a texture than a text."""
 
 PATIENCE = 900.0
-"""Seconds one page may take."""
+"""Seconds one page may take, by the clock and of processor time."""
+
+MEMORY = 8 << 30
+"""Bytes of address space that the process may take."""
 
 
 def pages(source: Source, numbers: Sequence[int]) -> dict[int, str]:
@@ -53,10 +55,7 @@ def main() -> None:
     """Read a file from standard input and page numbers from the arguments; write one JSON object per page."""
     import numpy as np
 
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    bounded(int(PATIENCE), MEMORY)
     data = sys.stdin.buffer.read()
     numbers = [int(a) for a in sys.argv[1:]]
     engine = _engine()
@@ -71,6 +70,7 @@ def main() -> None:
                 words.append((text.strip(), min(xs), min(ys), max(xs), max(ys), 0))
         sys.stdout.write(json.dumps({"page": number, "words": words}) + "\n")
         sys.stdout.flush()
+        bounded(int(PATIENCE), MEMORY)
 
 
 def _engine() -> Any:

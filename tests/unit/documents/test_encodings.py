@@ -62,3 +62,38 @@ def test_data_and_source_are_text_as_it_is(tmp_path: Path, name: str) -> None:
     document = read([tmp_path / name])
     assert document.text == text
     assert document.line(text.index("350")) == 2
+
+
+SHIP = {
+    "cp1254": "Gemi sabah altıda limandan ayrıldı; kaptan kamarasında uyuyordu ve kıyıyı görmedi.",
+    "cp1252": "L'été dernier, le garçon était allé à la plage avec sa mère, très fière de lui.",
+    "cp1250": "Kapitán spal ve své kajutě a břeh neviděl; žlutá láhev ležela na stole.",
+    "euc_jp": "船長は船室で眠っていて、岸を見なかった。航海士は日誌を書いた。",
+    "cp1251": "Штурман вёл журнал и пил чай, а капитан спал в каюте.",
+    "iso2022_jp": "船長は船室で眠っていて、岸を見なかった。Captain の日誌。",
+}
+PLAIN = "The ship left the harbour at six in the morning and nobody was there to see it go away. "
+
+
+@pytest.mark.parametrize("encoding", SHIP)
+@pytest.mark.parametrize("around", [0, 1, 8])
+def test_an_encoding_is_told_alone_and_among_english(encoding: str, around: int) -> None:
+    text = PLAIN * around + SHIP[encoding] + PLAIN * around
+    assert decode(text.encode(encoding), "a", "a")[0] == text
+
+
+@pytest.mark.parametrize("text", [*SHIP.values(), "one, two\nthree four\n", "배는 아침에 항구를 떠났다. 선장은 잤다."])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_its_mark_in_any_script(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding), "a", "a") == (text, [])
+
+
+def test_marks_of_joined_files_are_no_text() -> None:
+    assert decode("\ufeffone\n\ufefftwo\r\n\ufeff\n".encode(), "a", "a") == ("one\ntwo\n\n", [])
+
+
+@pytest.mark.parametrize("start", ["GGUF – ein Format.", "RIFFA · Bahrain", "ID3 – étiquettes", "BZh für alle"])
+@pytest.mark.parametrize("name", ["a.md", "a.txt", "a"])
+def test_text_that_begins_like_data_is_text(tmp_path: Path, start: str, name: str) -> None:
+    (tmp_path / name).write_text(start)
+    assert read([tmp_path / name]).text == start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -109,8 +110,11 @@ def test_whatever_is_utf8_is_read_as_it_is(text: str) -> None:
         decoded, warnings = decode(data, "a", "a")
     except InputError:
         return  # NUL or too many control characters
+    if re.search("[\x00-\x06\x0e\x0f\x1b]", text):
+        return  # it may be UTF-16 or ISO 2022
     assert not warnings
-    assert decoded == text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    assert decoded == lines.replace("\n\ufeff", "\n")
 
 
 @settings(deadline=None)  # telling an encoding takes its time
