@@ -10,7 +10,7 @@ from kvcli.documents.pages import named, select, shown
 from kvcli.documents.pdf import layout, paragraphs
 from kvcli.documents.pdf.damage import ends
 from kvcli.documents.pdf.fonts import UNKNOWN
-from kvcli.documents.pdf.rows import Line
+from kvcli.documents.pdf.heads import running_heads
 from kvcli.documents.pdf.words import Word
 from kvcli.errors import InputError
 
@@ -29,9 +29,7 @@ def extract(source: Source) -> Extract:
         if _is_unknown(page):
             page["words"] = [w for w in page["words"] if w[0].strip(UNKNOWN)]
         page["lines"] = layout.lines([Word(*w) for w in page["words"]])
-    heads = paragraphs.running_heads(
-        [p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages]
-    )
+    heads = running_heads([p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages])
     notes = _drop(pages, heads)
     hyphens = paragraphs.Hyphens(line.text for p in pages for line in p["lines"])
     texts = [paragraphs.flow(p["lines"], hyphens) for p in pages]
@@ -112,23 +110,28 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return head, [read.get(n) or {"page": n, **blank} for n in range(1, head["pages"] + 1)]
 
 
-def _drop(pages: list[dict[str, Any]], heads: list[set[int]]) -> list[str]:
+def _drop(pages: list[dict[str, Any]], heads: list[dict[int, str]]) -> list[str]:
     """Take running heads out of the pages; says what was taken.
 
-    The first of its kind stays where nothing else in the document says the same: it may be the only title. A page
+    The first of its kind stays if nothing else in the document says the same: it may be the only title. A page
     that is all head keeps it, if it is no scan.
     """
-    body = {_kind(x) for p, drop in zip(pages, heads, strict=True) for i, x in enumerate(p["lines"]) if i not in drop}
+    body = {
+        paragraphs.clean(line.text)
+        for page, drop in zip(pages, heads, strict=True)
+        for i, line in enumerate(page["lines"])
+        if i not in drop
+    }
     seen: Counter[str] = Counter()
     for page, drop in zip(pages, heads, strict=True):
         lines = page["lines"]
         if len(drop) == len(lines) and not page.get("picture"):
             continue
-        for i in sorted(drop):
-            kind = _kind(lines[i])
+        for i, text in sorted(drop.items()):
+            kind = paragraphs.clean(text)
             if kind not in body and any(c.isalpha() for c in kind):
                 body.add(kind)
-                drop.remove(i)
+                del drop[i]
             else:
                 seen[kind] += 1
         page["lines"] = [line for i, line in enumerate(lines) if i not in drop]
@@ -136,10 +139,6 @@ def _drop(pages: list[dict[str, Any]], heads: list[set[int]]) -> list[str]:
     shown_ = ", ".join(f"“{t[:60]}” ×{n}" for t, n in common[:5])
     more = f" and {len(common) - 5} more" if len(common) > 5 else ""
     return [f"running heads and feet left out: {shown_}{more}"] if common else []
-
-
-def _kind(line: Line) -> str:
-    return paragraphs.NUMBER.sub("#", paragraphs.clean(line.text))
 
 
 def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[str]) -> None:

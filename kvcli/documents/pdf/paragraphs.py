@@ -1,4 +1,4 @@
-"""From the lines of pages to text: running heads go, paragraphs are joined, hyphens at line ends are undone."""
+"""From the lines of pages to text: paragraphs are joined, hyphens at line ends are undone."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,19 +9,9 @@ from statistics import median
 from kvcli.documents.pdf.rows import Line
 from kvcli.documents.pdf.words import HYPHEN
 
-EDGE = 4
-"""Lines at the top and at the bottom of a page that may be running heads."""
-
-MARGIN = 0.12
-"""Share of a page's height, at the top and at the bottom, in which running heads stand."""
-
-REPEATS = 3
-"""Pages a line must be on, at the same height, to be a running head."""
-
 LONGEST = 100
 """Letters of a word that are compared at a hyphen."""
 
-NUMBER = re.compile(r"\d+|(?<![A-Za-z])[ivxlcdm]+(?![A-Za-z])", re.IGNORECASE)
 _LEADERS = re.compile(r"(?:\s?[.·…_]){5,}\s?")
 _BULLET = re.compile(r"(?:[•◦▪●■–—*‣·−-]|\(?(?:\d{1,3}|[A-Za-z]|[ivx]{1,4})[.)])(?:\s|$)")
 _BROKEN = re.compile(rf"[^\W\d_][{HYPHEN}\x02\xad\u2010-]$")
@@ -72,49 +62,6 @@ def clean(text: str) -> str:
         _LEADERS.sub(" … ", text.translate(LIGATURES)) if ".." in text or ". ." in text else text.translate(LIGATURES)
     )
     return re.sub(r"[\x00-\x01\x03-\x08\x0b-\x1f\x7f]", "", text)
-
-
-def running_heads(
-    pages: Sequence[Sequence[Line]], heights: Sequence[float], labels: Sequence[str | None]
-) -> list[set[int]]:
-    """For each page the indices of lines that only repeat on page after page: heads, feet, page numbers.
-
-    Numbers in them may differ. Only an unbroken run of such lines from the top or the bottom counts; so does a
-    line that stands where heads stand and has the page's number in it.
-    """
-    edges = [_edges(lines, height) for lines, height in zip(pages, heights, strict=True)]
-    seen: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for lines, ends in zip(pages, edges, strict=True):
-        for side, end in enumerate(ends):
-            for i in end:
-                seen[NUMBER.sub("#", lines[i].text), side].append(lines[i].y0)
-    found: list[set[int]] = []
-    slots: list[Counter[int]] = [Counter(), Counter()]  # heights at which heads and feet stand, in steps of 4 points
-    for lines, ends, height in zip(pages, edges, heights, strict=True):
-        drop: set[int] = set()
-        for side, end in enumerate(ends):
-            for i in end:
-                places = seen[NUMBER.sub("#", lines[i].text), side]
-                if sum(abs(y - lines[i].y0) < 0.012 * height for y in places) < REPEATS:
-                    break
-                drop.add(i)
-                slots[side][round(lines[i].y0 / 4)] += 1
-        found.append(drop)
-    for number, (lines, ends) in enumerate(zip(pages, edges, strict=True), 1):
-        for side, end in enumerate(ends):  # a head that names a short section is on one page or two
-            if not end or end[0] in found[number - 1] or len(lines[end[0]].text) > 120:
-                continue
-            i = end[0]
-            usual = sum(slots[side][round(lines[i].y0 / 4) + d] for d in (-1, 0, 1)) >= max(REPEATS, len(pages) / 4)
-            if usual and (labels[number - 1] or str(number)) in re.split(r"\W+", lines[i].text):
-                found[number - 1].add(i)
-    return found
-
-
-def _edges(lines: Sequence[Line], height: float) -> tuple[list[int], list[int]]:
-    order = sorted(range(len(lines)), key=lambda i: lines[i].y0)
-    top = [i for i in order[:EDGE] if lines[i].y0 < MARGIN * height]
-    return top, [i for i in order[::-1][:EDGE] if lines[i].y1 > (1 - MARGIN) * height]
 
 
 def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
