@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from kvcli.documents.document import Extract, Part, Source
+from kvcli.documents.flow import left_out
 from kvcli.documents.isolated import run
 from kvcli.documents.pages import named, select, shown
 from kvcli.documents.pdf import layout, paragraphs
@@ -63,6 +64,8 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
     if head["unsure"]:
         found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
+    found.warnings += _attached(source, head["attached"])
+    found.notes += left_out(Counter(kind for n in chosen for kind in pages[n - 1].get("unread", ())), source.name)
     if head["strays"]:
         found.warnings.append(
             f"{source.name} has {head['strays']:,} page objects more than it shows;"
@@ -93,6 +96,12 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers.close()
         size = f"{len(source.data):,} bytes"
         raise InputError(f"{name} is damaged: it breaks off after {size}, before the mark that ends a PDF", fetch)
+    if head["dynamic"]:
+        answers.close()
+        raise InputError(
+            f"{name} is a dynamic XFA form: its only page says to wait, and the form is not in it",
+            "open it in Adobe Reader, print it to a PDF, and name that one",
+        )
     if head["broken"]:
         answers.close()
         raise InputError(f"{name} is damaged: {head['broken']:,} of its compressed streams do not unpack", fetch)
@@ -158,6 +167,13 @@ def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[
         f"{source.name}: {named(bare)} {have} no text; this is a {kind}{rest}",
         "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
     )
+
+
+def _attached(source: Source, names: list[str]) -> list[str]:
+    """A warning of files within the file."""
+    shown_ = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+    save = f"save them with pdfdetach -saveall {source.quoted}"
+    return [f"{source.name}: files within it were not read: {shown_}; {save}"] if names else []
 
 
 def _is_unknown(page: dict[str, Any]) -> bool:

@@ -80,14 +80,14 @@ def _segments(words: Sequence[Word]) -> list[Line]:
                 continue
         first = word.y1 - word.y0 if "\u2e80" <= word.text[:1] <= "\uffdc" else word.x1 - word.x0
         bottom = max(word.y1, word.y0 + 0.1)
-        found.append(Line([("", word.text)], word.x0, word.y0, word.x1, bottom, first, word, len(word.text)))
+        found.append(Line([("", word.text)], word.x0, word.y0, word.x1, bottom, first, word, word, len(word.text)))
     return found
 
 
 def _append(line: Line, word: Word) -> None:
     before, text = join_scripts(line.tail, word)
-    if before is not None:
-        line.pieces[-1] = (line.pieces[-1][0], before)
+    if before is not None and len(line.pieces) == 1:
+        line.pieces[0] = ("", before)
     apart = word.spaced or word.x0 - line.x1 > BLANK * _common(line.tail.y1 - line.tail.y0, word.y1 - word.y0)
     line.pieces.append((" " if apart else "", text))
     line.characters += len(text) + apart
@@ -107,9 +107,14 @@ def _row(segments: list[Line]) -> Line:
     whole = segments[0]
     for cell in segments[1:]:
         glue = CELLS if cell.x0 - whole.x1 >= GAP * whole.height else " "
+        text = cell.pieces[0][1]
+        if glue != CELLS and text == cell.head.text:
+            before, text = join_scripts(whole.tail, cell.head)
+            if before is not None and len(whole.pieces) == 1:
+                whole.pieces[0] = ("", before)
         if cell.x0 - whole.x1 <= BLANK * _common(whole.height, cell.height):
             glue = ""
-        whole.pieces += [(glue, cell.pieces[0][1]), *cell.pieces[1:]]
+        whole.pieces += [(glue, text), *cell.pieces[1:]]
         whole.x1, whole.tail = max(whole.x1, cell.x1), cell.tail
         whole.y0, whole.y1 = min(whole.y0, cell.y0), max(whole.y1, cell.y1)
     return whole

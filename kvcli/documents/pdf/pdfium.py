@@ -7,19 +7,24 @@ A PDF is a program for a C++ library. Here it may crash, hang or fill memory wit
 import contextlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from kvcli.documents.isolated import bounded
+from kvcli.documents.pdf.annotations import annotations
 from kvcli.documents.pdf.damage import leaves, streams
 from kvcli.documents.pdf.fonts import Fonts
-from kvcli.documents.pdf.words import Letters, words
+from kvcli.documents.pdf.words import Boxes, Letters, words
 
 CHARACTERS = 200_000
 """Of one page; a page of a book has 3,000 and a dense table 20,000."""
 
 OUTLINE = 20_000
 """Entries of the outline, however they refer to each other."""
+
+ATTACHED = 1_000
+"""Files within the document that are named."""
 
 FEW = 1_500
 """Below so many characters a page is looked at for pictures."""
@@ -38,6 +43,8 @@ def pieces(data: bytes) -> Iterator[dict[str, Any]]:
     except pdfium.PdfiumError as error:
         yield {"error": getattr(error, "err_code", 0) or 0}
         return
+    with contextlib.suppress(pdfium.PdfiumError):
+        document.init_forms()
     broken, unsure = (0, 0) if b"/Encrypt" in data else streams(data)
     yield {
         "pages": len(document),
@@ -46,6 +53,8 @@ def pieces(data: bytes) -> Iterator[dict[str, Any]]:
         "unsure": unsure,
         "strays": max(0, leaves(data) - len(document)),
         "outline": list(_outline(document)),
+        "dynamic": document.get_formtype() == raw.FORMTYPE_XFA_FULL,
+        "attached": list(_attached(document)),
     }
     fonts = Fonts(data)
     for number in range(1, len(document) + 1):
@@ -67,19 +76,30 @@ def _outline(document: Any) -> Iterator[tuple[int, str, int]]:
                 yield mark.level, (mark.get_title() or "").strip()[:300], index + 1
 
 
+def _attached(document: Any) -> Iterator[str]:
+    """Names of the files within the document."""
+    with contextlib.suppress(Exception):
+        for i in range(min(ATTACHED, document.count_attachments())):
+            yield document.get_attachment(i).get_name()[:200]
+
+
 def _page(document: Any, number: int, fonts: Fonts) -> dict[str, Any]:
     page = document[number - 1]
     text = page.get_textpage()
     try:
         width, height = page.get_size()
         count = text.count_chars()
-        letters = words(page, text, min(count, CHARACTERS), fonts.page(number)) if count > 0 else Letters([])
+        boxes = Boxes(page, text)
+        letters = words(boxes, text, min(count, CHARACTERS), fonts.page(number)) if count > 0 else Letters([])
+        turns = Counter(w.turns for w in letters.words).most_common(1)
+        besides = annotations(page, document.formenv, boxes.shown, turns[0][0] if turns else 0)
         found: dict[str, Any] = {
             "page": number,
             "label": document.get_page_label(number - 1)[:40] or None,
             "width": width,
             "height": height,
-            "words": letters.words,
+            "words": letters.words + besides["words"],
+            "unread": besides["unread"],
             "unknown": letters.unknown,
             "guessed": letters.guessed,
             "cut": max(0, count - CHARACTERS),

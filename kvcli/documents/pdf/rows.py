@@ -8,7 +8,7 @@ from kvcli.documents.pdf.words import Word
 
 @dataclass(slots=True)
 class Line:
-    """One line of a page; ``first`` is the width of its first word, ``right`` the right edge of its column.
+    """One line of a page; ``first`` is the width of its first word ``head``, ``right`` the right edge of its column.
 
     ``pieces`` are its words, each with what separates it from the one before; ``text`` is made of them at the end.
     """
@@ -19,6 +19,7 @@ class Line:
     x1: float
     y1: float
     first: float
+    head: Word
     tail: Word
     characters: int
     column: int = 0

@@ -1,4 +1,4 @@
-"""Superscripts and subscripts: small digits above or below the line become ¹²³ and ₁₂₃, so that 10⁶ is not 106."""
+"""Superscripts and subscripts: small numbers above or below the line are set apart, so that 10^6 is not 106."""
 
 import re
 
@@ -11,29 +11,27 @@ RAISED, LOWERED = 0.1, 0.06
 """How far its line of writing is above or below that of its base, in heights of the base's box."""
 
 _NUMBER = re.compile(r"[+−-]?\d+(?:[,;]\d+)*[.,;]?")
-_SIGNS = "0123456789+-−=()"
-_ABOVE = str.maketrans(_SIGNS, "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾")
-_BELOW = str.maketrans(_SIGNS, "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
 
 
 def join_scripts(before: Word, word: Word) -> tuple[str | None, str]:
     """The texts of two words beside each other: of ``before`` if it changes, and of ``word``.
 
-    Digits of the smaller one become signs of a script if it is off the other's line. Its letters stay.
+    A small number off the other's line is set apart: above it as ``10^6``, below a number as ``10_2``. A mark of a
+    note in front of its text has a blank after it. Letters stay, and so does H2O.
     """
-    if script := _script(before, word):
-        return None, word.text.translate(script)
-    if script := _script(word, before):
-        return before.text.translate(script), word.text
-    return None, word.text
+    if rise := _rise(before, word):
+        last = before.text[-1:]
+        if rise > 0:
+            return None, ("^" if last.isalnum() or last in ")]}’'" else "") + word.text
+        return None, ("_" if last.isdigit() else "") + word.text
+    return (before.text + " " if _rise(word, before) > 0 and word.text[:1].isalnum() else None), word.text
 
 
-def _script(base: Word, small: Word) -> dict[int, int] | None:
+def _rise(base: Word, small: Word) -> float:
+    """How far a smaller number is above the line of writing of ``base``, in its heights; 0 if it is no script."""
     height, less = base.y1 - base.y0, small.y1 - small.y0
     if not 0.25 * height < less < SMALLER * height or not _NUMBER.fullmatch(small.text):
-        return None
+        return 0.0
     below = DESCENT / (ASCENT + DESCENT)
     rise = ((base.y1 - below * height) - (small.y1 - below * less)) / height
-    if rise > RAISED:
-        return _ABOVE
-    return _BELOW if rise < -LOWERED else None
+    return rise if rise > RAISED or rise < -LOWERED else 0.0

@@ -1,7 +1,7 @@
 """From PDFium's characters to words with places, in the process that reads a PDF.
 
 PDFium counts characters in UTF-16 units, and each of them has a place. A word is split where its letters change size
-or leave the line, so that the layout can tell 10⁶ from 106.
+or leave the line, so that the layout can tell 10^6 from 106.
 """
 
 import ctypes
@@ -64,11 +64,10 @@ class _Box(NamedTuple):
     turns: int
 
 
-def words(page: Any, text: Any, count: int, fonts: PageFonts) -> Letters:
+def words(boxes: "Boxes", text: Any, count: int, fonts: PageFonts) -> Letters:
     """The words among the first ``count`` characters of a page, in the order of its content stream, upright."""
     characters = _characters(text, count)
     characters, unknown, guessed = fonts.told(text, characters)
-    boxes = _Boxes(page, text)
     found: list[Word] = []
     if RIGHT_TO_LEFT.search(characters):
         for start, end in _lines(characters):
@@ -92,7 +91,7 @@ def _characters(text: Any, count: int) -> str:
     return "".join(chr(min(get(handle, i), 0x10FFFF)) for i in range(count))
 
 
-class _Boxes:
+class Boxes:
     """Places of a page's characters."""
 
     def __init__(self, page: Any, text: Any) -> None:
@@ -145,6 +144,17 @@ class _Boxes:
             return _Box(x0, y - up, x1, y + down, size, y, turns)
         return _Box(x - up, y0, x + down, y1, size, x, turns)
 
+    def shown(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+        """Edges in the page's own space as left, top, right, bottom of the page as it is shown."""
+        left, bottom, right, top = self.left, self.bottom, self.right, self.top
+        if self.rotation == 0:
+            return x0 - left, top - y1, x1 - left, top - y0
+        if self.rotation == 90:
+            return y0 - bottom, x0 - left, y1 - bottom, x1 - left
+        if self.rotation == 180:
+            return right - x1, y0 - bottom, right - x0, y1 - bottom
+        return top - y1, right - x1, top - y0, right - x0
+
     def word(self, text: str, boxes: Sequence[_Box], *, spaced: bool = False) -> Word:
         """A word that covers ``boxes``, upright as the page is shown."""
         first, last = boxes[0], boxes[-1]
@@ -154,22 +164,14 @@ class _Boxes:
         else:
             x0, y0 = min(b.x0 for b in boxes), min(b.y0 for b in boxes)
             x1, y1 = max(b.x1 for b in boxes), max(b.y1 for b in boxes)
-        left, bottom, right, top = self.left, self.bottom, self.right, self.top
-        if self.rotation == 0:
-            a, b, c, d = x0 - left, top - y1, x1 - left, top - y0
-        elif self.rotation == 90:
-            a, b, c, d = y0 - bottom, x0 - left, y1 - bottom, x1 - left
-        elif self.rotation == 180:
-            a, b, c, d = right - x1, y0 - bottom, right - x0, y1 - bottom
-        else:
-            a, b, c, d = top - y1, right - x1, top - y0, right - x0
+        a, b, c, d = self.shown(x0, y0, x1, y1)
         if not text.isascii():
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         turns = (first.turns - self.rotation // 90) % 4
         return Word(text, round(a, 1), round(b, 1), round(c, 1), round(d, 1), turns, spaced)
 
 
-def _plain(characters: str, start: int, end: int, boxes: _Boxes) -> Iterator[Word]:
+def _plain(characters: str, start: int, end: int, boxes: Boxes) -> Iterator[Word]:
     """Words of text that runs from left to right."""
     for match in _WORD.finditer(characters, start, end):
         a, b = match.span()
@@ -190,7 +192,7 @@ def _level(a: _Box, b: _Box) -> bool:
     return a.turns == b.turns and abs(a.size - b.size) <= 0.1 * a.size and abs(a.base - b.base) <= 0.1 * a.size
 
 
-def _pieces(text: str, places: Sequence[_Box], boxes: _Boxes, *, spaced: bool) -> Iterator[Word]:
+def _pieces(text: str, places: Sequence[_Box], boxes: Boxes, *, spaced: bool) -> Iterator[Word]:
     """One word in pieces of one size and line each. No piece begins before its neighbour ends, nor apart from it."""
     start = 0
     for i in range(1, len(text) + 1):
@@ -211,7 +213,7 @@ def _lines(characters: str) -> Iterator[tuple[int, int]]:
     yield start, len(characters)
 
 
-def _visual(characters: str, start: int, end: int, boxes: _Boxes) -> Iterator[Word]:
+def _visual(characters: str, start: int, end: int, boxes: Boxes) -> Iterator[Word]:
     """Words of a line with right-to-left letters. Only the places of its characters count, not PDFium's order."""
     letters: list[tuple[float, str, _Box]] = []
     marks: list[tuple[float, str]] = []

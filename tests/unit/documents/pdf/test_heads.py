@@ -55,12 +55,8 @@ def test_numbers_that_run_with_the_pages_are_text_if_words_name_them(tmp_path: P
 )
 def test_page_numbers_go(tmp_path: Path, foot: str, first: int) -> None:
     feet = [foot.format(first + i) for i in range(9)]
-    document = load(
-        tmp_path,
-        book(
-            [f"Chapter of the {w}" for w in ["sea", "net", "oar", "sail", "mast", "keel", "rope", "tide", "gull"]], feet
-        ),
-    )
+    tops = [f"Chapter of the {word}" for word in ("sea", "net", "oar", "sail", "mast", "keel", "rope", "tide", "gull")]
+    document = load(tmp_path, book(tops, feet))
     assert sum(text in body(document).splitlines() for text in feet) <= any(c.isalpha() for c in foot)
     assert "running heads and feet left out" in document.notes[0]
 
