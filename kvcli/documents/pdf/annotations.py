@@ -19,6 +19,8 @@ LINE = 13.0
 
 TICKED, NOT_TICKED = "☒", "☐"
 
+Edges = tuple[float, float, float, float]
+
 _HIDDEN = 2 | 32  # hidden, not viewed
 _PASSWORD = 1 << 13
 _PUSH_BUTTON, _CHECK_BOX, _RADIO, _COMBO, _LIST, _TEXT, _SIGNATURE = range(1, 8)
@@ -26,7 +28,9 @@ _FREE_TEXT, _LINK, _POPUP, _FILE, _WIDGET = 3, 2, 16, 17, 20
 _MEDIA = {18: "sound", 19: "film", 21: "film", 25: "3D model", 26: "film"}
 
 
-def annotations(page: Any, form: Any, place: Callable[[float, float, float, float], Any], turns: int) -> dict[str, Any]:
+def annotations(
+    page: Any, form: Any, place: Callable[[float, float, float, float], Edges], turns: int
+) -> dict[str, Any]:
     """What the annotations of a page hold.
 
     ``words`` are values of fields and notes written on the page, at their places. ``unread`` names what is not read:
