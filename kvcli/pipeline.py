@@ -202,6 +202,14 @@ class Citations:
     likely_sources: tuple[LikelySource, ...] = ()
     grounded: bool | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """``citations``, ``likely_sources`` and ``grounded`` of an answer in JSON."""
+        return {
+            "citations": [quote.to_json(n) for n, quote in enumerate(self.quotes, 1)],
+            "likely_sources": [source.to_json() for source in self.likely_sources],
+            "grounded": self.grounded,
+        }
+
 
 @dataclass(frozen=True)
 class Usage:

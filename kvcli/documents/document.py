@@ -27,6 +27,11 @@ class Span:
     section: str | None = None
     line: int = 1
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """File, page and section as JSON, with the names of the schema ``kvcli/1``."""
+        return {"source": self.file, "page": self.page, "label": self.label, "section": self.section}
+
 
 @dataclass(frozen=True)
 class Document:

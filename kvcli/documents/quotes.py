@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from kvcli.documents.document import Document, Span
 from kvcli.documents.normalize import NormalizedText, normalize
@@ -71,6 +71,24 @@ class Citation:
     line: int | None = None
     places: int = 0
     score: float = 0.0
+
+    def to_json(self, n: int) -> dict[str, Any]:
+        """As the ``n``-th citation of an answer in JSON."""
+        nowhere = {"source": None, "page": None, "label": None, "section": None}
+        return {
+            "n": n,
+            **(nowhere if self.span is None else self.span.place),
+            "line": self.line,
+            "char_start": self.start,
+            "char_end": self.end,
+            "quote": self.quote,
+            "status": self.status,
+            "score": round(self.score, 1),
+            "places": self.places,
+            "marked": self.marked,
+            "answer_start": self.answer_start,
+            "answer_end": self.answer_end,
+        }
 
 
 class QuoteIndex:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from kvcli.errors import ModelError
@@ -25,6 +26,9 @@ AGAIN = "I will give you a text. Remember its facts; I will ask you about them. 
 END = "\n\nEnd of the text.\n\n"
 # The same where the question is known before the text is read (Locret-Q): it also stands in front.
 BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
+
+# transformers keeps split_special_tokens as a state of the tokenizer, so two threads would disturb each other.
+_TOKENIZER = Lock()
 
 
 def _changed() -> ModelError:
@@ -93,13 +97,7 @@ class Prompt:
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Of each id that :meth:`document` makes of a text, the characters that it stands for."""
         _, lead = self._head()
-        found = self.tokenizer(
-            lead + text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            verbose=False,
-            return_offsets_mapping=True,
-        )["offset_mapping"]
+        found = self._tokenized(lead + text, split_special_tokens=True, return_offsets_mapping=True)["offset_mapping"]
         return [(max(0, a - len(lead)), max(0, b - len(lead))) for a, b in found]
 
     def answer(self, text: str) -> list[int]:
@@ -186,12 +184,14 @@ class Prompt:
 
     def _encode(self, template: str) -> list[int]:
         """Ids of our own words, in which ``<|im_end|>`` is the special token."""
-        ids: list[int] = self.tokenizer(template, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = self._tokenized(template)["input_ids"]
         return ids
 
     def _plain(self, text: str) -> list[int]:
         """Ids of somebody's text, in which ``<|im_end|>`` is ten letters and ends nothing."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
+        ids: list[int] = self._tokenized(text, split_special_tokens=True)["input_ids"]
         return ids
+
+    def _tokenized(self, text: str, **options: Any) -> Any:
+        with _TOKENIZER:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -65,6 +65,11 @@ class LikelySource:
     words: float
     attention: float
     kept: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, rounded."""
+        numbers = {name: round(getattr(self, name), 4) for name in ("score", "lift", "words", "attention", "kept")}
+        return {**self.span.place, "line": self.line, "char_start": self.start, "char_end": self.end, **numbers}
 
 
 def attribute(

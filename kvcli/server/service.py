@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -97,9 +97,7 @@ class Answering:
                 "bytes": context.context.nbytes,
             }
             facts["passages"] = [list(span) for span in self.passages]
-            facts["grounded"] = self.citations.grounded
-            facts["citations"] = [asdict(quote) for quote in self.citations.quotes]
-            facts["likely_sources"] = [asdict(source) for source in self.citations.likely_sources]
+            facts |= self.citations.to_json()
         return facts
 
 

@@ -153,3 +153,12 @@ def test_what_cannot_be_is_refused_before_anything_is_read(model: Any) -> None:
 def test_public_names_are_all_there() -> None:
     for name in kvcli.__all__:
         assert getattr(kvcli, name) is not None
+
+
+def test_threads_tokenize_as_one_thread(model: Any) -> None:
+    """A template's special tokens and the same letters in a text are different ids, whatever other threads do."""
+    prompt = kvcli.Pipeline(model, "full").prompt
+    texts = [f"<|end|> {n} " * (20 * n) for n in range(1, 9)]
+    expected = [prompt.question(text) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(prompt.question, texts * 8)) == expected * 8
