@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UsageError,
     )
+    from kvcli.events import Quote, Quotes
     from kvcli.pipeline import Pipeline, load_model, read_document
     from kvcli.prompt_cache.directory import CacheDirectory
     from kvcli.recipe import Recipe
@@ -29,6 +30,8 @@ _HOME = {
     "load_model": "kvcli.pipeline",
     "read_document": "kvcli.pipeline",
     "CacheDirectory": "kvcli.prompt_cache.directory",
+    "Quote": "kvcli.events",
+    "Quotes": "kvcli.events",
     "Recipe": "kvcli.recipe",
     "KvcliError": "kvcli.errors",
     "DamagedError": "kvcli.errors",
@@ -47,6 +50,8 @@ __all__ = [
     "KvcliError",
     "ModelError",
     "Pipeline",
+    "Quote",
+    "Quotes",
     "Recipe",
     "ResourceError",
     "TooLongError",

@@ -118,6 +118,49 @@ class TurnsEvicted:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """A sentence of the document that may answer a question.
+
+    Attributes:
+        text: as it is in the document, from ``char_start`` to ``char_end``.
+        source: the file.
+        page: from 1; ``None`` if the format has no pages.
+        line: as :attr:`kvcli.documents.document.Span.line`.
+        char_start, char_end: characters of the document's text.
+        score: the probability that it answers, in [0, 1].
+        supports: whether it has the words of the answer; ``None`` before there is one.
+    """
+
+    text: str
+    source: str
+    page: int | None
+    line: int
+    char_start: int
+    char_end: int
+    score: float
+    supports: bool | None = None
+
+
+@dataclass(frozen=True)
+class Quotes:
+    """The sentences that may answer, the best first; with an answer, those that support it first.
+
+    Attributes:
+        quotes: what was found.
+        by_model: the model has ranked them; otherwise they are ranked by words.
+        seconds: since the search began, or 0 for those that an answer was compared with.
+        likely: the probability that the best of all answers; 0 if none shares a word with the question.
+        found: whether ``likely`` is high enough to say that the text answers.
+    """
+
+    quotes: tuple[Quote, ...]
+    by_model: bool
+    seconds: float
+    likely: float
+    found: bool
+
+
+@dataclass(frozen=True)
 class Reread:
     """Passages of the document that are put before the question once more.
 
@@ -130,7 +173,18 @@ class Reread:
 
 
 Event = (
-    Download | Convert | Prefill | Checkpoint | Token | Answer | Training | CacheHit | Notice | TurnsEvicted | Reread
+    Download
+    | Convert
+    | Prefill
+    | Checkpoint
+    | Token
+    | Answer
+    | Training
+    | CacheHit
+    | Notice
+    | TurnsEvicted
+    | Reread
+    | Quotes
 )
 
 E = TypeVar("E")

@@ -29,7 +29,7 @@ from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError
-from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Reread, Token, drain
+from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
 from kvcli.models.load import load
 from kvcli.models.resolve import ModelSource, resolve
 from kvcli.planning import memory
@@ -42,6 +42,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retaining_heads.discovery import attach
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
+from kvcli.retrieval.quotes import QuoteSearch
 from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
 from kvcli.utils.process_memory import available
 
@@ -484,7 +485,10 @@ class Pipeline:
         passages: int | None = None,
         history: Sequence[tuple[str, str]] = (),
         allow_repetition: bool = False,
-    ) -> Iterator[Reread | Token | Answer]:
+        quotes: int = 0,
+        by_model: bool = False,
+        earlier: Sequence[str] = (),
+    ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
         Args:
@@ -496,9 +500,14 @@ class Pipeline:
             passages: passages of the document to read again before the answer; by default as planned.
             history: questions about this context and their answers, before this question; not with token ids.
             allow_repetition: let a greedy answer repeat itself until ``max_tokens``.
+            quotes: sentences of the document to name that may answer the question; needs the question as text.
+            by_model: let the model rank the quotes too, in one forward pass before the answer.
+            earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
 
         Yields:
-            :class:`Reread` if passages are read again, a :class:`Token` for each token, then one :class:`Answer`.
+            :class:`Quotes` if quotes are wanted: before the answer, once more if the model ranks them, and after the
+            last token with those first that support the answer; :class:`Reread` if passages are read again; a
+            :class:`Token` for each token; then one :class:`Answer`.
 
         Raises:
             TooLongError: the question does not fit the model's positions.
@@ -508,6 +517,13 @@ class Pipeline:
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
         count = 0 if document is None or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
+        search: QuoteSearch | None = None
+        if quotes and document is not None and isinstance(question, str):
+            search = QuoteSearch(document, question, earlier, count=quotes)
+            yield search.quotes()
+            if by_model:
+                search.rank_by_model(self.model, self.prompt)
+                yield search.quotes()
         if count and isinstance(question, str) and document is not None and visible is not None:
             began = perf_counter()
             found = retrieve_passages(
@@ -517,7 +533,7 @@ class Pipeline:
             ids = self._ids(question, document=True, history=history, again=texts) if texts else ids
             spans = tuple((p.start, p.end) for p in found.passages)
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
-        yield from generate(
+        for event in generate(
             self.model,
             new_decode_cache(self.model, visible),
             ids,
@@ -526,7 +542,40 @@ class Pipeline:
             stop=stop,
             chunk=self.chunk_size,
             allow_repetition=allow_repetition,
-        )
+        ):
+            if search is not None and isinstance(event, Answer):
+                yield search.quotes(event.text)
+            yield event
+
+    def quotes(
+        self,
+        document: DocumentContext | TokenizedDocument | Document | str,
+        question: str,
+        *,
+        answer: str | None = None,
+        count: int = 3,
+        by_model: bool = False,
+        earlier: Sequence[str] = (),
+    ) -> list[Quote]:
+        """The sentences of a document that may answer a question, the likeliest first. Nothing need have been read.
+
+        Args:
+            document: the text, read or not.
+            question: what is asked.
+            answer: what was written; quotes that support it are then first.
+            count: how many at most; fewer if fewer sentences share a word with the question.
+            by_model: let the model rank the best by words, in one forward pass.
+            earlier: of a conversation, the last question and quote, which a follow-up question takes names from.
+        """
+        if isinstance(document, str):
+            document = Document.of_text(document)
+        text = document if isinstance(document, Document) else document.document
+        if text is None:
+            return []
+        search = QuoteSearch(text, question, earlier, count=count)
+        if by_model:
+            search.rank_by_model(self.model, self.prompt)
+        return list(search.quotes(answer).quotes)
 
     def answer(
         self,

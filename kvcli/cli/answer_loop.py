@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,7 +17,8 @@ from kvcli.cli.request import standard_input
 from kvcli.cli.setup import LoadedModel, OpenRun, banner, open_model, open_run, prefill_with_progress
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
-from kvcli.events import Answer, Reread, Token
+from kvcli.cli.views import quotes as quote_lines
+from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
@@ -151,7 +153,7 @@ class AnswerLoop:
         run, options = self.runs, self.runs.options
         remarks: list[str] = []
         sampling = Sampling(**options.sampling)
-        answer, reread, stopped = self._generate(context, question.text, sampling, passages)
+        answer, reread, quotes, stopped = self._generate(context, question.text, sampling, passages)
         spec = run.model.spec
         speed_history.record(spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         self._check_length(answer, remarks)
@@ -164,11 +166,16 @@ class AnswerLoop:
             context,
             reread=reread,
             cited=cited,
+            quotes=quotes,
             cite_s=time.perf_counter() - start,
             sampling=settings,
             peak_bytes=process_memory.peak(spec.device),
         )
         notes = citations.lines(run.document, cited) if run.document else []
+        if run.document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
+            bold = self.writer.path is None and terminal.is_terminal(sys.stdout)
+            notes += [quote_lines.heading(quotes)] if left_out else []
+            notes += quote_lines.lines(run.document, left_out, question.text, bold=bold)
         self.writer.end(answer.text, report.answer(question, answer), marks=citations.marks(cited), notes=notes)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
@@ -178,10 +185,11 @@ class AnswerLoop:
 
     def _generate(
         self, context: DocumentContext, question: str, sampling: Any, passages: int
-    ) -> tuple[Answer, Reread | None, BaseException | None]:
+    ) -> tuple[Answer, Reread | None, Quotes | None, BaseException | None]:
         """The answer, streamed; if it was interrupted, what there is of it and what interrupted it."""
         run, options = self.runs, self.runs.options
         reread: Reread | None = None
+        quotes: Quotes | None = None
         start = first = time.perf_counter()
         parts, made = list[str](), 0
         events = run.pipeline.ask(
@@ -192,11 +200,17 @@ class AnswerLoop:
             stop=options.stop,
             passages=passages,
             allow_repetition=options.allow_repetition,
+            quotes=options.quotes if options.cite != "off" else 0,
         )
         try:
             for event in events:
                 if isinstance(event, Answer):
-                    return event, reread, None
+                    return event, reread, quotes, None
+                if isinstance(event, Quotes):
+                    if quotes is None and not event.found:
+                        terminal.note("text", f"{quote_lines.NOTHING} seems to answer", quiet=options.quiet)
+                    quotes = event
+                    start = first = time.perf_counter() if not made else first
                 if isinstance(event, Reread):
                     reread = event
                     if event.passages:
@@ -212,7 +226,7 @@ class AnswerLoop:
         except INTERRUPTS as stop:
             text, now = "".join(parts), time.perf_counter()
             length = len(run.pipeline.prompt.question(question, document=run.source is not None))
-            return Answer(text, "interrupted", length, made, first - start, now - first), reread, stop
+            return Answer(text, "interrupted", length, made, first - start, now - first), reread, quotes, stop
         raise RuntimeError("the engine ended without an answer")
 
     def _check_length(self, answer: Answer, remarks: list[str]) -> None:

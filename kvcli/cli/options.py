@@ -112,6 +112,8 @@ class RunOptions:
     query_aware: bool = False
     passages: int | None = None
     cite: str = "off"
+    quotes: int = 3
+    quotes_only: bool = False
     exit_status: bool = False
     chunk: int | None = None
     cache: bool = True

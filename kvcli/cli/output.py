@@ -67,6 +67,15 @@ class AnswerWriter:
         self.file.flush()
         self._held, self._open = "", False
 
+    def lines(self, lines: Sequence[str], record: dict[str, Any]) -> None:
+        """Something that is no answer of a model: some lines, whose control characters are ours, or its JSON."""
+        if not self.as_json:
+            self._begin()
+        body = json.dumps(record, ensure_ascii=False) + "\n" if self.as_json else "".join(f"{li}\n" for li in lines)
+        self.file.write(body)
+        self.file.flush()
+        self._held, self._open = "", False
+
     def abandon(self) -> None:
         """The answer broke off with an error: leave the line."""
         if self._open:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.request import Question
 from kvcli.cli.views import citations, terminal
+from kvcli.cli.views import quotes as quote_lines
 from kvcli.documents import Document
-from kvcli.events import Answer, Reread
+from kvcli.events import Answer, Quotes, Reread
 from kvcli.utils.sizes import format_bytes
 from kvcli.utils.version import __version__
 
@@ -48,6 +49,7 @@ class Report:
     reread: tuple[tuple[int, int], ...] = ()
     reread_s: float = 0.0
     cited: Any = None
+    quotes: Quotes | None = None
     cite_s: float = 0.0
     model: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class Report:
         *,
         reread: Reread | None = None,
         cited: Citations | None = None,
+        quotes: Quotes | None = None,
         cite_s: float = 0.0,
         sampling: dict[str, Any] | None = None,
         peak_bytes: int = 0,
@@ -90,6 +93,7 @@ class Report:
             reread=() if reread is None else reread.passages,
             reread_s=0.0 if reread is None else reread.seconds,
             cited=cited or Citations(),
+            quotes=quotes,
             cite_s=cite_s,
             model=run.loaded.facts,
             sampling=sampling or {},
@@ -106,6 +110,7 @@ class Report:
             "answer": answer.text,
             "finish_reason": answer.finish_reason,
             **citations.as_json(self.cited),
+            **quote_lines.as_json(self.quotes),
             "document": {
                 "files": list(document.files) if document else [],
                 "pages": document.pages if document else None,

@@ -36,6 +36,7 @@ from kvcli.cli.options import (
     reading_options,
 )
 from kvcli.cli.output import AnswerWriter
+from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import parse_request, require_utf8
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
@@ -123,6 +124,13 @@ def command(
         ),
     ] = None,
     no_cite: Annotated[bool, typer.Option("--no-cite", help="Look nothing up: the answer alone.")] = False,
+    quotes: Annotated[
+        int,
+        typer.Option("--quotes", metavar="N", min=0, help="Sentences of the text to print with a cited answer."),
+    ] = 3,
+    quotes_only: Annotated[
+        bool, typer.Option("--quotes-only", help="Print the sentences that may answer, found by words; no answer.")
+    ] = False,
     exit_status: Annotated[
         bool, typer.Option("--exit-status", help="Exit 10 where no quote of an answer is verified.")
     ] = False,
@@ -169,6 +177,8 @@ def command(
         passages=reread,
         cite=citations.mode(cite, no_cite=no_cite, exit_status=exit_status, as_json=as_json, output=output),
         exit_status=exit_status,
+        quotes=quotes,
+        quotes_only=quotes_only,
         chunk=chunk,
         cache=not no_cache,
         rebuild=rebuild,
@@ -183,11 +193,15 @@ def command(
     )
     if each and (not request.files or STDIN in request.files):
         raise UsageError("--each needs files, each to be asked by itself", 'kvcli ask --each *.txt "…"')
+    if quotes_only and not quotes:
+        raise UsageError("--quotes-only prints quotes, and --quotes 0 asks for none", "--quotes 3")
     if raw and system:
         raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
     writer = AnswerWriter(output, stream=not no_stream, as_json=as_json, inputs=[*request.files, *named])
     try:
-        if each:
+        if quotes_only:
+            print_quotes(options, request, writer, stdin_is_questions=STDIN in named, each=each)
+        elif each:
             answer_loop.answer_each(options, request, writer)
         else:
             loop = answer_loop.open_loop(options, request, writer, stdin_is_questions=STDIN in named)

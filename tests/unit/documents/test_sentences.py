@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcli.documents.sentences import LONGEST, split_sentences
@@ -13,6 +13,7 @@ def units(text: str) -> list[str]:
     return [text[s.start : s.end] for s in split_sentences(text)]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet='ab AB.!?。\n\t|-*"1)#`{=', max_size=400) | st.text(max_size=200))
 def test_units_are_the_text_in_order_and_nothing_but_white_space_and_rules_is_left_out(text: str) -> None:
     found = split_sentences(text)

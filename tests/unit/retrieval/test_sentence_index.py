@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvcli.documents.document import Document, Span
@@ -69,6 +69,7 @@ def test_a_neighbour_and_a_heading_help() -> None:
     assert scores["A child pays two crowns."] > 0 == scores["The baths open at noon."]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab c.", max_size=40), max_size=6), st.text(alphabet="ab c", max_size=20))
 def test_scores_are_bm25_word_by_word(pieces: list[str], question: str) -> None:
     text = "\n\n".join(pieces)

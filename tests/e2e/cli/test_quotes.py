@@ -1,0 +1,60 @@
+"""``kvcli ask``'s quotes: below a cited answer, alone with ``--quotes-only``, and in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Call, Validate
+
+TEXT = "The ferry leaves at noon from the east pier.\n\nThe harbour master owns two parrots.\n\nIt rained all day.\n"
+
+
+@pytest.fixture
+def book(folder: Path) -> Path:
+    (folder / "book.txt").write_text(TEXT)
+    return folder / "book.txt"
+
+
+def test_quotes_alone_need_no_model(call: Call, book: Path) -> None:
+    outcome = call("ask", "-m", "there/is/none", "--quotes-only", book, "When does the ferry leave?")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[0] == "“The ferry leaves at noon from the east pier.” (line 1)"
+
+
+def test_quotes_alone_as_json(call: Call, book: Path, validate: Validate) -> None:
+    outcome = call("ask", "--quotes-only", "--json", book, "-e", "Who owns parrots?", "-e", "Which regatta?")
+    owner, regatta = map(json.loads, outcome.out.splitlines())
+    for record in (owner, regatta):
+        validate(record)
+    quote = owner["quotes"][0]
+    assert TEXT[quote["char_start"] : quote["char_end"]] == quote["text"] == "The harbour master owns two parrots."
+    assert (quote["line"], quote["page"], quote["supports"]) == (3, None, None)
+    assert owner["answer_in_text"] > 0.1 > regatta["answer_in_text"]
+
+
+def test_nothing_in_the_text(call: Call, book: Path) -> None:
+    outcome = call("ask", "--quotes-only", "--exit-status", book, "Which regatta did Wren win?")
+    assert outcome.code == 10
+    assert "no sentence of the text seems to answer" in outcome.err
+    assert call("ask", "--quotes-only", "--exit-status", book, "Who owns the parrots?").code == 0
+
+
+@pytest.mark.parametrize("options", [["--quotes", "0"], []])
+def test_quotes_alone_cannot_be_none_and_need_a_document(call: Call, book: Path, options: list[str]) -> None:
+    files = [book] if options else []
+    assert call("ask", "--quotes-only", *options, *files, "Who?").code == 2
+
+
+def test_an_answer_comes_with_quotes(call: Call, tiny_model: Path, book: Path, validate: Validate) -> None:
+    command = ("ask", "-m", tiny_model, "-n", "4", book, "When does the ferry leave?")
+    outcome = call(*command, "--cite")
+    assert outcome.code == 0, outcome.err
+    assert "“The ferry leaves at noon from the east pier.” (line 1)" in outcome.out.splitlines()
+    assert "ferry" not in call(*command, "--cite", "--quotes", "0").out
+    record = json.loads(call(*command, "--json").out)
+    validate(record)
+    assert record["quotes"][0]["supports"] in (True, False)
+    assert "quotes" not in json.loads(call(*command, "--json", "--no-cite").out)

@@ -1,0 +1,110 @@
+"""Quotes are the document's own words, the same from any reading, and say whether they hold the answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kvcli
+from kvcli.documents.document import Document
+from kvcli.events import Answer, Quotes, Token
+from kvcli.retrieval.quotes import QuoteSearch, candidates_by_words, shared_words, supports, with_conversation
+from kvcli.retrieval.sentences import SentenceIndex
+from tests.e2e.conftest import save_tiny
+
+TEXT = "# Harbour\n\nThe lamp burns at night. " + " ".join(f"House {n} is blue and has {n} doors." for n in range(40))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return kvcli.load_model(str(save_tiny(tmp_path_factory.mktemp("model"))), find_heads=False)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(alphabet="abc .\n", max_size=40), max_size=5), st.text(alphabet="abc ", max_size=12))
+def test_every_quote_is_verbatim_at_its_place(pieces: list[str], question: str) -> None:
+    text = "\n\n".join(pieces)
+    document = Document.of_text(text)
+    for answer in (None, "", "a b. c"):
+        found = QuoteSearch(document, question).quotes(answer)
+        assert len(found.quotes) <= 3
+        assert not found.by_model
+        for quote in found.quotes:
+            assert quote.text == text[quote.char_start : quote.char_end]
+            assert 0 <= quote.score <= 1
+            assert quote.line == text.count("\n", 0, quote.char_start) + 1
+    assert found.found == (found.likely >= 0.1)
+
+
+@settings(max_examples=10, deadline=None)
+@given(text=st.text(max_size=200), question=st.text(min_size=1, max_size=40))
+def test_the_model_ranks_any_text_and_question(model: Any, text: str, question: str) -> None:
+    pipeline = kvcli.Pipeline(model, "full")
+    by_words = pipeline.quotes(text, question, count=20)
+    by_model = pipeline.quotes(text, question, count=20, by_model=True)
+    assert {(q.char_start, q.char_end) for q in by_words} == {(q.char_start, q.char_end) for q in by_model}
+    assert by_model == pipeline.quotes(text, question, count=20, by_model=True)
+
+
+def test_saved_and_fresh_readings_give_the_same_quotes(model: Any, tmp_path: Path) -> None:
+    pipeline = kvcli.Pipeline(model, "full", cache=kvcli.CacheDirectory(tmp_path))
+    fresh = pipeline.prefill(TEXT)
+    saved = pipeline.prefill(TEXT)
+    assert (fresh.cache, saved.cache) == ("miss", "hit")
+    question = "How many doors has house 7?"
+    assert pipeline.quotes(fresh, question) == pipeline.quotes(saved, question) == pipeline.quotes(TEXT, question)
+    assert "House 7 is" in pipeline.quotes(saved, question)[0].text
+
+
+def test_quotes_come_with_an_answer(model: Any) -> None:
+    pipeline = kvcli.Pipeline(model, "full")
+    context = pipeline.prefill(TEXT)
+    events = list(pipeline.ask(context, "Which house has 7 doors?", max_tokens=4, quotes=2, by_model=True))
+    kinds = [type(event) for event in events]
+    assert kinds[:2] == [Quotes, Quotes]
+    assert kinds[-2:] == [Quotes, Answer]
+    assert Token in kinds[2:-2]
+    found = [event for event in events if isinstance(event, Quotes)]
+    assert [q.by_model for q in found] == [False, True, True]
+    assert all(q.supports is None for q in found[1].quotes)
+    plain = list(pipeline.ask(context, "Which house has 7 doors?", max_tokens=4))
+    assert plain[-1] == events[-1] or plain[-1].text == events[-1].text  # type: ignore[union-attr]
+    assert not any(isinstance(event, Quotes) for event in plain)
+
+
+def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:
+    document = Document.of_text("Captain Wren sailed in May. Captain Hale sailed in 1911 to Cork. Captains sail.")
+    quotes = QuoteSearch(document, "When did the captain sail?").quotes("In 1911.").quotes
+    assert quotes[0].supports is True
+    assert "1911" in quotes[0].text
+    assert not any(q.supports for q in QuoteSearch(document, "When did the captain sail?").quotes("In 1888.").quotes)
+    assert supports("He sailed in 1911.", "When?", "It was 1911. Perhaps not.", "english")
+    assert not supports("He sailed in 1911.", "When did he sail?", "", "english")
+
+
+def test_a_question_about_another_text_finds_nothing() -> None:
+    document = Document.of_text(TEXT)
+    assert QuoteSearch(document, "How many doors has house 7?").quotes().found
+    for question in ("Who won the regatta of Cork?", "???", ""):
+        found = QuoteSearch(document, question).quotes()
+        assert not found.found
+        assert found.likely < 0.1
+
+
+def test_a_follow_up_takes_its_names_from_the_conversation() -> None:
+    earlier = ("Who is Captain Wren?", "Captain Wren owned the ship.")
+    assert "Wren" in with_conversation("When did she die?", earlier)
+    assert with_conversation("When did Hale die?", earlier) == "When did Hale die?"
+    assert with_conversation("Did he meet Hale?", earlier) == "Did he meet Hale?"
+    index = SentenceIndex(Document.of_text("Hale was born in Cork. Wren was born in Hull. She was a captain."))
+    best = candidates_by_words(index, with_conversation("Where was she born?", earlier))[0]
+    assert best.number == 1
+
+
+def test_the_questions_words_are_marked_in_any_form() -> None:
+    text = "The houses were bought."
+    assert [text[a:b] for a, b in shared_words(text, "Who bought the house?", "english")] == ["houses", "bought"]
