@@ -26,10 +26,11 @@ def extract(source: Source) -> Extract:
     """The pages of a PDF. Raises ``InputError`` for one that is encrypted, damaged or a scan."""
     head, pages = _read(source)
     chosen = select(source.options.pages, len(pages), source.name)
+    known = Counter(word[0].strip(".,;:!?()“”‘’\"'").lower() for page in pages for word in page["words"])
     for page in pages:
         if _is_unknown(page):
             page["words"] = [w for w in page["words"] if w[0].strip(UNKNOWN)]
-        page["lines"] = layout.lines([Word(*w) for w in page["words"]])
+        page["lines"] = layout.lines([Word(*w) for w in page["words"]], known)
     heads = running_heads([p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages])
     notes = _drop(pages, heads)
     hyphens = paragraphs.Hyphens(line.text for p in pages for line in p["lines"])

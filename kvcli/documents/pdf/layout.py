@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kvcli.documents.pdf.columns import regions
 from kvcli.documents.pdf.direction import mostly_right_to_left, reading_order, strong
+from kvcli.documents.pdf.initials import join_initials
 from kvcli.documents.pdf.rows import Line, clusters, same_row
 from kvcli.documents.pdf.scripts import join_scripts
 from kvcli.documents.pdf.words import HYPHEN, Word
@@ -27,11 +28,15 @@ CELLS = "  "
 """What separates the cells of a row."""
 
 
-def lines(words: Sequence[Word]) -> list[Line]:
-    """The lines of a page in the order a person reads them; what stands sideways in a margin comes last."""
+def lines(words: Sequence[Word], known: Counter[str] | None = None) -> list[Line]:
+    """The lines of a page in the order a person reads them; what is sideways in a margin comes last.
+
+    ``known`` counts the words of the whole document, in small letters.
+    """
+    known = known or Counter()
     turns = Counter(w.turns for w in words).most_common(1)
     usual = turns[0][0] if turns else 0
-    found = _upright([_turned(w, usual) for w in words if w.turns == usual])
+    found = _upright(join_initials([_turned(w, usual) for w in words if w.turns == usual], known))
     for turn in sorted({w.turns for w in words} - {usual}):
         aside = _upright([_turned(w, turn) for w in words if w.turns == turn])
         after = 1 + max((other.column for other in found), default=0)

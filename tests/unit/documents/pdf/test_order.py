@@ -106,3 +106,23 @@ def test_a_foreign_name_is_not_turned() -> None:
     assert [line[i] for i in reading_order(line, right_to_left=True)] == ["שלום", "Windows", "10", "עולם", "30"]
     line = ["see", "גדול", "30", "עולם", "there"]
     assert [line[i] for i in reading_order(line, right_to_left=False)] == ["see", "עולם", "30", "גדול", "there"]
+
+
+@pytest.mark.parametrize(
+    ("cap", "rest", "begins"),
+    [("T", "he harbour was", "The harbour was"), ("A", "man sat", "A man sat"), ("O", "NCE upon", "ONCE upon")],
+)
+@pytest.mark.parametrize("size", [26, 40, 60])
+def test_an_initial_of_several_lines_joins_its_word(
+    tmp_path: Path, cap: str, rest: str, begins: str, size: int
+) -> None:
+    x = 72 + 0.8 * size
+    beside = [f"{rest} by the sea wall while the light was on it,", "and the nets were dry, and nobody came in from"]
+    below = ["the town or from the islands; it was long after", "the man who kept the light had gone home."]
+    depth = 1 + int(0.72 * size) // 14
+    lines = [*beside, *below]
+    drawn = shown(cap, 72, 710 - 0.72 * size, size) + "".join(
+        shown(t, x if i < depth else 72, 702 - 14 * i) for i, t in enumerate(lines)
+    )
+    text = body(load(tmp_path, sheets([drawn])))
+    assert text.split() == f"{begins} {' '.join(lines)[len(rest) + 1 :]}".split()
