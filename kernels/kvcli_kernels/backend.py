@@ -32,7 +32,7 @@ def for_cpu(operation: str) -> ModuleType | None:
     """An operation's kernels for CPUs, where numba is installed and finds a folder for what it compiles."""
     try:
         return import_module(f"kvcli_kernels.{operation}.cpu")
-    except (ImportError, RuntimeError):
+    except Exception:  # numba fails in ways of its own, also over a file in the working directory
         return None
 
 

@@ -5,10 +5,10 @@ torch's own product of one row reaches a third of the memory's speed (docs/resul
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from kvcli_kernels.backend import on_threads
+from kvcli_kernels.compiler import njit
 
 _PART = 1 << 22  # bytes of a weight, from which on a thread of its own pays
 

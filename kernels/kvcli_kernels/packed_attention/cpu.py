@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.polynomial.chebyshev import cheb2poly, chebinterpolate
 from torch import Tensor
 
 from kvcli_kernels.backend import on_threads
+from kvcli_kernels.compiler import njit
 from kvcli_kernels.merge import merge
 from kvcli_kernels.quantize.packed import Packed
 
