@@ -103,9 +103,23 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):  # what torchao, where it is installed, says of each start
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    if os.path.expanduser("~") == "~" and os.environ.get("KVCLI_CACHE_DIR"):  # noqa: PTH111  # Path raises instead
+        os.environ.setdefault("HF_HOME", os.path.join(os.environ["KVCLI_CACHE_DIR"], "huggingface"))  # noqa: PTH118
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _open_streams() -> None:
+    """Give streams that were closed (``<&-``) the null device: the next file that is opened would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def main() -> NoReturn:

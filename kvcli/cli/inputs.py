@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
 from kvcli import documents
 from kvcli.cli.options import RunOptions
+from kvcli.cli.views import terminal
 from kvcli.documents import STDIN, Document, Options
 from kvcli.documents.document import join_documents
 from kvcli.errors import InputError, UsageError
@@ -95,6 +98,29 @@ class Inputs:
     extract_s: float
 
 
+@contextmanager
+def _say_if_waiting(files: Sequence[str], *, quiet: bool) -> Iterator[None]:
+    """Say after a second which pipe of the command line is being waited for: nobody may ever write into it."""
+    pipes = [name for name in files if name != STDIN and _is_pipe(name)]
+    clock = threading.Timer(
+        1.0, lambda: terminal.note("document", f"waiting for {' and '.join(pipes)}, a pipe", quiet=quiet)
+    )
+    clock.daemon = True
+    if pipes:
+        clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
+
+
+def _is_pipe(name: str) -> bool:
+    try:
+        return Path(name).is_fifo()
+    except (OSError, ValueError):
+        return False
+
+
 def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Inputs:
     """Read the documents, or the saved prefill that was named instead.
 
@@ -107,7 +133,8 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     def load(names: Sequence[str]) -> Document | None:
         return documents.read(names, stdin, given.reading) if names or stdin is not None else None
 
-    saved, document = read(files, load, given.reading)
+    with _say_if_waiting(files, quiet=given.quiet):
+        saved, document = read(files, load, given.reading)
     if saved is None:
         return Inputs(given, document, None, perf_counter() - start)
     if given.rebuild:

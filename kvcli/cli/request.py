@@ -13,8 +13,12 @@ from typing import Any
 
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
+from kvcli.documents.reader import LARGEST
 from kvcli.documents.text import decode
 from kvcli.errors import InputError, UsageError
+
+MEMORY_SHARE = 8
+"""Standard input may take this part of the memory that is free; its text and its tokens take several times as much."""
 
 EXAMPLE = 'kvcli ask book.txt "Who is Pip?"'
 
@@ -100,7 +104,7 @@ def _refuse_unquoted(words: list[str], last: str) -> None:
 def _load(name: str) -> list[Question]:
     """Questions of a file: one per line; of ``.jsonl``, one ``{"id": …, "question": "…"}`` per line."""
     try:
-        data = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+        data = read_stdin() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"the questions in {name} cannot be read: {reason}", f"ls {shlex.quote(name)}") from None
@@ -142,4 +146,22 @@ def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -
     else:
         waiting = not select.select([sys.stdin], [], [], 2.0)[0]
         terminal.note("document", "waiting for standard input", quiet=quiet or not waiting)
-    return sys.stdin.buffer.read()
+    return read_stdin()
+
+
+def read_stdin() -> bytes:
+    """All of standard input, up to what a document may have and what memory there is for it.
+
+    Raises ``InputError`` with the bound if there is more.
+    """
+    from kvcli.utils.process_memory import host_available
+    from kvcli.utils.sizes import format_bytes
+
+    most = min(LARGEST, host_available() // MEMORY_SHARE)
+    data = sys.stdin.buffer.read(most + 1)
+    if len(data) > most:
+        raise InputError(
+            f"standard input has more than {format_bytes(most)}, the most that kvcli reads from it here",
+            "give a file, or less of it: … | head -c 100M | kvcli ask …",
+        )
+    return data

@@ -220,7 +220,10 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
             label = "reading reused: " if whole else "reading resumed: "
             terminal.note(label, f"{tokens} tokens ({event.seconds:.1f} s)", quiet=run.options.quiet)
         elif isinstance(event, Notice):
-            warnings.append(event.text)  # after the progress bar
+            if done:
+                warnings.append(event.text)  # after the progress bar
+            else:
+                run.warn(event.text)
         elif isinstance(event, Prefill):
             done = event.done
         elif isinstance(event, Checkpoint):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ def walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> Found:
             found.leave("excluded", path)
         elif include and not wanted.match_file(relative):
             found.leave("not included", path)
-        elif path.is_symlink():
+        elif os.path.islink(path):  # noqa: PTH114  # False of a file in a closed folder, where Path raises
             found.leave("linked", path)
         elif ignored:
             found.leave("ignored by git", path)
@@ -90,21 +91,32 @@ def _files(given: Path) -> Iterator[tuple[Path, bool]]:
     """Each file below ``given`` in order, and whether git ignores it; also folders that are not entered."""
     rules: dict[Path, GitIgnoreSpec] = {}
     root = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would follow links
-    top = next((p for p in (root, *root.parents) if (p / ".git").exists()), root)
+    top = next((p for p in (root, *root.parents) if os.path.exists(p / ".git")), root)  # noqa: PTH110
     for above in root.parents:
         if above.is_relative_to(top) and (spec := _rules(above)) is not None:
             rules[above] = spec
-    for folder, folders, names in os.walk(root, followlinks=False):
+    closed_folders: list[Path] = []
+
+    def refused(error: OSError) -> None:
+        if error.filename == str(root):
+            raise InputError(
+                f"{given} may not be read: {error.strerror}", f"chmod u+rx {shlex.quote(str(given))}"
+            ) from None
+        closed_folders.append(Path(error.filename))
+
+    for folder, folders, names in os.walk(root, onerror=refused, followlinks=False):
         here = Path(folder)
         if (spec := _rules(here)) is not None:
             rules[here] = spec
         closed = {n: _ignored(here / n, top, rules, folder=True) for n in folders if n != ".git"}
-        folders[:] = sorted(n for n in closed if not (closed[n] or n.startswith(".") or (here / n).is_symlink()))
+        folders[:] = sorted(n for n in closed if not (closed[n] or n.startswith(".") or os.path.islink(here / n)))  # noqa: PTH114
         for name in sorted(closed.keys() - set(folders)):
             yield Path(given, *(here / name).relative_to(root).parts), closed[name]
         for name in sorted(names):
             path = here / name
             yield Path(given, *path.relative_to(root).parts), _ignored(path, top, rules, folder=False)
+    for path in closed_folders:
+        yield Path(given, *path.relative_to(root).parts), False
 
 
 def _rules(folder: Path) -> "GitIgnoreSpec | None":
@@ -139,6 +151,8 @@ def _ignored(path: Path, top: Path, rules: "dict[Path, GitIgnoreSpec]", *, folde
 def _unreadable(path: Path, *, include: bool) -> str | None:
     """Why a file has nothing to read."""
     try:
+        if path.is_dir():
+            return "unreadable"
         if not path.is_file():
             return "no regular files"
         if path.stat().st_size == 0:

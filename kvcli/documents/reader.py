@@ -159,7 +159,12 @@ def _load(name: str) -> bytes:
         if info.st_size > LARGEST:
             size = f"{info.st_size / 2**30:.1f} GiB"
             raise InputError(f"{name} has {size}; kvcli reads up to {LARGEST >> 30} GiB per file", "split it")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(info.st_size + 1) if stat.S_ISREG(info.st_mode) else b""
+            data += file.read(LARGEST + 1 - len(data))  # a pipe, or a file that grows
+        if len(data) > LARGEST:
+            raise InputError(f"{name} has no end within {LARGEST >> 30} GiB, the most that kvcli reads", "split it")
+        return data
     except FileNotFoundError:
         raise InputError(f"{name} does not exist", _nearest(path)) from None
     except PermissionError:

@@ -63,6 +63,7 @@ def generate(
     """
     if not ids:
         raise InputError("the question has no tokens")
+    model.check_ids(ids)
     how = sampling or Sampling()
     generator = how.generator(model.device)
     ahead = model.device.type == "cuda" if ahead is None else ahead

@@ -53,6 +53,7 @@ def prefill_steps(
     """
     if not ids:
         raise InputError("the document has no tokens")
+    model.check_ids(ids)
     keep = recipe.policy
     question = torch.tensor((probe or []) if keep.query_aware else [], device=model.device, dtype=torch.long)
     extra = len(question)

@@ -175,7 +175,13 @@ class Prompt:
         return str(text)
 
     def _bos(self) -> str:
-        return getattr(self.tokenizer, "bos_token", None) or "" if self.tokenizer.add_bos_token else ""
+        token = getattr(self.tokenizer, "bos_token", None) or ""
+        return token if token and (self.tokenizer.add_bos_token or self._begins_with(token)) else ""
+
+    def _begins_with(self, token: str) -> bool:
+        """Whether the tokenizer itself puts ``token`` before a text: its post-processor may, without saying so."""
+        ids = self.tokenizer("a", verbose=False)["input_ids"]
+        return bool(ids[:1] == self._encode(token)[:1] and ids[:1] != self._encode("a")[:1])
 
     def _opened(self, template: str, text: str) -> list[int]:
         """Ids of our words and a text behind them, cut before the white space, which belongs to the text's tokens."""

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from kvcli.errors import UsageError
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+"""Between them logits divided by the temperature stay finite in float32."""
+
+MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
+"""What torch takes as a seed."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -29,8 +35,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"the temperature must be 0 or more, got {self.temperature}")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise UsageError(
+                f"the temperature must be 0, or from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {self.temperature}"
+            )
+        if self.seed is not None and not MIN_SEED <= self.seed <= MAX_SEED:
+            raise UsageError(f"the seed must be from {MIN_SEED} to {MAX_SEED}, got {self.seed}")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top-k must be 1 or more, got {self.top_k}")
         for name, value in (("top-p", self.top_p), ("min-p", self.min_p)):

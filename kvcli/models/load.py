@@ -166,7 +166,7 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
     switch(True)
     query_prediction.install(attentions)
     module.get_output_embeddings().register_forward_pre_hook(_plain_strides)
-    model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module), switch)
+    model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module, tokenizer), switch)
     self_test.check(model, remember=fingerprint is not None)
     return model
 
@@ -215,12 +215,32 @@ def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
     )
 
 
-def _eos(module: PreTrainedModel) -> frozenset[int]:
+def _eos(module: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer: those of the generation settings, the config, and the tokenizer's own."""
     generation: GenerationConfig | None = getattr(module, "generation_config", None)
-    ids = generation.eos_token_id if generation is not None else None
-    if ids is None:
-        ids = module.config.eos_token_id
-    return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    configs = (generation, module.config, module.config.get_text_config(), tokenizer)
+    found: set[int] = set()
+    for config in configs:
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    found.update(_end_of_turn(tokenizer))
+    return frozenset(found)
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The special token that the chat template writes after an answer, if it writes one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    mark = "\x02REPLY\x03"
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        _, found, end = str(text).partition(mark)
+        ids = tokenizer(end.lstrip(), add_special_tokens=False)["input_ids"] if found else []
+    except Exception:  # templates are programs and fail in ways of their own
+        return []
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return [ids[0]] if ids and ids[0] in special else []
 
 
 def _checked_device(device: str | None) -> str:

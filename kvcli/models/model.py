@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from kvcli.cache.base import KVCache
+from kvcli.errors import ModelError
 from kvcli.models import attention, rope
 from kvcli.types import ModelSpec, Scorer
 
@@ -65,6 +66,15 @@ class Model:
         """Bytes of weights that one token's forward pass reads: all but an untied embedding table."""
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model has no embedding for: its tokenizer is not its own. Raises ``ModelError``."""
+        rows, most = int(self.module.get_input_embeddings().weight.shape[0]), max(ids, default=0)
+        if most >= rows:
+            raise ModelError(
+                f"{self.name}: its tokenizer makes the token {most:,}, and its vocabulary has {rows:,} tokens",
+                "a model's directory with the tokenizer that it was trained with",
+            )
 
     @torch.inference_mode()
     def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str | Tensor) -> Tensor | None:

@@ -6,6 +6,7 @@ It runs once for each model; the result is remembered by fingerprint.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ import transformers
 from kvcli.cache.context import freeze
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
-from kvcli.errors import UnsupportedModel
+from kvcli.errors import ResourceError, UnsupportedModel
 from kvcli.eviction.full import Full
 from kvcli.storage.dense import Dense
 from kvcli.utils.files import cache_dir
@@ -38,9 +39,11 @@ def check(model: Model, *, remember: bool) -> None:
     """
     versions = f"{__version__} {transformers.__version__} {torch.__version__}"
     key = hashlib.sha256(f"{model.spec.fingerprint} {model.spec.dtype} {versions}".encode()).hexdigest()[:24]
-    verdict = cache_dir() / "probe" / key
-    if remember and verdict.exists():
-        return
+    verdict = None
+    with suppress(OSError, ResourceError):  # without a cache it runs every time
+        verdict = cache_dir() / "probe" / key
+        if remember and verdict.exists():
+            return
     error = difference(model)
     if not error <= TOLERANCE[model.spec.dtype]:
         raise UnsupportedModel(
@@ -48,9 +51,10 @@ def check(model: Model, *, remember: bool) -> None:
             f" store give logits {error:.1e} away from the model's own attention (relative RMS, at most"
             f" {TOLERANCE[model.spec.dtype]:.0e} is accepted for {model.spec.dtype})"
         )
-    if remember:
-        verdict.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        verdict.write_text(f"{model.name}: {error:.2e}\n")
+    if remember and verdict is not None:
+        with suppress(OSError):
+            verdict.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            verdict.write_text(f"{model.name}: {error:.2e}\n", encoding="utf-8", errors="backslashreplace")
 
 
 @torch.inference_mode()

@@ -55,10 +55,12 @@ class LightTokenizer:
         self.add_bos_token = bool(config.get("add_bos_token", False))
         self.chat_template = _template(directory, config)
 
-    def __call__(self, text: str, *, split_special_tokens: bool = False, **_: Any) -> dict[str, list[int]]:
-        """Ids of a text without anything added; with ``split_special_tokens`` special tokens are plain letters."""
+    def __call__(
+        self, text: str, *, split_special_tokens: bool = False, add_special_tokens: bool = True, **_: Any
+    ) -> dict[str, list[int]]:
+        """Ids of a text; with ``split_special_tokens`` special tokens in it are plain letters."""
         self._tokenizer.encode_special_tokens = split_special_tokens
-        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=False).ids}
+        return {"input_ids": self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
 
     def apply_chat_template(
         self,

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
 
 from kvcli.errors import ModelError
+from kvcli.utils import file_digest
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -27,10 +29,13 @@ class DamagedModel(ModelError):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from ``path``. Raises :class:`ModelError` if the file is damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if data.startswith(b"version https://git-lfs"):
+            raise _pointer(path)
+        content = json.loads(data)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedModel(f"damaged file: {path} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise DamagedModel(f"damaged file: {path} is not a JSON object")
@@ -92,7 +97,10 @@ def header(shard: Path) -> bytes:
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            if first == b"version ":
+                raise _pointer(shard)
+            length = int.from_bytes(first, "little")
             if size < 8 or length > size - 8:
                 raise _damaged(shard, f"its header ends at byte {length + 8:,}, the file at {size:,}")
             content = file.read(length)
@@ -109,11 +117,10 @@ def header(shard: Path) -> bytes:
 
 
 def fingerprint(directory: Path) -> str:
-    """A short hash that names a model wherever it lies: config, and name, size, header, samples of each
-    shard.
+    """A short hash that names a model wherever it is: its config, and the name and the whole content of each shard.
 
-    Two fine-tunes of one model agree in all their headers, so 16 samples of 4 KiB a shard are hashed too:
-    training moves practically every block. Reading whole weights would cost as much as loading them.
+    Two fine-tunes of one model may differ in a few numbers only. The content is read once and remembered
+    (:mod:`kvcli.utils.file_digest`).
     """
     digest = hashlib.sha256()
 
@@ -121,25 +128,31 @@ def fingerprint(directory: Path) -> str:
         digest.update(struct.pack("<Q", len(part)))  # two lists of parts never join into the same bytes
         digest.update(part)
 
-    add((directory / "config.json").read_bytes())
+    try:
+        add((directory / "config.json").read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {directory / 'config.json'}: {error.strerror}") from None
     try:
         found = shards(directory)
     except ModelError:
         found = []
     for shard in found:
-        content, size = header(shard), shard.stat().st_size
-        add(f"{shard.name} {size}".encode())
-        add(content)
-        begin, samples, sample = 8 + len(content), 16, 4096
-        with shard.open("rb") as file:
-            for index in range(samples):
-                file.seek(begin + index * (size - begin) // samples)
-                add(file.read(sample))
+        try:
+            add(f"{shard.name} {file_digest.sha256(shard)}".encode())
+        except OSError as error:
+            raise ModelError(f"cannot read {shard}: {error.strerror}") from None
     return digest.hexdigest()[:16]
 
 
 def _damaged(shard: Path, why: str) -> DamagedModel:
     return DamagedModel(f"damaged file: {shard} ({why})")
+
+
+def _pointer(file: Path) -> DamagedModel:
+    return DamagedModel(
+        f"{file} is a Git LFS pointer: the text that names the file, not the file itself",
+        f"git -C {shlex.quote(str(file.parent))} lfs pull",
+    )
 
 
 def _adapter(directory: Path) -> ModelError:

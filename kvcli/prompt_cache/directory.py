@@ -22,6 +22,10 @@ _OLD = 24 * 3600
 """Seconds after which a temporary file is nobody's any more."""
 
 
+_HELD: set[Path] = set()
+"""Files that this process writes."""
+
+
 @dataclass(frozen=True)
 class CacheEntry:
     """One file of the library; ``header`` is ``None`` where it is damaged, and ``fault`` then says why."""
@@ -128,23 +132,32 @@ class CacheDirectory:
         return gone
 
     @contextmanager
-    def lock(self, path: Path) -> Iterator[bool]:
-        """Be the one writer of a file; gives ``False`` at once where another process is."""
+    def lock(self, path: Path, *, timeout: float = 0.0) -> Iterator[bool]:
+        """Be the one writer of a file; gives ``False`` if another one still is after ``timeout`` seconds.
+
+        The system frees the lock of a process that ends, however it ends.
+        """
         from filelock import FileLock, Timeout
 
         folder = files.private_dir(self.folder / "locks")
-        lock = FileLock(folder / f"{path.name}.lock", mode=0o600)
+        lock = FileLock(folder / f"{path.name}.lock", mode=0o600, thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=timeout, poll_interval=0.1)
         except Timeout:
             yield False
             return
+        _HELD.add(path)
         try:
             for left in self.folder.glob(f"{path.name}.*.tmp"):  # of a writer that was killed
                 left.unlink(missing_ok=True)
             yield True
         finally:
+            _HELD.discard(path)
             lock.release()
+
+    def locked_here(self, path: Path) -> bool:
+        """Whether this very process is the writer of a file: then waiting for it could last for ever."""
+        return path in _HELD
 
     def _sweep(self) -> None:
         """Temporary files of writers that were killed long ago."""

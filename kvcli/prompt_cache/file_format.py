@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import struct
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
 _LONGEST_HEADER = 16 * 2**20
 _NO_DIGEST = "0" * 64
 _BLOCK = 2**20
+_MOST = 2**31
+"""Tokens; ids and places are 32-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -216,9 +219,19 @@ def header(path: Path) -> CacheHeader:
         at = end
     if at != size:
         raise damaged(path, f"it should have {at:,} bytes and has {size:,}")
-    if not 0 <= meta.edge <= meta.seen <= meta.tokens:
+    if not 0 <= meta.edge <= meta.seen <= meta.tokens < _MOST:
         raise damaged(path, f"its numbers do not fit: {meta.edge} <= {meta.seen} <= {meta.tokens}")
+    if not (1 <= meta.identity.chunk < _MOST and 0 <= meta.identity.horizon < _MOST and 0 <= meta.kept < _MOST):
+        raise damaged(path, f"its numbers do not fit: chunks of {str(meta.identity.chunk)[:40]} tokens")
+    if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+        raise damaged(path, "its digest is no sha256")
+    if odd := [name for name, value in asdict(meta.identity).items() if not _ascii(value)]:
+        raise damaged(path, f"its {odd[0]} is no text that kvcli writes")
     return CacheHeader(path, meta, str(digest), tensors, size)
+
+
+def _ascii(value: object) -> bool:
+    return not isinstance(value, str) or (value.isascii() and value.isprintable())
 
 
 def _tensor(entry: Any, start: int) -> tuple[str, tuple[int, ...], int, int]:

@@ -22,7 +22,7 @@ import torch
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine.prefill import freeze_and_keep, last_chunk_boundary, new_prefill_cache, prefill_steps
-from kvcli.errors import DamagedError, KvcliError
+from kvcli.errors import DamagedError, KvcliError, ResourceError
 from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
 from kvcli.models.model import Model
 from kvcli.prompt_cache import file_format, serialize
@@ -163,35 +163,26 @@ def cached_prefill(
         KvcliError: as for :func:`kvcli.engine.prefill.prefill_steps`.
     """
     job = replace(job, probe=job.probe if job.recipe.policy.query_aware else ())
-    began, own, total = perf_counter(), key or request_key(model, job), len(job.ids)
-    found: CacheHeader | None = None
-    work = _start(model, job)
-    for header, demanded in _sources(own, job, place, library, base, rebuild):
-        try:
-            if isinstance(header, KvcliError):
-                raise header
-            if not demanded:
-                file_format.verify(header)
-            _restore(work, header, own)
-            found = header
-            break
-        except (KvcliError, OSError) as error:
-            if demanded:
-                raise
-            yield Notice(f"{error}; it is read again")
-            work = _start(model, job)
+    own, total = key or request_key(model, job), len(job.ids)
+    sources = (place, library, base, rebuild)
+    work, found, seconds = yield from _take_up(model, job, own, *sources)
     reused = work.seen
-    if found is not None:
-        if library is not None and found.path.parent == library.folder:
-            library.touch(found.path)
-        yield CacheHit(reused, total, perf_counter() - began)
-    seconds = perf_counter() - began
 
     with ExitStack() as stack:
         keeper = _Checkpointer(model, job, own, place if reused < total else None, library)
-        if keeper.place is not None and library is not None and not stack.enter_context(library.lock(keeper.place)):
-            keeper.place = None
-            yield Notice("another kvcli is reading this text and saves it; this run saves nothing")
+        if keeper.place is not None and library is not None:
+            mine, waited = yield from _lock(stack, keeper.place, library, total, stop)
+            if not mine:
+                keeper.place = None
+            elif waited and not rebuild:  # what the other process has read is there now
+                work, found, seconds = yield from _take_up(model, job, own, *sources)
+                reused = work.seen
+                if reused == total:
+                    keeper.place = None
+        if found is not None:
+            if library is not None and found.path.parent == library.folder:
+                library.touch(found.path)
+            yield CacheHit(reused, total, seconds)
         if found is not None and found.path == place:
             keeper.saved = reused
         elif reused and reused == job.edge:
@@ -216,6 +207,58 @@ def cached_prefill(
     if found is not None:
         cache = "hit" if reused == total else "resumed"
     return PrefillResult(context, cache, reused, seconds, path, work if job.keep_cache else None)
+
+
+def _take_up(
+    model: Model,
+    job: PrefillRequest,
+    own: CacheKey,
+    place: Path | None,
+    library: CacheDirectory | None,
+    base: Path | None,
+    rebuild: bool,
+) -> Generator[Notice, None, tuple[PrefillCache, CacheHeader | None, float]]:
+    """The best saved reading of a job, where it comes from and the seconds that it took; an empty one if none fits."""
+    began, work = perf_counter(), _start(model, job)
+    for header, demanded in _sources(own, job, place, library, base, rebuild):
+        try:
+            if isinstance(header, KvcliError):
+                raise header
+            if not demanded:
+                file_format.verify(header)
+            _restore(work, header, own)
+            return work, header, perf_counter() - began
+        except (KvcliError, OSError) as error:
+            if demanded:
+                raise
+            yield Notice(f"{error}; it is read again")
+            work = _start(model, job)
+    return work, None, perf_counter() - began
+
+
+def _lock(
+    stack: ExitStack, place: Path, library: CacheDirectory, total: int, stop: Callable[[], bool]
+) -> Generator[Notice, None, tuple[bool, bool]]:
+    """Be the writer of a reading, after another process if there is one: whether this one is, and whether it waited.
+
+    Raises:
+        PrefillInterrupted: ``stop`` said yes.
+    """
+    try:
+        if stack.enter_context(library.lock(place)):
+            return True, False
+        if library.locked_here(place):
+            yield Notice("another kvcli is reading this text and saves it; this run saves nothing")
+            return False, False
+        yield Notice("another kvcli is reading this text; this one waits for it")
+        while not stack.enter_context(library.lock(place, timeout=0.5)):
+            if stop():
+                raise PrefillInterrupted(0, total, 0)
+    except (OSError, ResourceError) as error:
+        reason = getattr(error, "strerror", None) or error
+        yield Notice(f"this reading is not saved: {reason} ({place.parent})")
+        return False, False
+    return True, True
 
 
 def _start(model: Model, job: PrefillRequest) -> PrefillCache:

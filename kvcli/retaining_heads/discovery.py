@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcli.errors import DamagedError, ModelError
+from kvcli.errors import DamagedError, ModelError, ResourceError
 from kvcli.events import Download
 from kvcli.retaining_heads import checkpoint
 from kvcli.retaining_heads.checkpoint import HeadsCard
@@ -23,6 +24,13 @@ SHIPPED = Path(__file__).with_name("shipped")
 def folder() -> Path:
     """Where ``kvcli train`` puts heads and where they are found again."""
     return files.private_dir(files.data_dir() / "heads")
+
+
+def _places() -> list[Path]:
+    """Where heads are looked for; a person's own folder only if there can be one."""
+    with suppress(ResourceError):
+        return [folder(), SHIPPED]
+    return [SHIPPED]
 
 
 def attach(
@@ -66,7 +74,7 @@ def _search(model: Model) -> Path | None:
 
 def known() -> Iterator[tuple[Path, HeadsCard]]:
     """All heads that are found without being named: a person's own first. Files that cannot be read are passed over."""
-    for place in (folder(), SHIPPED):
+    for place in _places():
         for path in sorted(place.glob("*.safetensors")):
             try:
                 yield path, checkpoint.read_card(path)

@@ -21,7 +21,7 @@ def cache_dir() -> Path:
         return private_dir(Path(override).expanduser().absolute())
     from platformdirs import user_cache_path
 
-    return private_dir(user_cache_path("kvcli", appauthor=False))
+    return private_dir(_absolute(user_cache_path("kvcli", appauthor=False), "KVCLI_CACHE_DIR"))
 
 
 def data_dir() -> Path:
@@ -31,7 +31,14 @@ def data_dir() -> Path:
         return private_dir(Path(override).expanduser().absolute())
     from platformdirs import user_data_path
 
-    return private_dir(user_data_path("kvcli", appauthor=False))
+    return private_dir(_absolute(user_data_path("kvcli", appauthor=False), "KVCLI_DATA_DIR"))
+
+
+def _absolute(path: Path, variable: str) -> Path:
+    """Refuse what becomes of ``~`` if the user has no home: a folder of that name in the working directory."""
+    if not path.is_absolute() or "~" in path.parts:
+        raise ResourceError(f"there is no home directory for {path.name}'s files", f"export {variable}=/a/folder")
+    return path
 
 
 def private_dir(path: Path) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -351,3 +353,103 @@ def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirect
         sizes.add(sum(e - b for n, (_, _, b, e) in header.tensors.items() if n.startswith("layer.")))
     assert seen == [0, 64, 128, 192, 256, 320, 384]
     assert len(sizes) == 1
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from kvcli.prompt_cache.directory import CacheDirectory
+with CacheDirectory(Path(sys.argv[1])).lock(Path(sys.argv[2])) as mine:
+    print(mine, flush=True)
+    sys.stdin.readline()
+    if len(sys.argv) > 3:
+        Path(sys.argv[3]).rename(sys.argv[2])
+"""
+
+
+def another_process(library: CacheDirectory, place: Path, *words: Path) -> subprocess.Popen[str]:
+    """A process that is the writer of a file until it gets a line or is killed."""
+    command = [sys.executable, "-c", READER, *map(str, (library.folder, place, *words))]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def test_the_second_process_waits_and_takes_what_the_first_has_read(model, library, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    work = job()
+    place = library.place(request_key(model(), work))
+    expected, _ = run(model(), work, place=place, library=library)
+    place.rename(tmp_path / "read.kv")
+    first = another_process(library, place, tmp_path / "read.kv")
+    events = cached_prefill(model(), work, place=place, library=library)
+    assert next(events) == Notice("another kvcli is reading this text; this one waits for it")
+    assert first.stdin is not None
+    first.stdin.write("\n")
+    first.stdin.flush()
+    hit = next(events)
+    assert isinstance(hit, CacheHit)
+    assert hit.tokens == len(work.ids)
+    with pytest.raises(StopIteration) as end:
+        next(events)
+    same(model(), end.value.value, expected)
+    assert first.wait(30) == 0
+
+
+def test_the_death_of_the_first_process_ends_the_waiting(model, library) -> None:  # type: ignore[no-untyped-def]
+    work = job()
+    place = library.place(request_key(model(), work))
+    first = another_process(library, place)
+    events = cached_prefill(model(), work, place=place, library=library)
+    assert isinstance(next(events), Notice)
+    first.kill()
+    first.wait(30)
+    assert isinstance(next(events), Prefill)
+    events.close()
+
+
+def test_waiting_can_be_stopped(model, library) -> None:  # type: ignore[no-untyped-def]
+    work = job()
+    place = library.place(request_key(model(), work))
+    first = another_process(library, place)
+    events = cached_prefill(model(), work, place=place, library=library, stop=lambda: True)
+    assert isinstance(next(events), Notice)
+    with pytest.raises(PrefillInterrupted):
+        next(events)
+    first.kill()
+    first.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("chunk", -1),
+        ("chunk", 0),
+        ("chunk", 10**30),
+        ("horizon", -5),
+        ("model", "\ud800"),
+        ("text", "a\nb"),
+        ("template", "\x1b[2J"),
+    ],
+)
+def test_a_header_with_impossible_values_is_damaged(model, library, field: str, value: object) -> None:  # type: ignore[no-untyped-def]
+    work = job()
+    place = library.place(request_key(model(), work))
+    run(model(), work, place=place, library=library)
+    good = file_format.header(place)
+    meta = replace(good.meta, identity=replace(good.meta.identity, **{field: value}))
+    file_format.update_metadata(good, meta)
+    with pytest.raises(DamagedError):
+        file_format.header(place)
+
+
+def test_a_digest_that_is_none_is_damaged(model, library) -> None:  # type: ignore[no-untyped-def]
+    work = job()
+    place = library.place(request_key(model(), work))
+    run(model(), work, place=place, library=library)
+    digest = file_format.header(place).digest.encode()
+    for wrong in (rb"\ud800" + b"0" * 58, b"0" * 63 + b"g", b"-" * 64):
+        place.write_bytes(place.read_bytes().replace(digest, wrong))
+        with pytest.raises(DamagedError, match="digest"):
+            file_format.header(place)
+        digest = wrong

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 LABEL = 9
 """Width of the first column of a note."""
 
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows: a name could be shown as another one."""
 _LINES = re.compile(r"\s*[\r\n]+\s*")
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Kvcli
-
 CODE = """
 import pathlib
 pathlib.Path({mark!r}).touch()
@@ -38,18 +36,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_models_python_does_not_run(tiny_model: Path, folder: Path, kvcli: Kvcli, kind: str) -> None:
+def test_a_models_python_does_not_run(tiny_model: Path, folder: Path, call: Any, kind: str) -> None:
     model, mark = folder / "model", folder / "RAN"
     shutil.copytree(tiny_model, model)
     (model / "ours.py").write_text(CODE.format(mark=str(mark)))
     name, values = KINDS[kind]
     config = json.loads((model / name).read_text())
     (model / name).write_text(json.dumps({**config, **values}))
-    done = kvcli("ask", "-m", model, "Who?", stdin=b"y\ny\ny\ny\n")
+    done = call("ask", "-m", model, "Who?", stdin=b"y\ny\ny\ny\n")
     assert not mark.exists()
-    assert done.returncode == 4, done.stderr
-    assert done.stdout == b""
-    (line,) = [line for line in done.stderr.decode().splitlines() if "error" in line]
+    assert (done.code, done.out) == (4, ""), done.err
+    (line,) = [line for line in done.err.splitlines() if "error" in line]
     assert "needs Python code of its own" in line
 
 
@@ -60,6 +57,144 @@ def test_a_known_architecture_that_names_code_uses_the_known_one(tiny_model: Pat
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "ours.Config", "AutoModelForCausalLM": "ours.Model"}
     (model / "config.json").write_text(json.dumps(config))
-    done = kvcli("ask", "-m", model, "Who?", "-n", "3", stdin=b"y\ny\n")
-    assert done.returncode == 0, done.stderr
+    done = call("ask", "-m", model, "Who?", "-n", "3", stdin=b"y\ny\n")
+    assert done.code == 0, done.err
     assert not mark.exists()
+
+
+PLANTED = ("pip", "json", "torch", "numpy", "gguf", "transformers", "sitecustomize", "pypdfium2", "kvcli")
+
+
+def test_a_module_of_the_working_directory_does_not_run(
+    folder: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The console script through every command that starts a process: PDF, OCR, a GGUF, the default model's pip."""
+    import subprocess
+    import sys
+
+    from tests.unit.documents.makers import Page, lines, pdf
+    from tests.unit.models.conftest import write_gguf
+
+    mark = tmp_path / "RAN"
+    for name in PLANTED:
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\n")
+    (folder / "a.pdf").write_bytes(pdf([Page(lines("The dog is called Pepper."))]))
+    write_gguf(folder / "m.gguf")
+    script = f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; from kvcli.cli.app import run; codes = []\n"
+    offline = {**environment, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    for words in (
+        ["extract", "a.pdf"],
+        ["extract", "a.pdf", "--ocr"],
+        ["models", "pull", "./m.gguf"],
+        ["models", "pull", "smollm2-135m"],
+    ):
+        script += f"codes.append(run({words!r}))\n"
+    script += "print(codes, file=sys.stderr)"
+    del offline["HF_HUB_OFFLINE"]
+    offline["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=folder, env=offline, capture_output=True, timeout=300, check=False
+    )
+    assert not mark.exists(), mark.read_text()
+    said = done.stderr.decode()
+    assert "Pepper" in done.stdout.decode(), said
+    assert said.strip().splitlines()[-1].startswith("[0, "), said
+    assert ", 0, 4]" in said.strip().splitlines()[-1], said
+
+
+def test_directions_are_not_turned(folder: Path, call: Any) -> None:
+    turned = "invoice\u202egnp\u2066.txt"
+    (folder / turned).write_text("")
+    done = call("ask", turned, "Who?")
+    assert done.code == 3
+    assert "invoicegnp.txt" in done.err
+    assert not {*"\u202e\u2066"} & {*done.err}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--seed", "1" + "0" * 30), ("--temp", "nan"), ("--temp", "inf"), ("--temp", "1e-30")]
+)
+def test_sampling_out_of_range_is_a_usage_error(folder: Path, call: Any, option: str, value: str) -> None:
+    (folder / "a.txt").write_text("The dog is called Pepper.")
+    words = [] if option == "--temp" else ["--temp", "1"]
+    done = call("ask", "a.txt", "Who?", *words, option, value)
+    assert done.code == 2, done.err
+    assert value[:3] in done.err
+
+
+def test_a_tokenizer_that_is_too_large_is_named(tiny_model: Path, folder: Path, call: Any) -> None:
+    from tests.e2e.conftest import byte_tokenizer
+
+    shutil.copytree(tiny_model, folder / "model")
+    byte_tokenizer("Pepper").save_pretrained(folder / "model")
+    done = call("ask", "-m", folder / "model", "Who is Pepper?", "-n", "2")
+    assert done.code == 4, done.err
+    assert "its tokenizer makes the token 260, and its vocabulary has 260 tokens" in done.err
+
+
+def test_a_git_lfs_pointer_is_called_so(tiny_model: Path, folder: Path, call: Any) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 123456\n"
+    for name in ("model.safetensors", "config.json"):
+        shutil.copytree(tiny_model, folder / name)
+        (folder / name / name).write_text(pointer)
+        done = call("ask", "-m", folder / name, "Who?")
+        assert done.code == 4
+        assert "is a Git LFS pointer" in done.err
+
+
+def test_one_changed_number_is_another_model(tiny_model: Path, folder: Path) -> None:
+    from kvcli.models import weights
+
+    shutil.copytree(tiny_model, folder / "model")
+    file = folder / "model" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    before = weights.fingerprint(folder / "model")
+    data[len(data) // 2 + 4321] ^= 1
+    file.write_bytes(data)
+    assert weights.fingerprint(folder / "model") != before
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream(folder: Path, environment: dict[str, str], stream: str) -> None:
+    import subprocess
+    import sys
+
+    (folder / "a.txt").write_text("The dog is called Pepper.")
+    number = {"stdin": 0, "stdout": 1, "stderr": 2}[stream]
+    name = "-" if stream == "stdin" else "a.txt"
+    program = f'exec "$0" -m kvcli extract {name} {number}{"<" if number == 0 else ">"}&-'
+    done = subprocess.run(
+        ["sh", "-c", program, sys.executable],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == (3 if stream == "stdin" else 0), done.stderr
+
+
+def test_a_pipe_that_is_waited_for_is_named(folder: Path, call: Any) -> None:
+    import os
+    import threading
+    import time
+
+    os.mkfifo(folder / "late")
+
+    def write() -> None:
+        time.sleep(1.5)
+        (folder / "late").write_text("The dog is called Pepper.")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    done = call("ask", "late", "Who?", "-m", folder / "no-model")
+    writer.join()
+    assert done.code == 4
+    assert "waiting for late, a pipe" in done.err
+
+
+def test_standard_input_without_an_end_is_bounded_and_the_bound_said(call: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kvcli.cli.request.LARGEST", 10_000)
+    done = call("ask", "Who?", stdin=b"all work and no play " * 1000)
+    assert done.code == 3
+    assert "standard input has more than 9.8 KiB" in done.err
