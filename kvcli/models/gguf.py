@@ -7,20 +7,23 @@ standard output is one ``done total`` pair a line.
 """
 
 import errno
-import hashlib
 import json
+import math
 import os
+import re
+import shlex
 import struct
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Convert
+from kvcli.models import gguf_rope
 from kvcli.models.tensor_check import require_all
-from kvcli.utils import child_process
+from kvcli.utils import child_process, file_digest
 
 # Fixed-size GGUF value types by their number; 8 is a string and 9 an array.
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"}
@@ -34,14 +37,26 @@ _AS_GPT2 = {"default", "gpt-2", "gpt2", "phi-2", "olmo", "dolma"}
 
 _EXIT_DISK, _EXIT_UNKNOWN = 5, 4
 
+_HEADER = 256 << 20
+"""Bytes a header may take; the largest vocabularies need 20 MB."""
+
+_STRING_BYTES, _DIMENSIONS = 64 << 20, 8
+
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The metadata of a GGUF file. Arrays (the vocabulary, head counts that differ by layer) are None."""
+    """The metadata of a GGUF file. Arrays (the vocabulary, head counts that differ by layer) are None.
+
+    Attributes:
+        metadata: by key.
+        tensors, parameters: how many.
+        shapes: by a tensor's name, its dimensions, its type's number and where its data begins in the file.
+    """
 
     metadata: dict[str, Any]
     tensors: int
     parameters: int
+    shapes: dict[str, tuple[tuple[int, ...], int, int]] = field(default_factory=dict)
 
     def count(self, key: str, default: int | None = None) -> int | None:
         """A number of the model's own architecture: ``count("block_count")`` reads ``llama.block_count``."""
@@ -64,11 +79,15 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The metadata and the tensor table; :class:`ModelError` where the file is not a whole GGUF."""
+    """The metadata and the tensor table.
+
+    Raises:
+        ModelError: the file is not a whole GGUF, or one part of a model that was split.
+    """
     try:
         with path.open("rb") as file:
             return _read_header(file, path)
-    except (struct.error, EOFError, UnicodeDecodeError, KeyError, MemoryError, OverflowError) as error:
+    except (struct.error, EOFError, UnicodeDecodeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
         raise ModelError(f"damaged GGUF file: {path} (its header makes no sense: {error})") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
@@ -78,6 +97,8 @@ def _read_header(file: IO[bytes], path: Path) -> GgufHeader:
     def take(size: int) -> bytes:
         if size > limit:  # a damaged length must not ask for terabytes
             raise EOFError(f"a length of {size:,} bytes in a file of {limit:,}")
+        if size > _STRING_BYTES or file.tell() > _HEADER:
+            raise EOFError(f"more than {_HEADER >> 20} MiB")
         data = file.read(size)
         if len(data) < size:
             raise EOFError(f"ends after {limit:,} bytes")
@@ -96,14 +117,20 @@ def _read_header(file: IO[bytes], path: Path) -> GgufHeader:
             return scalar(_SCALARS[kind])
         item, count = scalar("<I"), scalar("<Q")
         if item in _SCALARS:
-            take(struct.calcsize(_SCALARS[item]) * count)
+            size = struct.calcsize(_SCALARS[item]) * count
+            if size > limit - file.tell():
+                raise EOFError(f"a list of {size:,} bytes in a file of {limit:,}")
+            file.seek(size, os.SEEK_CUR)
         else:
             for _ in range(count):
                 value(item)
         return None
 
     limit = path.stat().st_size
-    if file.read(4) != b"GGUF":
+    first = file.read(4)
+    if first == b"vers":
+        raise ModelError(f"{path} is a Git LFS pointer: the text that names the file", "git lfs pull")
+    if first != b"GGUF":
         raise ModelError(f"not a GGUF file: {path} (it does not begin with the letters GGUF)")
     version = scalar("<I")
     if version not in (2, 3):
@@ -113,40 +140,63 @@ def _read_header(file: IO[bytes], path: Path) -> GgufHeader:
     for _ in range(entries):
         key = string()
         metadata[key] = value(scalar("<I"))
-    parameters, last = 0, 0
+    _refuse_part(metadata, path)
+    parameters, shapes = 0, {}
     for _ in range(tensors):
-        string()
-        count = 1
-        for _ in range(scalar("<I")):
-            count *= scalar("<Q")
-        parameters += count
-        scalar("<I")
-        last = max(last, scalar("<Q"))
-    begin = file.tell() + last  # the data of the last tensor starts at least here
-    if begin >= limit:
-        raise ModelError(f"damaged GGUF file: {path} ends at byte {limit:,}, its last tensor begins at {begin:,}")
-    return GgufHeader(metadata, tensors, parameters)
+        name, dimensions = string(), scalar("<I")
+        if dimensions > _DIMENSIONS:
+            raise EOFError(f"a tensor of {dimensions:,} dimensions")
+        shape = tuple(scalar("<Q") for _ in range(dimensions))
+        kind, offset = scalar("<I"), scalar("<Q")
+        parameters += math.prod(shape)
+        shapes[name] = (shape, kind, offset)
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
+        raise EOFError(f"an alignment of {alignment}")
+    data = -(-file.tell() // alignment) * alignment
+    shapes = {name: (shape, kind, data + offset) for name, (shape, kind, offset) in shapes.items()}
+    last = max((begin for *_, begin in shapes.values()), default=0)
+    if last >= limit:
+        raise ModelError(f"damaged GGUF file: {path} ends at byte {limit:,}, its last tensor begins at {last:,}")
+    return GgufHeader(metadata, tensors, parameters, shapes)
+
+
+def _refuse_part(metadata: dict[str, Any], path: Path) -> None:
+    """One file of several is no model, whether it stands alone or was joined to the others byte by byte."""
+    count, number = metadata.get("split.count"), metadata.get("split.no")
+    if isinstance(count, int) and count > 1:
+        part = number + 1 if isinstance(number, int) else 1
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        first = path.with_name(f"{stem}-00001-of-{count:05}.gguf")
+        raise ModelError(
+            f"{path} is part {part} of {count} of a model that was split; kvcli reads models of one file",
+            f"llama-gguf-split --merge {shlex.quote(str(first))} {shlex.quote(stem + '.gguf')}",
+        )
+
+
+def _check_extent(header: GgufHeader, path: Path) -> None:
+    """Refuse a file in which a tensor is longer than what there is, or which goes on after its last tensor."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    end, size = 0, path.stat().st_size
+    for name, (shape, kind, begin) in header.shapes.items():
+        try:
+            block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except (ValueError, KeyError):
+            raise ModelError(f"{path}: the tensor {name} has the type {kind}, which is not known") from None
+        stop = begin + math.prod(shape) // block * width
+        if stop > size:
+            raise ModelError(f"damaged GGUF file: {path} ends at byte {size:,}, its tensor {name} at {stop:,}")
+        end = max(end, stop)
+    if size - end >= 1 << 20:
+        raise ModelError(
+            f"damaged GGUF file: {path} goes on for {size - end:,} bytes after its last tensor: were files joined?"
+        )
 
 
 def content_key(path: Path) -> str:
-    """A key for the contents, whatever the path: size, both ends and 64 samples between them.
-
-    A full sha256 would read all of an 8 GB file on every start. The first MiB holds the metadata;
-    two quantisations differ in size, and training or re-quantising moves practically every block, so 64
-    samples of 64 KiB do not miss it. A file edited by hand in one place might be missed; nobody's model is
-    made that way.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    edge, sample, samples = 1 << 20, 1 << 16, 64
-    with path.open("rb") as file:
-        digest.update(file.read(edge))
-        for index in range(samples):
-            file.seek(index * size // samples)
-            digest.update(file.read(sample))
-        file.seek(max(0, size - edge))
-        digest.update(file.read(edge))
-    return digest.hexdigest()
+    """The sha256 of the file, whatever its path; all of it is read once and remembered."""
+    return file_digest.sha256(path)
 
 
 def convert(source: Path, target: Path, name: str) -> Generator[Convert, None, list[str]]:
@@ -154,7 +204,9 @@ def convert(source: Path, target: Path, name: str) -> Generator[Convert, None, l
 
     ``target`` must be a temporary name: what an interrupted conversion leaves in it is not a model.
     """
-    total = read_header(source).tensors
+    header = read_header(source)
+    _check_extent(header, source)
+    total = header.tensors
     yield Convert(name, 0, total)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = target.parent / f"{target.name}.log"
@@ -213,6 +265,7 @@ def main() -> int:
             ignore_mismatched_sizes=True,  # refused here, with their names
         )
         require_all(found, source.name)
+        _restore_rope(model.config, header, source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
         notes = _restore_splitting(tokenizer, header)
         window = header.count("context_length")
@@ -228,6 +281,47 @@ def main() -> int:
         print(error, file=sys.stderr)
         return _EXIT_DISK if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
     return 0
+
+
+def _restore_rope(config: Any, header: GgufHeader, source: Path) -> None:
+    """Give a config the rotary embedding that the file describes; raises :class:`ModelError` if it cannot be."""
+    names = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+    factors: dict[str, list[float]] = {}
+    if any(name in header.shapes for name in names):
+        from gguf import GGUFReader, dequantize
+
+        for tensor in GGUFReader(source).tensors:
+            if tensor.name in names:
+                factors[tensor.name] = [float(f) for f in dequantize(tensor.data, tensor.tensor_type).ravel()]
+    scaled = any(key.startswith(f"{header.architecture}.rope.scal") for key in header.metadata)
+    ours = getattr(config, "rope_parameters", None)
+    if not isinstance(ours, dict) or "rope_theta" not in ours:
+        if factors or scaled:
+            raise ModelError(f"its RoPE is scaled, which transformers does not know of {header.architecture}")
+        return
+    window = header.count("context_length") or config.max_position_embeddings
+    found = gguf_rope.parameters(
+        header.metadata,
+        header.architecture,
+        theta=float(ours["rope_theta"]),
+        window=window,
+        **{key: factors.get(name) for key, name in zip(("factors", "short", "long"), names, strict=True)},
+    )
+    if found["rope_type"] == "longrope" and hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = found["original_max_position_embeddings"]
+    config.rope_parameters = {**ours, **found} if found["rope_type"] != "default" else ours
+    _check_rotated(config, header)
+
+
+def _check_rotated(config: Any, header: GgufHeader) -> None:
+    """How many numbers of a head are rotated: transformers drops that for most architectures."""
+    rotated = header.count("rope.dimension_count")
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not rotated or rotated == round(head * config.rope_parameters.get("partial_rotary_factor", 1.0)):
+        return
+    if "partial_rotary_factor" not in config.rope_parameters and not hasattr(config, "partial_rotary_factor"):
+        raise ModelError(f"it rotates {rotated} of {head} numbers of a head, which its architecture does not here")
+    config.rope_parameters["partial_rotary_factor"] = rotated / head
 
 
 def _restore_splitting(tokenizer: Any, header: GgufHeader) -> list[str]:

@@ -31,7 +31,7 @@ from kvcli.utils import files
 DEFAULT = "smollm2-135m"
 
 # Part of the path of every converted model. Increase it if the conversion's result changes.
-CONVERTER = "v1"
+CONVERTER = "v2"
 
 CARD = "kvcli.json"
 

@@ -50,7 +50,7 @@ def test_a_models_python_does_not_run(tiny_model: Path, folder: Path, call: Any,
     assert "needs Python code of its own" in line
 
 
-def test_a_known_architecture_that_names_code_uses_the_known_one(tiny_model: Path, folder: Path, kvcli: Kvcli) -> None:
+def test_a_known_architecture_that_names_code_uses_the_known_one(tiny_model: Path, folder: Path, call: Any) -> None:
     model, mark = folder / "model", folder / "RAN"
     shutil.copytree(tiny_model, model)
     (model / "ours.py").write_text(CODE.format(mark=str(mark)))

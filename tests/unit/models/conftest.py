@@ -2,10 +2,10 @@
 
 import json
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -144,8 +144,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
-def write_gguf(path: Path, *, seed: int = 0, licence: str = "mit") -> Path:
-    """A random one-layer llama in Q8_0 whose byte-level tokenizer keeps digits apart, as SmolLM2's does."""
+def write_gguf(
+    path: Path, *, seed: int = 0, licence: str = "mit", add: Callable[[Any], None] = lambda _writer: None
+) -> Path:
+    """A random one-layer llama in Q8_0 whose byte-level tokenizer keeps digits apart, as SmolLM2's does.
+
+    ``add`` gets the writer and may add keys and tensors.
+    """
     import gguf
     import numpy as np
     from tokenizers.pre_tokenizers import ByteLevel
@@ -192,6 +197,7 @@ def write_gguf(path: Path, *, seed: int = 0, licence: str = "mit") -> Path:
         writer.add_tensor(f"{name}.weight", values, raw_dtype=packed)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(hidden, dtype=np.float32))
+    add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,7 +1,10 @@
 """A GGUF becomes a directory of bf16 safetensors: once, wholly or not at all."""
 
 import shutil
+import struct
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,6 +147,61 @@ def test_truncated(tmp_path: Path, cut: int) -> None:
     with pytest.raises(ModelError, match="GGUF"):
         run(resolve.resolve(str(file)))
     assert leftovers(tmp_path / "kvcli") == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_part_of_a_split_model_is_refused_before_a_byte_is_converted(tmp_path: Path, joined: bool) -> None:
+    def parts(writer: Any) -> None:
+        writer.add_uint16("split.no", 0)
+        writer.add_uint16("split.count", 3)
+
+    file = write_gguf(tmp_path / "Tiny-00001-of-00003.gguf", add=parts)
+    if joined:
+        file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(ModelError, match="is part 1 of 3 of a model that was split") as caught:
+        run(resolve.resolve(str(file)))
+    assert "llama-gguf-split --merge" in str(caught.value.hint)
+    assert "Tiny-00001-of-00003.gguf" in str(caught.value.hint)
+    assert not (tmp_path / "kvcli" / "models").exists()
+
+
+def test_files_that_were_joined_are_refused(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "Tiny.gguf")
+    file.write_bytes(file.read_bytes() + bytes(2 << 20))
+    with pytest.raises(ModelError, match="were files joined"):
+        run(resolve.resolve(str(file)))
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "Tiny.gguf")
+    file.write_bytes(file.read_bytes().replace(b"blk.0.ffn_up", b"blk.7.ffn_up"))
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj\.weight"):
+        run(resolve.resolve(str(file)))
+
+
+STRING, ARRAY = 8, 9
+
+
+def nested(depth: int) -> bytes:
+    return struct.pack("<IQ", ARRAY, 1) * depth + struct.pack("<IQ", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<I", ARRAY) + nested(100_000),
+        struct.pack("<IQ", STRING, 2**40),
+        struct.pack("<IIQ", ARRAY, 0, 2**63),
+        struct.pack("<IIQ", ARRAY, STRING, 2**63),
+    ],
+)
+def test_a_header_that_asks_for_everything_is_refused_at_once(tmp_path: Path, entry: bytes) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2**60) + struct.pack("<Q", 1) + b"k" + entry)
+    began = time.process_time()
+    with pytest.raises(ModelError, match="damaged GGUF file"):
+        gguf.read_header(file)
+    assert time.process_time() - began < 5
 
 
 def test_not_a_gguf(tmp_path: Path) -> None:
