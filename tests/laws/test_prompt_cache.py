@@ -7,7 +7,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -367,57 +368,58 @@ with CacheDirectory(Path(sys.argv[1])).lock(Path(sys.argv[2])) as mine:
 """
 
 
-def another_process(library: CacheDirectory, place: Path, *words: Path) -> subprocess.Popen[str]:
+@contextmanager
+def another_process(library: CacheDirectory, place: Path, *words: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that is the writer of a file until it gets a line or is killed."""
     command = [sys.executable, "-c", READER, *map(str, (library.folder, place, *words))]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
-    return process
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "True\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_second_process_waits_and_takes_what_the_first_has_read(model, library, tmp_path) -> None:  # type: ignore[no-untyped-def]
     work = job()
     place = library.place(request_key(model(), work))
     expected, _ = run(model(), work, place=place, library=library)
-    place.rename(tmp_path / "read.kv")
-    first = another_process(library, place, tmp_path / "read.kv")
-    events = cached_prefill(model(), work, place=place, library=library)
-    assert next(events) == Notice("another kvcli is reading this text; this one waits for it")
-    assert first.stdin is not None
-    first.stdin.write("\n")
-    first.stdin.flush()
-    hit = next(events)
-    assert isinstance(hit, CacheHit)
-    assert hit.tokens == len(work.ids)
-    with pytest.raises(StopIteration) as end:
-        next(events)
-    same(model(), end.value.value, expected)
-    assert first.wait(30) == 0
+    place.rename(tmp_path / "read")
+    with another_process(library, place, tmp_path / "read") as first:
+        events = cached_prefill(model(), work, place=place, library=library)
+        assert next(events) == Notice("another kvcli is reading this text; this one waits for it")
+        assert first.stdin is not None
+        first.stdin.write("\n")
+        first.stdin.flush()
+        hit = next(events)
+        assert isinstance(hit, CacheHit)
+        assert hit.tokens == len(work.ids)
+        with pytest.raises(StopIteration) as end:
+            next(events)
+        same(model(), end.value.value, expected)
+        assert first.wait(30) == 0
 
 
 def test_the_death_of_the_first_process_ends_the_waiting(model, library) -> None:  # type: ignore[no-untyped-def]
     work = job()
     place = library.place(request_key(model(), work))
-    first = another_process(library, place)
-    events = cached_prefill(model(), work, place=place, library=library)
-    assert isinstance(next(events), Notice)
-    first.kill()
-    first.wait(30)
-    assert isinstance(next(events), Prefill)
-    events.close()
+    with another_process(library, place) as first:
+        events = cached_prefill(model(), work, place=place, library=library)
+        assert isinstance(next(events), Notice)
+        first.kill()
+        assert isinstance(next(events), Prefill)
+        events.close()
 
 
 def test_waiting_can_be_stopped(model, library) -> None:  # type: ignore[no-untyped-def]
     work = job()
     place = library.place(request_key(model(), work))
-    first = another_process(library, place)
-    events = cached_prefill(model(), work, place=place, library=library, stop=lambda: True)
-    assert isinstance(next(events), Notice)
-    with pytest.raises(PrefillInterrupted):
-        next(events)
-    first.kill()
-    first.wait(30)
+    with another_process(library, place):
+        events = cached_prefill(model(), work, place=place, library=library, stop=lambda: True)
+        assert isinstance(next(events), Notice)
+        with pytest.raises(PrefillInterrupted):
+            next(events)
 
 
 @pytest.mark.parametrize(
