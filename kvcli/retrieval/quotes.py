@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvcli.models.model import Model
 
 CANDIDATES = 10
-"""Sentences that the model ranks; the best ten by words hold the answer in 96 of 100 cases."""
+"""Sentences that the model ranks; the best ten by words hold the answer to 96 % of the questions (docs/log.md)."""
 
 LONGEST_TEXT, LONGEST_QUESTION = 96, 64
 """Tokens of a candidate and of a question that the model sees when it ranks."""
@@ -92,7 +92,8 @@ def candidates_by_words(index: SentenceIndex, question: str, count: int = CANDID
     ranked, covered = index.ranked(query), index.covered(query)
     best = index.best(ranked, count)
     top, total = (float(ranked[best[0]]) if best else 1.0), max(query.total, 1e-6)
-    return [Candidate(i, float(ranked[i]) / total, float(ranked[i]) / top, float(covered[i])) for i in best]
+    found = [Candidate(i, float(ranked[i]) / total, float(ranked[i]) / top, float(covered[i])) for i in best]
+    return sorted(found, key=lambda c: -c.score)
 
 
 def rank_by_model(
