@@ -1,23 +1,23 @@
 """Every expected failure, as one tree. Each leaf of the tree is one exit code of the command line.
 
     KvcliError                 code            exit
-    ├── UsageError             usage           2    an option, a recipe or a value that cannot be
+    ├── UsageError             usage           2    an option, recipe or value that is not valid
     ├── InputError             input           3    a document: missing, empty, binary, unsupported
     ├── ModelError             model           4    a model: unknown, gated, offline, damaged
-    │   └── UnsupportedModel   model           4    ... one whose attention kvcli does not understand
+    │   └── UnsupportedModel   model           4    ... one whose attention kvcli cannot reproduce
     ├── ResourceError          resources       5    memory or disk: does not fit
     ├── TooLongError           too_long        6    longer than the model and the policy allow
     └── DamagedError           damaged         7    a cache or session file: damaged or foreign
 
 A message says what happened, with the numbers; a hint is one command or one option that fixes it.
-Anything else that is raised is a defect of kvcli and exits with 1.
+Any other exception is a defect of kvcli and exits with 1.
 """
 
 from typing import ClassVar
 
 
 class KvcliError(Exception):
-    """An expected failure: one line for a person, a code for a program."""
+    """An expected failure: a message and a hint for people, a code for programs."""
 
     code: ClassVar[str] = "internal"
     exit: ClassVar[int] = 1
@@ -29,7 +29,7 @@ class KvcliError(Exception):
 
 
 class UsageError(KvcliError):
-    """An option, a recipe or a value that cannot be."""
+    """An option, recipe or value that is not valid."""
 
     code, exit = "usage", 2
 
@@ -41,23 +41,23 @@ class InputError(KvcliError):
 
 
 class ModelError(KvcliError):
-    """A model that is unknown, gated, out of reach or damaged."""
+    """A model that is unknown, gated, damaged or cannot be downloaded."""
 
     code, exit = "model", 4
 
 
 class UnsupportedModel(ModelError):
-    """A model whose attention kvcli does not understand; the message is the report."""
+    """A model whose attention kvcli cannot reproduce; the message says what was tried."""
 
 
 class ResourceError(KvcliError):
-    """Memory or disk: the numbers do not fit this machine."""
+    """Memory or disk space is too small."""
 
     code, exit = "resources", 5
 
 
 class TooLongError(KvcliError):
-    """Longer than the model's window under this policy."""
+    """Longer than the model's context length with this policy."""
 
     code, exit = "too_long", 6
 

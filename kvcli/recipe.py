@@ -37,13 +37,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.storage.limit is not None and self.policy.budget is not None:
             raise UsageError(
-                f"{self.storage.name} with a limit evicts by itself, and so does {self.policy.name}",
+                f"{self.storage.name} with a limit evicts KV pairs, and so does {self.policy.name}",
                 f"full+{format_policy(self.storage)}",
             )
         if self.storage.rows is not None and self.policy.victims == "merge":
             raise UsageError(
-                f"victims=merge changes kept values, and {format_policy(self.storage)} codes each of them only once",
-                f"leave out victims=merge, or hold units as {self.storage.name} without fill=true",
+                f"victims=merge changes kept values, and {format_policy(self.storage)} encodes each of them only once",
+                f"leave out victims=merge, or use {self.storage.name} without fill=true",
             )
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Recipe:
             UsageError: the keep policy has no budget, or it is too small for its other fields.
         """
         if self.policy.budget is None:
-            raise UsageError(f"'{self}' keeps every unit and takes no budget", "--policy keydiff --budget N")
+            raise UsageError(f"'{self}' keeps every KV pair and takes no budget", "--policy keydiff --budget N")
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, budget=budget))
 
     @property
@@ -80,12 +80,12 @@ class Recipe:
             UsageError: there is no such hold, or the recipe names another one.
         """
         if bits not in KV_BITS:
-            raise UsageError(f"--kv-bits {bits}: there are {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
+            raise UsageError(f"--kv-bits {bits}: expected one of {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
         hold = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
         if self.storage.name != "dense" and self.storage != hold:
             raise UsageError(
-                f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' holds units as {format_policy(self.storage)}",
-                "leave out --kv-bits, or what stands behind the +",
+                f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' stores {format_policy(self.storage)}",
+                "leave out --kv-bits, or the + part of the recipe",
             )
         return dataclasses.replace(self, storage=hold)
 

@@ -61,7 +61,7 @@ def lookup(axis: Axis, name: str) -> type[Any]:
         return cls
     plugin = _plugins(axis).get(name)
     if plugin is None:
-        raise UsageError(f"there is no {axis} policy '{name}'; there are: {', '.join(names(axis))}", "kvcli recipes")
+        raise UsageError(f"unknown {axis} policy '{name}'; expected one of {', '.join(names(axis))}", "kvcli recipes")
     cls = plugin.load()
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UsageError(f"the plugin '{name}' ({plugin.value}) is not a kvcli.{axis}.base.{base.__name__}")

@@ -231,12 +231,12 @@ class Conversation:
         if left < 1:
             if ground.total is not None and self._ids:
                 raise TooLongError(
-                    f"'{ground.recipe}' evicts nothing, and the conversation fills all {ground.total:,} positions",
+                    f"'{ground.recipe}' evicts nothing, and the chat fills the context ({ground.total:,} tokens)",
                     "/clear, or start with --policy keydiff",
                 )
             raise TooLongError(
-                f"the message has {needed:,} tokens, and there is room for {ground.room:,} with its answer",
-                "/add FILE for a text to be read",
+                f"the message has {needed:,} tokens, and with its answer at most {ground.room:,} fit",
+                "/add FILE, for a long text",
             )
         return min(max_tokens, left), absorbed
 

@@ -89,7 +89,7 @@ def folder() -> Path:
 def named(name: str) -> Path:
     """The file of a session. Raises ``UsageError`` for a name that could be a path."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' is no name for a session: letters, digits, - _ and . only", "--session evening")
+        raise UsageError(f"'{name}' is not a session name: use letters, digits, - _ and . only", "--session notes")
     return folder() / f"{name}.json"
 
 
@@ -133,9 +133,9 @@ def load(path: Path) -> Transcript:
     try:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "kvcli chat FILE") from None
+        raise InputError(f"cannot read {path}: {error.strerror}", "kvcli chat FILE") from None
     except UnicodeDecodeError:
-        raise _damaged(path, "it is no text") from None
+        raise _damaged(path, "it is not text") from None
     try:
         found = json.loads(text)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -145,7 +145,7 @@ def load(path: Path) -> Transcript:
         raise _damaged(path, str(error)[:120]) from None
     steps = [0, *record.absorbed, len(record.turns)]
     if steps != sorted(steps) or any(i < 0 for turn in record.turns for i in turn.ids):
-        raise _damaged(path, "its turns make no sense")
+        raise _damaged(path, "its turns are invalid")
     return record
 
 

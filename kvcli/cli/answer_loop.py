@@ -77,7 +77,7 @@ def finish(failed: int, total: int, what: str, without_citation: int, options: R
 
 
 def _report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Exception) -> None:
-    """One item of a batch failed: report it; the next one is asked."""
+    """Report the error of one item of a batch; the next one is asked."""
     error = to_kvcli_error(problem)
     writer.abandon()
     if writer.as_json:
@@ -94,7 +94,7 @@ class AnswerLoop:
         writer: where answers go.
 
     Attributes:
-        without_citation: answers of which no quote was verified, if ``--cite strict`` asked.
+        without_citation: answers without a verified quote, counted with ``--cite strict``.
     """
 
     def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
@@ -186,7 +186,7 @@ class AnswerLoop:
     def _generate(
         self, context: DocumentContext, question: str, sampling: Any, passages: int
     ) -> tuple[Answer, Reread | None, Quotes | None, BaseException | None]:
-        """The answer, streamed; if it was interrupted, what there is of it and what interrupted it."""
+        """Stream the answer. If it is interrupted, returns the partial answer and the exception."""
         run, options = self.runs, self.runs.options
         reread: Reread | None = None
         quotes: Quotes | None = None
@@ -215,7 +215,7 @@ class AnswerLoop:
                     reread = event
                     if event.passages:
                         count = terminal.plural(len(event.passages), "passage")
-                        text = f"{count} read again, {event.characters:,} characters ({event.seconds:.1f} s)"
+                        text = f"{count}, {event.characters:,} characters ({event.seconds:.1f} s)"
                         terminal.note("reread", text, quiet=options.quiet)
                     start = first = time.perf_counter()
                 if isinstance(event, Token):
@@ -234,14 +234,14 @@ class AnswerLoop:
         made = answer.completion_tokens
         if answer.stopped_repeating:
             remarks.append(
-                f"the answer kept repeating itself and was ended after {made:,} tokens;"
-                f" try --temp 0.7, or -n {limit} to let it"
+                f"the answer kept repeating itself and was stopped after {made:,} tokens;"
+                f" try --temp 0.7 or a larger model, or -n {limit} to let it continue"
             )
         elif answer.finish_reason == "length":
             short = made >= limit
-            why = "-n allows no more" if short else "the model's positions end there"
+            why = "" if short else ": the model's context is full"
             hint = f"; try -n {2 * made}" if short else ""
-            remarks.append(f"the answer was cut at {made:,} tokens: {why}{hint}")
+            remarks.append(f"the answer was truncated at {made:,} tokens{why}{hint}")
 
     def _cite(self, context: DocumentContext, question: str, answer: Answer, remarks: list[str]) -> Citations:
         from kvcli.documents.quotes import QuoteIndex
@@ -253,13 +253,13 @@ class AnswerLoop:
                 self._index = QuoteIndex(context.document)
             likely = True if self.writer.as_json else None
             likely = False if answer.finish_reason == "interrupted" else likely
-            with interruptible("looking up what the answer quotes"):
+            with interruptible("looking for quotes"):
                 cited = self.runs.pipeline.cite(
                     context, question, answer.text, likely_sources=likely, index=self._index
                 )
         if options.cite == "strict" and not cited.grounded:
             self.without_citation += 1
-            remarks.append("the answer is not grounded: nothing that it quotes is in the document word for word")
+            remarks.append("the answer is not grounded: none of its quotes is in the document")
         return cited
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
@@ -269,9 +269,9 @@ class AnswerLoop:
             terminal.note("read", report.reading(), quiet=quiet)
         if answer.finish_reason == "interrupted":
             made = answer.completion_tokens
-            kept = f"after {terminal.plural(made, 'token')} of the answer" if made else "before the answer began"
+            kept = f"after {terminal.plural(made, 'token')}" if made else "before the answer began"
             skipped = f"; {terminal.plural(left, 'question')} not asked" if left else ""
-            terminal.note("stopped", f"interrupted {kept}{skipped}", quiet=quiet)
+            terminal.note("stopped", f"{kept}{skipped}", quiet=quiet)
         if options.stats:
             for label, text in report.statistics(answer):
                 terminal.note(label, text)

@@ -1,4 +1,4 @@
-"""The program ``kvcli``: commands are hung up here, and every run ends here. Imports no torch."""
+"""The program ``kvcli``: its commands, and one run of it. Imports no torch."""
 
 import logging
 import os
@@ -26,32 +26,32 @@ from kvcli.cli.commands import (
     recipes,
     train,
 )
+from kvcli.cli.help import Command, Group
 from kvcli.cli.signals import install_sigterm
 from kvcli.utils.version import __version__
 
 app = typer.Typer(
     name="kvcli",
-    help="Ask whole books, manuals and code bases on the one card you own.",
-    epilog='Example: kvcli ask book.txt "Who is Pip?"',
+    cls=Group,
+    help="Ask questions about whole books, manuals and code bases, on one consumer GPU or on a CPU.",
+    epilog='Example: kvcli ask book.txt "Who tells the story?"',
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ask", cls=ask.Ask)(ask.command)
-app.command("chat")(chat.command)
-app.command("eval", cls=eval.Eval)(eval.command)
-app.command("prefill")(prefill.command)
-app.command("plan")(plan.command)
-app.command("kv")(kv.command)
-app.command("bench")(bench.command)
-app.add_typer(cache.app, name="cache")
-app.command("extract")(extract.command)
-app.add_typer(models.app, name="models")
-app.command("train")(train.command)
-app.command("calibrate")(calibrate.command)
-app.command("recipes")(recipes.command)
-app.command("doctor")(doctor.command)
+for panel, modules in {
+    "Ask": (ask, chat),
+    "Prepare": (plan, extract, prefill, cache),
+    "Models and recipes": (models, recipes, train, calibrate),
+    "Measure and check": (kv, eval, bench, doctor),
+}.items():
+    for module in modules:
+        name = module.__name__.rpartition(".")[2]
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, cls=getattr(module, name.title(), Command), rich_help_panel=panel)(module.command)
 
 
 def _version(wanted: bool) -> None:

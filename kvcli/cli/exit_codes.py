@@ -1,8 +1,8 @@
 """How a run ends: every exception becomes one error with one exit code.
 
-    0 answered    1 internal error    130 Ctrl-C    141 the reader of stdout has gone    143 SIGTERM
+    0 answered    1 internal error    130 Ctrl-C    141 stdout was closed    143 SIGTERM
     2 usage       3 input       4 model       5 resources       6 too long       7 damaged
-    8 part of a batch failed    10 with --exit-status: no quote of an answer is verified
+    8 part of a batch failed    10 with --exit-status: an answer has no verified quote
 
 2 to 7 are the leaves of :mod:`kvcli.errors`.
 """
@@ -27,23 +27,23 @@ BROKEN_PIPE = 141
 
 
 def to_kvcli_error(problem: BaseException) -> KvcliError:
-    """The error that a person is told about."""
+    """The error to print for any exception."""
     if isinstance(problem, KvcliError):
         return problem
     if isinstance(problem, INTERRUPTS):
-        return Interrupted("interrupted before there was anything to keep", cause=problem)
-    if hasattr(problem, "format_message"):  # click's own, whichever copy of click typer uses
+        return Interrupted("interrupted", cause=problem)
+    if hasattr(problem, "format_message"):  # click's errors, from whichever copy of click typer uses
         return _usage(problem)
     if isinstance(problem, MemoryError) or _out_of_memory(problem):
         return ResourceError(
-            f"out of memory: {terminal.oneline(str(problem))[:200]}", "a smaller --budget or --chunk-size"
+            f"out of memory: {terminal.oneline(str(problem))[:200]}", "use a smaller --budget or --chunk-size"
         )
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"no space left on the disk: {problem.filename or 'stdout'}", "df -h")
     text = terminal.oneline(str(problem))[:300]
     return KvcliError(
         f"internal error: {type(problem).__name__}{': ' if text else ''}{text}",
-        "the same command with --debug, and report what it prints",
+        "run the same command with --debug and report the output",
     )
 
 
@@ -57,14 +57,14 @@ def _usage(problem: Any) -> UsageError:
     option = getattr(problem, "option_name", None)
     near = getattr(problem, "possibilities", None)
     if type(problem).__name__ == "NoSuchOption":
-        nearest = f"; the nearest is {' or '.join(near)}" if near else ""
+        nearest = f"; did you mean {' or '.join(near)}?" if near else ""
         return UsageError(f"there is no option {option}{nearest}", f"{path} --help")
     message = str(problem.format_message()).strip().rstrip(".")
     return UsageError(message[:1].lower() + message[1:], f"{path} --help")
 
 
 def print_error(problem: KvcliError, *, as_json: bool) -> None:
-    """The error on stderr and, where JSON was asked for, on stdout too."""
+    """Print the error to stderr, and with ``--json`` to stdout too."""
     if as_json:
         print(json.dumps(error_object(problem), ensure_ascii=False), flush=True)
     terminal.error(problem)
@@ -77,7 +77,7 @@ def error_object(problem: KvcliError) -> dict[str, Any]:
 
 
 def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Say how it ended; returns the exit code."""
+    """Print how the run ended; returns the exit code."""
     if isinstance(problem, typer.Exit):
         return problem.exit_code
     if isinstance(problem, typer.Abort):  # Ctrl-C or Ctrl-D at a yes-or-no question
@@ -98,7 +98,7 @@ def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
 
 
 def silence_broken_pipe() -> int:
-    """Whoever read our output has gone: be silent, also when Python flushes at exit."""
+    """Print nothing more to a closed stream, also when Python flushes at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -22,7 +22,7 @@ from kvcli.utils.from_json import from_json
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved reading that was named on the command line."""
+    """A saved prefill that was named on the command line."""
 
     header: CacheHeader
     document: Document
@@ -33,19 +33,24 @@ class Saved:
 
 
 def find(files: Sequence[str]) -> tuple[Saved | None, tuple[str, ...]]:
-    """The saved reading among ``files``, and the other files.
+    """The saved prefill among ``files``, and the other files.
 
     Raises:
-        UsageError: there are two, or other files stand before it.
+        UsageError: there are two, or it is not the first file.
         DamagedError: it is damaged.
     """
     named = [name for name in files if name != STDIN and looks_like(Path(name))]
     if not named:
         return None, tuple(files)
     if len(named) > 1:
-        raise UsageError(f"{named[0]} and {named[1]} are both saved readings: one at a time", f"leave out {named[1]}")
+        raise UsageError(
+            f"{named[0]} and {named[1]} are both saved prefills; only one can be used", f"leave out {named[1]}"
+        )
     if files[0] != named[0]:
-        raise UsageError(f"{files[0]} stands before the saved reading {named[0]}", "name the saved reading first")
+        raise UsageError(
+            f"the saved prefill {named[0]} must be the first file, before {files[0]}",
+            f"kvcli ask {named[0]} {files[0]} …",
+        )
     try:
         found = header(Path(named[0]))
     except OSError as error:
@@ -58,23 +63,23 @@ def _document(found: CacheHeader) -> Document:
         about = json.loads(found.read("document"))
         return from_json(Document, {**about, "text": found.read("text").decode("utf-8", "surrogatepass")})
     except (ValueError, TypeError, RecursionError) as error:
-        raise damaged(found.path, f"its document makes no sense ({str(error)[:80]})") from None
+        raise damaged(found.path, f"its document is invalid ({str(error)[:80]})") from None
 
 
 Load = Callable[[Sequence[str]], Document | None]
 
 
 def read(files: Sequence[str], load: Load, chosen: Options) -> tuple[Saved | None, Document | None]:
-    """The saved reading among ``files``, and the document: its text, that of the other files by ``load``, or both.
+    """The saved prefill among ``files``, and the document: its text followed by that of the other files.
 
-    Raises ``UsageError`` where options are ``chosen`` and there is nothing but a saved reading.
+    Raises ``UsageError`` if document options are ``chosen`` and there are no other files.
     """
     saved, rest = find(files)
     if saved is None:
         return None, load(rest)
     if not rest and chosen != Options():
         raise UsageError(
-            f"{saved.path} is a saved reading: its text is read already",
+            f"{saved.path} is a saved prefill, and document options do not apply to it",
             "leave out --pages, --include, --exclude and --ocr",
         )
     more = load(rest) if rest else None
@@ -89,7 +94,7 @@ class Inputs:
         options: with what a saved prefill brings: recipe, chunk size, dtype, system message.
         document: the text; ``None`` if no file was named.
         saved: the saved prefill that was named instead of a document, or before further files.
-        extract_s: seconds of reading files.
+        extract_s: seconds that extracting the text took.
     """
 
     options: RunOptions
@@ -125,7 +130,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     """Read the documents, or the saved prefill that was named instead.
 
     Raises:
-        UsageError: options that a saved prefill cannot follow.
+        UsageError: options that do not apply to a saved prefill.
         InputError, DamagedError: a file cannot be read.
     """
     start = perf_counter()
@@ -138,11 +143,11 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     if saved is None:
         return Inputs(given, document, None, perf_counter() - start)
     if given.rebuild:
-        raise UsageError(f"{saved.path} is a saved reading, which --rebuild cannot read again", "name the document")
+        raise UsageError(f"--rebuild cannot be used with the saved prefill {saved.path}", "name the document instead")
     if given.query_aware:
         raise UsageError(
-            f"{saved.path} is a saved reading: --query-aware reads for one question, and this was read for any",
-            "leave out --query-aware, or name the document",
+            f"--query-aware cannot be used with the saved prefill {saved.path}",
+            "leave out --query-aware, or name the document instead",
         )
     meta = saved.header.meta
     options = replace(

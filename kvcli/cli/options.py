@@ -1,97 +1,226 @@
-"""Options that several commands share, each said once: its names, its value and its help."""
+"""The options of the commands, in groups, and what a run makes of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from kvcli.cli.option_groups import MAIN, OptionGroup, annotation, option
+from kvcli.cli.request import require_utf8
 from kvcli.documents import Options, pages
 from kvcli.errors import UsageError
 from kvcli.planning.budget import Budget
-from kvcli.types import ANSWER_TOKENS
-from kvcli.types import WEIGHTS as KINDS
+from kvcli.types import ANSWER_TOKENS, CHUNK
+from kvcli.types import WEIGHTS as PRECISIONS
 
 if TYPE_CHECKING:
     from kvcli.recipe import Recipe
 
+RECIPE_HELP = "What to keep, and how to store it: kvcli recipes"
+BUDGET_HELP = "KV pairs to keep per head: 16384, 12% or 2GiB"
 
-def _known(value: str) -> str:
-    if value not in KINDS:
-        raise UsageError(f"--weights {value}: there are {', '.join(KINDS)}", "--weights bf16")
-    return value
+_NAMED_FILES = ("-f, --file, --context FILE", "Document; repeat for more.")
+_JSON = ("--json", "Print JSON.")
+_QUIET = ("-q, --quiet", "Print only errors to stderr.")
+_DEBUG = ("--debug", "Show a traceback for an error.")
+_OFFLINE = ("--offline", "Do not access the network.")
+_HEADS = ("--heads FILE|REPO", "Retaining heads. Default: those for the model.")
+_CHUNK = ("--chunk-size N", f"Tokens per prefill step. [default: {CHUNK}]")
+KV_BITS = ("--kv-bits 16|8|4|2", "Bits per stored number after prefill.")
+
+JSON = Annotated[bool, annotation(*_JSON, MAIN)]
+QUIET = Annotated[bool, annotation(*_QUIET, "Output")]
+DEBUG = Annotated[bool, annotation(*_DEBUG, "Output")]
+OFFLINE = Annotated[bool, annotation(*_OFFLINE, "Model")]
+FILES = Annotated[
+    list[str] | None, typer.Argument(metavar="FILE", help="Documents; - is standard input.", show_default=False)
+]
 
 
-BUDGET = Annotated[str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB.")]
-CHUNK = Annotated[
-    int | None,
-    typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step; 512.", show_default=False),
-]
-DEBUG = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
-DEVICE = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")]
-DTYPE = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32.")]
-HEADS = Annotated[
-    str | None,
-    typer.Option("--heads", metavar="FILE|REPO", help="Retaining heads; by default those found for the model."),
-]
-JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-KV_BITS = Annotated[
-    int | None,
-    typer.Option("--kv-bits", metavar="16|8|4|2", help="Bits of a kept number once it is read; scales come on top."),
-]
-MAX_TOKENS = Annotated[
-    int | None,
-    typer.Option(
-        "-n",
-        "--max-tokens",
-        metavar="N",
+def named_files() -> Any:
+    """``-f``, for a group."""
+    return option(*_NAMED_FILES, None, MAIN)
+
+
+def as_json() -> Any:
+    """``--json``, for a group."""
+    return option(*_JSON, False, MAIN)
+
+
+@dataclass(frozen=True)
+class LoadOptions(OptionGroup):
+    """Which model, and where it runs."""
+
+    PANEL: ClassVar[str] = "Model"
+
+    model: str | None = option("-m, --model NAME", "Alias, Hugging Face id, folder or .gguf.", None, MAIN)
+    device: str | None = option("--device NAME", "cpu, cuda or cuda:N. Default: the first GPU.")
+    dtype: str | None = option("--dtype NAME", "bfloat16, float16 or float32.")
+    offline: bool = option(*_OFFLINE, False)
+
+
+@dataclass(frozen=True)
+class ModelOptions(LoadOptions):
+    """... and the precision of its weights."""
+
+    weights: str = option("--weights KIND", "Weights: bf16 (as stored), int8 or nf4.", "bf16")
+
+    def __post_init__(self) -> None:
+        if self.weights not in PRECISIONS:
+            raise UsageError(f"--weights {self.weights}: expected one of {', '.join(PRECISIONS)}", "--weights bf16")
+
+
+@dataclass(frozen=True)
+class PolicyOptions(OptionGroup):
+    """What is kept of the KV cache."""
+
+    PANEL: ClassVar[str] = "KV cache"
+
+    policy: str | None = option("--policy RECIPE", f"{RECIPE_HELP}.")
+    budget: str | None = option("--budget N|P%|SIZE", f"{BUDGET_HELP}.", None, MAIN)
+    kv_bits: int | None = option(*KV_BITS)
+    chunk: int | None = option(*_CHUNK, min=1)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "budget": None if self.budget is None else Budget.parse(self.budget)}
+
+
+@dataclass(frozen=True)
+class RecipeOptions(PolicyOptions):
+    """... and the retaining heads that score it."""
+
+    heads: str | None = option(*_HEADS)
+
+
+@dataclass(frozen=True)
+class ComparisonOptions(OptionGroup):
+    """Several recipes and budgets, each measured."""
+
+    PANEL: ClassVar[str] = "KV cache"
+
+    policies: list[str] | None = option("--policy RECIPE", f"{RECIPE_HELP}; repeatable.", None, MAIN)
+    budgets: list[str] | None = option("--budget N|P%|SIZE", f"{BUDGET_HELP}; repeatable.", None, MAIN)
+    heads: str | None = option(*_HEADS)
+    chunk: int | None = option(*_CHUNK, min=1)
+
+    def parsed(self) -> tuple[list[Recipe], list[Budget]]:
+        """Recipes and budgets. Raises ``UsageError``, also if no recipe takes a budget and there is one."""
+        from kvcli.recipe import parse
+
+        budgets = [Budget.parse(text) for text in self.budgets or ()]
+        recipes = [parse(text) for text in self.policies or ()]
+        if budgets and recipes and all(recipe.policy.budget is None for recipe in recipes):
+            recipes[0].with_budget(1)  # raises its own error
+        return recipes, budgets
+
+
+@dataclass(frozen=True)
+class PromptOptions(OptionGroup):
+    """What surrounds the document and the question."""
+
+    PANEL: ClassVar[str] = "Prompt"
+
+    system: str | None = option("-s, --system TEXT", "System prompt.")
+    raw: bool = option("-r, --raw", "No chat template: document, then question.", False)
+
+    def __post_init__(self) -> None:
+        if self.raw and self.system:
+            raise UsageError("--system has no effect with --raw", "leave out --raw or --system")
+        if self.system is not None:
+            require_utf8(self.system, "the system prompt")
+
+
+@dataclass(frozen=True)
+class DocumentOptions(OptionGroup):
+    """Which parts of the documents are read, and how."""
+
+    PANEL: ClassVar[str] = "Documents"
+
+    pages: str | None = option("--pages RANGES", "Pages to read: 1-40,55.", None, MAIN)
+    include: list[str] | None = option("--include GLOB", "Only matching files of a directory; repeatable.")
+    exclude: list[str] | None = option("--exclude GLOB", "No matching files of a directory; repeatable.")
+    ocr: bool = option("--ocr", "Read scans and images; needs kvcli[ocr].", False)
+
+    def reading(self) -> Options:
+        """Raises ``UsageError`` for page ranges that are not valid."""
+        ranges = pages.parse(self.pages) if self.pages is not None else ()
+        return Options(ranges, tuple(self.include or ()), tuple(self.exclude or ()), self.ocr)
+
+    def settings(self) -> dict[str, Any]:
+        return {"reading": self.reading()}
+
+
+@dataclass(frozen=True)
+class CacheOptions(OptionGroup):
+    """Whether prefills are saved and used again."""
+
+    PANEL: ClassVar[str] = "Saved prefills"
+
+    no_cache: bool = option("--no-cache", "Neither use nor save a prefill.", False)
+    rebuild: bool = option("--rebuild", "Prefill again and replace the saved prefill.", False)
+
+    def settings(self) -> dict[str, Any]:
+        return {"cache": not self.no_cache, "rebuild": self.rebuild}
+
+
+@dataclass(frozen=True)
+class AnswerOptions(OptionGroup):
+    """How answers are generated. ``None`` is greedy in ``ask`` and the model's own setting in ``chat``."""
+
+    PANEL: ClassVar[str] = "Answer"
+
+    max_tokens: int | None = option(
+        "-n, --max-tokens N",
+        f"Longest answer in tokens. Default: {ANSWER_TOKENS:,}, or less if it starts repeating itself.",
+        None,
+        MAIN,
         min=1,
-        help="Maximum answer length in tokens. Default: 2,048, stopping early if the answer repeats itself.",
-    ),
-]
-MIN_P = Annotated[
-    float | None,
-    typer.Option("--min-p", metavar="P", help="Drop tokens less probable than this, relatively."),
-]
-MODEL = Annotated[
-    str | None,
-    typer.Option("-m", "--model", metavar="NAME", help="A name, a directory or a hub repository."),
-]
-NO_CACHE = Annotated[bool, typer.Option("--no-cache", help="Save no reading and use no saved one.")]
-OFFLINE = Annotated[bool, typer.Option("--offline", help="Use no network.")]
-POLICY = Annotated[
-    str | None,
-    typer.Option("--policy", metavar="RECIPE", help="What to keep of the document: kvcli recipes."),
-]
-QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
-REBUILD = Annotated[bool, typer.Option("--rebuild", help="Read again, and replace the saved reading.")]
-SEED = Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")]
-SYSTEM = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
-TOP_K = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Sample from the k most probable tokens.")]
-TOP_P = Annotated[float | None, typer.Option("--top-p", metavar="P", help="Nucleus sampling.")]
-VERBOSE = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
-PAGES = Annotated[str | None, typer.Option("--pages", metavar="RANGES", help="Pages to read, from 1: 1-40,55.")]
-INCLUDE = Annotated[
-    list[str] | None,
-    typer.Option("--include", metavar="GLOB", help="Of a directory read only these files; repeatable."),
-]
-EXCLUDE = Annotated[
-    list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Of a directory leave these files out; repeatable."),
-]
-OCR = Annotated[bool, typer.Option("--ocr", help="Read scanned pages and pictures; needs kvcli[ocr].")]
-WEIGHTS = Annotated[
-    str,
-    typer.Option(
-        "--weights", metavar="bf16|int8|nf4", help="Hold the layers' matrices so; bf16 is as they are.", callback=_known
-    ),
-]
+    )
+    temp: float | None = option("--temp T", "Sampling temperature; 0 is greedy, the default of ask.", min=0.0)
+    top_p: float | None = option("--top-p P", "Sample from the likeliest tokens, P in total.")
+    top_k: int | None = option("--top-k K", "Sample from the K likeliest tokens.")
+    min_p: float | None = option("--min-p P", "Drop tokens below P times the likeliest one.")
+    seed: int | None = option("--seed N", "Random seed for sampling.")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The fields of :class:`kvcli.engine.sampling.Sampling` that were given."""
+        given = {"temperature": self.temp, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        return {name: value for name, value in {**given, "seed": self.seed}.items() if value is not None}
+
+    def refuse_unused(self) -> None:
+        """Raise ``UsageError`` for a sampling option that has no effect because the temperature is 0."""
+        given = {"--top-p": self.top_p, "--top-k": self.top_k, "--min-p": self.min_p}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused and not self.temp:
+            verb = "has" if len(unused) == 1 else "have"
+            raise UsageError(f"{' and '.join(unused)} {verb} no effect at temperature 0", f"--temp 0.7 {unused[0]} …")
+
+    def settings(self) -> dict[str, Any]:
+        limit = self.max_tokens or ANSWER_TOKENS
+        return {"max_tokens": limit, "allow_repetition": self.max_tokens is not None, "sampling": self.sampling}
 
 
-def reading_options(ranges: str | None, include: list[str] | None, exclude: list[str] | None, ocr: bool) -> Options:
-    """The options that say how documents are read, checked. Raises ``UsageError``."""
-    return Options(pages.parse(ranges) if ranges is not None else (), tuple(include or ()), tuple(exclude or ()), ocr)
+@dataclass(frozen=True)
+class PlainOutput(OptionGroup):
+    """How much is printed to stderr."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    quiet: bool = option(*_QUIET, False)
+    debug: bool = option(*_DEBUG, False)
+
+
+@dataclass(frozen=True)
+class OutputOptions(PlainOutput):
+    """... and more of it."""
+
+    verbose: bool = option("-v, --verbose", "Print more to stderr.", False)
+
+    def settings(self) -> dict[str, Any]:
+        return {"quiet": self.quiet, "verbose": self.verbose}
 
 
 @dataclass(frozen=True)
@@ -127,8 +256,13 @@ class RunOptions:
     quiet: bool = False
     verbose: bool = False
 
+    @classmethod
+    def of(cls, *groups: OptionGroup, **more: Any) -> RunOptions:
+        """The settings of all ``groups``, and ``more`` by name."""
+        return cls(**{name: value for group in groups for name, value in group.settings().items()}, **more)
+
     def check(self) -> Recipe | None:
-        """Refuse a recipe, number of bits or sampling that cannot be; returns the recipe if one was named."""
+        """Refuse a recipe, number of bits or sampling that is not valid; returns the recipe if one was named."""
         from kvcli.recipe import parse
 
         recipe = None if self.policy is None else parse(self.policy)

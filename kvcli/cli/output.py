@@ -1,4 +1,4 @@
-"""Where answers go: stdout or the file of ``-o``; as text while it is made, at the end, or as JSON."""
+"""Answers go to stdout or to the file of ``-o``: as streamed text, as complete text, or as JSON."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from kvcli.prompt_cache.file_format import looks_like
 
 
 class AnswerWriter:
-    """Answers, one after the other, each ending in exactly one newline."""
+    """Writes answers one after the other; each ends in exactly one newline."""
 
     def __init__(
         self, path: str | None = None, *, stream: bool = True, as_json: bool = False, inputs: Sequence[str] = ()
@@ -30,19 +30,19 @@ class AnswerWriter:
 
     @property
     def file(self) -> TextIO:
-        """Opened at the first answer, so that a run that fails before it overwrites nothing."""
+        """Opened at the first answer: a run that fails earlier overwrites nothing."""
         if self.path is None:
             return sys.stdout
         if self._file is None:
             try:
                 self._file = Path(self.path).open("w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             except OSError as error:
-                reason = f"{self.path} cannot be written: {error.strerror}"
-                raise InputError(reason, "another name for -o") from None
+                reason = f"cannot write {self.path}: {error.strerror}"
+                raise InputError(reason, "another FILE for -o") from None
         return self._file
 
     def write(self, text: str) -> None:
-        """A piece of the answer; line ends are held back until more text shows that they are not the last."""
+        """Write a piece of the answer. Line ends at its end wait for more text, because the last ones are dropped."""
         if not self.stream:
             return
         self._begin()
@@ -54,16 +54,16 @@ class AnswerWriter:
             self.file.flush()
 
     def end(self, text: str, record: dict[str, Any], *, marks: str = "", notes: Sequence[str] = ()) -> None:
-        """The answer is complete: ``text`` is all of it and ``record`` its JSON.
+        """Finish the answer: ``text`` is all of it, ``record`` its JSON.
 
-        ``marks`` stand behind its last word, ``notes`` are lines below it.
+        ``marks`` follow its last word; ``notes`` are lines below it.
         """
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
             self._begin()
-            behind = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
-            self.file.write(behind if self.stream else terminal.strip_control(text).rstrip("\n") + behind)
+            after = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
+            self.file.write(after if self.stream else terminal.strip_control(text).rstrip("\n") + after)
         self.file.flush()
         self._held, self._open = "", False
 
@@ -77,7 +77,7 @@ class AnswerWriter:
         self._held, self._open = "", False
 
     def abandon(self) -> None:
-        """The answer broke off with an error: leave the line."""
+        """End the line of an answer that an error cut short."""
         if self._open:
             self.file.write("\n")
             self.file.flush()
@@ -96,24 +96,24 @@ class AnswerWriter:
 
 
 def _refuse(path: Path) -> None:
-    """Say before hours of reading that the answer could not be written."""
+    """Refuse a path that cannot be written, before prefill."""
     if path.is_dir():
-        raise UsageError(f"{path} is a directory", "a name in it")
+        raise UsageError(f"{path} is a directory", f"-o {path}/answer.txt")
     if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no directory {path.parent}", f"mkdir -p {path.parent}")
+        raise UsageError(f"cannot write {path}: there is no directory {path.parent}", f"mkdir -p {path.parent}")
 
 
 def _refuse_inputs(path: Path, inputs: Sequence[str]) -> None:
-    """A document is not overwritten with what was made of it."""
+    """Refuse to overwrite an input file."""
     for name in inputs:
         if name == str(path) or (path.is_file() and Path(name).is_file() and path.samefile(name)):
-            raise UsageError(f"-o {path} would overwrite {name}, which is to be read", "another name for -o")
+            raise UsageError(f"-o {path} would overwrite the input {name}", "another FILE for -o")
 
 
 def check_export_path(output: str) -> Path:
-    """Where a reading may be written: a new file, or in place of another reading. Raises ``UsageError``."""
+    """The path of a portable file: a new one, or an older saved prefill. Raises ``UsageError``."""
     path = Path(output)
     _refuse(path)
     if path.exists() and not looks_like(path):
-        raise UsageError(f"{path} is there and is no saved reading; it stays as it is", "another name: book.kv")
+        raise UsageError(f"{path} exists and is not a saved prefill; it was not overwritten", "-o book.kv")
     return path

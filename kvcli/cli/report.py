@@ -1,4 +1,4 @@
-"""The JSON of an answer, as ``schema.json`` describes it, and the same numbers as lines for a person."""
+"""The JSON of an answer (``schema.json``), and the same numbers as lines on the terminal."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a run so far. Times are in seconds, sizes in bytes.
+    """The numbers of one answer. Times are in seconds, sizes in bytes.
 
-    ``cache`` is ``hit``, ``miss``, ``resumed`` or ``off``; ``reused`` tokens were not read again.
-    ``planned_bytes`` is for the model and the cache; ``baseline_bytes`` is what the process took before either.
+    ``cache`` is ``hit``, ``miss``, ``resumed`` or ``off``; ``reused`` tokens came from a saved prefill.
+    ``planned_bytes`` is for the model and the KV cache; ``baseline_bytes`` is the process before both.
     """
 
     document: Document | None = None
@@ -68,7 +68,7 @@ class Report:
         sampling: dict[str, Any] | None = None,
         peak_bytes: int = 0,
     ) -> Report:
-        """What is known after an answer, or after prefill alone."""
+        """The report after an answer, or after prefill alone."""
         from kvcli.pipeline import Citations
 
         kv = context.context
@@ -101,7 +101,7 @@ class Report:
         )
 
     def answer(self, question: Question, answer: Answer) -> dict[str, Any]:
-        """The object of one answer."""
+        """The JSON object of one answer."""
         document = self.document
         return {
             "schema": SCHEMA,
@@ -157,24 +157,24 @@ class Report:
 
     @property
     def plan_error(self) -> float | None:
-        """How far the measured peak is off the plan, in per cent of the plan; ``None`` where nothing was planned."""
+        """Measured peak minus plan, in per cent of the plan; ``None`` if nothing was planned."""
         if not (self.planned_bytes and self.peak_bytes):
             return None
         return round(100 * (self.peak_bytes - self.baseline_bytes - self.planned_bytes) / self.planned_bytes, 2)
 
     def _off(self) -> str:
-        return "" if self.plan_error is None else f", measured {self.plan_error:+.1f} % of that"
+        return "" if self.plan_error is None else f", measured {self.plan_error:+.1f} %"
 
     def reading(self) -> str:
-        """Read, kept and dropped: three different numbers; and the bits of a kept one, where they are not plain."""
+        """Tokens read, KV pairs kept per head, and their bits if they are quantized."""
         bits = "" if self.bits in (16, 32) else f" at {self.bits:.4g} bits"
         return (
-            f"{terminal.count(self.tokens)} tokens · kept {terminal.count(self.kept)} units "
+            f"{terminal.count(self.tokens)} tokens · kept {terminal.count(self.kept)} KV pairs per head "
             f"({terminal.share(self.kept, self.tokens)}){bits} · dropped 0 tokens"
         )
 
     def statistics(self, answer: Answer) -> list[tuple[str, str]]:
-        """``--stats``."""
+        """The lines of ``--stats``."""
         rate = f" ({(self.tokens - self.reused) / self.prefill_s:,.0f} tok/s)" if self.prefill_s else ""
         size = format_bytes
         times = [
@@ -191,22 +191,22 @@ class Report:
             answer.finish_reason,
         ]
         memory = [
-            f"peak {size(self.peak_bytes)}, of it {size(self.baseline_bytes)} before the model",
-            f"planned for model and cache {size(self.planned_bytes)}{self._off()}",
-            f"kept units {size(self.kv_bytes)} at {self.bits:.4g} bits"
-            + (f", and {size(self.host_bytes)} in host memory" if self.host_bytes else ""),
+            f"peak {size(self.peak_bytes)}, {size(self.baseline_bytes)} of it before loading the model",
+            f"planned for model and KV cache {size(self.planned_bytes)}{self._off()}",
+            f"KV cache {size(self.kv_bytes)} at {self.bits:.4g} bits"
+            + (f", and {size(self.host_bytes)} in RAM" if self.host_bytes else ""),
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
 
 
 def versions() -> dict[str, str | None]:
-    """Versions that an answer depends on, without importing any of them."""
+    """Versions of the packages that an answer depends on, without importing them."""
     found: dict[str, str | None] = {"kvcli": __version__, "python": sys.version.split()[0]}
     return found | {name: installed(name) for name in ("torch", "transformers")}
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution, without importing it; ``None`` where it is not there."""
+    """The version of a distribution, without importing it; ``None`` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

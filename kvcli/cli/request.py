@@ -1,4 +1,4 @@
-"""Which words of the command line are documents, which is the question, and what standard input is for."""
+"""Which arguments are documents, which one is the question, and what standard input holds."""
 
 import json
 import os
@@ -25,7 +25,7 @@ EXAMPLE = 'kvcli ask book.txt "Who is Pip?"'
 
 @dataclass(frozen=True)
 class Question:
-    """One question; ``id`` is whatever a JSON Lines file called it."""
+    """One question; ``id`` comes from a JSON Lines file."""
 
     text: str
     id: Any = None
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be read, in order, and what is to be asked, in order."""
+    """The documents and the questions, in order; ``batch``: an error in one question does not end the run."""
 
     files: tuple[str, ...]
     questions: tuple[Question, ...]
@@ -45,12 +45,12 @@ def parse_request(
 ) -> Request:
     """Positional ``words``, ``-f`` files, ``-e`` questions and ``-Q`` files as one request.
 
-    The last word is the question unless ``-e`` or ``-Q`` gave one; every other word is a file.
+    Without ``-e`` and ``-Q`` the last word is the question. Every other word is a file.
     Raises ``UsageError``.
     """
     words = list(words)
     if STDIN in question_files and STDIN in (*files, *words):
-        raise UsageError("standard input cannot be both a document and the questions", "kvcli ask FILE -Q -")
+        raise UsageError("standard input cannot hold both a document and the questions", "kvcli ask FILE -Q -")
     asked = [Question(text) for text in questions]
     for name in question_files:
         asked += _load(name)
@@ -62,7 +62,7 @@ def parse_request(
         if last.strip() and _is_file(last):
             named = " ".join(shlex.quote(w) for w in dict.fromkeys([*words, last]) if _is_file(w))
             raise UsageError(
-                f"there is no question: the last word is the question, and {last} is a file",
+                f"no question was given: the last argument must be the question, and {last} is a file",
                 f'kvcli ask {named} "…"',
             )
         _refuse_unquoted(words, last)
@@ -76,7 +76,7 @@ def parse_request(
 
 
 def require_utf8(text: str, what: str) -> str:
-    """``text`` if it can be encoded at all: an argument may carry bytes that are no character."""
+    """``text``, unless it holds bytes that are not characters. Raises ``UsageError``."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -92,26 +92,26 @@ def _is_file(word: str) -> bool:
 
 
 def _refuse_unquoted(words: list[str], last: str) -> None:
-    """``kvcli ask book.txt who is pip``: bare words that are no files were one question."""
+    """Refuse ``kvcli ask book.txt who is pip``: words before the last one that are not files."""
     bare = [w for w in words if w != STDIN and not {"/", "."} & set(w) and not Path(w).exists()]
     if bare and words[-len(bare) :] == bare:
         files = [shlex.quote(w) for w in words if w not in bare]
         question = " ".join([*bare, last]).replace('"', "'")
         command = " ".join(["kvcli ask", *files, f'"{question}"'])
-        raise UsageError(f"there is no file called {bare[0]}; a question of several words needs quotes", command)
+        raise UsageError(f"there is no file {bare[0]}; a question of several words needs quotes", command)
 
 
 def _load(name: str) -> list[Question]:
-    """Questions of a file: one per line; of ``.jsonl``, one ``{"id": …, "question": "…"}`` per line."""
+    """Questions of a file: one per line, or one ``{"id": …, "question": "…"}`` per line of a ``.jsonl`` file."""
     try:
         data = read_stdin() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"the questions in {name} cannot be read: {reason}", f"ls {shlex.quote(name)}") from None
+        raise InputError(f"cannot read the questions in {name}: {reason}", f"ls {shlex.quote(name)}") from None
     text, _ = decode(data, name, shlex.quote(name))
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise InputError(f"there is no question in {name}", "write one question per line")
+        raise InputError(f"{name} has no questions", "write one question per line")
     jsonl = name.endswith((".jsonl", ".ndjson"))
     return [_from_json(name, n, line) if jsonl else Question(line) for n, line in lines]
 
@@ -123,12 +123,12 @@ def _from_json(name: str, line: int, text: str) -> Question:
     except ValueError as error:
         raise InputError(f"line {line} of {name} is not JSON: {error}", shape) from None
     if not isinstance(item, dict) or not isinstance(item.get("question"), str):
-        raise InputError(f'line {line} of {name} has no text called "question"', shape)
+        raise InputError(f'line {line} of {name} has no "question" text', shape)
     return Question(item["question"], item.get("id"))
 
 
 def piped() -> bool:
-    """Whether standard input is a pipe or a file, so that there may be a document in it."""
+    """Whether standard input is a pipe or a file."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
@@ -137,12 +137,12 @@ def piped() -> bool:
 
 
 def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -> bytes | None:
-    """Standard input if it is a document of this request: named ``-``, or piped while no file is named."""
+    """Standard input if it is a document: ``-`` was named, or it is a pipe and no file was named."""
     named = STDIN in request.files
     if not named and (request.files or stdin_is_questions or not piped()):
         return None
     if named and sys.stdin.isatty():
-        terminal.note("document", "type or paste it, then Ctrl-D on a line of its own", quiet=quiet)
+        terminal.note("document", "type or paste the document, then press Ctrl-D on an empty line", quiet=quiet)
     else:
         waiting = not select.select([sys.stdin], [], [], 2.0)[0]
         terminal.note("document", "waiting for standard input", quiet=quiet or not waiting)

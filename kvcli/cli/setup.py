@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,13 +10,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from kvcli.cli.inputs import Inputs, Saved
-from kvcli.cli.options import RunOptions
+from kvcli.cli.inputs import Inputs, Saved, open_documents
+from kvcli.cli.options import LoadOptions, RunOptions
+from kvcli.cli.request import Request, standard_input
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
-from kvcli.errors import DamagedError, ResourceError
-from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill, drain
+from kvcli.errors import DamagedError, InputError, ResourceError
+from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
 from kvcli.utils import process_memory
 
 if TYPE_CHECKING:
@@ -81,13 +83,47 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
     return LoadedModel(model, load_s, 0 if on_gpu or not before else before[0], facts)
 
 
+def load_bare(
+    options: LoadOptions,
+    *,
+    quiet: bool,
+    weights: str = "bf16",
+    heads: str | None = None,
+    find_heads: bool = False,
+    recipes: Sequence[Recipe] = (),
+) -> Model:
+    """Load a model without its facts, and what ``recipes`` need beside it.
+
+    Raises:
+        ModelError: the model cannot be loaded, or a recipe's heads or calibration do not exist.
+    """
+    with interruptible("loading the model"):
+        from kvcli.models.resolve import resolve
+        from kvcli.pipeline import load_model
+        from kvcli.retaining_heads import calibration
+
+        model = load_model(
+            run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet),
+            device=options.device,
+            dtype=options.dtype,
+            weights=weights,
+            heads=heads,
+            find_heads=find_heads,
+            offline=options.offline,
+            on_notice=partial(terminal.note, "weights", quiet=quiet),
+        )
+        if recipes and (notice := calibration.attach(model, recipes)):
+            terminal.note("queries", notice, quiet=quiet)
+        return model
+
+
 def _check_model(saved: Saved, fingerprint: str) -> None:
     meta = saved.header.meta
     if fingerprint != meta.identity.model:
         held = meta.identity.model.partition("-")[2]
         raise DamagedError(
-            f"{saved.path} does not fit: its model is {meta.model} (fingerprint {meta.identity.model}),"
-            f" and this one's fingerprint is {fingerprint}",
+            f"{saved.path} was made by another model: {meta.model} (fingerprint {meta.identity.model},"
+            f" not {fingerprint})",
             f"-m {meta.model}" + (f" --weights {held}" if held else ""),
         )
 
@@ -100,8 +136,8 @@ class OpenRun:
         inputs, loaded: the documents and the model.
         pipeline: with the options of the command line.
         source: the tokenized document; ``None`` without one.
-        recipe: what will be used.
-        warnings: what has been warned of so far; grows.
+        recipe: the one that is used.
+        warnings: printed so far; grows.
     """
 
     inputs: Inputs
@@ -156,7 +192,7 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
         try:
             cache = CacheDirectory.default()
         except ResourceError as error:
-            warnings.append(f"readings are not saved: {error.message}")
+            warnings.append(f"the prefill will not be saved: {error.message}")
             terminal.warn(warnings[-1], quiet=quiet)
     pipeline = Pipeline(
         loaded.model,
@@ -173,10 +209,36 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
     choice = pipeline.choose_recipe(source, questions=questions, saved=not options.rebuild and inputs.saved is None)
     if choice.heads_missing:
         spec = loaded.model.spec
-        terminal.note("heads", f"none for {spec.name}: reading with {choice.recipe.policy.name}", quiet=quiet)
+        terminal.note("heads", f"none for {spec.name}; using {choice.recipe.policy.name}", quiet=quiet)
     if choice.calibration:
-        terminal.note("skew", choice.calibration, quiet=quiet)
+        terminal.note("queries", choice.calibration, quiet=quiet)
     return OpenRun(inputs, loaded, pipeline, source, choice.recipe, warnings)
+
+
+def open_request(
+    options: RunOptions,
+    request: Request,
+    *,
+    questions: int,
+    stdin_is_questions: bool = False,
+    required: str | None = None,
+) -> OpenRun:
+    """Read the documents of a command, load the model and choose the recipe.
+
+    Args:
+        options: of the run.
+        request: its files.
+        questions: how many will be asked; 0 if unknown.
+        stdin_is_questions: standard input is not a document.
+        required: the hint of the error if there is no document; ``None`` allows that.
+    """
+    options.check()
+    with interruptible("waiting for standard input"):
+        stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
+    inputs = open_documents(options, request.files, stdin)
+    if required is not None and inputs.document is None:
+        raise InputError("no document was given", required)
+    return open_run(inputs, open_model(inputs.options, inputs.saved), questions=questions)
 
 
 def banner(run: OpenRun, tokens: int, recipe: Recipe) -> None:
@@ -185,10 +247,9 @@ def banner(run: OpenRun, tokens: int, recipe: Recipe) -> None:
 
     spec, document, quiet = run.model.spec, run.document, run.options.quiet
     if document:
-        label = "book" if document.pages else "document"
-        terminal.note(label, f"{terminal.title(document)} · {tokens:,} tokens · nothing dropped", quiet=quiet)
+        terminal.note("document", f"{terminal.title(document)} · {tokens:,} tokens", quiet=quiet)
         kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
-        text = f"{recipe}, {kept:,} of {tokens:,} units kept ({terminal.share(kept, tokens)})"
+        text = f"{recipe} · keeping {kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})"
     else:
         text = "no document"
     held = spec.dtype if run.options.weights == "bf16" else run.options.weights
@@ -201,7 +262,7 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
     Options are those of :meth:`kvcli.pipeline.Pipeline.prefill_events`.
 
     Raises:
-        Interrupted: says how many tokens are saved.
+        Interrupted: with the number of tokens that are saved.
     """
     from kvcli.planning import speed_history
     from kvcli.prompt_cache.prefill import PrefillInterrupted
@@ -217,7 +278,7 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
             saved = event.tokens
             whole = event.tokens == event.total
             tokens = terminal.count(event.tokens) + ("" if whole else f" of {terminal.count(event.total)}")
-            label = "reading reused: " if whole else "reading resumed: "
+            label = "cached" if whole else "resumed"
             terminal.note(label, f"{tokens} tokens ({event.seconds:.1f} s)", quiet=run.options.quiet)
         elif isinstance(event, Notice):
             if done:
@@ -234,7 +295,11 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
     events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
     try:
         with signals, closing(events), display:
-            context = drain(events, see)
+            try:
+                while True:
+                    see(next(events))
+            except StopIteration as end:
+                context: DocumentContext = end.value
     except PrefillInterrupted as stopped:
         raise _interrupted(stopped.done, stopped.total, stopped.saved, signals.cause) from None
     except INTERRUPTS as stop:
@@ -249,10 +314,10 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
 
 
 def _interrupted(done: int, total: int, saved: int, cause: BaseException | None) -> Interrupted:
-    kept = f"{saved:,} are saved" if saved else "nothing of it is saved"
-    hint = "it reads on from there" if saved else "it reads from the start"
+    kept = f"{saved:,} saved" if saved else "nothing saved"
+    hint = "to resume" if saved else "to start again"
     return Interrupted(
-        f"interrupted while reading, at {done:,} of {total:,} tokens; {kept}",
-        f"the same command again; {hint}",
+        f"interrupted during prefill at {done:,} of {total:,} tokens; {kept}",
+        f"run the same command {hint}",
         cause=cause or KeyboardInterrupt(),
     )

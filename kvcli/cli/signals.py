@@ -14,26 +14,26 @@ class Terminated(BaseException):
 
 
 INTERRUPTS = (KeyboardInterrupt, Terminated)
-"""What a person or the system raises to stop the work; catch these to keep what is there."""
+"""What Ctrl-C and SIGTERM raise; catch these to save partial work."""
 
 
 class Interrupted(KvcliError):
-    """The work was stopped from outside; the message says what was kept and what was lost."""
+    """Ctrl-C or SIGTERM ended the work; the message says what is saved."""
 
     code: ClassVar[str] = "interrupted"
 
     def __init__(self, message: str, hint: str | None = None, *, cause: BaseException) -> None:
         super().__init__(message, hint)
-        self.exit = exit_code_for(cause)  # type: ignore[misc]  # of this one: 130 or 143
+        self.exit = exit_code_for(cause)  # type: ignore[misc]  # 130 or 143
 
 
 def exit_code_for(cause: BaseException) -> int:
-    """The exit code of one of ``STOPS``."""
+    """The exit code for one of ``INTERRUPTS``."""
     return 143 if isinstance(cause, Terminated) else 130
 
 
 def install_sigterm() -> None:
-    """Turn SIGTERM into an exception, so that screens are restored and partial answers kept."""
+    """Turn SIGTERM into an exception, so that the terminal is restored and partial answers are kept."""
 
     def stop(_signal: int, _frame: object) -> None:
         raise Terminated
@@ -43,9 +43,9 @@ def install_sigterm() -> None:
 
 
 class DeferredSignals:
-    """Work can be saved between its pieces: the first Ctrl-C or SIGTERM waits for the one at hand, the second does not.
+    """Defers the first Ctrl-C or SIGTERM until the current chunk is saved; a second one stops at once.
 
-    ``cause`` is what arrived. Outside the main thread signals cannot be had, and nothing waits.
+    ``cause`` is the exception for the signal that arrived. No effect outside the main thread.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class DeferredSignals:
 
 @contextmanager
 def interruptible(what: str) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into :class:`Interrupted`, which says what was interrupted."""
+    """Turn Ctrl-C and SIGTERM into :class:`Interrupted` with the message "interrupted while ``what``"."""
     try:
         yield
     except INTERRUPTS as stop:
-        raise Interrupted(f"interrupted while {what}", "the same command again", cause=stop) from None
+        raise Interrupted(f"interrupted while {what}", "run the same command again", cause=stop) from None

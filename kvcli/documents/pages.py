@@ -16,11 +16,11 @@ def parse(text: str) -> Ranges:
     for piece in text.replace(" ", "").split(","):
         match = _RANGE.fullmatch(piece)
         if match is None or not (match[1] or match[3]):
-            raise UsageError(f"--pages {text}: {piece or 'nothing'} is no page", "--pages 1-40,55")
+            raise UsageError(f"--pages {text}: {piece or 'nothing'} is not a page number", "--pages 1-40,55")
         first = int(match[1] or 1)
         last = (int(match[3]) if match[3] else None) if match[2] else first
         if first < 1 or (last is not None and last < first):
-            why = "pages count from 1" if first < 1 or last == 0 else f"{first} comes after {last}"
+            why = "page numbers start at 1" if first < 1 or last == 0 else f"the range {first}-{last} is reversed"
             raise UsageError(f"--pages {text}: {why}", "--pages 1-40,55")
         found.append((first, last))
     return tuple(found)

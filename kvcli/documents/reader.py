@@ -180,9 +180,9 @@ def _nearest(path: Path) -> str:
     try:
         names = [p.name for p in folder.iterdir()]
     except OSError:
-        return f"that folder is not there either: {folder}"
+        return f"ls {shlex.quote(str(folder.parent))}"
     lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(path.name.lower(), list(lower), n=1, cutoff=0.6)
     if close:
-        return shlex.quote(str(path.with_name(lower[close[0]])))
-    return f"see what there is: ls {shlex.quote(str(folder))}"
+        return f"did you mean {shlex.quote(str(path.with_name(lower[close[0]])))}?"
+    return f"ls {shlex.quote(str(folder))}"

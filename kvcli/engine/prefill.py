@@ -84,12 +84,12 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
-            f"'{recipe.policy.name}' needs retaining heads and there are none for {model.name}",
-            f"kvcli train -m {model.name} -o heads.safetensors FILE…, or --policy keydiff, which needs none",
+            f"'{recipe.policy.name}' needs retaining heads, and none exist for {model.name}",
+            f"kvcli train -m {model.name} -o heads.safetensors FILE…, or --policy keydiff",
         )
     if recipe.storage.calibrated == "must" and not model.calibration:
         raise ModelError(
-            f"'{recipe}' needs a calibration and there is none of {model.name}",
+            f"'{recipe}' needs a calibration, and none exists for {model.name}",
             f"kvcli calibrate -m {model.name} FILE…, or another skew",
         )
     return PrefillCache(
@@ -151,7 +151,7 @@ def evict_turns(
         InputError: no ids.
     """
     if not ids:
-        raise InputError("there is nothing to absorb")
+        raise InputError("there are no tokens to process")
     began, before = perf_counter(), work.seen
     with torch.inference_mode():
         work.reserve(before + len(ids), min(chunk, len(ids)))

@@ -32,10 +32,10 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
         match = _LENGTH.fullmatch(part)
         tokens = int(match[1].replace("_", "") or 0) << {"": 0, "K": 10, "M": 20}[match[2].upper()] if match else 0
         if not tokens:
-            raise UsageError(f"{option} {part} is no number of tokens", f"{option} 4K,8K,16384")
+            raise UsageError(f"{option} {part} is not a number of tokens", f"{option} 4K,8K,16384")
         found.append(tokens)
     if not found:
-        raise UsageError(f"{option} names no length", f"{option} 4K,8K")
+        raise UsageError(f"{option} is empty", f"{option} 4K,8K")
     return list(dict.fromkeys(found))
 
 
@@ -48,7 +48,7 @@ def looks(text: str, option: str = "--reread") -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         if not (part.isascii() and part.isdigit()):
-            raise UsageError(f"{option} {part or repr(text)} is no number of passages", f"{option} 0,3")
+            raise UsageError(f"{option} {part or repr(text)} is not a number of passages", f"{option} 0,3")
     return tuple(dict.fromkeys(map(int, parts)))
 
 

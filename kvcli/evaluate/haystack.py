@@ -60,7 +60,9 @@ class Haystack:
         pieces = self._window(room, rng)
         while (over := self._ruler.document(text := _plant(pieces, facts, depths)) - length) > 0:
             if not pieces:
-                raise UsageError(f"{length:,} tokens are too few for what is planted", f"--lengths {length + over}")
+                raise UsageError(
+                    f"{length:,} tokens are too few for the facts of the task", f"--lengths {length + over}"
+                )
             counts = self._ruler.pieces(pieces)
             while pieces and over > 0:
                 over -= counts[len(pieces) - 1]

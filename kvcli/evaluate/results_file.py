@@ -115,13 +115,13 @@ class ResultsFile:
                 file.flush()
                 os.fsync(file.fileno())
         except PermissionError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}", "another name for --out") from None
+            raise InputError(f"cannot write {self.path}: {error.strerror}", "another FILE for --out") from None
 
     def _load(self, path: Path) -> None:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DamagedError(f"{path} cannot be read: {error}", "another name for --out") from None
+            raise DamagedError(f"cannot read {path}: {error}", "another FILE for --out") from None
         whole, _, torn = text.rpartition("\n")
         try:
             head, *rest = [json.loads(line) for line in whole.splitlines()]
@@ -130,7 +130,9 @@ class ResultsFile:
             names = {f.name for f in fields(Result)}
             rows = [Result(**{k: v for k, v in row.items() if k in names}) for row in rest]
         except (ValueError, TypeError, AttributeError) as error:
-            raise DamagedError(f"{path} is no file of kvcli eval: {error}", "another name for --out") from None
+            raise DamagedError(
+                f"{path} is not a results file of kvcli eval: {error}", "another FILE for --out"
+            ) from None
         theirs = head.get("settings", {})
         for name in [*self.settings, *(k for k in theirs if k not in self.settings)]:
             if theirs.get(name) != self.settings.get(name):

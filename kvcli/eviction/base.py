@@ -59,7 +59,7 @@ class EvictionPolicy:
         if self.budget is None:
             return
         if self.budget < 1:
-            raise UsageError(f"{self.name}: the budget must be 1 unit or more, got {self.budget}", "--budget 1024")
+            raise UsageError(f"{self.name}: the budget must be 1 or more, got {self.budget}", "--budget 1024")
         if not 0 <= self.pyramid < 1:
             raise UsageError(f"{self.name}: pyramid must be 0 or more and below 1, got {self.pyramid}", "pyramid=0.95")
         if self.protected > self.budget:

@@ -139,7 +139,7 @@ def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
     device = _checked_device(device)
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
     return device, dtype
 
 
@@ -250,7 +250,7 @@ def _checked_device(device: str | None) -> str:
     except RuntimeError as error:
         raise UsageError(f"'{device}' is not a device", "--device cpu") from error
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise UsageError(f"there is no device '{device}' here", "--device cpu")
+        raise UsageError(f"this machine has no device '{device}'", "--device cpu")
     return "cuda:0" if device == "cuda" else device
 
 

@@ -47,7 +47,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     device = _device(device)
     dtype = dtype or default_dtype(device)
     if dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; there are: {', '.join(DTYPE_BYTES)}")
+        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
     config = source.config
     text = config.get("text_config", config)
 
@@ -154,7 +154,9 @@ def _device(name: str | None) -> str:
     if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
         raise UsageError(f"'{name}' is not a device", "--device cpu")
     if name != "cpu" and default_device() == "cpu":
-        raise UsageError(f"there is no device '{name}' here", "--device cpu, or --gpu 4090 for a GPU that is not here")
+        raise UsageError(
+            f"this machine has no device '{name}'", "--device cpu, or --gpu 4090 for a GPU that is not here"
+        )
     return "cuda:0" if name == "cuda" else name
 
 

@@ -1,11 +1,17 @@
 """``--budget``: units as a number, as a share of the document or as memory."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvcli.errors import UsageError
 from kvcli.types import ModelSpec
+
+if TYPE_CHECKING:
+    from kvcli.recipe import Recipe
 
 _UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SHAPE = re.compile(r"(?P<number>\d[\d_,]*(?:\.\d+)?)\s*(?P<unit>%|[KMG]?i?B)?", re.IGNORECASE)
@@ -20,15 +26,15 @@ class Budget:
     unit: Literal["units", "%", "bytes"]
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
+    def parse(cls, text: str) -> Budget:
         """Raises ``UsageError`` for what is no budget, and for one that keeps nothing."""
         match = _SHAPE.fullmatch(text.strip())
         if match is None:
-            raise UsageError(f"--budget {text} is not a number of units, a percentage or a size", FORMS)
+            raise UsageError(f"--budget {text} is not a number, a percentage or a size", FORMS)
         value = float(re.sub("[_,]", "", match["number"]))
         unit = (match["unit"] or "").upper()
         if value <= 0:
-            raise UsageError(f"--budget {text} keeps nothing: at least 1 unit is needed", FORMS)
+            raise UsageError(f"--budget {text} keeps nothing; the smallest budget is 1", FORMS)
         if unit == "%":
             if value > 100:
                 raise UsageError(f"--budget {text} is more than the whole document", "--budget 100%")
@@ -36,7 +42,7 @@ class Budget:
         if unit:
             return cls(value * _UNITS[unit], "bytes")
         if value != int(value):
-            raise UsageError(f"--budget {text}: units are whole numbers", FORMS)
+            raise UsageError(f"--budget {text} is not a whole number", FORMS)
         return cls(value, "units")
 
     def units(self, spec: ModelSpec, tokens: int) -> int:
@@ -49,7 +55,23 @@ class Budget:
         units = int(self.value // max(1, row))
         if not units:
             raise UsageError(
-                f"--budget of {self.value:,.0f} bytes is less than one unit, which takes {row:,} bytes here",
+                f"--budget of {self.value:,.0f} bytes is too small: one KV pair per head takes {row:,} bytes",
                 f"--budget {row * 1024 // 2**20 + 1}MiB",
             )
         return units
+
+
+def combinations(
+    recipes: Sequence[Recipe],
+    budgets: Sequence[Budget],
+    spec: ModelSpec,
+    tokens: int,
+    usual: Callable[[int | None], Recipe],
+) -> list[Recipe]:
+    """Every recipe with every budget for a document of ``tokens``, each once; ``usual(units)`` if none is named."""
+    found: list[Recipe] = []
+    sizes: list[int | None] = [budget.units(spec, tokens) for budget in budgets]
+    for units in sizes or [None]:
+        for recipe in recipes or [usual(units)]:
+            found.append(recipe if units is None or recipe.policy.budget is None else recipe.with_budget(units))
+    return list({str(recipe): recipe for recipe in found}.values())

@@ -43,5 +43,5 @@ def find(text: str) -> Gpu:
         return Gpu(text.strip(), GIB[name] * 2**30)
     size = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)g(?:i?b)?", name)
     if size is None or float(size[1]) <= 0:
-        raise UsageError(f"--gpu {text} is not a known GPU; there are: {', '.join(GIB)}", "--gpu 8GB")
+        raise UsageError(f"--gpu {text} is not a known GPU; known are {', '.join(GIB)}", "--gpu 8GB")
     return Gpu(text.strip(), int(float(size[1]) * 2**30))

@@ -74,18 +74,17 @@ class Plan:
         """
         if self.host and self.host > (free := host_available()):
             raise ResourceError(
-                f"keeping everything in host memory needs {format_bytes(self.host)} of it"
-                f" and this machine has {format_bytes(free)} free",
-                "--policy keydiff --budget N keeps N units per head, on the card",
+                f"the KV cache needs {format_bytes(self.host)} of RAM, and {format_bytes(free)} is free",
+                "--policy keydiff --budget N",
             )
         needed = self.total - self.weights
         if needed > available:
             raise ResourceError(
-                f"the cache needs {format_bytes(needed)} beside the weights"
+                f"not enough memory: the KV cache needs {format_bytes(needed)} besides the weights,"
                 f" and {what} has {format_bytes(available)} free"
-                f" (kept units {format_bytes(self.fill)}, workspace {format_bytes(self.workspace)},"
+                f" (kept {format_bytes(self.fill)}, workspace {format_bytes(self.workspace)},"
                 f" activations {format_bytes(self.activations)})",
-                "a smaller --budget or --chunk-size",
+                "use a smaller --budget or --chunk-size",
             )
 
 

@@ -31,13 +31,13 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
     if room < 1:
         if slots == tokens:
             raise TooLongError(
-                f"{tokens:,} tokens and a question of {question:,} do not fit the {spec.max_positions:,} positions"
-                f" of {spec.name} under '{recipe}'",
-                f"--policy 'keydiff(budget={max(1, spec.max_positions // 8)})' reads a text of any length",
+                f"the document ({tokens:,} tokens) and the question ({question:,}) exceed the context length of"
+                f" {spec.name} ({spec.max_positions:,}) with '{recipe}'",
+                f"--policy 'keydiff(budget={max(1, spec.max_positions // 8)})'",
             )
         raise TooLongError(
-            f"a budget of {slots:,} units, a chunk of {chunk:,} and a question of {question:,} tokens do not fit the"
-            f" {spec.max_positions:,} positions of {spec.name}",
+            f"the budget ({slots:,}), the chunk ({chunk:,}) and the question ({question:,} tokens) exceed the context"
+            f" length of {spec.name} ({spec.max_positions:,})",
             f"--budget {max(1, spec.max_positions // 8)}",
         )
     return room

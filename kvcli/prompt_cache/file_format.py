@@ -126,7 +126,7 @@ class CacheHeader:
 
 def damaged(path: Path, why: str) -> DamagedError:
     """The error for a damaged file."""
-    return DamagedError(f"{path} is damaged or no saved reading: {why}", "make it again: kvcli prefill FILE -o book.kv")
+    return DamagedError(f"{path} is damaged or not a saved prefill: {why}", "kvcli prefill FILE -o book.kv")
 
 
 def write(path: Path, meta: Meta, blobs: Sequence[LazyTensor]) -> None:
@@ -211,7 +211,7 @@ def header(path: Path) -> CacheHeader:
         meta = from_json(Meta, json.loads(described["meta"]))
         tensors = {str(name): _tensor(entry, 8 + length) for name, entry in content.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, f"its header makes no sense ({str(error)[:80]})") from None
+        raise damaged(path, f"its header is invalid ({str(error)[:80]})") from None
     at = 8 + length
     for _, _, begin, end in sorted(tensors.values(), key=lambda t: t[2:]):
         if begin != at:
@@ -252,4 +252,4 @@ def verify(found: CacheHeader) -> None:
         while block := file.read(_BLOCK):
             total.update(block)
     if total.hexdigest() != found.digest:
-        raise damaged(found.path, "its content is not what was written")
+        raise damaged(found.path, "its checksum does not match")

@@ -291,7 +291,7 @@ def _sources(
             if header.meta.identity == own:
                 yield header, False
             elif library is not None:
-                yield DamagedError(f"{place} is a reading of something else"), False
+                yield DamagedError(f"{place} is the saved prefill of another document"), False
         except DamagedError as error:
             if library is not None:
                 yield error, False
@@ -394,13 +394,13 @@ class _Checkpointer:
             if self.library is not None:
                 if size > self.library.limit:
                     limit = f"{self.library.limit / 2**20:,.0f} MiB (KVCLI_CACHE_LIMIT)"
-                    raise OSError(None, f"it takes {size / 2**20:,.0f} MiB and all readings together may take {limit}")
+                    raise OSError(None, f"it takes {size / 2**20:,.0f} MiB, and the limit of the cache is {limit}")
                 self.library.prune(self.library.limit - size, exclude=self.own.key)
             file_format.write(self.place, self._meta(work, edge), blobs)
             self.saved = work.seen
         except OSError as error:
             where, self.place = self.place, None
-            return Notice(f"this reading is not saved: {error.strerror or error} ({where.parent})")
+            return Notice(f"the prefill cannot be saved: {error.strerror or error} ({where.parent})")
         return None
 
     def _meta(self, work: PrefillCache, edge: int) -> Meta:

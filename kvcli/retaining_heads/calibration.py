@@ -86,7 +86,7 @@ def load(where: Path) -> tuple[dict[int, Tensor], CalibrationCard]:
             card = CalibrationCard(**{k: v for k, v in json.loads(metadata["card"]).items() if k in known})
             moments = {int(key.split(".")[1]): stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DamagedError(f"{where} is no calibration: {error}", "kvcli calibrate FILE…") from error
+        raise DamagedError(f"{where} is not a calibration: {error}", "kvcli calibrate FILE…") from error
     shape = (card.heads, card.head_dim, card.head_dim)
     if any(tuple(m.shape) != shape or not bool(m.isfinite().all()) for m in moments.values()):
         raise DamagedError(f"{where}: its moments are not {shape}, or not finite", "kvcli calibrate FILE…")
@@ -110,8 +110,8 @@ def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
     again = f"kvcli calibrate -m {model.name} FILE…"
     if where is None:
         if "must" in asked:
-            raise ModelError(f"there is no calibration of {model.name}, and skew=file needs one", again)
-        return f"no calibration of {model.name}: columns stay as they are ({again})"
+            raise ModelError(f"skew=file needs a calibration, and none exists for {model.name}", again)
+        return f"no calibration of {model.name}; its queries are not rotated ({again})"
     moments, card = load(where)
     have = {"layers": card.layers, "heads": card.heads, "head dimensions": card.head_dim}
     want = {"layers": spec.layers, "heads": spec.heads, "head dimensions": spec.head_dim}

@@ -20,7 +20,7 @@ def parse_size(text: str, what: str) -> int:
     """``20GiB`` in bytes. Raises ``UsageError``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or (match[2] or "").upper() not in _UNITS:
-        raise UsageError(f"{what} {text} is no size", f"{what}{' ' if what.startswith('-') else '='}20GiB")
+        raise UsageError(f"{what} {text} is not a size", f"{what}{' ' if what.startswith('-') else '='}20GiB")
     return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
 
 

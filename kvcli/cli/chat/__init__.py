@@ -1,1 +1,1 @@
-"""``kvcli chat``: the ground it stands on, what is typed, what is shown, and the commands."""
+"""``kvcli chat``: setup, input line, commands, and answers on the terminal."""

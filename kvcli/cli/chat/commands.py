@@ -1,4 +1,4 @@
-"""The commands of a chat: ``/help`` and its kin. Each is a method named after it, and its docstring is its help."""
+"""The commands of a chat, such as ``/help``: one method each, whose docstring is its help."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 FOUND = 20
 KEYS = (
-    ("Alt-Enter, or \\ at the end", "a new line"),
+    ("Alt-Enter, or \\ at the end", "start a new line"),
     ("Ctrl-X Ctrl-E", "write in $EDITOR"),
-    ("Ctrl-C", "stops an answer; Ctrl-D leaves"),
+    ("Ctrl-C, Ctrl-D", "stop the answer, leave"),
 )
 
 
 class Commands:
-    """What a line that begins with ``/`` does.
+    """Runs lines that begin with ``/``.
 
     Args:
         session: the conversation.
-        consent: asks a person yes or no; says yes for a script.
+        consent: asks a yes-or-no question; returns yes if standard input is not a terminal.
     """
 
     def __init__(self, session: ChatSession, consent: Callable[[str], bool]) -> None:
@@ -46,17 +46,17 @@ class Commands:
         return [name.removeprefix("do_") for name in vars(cls) if name.startswith("do_")]
 
     def run(self, line: str) -> None:
-        """One command. Raises ``UsageError`` for one that does not exist, naming the nearest."""
+        """Run one command. Raises ``UsageError`` if it does not exist, with the nearest name."""
         name, _, rest = line.removeprefix("/").partition(" ")
         command = getattr(self, f"do_{name}", None)
         if command is None:
-            near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.4)
-            nearest = f"; the nearest is /{near[0]}" if near else ""
+            near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
+            nearest = f"; did you mean /{near[0]}?" if near else ""
             raise UsageError(f"there is no command /{name}{nearest}", "/help")
         command(rest.strip())
 
     def do_help(self, _rest: str) -> None:
-        """/help — what can be typed."""
+        """/help — show this help."""
         for name in self.names():
             usage, _, about = (getattr(self, f"do_{name}").__doc__ or "").strip().partition(" — ")
             _say(f"{usage:<28} {about}")
@@ -65,10 +65,10 @@ class Commands:
                 _say(f"{what:<28} {about}")
 
     def do_files(self, _rest: str) -> None:
-        """/files — what has been read."""
+        """/files — list the documents."""
         document = self.session.setup.document
         if document is None:
-            _say("nothing has been read; /add FILE reads one")
+            _say("no document; add one with /add FILE")
             return
         for name in document.files:
             pages = {span.page for span in document.spans if span.file == name and span.page is not None}
@@ -76,7 +76,7 @@ class Commands:
             _say(f"{name} · {size:,} characters" + (f" · {terminal.plural(len(pages), 'page')}" if pages else ""))
 
     def do_add(self, rest: str) -> None:
-        """/add FILE… — read further files, behind those that were read."""
+        """/add FILE… — add documents after the others."""
         setup, talk = self.session.setup, self.session.talk
         names = [setup.remembered(name) for name in _words(rest)]
         if not names:
@@ -85,7 +85,7 @@ class Commands:
         setup.add(names)
         more = setup.tokens - tokens
         try:
-            if not self.consent(f"read {more:,} more tokens, {setup.tokens:,} in all ({setup.estimate(more)})?"):
+            if not self.consent(f"process {more:,} more tokens, {setup.tokens:,} in all ({setup.estimate(more)})?"):
                 setup.restore(before, added)
                 return
             talk.forget_ground()
@@ -96,31 +96,31 @@ class Commands:
             talk.forget_ground()
             if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
                 raise
-            terminal.note("stopped", "nothing was added; /add reads on from where it was stopped")
+            terminal.note("stopped", "nothing was added; run /add again to resume")
             return
         self.session.save()
         terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
 
     def do_page(self, rest: str) -> None:
-        """/page N — the text of a page, as the model read it."""
+        """/page N — show the text of a page."""
         document = self._document()
         if not rest.isdecimal():
-            raise UsageError(f"'{rest}' is no page", "/page 12")
+            raise UsageError(f"'{rest}' is not a page number", "/page 12")
         spans = [span for span in document.spans if span.page == int(rest)]
         if not spans:
             pages = [span.page for span in document.spans if span.page is not None]
-            there = f"its pages are {min(pages)} to {max(pages)}" if pages else "what was read has no pages"
+            there = f"pages are {min(pages)} to {max(pages)}" if pages else "the document has no pages"
             raise InputError(f"there is no page {int(rest):,}: {there}", "/find TEXT")
         for span in spans:
             _say(terminal.strip_control(document.text[span.body : span.end].strip("\n")))
 
     def do_find(self, rest: str) -> None:
-        """/find TEXT — where a text stands, whatever its case."""
+        """/find TEXT — search the documents; upper and lower case are equal."""
         if not rest:
-            raise UsageError("nothing to find was given", "/find TEXT")
+            raise UsageError("no text to search for", "/find TEXT")
         document = self._document()
         text, wanted = document.text.lower(), rest.lower()
-        exact = len(text) == len(document.text)  # a few letters change their length with their case
+        exact = len(text) == len(document.text)  # the case of some letters changes their length
         text, wanted = (text, wanted) if exact else (document.text, rest)
         at, places = text.find(wanted), list[int]()
         while at >= 0:
@@ -133,16 +133,16 @@ class Commands:
             around = document.text[max(0, place - 30) : place + len(wanted) + 40]
             _say(f"{name}{where}: …{terminal.oneline(around)}…")
         if not places:
-            _say(f"'{rest}' is not in the text")
+            _say(f"'{rest}' was not found")
         elif len(places) > FOUND:
             _say(f"… and {len(places) - FOUND:,} more")
 
     def do_sources(self, rest: str) -> None:
-        """/sources [TURN] — what the last answer, or that of a turn, quotes, and where else it may come from."""
+        """/sources [TURN] — show citations and likely sources of the last answer, or of a turn."""
         if rest and not rest.isdecimal():
-            raise UsageError(f"'{rest}' is no turn", "/sources 2")
+            raise UsageError(f"'{rest}' is not a turn number", "/sources 2")
         found = self.session.sources(int(rest) if rest else None)
-        for line in found or ["nothing of the answer stands in the text, and no page stands out"]:
+        for line in found or ["no quote was found in the documents, and no page is a likely source"]:
             _say(line)
 
     def do_retry(self, _rest: str) -> None:
@@ -150,9 +150,9 @@ class Commands:
         self.session.retry()
 
     def do_undo(self, _rest: str) -> None:
-        """/undo — forget the last turn."""
+        """/undo — remove the last turn."""
         talk = self.session.talk
-        if talk.unanswered is not None:  # asked last, and there is no turn of it
+        if talk.unanswered is not None:  # the last question has no answer
             question, talk.unanswered = talk.unanswered, None
             self.session.save()
         else:
@@ -160,25 +160,28 @@ class Commands:
         terminal.note("undone", question, quiet=self.session.quiet)
 
     def do_clear(self, _rest: str) -> None:
-        """/clear — forget the talk and keep the document."""
+        """/clear — remove all turns; the documents stay."""
         self.session.talk.clear()
-        terminal.note("cleared", "the talk is forgotten, what was read is kept", quiet=self.session.quiet)
+        terminal.note("cleared", "all turns are removed; the documents stay", quiet=self.session.quiet)
 
     def do_system(self, rest: str) -> None:
-        """/system [TEXT|-] — show the system message, set it, or take it away; what was read is read under it."""
+        """/system [TEXT|-] — show the system prompt, set it, or remove it with -."""
         setup, talk = self.session.setup, self.session.talk
         before = setup.options.system
         if not rest:
-            _say(before or "no system message of ours")
+            _say(before or "no system prompt is set")
             return
         if setup.options.raw:
-            raise UsageError("a system message has no place in a raw prompt", "start without --raw")
+            raise UsageError("a system prompt has no effect with --raw", "start the chat without --raw")
         if setup.run.base is not None:
-            raise UsageError(f"{setup.run.base} was read under its own system message", "chat with the document")
-        setup.set_system(None if rest == "-" else require_utf8(rest, "the system message"))
+            raise UsageError(
+                f"the system prompt of the saved prefill {setup.run.base} cannot change",
+                "chat with the document instead",
+            )
+        setup.set_system(None if rest == "-" else require_utf8(rest, "the system prompt"))
         tokens = setup.tokens
         try:
-            if tokens and not self.consent(f"read all {tokens:,} tokens under it ({setup.estimate(tokens)})?"):
+            if tokens and not self.consent(f"process all {tokens:,} tokens again ({setup.estimate(tokens)})?"):
                 setup.set_system(before)
                 return
             talk.forget_ground()
@@ -189,7 +192,7 @@ class Commands:
             talk.forget_ground()
             if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
                 raise
-            terminal.note("stopped", "the system message is as it was")
+            terminal.note("stopped", "the system prompt is unchanged")
             return
         self.session.save()
         if tokens:
@@ -227,13 +230,13 @@ class Commands:
             session.given = given
         else:
             raise UsageError(
-                f"'{rest}' cannot be set: there are {', '.join(SAMPLING)}, max_tokens N, think show|hide,"
-                " cite on|off, sampling model",
+                f"cannot set '{rest}': expected {', '.join(SAMPLING)}, max_tokens N, think show|hide,"
+                " cite on|off or sampling model",
                 "/set temp 0.7",
             )
 
     def do_save(self, rest: str) -> None:
-        """/save [NAME] — go on under another name; a conversation is saved anyway."""
+        """/save [NAME] — continue under another name; every turn is saved anyway."""
         if rest:
             self.session.move(transcript.named(rest))
         else:
@@ -241,11 +244,11 @@ class Commands:
         terminal.note("saved", f"kvcli chat --session {self.session.path.stem}", quiet=self.session.quiet)
 
     def do_load(self, rest: str) -> None:
-        """/load NAME — go on with the turns of another session about the same files."""
+        """/load NAME — switch to another session about the same documents."""
         session = self.session
         path = transcript.named(rest)
         if path == session.path:
-            raise UsageError(f"this is the session {rest}", "/stats")
+            raise UsageError(f"the session {rest} is already open", "/stats")
         found = transcript.load(path)
         session.load(path, found)
         terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=session.quiet)
@@ -257,48 +260,46 @@ class Commands:
         path = Path(rest).expanduser()
         self.session.save()
         export(path, self.session.saved)
-        terminal.note("written", str(path), quiet=self.session.quiet)
+        terminal.note("exported", str(path), quiet=self.session.quiet)
 
     def do_stats(self, _rest: str) -> None:
-        """/stats — the session, what was read, turns, tokens, sampling, speed."""
+        """/stats — show the session: documents, turns, tokens, sampling, speed."""
         for label, text in self.session.stats():
             _say(f"{label:<10}{text}")
 
     def do_memory(self, _rest: str) -> None:
-        """/memory — what takes how many bytes."""
+        """/memory — show memory use."""
         for label, text in self.session.memory():
             _say(f"{label:<10}{text}")
 
     def do_kv(self, _rest: str) -> None:
-        """/kv — where in the text the kept units lie."""
+        """/kv — show which parts of the documents are kept."""
         from kvcli.cache.retention import equal_bins, mean_retention
 
         setup, context = self.session.setup, self.session.talk.context
         document, tokens = setup.document, setup.tokens
         if document is None or context is None:
-            raise InputError("nothing has been read", "/add FILE")
+            raise InputError("there is no document", "/add FILE")
         edges = equal_bins(tokens, sparkline.WIDTH)
         found = mean_retention(context, edges, setup.model.spec.sliding)
         _say(sparkline.bars(found))
         _say(sparkline.ends(document, len(found)))
         kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
-        _say(
-            f"{kept:,.0f} of {tokens:,} units of the text per KV head; the highest bar is {max(found):.0%} of its part"
-        )
+        _say(f"{kept:,.0f} of {tokens:,} tokens kept per KV head; the highest bar is {max(found):.0%}")
 
     def do_exit(self, _rest: str) -> None:
-        """/exit — leave; kvcli chat -c goes on."""
+        """/exit — leave; kvcli chat -c continues."""
         self.leave = True
 
     def _document(self) -> Document:
         document = self.session.setup.document
         if document is None:
-            raise InputError("nothing has been read", "/add FILE")
+            raise InputError("there is no document", "/add FILE")
         return document
 
 
 def _say(text: str) -> None:
-    """A line that was asked for, on stdout."""
+    """Print one line to stdout."""
     sys.stdout.write(terminal.strip_control(text).rstrip() + "\n")
     sys.stdout.flush()
 
@@ -307,14 +308,14 @@ def _words(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"{text}: {error}".lower(), "quotes around a name with spaces") from None
+        raise UsageError(f"{text}: {error}".lower(), "/add 'a name with spaces.txt'") from None
 
 
 def _number(name: str, value: str, kind: type[int] | type[float]) -> float:
     try:
         number = kind(value)
     except ValueError:
-        raise UsageError(f"{name} must be a number, got '{value}'", "/set") from None
+        raise UsageError(f"{name}: '{value}' is not a number", "/set") from None
     if not number < float("inf") or (name == "max_tokens" and number < 1):
         raise UsageError(f"{name} cannot be {value}", "/set")
     return number

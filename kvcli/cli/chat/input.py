@@ -1,4 +1,4 @@
-"""Where a person types: a prompt with history, completion, several lines, an editor and a bottom line."""
+"""The input line: history, completion, several lines, an editor and a status line."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PATHS = ("/add", "/export")
 
 
 class CommandCompleter(Completer):
-    """Completes commands, and paths behind those that take a file."""
+    """Completes commands, and paths after commands that take a file."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = list(names)
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Of what stands before the cursor."""
+        """Completions of the text before the cursor."""
         text = document.text_before_cursor
         if not text.startswith("/"):
             return
@@ -49,7 +49,7 @@ class CommandCompleter(Completer):
 
 
 def keys() -> KeyBindings:
-    """Enter sends; Alt-Enter, and Enter behind a backslash, make a new line."""
+    """Enter sends; Alt-Enter, or Enter after a backslash, starts a new line."""
     bindings = KeyBindings()
 
     @bindings.add("enter", filter=~has_completions & ~is_searching)
@@ -73,7 +73,7 @@ def keys() -> KeyBindings:
 
 
 def _history() -> FileHistory:
-    """What was typed, readable by its owner alone."""
+    """The typed lines, in a file that only its owner can read."""
     path = files.data_dir() / "history"
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     path.chmod(0o600)
@@ -83,7 +83,7 @@ def _history() -> FileHistory:
 class InputLine:
     """Reads messages from a terminal."""
 
-    def __init__(self, evening: ChatSession, names: Iterable[str]) -> None:
+    def __init__(self, session: ChatSession, names: Iterable[str]) -> None:
         self.session: PromptSession[str] = PromptSession(
             history=_history(),
             completer=CommandCompleter(names),
@@ -92,17 +92,17 @@ class InputLine:
             multiline=True,
             enable_open_in_editor=True,
             tempfile_suffix=".md",
-            bottom_toolbar=lambda: FormattedText([("", self.bottom(terminal.oneline(evening.status())))]),
+            bottom_toolbar=lambda: FormattedText([("", self.bottom(terminal.oneline(session.status())))]),
             prompt_continuation="  ",
             output=create_output(sys.stdout if terminal.is_terminal(sys.stdout) else sys.stderr),
         )
 
     def bottom(self, line: str) -> str:
-        """A bottom line, closer together where the window is too narrow for it."""
+        """The status line, shortened if the window is narrow."""
         return line if len(line) <= self.session.output.get_size().columns else line.replace(" · ", "·")
 
     def read(self) -> str | None:
-        """One message; ``None`` where the person leaves. Ctrl-C empties the line."""
+        """One message, or ``None`` at Ctrl-D. Ctrl-C empties the line."""
         while True:
             try:
                 return self.session.prompt("> ")
@@ -113,7 +113,7 @@ class InputLine:
 
 
 def confirm(question: str) -> bool:
-    """Yes or no, asked on the terminal; no for Ctrl-C and Ctrl-D."""
+    """Ask a yes-or-no question; Ctrl-C and Ctrl-D mean no."""
     from prompt_toolkit import prompt
 
     try:

@@ -1,7 +1,7 @@
-"""Markdown as it comes, printed block by block: nothing that stands on the screen is drawn again.
+"""Streamed Markdown, printed block by block; printed blocks are never drawn again.
 
-A block ends at a blank line outside a fence, or with its fence; a list goes on behind a blank line with what is
-indented. Only the last, unfinished line of an answer is live: one row, cut short, taken away when its block is printed.
+A block ends at a blank line outside a fence, or with its fence. Indented text after a blank line continues a list.
+Until a block is finished, a live row shows the end of its last line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 LIVE = 48
-"""Cells of the live row at most, so that a window may be made narrower without breaking it in two."""
+"""Most cells of the live row, so that it stays one row if the window becomes narrower."""
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])\s")
@@ -32,11 +32,11 @@ class MarkdownBlocks:
 
     @property
     def unfinished(self) -> str:
-        """The last line that is not blank, of the block that is being made."""
+        """The last line that is not blank of the unfinished block."""
         return self._line or next((line for line in reversed(self._lines) if line.strip()), "")
 
     def push(self, text: str) -> list[str]:
-        """The blocks that are finished by more text."""
+        """Add text; returns the blocks that it finishes."""
         done: list[str] = []
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
@@ -44,7 +44,7 @@ class MarkdownBlocks:
         return done
 
     def mark(self, text: str) -> None:
-        """Put ``text`` behind the last word, where that is not printed yet and no code."""
+        """Add ``text`` after the last word, unless that is printed already or code."""
         if self._fence:
             return
         if self._line.strip():
@@ -54,7 +54,7 @@ class MarkdownBlocks:
             self._lines[last] = f"{self._lines[last].rstrip()} {text}"
 
     def flush(self) -> list[str]:
-        """What is left, as the last block."""
+        """The rest as the last block."""
         line, self._line = self._line, ""
         done = self._take(line) if line else []
         return [*done, *self._close()]
@@ -68,7 +68,7 @@ class MarkdownBlocks:
             return []
         before: list[str] = []
         if self._lines and not self._lines[-1].strip() and not line.startswith("  ") and line.strip():
-            before = self._close()  # of a list: it did not go on
+            before = self._close()  # the list ended
         if match:
             before += self._close()
             self._fence = match[1]
@@ -93,7 +93,7 @@ class TerminalAnswer:
         self._thought = False
 
     def write(self, text: str, *, thought: bool = False) -> None:
-        """A piece of the answer, or of what the model thinks before it, which is no Markdown and stands back."""
+        """Write a piece of the answer, or of the model's reasoning, which is dim plain text."""
         if thought != self._thought:
             self._flush()
             self._thought = thought
@@ -102,11 +102,11 @@ class TerminalAnswer:
         self._show(self._blocks.unfinished)
 
     def wait(self, what: str) -> None:
-        """Say in the live row what is going on that is not shown."""
+        """Show a message in the live row."""
         self._show(what)
 
     def end(self, marks: str = "") -> None:
-        """The answer is complete, or broken off; ``marks`` go behind its last word."""
+        """End the answer, complete or not; ``marks`` follow its last word."""
         if marks:
             self._blocks.mark(marks)
         self._flush()
@@ -132,12 +132,12 @@ class TerminalAnswer:
         self._printed += 1
 
     def _show(self, line: str) -> None:
-        """Put ``line`` into the live row, or take the row away."""
+        """Show ``line`` in the live row, or remove the row."""
         from rich.cells import set_cell_size
 
         width = max(2, self.console.width)
         if self._live:
-            # In a window that has been made narrower the row has become several.
+            # In a narrower window the row takes several.
             up = (self._live - 1) // width
             sys.stdout.write(f"\x1b[{up}A\r\x1b[J" if up else "\r\x1b[K")
         room = min(LIVE, width - 1)
@@ -150,7 +150,7 @@ class TerminalAnswer:
 
 
 def _trimmed(line: list[Segment]) -> list[Segment]:
-    """A line without white space at its end: made wider than the window, it would be wrapped."""
+    """A line without white space at its end, which could wrap."""
     while line:
         *before, (text, style, control) = line
         if style is not None and style.bgcolor is not None and not style.bgcolor.is_default:
@@ -170,14 +170,14 @@ def _cells(text: str) -> int:
 
 
 class PlainAnswer:
-    """An answer where no terminal is: as it comes, ending in one newline."""
+    """An answer that is not on a terminal: streamed, ending in one newline."""
 
     def __init__(self) -> None:
         self._held = ""
         self._thought = False
 
     def write(self, text: str, *, thought: bool = False) -> None:
-        """A piece of the answer; line ends are held back until more text shows that they are not the last."""
+        """Write a piece of the answer. Line ends at its end wait for more text, because the last ones are dropped."""
         if thought != self._thought:
             self._thought = thought
             text = ("<think>\n" if thought else "\n</think>\n\n") + text
@@ -188,10 +188,10 @@ class PlainAnswer:
         sys.stdout.flush()
 
     def wait(self, what: str) -> None:
-        """Where nobody watches, nothing."""
+        """No effect."""
 
     def end(self, marks: str = "") -> None:
-        """The answer is complete, or broken off; ``marks`` go behind its last word."""
+        """End the answer, complete or not; ``marks`` follow its last word."""
         self._held = ""
         sys.stdout.write(f" {marks}\n" if marks else "\n")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""One chat from the first question to the last: what is asked, how it is shown, and what is saved of it."""
+"""One chat: questions, answers on the screen, and the saved conversation."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": 
 
 
 class ChatSession:
-    """A conversation with a person or a script.
+    """A conversation on a terminal or in a pipe.
 
     Args:
         setup: documents, model and recipe.
-        saved: the conversation to go on with, or a new one.
+        saved: the conversation to continue, or a new one.
         path: where it is saved.
-        given: sampling that was asked for; ``None`` for the model's own.
-        interactive: whether a person types.
+        given: sampling settings; ``None`` for those of the model.
+        interactive: whether standard input is a terminal.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ChatSession:
     # --- before and after ---
 
     def open(self) -> None:
-        """Read the document, or take its reading up, and the turns there are."""
+        """Process the document, or load its saved prefill, and the saved turns."""
         self._lock.enter_context(transcript.locked(self.path))
         self.setup.banner()
         with DeferredSignals() as patience:
@@ -83,23 +83,23 @@ class ChatSession:
                 if patience.cause is not None:
                     break
         if patience.cause is not None:
-            raise Interrupted("interrupted while taking the turns up", "kvcli chat -c", cause=patience.cause)
+            raise Interrupted("interrupted while loading the turns", "kvcli chat -c", cause=patience.cause)
         if self.setup.tokens:
             terminal.note("read", self.setup.report.reading(), quiet=self.quiet)
         turns = len(self.talk.turns)
         if turns:
             terminal.note("session", f"{self.path.stem} · {terminal.plural(turns, 'turn')}", quiet=self.quiet)
         if self.talk.unanswered is not None:
-            terminal.note("session", "the last question has no answer yet: /retry asks it again", quiet=self.quiet)
+            terminal.note("session", "the last question was not answered; /retry asks it again", quiet=self.quiet)
 
     def close(self) -> None:
-        """Let another process have the session."""
+        """Release the session for other processes."""
         self._lock.close()
 
     def move(self, path: Path) -> None:
-        """Save this conversation elsewhere from now on. Raises ``UsageError`` where that is open or there already."""
+        """Save under another name from now on. Raises ``UsageError`` if that exists or is open."""
         if path.exists() and path != self.path:
-            raise UsageError(f"there is a session {path.stem} already", "/save ANOTHER")
+            raise UsageError(f"the session {path.stem} already exists", "/save ANOTHER")
         with ExitStack() as lock:
             if path != self.path:
                 lock.enter_context(transcript.locked(path))
@@ -109,10 +109,10 @@ class ChatSession:
         self.save()
 
     def load(self, path: Path, found: Transcript) -> None:
-        """Go on with another conversation about the same text.
+        """Switch to another conversation about the same documents.
 
         Raises:
-            UsageError: it is about other files, was read otherwise, or is open in another process.
+            UsageError: its files or options differ, or it is open in another process.
         """
         for name in ("files", "added", "options", "system"):
             one, two = (transcript.absolute(r) if name == "files" else getattr(r, name) for r in (found, self.saved))
@@ -127,7 +127,7 @@ class ChatSession:
         self.talk = self._conversation()
 
     def save(self) -> None:
-        """The conversation as it is now; a disk that refuses is said once and does not end it."""
+        """Save the conversation; an error of the disk is printed once and does not end the chat."""
         saved, talk, setup = self.saved, self.talk, self.setup
         saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.absorbed, talk.unanswered
         saved.fingerprint, saved.sampling = setup.model.spec.fingerprint, self.given
@@ -138,16 +138,16 @@ class ChatSession:
         except OSError as error:
             if not self._told:
                 self._told = True
-                terminal.warn(f"this conversation is not saved: {error.strerror or error} ({self.path})")
+                terminal.warn(f"the conversation cannot be saved: {error.strerror or error} ({self.path})")
 
     # --- questions ---
 
     def ask(self, text: str) -> None:
-        """Put a question and show its answer. Ctrl-C stops the answer and keeps what there is of it."""
+        """Ask a question and show its answer. Ctrl-C stops the answer and keeps the partial text."""
         self._show(self.talk.ask(text, **self._how()))
 
     def retry(self) -> None:
-        """The last question again."""
+        """Ask the last question again."""
         text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
         if text:
             terminal.note("again", text, quiet=self.quiet)
@@ -157,13 +157,13 @@ class ChatSession:
         return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "allow_repetition": self.allow_repetition}
 
     def sampling(self) -> Any:
-        """How the next answer is drawn. Raises ``UsageError``."""
+        """Sampling of the next answer. Raises ``UsageError``."""
         from kvcli.engine.sampling import Sampling
 
         return Sampling(**self.settings())
 
     def settings(self) -> dict[str, Any]:
-        """Sampling in force: what was asked for, else the model's own."""
+        """The settings of sampling: those that were given, else those of the model."""
         return self.setup.sampling() if self.given is None else self.given
 
     def _show(self, events: Generator[Prefill | TurnsEvicted | Token | Answer, None, None]) -> None:
@@ -189,7 +189,7 @@ class ChatSession:
                     begun = True
                     write(thoughts.push(event.text))
                 elif isinstance(event, Prefill):
-                    shown.wait(f"absorbing {event.done:,} of {event.total:,} tokens")
+                    shown.wait(f"reading your message {event.done:,}/{event.total:,}")
                 elif isinstance(event, Answer):
                     self.answers += 1
                     self.tps = event.decode_tps
@@ -200,13 +200,13 @@ class ChatSession:
                         self._tell(cited)
                     if event.stopped_repeating:
                         terminal.warn(
-                            f"the answer kept repeating itself and was ended after {event.completion_tokens:,} tokens;"
-                            f" try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it",
+                            f"the answer kept repeating itself and was stopped after {event.completion_tokens:,}"
+                            f" tokens; try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it continue",
                             quiet=self.quiet,
                         )
                     elif event.finish_reason == "length":
                         terminal.warn(
-                            f"the answer was cut at {event.completion_tokens:,} tokens; try /set max_tokens"
+                            f"the answer was truncated at {event.completion_tokens:,} tokens; try /set max_tokens"
                             f" {2 * event.completion_tokens}",
                             quiet=self.quiet,
                         )
@@ -216,7 +216,7 @@ class ChatSession:
                 shown.end()
             else:
                 shown.wait("")
-            kept = "what there is of the answer is kept" if begun else "before the answer began"
+            kept = "the partial answer is kept" if begun else "before the answer began"
             terminal.note("stopped", f"{kept}; /retry asks again", quiet=self.quiet)
             if not self.interactive:
                 raise
@@ -230,19 +230,19 @@ class ChatSession:
     # --- sources ---
 
     def sources(self, number: int | None = None) -> list[str]:
-        """What a turn's answer quotes, and the pages that it attends to; of the last turn unless one is named.
+        """Citations and likely sources of an answer, by default the last one.
 
         Raises:
             InputError: there is no such turn, or no document.
         """
         document, turns = self.setup.document, self.talk.turns
         if document is None:
-            raise InputError("nothing has been read", "/add FILE")
+            raise InputError("there is no document", "/add FILE")
         if not turns:
             raise InputError("there is no turn yet", "ask something")
         number = len(turns) if number is None else number
         if not 1 <= number <= len(turns):
-            raise InputError(f"there is no turn {number:,}: they are 1 to {len(turns):,}", "/sources")
+            raise InputError(f"there is no turn {number:,}; turns are 1 to {len(turns):,}", "/sources")
         turn = turns[number - 1]
         cited = replace(self._cited(turn.answer), likely_sources=self._likely(turn), grounded=None)
         return citations.lines(document, cited)
@@ -257,7 +257,7 @@ class ChatSession:
         return Citations(quotes, (), any(quote.status == "verified" for quote in quotes))
 
     def _likely(self, turn: transcript.Turn) -> tuple[LikelySource, ...]:
-        """Pages that an answer attends to, its question put to the document as the first one."""
+        """Pages that an answer attends to, computed as if its question were the first one."""
         from kvcli.retrieval.attribution import attribute
 
         setup = self.setup
@@ -270,7 +270,7 @@ class ChatSession:
         return tuple(attribute(setup.model, prompt, context, document, turn.question, text, tokens=setup.tokens))
 
     def _tell(self, cited: Citations) -> None:
-        """Below an answer what it quotes; where nothing of that is verified, pages that it attends to."""
+        """Print the citations of an answer, and likely sources if no quote is verified."""
         document = self.setup.document
         if document is None:
             return
@@ -288,22 +288,22 @@ class ChatSession:
             terminal.write(sys.stdout, line, "dim")
 
     def _absorbed(self, event: TurnsEvicted) -> None:
-        """Said once: from then on it goes without saying."""
+        """Print the first eviction of turns; later ones are not printed."""
         if len(self.talk.absorbed) == 1:
             text = (
-                f"{terminal.count(event.tokens)} tokens of {terminal.plural(event.turns, 'turn')} were evicted into the"
-                " context like a part of the text; the chat goes on at the same memory"
+                f"{terminal.plural(event.turns, 'turn')} ({terminal.count(event.tokens)} tokens) were compressed to"
+                " free memory; details may be lost"
             )
-            terminal.note("absorbed", text, quiet=self.quiet)
+            terminal.note("evicted", text, quiet=self.quiet)
 
     # --- what is known ---
 
     def status(self) -> str:
-        """The bottom line: model and recipe, kept of read, turn, memory, speed."""
+        """The status line: model and recipe, kept tokens, turn, memory, speed."""
         setup, talk = self.setup, self.talk
         used, total = process_memory.used_and_total(setup.model.spec.device)
         context = talk.context
-        parts = [f"{Path(setup.model.name).name} · {setup.recipe.policy.name}"]  # a directory's name, not its path
+        parts = [f"{Path(setup.model.name).name} · {setup.recipe.policy.name}"]  # the name of a directory, not its path
         if context is not None:
             parts.append(f"kept {context.kept:,} of {context.seen:,}")
         parts.append(f"turn {len(talk.turns) + 1}")
@@ -313,21 +313,21 @@ class ChatSession:
         return " · ".join(parts)
 
     def memory(self) -> list[tuple[str, str]]:
-        """Bytes of what is held, by name."""
+        """Memory use, by name."""
         talk, spec = self.talk, self.setup.model.spec
         used, total = process_memory.used_and_total(spec.device)
         work = None if talk.ground is None else talk.ground.work
         rows = [
             ("weights", format_bytes(spec.weight_bytes)),
-            ("context", format_bytes(talk.context.nbytes if talk.context else 0)),
-            ("host", format_bytes(talk.context.host_nbytes if talk.context else 0)),
-            ("fill", format_bytes(work.nbytes if work else 0)),
-            ("tail", format_bytes(talk.tail.nbytes if talk.tail else 0)),
+            ("KV cache", format_bytes(talk.context.nbytes if talk.context else 0)),
+            ("RAM", format_bytes(talk.context.host_nbytes if talk.context else 0)),
+            ("prefill", format_bytes(work.nbytes if work else 0)),
+            ("turns", format_bytes(talk.tail.nbytes if talk.tail else 0)),
         ]
         return [*rows, ("in use", f"{format_bytes(used)} of {format_bytes(total)} on {spec.device}")]
 
     def stats(self) -> list[tuple[str, str]]:
-        """What a person may want to know of the conversation."""
+        """Facts of the conversation, by name."""
         talk, setup = self.talk, self.setup
         made = sum(len(turn.ids) for turn in talk.turns)
         sampling = ", ".join(f"{k} {v:g}" for k, v in self.settings().items() if v is not None) or "greedy"
@@ -337,14 +337,14 @@ class ChatSession:
         room = f" of {talk.ground.room:,}" if talk.ground else ""
         return [
             *rows,
-            ("turns", f"{len(talk.turns):,}, absorbed after {talk.absorbed[-1] if talk.absorbed else 0:,}"),
-            ("tokens", f"{talk.used:,}{room} before turns are absorbed · {made:,} answered"),
+            ("turns", f"{len(talk.turns):,}, {talk.absorbed[-1] if talk.absorbed else 0:,} of them compressed"),
+            ("tokens", f"{talk.used:,}{room} before turns are compressed · {made:,} generated"),
             ("sampling", f"{sampling} · at most {self.max_tokens:,} tokens"),
             *([("speed", f"{self.tps:.1f} tok/s")] if self.tps else []),
         ]
 
     def problem(self, problem: KvcliError) -> None:
-        """Say what went wrong with one line of the conversation."""
+        """Print the error of one line."""
         self.failed += 1
         terminal.error(problem)
 
@@ -354,16 +354,16 @@ def _screen() -> TerminalAnswer | PlainAnswer:
 
 
 def _by_words(turn: transcript.Turn) -> transcript.Turn:
-    """A turn of another model: its token ids mean nothing here."""
+    """A turn of another model, without its token ids."""
     return transcript.Turn(**{**asdict(turn), "ids": ()})
 
 
 def export(path: Path, saved: Transcript) -> None:
-    """The conversation as Markdown or JSON, by the name's ending. Raises ``UsageError`` or ``ResourceError``."""
+    """Write the conversation as .md or .json. Raises ``UsageError`` or ``ResourceError``."""
     import json
 
     if path.suffix not in (".md", ".json"):
-        raise UsageError(f"{path} is neither .md nor .json", "/export chat.md")
+        raise UsageError(f"{path}: the name must end in .md or .json", "/export chat.md")
     if path.suffix == ".json":
         text = json.dumps(asdict(saved), ensure_ascii=False, indent=1) + "\n"
     else:
@@ -376,4 +376,4 @@ def export(path: Path, saved: Transcript) -> None:
     try:
         transcript.write(path, text)
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}", "/export another/place.md") from None
+        raise ResourceError(f"cannot write {path}: {error.strerror}", "/export another/folder/chat.md") from None

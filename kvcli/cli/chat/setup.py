@@ -1,4 +1,4 @@
-"""What a chat is about: documents, model, recipe and system message; documents and message may change."""
+"""Documents, model, recipe and system prompt of a chat; documents and prompt may change."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ChatSetup:
 
     Args:
         options: as for ``ask``.
-        files: what is read first.
-        added: what is read after it.
+        files: the first documents.
+        added: documents after those.
         folder: directory that relative names start from.
 
     Attributes:
@@ -45,7 +45,7 @@ class ChatSetup:
     def __init__(self, options: RunOptions, files: Sequence[str], added: Sequence[str], folder: Path) -> None:
         recipe = options.check()
         if recipe is not None and recipe.policy.query_aware:
-            raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
+            raise UsageError(f"'{recipe}' scores for one question and cannot be used in a chat", "--policy keydiff")
         self.added, self.folder = list(added), folder
         with self._in_folder():
             inputs = open_documents(options, files)
@@ -85,11 +85,11 @@ class ChatSetup:
         return 0 if self.run.source is None else len(self.run.source.ids)
 
     def banner(self) -> None:
-        """What is about to be read, on stderr."""
+        """Print documents, model and recipe."""
         setup.banner(self.run, self.tokens, self.recipe)
 
     def sampling(self) -> dict[str, Any]:
-        """How answers are drawn by default: the model's own generation settings."""
+        """The generation settings of the model."""
         from kvcli.models.generation import settings
 
         return settings(self.model)
@@ -97,22 +97,22 @@ class ChatSetup:
     # --- changes ---
 
     def remembered(self, name: str) -> str:
-        """A file's name as the session stores it: as ``ask`` would read it, if that leads to it."""
+        """The name of a file as the session stores it."""
         path = Path(name).expanduser()
         return str(path if Path.cwd() == self.folder else path.absolute())
 
     def add(self, names: Sequence[str]) -> None:
-        """Add documents after those that there are."""
+        """Add documents after the others."""
         inputs = self._joined(self.run.inputs, names)
         self.run = setup.open_run(inputs, self.run.loaded, questions=0)
         self.added += names
 
     def restore(self, run: setup.OpenRun, added: Sequence[str]) -> None:
-        """Go back to an earlier state, because what was added could not be read."""
+        """Return to an earlier state."""
         self.run, self.added = run, list(added)
 
     def set_system(self, system: str | None) -> None:
-        """Another system message; it is before the document, so the document must be read again."""
+        """Change the system prompt. It precedes the document, which must be processed again."""
         inputs = replace(self.run.inputs, options=replace(self.options, system=system))
         self.run = setup.open_run(inputs, self.run.loaded, questions=0, warn=False)
 
@@ -127,7 +127,7 @@ class ChatSetup:
         """Change to the directory in which the chat was started, so relative paths resolve."""
         if not self.folder.is_dir():
             raise InputError(
-                f"the folder {self.folder} of this conversation does not exist", f"ls {self.folder.parent}"
+                f"the directory {self.folder} of this conversation does not exist", f"ls {self.folder.parent}"
             )
         with chdir(self.folder):
             yield
@@ -135,20 +135,20 @@ class ChatSetup:
     # --- prefill ---
 
     def estimate(self, tokens: int) -> str:
-        """What prefill of so many tokens would take, in one line."""
+        """Time and memory of a prefill of ``tokens``, in one line."""
         from kvcli.chat.setup import evicts_turns, most_units, plan_chat
         from kvcli.planning import speed_history
 
         run, spec = self.run, self.model.spec
         rate = speed_history.measured(spec, self.recipe).prefill
-        time = f"about {terminal.duration(tokens / rate)}" if rate else "how long is not known here"
+        time = f"about {terminal.duration(tokens / rate)}" if rate else "time unknown"
         units = most_units(spec, self.recipe)
-        keeps = f"{units:,} units kept" if evicts_turns(self.recipe) else "nothing is evicted"
+        keeps = f"keeping {units:,} tokens" if evicts_turns(self.recipe) else "nothing is evicted"
         planned = plan_chat(run.pipeline, run.source, self.recipe, max_tokens=self.options.max_tokens)
-        return f"{time} · {keeps} · {format_bytes(planned.plan.total)} of memory at the peak"
+        return f"{time} · {keeps} · {format_bytes(planned.plan.total)} at the peak"
 
     def context(self) -> ChatContext:
-        """Read the documents, or load their saved prefill.
+        """Process the documents, or load their saved prefill.
 
         Raises:
             KvcliError: they do not fit the model or the memory, or prefill was interrupted.
@@ -166,10 +166,10 @@ class ChatSetup:
         count = run.pipeline.default_passages(run.source, self.recipe, range(QUESTION_TOKENS))
         if found.context is not None and count:
             passages = terminal.plural(count, "passage")
-            terminal.note("reread", f"{passages} of the text read again before each answer", quiet=run.options.quiet)
+            terminal.note("reread", f"{passages} before each answer", quiet=run.options.quiet)
         return found
 
     def _prefill(self, run: setup.OpenRun, **options: Any) -> DocumentContext:
         read = setup.prefill_with_progress(run, **options)
-        self.report = Report.of(run, read)  # numbers only: the context itself belongs to the conversation
+        self.report = Report.of(run, read)  # without the context, which belongs to the conversation
         return read

@@ -1,25 +1,26 @@
-"""``kvcli bench``: how fast a model reads and answers here, beside what the machine allows."""
+"""``kvcli bench``: prefill and decoding speed, compared with the limits of the machine."""
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcli import types
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.options import CHUNK, DEBUG, DEVICE, DTYPE, HEADS, MODEL, OFFLINE, QUIET, WEIGHTS
+from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
+from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
 from kvcli.cli.report import versions
+from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
-from kvcli.planning.budget import Budget
+from kvcli.planning.budget import Budget, combinations
 
 if TYPE_CHECKING:
     from kvcli.bench.check import Check
@@ -30,69 +31,51 @@ if TYPE_CHECKING:
     from kvcli.recipe import Recipe
 
 FULL = "transformers"
-"""What transformers' own full attention is called in the table."""
+"""Name of transformers' own full attention in the table."""
 
 
+@dataclass(frozen=True)
+class BenchOptions(OptionGroup):
+    """What is measured."""
+
+    PANEL: ClassVar[str] = "Measurement"
+
+    prompts: str = option("-p, --prompt-tokens N,…", "Tokens to read: 1K,16K,1M.", "4K", MAIN)
+    generate: int = option("-g, --generate N", "Tokens to generate after each prefill.", 64, MAIN, min=2)
+    against: str | None = option("--vs full", "Compare with full attention of transformers in the same run.")
+    repeat: int = option("--repeat N", "Repeat and report medians.", 1, min=1)
+    random: Path | None = option("--random-weights CONFIG", "Measure random weights with the shape in a config.json.")
+
+    def __post_init__(self) -> None:
+        if self.against not in (None, "full"):
+            raise UsageError(f"--vs {self.against}: expected 'full', the full attention of transformers", "--vs full")
+
+
+@takes_groups
 def command(
-    model: MODEL = None,
-    random: Annotated[
-        Path | None,
-        typer.Option(
-            "--random-weights", metavar="CONFIG", help="Instead: random weights of the shape in this config.json."
-        ),
-    ] = None,
-    prompts: Annotated[
-        str, typer.Option("-p", "--prompt-tokens", metavar="N,…", help="Tokens to read: 1K,16K,1M.")
-    ] = "4K",
-    generate: Annotated[
-        int, typer.Option("-g", "--generate", metavar="N", min=2, help="Tokens to generate after each reading.")
-    ] = 64,
-    policies: Annotated[
-        list[str] | None,
-        typer.Option("--policy", metavar="RECIPE", help="What to keep: kvcli recipes. Repeatable: side by side."),
-    ] = None,
-    budgets: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB. Repeatable."),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--vs", metavar="full", help="Compare with transformers' own full attention, in the same run."),
-    ] = None,
-    repeat: Annotated[int, typer.Option("--repeat", metavar="N", min=1, help="Measure so often; medians.")] = 1,
-    heads: HEADS = None,
-    chunk: CHUNK = None,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    weights: WEIGHTS = "bf16",
-    offline: OFFLINE = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
+    *,
+    measured: BenchOptions,
+    model: ModelOptions,
+    compared: ComparisonOptions,
+    as_json: JSON = False,
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Measure how fast a model reads and answers on this machine.
+    """Benchmark prefill and decoding speed on this machine.
 
-    Random tokens go through the very calls of ``kvcli ask``. Prefill is compared with matrix products alone, decoding
-    with reading as many bytes, both measured in the same run; memory with the plan. A recipe whose results differ
-    from the model's own attention on a short text gets no figures. JSON is the last line.
+    Random tokens take the same path as in kvcli ask. Prefill is compared with the speed of matrix products, decoding
+    with the memory bandwidth, both measured in the same run. A recipe whose results differ from the model's own
+    attention on a short text is not timed. The last line of stdout is JSON; --json prints only that.
     """
-    sizes = lengths(prompts, "-p")
-    wanted = [Budget.parse(text) for text in budgets or []]
-    if against not in (None, "full"):
-        raise UsageError(f"--vs {against}: there is 'full', transformers' own full attention", "--vs full")
-    if random is not None and (model or heads):
-        raise UsageError("--random-weights is a model of its own, with random heads", "leave out -m and --heads")
-    from kvcli.recipe import parse
-
-    named = [parse(text) for text in policies or []]
-    if wanted and named and all(recipe.policy.budget is None for recipe in named):
-        named[0].with_budget(1)  # refuses in its own words
-    how = {"device": device, "dtype": dtype, "weights": weights}
-    loaded = _load(model, random, heads, named, how, offline=offline, quiet=quiet)
-    bench = _Bench(loaded, chunk or types.CHUNK, generate, repeat, quiet=quiet)
+    sizes = lengths(measured.prompts, "-p")
+    if measured.random is not None and (model.model or compared.heads):
+        raise UsageError("--random-weights replaces the model and its heads", "leave out -m and --heads")
+    recipes, budgets = compared.parsed()
+    loaded = _load(measured, model, compared.heads, recipes, quiet=quiet)
+    bench = _Bench(loaded, compared.chunk or types.CHUNK, measured.generate, measured.repeat, quiet=quiet)
     spec = loaded.spec
     terminal.note("model", f"{spec.name} {spec.dtype} · {spec.device}", quiet=quiet)
-    rows, top = bench.all(sizes, named, wanted, full=against == "full")
+    rows, top = bench.all(sizes, recipes, budgets, full=measured.against == "full")
     if all(row.speed is None for row in rows):
         raise bench.problem
     if not as_json:
@@ -101,59 +84,39 @@ def command(
 
 
 def _load(
-    name: str | None,
-    random: Path | None,
-    heads: str | None,
-    named: Sequence["Recipe"],
-    how: dict[str, Any],
-    *,
-    offline: bool,
-    quiet: bool,
-) -> "Model":
-    with interruptible("loading the model"):
-        trained = any(recipe.policy.needs_heads for recipe in named)
-        if random is not None:
-            from kvcli.models.random_weights import build
-            from kvcli.retaining_heads.module import RetainingHeads
-
-            model = build(random, **how)
-            if trained or not named:
-                untrained = RetainingHeads.like(model.spec).requires_grad_(False)
-                model.heads = untrained.to(model.device, model.dtype)
-            return model
-        from kvcli.models.resolve import resolve
-        from kvcli.pipeline import load_model
-
-        model = load_model(
-            run_with_progress(resolve(name, offline=offline), quiet=quiet),
-            **how,
-            heads=heads,
-            find_heads=trained or not named,
-            offline=offline,
-            on_notice=partial(terminal.note, "weights", quiet=quiet),
+    measured: BenchOptions, options: ModelOptions, heads: str | None, recipes: Sequence[Recipe], *, quiet: bool
+) -> Model:
+    need_heads = not recipes or any(recipe.policy.needs_heads for recipe in recipes)
+    if measured.random is None:
+        return load_bare(
+            options, quiet=quiet, weights=options.weights, heads=heads, find_heads=need_heads, recipes=recipes
         )
-        from kvcli.retaining_heads import calibration
+    with interruptible("building the model"):
+        from kvcli.models.random_weights import build
+        from kvcli.retaining_heads.module import RetainingHeads
 
-        if notice := calibration.attach(model, named):
-            terminal.note("skew", notice, quiet=quiet)
+        model = build(measured.random, device=options.device, dtype=options.dtype, weights=options.weights)
+        if need_heads:
+            untrained = RetainingHeads.like(model.spec).requires_grad_(False)
+            model.heads = untrained.to(model.device, model.dtype)
         return model
 
 
 class _Bench:
-    """All measurements of one run."""
+    """All measurements of one run; ``problem`` is the last error that skipped one."""
 
-    def __init__(self, model: "Model", chunk: int, generate: int, repeat: int, *, quiet: bool) -> None:
+    def __init__(self, model: Model, chunk: int, generate: int, repeat: int, *, quiet: bool) -> None:
         self.model, self.chunk, self.generate, self.repeat, self.quiet = model, chunk, generate, repeat, quiet
         self.problem: KvcliError = UsageError("nothing was measured")
 
     def all(
-        self, sizes: Sequence[int], named: Sequence["Recipe"], budgets: Sequence[Budget], *, full: bool
-    ) -> "tuple[list[BenchRow], Roofline]":
-        """Every recipe at every length, checked first; ceilings before and after each."""
+        self, sizes: Sequence[int], named: Sequence[Recipe], budgets: Sequence[Budget], *, full: bool
+    ) -> tuple[list[BenchRow], Roofline]:
+        """Measure every recipe at every length, after its check; the roofline before and after each."""
         from kvcli.bench.check import check
 
         with interruptible("measuring"):
-            top = self.ceilings()
+            top = self.roofline()
             checks: dict[str, Check] = {}
             rows = []
             for tokens in sizes:
@@ -162,31 +125,26 @@ class _Bench:
                     if name not in checks:
                         checks[name] = check(self.model, recipe)
                     rows.append(self._one(recipe, tokens, checks[name]))
-                    top = top.better(self.ceilings())  # a machine with other work on it is not always equally fast
+                    top = top.better(self.roofline())  # other work on the machine changes its speed
                 if full:
                     rows.append(self._full(tokens))
             return rows, top
 
-    def ceilings(self) -> "Roofline":
-        """As the machine is now."""
+    def roofline(self) -> Roofline:
+        """Measure matrix products and memory bandwidth."""
         from kvcli.bench import roofline
         from kvcli.bench.roofline import Roofline
 
         spec = self.model.spec
         return Roofline(roofline.matmul(spec, self.chunk), roofline.bandwidth(spec.device))
 
-    def _recipes(self, named: Sequence["Recipe"], budgets: Sequence[Budget], tokens: int) -> list["Recipe"]:
-        """Every policy with every budget; without a policy, what ``ask`` would use."""
+    def _recipes(self, named: Sequence[Recipe], budgets: Sequence[Budget], tokens: int) -> list[Recipe]:
         from kvcli.recipe import default
 
-        spec, found = self.model.spec, list["Recipe"]()
-        sizes: list[int | None] = [budget.units(spec, tokens) for budget in budgets]
-        for units in sizes or [None]:
-            for recipe in named or [default(spec, budget=units, heads=self.model.heads is not None)]:
-                found.append(recipe if units is None or recipe.policy.budget is None else recipe.with_budget(units))
-        return list({str(recipe): recipe for recipe in found}.values())
+        spec, heads = self.model.spec, self.model.heads is not None
+        return combinations(named, budgets, spec, tokens, lambda units: default(spec, budget=units, heads=heads))
 
-    def _one(self, recipe: "Recipe", tokens: int, checked: "Check") -> "BenchRow":
+    def _one(self, recipe: Recipe, tokens: int, checked: Check) -> BenchRow:
         from kvcli.bench.report import BenchRow
         from kvcli.bench.run import measure
 
@@ -199,7 +157,7 @@ class _Bench:
             return self._skipped(name, tokens, checked, problem)
         return BenchRow(name, tokens, checked, speed)
 
-    def _full(self, tokens: int) -> "BenchRow":
+    def _full(self, tokens: int) -> BenchRow:
         from kvcli.bench.report import BenchRow
         from kvcli.bench.run import full
 
@@ -209,15 +167,15 @@ class _Bench:
         except ResourceError as problem:
             return self._skipped(FULL, tokens, None, problem)
 
-    def _skipped(self, name: str, tokens: int, checked: "Check | None", problem: KvcliError) -> "BenchRow":
+    def _skipped(self, name: str, tokens: int, checked: Check | None, problem: KvcliError) -> BenchRow:
         from kvcli.bench.report import BenchRow
 
         self.problem = problem
-        terminal.warn(f"{name} at {tokens:,} tokens is skipped: {problem.message}", quiet=self.quiet)
+        terminal.warn(f"{name} at {tokens:,} tokens was skipped: {problem.message}", quiet=self.quiet)
         return BenchRow(name, tokens, checked, None, problem.message)
 
 
-def _show(rows: "Sequence[BenchRow]", top: "Roofline") -> None:
+def _show(rows: Sequence[BenchRow], top: Roofline) -> None:
     from kvcli.bench.report import COLUMNS
 
     terminal.table(COLUMNS, [row.cells(top) for row in rows])
@@ -232,11 +190,11 @@ def _show(rows: "Sequence[BenchRow]", top: "Roofline") -> None:
             terminal.write(sys.stdout, f"{row.recipe} at {row.tokens:,}: {beside}")
 
 
-def _full_speeds(rows: "Sequence[BenchRow]") -> "dict[int, Speed | None]":
+def _full_speeds(rows: Sequence[BenchRow]) -> dict[int, Speed | None]:
     return {row.tokens: row.speed for row in rows if row.recipe == FULL}
 
 
-def _print_json(bench: _Bench, rows: "Sequence[BenchRow]", top: "Roofline") -> None:
+def _print_json(bench: _Bench, rows: Sequence[BenchRow], top: Roofline) -> None:
     spec = bench.model.spec
     full = _full_speeds(rows)
     result: dict[str, Any] = {

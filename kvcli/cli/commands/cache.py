@@ -1,4 +1,4 @@
-"""``kvcli cache``: the saved readings, looked at and looked after. Imports no torch."""
+"""``kvcli cache``: saved prefills. Imports no torch."""
 
 import errno
 import json
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.help import Command, Group
+from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
@@ -17,23 +19,20 @@ from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
 from kvcli.utils.sizes import format_bytes, parse_size
 
-app = typer.Typer(no_args_is_help=True, help="List, check and delete saved readings.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="List, check and delete saved prefills.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")]
-One = Annotated[str, typer.Argument(metavar="ID|FILE", help="A reading by the beginning of its id, or a .kv file.")]
+One = Annotated[str, typer.Argument(metavar="ID|FILE", help="Id or the beginning of one, or a .kv file.")]
 Some = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID|FILE]...", help="Readings; without any, all.", show_default=False)
+    list[str] | None, typer.Argument(metavar="ID|FILE", help="Saved prefills. Default: all.", show_default=False)
 ]
 
 _SHORT = 10  # digits of an id that are shown
-_AGAIN = "make it again: kvcli prefill FILE -o book.kv"
+_AGAIN = "kvcli prefill FILE -o book.kv"
 
 
-@app.command("ls")
-def ls(as_json: Json = False, _debug: Debug = False) -> None:
-    """List saved readings, the last used first."""
+@app.command("ls", cls=Command)
+def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
+    """List saved prefills, the last used first."""
     library = CacheDirectory.default()
     entries = library.entries()
     if as_json:
@@ -51,15 +50,15 @@ def ls(as_json: Json = False, _debug: Debug = False) -> None:
     if rows:
         terminal.table(("id", "tokens", "model", "recipe", "size", "used", "document"), rows)
     total = sum(e.size for e in entries)
-    readings = terminal.plural(len(entries), "reading")
+    readings = terminal.plural(len(entries), "saved prefill")
     terminal.note(
         "cache", f"{readings}, {format_bytes(total)} of at most {format_bytes(library.limit)} · {library.folder}"
     )
 
 
-@app.command("show")
-def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
-    """Describe one reading: of what, by which model, how."""
+@app.command("show", cls=Command)
+def show(name: One, as_json: JSON = False, _debug: DEBUG = False) -> None:
+    """Describe one saved prefill."""
     entry = _entry(name)
     if entry.header is None:
         raise _damaged(entry)
@@ -67,12 +66,12 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
         _print("reading", _facts(entry))
         return
     meta, own = entry.header.meta, entry.header.meta.identity
-    read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)}: a checkpoint")
+    read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)} (interrupted)")
     rows = {
         "id": entry.id,
         "document": " ".join(meta.files),
         "tokens": read,
-        "kept": f"{terminal.count(meta.kept)} units",
+        "kept": f"{terminal.count(meta.kept)} KV pairs per head",
         "continues": f"from token {terminal.count(meta.edge)}" if meta.edge else "from the start",
         "model": f"{meta.model} (fingerprint {own.model})",
         "dtype": own.dtype,
@@ -81,7 +80,7 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
         "chunk": f"{own.chunk} tokens",
         "system": meta.system,
         "raw": "yes" if meta.raw else None,
-        "question": "reads for one question" if own.question else None,
+        "question": "serves one question only" if own.question else None,
         "size": f"{format_bytes(entry.size)} ({terminal.count(entry.size)} bytes)",
         "made": f"{meta.made} by {meta.program} on {meta.device}, kvcli {meta.origin}",
         "used": _ago(entry.used),
@@ -92,50 +91,54 @@ def show(name: One, as_json: Json = False, _debug: Debug = False) -> None:
             print(f"{label:<12}{terminal.oneline(value)}")
 
 
-@app.command("rm")
+@app.command("rm", cls=Command)
 def rm(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", show_default=False)] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Delete all of them.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    _debug: Debug = False,
+    names: Annotated[list[str] | None, typer.Argument(metavar="ID", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all.")] = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
-    """Delete saved readings."""
+    """Delete saved prefills."""
     library = CacheDirectory.default()
     if bool(names) == everything:
-        raise UsageError("name readings, or --all", "kvcli cache ls")
+        raise UsageError("give an ID or --all, not both or neither", "kvcli cache ls")
     entries = library.entries() if everything else [library.find(name) for name in names or ()]
     for entry in entries:
         _delete(library, entry)
     _deleted(entries, as_json=as_json, quiet=quiet)
 
 
-@app.command("prune")
+@app.command("prune", cls=Command)
 def prune(
     limit: Annotated[
-        str | None, typer.Option("--limit", metavar="SIZE", help="Until the rest takes no more: 5GiB.")
+        str | None, typer.Option("--limit", metavar="SIZE", help="Shrink the cache to this size: 5GiB.")
     ] = None,
     days: Annotated[
-        float | None, typer.Option("--unused", metavar="DAYS", min=0, help="Those not used for so many days.")
+        float | None,
+        typer.Option("--unused", metavar="DAYS", min=0, help="Delete entries that were not used for so many days."),
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    _debug: Debug = False,
+    as_json: JSON = False,
+    quiet: QUIET = False,
+    _debug: DEBUG = False,
 ) -> None:
-    """Delete damaged readings, and the least recently used ones beyond the limit."""
+    """Delete damaged entries, and the least recently used over the limit."""
     library = CacheDirectory.default()
     try:
         gone = library.prune(
             None if limit is None else parse_size(limit, "--limit"), older=None if days is None else days * 86400
         )
     except OSError as error:
-        raise ResourceError(f"{error.filename} cannot be deleted: {error.strerror}", "ls -ld its folder") from None
+        raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", f"ls -ld {library.folder}") from None
     _deleted(gone, as_json=as_json, quiet=quiet)
 
 
-@app.command("verify")
-def verify(names: Some = None, as_json: Json = False, quiet: Quiet = False, _debug: Debug = False) -> None:
-    """Read whole files and compare their digests. Exits with 7 where one is damaged."""
+@app.command("verify", cls=Command)
+def verify(names: Some = None, as_json: JSON = False, quiet: QUIET = False, _debug: DEBUG = False) -> None:
+    """Check the checksums of saved prefills.
+
+    Exits with 7 if one is damaged.
+    """
     entries = [_entry(name) for name in names] if names else CacheDirectory.default().entries()
     bad = []
     for entry in entries:
@@ -148,26 +151,26 @@ def verify(names: Some = None, as_json: Json = False, quiet: Quiet = False, _deb
         if fault:
             bad.append(entry)
         if not as_json and (fault or not quiet):
-            print(terminal.oneline(f"{_name(entry)}  {fault or 'whole'}"))
+            print(terminal.oneline(f"{_name(entry)}  {fault or 'ok'}"))
     if bad:
         own = [_name(e) for e in bad if _own(e)]
         raise DamagedError(
-            f"{len(bad)} of {terminal.plural(len(entries), 'reading')} damaged",
+            f"{len(bad)} of {terminal.plural(len(entries), 'saved prefill')} damaged",
             f"kvcli cache rm {' '.join(own)}" if own else _AGAIN,
         )
     if as_json:
         _print("verified", [e.key for e in entries])
 
 
-@app.command("export")
+@app.command("export", cls=Command)
 def export(
     name: One,
-    target: Annotated[str, typer.Argument(metavar="FILE", help="Where to: book.kv.")],
-    quiet: Quiet = False,
-    as_json: Json = False,
-    _debug: Debug = False,
+    target: Annotated[str, typer.Argument(metavar="FILE", help="Portable file to write: book.kv.")],
+    quiet: QUIET = False,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
 ) -> None:
-    """Copy one reading to a portable file."""
+    """Copy a saved prefill to a portable file."""
     entry, path = _entry(name), check_export_path(target)
     _copy(_whole(entry).path, path)
     if as_json:
@@ -176,27 +179,28 @@ def export(
     terminal.note("exported", f'{format_bytes(entry.size)} · kvcli ask {path} "…"', quiet=quiet)
 
 
-@app.command("import")
+@app.command("import", cls=Command)
 def import_(
-    names: Annotated[list[str], typer.Argument(metavar="FILE...")],
-    quiet: Quiet = False,
-    as_json: Json = False,
-    _debug: Debug = False,
+    names: Annotated[list[str], typer.Argument(metavar="FILE")],
+    quiet: QUIET = False,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
 ) -> None:
-    """Take portable files over, so that their documents need not be read here."""
+    """Import portable files into the cache."""
     library, made = CacheDirectory.default(), []
     for name in names:
         found = _whole(_entry(name, only_file=True))
         place = library.place(found.meta.identity)
         if found.size > library.limit:
             raise ResourceError(
-                f"{name} takes {format_bytes(found.size)}, and all readings together may take"
-                f" {format_bytes(library.limit)}",
+                f"{name} takes {format_bytes(found.size)}, and the limit of the cache is {format_bytes(library.limit)}",
                 "KVCLI_CACHE_LIMIT=50GiB",
             )
         with library.lock(place) as mine:
             if not mine:
-                raise ResourceError(f"another kvcli is reading what {name} is of", "the same command again, later")
+                raise ResourceError(
+                    f"another kvcli process is using the saved prefill of {name}", "run the same command again later"
+                )
             library.prune(library.limit - found.size, exclude=place.name.removesuffix(file_format.SUFFIX))
             _copy(found.path, place)
         made.append(place)
@@ -206,9 +210,9 @@ def import_(
         _print("readings", [facts(p) for p in made])
 
 
-@app.command("path")
-def path(as_json: Json = False, _debug: Debug = False) -> None:
-    """Print the folder of saved readings."""
+@app.command("path", cls=Command)
+def path(as_json: JSON = False, _debug: DEBUG = False) -> None:
+    """Print the folder of saved prefills."""
     folder = CacheDirectory.default().folder
     if as_json:
         _print("path", str(folder))
@@ -217,7 +221,7 @@ def path(as_json: Json = False, _debug: Debug = False) -> None:
 
 
 def facts(path: Path) -> dict[str, Any]:
-    """What is known of the reading in a file, as JSON; of a damaged one only that."""
+    """JSON that describes the saved prefill in a file, or its damage."""
     return _facts(CacheEntry.of(path))
 
 
@@ -230,7 +234,7 @@ def _facts(entry: CacheEntry) -> dict[str, Any]:
 
 
 def _entry(name: str, *, only_file: bool = False) -> CacheEntry:
-    """A reading by its file or by its id."""
+    """A saved prefill by its file or its id."""
     path = Path(name)
     if path.is_file():
         return CacheEntry.of(path)
@@ -240,7 +244,7 @@ def _entry(name: str, *, only_file: bool = False) -> CacheEntry:
 
 
 def _own(entry: CacheEntry) -> bool:
-    """Whether it lies among the saved readings, and is no file that was named."""
+    """Whether it is in the cache directory, not a file that was named."""
     return entry.path.parent == CacheDirectory.default().folder
 
 
@@ -265,15 +269,15 @@ def _copy(source: Path, target: Path) -> None:
     try:
         file_format.copy(source, target)
     except OSError as error:
-        hint = "kvcli cache prune" if error.errno == errno.ENOSPC else "another name"
-        raise ResourceError(f"{target} cannot be written: {error.strerror}", hint) from None
+        hint = "kvcli cache prune" if error.errno == errno.ENOSPC else f"ls -ld {target.parent}"
+        raise ResourceError(f"cannot write {target}: {error.strerror}", hint) from None
 
 
 def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
     try:
         library.remove(entry)
     except OSError as error:
-        raise ResourceError(f"{entry.path} cannot be deleted: {error.strerror}", f"ls -ld {library.folder}") from None
+        raise ResourceError(f"cannot delete {entry.path}: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
 def _deleted(gone: list[CacheEntry], *, as_json: bool, quiet: bool) -> None:
@@ -281,7 +285,7 @@ def _deleted(gone: list[CacheEntry], *, as_json: bool, quiet: bool) -> None:
     if as_json:
         _print("deleted", [e.key for e in gone], bytes=total)
         return
-    terminal.note("deleted", f"{terminal.plural(len(gone), 'reading')}, {format_bytes(total)}", quiet=quiet)
+    terminal.note("deleted", f"{terminal.plural(len(gone), 'saved prefill')}, {format_bytes(total)}", quiet=quiet)
 
 
 def _print(name: str, value: Any, **more: Any) -> None:

@@ -1,47 +1,44 @@
-"""``kvcli calibrate -m MODEL TEXT…``: what a model's queries vary in, measured once for ``infinigen``."""
+"""``kvcli calibrate TEXT…``: directions in which a model's queries vary, for the storage ``infinigen``."""
+
+from __future__ import annotations
 
 import hashlib
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kvcli import documents
-from kvcli.cli.options import DEBUG, DEVICE, DTYPE, MODEL, OFFLINE, QUIET
+from kvcli.cli.option_groups import MAIN, annotation, takes_groups
+from kvcli.cli.options import DEBUG, QUIET, LoadOptions
+from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.utils.version import __version__
 
 
+@takes_groups
 def command(
-    data: Annotated[list[Path], typer.Argument(metavar="TEXT...", help="Any text, such as a book.")],
-    model: MODEL = None,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=16, help="Read the first N tokens.")] = 2048,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    offline: OFFLINE = False,
+    data: Annotated[list[Path], typer.Argument(metavar="TEXT", help="Any text, such as a book.")],
+    *,
+    model: LoadOptions,
+    tokens: Annotated[int, annotation("--tokens N", "Process the first N tokens.", MAIN, min=16)] = 2048,
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Measure a model's queries over a text, for full+infinigen.
+    """Calibrate a model for the recipe full+infinigen.
 
-    Takes one reading of a few thousand tokens and is kept where ask finds it by itself.
+    Measures the model's queries over the text, once, and saves the result where kvcli ask finds it.
     """
     document = documents.read(data)
-    with interruptible("loading the model"):
-        from kvcli.engine.prompt import Prompt
-        from kvcli.models.resolve import resolve
-        from kvcli.pipeline import load_model
-        from kvcli.retaining_heads import calibration, checkpoint
+    loaded = load_bare(model, quiet=quiet)
+    from kvcli.engine.prompt import Prompt
+    from kvcli.retaining_heads import calibration, checkpoint
 
-        source = run_with_progress(resolve(model, offline=offline), quiet=quiet)
-        say = partial(terminal.note, "weights", quiet=quiet)
-        loaded = load_model(source, device=device, dtype=dtype, find_heads=False, on_notice=say)
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
-    with interruptible("reading"):
+    with interruptible("measuring"):
         moments = run_with_progress(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)
     spec, where = loaded.spec, calibration.path(loaded)
     card = calibration.CalibrationCard(
@@ -55,5 +52,5 @@ def command(
         made=f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}",
     )
     calibration.save(where, moments, card)
-    terminal.note("skew", f"{len(moments)} layers of {loaded.name} · {len(ids):,} tokens", quiet=quiet)
+    terminal.note("queries", f"{len(moments)} layers of {loaded.name} · {len(ids):,} tokens", quiet=quiet)
     print(where)

@@ -1,4 +1,4 @@
-"""``kvcli chat [FILE…]``: the options of the command, and the loop of lines that are typed or piped."""
+"""``kvcli chat [FILE…]``: the options of the command, and the loop over typed or piped lines."""
 
 from __future__ import annotations
 
@@ -6,50 +6,31 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
+from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
-    BUDGET,
-    CHUNK,
-    DEBUG,
-    DEVICE,
-    DTYPE,
-    EXCLUDE,
-    HEADS,
-    INCLUDE,
-    KV_BITS,
-    MAX_TOKENS,
-    MIN_P,
-    MODEL,
-    NO_CACHE,
-    OCR,
-    OFFLINE,
-    PAGES,
-    POLICY,
-    QUIET,
-    REBUILD,
-    SEED,
-    SYSTEM,
-    TOP_K,
-    TOP_P,
-    VERBOSE,
-    WEIGHTS,
+    AnswerOptions,
+    CacheOptions,
+    DocumentOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    RecipeOptions,
     RunOptions,
-    reading_options,
+    named_files,
 )
 from kvcli.cli.request import require_utf8
 from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.errors import InputError, KvcliError, UsageError
-from kvcli.planning.budget import Budget
 from kvcli.prompt_cache.file_format import looks_like
-from kvcli.types import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.chat.transcript import Transcript
@@ -57,102 +38,73 @@ if TYPE_CHECKING:
     from kvcli.cli.chat.session import ChatSession
 
 COMMAND = re.compile(r"/[a-z]*(\s|$)")
-"""What is no question. A path, or a comment that was pasted, is one."""
+"""A command. A path or a pasted comment is a question."""
+
+UNSAVED = ("model", "system", "device", "offline")
+"""Options that a conversation does not save with the others."""
 
 
+@dataclass(frozen=True)
+class ConversationOptions(OptionGroup):
+    """Which conversation, about which documents."""
+
+    PANEL: ClassVar[str] = "Conversation"
+
+    named: list[str] | None = named_files()
+    resume: bool = option("-c, --continue", "Continue the last conversation.", False, MAIN)
+    session: str | None = option("--session NAME", "Start or continue the conversation NAME.", None, MAIN)
+    cite: bool | None = option(
+        "--cite/--no-cite", "Find quotes in the document. Default: on in a terminal.", None, MAIN
+    )
+
+    def settings(self) -> dict[str, Any]:
+        shown = sys.stdin.isatty() and terminal.is_terminal(sys.stdout) if self.cite is None else self.cite
+        return {"cite": "on" if shown else "off"}
+
+
+@takes_groups
 def command(
-    files: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]...", help="What to read.", show_default=False)
-    ] = None,
-    named: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--file", "--context", metavar="FILE", help="A file to read, repeatable."),
-    ] = None,
-    model: MODEL = None,
-    system: SYSTEM = None,
-    resume: Annotated[bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")] = False,
-    session: Annotated[
-        str | None, typer.Option("--session", metavar="NAME", help="A conversation by name: begin it, or go on.")
-    ] = None,
-    max_tokens: MAX_TOKENS = None,
-    temp: Annotated[
-        float | None,
-        typer.Option("--temp", metavar="T", min=0.0, help="Temperature; by default the model's own settings."),
-    ] = None,
-    top_p: TOP_P = None,
-    top_k: TOP_K = None,
-    min_p: MIN_P = None,
-    seed: SEED = None,
-    quiet: QUIET = False,
-    verbose: VERBOSE = False,
-    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template: the text, then what is typed.")] = False,
-    policy: POLICY = None,
-    budget: BUDGET = None,
-    kv_bits: KV_BITS = None,
-    heads: HEADS = None,
-    chunk: CHUNK = None,
-    cite: Annotated[
-        bool | None,
-        typer.Option(
-            "--cite/--no-cite",
-            help="Look up what answers quote; on a terminal by default.",
-            show_default=False,
-        ),
-    ] = None,
-    no_cache: NO_CACHE = False,
-    rebuild: REBUILD = False,
-    ranges: PAGES = None,
-    include: INCLUDE = None,
-    exclude: EXCLUDE = None,
-    ocr: OCR = False,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    weights: WEIGHTS = "bf16",
-    offline: OFFLINE = False,
-    debug: DEBUG = False,
+    files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Documents.")] = None,
+    *,
+    conversation: ConversationOptions,
+    model: ModelOptions,
+    document: DocumentOptions,
+    recipe: RecipeOptions,
+    answer: AnswerOptions,
+    prompt: PromptOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
 ) -> None:
-    """Talk with a model about files, or about nothing in particular.
+    """Chat with a model, with or without documents.
 
-    FILE is anything that ``kvcli ask`` reads. /help lists the commands, Ctrl-D leaves. The conversation is saved as it
-    goes, and its turns are evicted into the context when they have become many, so that it can go on for ever.
-    Without a terminal each line of standard input is one question or command.
+    FILE is a document as in kvcli ask. /help lists the commands, Ctrl-D leaves. The conversation is saved after every
+    turn. If its turns no longer fit their room, the oldest are compressed like the document. If standard input is not
+    a terminal, each of its lines is one question or command.
     """
-    read = [*(named or []), *(files or [])]
-    if STDIN in read:
-        raise UsageError("standard input is what is said, and cannot be a document", "kvcli chat FILE")
-    path, saved = _session(read, resume=resume, name=session)
-    given = {
-        "policy": policy,
-        "budget": budget,
-        "kv_bits": kv_bits,
-        "heads": None if heads is None else _place(heads),
-        "chunk": chunk,
-        "raw": raw or None,
-        "pages": ranges,
-        "include": include,
-        "exclude": exclude,
-        "ocr": ocr or None,
-        "dtype": dtype,
-        "weights": None if weights == "bf16" else weights,
-    }
-    saved.options |= {name: value for name, value in given.items() if value is not None}
-    saved.model = saved.model if model is None else _model(model)
-    if system is not None:
-        saved.system = require_utf8(system, "the system message")
-    options = _settings(saved, max_tokens=max_tokens, device=device, offline=offline, quiet=quiet, verbose=verbose)
-    sampling = {"temperature": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p, "seed": seed}
-    drawn = {name: value for name, value in sampling.items() if value is not None}
-    looked_up = cite if cite is not None else sys.stdin.isatty() and terminal.is_terminal(sys.stdout)
-    options = replace(options, cache=not no_cache, rebuild=rebuild, cite="on" if looked_up else "off")
-    _run(options, saved, path, drawn, debug=debug)
+    names = [*(conversation.named or []), *(files or [])]
+    if STDIN in names:
+        raise UsageError("standard input holds the questions and cannot be a document", "kvcli chat FILE")
+    path, saved = _session(names, resume=conversation.resume, name=conversation.session)
+    if recipe.heads is not None:
+        recipe = replace(recipe, heads=_absolute(recipe.heads))
+    groups: list[OptionGroup] = [model, document, recipe, prompt]
+    given = {name: value for group in groups for name, value in asdict(group).items() if name not in UNSAVED}
+    saved.options |= {name: value for name, value in given.items() if value not in (None, False, "bf16")}
+    if model.model is not None:
+        saved.model = _model(model.model)
+    saved.system = saved.system if prompt.system is None else prompt.system
+    known = {**saved.options, "model": saved.model, "system": saved.system}
+    restored = [replace(g, **{name: known[name] for name in asdict(g) if known.get(name)}) for g in groups]
+    options = RunOptions.of(*restored, answer, cache, output, conversation)
+    _run(options, saved, path, answer.sampling, debug=output.debug)
 
 
 def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path, Transcript]:
-    """Where the conversation is saved, and what there is of it."""
+    """The file of the conversation, and its content."""
     from kvcli.chat import transcript
 
     if resume and name is not None:
-        raise UsageError("-c goes on with the last conversation, --session NAME with that one", "leave out -c")
+        raise UsageError("-c and --session exclude each other", "leave out -c")
     path = transcript.last() if resume else transcript.fresh() if name is None else transcript.named(name)
     here = transcript.Transcript(files=[_name(file) for file in files], folder=str(Path.cwd()))
     if not path.exists():
@@ -160,55 +112,27 @@ def _session(files: list[str], *, resume: bool, name: str | None) -> tuple[Path,
     found = transcript.load(path)
     if files and transcript.absolute(here) != transcript.absolute(found):
         names = " ".join(found.files) or "no file"
-        raise UsageError(f"the session {path.stem} is about {names}", "leave out FILE and type /add FILE")
+        raise UsageError(f"the session {path.stem} has other documents: {names}", "leave out FILE and type /add FILE")
     return path, found
 
 
 def _name(file: str) -> str:
-    """A document's as it is; a saved reading's, which is in no text, from wherever the conversation goes on."""
+    """The name of a document as it is; the absolute path of a saved prefill."""
     path = Path(file).expanduser()
     return str(path.absolute() if looks_like(path) else path)
 
 
 def _model(name: str) -> str:
-    """An alias as it is, whatever lies here under its name; a directory or a GGUF by its place."""
+    """An alias as it is; the absolute path of a directory or GGUF file."""
     from kvcli.models.resolve import ALIASES
 
-    return name if name in ALIASES else _place(name)
+    return name if name in ALIASES else _absolute(name)
 
 
-def _place(name: str) -> str:
-    """What lies here, by a name that leads to it from wherever the conversation goes on."""
+def _absolute(name: str) -> str:
+    """The absolute path of an existing file; other names as they are."""
     path = Path(name).expanduser()
     return str(path.absolute()) if path.exists() else name
-
-
-def _settings(
-    saved: Transcript, *, max_tokens: int | None, device: str | None, offline: bool, quiet: bool, verbose: bool
-) -> RunOptions:
-    """What the conversation was begun with, checked as if it had been typed."""
-    known = saved.options
-    if known.get("raw") and saved.system:
-        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    return RunOptions(
-        model=saved.model,
-        system=saved.system,
-        raw=bool(known.get("raw")),
-        max_tokens=max_tokens or ANSWER_TOKENS,
-        allow_repetition=max_tokens is not None,
-        policy=known.get("policy"),
-        budget=None if known.get("budget") is None else Budget.parse(known["budget"]),
-        kv_bits=known.get("kv_bits"),
-        heads=known.get("heads"),
-        chunk=known.get("chunk"),
-        reading=reading_options(known.get("pages"), known.get("include"), known.get("exclude"), bool(known.get("ocr"))),
-        device=device,
-        dtype=known.get("dtype"),
-        weights=known.get("weights") or "bf16",
-        offline=offline,
-        quiet=quiet,
-        verbose=verbose,
-    )
 
 
 def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
@@ -243,7 +167,7 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
 
 
 def _piped() -> Iterator[str | KvcliError]:
-    """Lines of standard input; an error stands for one that is no text."""
+    """Lines of standard input, or an error for a line that is not UTF-8."""
     for n, line in enumerate(sys.stdin.buffer, 1):
         try:
             yield line.decode("utf-8-sig" if n == 1 else "utf-8")
@@ -252,7 +176,7 @@ def _piped() -> Iterator[str | KvcliError]:
 
 
 def _loop(session: ChatSession, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
-    """Every line a question or a command; what goes wrong with one is said, and the next one is taken."""
+    """Ask or run each line; an error is printed, and the next line follows."""
     for line in lines:
         try:
             if isinstance(line, KvcliError):

@@ -1,4 +1,4 @@
-"""``kvcli doctor``: what this machine has, and whether that is enough to answer a question."""
+"""``kvcli doctor``: versions, devices, memory and the default model."""
 
 import json
 import os
@@ -25,7 +25,9 @@ def command(
     as_json: JSON = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Check versions, devices, memory, speed and the default model. Uses no network."""
+    """Check the installation: versions, devices, memory, default model.
+
+    Measures how fast each device multiplies. Exits with 1 if there is a problem. Uses no network."""
     found = examine()
     if as_json:
         print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
@@ -36,7 +38,7 @@ def command(
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is found, and the problems among it."""
+    """Examine the installation; problems are listed under ``problems``."""
     problems: list[str] = []
     versions = report.versions()
     problems += [f"{name} is not installed" for name, value in versions.items() if value is None]
@@ -79,11 +81,11 @@ def _memory() -> dict[str, int]:
 
 
 def _devices(problems: list[str]) -> list[dict[str, Any]]:
-    """Each device torch can use, with a quick bfloat16 measurement."""
+    """The devices that torch can use, each with a quick bfloat16 measurement."""
     try:
         from kvcli.models.devices import devices
     except Exception as error:  # a broken installation raises OSError, ImportError and worse
-        problems.append(f"torch cannot be imported: {type(error).__name__}: {error}")
+        problems.append(f"cannot import torch: {type(error).__name__}: {error}")
         return []
     found = []
     for device in devices():
@@ -97,7 +99,7 @@ def _devices(problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _cache(problems: list[str]) -> dict[str, Any]:
-    """kvcli's own directory: where it is, whether it can be written, and how much is in it."""
+    """Path and size of the cache directory, and whether it can be written."""
     try:
         path = files.cache_dir()
     except KvcliError as error:
@@ -105,17 +107,17 @@ def _cache(problems: list[str]) -> dict[str, Any]:
         return {"path": None, "writable": False, "bytes": 0}
     writable = os.access(path, os.W_OK | os.X_OK)
     if not writable:
-        problems.append(f"the cache directory {path} cannot be written")
+        problems.append(f"cannot write the cache directory {path}")
     used = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return {"path": str(path), "writable": writable, "bytes": used}
 
 
 def _default_model(problems: list[str]) -> dict[str, Any]:
-    """The model of a plain ``kvcli ask``, and whether it is on this machine already."""
+    """The default model, and whether it is downloaded."""
     try:
         from kvcli.models import resolve
     except Exception as error:
-        problems.append(f"transformers cannot be imported: {type(error).__name__}: {error}")
+        problems.append(f"cannot import transformers: {type(error).__name__}: {error}")
         return {"name": None, "present": False}
     name = resolve.default_name()
     try:
@@ -124,14 +126,14 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
             next(events)
     except StopIteration as end:
         return {"name": name, "present": True, "path": str(end.value.path)}
-    except Exception:  # whatever is wrong with it, `kvcli models pull` says it better
+    except Exception:  # `kvcli models pull` reports what is wrong
         return {"name": name, "present": False}
 
 
 def _show(found: dict[str, Any]) -> None:
     cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
     size = format_bytes
-    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba, which answers faster: pip install numba"
+    numba = f"numba {cpu['numba']}" if cpu["numba"] else "no numba; for faster answers: pip install numba"
     rows = [
         ("versions", " · ".join(f"{k} {v}" for k, v in found["versions"].items())),
         ("system", found["system"]),
@@ -148,7 +150,7 @@ def _show(found: dict[str, Any]) -> None:
         rows.append(("device", " · ".join(parts)))
     writable = "" if cache["writable"] else " · cannot be written"
     rows.append(("cache", f"{cache['path']} · {size(cache['bytes'])} used{writable}"))
-    present = "on this machine" if model["present"] else "not here yet: kvcli models pull"
+    present = "downloaded" if model["present"] else "not downloaded: kvcli models pull"
     rows.append(("model", f"{model['name']} · {present}"))
     for label, text in rows:
         print(f"{label:<{terminal.LABEL}} {terminal.oneline(text)}")

@@ -1,22 +1,26 @@
-"""``kvcli eval TASK [FILE…]``: how much of what it reads a model still knows, by recipe, budget and length."""
+"""``kvcli eval TASK [FILE…]``: scores on tasks with known answers, by recipe, budget and length."""
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperCommand
 
-from kvcli import documents
+from kvcli import documents, types
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.options import DEBUG, DEVICE, DTYPE, KV_BITS, MODEL, OFFLINE, QUIET, WEIGHTS
+from kvcli.cli.help import Command
+from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
+from kvcli.cli.options import DEBUG, JSON, KV_BITS, QUIET, ComparisonOptions, ModelOptions
 from kvcli.cli.report import versions
+from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
-from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
+from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.documents import STDIN, Document
 from kvcli.errors import UsageError
 from kvcli.evaluate import build_cases, report, tasks
@@ -24,7 +28,7 @@ from kvcli.evaluate import datasets as data_files
 from kvcli.evaluate.case import ReadOptions
 from kvcli.evaluate.results_file import ResultsFile
 from kvcli.events import Prefill
-from kvcli.planning.budget import Budget
+from kvcli.planning.budget import combinations
 
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
@@ -36,80 +40,50 @@ if TYPE_CHECKING:
 DEFAULT_LENGTH = 4096
 
 
-class Eval(TyperCommand):
-    """``eval`` with a usage line that tells the task from the files."""
+class Eval(Command):
+    """``eval``: the first argument names tasks, the others are files."""
 
-    def collect_usage_pieces(self, _ctx: Any) -> list[str]:
-        return ["[OPTIONS]", "TASK[,TASK]...", "[FILE]..."]
+    usage = ("TASK[,TASK]...", "[FILE]...")
 
 
+@dataclass(frozen=True)
+class CaseOptions(OptionGroup):
+    """The cases and how they are read."""
+
+    PANEL: ClassVar[str] = "Cases"
+
+    lengths: str | None = option("--lengths N,…", "Tokens to read: 4K,8K,1M. Default: all of FILE, or 4K.", None, MAIN)
+    cases: int | None = option("--cases N", "Cases per row. Default: 10; of --data all.", None, MAIN, min=1)
+    out: Path | None = option("--out FILE", "Save results here, and resume from them.", None, MAIN)
+    data: list[str] | None = option("--data PATH", "Benchmark file or a folder of them; repeatable.")
+    seed: int = option("--seed N", "Random seed of the generated cases.", 0)
+    query_aware: bool = option("--query-aware", "Prefill once for each question, which also stands first.", False)
+    reread: str = option("--reread N,…", "Passages to re-read before an answer; 0,3 compares both.", "0")
+    kv_bits: int | None = option(*KV_BITS, panel="KV cache")
+
+
+@takes_groups
 def command(
     words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    model: MODEL = None,
-    policies: Annotated[
-        list[str] | None,
-        typer.Option("--policy", metavar="RECIPE", help="What to keep: kvcli recipes. Repeatable: side by side."),
-    ] = None,
-    budgets: Annotated[
-        list[str] | None,
-        typer.Option("--budget", metavar="N|P%|SIZE", help="Units to keep: 16384, 12% or 2GiB. Repeatable."),
-    ] = None,
-    lengths: Annotated[
-        str | None,
-        typer.Option(
-            "--lengths", metavar="N,…", help="Tokens to read: 4K,8K,1M. By default all of FILE, or 4K without one."
-        ),
-    ] = None,
-    cases: Annotated[
-        int | None,
-        typer.Option(
-            "--cases", metavar="N", min=1, help="Cases of each cell: 10 by default, of benchmark files all there are."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed makes other cases.")] = 0,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="PATH", help="A benchmark file or a folder of them, repeatable."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE", help="Keep finished cases there, and go on from those that are there."),
-    ] = None,
-    kv_bits: KV_BITS = None,
-    heads: Annotated[
-        str | None,
-        typer.Option("--heads", metavar="NAME", help="Retaining heads for locret: a file or a hub repository."),
-    ] = None,
-    query_aware: Annotated[
-        bool, typer.Option("--query-aware", help="Read for each question alone: put it before the text too.")
-    ] = False,
-    again: Annotated[
-        str,
-        typer.Option(
-            "--reread",
-            metavar="N,…",
-            help="Passages looked at a second time before answers, ask takes 3; 0,3 compares, from one reading.",
-        ),
-    ] = "0",
-    chunk: Annotated[int, typer.Option("--chunk-size", metavar="N", min=1, help="Tokens read per step.")] = 512,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    weights: WEIGHTS = "bf16",
-    offline: OFFLINE = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and no table.")] = False,
+    *,
+    options: CaseOptions,
+    model: ModelOptions,
+    compared: ComparisonOptions,
+    as_json: JSON = False,
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Measure what a reading keeps: tasks with known answers, for each recipe, budget and length.
+    """Evaluate answer quality on tasks with known answers.
 
-    Facts are hidden in FILE, your own document, or in noise. Prints a table of means in per cent with 95 %
-    intervals, and JSON as the last line. Several tasks are joined with commas.
+    Compares recipes, budgets and lengths. Facts are hidden in FILE, or in generated text. Prints a table of mean
+    scores in per cent with 95 % intervals. The last line of stdout is JSON; --json prints only that. Several tasks
+    are joined with commas.
 
     \b
     needle      one invented fact: a number, a name or a word
     multikey    four facts of one kind, one of them asked for
     multivalue  four values of one thing, all asked for at once
-    multiquery  eight facts, each asked for after one reading
+    multiquery  eight facts, each asked for separately
     passkey     a five-digit pass key
     number      a ten-digit number
     kv          the value of a key among random JSON pairs
@@ -117,22 +91,13 @@ def command(
     common      the ten most common words of a list
     frequent    the three most frequent words of a coded text
     multidoc    a question on one of many passages (--data)
-    gold        the same questions, given the right passage alone
+    gold        the same questions, given only the right passage
     data        benchmark files: L-Eval, LongBench, InfiniteBench, SQuAD
     """
-    run = _Run(
-        words or [],
-        policies or [],
-        [Budget.parse(text) for text in budgets or []],
-        build_cases.lengths(lengths) if lengths is not None else None,
-        data or [],
-        quiet=quiet,
-        manner=ReadOptions(query_aware, build_cases.looks(again)),
-        kv_bits=kv_bits,
-    )
-    run.load(model, heads, device=device, dtype=dtype, weights=weights, offline=offline)
-    run.prepare(cases, seed, chunk, out)
-    skipped = run.measure(chunk)
+    run = _Run(words or [], options, compared, quiet=quiet)
+    run.load(model, compared.heads)
+    run.prepare()
+    skipped = run.measure()
     found = run.cells(skipped)
     if not any(cell.rows for cell in found):
         raise skipped[0].problem
@@ -141,66 +106,50 @@ def command(
         terminal.table(columns, body)
         for text in notes:
             terminal.write(sys.stdout, terminal.oneline(text))
-    print(
-        json.dumps(
-            {
-                "schema": SCHEMA,
-                "settings": run.rows.settings,
-                "cells": [cell.numbers() for cell in found],
-                "out": None if out is None else str(out),
-                "versions": versions(),
-            },
-            ensure_ascii=False,
-        ),
-        flush=True,
-    )
+    result = {
+        "schema": SCHEMA,
+        "settings": run.rows.settings,
+        "cells": [cell.numbers() for cell in found],
+        "out": None if options.out is None else str(options.out),
+        "versions": versions(),
+    }
+    print(json.dumps(result, ensure_ascii=False), flush=True)
 
 
 class _Run:
-    """What is measured; everything that can be wrong with the words is refused before a model is loaded."""
+    """One evaluation. Everything that can be wrong with the options is refused before a model is loaded."""
 
-    model: "Model"
-    prompt: "Prompt"
+    model: Model
+    prompt: Prompt
     rows: ResultsFile
 
-    def __init__(
-        self,
-        words: Sequence[str],
-        policies: Sequence[str],
-        budgets: Sequence[Budget],
-        lengths: list[int] | None,
-        data: Sequence[str],
-        *,
-        quiet: bool,
-        manner: ReadOptions,
-        kv_bits: int | None = None,
-    ) -> None:
+    def __init__(self, words: Sequence[str], options: CaseOptions, compared: ComparisonOptions, *, quiet: bool) -> None:
         if not words:
-            raise UsageError(f"no task was given; there are: {', '.join(tasks.TASKS)}", "kvcli eval needle")
-        self.quiet = quiet
+            raise UsageError(f"no task was given; expected one of {', '.join(tasks.TASKS)}", "kvcli eval needle")
+        self.options, self.quiet = options, quiet
+        self.chunk = compared.chunk or types.CHUNK
+        self.manner = ReadOptions(options.query_aware, build_cases.looks(options.reread))
+        self.lengths = None if options.lengths is None else build_cases.lengths(options.lengths)
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
-        self.budgets, self.lengths = budgets, lengths
-        self.manner, self.kv_bits = manner, kv_bits
-        named, own = words[0], [task.name for task in self.tasks if not task.hides]
-        if words[1:] and len(own) == len(self.tasks):
-            raise UsageError(f"'{named}' makes its own texts and reads no FILE", f"kvcli eval {own[0]}")
-        if lengths is not None and not any(task.sized for task in self.tasks):
-            raise UsageError(f"the texts of '{named}' have their own lengths", "leave out --lengths")
-        if data and not any(task.passages or task.make is None for task in self.tasks):
-            raise UsageError(f"'{named}' reads no --data", f"kvcli eval data --data {data[0]}")
-        if policies or budgets or kv_bits is not None:
+        self._check_inputs(words)
+        self.policies, self.budgets = compared.parsed()
+        if options.kv_bits is not None:
             from kvcli.recipe import parse
 
-            self.policies: list[Recipe] = [parse(text) for text in policies]
-            if kv_bits is not None:
-                self.policies = [policy.with_bits(kv_bits) for policy in self.policies]
-                parse("full").with_bits(kv_bits)
-        else:
-            self.policies = []
-        if budgets and self.policies and all(p.policy.budget is None for p in self.policies):
-            self.policies[0].with_budget(1)  # refuses in its own words
+            parse("full").with_bits(options.kv_bits)
+            self.policies = [policy.with_bits(options.kv_bits) for policy in self.policies]
         self.document = self._read(words[1:])
-        self.data = data_files.read(data) if data else None
+        self.data = data_files.read(options.data) if options.data else None
+
+    def _check_inputs(self, words: Sequence[str]) -> None:
+        """Refuse files, lengths and data that no task uses."""
+        named, generated = words[0], [task.name for task in self.tasks if not task.hides]
+        if words[1:] and len(generated) == len(self.tasks):
+            raise UsageError(f"'{named}' generates its texts and takes no FILE", f"kvcli eval {generated[0]}")
+        if self.lengths is not None and not any(task.sized for task in self.tasks):
+            raise UsageError(f"the texts of '{named}' have fixed lengths", "leave out --lengths")
+        if self.options.data and not any(task.passages or task.make is None for task in self.tasks):
+            raise UsageError(f"'{named}' takes no --data", f"kvcli eval data --data {self.options.data[0]}")
 
     def _read(self, names: Sequence[str]) -> Document | None:
         if not names:
@@ -211,95 +160,78 @@ class _Run:
             terminal.warn(warning, quiet=self.quiet)
         return document
 
-    def load(
-        self,
-        name: str | None,
-        heads: str | None,
-        *,
-        device: str | None,
-        dtype: str | None,
-        weights: str,
-        offline: bool,
-    ) -> None:
-        """The model, with heads where a recipe needs them."""
-        with interruptible("loading the model"):
-            from kvcli.engine.prompt import Prompt
-            from kvcli.models.resolve import resolve
-            from kvcli.pipeline import load_model
+    def load(self, options: ModelOptions, heads: str | None) -> None:
+        """Load the model, with retaining heads if a recipe needs them."""
+        from kvcli.engine.prompt import Prompt
 
-            self.model = load_model(
-                run_with_progress(resolve(name, offline=offline), quiet=self.quiet),
-                device=device,
-                dtype=dtype,
-                weights=weights,
-                heads=heads,
-                find_heads=not self.policies or any(recipe.policy.needs_heads for recipe in self.policies),
-                offline=offline,
-                on_notice=partial(terminal.note, "weights", quiet=self.quiet),
-            )
-            self.prompt = Prompt(self.model.tokenizer)
-            from kvcli.retaining_heads import calibration
+        need_heads = not self.policies or any(recipe.policy.needs_heads for recipe in self.policies)
+        self.model = load_bare(
+            options,
+            quiet=self.quiet,
+            weights=options.weights,
+            heads=heads,
+            find_heads=need_heads,
+            recipes=self.policies,
+        )
+        self.prompt = Prompt(self.model.tokenizer)
 
-            if notice := calibration.attach(self.model, self.policies):
-                terminal.note("skew", notice, quiet=self.quiet)
-
-    def prepare(self, cases: int | None, seed: int, chunk: int, out: Path | None) -> None:
-        """Cases, recipes and the file they go to."""
+    def prepare(self) -> None:
+        """Make the cases and open the results file."""
         from kvcli.evaluate.haystack import Haystack
         from kvcli.evaluate.run import settings
         from kvcli.evaluate.token_counter import TokenCounter
 
-        ruler, document = TokenCounter(self.prompt), self.document
+        counter, document, seed = TokenCounter(self.prompt), self.document, self.options.seed
         with interruptible("splitting the document into tokens"):
             name = " ".join(document.files) if document else ""
-            haystack = Haystack(ruler, document.text if document else None, name)
-        jobs = build_cases.case_specs(
+            haystack = Haystack(counter, document.text if document else None, name)
+        specs = build_cases.case_specs(
             self.tasks,
-            ruler=ruler,
+            ruler=counter,
             haystack=haystack,
             data=self.data,
             lengths=self.lengths or [haystack.tokens or DEFAULT_LENGTH],
-            cases=cases,
+            cases=self.options.cases,
             seed=seed,
         )
-        self.work = [(job, self._recipes(task, job)) for task, job in jobs]
+        self.work = [(spec, self._recipes(task, spec)) for task, spec in specs]
         self.rows = ResultsFile(
-            out,
+            self.options.out,
             settings(
                 self.model,
                 self.prompt,
                 seed=seed,
-                chunk=chunk,
+                chunk=self.chunk,
                 document=document.sha256 if document else None,
                 data=self.data.sha256 if self.data else None,
                 manner=self.manner,
             ),
         )
-        spec = self.model.spec
-        text = f"{len(self.work):,} cases, {sum(len(recipes) for _, recipes in self.work):,} readings or more"
+        spec, readings = self.model.spec, sum(len(recipes) for _, recipes in self.work)
+        text = f"{terminal.plural(len(self.work), 'case')}, at least {terminal.plural(readings, 'prefill')}"
         terminal.note("model", f"{spec.name} {spec.dtype} · {spec.device} · {text}", quiet=self.quiet)
 
-    def _recipes(self, task: tasks.Task, job: "CaseSpec") -> list["Recipe"]:
-        """Every policy with every budget; without a policy, what ``ask`` would use."""
+    def _recipes(self, task: tasks.Task, case: CaseSpec) -> list[Recipe]:
+        """Every recipe with every budget; if none was named, the one that ``ask`` would use."""
         from kvcli.recipe import default
 
-        spec, trained, found = self.model.spec, self.model.heads is not None, list["Recipe"]()
-        if job.length is None and any(budget.unit == "%" for budget in self.budgets):
-            raise UsageError(f"the texts of '{job.task}' differ in length and so would P % of them", "--budget 1024")
-        sizes: list[int | None] = [budget.units(spec, job.length or 0) for budget in self.budgets]
-        for units in sizes or [None]:
-            if not self.policies:
-                usual = default(spec, questions=2 if task.several else 1, budget=units, heads=trained)
-                found.append(usual if self.kv_bits is None else usual.with_bits(self.kv_bits))
-            for policy in self.policies:
-                found.append(policy if units is None or policy.policy.budget is None else policy.with_budget(units))
-        return list({str(recipe): recipe for recipe in found}.values())
+        spec, bits, heads = self.model.spec, self.options.kv_bits, self.model.heads is not None
+        if case.length is None and any(budget.unit == "%" for budget in self.budgets):
+            raise UsageError(
+                f"the texts of '{case.task}' differ in length, so P % has no single value", "--budget 1024"
+            )
 
-    def measure(self, chunk: int) -> list["Skipped"]:
-        """All cases that are not done yet; returns those that do not fit."""
+        def usual(units: int | None) -> Recipe:
+            recipe = default(spec, questions=2 if task.several else 1, budget=units, heads=heads)
+            return recipe if bits is None else recipe.with_bits(bits)
+
+        return combinations(self.policies, self.budgets, spec, case.length or 0, usual)
+
+    def measure(self) -> list[Skipped]:
+        """Run the cases that have no result yet; returns those that do not fit."""
         from kvcli.evaluate.run import run
 
-        events = run(self.model, self.prompt, self.work, self.rows, chunk=chunk, manner=self.manner)
+        events = run(self.model, self.prompt, self.work, self.rows, chunk=self.chunk, manner=self.manner)
         screen = _Screen(self.model.spec.device, quiet=self.quiet)
         try:
             while True:
@@ -308,17 +240,17 @@ class _Run:
             skipped: list[Skipped] = end.value
             return skipped
         except INTERRUPTS as stop:
-            kept = f"they are in {self.rows.path}" if self.rows.path else "they are lost, because there was no --out"
+            kept = f"saved in {self.rows.path}" if self.rows.path else "not saved, because --out was not given"
             raise Interrupted(
                 f"interrupted after {terminal.plural(screen.finished, 'case')}; {kept}",
-                "the same command again" if self.rows.path else "the same command with --out FILE",
+                "run the same command to resume" if self.rows.path else "the same command with --out FILE",
                 cause=stop,
             ) from None
         finally:
             screen.close()
 
-    def cells(self, skipped: "list[Skipped]") -> list[report.Cell]:
-        """The cells of this run, in the order of its words."""
+    def cells(self, skipped: list[Skipped]) -> list[report.Cell]:
+        """The cells of the table, in the order of the arguments."""
         from kvcli.evaluate.run import keys
 
         wanted = dict.fromkeys(
@@ -329,7 +261,7 @@ class _Run:
 
 
 class _Screen:
-    """Progress on stderr: a bar for the reading at hand and one line for each finished case."""
+    """Progress on stderr: a bar for the current prefill and one line per finished case."""
 
     def __init__(self, device: str, *, quiet: bool) -> None:
         self.device, self.quiet = device, quiet
@@ -337,7 +269,7 @@ class _Screen:
         self._watcher: ProgressDisplay | None = None
         self._last = 0
 
-    def see(self, event: "Prefill | Finished") -> None:
+    def see(self, event: Prefill | Finished) -> None:
         if isinstance(event, Prefill):
             if self._watcher is None or event.done <= self._last:
                 self.close()

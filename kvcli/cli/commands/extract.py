@@ -1,18 +1,19 @@
-"""``kvcli extract FILE…``: exactly the text that a model would read, and how good it is."""
+"""``kvcli extract FILE…``: the extracted text and its quality."""
+
+from __future__ import annotations
 
 import json
 import sys
 import time
 import unicodedata
-from dataclasses import asdict
-from typing import Annotated, Any
-
-import typer
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from kvcli import documents
 from kvcli.cli import inputs
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.options import DEBUG, EXCLUDE, INCLUDE, OCR, PAGES, QUIET, reading_options
+from kvcli.cli.option_groups import option, takes_groups
+from kvcli.cli.options import FILES, DocumentOptions, PlainOutput, as_json
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
@@ -20,56 +21,54 @@ from kvcli.documents.quality import PageQuality, Quality
 from kvcli.errors import UsageError
 
 
-def command(
-    files: Annotated[list[str] | None, typer.Argument(metavar="FILE...", show_default=False)] = None,
-    ranges: PAGES = None,
-    include: INCLUDE = None,
-    exclude: EXCLUDE = None,
-    ocr: OCR = False,
-    report: Annotated[bool, typer.Option("--report", help="A table of pages instead of the text.")] = False,
-    output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="Write the text there, not to stdout.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: text, spans and quality.")] = False,
-    quiet: QUIET = False,
-    _debug: DEBUG = False,
-) -> None:
-    """Show exactly what a model would read of FILE, page by page, and how good it is. Loads no model.
+@dataclass(frozen=True)
+class ExtractOutput(PlainOutput):
+    """What is printed, and where."""
 
-    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, a directory of them, or - for standard input;
-    of a saved reading (book.kv) it shows what was read.
+    report: bool = option("--report", "Print a table of pages instead of the text.", False)
+    output: str | None = option("-o, --output FILE", "Write the text to FILE.")
+    as_json: bool = as_json()
+
+    def __post_init__(self) -> None:
+        if self.report and self.as_json:
+            raise UsageError("--report and --json exclude each other", "leave out one of them")
+
+
+@takes_groups
+def command(files: FILES = None, *, document: DocumentOptions, printed: ExtractOutput) -> None:
+    """Show the text that is extracted from documents.
+
+    This is exactly the text that a model would get, with a report of its quality on stderr. FILE is a document or a
+    saved prefill (book.kv). Loads no model.
     """
-    if report and as_json:
-        raise UsageError("--report and --json are two ways to print the same", "leave out one of them")
-    chosen = reading_options(ranges, include, exclude, ocr)
+    chosen, quiet = document.reading(), printed.quiet
     names = list(files or [])
     if not names:
         if sys.stdin.isatty():
             raise UsageError("no file was given", "kvcli extract book.pdf")
         names = [documents.STDIN]
-    sink = AnswerWriter(output, stream=False, as_json=as_json, inputs=names)
+    sink = AnswerWriter(printed.output, stream=False, as_json=printed.as_json, inputs=names)
     start = time.perf_counter()
     stdin = sys.stdin.buffer.read() if documents.STDIN in names else None
-    _, document = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen), chosen)
-    assert document is not None
+    _, text = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen), chosen)
+    assert text is not None
     seconds = time.perf_counter() - start
-    found = quality.measure(document)
+    found = quality.measure(text)
     try:
-        if report:
+        if printed.report:
             _table(found)
-        else:
-            # Not through Sink.end, which strips: in a pipe or a file this is the text to the character.
-            whole = json.dumps(_object(document, found, seconds), ensure_ascii=False) if as_json else document.text
+        else:  # AnswerWriter.end strips; in a pipe or a file this is the text to the character
+            whole = json.dumps(_object(text, found, seconds), ensure_ascii=False) if printed.as_json else text.text
             shown = terminal.strip_control(whole) if terminal.is_terminal(sink.file) else whole
             sink.file.write(shown if shown.endswith("\n") else shown + "\n")
             sink.file.flush()
     finally:
         sink.close()
-    _tell(document, found, seconds, quiet=quiet)
+    _tell(text, found, seconds, quiet=quiet)
 
 
 def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) -> None:
-    """The report in short, on stderr."""
+    """Print a summary of the quality to stderr."""
     size = f"{found.characters:,} characters in {seconds:.1f} s"
     terminal.note("document", f"{terminal.title(document)} · {size}", quiet=quiet)
     if document.pages:
@@ -95,12 +94,12 @@ def _tell(document: Document, found: Quality, seconds: float, *, quiet: bool) ->
 
 
 def warnings(document: Document, found: Quality) -> list[str]:
-    """What may be missing or wrong."""
+    """Warnings about text that may be missing or wrong."""
     if not found.doubtful:
         return list(document.warnings)
     if document.pages is None:
-        return [*document.warnings, "many characters are control characters or unassigned; it may be no text"]
-    doubt = "many letters could not be told (fonts without a map to Unicode); --ocr may read them better"
+        return [*document.warnings, "many characters are control characters or unassigned; this may not be text"]
+    doubt = "many characters could not be decoded (fonts without a map to Unicode); --ocr may read them"
     return [*document.warnings, doubt]
 
 

@@ -1,49 +1,32 @@
-"""``kvcli kv FILE…``: where in a document the kept units lie."""
+"""``kvcli kv FILE…``: which parts of a document are kept in the KV cache."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.inputs import open_documents
+from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
-    BUDGET,
-    CHUNK,
-    DEBUG,
-    DEVICE,
-    DTYPE,
-    EXCLUDE,
-    HEADS,
-    INCLUDE,
-    JSON,
-    KV_BITS,
-    MODEL,
-    NO_CACHE,
-    OCR,
-    OFFLINE,
-    PAGES,
-    POLICY,
-    QUIET,
-    REBUILD,
-    SYSTEM,
-    VERBOSE,
-    WEIGHTS,
+    FILES,
+    CacheOptions,
+    DocumentOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+    RecipeOptions,
     RunOptions,
-    reading_options,
+    as_json,
 )
 from kvcli.cli.report import Report
-from kvcli.cli.request import Request, require_utf8, standard_input
-from kvcli.cli.setup import OpenRun, banner, open_model, open_run, prefill_with_progress
-from kvcli.cli.signals import interruptible
+from kvcli.cli.request import Request, require_utf8
+from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import citations, plot, sparkline, terminal
 from kvcli.errors import InputError
-from kvcli.planning.budget import Budget
 
 if TYPE_CHECKING:
     from kvcli.cli.views.retention import PageRetention
@@ -51,84 +34,52 @@ if TYPE_CHECKING:
     from kvcli.pipeline import DocumentContext
 
 FINE = 240
-"""Stretches of a picture and of JSON; a terminal has as many as a row has letters."""
+"""Columns of the map in a plot and in JSON; a terminal shows ``sparkline.WIDTH``."""
 
 BEST = 10
-"""Pages that are named on the terminal."""
+"""Pages that the terminal lists."""
 
 
+@dataclass(frozen=True)
+class MapOptions(OptionGroup):
+    """What is drawn."""
+
+    PANEL: ClassVar[str] = "Map"
+
+    plot: str | None = option("--plot FILE", "Save a plot as .png, .svg or .pdf; needs kvcli[plot].", None, MAIN)
+    question: str | None = option("-e, --question TEXT", "Question, if the recipe scores for one.", None, MAIN)
+    as_json: bool = as_json()
+
+
+@takes_groups
 def command(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE...", help="What was read, or is to be; - is standard input.", show_default=False),
-    ] = None,
-    picture: Annotated[
-        str | None, typer.Option("--plot", metavar="FILE", help="Draw it: out.png, .svg or .pdf; needs kvcli[plot].")
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option("-e", "--question", metavar="TEXT", help="For policies that read for one question.")
-    ] = None,
-    model: MODEL = None,
-    system: SYSTEM = None,
-    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
-    policy: POLICY = None,
-    budget: BUDGET = None,
-    kv_bits: KV_BITS = None,
-    heads: HEADS = None,
-    chunk: CHUNK = None,
-    no_cache: NO_CACHE = False,
-    rebuild: REBUILD = False,
-    ranges: PAGES = None,
-    include: INCLUDE = None,
-    exclude: EXCLUDE = None,
-    ocr: OCR = False,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    weights: WEIGHTS = "bf16",
-    offline: OFFLINE = False,
-    as_json: JSON = False,
-    quiet: QUIET = False,
-    verbose: VERBOSE = False,
-    _debug: DEBUG = False,
+    files: FILES = None,
+    *,
+    drawn: MapOptions,
+    model: ModelOptions,
+    document: DocumentOptions,
+    recipe: RecipeOptions,
+    prompt: PromptOptions,
+    cache: CacheOptions,
+    output: OutputOptions,
 ) -> None:
-    """Show where in a document the kept units lie: layers by position, and how much of each page.
+    """Show which parts of a document stayed in the KV cache.
 
-    Takes a saved reading up, or reads. FILE may also be a reading of ``kvcli prefill -o book.kv``.
+    Prints a map of layers by position, and the pages of which most was kept. FILE may also be a saved prefill
+    (book.kv). Without one the document is processed first.
     """
-    out = None if picture is None else Path(picture)
+    out = None if drawn.plot is None else Path(drawn.plot)
     if out is not None:
         plot.check(out)
-    options = RunOptions(
-        model=model,
-        system=None if system is None else require_utf8(system, "the system message"),
-        raw=raw,
-        policy=policy,
-        budget=None if budget is None else Budget.parse(budget),
-        kv_bits=kv_bits,
-        heads=heads,
-        chunk=chunk,
-        cache=not no_cache,
-        rebuild=rebuild,
-        reading=reading_options(ranges, include, exclude, ocr),
-        device=device,
-        dtype=dtype,
-        weights=weights,
-        offline=offline,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    asked = None if question is None else require_utf8(question, "the question")
-    options.check()
-    with interruptible("waiting for standard input"):
-        stdin = standard_input(Request(tuple(files or ()), (), False), stdin_is_questions=False, quiet=quiet)
-    inputs = open_documents(options, files or (), stdin)
-    run = open_run(inputs, open_model(inputs.options, inputs.saved), questions=0 if asked is None else 1)
-    if run.source is None:
-        raise InputError("no document was given", "kvcli kv FILE")
+    options = RunOptions.of(model, document, recipe, prompt, cache, output)
+    asked = None if drawn.question is None else require_utf8(drawn.question, "the question")
+    request = Request(tuple(files or ()), (), False)
+    run = open_request(options, request, questions=0 if asked is None else 1, required="kvcli kv FILE")
+    assert run.source is not None
     if run.recipe.policy.query_aware and asked is None:
-        raise InputError(f"'{run.recipe}' keeps what one question asks for", '-e "QUESTION"')
+        raise InputError(f"'{run.recipe}' scores for one question, and there is none", '-e "QUESTION"')
     banner(run, len(run.source.ids), run.recipe)
-    _show(run, prefill_with_progress(run, question=asked), out, as_json=as_json)
+    _show(run, prefill_with_progress(run, question=asked), out, as_json=drawn.as_json)
 
 
 def _show(run: OpenRun, read: DocumentContext, out: Path | None, *, as_json: bool) -> None:
@@ -150,11 +101,11 @@ def _show(run: OpenRun, read: DocumentContext, out: Path | None, *, as_json: boo
         _print(document, retention_map(context, equal_bins(tokens, sparkline.WIDTH)), found)
     terminal.note("read", report.reading(), quiet=run.options.quiet)
     if out is not None:
-        terminal.note("picture", str(out), quiet=run.options.quiet)
+        terminal.note("plot", str(out), quiet=run.options.quiet)
 
 
 def _print(document: Document, rows: list[list[float]], found: Sequence[PageRetention]) -> None:
-    """The map and the pages of which most is kept, on stdout."""
+    """Print the map, and the pages of which most is kept."""
     mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
     lines = [f"{'all':>5} {sparkline.bars(mean)}"]
     lines += [f"{i:>5} {row}" for i, row in enumerate(sparkline.shades(rows))]
@@ -168,7 +119,7 @@ def _print(document: Document, rows: list[list[float]], found: Sequence[PageRete
     for page in sorted(found, key=lambda p: -p.share)[:BEST]:
         place = citations.where(document, page.block.span, page.block.line, page.block.last)
         table.append((place, f"{page.share:.1%}", f"{page.end - page.start:,}"))
-    terminal.table(("most is kept of", "kept", "tokens"), table)
+    terminal.table(("most kept", "kept", "tokens"), table)
 
 
 def _object(

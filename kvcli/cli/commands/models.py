@@ -1,4 +1,4 @@
-"""``kvcli models``: which models are here, bring one here, what is one made of."""
+"""``kvcli models``: models on this machine."""
 
 import json
 from typing import Annotated
@@ -6,36 +6,38 @@ from typing import Annotated
 import typer
 
 from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.help import Command, Group
+from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.utils.sizes import format_bytes
 
-app = typer.Typer(no_args_is_help=True, help="List, fetch and describe models.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="List, download and describe models.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Touch no network.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes.")]
 Name = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="A directory, a hub id, a .gguf file or an alias.", show_default=False),
+    typer.Argument(
+        metavar="NAME",
+        help="Alias, Hugging Face id, folder or .gguf. Default: the default model.",
+        show_default=False,
+    ),
 ]
 
 
-@app.command("ls")
-def ls(as_json: Json = False, _debug: Debug = False) -> None:
-    """List the aliases, the models in the hub's cache and those that kvcli converted."""
+@app.command("ls", cls=Command)
+def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
+    """List aliases, downloaded models and converted models."""
     from kvcli.models import local_models
 
     entries = local_models.ls()
     if as_json:
         print(json.dumps({"schema": SCHEMA, "models": [local_models.to_json(e) for e in entries]}, ensure_ascii=False))
         return
-    columns = ("name", "here", "size", "window", "licence", "model")
+    columns = ("name", "here", "size", "context", "licence", "model")
     rows = [
         (
             e.name + (" *" if e.default else ""),
-            {"hub": "hub cache", "kvcli": "converted"}.get(e.where, "no"),
+            {"hub": "downloaded", "kvcli": "converted"}.get(e.where, "no"),
             format_bytes(e.bytes) if e.bytes else "?",
             terminal.count(e.window) if e.window else "?",
             e.licence or "?",
@@ -45,12 +47,12 @@ def ls(as_json: Json = False, _debug: Debug = False) -> None:
     ]
     terminal.table(columns, rows)
     if any(e.default for e in entries):
-        print("\n* the default; -m also takes a directory, a hub id or a .gguf file")
+        print("\n* default model; -m also takes a folder, a Hugging Face id or a .gguf file")
 
 
-@app.command("pull")
-def pull(name: Name = None, quiet: Quiet = False, as_json: Json = False, _debug: Debug = False) -> None:
-    """Bring a model here, or bring it up to date; without a name the default model."""
+@app.command("pull", cls=Command)
+def pull(name: Name = None, quiet: QUIET = False, as_json: JSON = False, _debug: DEBUG = False) -> None:
+    """Download or update a model."""
     from kvcli.models import local_models, resolve
 
     source = run_with_progress(resolve.resolve(name, refresh=True), quiet=quiet)
@@ -68,15 +70,15 @@ def pull(name: Name = None, quiet: Quiet = False, as_json: Json = False, _debug:
     print(source.path)
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     name: Name = None,
-    offline: Offline = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    _debug: Debug = False,
+    offline: OFFLINE = False,
+    quiet: QUIET = False,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
 ) -> None:
-    """Describe a model from its config, without its weights; without a name the default model."""
+    """Describe a model from its config, without its weights."""
     from kvcli.models import local_models
 
     facts = run_with_progress(local_models.show(name, offline=offline), quiet=quiet)
@@ -92,10 +94,10 @@ def show(
         "heads": facts.heads,
         "KV heads": facts.kv_heads,
         "head dim": facts.head_dim,
-        "window": f"{terminal.count(facts.window)} tokens" if facts.window else None,
+        "context": f"{terminal.count(facts.window)} tokens" if facts.window else None,
         "dtype": facts.dtype,
         "size": f"{format_bytes(facts.bytes)} ({terminal.count(facts.bytes)} bytes)" if facts.bytes else None,
-        "KV cache": f"{per_token} a token in bf16" if per_token else None,
+        "KV cache": f"{per_token} per token in bf16" if per_token else None,
         "licence": facts.licence,
         "revision": facts.revision,
         "fingerprint": facts.fingerprint,
@@ -107,4 +109,4 @@ def show(
     for text in facts.notes:
         print(f"{'note':<14}{terminal.oneline(text)}")
     if not facts.local:
-        print(f"{'weights':<14}not on this machine: kvcli models pull {facts.name}")
+        print(f"{'weights':<14}not downloaded: kvcli models pull {facts.name}")

@@ -1,41 +1,30 @@
-"""``kvcli plan FILE…``: memory, disk and time of a run before it; loads no model and imports no torch."""
+"""``kvcli plan FILE…``: memory, disk and time of a run; loads no model and imports no torch."""
+
+from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli import documents, types
+from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
-    BUDGET,
-    CHUNK,
     DEBUG,
-    DEVICE,
-    DTYPE,
-    EXCLUDE,
-    INCLUDE,
+    FILES,
     JSON,
-    KV_BITS,
-    MAX_TOKENS,
-    MODEL,
-    OCR,
-    OFFLINE,
-    PAGES,
-    POLICY,
     QUIET,
-    SYSTEM,
-    WEIGHTS,
-    reading_options,
+    DocumentOptions,
+    ModelOptions,
+    PolicyOptions,
+    PromptOptions,
 )
 from kvcli.cli.request import require_utf8
 from kvcli.cli.views import plan, terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.documents.document import document_json
 from kvcli.errors import InputError, UsageError
-from kvcli.planning.budget import Budget
 from kvcli.planning.estimate import Target, Workload, forecast
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 
@@ -43,131 +32,136 @@ if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.engine.prompt import Prompt
     from kvcli.models.resolve import ModelSource
+    from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec
 
 
+@dataclass(frozen=True)
+class PlanOptions(OptionGroup):
+    """The run that is estimated."""
+
+    PANEL: ClassVar[str] = "Run"
+
+    gpu: str | None = option("--gpu NAME|SIZE", "Plan for this GPU: 4090, 3060 or 8GB.", None, MAIN)
+    tokens: int | None = option("--tokens N", "Assume a document of N tokens.", None, MAIN, min=1)
+    what_if: list[str] | None = option("--what-if RECIPE", "Compare with this recipe; repeatable.", None, MAIN)
+    question: str | None = option("-e, --question TEXT", "The question. Default: 256 tokens.")
+    max_tokens: int = option("-n, --max-tokens N", "Longest answer in tokens.", ANSWER_TOKENS, min=1)
+
+
+@takes_groups
 def command(
-    files: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE...", help="What would be read; - is standard input.", show_default=False),
-    ] = None,
-    model: MODEL = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", min=1, help="A text of N tokens instead of a file.")
-    ] = None,
-    policy: POLICY = None,
-    budget: BUDGET = None,
-    what_if: Annotated[
-        list[str] | None, typer.Option("--what-if", metavar="RECIPE", help="Compare with this recipe; repeatable.")
-    ] = None,
-    weights: WEIGHTS = "bf16",
-    kv_bits: KV_BITS = None,
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME|SIZE", help="Another GPU: 4090, 3060 or 8GB.")
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option("-e", "--question", metavar="TEXT", help="The question; by default 256 tokens.")
-    ] = None,
-    max_tokens: MAX_TOKENS = None,
-    system: SYSTEM = None,
-    raw: Annotated[bool, typer.Option("-r", "--raw", help="No chat template.")] = False,
-    chunk: CHUNK = None,
-    ranges: PAGES = None,
-    include: INCLUDE = None,
-    exclude: EXCLUDE = None,
-    ocr: OCR = False,
-    device: DEVICE = None,
-    dtype: DTYPE = None,
-    offline: OFFLINE = False,
+    files: FILES = None,
+    *,
+    run: PlanOptions,
+    model: ModelOptions,
+    document: DocumentOptions,
+    policy: PolicyOptions,
+    prompt: PromptOptions,
     as_json: JSON = False,
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Say what a run would take, before it: memory, disk and time. Loads no model.
+    """Estimate memory, disk space and time of a run. Loads no model.
 
-    The arithmetic is that of ``kvcli ask``. Times are the medians of this machine's own last runs. With --gpu it is
-    about another GPU: whether it fits there, and the largest budget that does. Exit code 5 says that it does not fit.
+    The estimate uses the arithmetic of kvcli ask. Times are medians of earlier runs on this machine. Exits with 5 if
+    the run does not fit the memory, with 6 if it does not fit the model's context length.
     """
-    from kvcli.models import resolve
-    from kvcli.models import spec as model_spec
-    from kvcli.recipe import default, parse
+    if run.gpu is not None and model.device is not None:
+        raise UsageError("--gpu plans for another machine and --device for this one", "leave out --device")
+    settings, reading = policy.settings(), document.reading()
+    named, others = _recipes(policy, run.what_if or [])
+    target = None if run.gpu is None else Target.gpu(run.gpu)
+    text = _document(list(files or []), run.tokens, reading)
 
-    if gpu is not None and device is not None:
-        raise UsageError("--gpu is about a GPU you need not have, --device about this machine", "leave out --device")
-    if raw and system:
-        raise UsageError("--system has no place in a raw prompt", "leave out --raw or --system")
-    wanted = None if budget is None else Budget.parse(budget)
-    named = None if policy is None else parse(policy)
-    if kv_bits is not None:
-        (named or parse("full")).with_bits(kv_bits)
-    others = [parse(text) for text in what_if or []]
-    place = None if gpu is None else Target.gpu(gpu)
-    chosen = reading_options(ranges, include, exclude, ocr)
-    document = _document(list(files or []), tokens, chosen)
-
-    source = run_with_progress(resolve.resolve(model, offline=offline, only_config=True), quiet=quiet)
-    spec = model_spec.spec(
-        source,
-        device="cpu" if place is not None else device,  # a GPU that is not here is not asked for
-        dtype=dtype or ("bfloat16" if place is not None else None),
-        held=weights,
-    )
-    if place is not None:
-        spec = replace(spec, device="cuda:0")
-    spec = replace(spec, heads_bytes=_heads(source, spec))
-    prompt = _prompt(source.path, system, raw) if document is not None or question is not None else None
-    ids = len(prompt.document(document.text)) if prompt and document else tokens or 0
-    asked = (
-        len(prompt.question(require_utf8(question, "the question")))
-        if prompt and question is not None
-        else QUESTION_TOKENS
-    )
-    work = Workload(
-        ids, _text_bytes(document), chunk or types.CHUNK, asked, max_tokens or ANSWER_TOKENS, 0 if raw else None
-    )
-
-    units = None if wanted is None else wanted.units(spec, ids)
-    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
-    if named is not None and units is not None:
-        recipe = named.with_budget(units)
-    if kv_bits is not None:
-        recipe = recipe.with_bits(kv_bits)
-    place = place or Target.this(spec.device)
-    found = [forecast(spec, each, work, place) for each in (recipe, *others)]
-    outlook = plan.PlanReport(spec, work, place, found, document, weights, kv_bits or 16, ())
+    source, spec = _spec(model, target, quiet=quiet)
+    tokens, asked = _count(source, prompt, text, run)
+    chunk = policy.chunk or types.CHUNK
+    work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
+    units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
+    target = target or Target.this(spec.device)
+    found = [forecast(spec, each, work, target) for each in (_chosen(spec, named, units, policy), *others)]
+    outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16, ())
     if as_json:
         plan.to_json(outlook)
     else:
         plan.show(outlook)
-    for note in (*(document.warnings if document else ()), *outlook.notes):
+    for note in (*(text.warnings if text else ()), *outlook.notes):
         terminal.warn(note, quiet=quiet)
     plan.exit_if_too_big(outlook)
 
 
-def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> "Document | None":
+def _recipes(policy: PolicyOptions, others: list[str]) -> tuple[Recipe | None, list[Recipe]]:
+    """The recipe that was named, or ``None``, and those to compare it with. Raises ``UsageError``."""
+    from kvcli.recipe import parse
+
+    named = None if policy.policy is None else parse(policy.policy)
+    if policy.kv_bits is not None:
+        (named or parse("full")).with_bits(policy.kv_bits)
+    return named, [parse(text) for text in others]
+
+
+def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: PolicyOptions) -> Recipe:
+    from kvcli.recipe import default
+
+    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
+    if named is not None and units is not None:
+        recipe = named.with_budget(units)
+    return recipe if policy.kv_bits is None else recipe.with_bits(policy.kv_bits)
+
+
+def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[ModelSource, ModelSpec]:
+    """Where the model is, and its shape on this machine or on the ``target``."""
+    from kvcli.models import resolve
+    from kvcli.models import spec as model_spec
+
+    source = run_with_progress(resolve.resolve(model.model, offline=model.offline, only_config=True), quiet=quiet)
+    spec = model_spec.spec(
+        source,
+        device="cpu" if target is not None else model.device,  # the target need not be in this machine
+        dtype=model.dtype or ("bfloat16" if target is not None else None),
+        held=model.weights,
+    )
+    if target is not None:
+        spec = replace(spec, device="cuda:0")
+    return source, replace(spec, heads_bytes=_heads(source, spec))
+
+
+def _count(source: ModelSource, options: PromptOptions, text: Document | None, run: PlanOptions) -> tuple[int, int]:
+    """Tokens of the document and of the question."""
+    if text is None and run.question is None:
+        return run.tokens or 0, QUESTION_TOKENS
+    prompt = _prompt(source.path, options.system, options.raw)
+    tokens = run.tokens or 0 if text is None else len(prompt.document(text.text))
+    if run.question is None:
+        return tokens, QUESTION_TOKENS
+    return tokens, len(prompt.question(require_utf8(run.question, "the question")))
+
+
+def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> Document | None:
     from kvcli.cli import inputs
 
     if tokens is not None and files:
-        raise UsageError("--tokens stands for a text that is not there, and a file was given", "leave out one of them")
+        raise UsageError("--tokens assumes a document, and a FILE was given too", "leave out one of them")
     if tokens is not None:
         return None
     if not files:
         raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100000")
     saved, _ = inputs.find(files)
     if saved is not None:
-        raise UsageError(f"{saved.path} is read already", f"kvcli cache show {saved.path}")
+        raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")
     stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
     return documents.read(files, stdin, chosen)
 
 
-def _prompt(directory: Path, system: str | None, raw: bool) -> "Prompt":
+def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
     from kvcli.engine.prompt import Prompt
     from kvcli.models.tokenizer import LightTokenizer
 
     return Prompt(LightTokenizer(directory), system=system, raw=raw)
 
 
-def _heads(source: "ModelSource", spec: "ModelSpec") -> int:
+def _heads(source: ModelSource, spec: ModelSpec) -> int:
     """Size of the retaining heads, looked for where ``ask`` finds them."""
     from kvcli.models import spec as model_spec
     from kvcli.utils import files as file_utils
@@ -176,9 +170,8 @@ def _heads(source: "ModelSource", spec: "ModelSpec") -> int:
     return model_spec.heads_bytes(source, spec, folders)
 
 
-def _text_bytes(document: "Document | None") -> int:
-    """What of a saved reading is the text and what is known of it."""
-
+def _text_bytes(document: Document | None) -> int:
+    """Bytes of the text and its description in a saved prefill."""
     if document is None:
         return 0
     return len(document.text.encode("utf-8", "surrogatepass")) + len(json.dumps(document_json(document)))

@@ -1,4 +1,4 @@
-"""``kvcli recipes``: what there is to put into ``--policy``."""
+"""``kvcli recipes``: values of ``--policy``."""
 
 import inspect
 import json
@@ -11,8 +11,8 @@ from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
 
 AXES: tuple[tuple[Literal["eviction", "storage"], str, str], ...] = (
-    ("eviction", "keep", "which units survive the reading"),
-    ("storage", "hold", "how the survivors are stored"),
+    ("eviction", "keep", "eviction policies: which KV pairs are kept"),
+    ("storage", "hold", "KV storages: how they are stored after prefill"),
 )
 
 
@@ -20,22 +20,22 @@ def command(
     as_json: JSON = False,
     _debug: DEBUG = False,
 ) -> None:
-    """List the policies a recipe is made of: keep, or keep+hold."""
+    """List the eviction policies and KV storages for --policy."""
     found = {key: policies(axis) for axis, key, _ in AXES}
     if as_json:
         print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
         return
     for _, key, meaning in AXES:
         shared = _shared(found[key])
-        print(f"{key}: {meaning}\n")
+        print(f"{meaning}\n")
         rows = [(p["name"], p["summary"], _options(p["options"], shared)) for p in found[key]]
-        terminal.table(("name", "summary", "options of its own"), rows)
-        print(f"\noptions of all: {_options(shared, {})}\n" if shared else "")
-    print('A recipe is KEEP or KEEP+HOLD: kvcli ask --policy "NAME(budget=4096)" FILE "…"')
+        terminal.table(("name", "summary", "fields"), rows)
+        print(f"\nfields of all: {_options(shared, {})}\n" if shared else "")
+    print('A recipe is POLICY or POLICY+STORAGE: kvcli ask --policy "locret(budget=4096)+int4" FILE "…"')
 
 
 def policies(axis: Literal["eviction", "storage"]) -> list[dict[str, Any]]:
-    """Name, summary and options with their defaults of every policy on ``axis``."""
+    """Name, summary and fields with their defaults of every policy on ``axis``."""
     from kvcli import registry
 
     found = []
@@ -58,7 +58,7 @@ def policies(axis: Literal["eviction", "storage"]) -> list[dict[str, Any]]:
 
 
 def _shared(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Options that all policies of an axis have, with the default that most of them have."""
+    """Fields that all policies of an axis have, with their most common default."""
     names = [k for k in found[0]["options"] if all(k in p["options"] for p in found)] if found else []
     return {k: mode([p["options"][k] for p in found]) for k in names}
 

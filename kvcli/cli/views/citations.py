@@ -1,8 +1,7 @@
-"""``--cite``: what a person sees of citations and likely sources, and their JSON.
+"""``--cite``: lines and JSON of citations and likely sources.
 
-``off`` looks nothing up. ``on`` does, and is the default on a terminal and with ``--json``; where stdout is a pipe or
-a file the answer alone is wanted, so there it must be asked for. ``strict`` also says of an answer that nothing of it
-was verified.
+``on`` looks for the answer's quotes in the document; it is the default on a terminal and with ``--json``. ``off`` is
+the default in pipes and with ``-o``. ``strict`` also warns if no quote of an answer is verified.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ if TYPE_CHECKING:
 
 MODES = ("off", "on", "strict")
 UNGROUNDED = 10
-"""Exit code with ``--exit-status``."""
+"""Exit code of ``--exit-status``."""
 
 LONGEST = 240
-"""Characters of a quote on the screen; JSON has all of it."""
+"""Most characters of a quote on the terminal; JSON has all of it."""
 
 _ENDS = '.!?…"”’»。！？'
 
 
 def words(args: Sequence[str]) -> list[str]:
-    """Arguments in which ``--cite``, whose mode may be left out, has one: ``--cite strict``, ``--cite FILE``."""
+    """The arguments with the mode of ``--cite`` added if it was left out, as in ``--cite FILE QUESTION``."""
     out: list[str] = []
     rest = list(args)
     while rest:
@@ -44,13 +43,13 @@ def words(args: Sequence[str]) -> list[str]:
 
 
 def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, output: str | None) -> str:
-    """One of ``MODES`` from the options. Raises ``UsageError`` for those that do not fit together."""
+    """One of ``MODES`` from the options. Raises ``UsageError`` for options that contradict each other."""
     if cite is not None and cite not in MODES:
-        raise UsageError(f"--cite is off, on or strict, not {cite!r}", "--cite strict")
+        raise UsageError(f"--cite {cite}: expected off, on or strict", "--cite strict")
     if no_cite and cite not in (None, "off"):
         raise UsageError(f"--no-cite and --cite {cite} contradict each other", "leave out one of them")
     if exit_status and (no_cite or cite == "off"):
-        raise UsageError("--exit-status tells whether the answer is grounded, which --no-cite leaves open", "--cite")
+        raise UsageError("--exit-status needs citations, and --no-cite turns them off", "--cite")
     if exit_status:
         return "strict"
     if no_cite or cite is not None:
@@ -62,18 +61,18 @@ def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, o
 
 
 def marks(cited: Citations) -> str:
-    """``[1][2]``: the numbers of what the document has, to stand behind the answer."""
+    """``[1][2]``: the numbers of the quotes that the document has, to follow the answer."""
     return "".join(f"[{n}]" for n, c in enumerate(cited.quotes, 1) if c.span is not None)
 
 
 def lines(document: Document, cited: Citations) -> list[str]:
-    """One line for each citation; then the likely sources, where nothing is verified."""
+    """One line for each citation, then the likely sources if no quote is verified."""
     out = []
     for n, c in enumerate(cited.quotes, 1):
         if c.span is None:
-            out.append(f"[{n}] unverified, not in the text: {_short(c.quote)}")
+            out.append(f"[{n}] unverified, not in the document: {_short(c.quote)}")
             continue
-        found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % alike"
+        found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % similar"
         places = f", first of {c.places:,} places" if c.places > 1 else ""
         out.append(f'[{n}] {where(document, c.span, c.line)} "{_excerpt(document, c)}"  {found}{places}')
     if cited.likely_sources and not cited.grounded:
@@ -83,7 +82,7 @@ def lines(document: Document, cited: Citations) -> list[str]:
 
 
 def where(document: Document, span: Span, line: int | None, last: int | None = None) -> str:
-    """``p. 12``, ``p. iv (page 12)``, ``Chapter 3, line 40``, ``lines 40–52``; with the file, of several."""
+    """``p. 12``, ``p. iv (page 12)``, ``Chapter 3, line 40``, ``lines 40–52``; with the file if there are several."""
     parts = [span.file] if len(document.files) > 1 else []
     if span.page is not None:
         printed = span.label is not None and span.label != str(span.page)
@@ -100,13 +99,13 @@ def _short(text: str) -> str:
 
 
 def _excerpt(document: Document, c: Citation) -> str:
-    """The source's words, with … on the side where its sentence goes on."""
+    """The source's words, with … at an end that is inside a sentence."""
     assert c.start is not None
     assert c.end is not None
     assert c.span is not None
-    before, behind = document.text[c.span.body : c.start], document.text[c.end : c.end + 1]
+    before, after = document.text[c.span.body : c.start], document.text[c.end : c.end + 1]
     opens = not before.strip() or before.rstrip()[-1] in _ENDS or before.endswith("\n\n")
-    closes = not behind or c.quote[-1] in _ENDS or behind in _ENDS
+    closes = not after or c.quote[-1] in _ENDS or after in _ENDS
     return ("" if opens else "…") + _short(c.quote) + ("" if closes else "…")
 
 

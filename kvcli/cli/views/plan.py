@@ -1,4 +1,4 @@
-"""How a plan is shown: lines, a table of recipes side by side, JSON, and the verdict with its exit code."""
+"""A plan as lines, as a table of recipes, as JSON, and as an exit code."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ LABEL = 12
 
 @dataclass(frozen=True)
 class PlanReport:
-    """Everything that is said; the first forecast is the one that was asked for, the others are compared with it."""
+    """A plan; the first forecast is the one that was asked for, the others are compared with it."""
 
     spec: ModelSpec
     work: Workload
@@ -36,15 +36,15 @@ class PlanReport:
 
 
 def show(outlook: PlanReport) -> None:
-    """Lines for a person, and the table where there is something to compare."""
+    """Print the plan, and a table if there are recipes to compare."""
     spec, work, place, first = outlook.spec, outlook.work, outlook.place, outlook.found[0]
     tokens = f"{work.tokens:,} tokens"
     title = terminal.title(outlook.document) if outlook.document else None
     held = spec.dtype if outlook.weights == "bf16" else outlook.weights
     rows = [
-        ("document", f"{title} · {tokens}" if title else f"a text of {tokens}"),
+        ("document", f"{title} · {tokens}" if title else f"a document of {tokens}"),
         ("model", f"{spec.name} {held} · {spec.device if place.here else place.name}"),
-        ("recipe", f"{first.recipe} · {first.kept:,} of {work.tokens:,} units kept"),
+        ("recipe", f"{first.recipe} · keeping {first.kept:,} of {work.tokens:,} tokens"),
     ]
     if first.plan is not None:
         plan = first.plan
@@ -53,23 +53,23 @@ def show(outlook: PlanReport) -> None:
         )
         rows += [
             ("weights", format_bytes(plan.weights)),
-            ("kept units", f"{format_bytes(plan.fill)} while reading{kept}"),
+            ("KV cache", f"{format_bytes(plan.fill)} during prefill{kept}"),
             ("workspace", f"{format_bytes(plan.workspace)} for chunks of {work.chunk:,} tokens"),
             (
-                "tail",
+                "answer",
                 f"{format_bytes(plan.tail)} for a question of {work.question:,}"
                 f" and an answer of {first.longest:,} tokens",
             ),
             ("activations", format_bytes(plan.activations)),
-            *([("runtime", f"{format_bytes(plan.runtime)} that the process holds on to")] if plan.runtime else []),
-            *([("text", f"{format_bytes(plan.text)} for its tokens")] if plan.text else []),
-            *([("host", f"{format_bytes(plan.host)} of kept units in the machine's own memory")] if plan.host else []),
+            *([("allocator", format_bytes(plan.runtime))] if plan.runtime else []),
+            *([("token ids", format_bytes(plan.text))] if plan.text else []),
+            *([("RAM", f"{format_bytes(plan.host)} of the KV cache")] if plan.host else []),
             (
                 "memory",
-                f"{format_bytes(plan.total)} at the peak, of {format_bytes(place.usable)} that {place.name} has for it",
+                f"{format_bytes(plan.total)} at the peak; {place.name} has {format_bytes(place.usable)}",
             ),
         ]
-    rows += [("disk", f"{format_bytes(first.disk)} at most, for the saved reading"), ("time", _time(first, outlook))]
+    rows += [("disk", f"at most {format_bytes(first.disk)} for the saved prefill"), ("time", _time(first, outlook))]
     rows.append(("fits", _verdict(first, work)))
     for label, text in rows:
         print(f"{label:<{LABEL}}{terminal.oneline(text)}")
@@ -80,16 +80,16 @@ def show(outlook: PlanReport) -> None:
 
 def _time(found: Forecast, outlook: PlanReport) -> str:
     if not outlook.place.here:
-        return "not known: only what this machine has done is measured"
+        return "unknown: only runs on this machine are measured"
     rates, seconds = found.rates, found.read_s(outlook.work.tokens)
     parts = []
     if seconds is not None:
         runs = terminal.plural(rates.prefill_runs, "run")
-        parts.append(f"{terminal.duration(seconds)} to read, at {rates.prefill:,.0f} tok/s (median of {runs} here)")
+        parts.append(f"{terminal.duration(seconds)} of prefill at {rates.prefill:,.0f} tok/s (median of {runs})")
     if rates.decode is not None:
         parts.append(f"answers at {rates.decode:,.1f} tok/s")
     name = found.recipe.policy.name
-    return " · ".join(parts) or f"not known: this machine has not read with this model and {name} yet"
+    return " · ".join(parts) or f"unknown: no earlier run with this model and {name}"
 
 
 def _verdict(found: Forecast, work: Workload) -> str:
@@ -98,16 +98,16 @@ def _verdict(found: Forecast, work: Workload) -> str:
 
 
 def _largest(found: Forecast, work: Workload) -> str:
-    own = "" if found.searched == found.recipe.policy.name else f" with {found.searched}"
+    other = "" if found.searched == found.recipe.policy.name else f" with {found.searched}"
     if found.budget is None:
-        return f"no budget fits{own}"
+        return f"no budget fits{other}"
     if found.budget >= work.tokens:
-        return f"the largest budget that does{own} is the whole document, {work.tokens:,} units"
-    return f"the largest budget that does{own} is {found.budget:,}"
+        return f"even with a budget of the whole document ({work.tokens:,} tokens){other}"
+    return f"largest budget{other}: {found.budget:,}"
 
 
 def _compare(outlook: PlanReport) -> None:
-    columns = ("recipe", "kept", "memory", "disk", "to read", "fits", "largest budget")
+    columns = ("recipe", "kept", "memory", "disk", "prefill", "fits", "largest budget")
     rows = []
     for each in outlook.found:
         seconds = each.read_s(outlook.work.tokens)
@@ -126,7 +126,7 @@ def _compare(outlook: PlanReport) -> None:
 
 
 def to_json(outlook: PlanReport) -> None:
-    """One JSON object."""
+    """Print the plan as JSON."""
     spec, work, document = outlook.spec, outlook.work, outlook.document
     first, *others = [each.to_json(work.tokens) for each in outlook.found]
     plan = {
@@ -145,10 +145,10 @@ def to_json(outlook: PlanReport) -> None:
 
 
 def exit_if_too_big(outlook: PlanReport) -> None:
-    """End with the exit code of what does not fit, said in one line.
+    """Print an error if the plan does not fit.
 
     Raises:
-        typer.Exit: 5 where memory does not suffice, 6 where positions do not.
+        typer.Exit: 5 if the memory is too small, 6 if the context length is.
     """
     first, place = outlook.found[0], outlook.place
     if first.fits:
@@ -158,17 +158,17 @@ def exit_if_too_big(outlook: PlanReport) -> None:
         raise typer.Exit(first.problem.exit)
     assert first.plan is not None
     plan = first.plan
-    hint = "-m with a smaller model, or --weights nf4"
+    hint = "use a smaller model (-m), or --weights nf4"
     if first.budget is not None:
         swap = "" if first.searched == first.recipe.policy.name else f"--policy {first.searched} "
         hint = f"{swap}--budget {first.budget}"
     elif plan.weights <= place.usable:
-        hint = "a smaller --chunk-size, or -n with a shorter answer"
+        hint = "use a smaller --chunk-size, or a shorter answer (-n)"
     terminal.error(
         ResourceError(
             f"this needs {format_bytes(plan.total)}"
-            f" (weights {format_bytes(plan.weights)}, kept units {format_bytes(plan.fill)})"
-            f" and {place.name} has {format_bytes(place.usable)} for it",
+            f" (weights {format_bytes(plan.weights)}, KV cache {format_bytes(plan.fill)})"
+            f" and {place.name} has {format_bytes(place.usable)}",
             hint,
         )
     )

@@ -1,4 +1,4 @@
-"""``kvcli kv --plot``: the same numbers as a picture, with matplotlib, which is an extra."""
+"""``kvcli kv --plot``: the map as a plot, with matplotlib (an extra)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ ENDINGS = (".png", ".svg", ".pdf")
 
 
 def check(path: Path) -> None:
-    """Whether a picture could be drawn there, before anything is read. Raises ``UsageError``."""
+    """Refuse a path that cannot be written, before prefill. Raises ``UsageError``."""
     if path.suffix not in ENDINGS:
-        raise UsageError(f"--plot {path} ends in none of {', '.join(ENDINGS)}", f"--plot {path.stem or 'out'}.png")
+        raise UsageError(
+            f"--plot {path}: the name must end in {', '.join(ENDINGS)}", f"--plot {path.stem or 'out'}.png"
+        )
     if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: {'it is' if path.is_dir() else 'there is no'} directory", "--plot out.png")
+        raise UsageError(
+            f"--plot {path}: {'this is a' if path.is_dir() else 'there is no such'} directory", "--plot out.png"
+        )
     if find_spec("matplotlib") is None:
-        raise UsageError("matplotlib, which --plot draws with, is not installed", "pip install 'kvcli[plot]'")
+        raise UsageError("--plot needs matplotlib, which is not installed", "pip install 'kvcli[plot]'")
 
 
 def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[PageRetention], tokens: int, title: str) -> None:
-    """Layers × position above, shares of pages below, on one axis of tokens.
+    """Draw layers by position above kept shares of pages, over the same tokens.
 
     Args:
         path: ``.png``, ``.svg`` or ``.pdf``.
-        heat: ``[layers][stretches]``, of stretches of the same length.
+        heat: kept shares ``[layers][columns]`` of columns of equal length.
         pages: in order.
-        tokens: of the reading.
-        title: of the picture.
+        tokens: of the document.
+        title: of the plot.
 
     Raises:
         ResourceError: it cannot be written.
@@ -43,7 +47,7 @@ def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[PageRetent
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6), layout="constrained")
-    FigureCanvasAgg(figure)  # no window, whatever the environment says
+    FigureCanvasAgg(figure)  # opens no window
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     shown = above.imshow(
         [[100 * share for share in row] for row in heat],
@@ -55,7 +59,7 @@ def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[PageRetent
     )
     above.set_ylabel("layer")
     above.set_title(title, fontsize="medium", parse_math=False)
-    figure.colorbar(shown, ax=[above, below], label="units kept, % (mean over KV heads)", pad=0.01)
+    figure.colorbar(shown, ax=[above, below], label="kept, % (mean over KV heads)", pad=0.01)
     starts, widths = [p.start for p in pages], [p.end - p.start for p in pages]
     below.bar(starts, [100 * p.share for p in pages], widths, align="edge", edgecolor="white", linewidth=0.3)
     below.set_ylabel("kept, %")
@@ -65,4 +69,4 @@ def draw(path: Path, heat: Sequence[Sequence[float]], pages: Sequence[PageRetent
         with files.atomic_write(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=150)
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}", "--plot another/place.png") from None
+        raise ResourceError(f"cannot write {path}: {error.strerror}", "--plot another/folder/out.png") from None

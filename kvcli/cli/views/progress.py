@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Progress of one job: what has been done, how fast lately, how long still."""
+    """Progress of one job: amount done, recent rate, time left."""
 
     def __init__(self, unit: str, start: float = 0.0, base: int = 0) -> None:
         self.unit = unit
@@ -40,7 +40,7 @@ class Meter:
 
     @property
     def left(self) -> float | None:
-        """Seconds still to go, where that can be told."""
+        """Seconds left; ``None`` if unknown."""
         return (self.total - self.done) / self.rate if self.rate and self.total > self.done else None
 
     def detail(self) -> str:
@@ -56,7 +56,7 @@ class Meter:
 
 
 class ProgressDisplay:
-    """Draws events on stderr while they come: bars on a terminal, one line at the end elsewhere."""
+    """Shows events on stderr: bars on a terminal, else one line at the end."""
 
     def __init__(self, *, quiet: bool = False, device: str = "cpu") -> None:
         self.quiet = quiet
@@ -72,7 +72,7 @@ class ProgressDisplay:
         self.base = 0
 
     def see(self, event: Event) -> None:
-        """Take one event; those that are no progress are none of its business."""
+        """Show one event; events without progress are ignored."""
         now = time.monotonic() - self.began
         if isinstance(event, Prefill):
             self._update("prefill", "tok", event, event.done, event.total, event.seconds)
@@ -87,7 +87,7 @@ class ProgressDisplay:
 
     def _train(self, event: Training) -> None:
         if event.answers is not None and not self.quiet:
-            note("check", f"step {count(event.step)} · {event.answers:.0%} of held-out questions answered right")
+            note("check", f"step {count(event.step)} · {event.answers:.0%} of held-out questions answered correctly")
         self.remark = f"loss {event.loss:.3f} · overlap {event.overlap:.2f}"
         start = event.step - event.made
         self.meters.setdefault("train", Meter("step")).recent[0] = (0.0, start)
@@ -114,7 +114,7 @@ class ProgressDisplay:
                 TextColumn("{task.fields[percent]}"),
                 TextColumn("{task.fields[detail]}"),
                 console=console(sys.stderr),
-                auto_refresh=False,  # a thread would only redraw what has not changed
+                auto_refresh=False,  # a thread would redraw the same bar
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
@@ -158,7 +158,7 @@ class ProgressDisplay:
             self.summary()
 
     def summary(self) -> None:
-        """One line for all that was read, fetched or converted."""
+        """Print one line for prefill, downloads and conversions."""
         reading = self.meters.get("prefill")
         if reading is not None:
             new = reading.done - reading.base
@@ -175,9 +175,9 @@ class ProgressDisplay:
 
 
 def run_with_progress(events: Generator[Event, None, T], *, quiet: bool = False, device: str = "cpu") -> T:
-    """Run ``events`` to its end and show progress on stderr; returns what the generator returns.
+    """Run ``events`` to its end with progress on stderr; returns the generator's return value.
 
-    ``device`` is whose memory is shown.
+    The bar shows the memory of ``device``.
     """
     with closing(events), ProgressDisplay(quiet=quiet, device=device) as display:
         return drain(events, display.see)

@@ -18,9 +18,9 @@ from kvcli.cache.retention import mean_retention
 
 @dataclass(frozen=True)
 class PageRetention:
-    """A page, section or run of lines, and how much of it is kept.
+    """A page, section or range of lines, and its kept share.
 
-    ``start`` and ``end`` are token numbers of the reading; ``share`` is from 0 to 1, the mean over KV heads and layers.
+    ``start`` and ``end`` are token positions; ``share`` is from 0 to 1, the mean over KV heads and layers.
     """
 
     block: Block
@@ -32,15 +32,13 @@ class PageRetention:
 def page_retention(
     context: Context, document: Document, offsets: Sequence[tuple[int, int]], tokens: int, sliding: Sequence[int | None]
 ) -> list[PageRetention]:
-    """How much of each page is kept; of sections and runs of lines, where there are no pages.
+    """The kept share of each page; of sections or ranges of lines if there are no pages.
 
     Args:
         context, sliding: as for :func:`mean_retention`.
-        document: what was read.
-        offsets: of each token of the text its characters (:meth:`kvcli.engine.prompt.Prompt.offsets`); they are the
-        last ones
-            of the reading.
-        tokens: of the reading, the template's head included.
+        document: the processed document.
+        offsets: character range of each token of the text (:meth:`kvcli.engine.prompt.Prompt.offsets`).
+        tokens: number of all tokens, those of the template before the text included.
     """
     found, head = blocks(document), tokens - len(offsets)
     if not found:

@@ -1,4 +1,4 @@
-"""Where the kept units of a text lie, drawn with letters: for ``/kv`` and ``kvcli kv``."""
+"""Kept shares along a document, drawn with block characters: for ``/kv`` and ``kvcli kv``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ SHADES = " ░▒▓█"
 
 
 def bars(values: Sequence[float]) -> str:
-    """One letter per value, as high as it is; the highest fills its row."""
+    """One bar per value; the highest value fills the row."""
     return _drawn(values, max(values, default=0.0), BARS)
 
 
 def shades(rows: Sequence[Sequence[float]]) -> list[str]:
-    """One row of letters per row of values, as dark as they are; the darkest of all is full."""
+    """One row of shades per row of values; the highest value of all is black."""
     top = max((max(row, default=0.0) for row in rows), default=0.0)
     return [_drawn(row, top, SHADES) for row in rows]
 
 
 def ends(document: Document, width: int) -> str:
-    """What stands at the left and at the right end of such a row: pages, where there are any."""
+    """Labels for the left and right end of such a row: page numbers if there are pages."""
     first, last = document.spans[0].page, document.spans[-1].page
     left, right = ("start", "end") if first is None or last is None else (f"p. {first}", f"p. {last}")
     return f"{left}{right:>{max(0, width - len(left))}}"

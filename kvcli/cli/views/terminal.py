@@ -1,9 +1,7 @@
-"""What a person sees. The only module that knows about terminals, colours and progress bars.
+"""Lines on the terminal. stdout carries the answer, JSON or a table; everything else goes to stderr.
 
-Two streams, two rules: stdout carries the answer (or JSON, or a table that was asked for) and nothing
-else; notes, progress, warnings and errors go to stderr. No escape byte is written to a stream that is
-not a terminal, whatever the environment says, and none that comes from a document, a model or a file name
-is written anywhere.
+No escape byte is written to a stream that is not a terminal, whatever the environment says. Escape bytes from
+documents, models and file names are removed.
 """
 
 import os
@@ -33,7 +31,7 @@ _LINES = re.compile(r"\s*[\r\n]+\s*")
 
 
 def strip_control(text: str) -> str:
-    """``text`` without control characters, so that a document cannot drive the reader's terminal."""
+    """``text`` without control characters, so that a document cannot control the terminal."""
     return _UNSAFE.sub("", text)
 
 
@@ -48,7 +46,7 @@ def count(n: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``0:22``, ``1:04:05``; under ten seconds with a decimal."""
+    """``8.4 s``, ``0:22``, ``1:04:05``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, s = divmod(round(seconds), 60)
@@ -67,7 +65,7 @@ def plural(n: int, word: str) -> str:
 
 
 def title(document: "Document") -> str:
-    """The files of a document, how many pages they have, and how many of those have no text."""
+    """The files of a document, and the number of its pages, in all and without text."""
     named, pages = document.files, document.pages
     files = " ".join(named) if len(named) <= 3 else f"{named[0]} and {len(named) - 1:,} more"
     empty = f", {len(document.without_text):,} without text" if document.without_text else ""
@@ -78,14 +76,14 @@ def title(document: "Document") -> str:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether ``stream`` is a terminal that understands cursor movement."""
+    """Whether ``stream`` is a terminal that can move its cursor."""
     with suppress(ValueError, AttributeError):
         return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
     return False
 
 
 def console(stream: TextIO) -> "Console":
-    """A rich console that emits escapes on a terminal and nowhere else (``FORCE_COLOR`` included)."""
+    """A rich console that writes escape bytes to terminals only, even with ``FORCE_COLOR``."""
     from rich.console import Console
 
     tty = is_terminal(stream)
@@ -104,7 +102,7 @@ def console(stream: TextIO) -> "Console":
 
 
 def write(stream: TextIO, text: str, style: str | None = None) -> None:
-    """One safe line, styled where the stream is a terminal."""
+    """Write one line, styled if the stream is a terminal."""
     if style and is_terminal(stream):
         from rich.text import Text
 
@@ -115,7 +113,7 @@ def write(stream: TextIO, text: str, style: str | None = None) -> None:
 
 
 def note(label: str, text: str, *, quiet: bool = False) -> None:
-    """``label    text`` on stderr."""
+    """Write ``label    text`` to stderr."""
     if quiet:
         return
     text = oneline(text)
@@ -128,13 +126,13 @@ def note(label: str, text: str, *, quiet: bool = False) -> None:
 
 
 def warn(text: str, *, quiet: bool = False) -> None:
-    """A warning on stderr."""
+    """Write a warning to stderr."""
     if not quiet:
         write(sys.stderr, f"kvcli: warning: {oneline(text)}", "yellow")
 
 
 def error(problem: KvcliError) -> None:
-    """What happened, and the one command that fixes it."""
+    """Write an error and its hint to stderr."""
     kind = "" if problem.code == "interrupted" else "error: "
     write(sys.stderr, f"kvcli: {kind}{oneline(problem.message)}", "red")
     if problem.hint:
@@ -142,12 +140,9 @@ def error(problem: KvcliError) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: aligned text, a bold heading on a terminal; nothing is cut or wrapped."""
+    """Write a table to stdout: aligned columns, a bold heading on a terminal."""
     body = [[oneline(cell) for cell in row] for row in rows]
     widths = [max(len(c) for c in column) for column in zip(columns, *body, strict=True)]
     for i, row in enumerate([list(columns), *body]):
         text = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         write(sys.stdout, text, None if i else "bold")
-
-
-# --- progress -----------------------------------------------------------------------------------------

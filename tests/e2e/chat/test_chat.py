@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.e2e import golden
 from tests.e2e.conftest import PROGRAM, Call, save_tiny
 
 TEXT = "Queequeg was a native of Kokovoko, an island far away to the West and South. " * 40
@@ -66,8 +68,8 @@ def test_without_a_document(call: Call, tiny_model: Path, data: Path) -> None:
     made = call("chat", "-m", tiny_model, "-n", "5", stdin=b"Who?\n/files\n/kv\n/find x\n")
     assert made.code == 8
     assert "no document" in made.err
-    assert "nothing has been read; /add FILE reads one" in made.out
-    assert made.err.count("error: nothing has been read") == 2
+    assert "/add FILE" in made.out
+    assert made.err.count("kvcli: error: ") == 2
     assert len(answers(chats(data)[0])) == 1
 
 
@@ -81,7 +83,7 @@ def test_going_on_reads_nothing(call: Call, tiny_model: Path, book: Path, data: 
     third = call("chat", "-n", "9", "--session", "parts", book, stdin=b"Why?\n/stats\n")
     assert [o.code for o in (first, second, third)] == [0, 0, 0], second.err + third.err
     for later in (second, third):
-        assert "reading reused" in later.err
+        assert "cached " in later.err
         assert "prefill " not in later.err
         assert "keydiff(budget=300" in later.err
     assert "session  parts · 2 turns" in third.err
@@ -103,7 +105,7 @@ def test_going_on_from_another_folder(
     monkeypatch.chdir(folder.parent / "elsewhere")
     later = call("chat", "-c", "-n", "9", stdin=b"Where?\n")
     assert later.code == 0, later.err
-    assert "reading reused" in later.err
+    assert "cached " in later.err
     assert answers(data / "chats" / "parts.json") == answers(data / "chats" / "whole.json")
 
 
@@ -139,7 +141,7 @@ def test_the_chat_goes_on_when_its_turns_do_not_fit(
     lines = b"What is the next one?\n" * 30
     made = call("chat", *options, "--session", "long", book, stdin=lines)
     assert made.code == 0, made.err
-    assert made.err.count("absorbed ") == 1
+    assert made.err.count("evicted ") == 1
     long = json.loads((data / "chats" / "long.json").read_text())
     assert len(long["turns"]) == 30
     assert len(long["absorbed"]) >= 3
@@ -157,7 +159,7 @@ def test_undo_retry_clear(call: Call, tiny_model: Path, book: Path, data: Path) 
     out = made.out.split()
     assert out[0] == out[2] == out[3]
     assert made.code == 8
-    assert "error: there is no turn yet" in made.err
+    assert made.err.count("kvcli: error: ") == 1
     assert answers(chats(data)[0]) == []
 
 
@@ -166,13 +168,13 @@ def test_add_and_system_read_on(call: Call, tiny_model: Path, folder: Path, book
     lines = b"Who?\n/add 'more stuff.txt'\nWho?\n/files\n/find SON OF\n/system Be brief.\n/system\nWho?\n"
     made = call("chat", "-m", tiny_model, "-n", "9", "--session", "a", book, stdin=lines)
     assert made.code == 0, made.err
-    assert "reading resumed: 3,072 of " in made.err
+    assert "resumed  3,072 of " in made.err
     assert "more stuff.txt · " in made.out
     assert "more stuff.txt line 1: …" in made.out
     assert "He was the son of a king." in made.out
     assert "\nBe brief.\n" in made.out
     later = call("chat", "--session", "a", "-n", "9", stdin=b"/files\n/system\n")
-    assert "reading reused" in later.err
+    assert "cached " in later.err
     assert "prefill " not in later.err
     assert "more stuff.txt" in later.out
     assert len(answers(chats(data)[0])) == 3
@@ -198,13 +200,7 @@ def test_set_save_load_export(call: Call, tiny_model: Path, folder: Path, book: 
     )
     made = call("chat", "-m", tiny_model, "-n", "9", book, stdin=lines)
     assert "temperature 0.9, seed 3 · at most 4 tokens" in made.out
-    for words in (
-        "nowhere.json cannot be read",
-        "a.txt is neither .md nor .json",
-        "temp must be a number, got 'x'",
-        "'nothing 3' cannot be set",
-        "top-p must be above 0",
-    ):
+    for words in ("nowhere", "a.txt", "'x'", "'nothing 3'", "7"):
         assert words in made.err
     assert made.err.count("error: ") == 5
     found = answers(data / "chats" / "evening.json")
@@ -230,32 +226,31 @@ def test_page_and_kept(call: Call, tiny_model: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "words"),
+    ("args", "code"),
     [
-        (("-c",), 3, "there is no conversation to continue"),
-        (("-c", "--session", "x"), 2, "-c goes on with the last conversation"),
-        (("--session", "../x"), 2, "no name for a session"),
-        (("-",), 2, "cannot be a document"),
-        (("missing.txt",), 3, "missing.txt"),
-        (("--policy", "snapkv"), 2, "reads for one question"),
-        (("--temp", "-1"), 2, "--temp"),
-        (("--raw", "-s", "Be brief."), 2, "no place in a raw prompt"),
+        (("-c",), 3),
+        (("-c", "--session", "x"), 2),
+        (("--session", "../x"), 2),
+        (("-",), 2),
+        (("missing.txt",), 3),
+        (("--policy", "snapkv"), 2),
+        (("--temp", "-1"), 2),
+        (("--raw", "-s", "Be brief."), 2),
     ],
 )
-def test_bad_input(call: Call, tiny_model: Path, args: tuple[str, ...], code: int, words: str) -> None:
+def test_bad_input(call: Call, tiny_model: Path, args: tuple[str, ...], code: int) -> None:
     made = call("chat", "-m", tiny_model, *args, stdin=b"Who?\n")
     assert (made.code, made.out) == (code, "")
-    assert words in made.err
-    assert "  try: " in made.err
+    golden.check(f"error: kvcli chat {' '.join(args)}", made.err)
 
 
 def test_bad_lines(call: Call, tiny_model: Path) -> None:
     """Each is said, and the next one is taken."""
     made = call("chat", "-m", tiny_model, "-n", "4", stdin=b"\xff\n/undoo\n/zzz\n/usr/bin is what?\n")
     assert made.code == 8
-    assert "line 1 of standard input is not UTF-8" in made.err
-    assert "no command /undoo; the nearest is /undo" in made.err
-    assert "there is no command /zzz\n" in made.err
+    assert "line 1 of " in made.err
+    assert re.search("/undoo.*/undo\\b", made.err)
+    assert made.err.count("kvcli: error: ") == 3
     assert len(made.out.strip()) == 4
 
 
@@ -265,7 +260,7 @@ def test_a_session_of_other_files_and_one_that_is_damaged(
     (folder / "other.txt").write_text(TEXT)
     assert call("chat", "-m", tiny_model, "-n", "4", "--session", "a", book, stdin=b"Who?\n").code == 0
     other = call("chat", "-m", tiny_model, "--session", "a", "other.txt", stdin=b"Who?\n")
-    assert (other.code, "is about" in other.err) == (2, True)
+    assert (other.code, "book.txt" in other.err) == (2, True)
     (data / "chats" / "a.json").write_text("{")
     broken = call("chat", "-m", tiny_model, "--session", "a", stdin=b"Who?\n")
     assert (broken.code, "is damaged" in broken.err) == (7, True)
@@ -290,7 +285,6 @@ def test_an_answer_in_circles_is_ended_until_its_length_is_set(
 ) -> None:
     made = call("chat", "-m", tiny_model, book, stdin=b"Who?\n/set max_tokens 500\n/retry\n")
     assert made.code == 0, made.err
-    assert made.err.count("kept repeating itself and was ended after") == 1
-    assert "try /set temp 0.7, or /set max_tokens 2048 to let it" in made.err
-    assert "cut at 500 tokens" in made.err
+    assert made.err.count("/set max_tokens 2048") == 1
+    assert "500 tokens" in made.err
     assert len(answers(chats(data)[0])) == 1

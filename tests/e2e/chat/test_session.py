@@ -94,25 +94,25 @@ def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) ->
         ("Who?", 2, r"likely source|line \d"),
         ("/help", 2, r"/export FILE\.md(.*\n)*Ctrl-X Ctrl-E"),
         ("/files", 2, r"book\.html · [\d,]+ characters"),
-        ("/page 3", 2, r"what was read has no pages"),
+        ("/page 3", 2, r"no page 3"),
         ("/find KOKOVOKO", 2, r"line \d+: ….*Kokovoko"),
-        ("/sources", 2, r"likely source|nothing of the answer"),
+        ("/sources", 2, r"likely source|no quote"),
         ("/retry", 2, r"again +Who\?"),
         ("/stats", 2, r"session +a · "),
         ("/memory", 2, r"in use +[\d.]+ [GM]iB of"),
-        ("/kv", 2, r"units of the text per KV head"),
+        ("/kv", 2, r"tokens kept per KV head"),
         ("/set temp 0.5", 2, ""),
         ("/set think hide", 2, ""),
         ("/set", 2, r"temperature 0\.5.*\nthink +hide\ncite +on"),
         ("/undo", 1, r"undone +Who\?"),
-        ("/nonsense", 1, r"there is no command /nonsense"),
-        ("/fils", 1, r"the nearest is /files"),
+        ("/nonsense", 1, r"/nonsense"),
+        ("/fils", 1, r"/files\?"),
         ("/save b", 1, r"--session b"),
-        ("/export out.md", 1, r"written +out\.md"),
-        ("/export out.json", 1, r"written +out\.json"),
-        ("/system", 1, r"no system message of ours"),
+        ("/export out.md", 1, r"exported +out\.md"),
+        ("/export out.json", 1, r"exported +out\.json"),
+        ("/system", 1, r"no system prompt"),
         ("Again?", 2, r""),
-        ("/clear", 1, r"the talk is forgotten"),
+        ("/clear", 1, r"cleared +"),
         ("/load a", 1, r"session +a · "),
     ]
     for line, turn, found in steps:
@@ -126,7 +126,7 @@ def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) ->
         talk.key(line, line)
         talk.send("\r")
         talk.wait(lambda: squeezed(talk.text).endswith("[Y/n]"))
-        assert re.search(r"read(all)?[\d,]+(more)?tokens.*ofmemoryatthepeak\)?\?\[Y/n\]$", squeezed(talk.text))
+        assert re.search(r"process(all)?[\d,]+(more)?tokens.*atthepeak\)?\?\[Y/n\]$", squeezed(talk.text))
         talk.send(answer + "\r")
         talk.prompt(1)
         assert re.search(found, talk.text.rpartition("[Y/n]")[2])
@@ -189,18 +189,18 @@ def test_interrupts_and_a_kill(chat: Open, tiny_model: Path, folder: Path, tmp_p
     talk.wait(r"prefill .* [1-9]\d? %")
     talk.send(CTRL_C)
     assert talk.end() == 130
-    assert re.search(r"interrupted while reading, at [\d,]+ of [\d,]+ tokens; [1-9][\d,]* are saved", talk.text)
+    assert re.search(r"at [\d,]+ of [\d,]+ tokens; [1-9][\d,]* saved", talk.text)
     assert "Traceback" not in talk.text
 
     talk = chat(*options)
-    talk.wait(r"reading resumed: +[1-9][\d,]* of")
+    talk.wait(r"resumed +[1-9][\d,]* of")
     talk.prompt(1)
     talk.key("Who?", "Who?")
     talk.send("\r")
     talk.wait(lambda: any(re.fullmatch(r"[a-h…]{8,}", row) for row in talk.rows))
     talk.send(CTRL_C)
     talk.prompt(2)
-    assert "what there is of the answer is kept; /retry asks again" in talk.text
+    assert re.search(r"stopped +.*/retry", talk.text)
     (stopped,) = turns(tmp_path, "a")
     assert stopped["finish"] == "interrupted"
     assert 8 <= len(stopped["answer"]) < 3000
@@ -219,9 +219,9 @@ def test_interrupts_and_a_kill(chat: Open, tiny_model: Path, folder: Path, tmp_p
 
     talk = chat("-c", "-n", "4", "--no-cite")
     talk.prompt(2)
-    assert re.search(r"reading reused: +[\d,]+ tokens", talk.text)
+    assert re.search(r"cached +[\d,]+ tokens", talk.text)
     assert "prefill" not in talk.text
-    assert "the last question has no answer yet: /retry asks it again" in talk.text
+    assert re.search(r"session +.*/retry", talk.text)
     talk.say("/retry", 3)
     assert [t["question"] for t in turns(tmp_path, "a")] == ["Who?", "Where?"]
     assert turns(tmp_path, "a")[0] == again
@@ -238,7 +238,7 @@ def test_a_long_answer_stands_once(chat: Open, tmp_path: Path) -> None:
         talk.send("\r")
         for n, size in enumerate(sizes, 1):
             talk.wait(lambda before=before, n=n: talk.scrolled > before + 60 * n)
-            assert "the answer was cut" not in "\n".join(talk.rows[before + 24 :])
+            assert "the answer was truncated" not in "\n".join(talk.rows[before + 24 :])
             talk.resize(*size)
         talk.prompt(2)
         (turn,) = turns(tmp_path, "a")

@@ -30,7 +30,7 @@ def test_looking_after_the_cache(
     text = call("cache", "ls")
     assert one[:10] in text.out
     assert "keydiff(budget=200)" in text.out
-    assert "2 readings" in text.err
+    assert "cache    2 " in text.err
     shown = call("cache", "show", one[:6])
     assert "Be brief." in shown.out
     assert str(book) in shown.out
@@ -72,8 +72,8 @@ def test_every_file_is_verified_and_named_as_it_was(call: Call, tiny_model: Path
     outcome = call("cache", "verify", "cut.kv", "flipped.kv", "book.kv")
     assert outcome.code == 7
     assert [line.split()[0] for line in outcome.out.splitlines()] == ["cut.kv", "flipped.kv", "book.kv"]
-    assert outcome.out.splitlines()[2].endswith("whole")
-    assert "2 of 3 readings damaged" in outcome.err
+    assert outcome.out.splitlines()[2].endswith("ok")
+    assert "2 of 3 " in outcome.err
     assert "kvcli cache rm" not in outcome.err
     listed = call("cache", "ls", "--json").json["readings"]
     assert call("cache", "show", "book.kv", "--json").json["reading"]["id"] == listed[0]["id"]
@@ -84,7 +84,7 @@ def test_the_limit(
 ) -> None:
     monkeypatch.setenv("KVCLI_CACHE_LIMIT", "1KiB")
     answer = ask(call, tiny_model, *POLICY, book, "Who?")
-    assert str(answer["err"]).count("this reading is not saved") == 1
+    assert str(answer["err"]).count("the prefill cannot be saved") == 1
     assert "KVCLI_CACHE_LIMIT" in str(answer["warnings"])
     assert not saved(shelf)
     assert call("prefill", "-m", tiny_model, book).code == 5

@@ -56,12 +56,12 @@ def test_what_is_not_verified_is_no_quote(call: Call, tiny_model: Path, book: Pa
     invented, repaired = outcome.out.split("\n\n")
     answer, unverified, *likely = invented.splitlines()
     assert answer == INVENTED
-    assert unverified == "[1] unverified, not in the text: a large white elephant"
+    assert unverified == "[1] unverified, not in the document: a large white elephant"
     assert '"' not in unverified
     assert all(line.startswith("likely source") and "line" in line for line in likely)
     answer, citation, *likely = repaired.splitlines()
     assert answer == REPAIRED + " [1]"
-    assert citation == f'[1] line 31 "{FACT[:-1]}"  repaired, 95 % alike'
+    assert citation == f'[1] line 31 "{FACT[:-1]}"  repaired, 95 % similar'
     assert all(line.startswith("likely source") for line in likely)
 
 
@@ -196,4 +196,4 @@ def test_the_default_is_on_for_terminals_and_json(monkeypatch: pytest.MonkeyPatc
 def test_options_that_contradict_each_other_end_with_2(call: Call) -> None:
     outcome = call("ask", "--cite=maybe", "book.txt", "What?")
     assert (outcome.code, outcome.err.count("\n")) == (2, 2)
-    assert "off, on or strict" in outcome.err
+    assert "strict" in outcome.err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.evaluate.tasks import TASKS
+from tests.e2e import golden
 from tests.e2e.conftest import Call, Validate
 
 SENTENCE = "Queequeg was a native of Kokovoko, an island far away to the West and South. "
@@ -91,32 +92,30 @@ def test_benchmark_files(tiny_model: Path, folder: Path, call: Call, validate: V
 
 @pytest.mark.usefixtures("book")
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "code"),
     [
-        (["eval"], 2, "no task was given; there are: needle,"),
-        (["eval", "neddle"], 2, "there is no task 'neddle'; the nearest is 'needle'"),
-        (["eval", "kv", "book.txt"], 2, "'kv' makes its own texts and reads no FILE"),
-        (["eval", "data"], 2, "'data' needs files"),
-        (["eval", "gold", "--lengths", "4K", "--data", "x.jsonl"], 2, "have their own lengths"),
-        (["eval", "needle", "--data", "x.jsonl"], 2, "'needle' reads no --data"),
-        (["eval", "needle", "--lengths", "4 pages"], 2, "--lengths 4 pages is no number of tokens"),
-        (["eval", "needle", "--reread", "0,some"], 2, "--reread some is no number of passages"),
-        (["eval", "needle", "--reread", "-1"], 2, "--reread -1 is no number of passages"),
-        (["eval", "needle", "--policy", "full", "--budget", "9"], 2, "keeps every unit and takes no budget"),
-        (["eval", "needle", "--policy", "keydif"], 2, "there is no eviction policy 'keydif'"),
-        (["eval", "needle", "--out", "no/such.jsonl"], 2, "there is no directory no"),
-        (["eval", "needle", "missing.txt"], 3, "missing.txt does not exist"),
-        (["eval", "data", "--data", "missing.jsonl"], 3, "missing.jsonl does not exist"),
-        (["eval", "needle", "--lengths", "8K", "--policy", "full"], 6, "do not fit the 4,096 positions"),
-        (["eval", "needle", "book.txt", "--lengths", "9000"], 3, "fewer than the 9,000 to be read"),
+        (["eval"], 2),
+        (["eval", "neddle"], 2),
+        (["eval", "kv", "book.txt"], 2),
+        (["eval", "data"], 2),
+        (["eval", "gold", "--lengths", "4K", "--data", "x.jsonl"], 2),
+        (["eval", "needle", "--data", "x.jsonl"], 2),
+        (["eval", "needle", "--lengths", "4 pages"], 2),
+        (["eval", "needle", "--reread", "0,some"], 2),
+        (["eval", "needle", "--reread", "-1"], 2),
+        (["eval", "needle", "--policy", "full", "--budget", "9"], 2),
+        (["eval", "needle", "--policy", "keydif"], 2),
+        (["eval", "needle", "--out", "no/such.jsonl"], 2),
+        (["eval", "needle", "missing.txt"], 3),
+        (["eval", "data", "--data", "missing.jsonl"], 3),
+        (["eval", "needle", "--lengths", "8K", "--policy", "full"], 6),
+        (["eval", "needle", "book.txt", "--lengths", "9000"], 3),
     ],
 )
-def test_a_refusal_is_one_line_and_a_hint(
-    tiny_model: Path, call: Call, words: list[str], code: int, message: str
-) -> None:
+def test_bad_input(tiny_model: Path, call: Call, words: list[str], code: int) -> None:
     outcome = call(*words, "-m", tiny_model, "-q")
     assert outcome.code == code, outcome.err
     assert outcome.out == ""
-    first, hint = outcome.err.splitlines()
-    assert message in first
+    _, hint = outcome.err.splitlines()
     assert hint.startswith("  try: ")
+    golden.check(f"error: kvcli {' '.join(words)}", outcome.err, hide={str(tiny_model): "MODEL"})

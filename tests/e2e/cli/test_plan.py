@@ -16,6 +16,7 @@ from kvcli.planning.estimate import Target
 from kvcli.recipe import parse
 from kvcli.types import WEIGHTS
 from kvcli.utils.sizes import format_bytes
+from tests.e2e import golden
 from tests.e2e.conftest import Call, Kvcli, Validate
 
 TEXT = (
@@ -103,7 +104,7 @@ def test_json_is_as_the_schema_says(call: Call, tiny_model: Path, book: Path, va
 
 def test_lines_for_a_person(call: Call, tiny_model: Path, book: Path) -> None:
     out = call("plan", "-m", tiny_model, book, *POLICY, "--what-if", "full", "--what-if", "knorm(budget=77)").out
-    for label in ("document", "weights", "kept units", "workspace", "tail", "activations", "memory", "disk", "time"):
+    for label in ("document", "weights", "KV cache", "workspace", "answer", "activations", "memory", "disk", "time"):
         assert f"\n{label}" in f"\n{out}"
     assert "fits        yes · the largest budget that does is the whole document" in out
     assert "not known: this machine has not read with this model and keydiff yet" in out
@@ -135,7 +136,7 @@ def test_times_are_this_machines_own(call: Call, tiny_model: Path, book: Path, f
 def test_stats_compare_the_peak_with_the_plan(call: Call, tiny_model: Path, book: Path) -> None:
     outcome = call("ask", "-m", tiny_model, "-n", "2", *POLICY, book, "Who?", "--stats")
     assert ", measured " in outcome.err
-    assert " % of that" in outcome.err
+    assert " %" in outcome.err
     found = call("ask", "-m", tiny_model, "-n", "2", *POLICY, book, "Who?", "--json", "--no-cache").json["memory"]
     off = found["peak_bytes"] - found["baseline_bytes"] - found["planned_bytes"]
     assert found["plan_error_percent"] == pytest.approx(100 * off / found["planned_bytes"], abs=0.01)
@@ -163,28 +164,27 @@ def test_what_fits_nowhere(call: Call, tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "code", "said"),
+    ("given", "code"),
     [
-        (["--gpu", "potato"], 2, "potato is not a known GPU; there are: 1650"),
-        (["--gpu", "0GB"], 2, "is not a known GPU"),
-        (["--weights", "int3"], 2, "there are bf16, int8, nf4"),
-        (["--kv-bits", "5"], 2, "there are 16, 8, 4, 2"),
-        (["--what-if", "nosuch"], 2, "no eviction policy 'nosuch'"),
-        (["--budget", "0"], 2, "keeps nothing"),
-        (["--policy", "full", "--budget", "9"], 2, "takes no budget"),
-        (["--gpu", "3060", "--device", "cpu"], 2, "leave out --device"),
-        (["--device", "potato"], 2, "'potato' is not a device"),
-        (["--dtype", "int4"], 2, "unknown dtype 'int4'"),
-        (["--frobnicate"], 2, "there is no option --frobnicate"),
-        (["nosuch.txt"], 3, "nosuch.txt"),
-        (["-m", "./nosuch"], 4, "no such directory"),
+        (["--gpu", "potato"], 2),
+        (["--gpu", "0GB"], 2),
+        (["--weights", "int3"], 2),
+        (["--kv-bits", "5"], 2),
+        (["--what-if", "nosuch"], 2),
+        (["--budget", "0"], 2),
+        (["--policy", "full", "--budget", "9"], 2),
+        (["--gpu", "3060", "--device", "cpu"], 2),
+        (["--device", "potato"], 2),
+        (["--dtype", "int4"], 2),
+        (["--frobnicate"], 2),
+        (["nosuch.txt"], 3),
+        (["-m", "./nosuch"], 4),
     ],
 )
-def test_bad_input(call: Call, tiny_model: Path, book: Path, given: list[str], code: int, said: str) -> None:
+def test_bad_input(call: Call, tiny_model: Path, book: Path, given: list[str], code: int) -> None:
     outcome = call("plan", "-m", tiny_model, book, *given)
     assert outcome.code == code
-    assert said in outcome.err
-    assert "Traceback" not in outcome.err
+    golden.check(f"error: kvcli plan {' '.join(given)}", outcome.err, hide={str(book): "book.txt"})
 
 
 def test_no_document(call: Call, tiny_model: Path, book: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_signal_while_reading(
     import json
 
     (folder / "long.txt").write_text(TEXT * 3000)
-    tokens = r"interrupted while reading, at ([\d,]+) of ([\d,]+) tokens"
+    tokens = r"at ([\d,]+) of ([\d,]+) tokens"
     for pause in PAUSES:
         with start(slow_model, folder / "long.txt", environment, "--json") as process:
             wait_for(process.stderr, b"model ")  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def test_a_signal_while_reading(
         if found[1] != "0":
             break
     assert 0 < int(found[1].replace(",", "")) < int(found[2].replace(",", ""))
-    assert "the same command again" in hint
+    assert "same command" in hint
     validate(json.loads(out))
     assert json.loads(out)["error"]["exit"] == code
 
@@ -199,7 +199,7 @@ def test_a_signal_in_an_answer(slow_model: Path, book: Path, environment: dict[s
     assert process.returncode == 143
     assert (first + out).endswith(b"\n")
     assert (first + out).count(b"\n") == 1
-    made = re.search(r"interrupted after ([\d,]+) tokens of the answer", err.decode())
+    made = re.search(r"stopped +after ([\d,]+) tokens", err.decode())
     assert made, err
     assert int(made[1].replace(",", "")) >= len((first + out).strip())
     assert b"Traceback" not in err
@@ -276,8 +276,8 @@ def test_ctrl_c_on_a_terminal(slow_model: Path, folder: Path, environment: dict[
     child.close()
     text = child.logfile_read.getvalue()
     assert child.exitstatus == 130, text
-    assert b"interrupted while reading" in text
-    assert b"the same command again" in text
+    assert b"interrupted" in text
+    assert b"same command" in text
     assert text.count(b"\x1b[?25l") == text.count(b"\x1b[?25h") == 1
 
 

@@ -105,4 +105,4 @@ def test_two_hundred_lines_of_a_script(
     saved = json.loads((tmp_path / "data" / "chats" / "a.json").read_text())
     assert [turn["answer"] for turn in saved["turns"]] == ["h"] * TURNS
     assert len(saved["absorbed"]) > 10
-    assert made.err.count("absorbed ") == 1
+    assert made.err.count("evicted ") == 1

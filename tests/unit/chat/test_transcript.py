@@ -36,7 +36,7 @@ def test_modes_and_names() -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     for name in ("../evening", "", ".hidden", "a/b", "x" * 80):
-        with pytest.raises(UsageError, match="no name for a session"):
+        with pytest.raises(UsageError, match="session name"):
             transcript.named(name)
 
 
@@ -75,9 +75,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         ({"format": "kvcli-chat/9"}, "format"),
         ({"turns": [{"question": 3, "answer": ""}]}, "int|str|3"),
         ({"turns": "x"}, "x"),
-        ({"absorbed": [3]}, "make no sense"),
-        ({"absorbed": [1, 0]}, "make no sense"),
-        ({"turns": [{"question": "a", "answer": "", "ids": [-1]}], "absorbed": []}, "make no sense"),
+        ({"absorbed": [3]}, "turns are invalid"),
+        ({"absorbed": [1, 0]}, "turns are invalid"),
+        ({"turns": [{"question": "a", "answer": "", "ids": [-1]}], "absorbed": []}, "turns are invalid"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, change: dict[str, object], why: str) -> None:
@@ -94,7 +94,7 @@ def test_rubbish_is_damaged(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(DamagedError, match="damaged or no conversation"):
         transcript.load(tmp_path / "x.json")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read"):
         transcript.load(tmp_path / "y.json")
 
 

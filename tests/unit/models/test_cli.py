@@ -72,7 +72,7 @@ def test_show_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
     hub.repos["owner/tiny"] = make_model(tmp_path / "served")
     facts = call_json("show", "owner/tiny")["model"]
     assert (facts["layers"], facts["local"], facts["fingerprint"]) == (2, False, None)
-    assert "not on this machine: kvcli models pull owner/tiny" in call("show", "owner/tiny", "--offline")
+    assert "not downloaded: kvcli models pull owner/tiny" in call("show", "owner/tiny", "--offline")
     assert not [request for request in hub.requests if request.endswith(".safetensors")]
 
 

@@ -1,0 +1,92 @@
+"""Options of several commands are written once: a frozen dataclass holds a group, and a command takes it whole.
+
+    @dataclass(frozen=True)
+    class PromptOptions(OptionGroup):
+        PANEL = "Prompt"
+        system: str | None = option("-s, --system TEXT", "System prompt.")
+
+    @takes_groups
+    def command(files: FILES = None, *, prompt: PromptOptions) -> None: …
+
+Typer sees one parameter per field; the command gets one object per group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+import typer
+
+MAIN = "Main options"
+"""Panel of the options that people use most; always the first one."""
+
+
+def annotation(names: str, help: str, panel: str | None = None, **settings: Any) -> Any:
+    """An option for ``Annotated``.
+
+    Args:
+        names: as the help shows them, with the name of the value: ``-m, --model NAME``.
+        help: what the option does.
+        panel: section of the help; by default that of the group.
+        settings: of ``typer.Option``.
+    """
+    *flags, last = names.split(", ")
+    last, _, metavar = last.partition(" ")
+    return typer.Option(*flags, last, help=help, metavar=metavar or None, rich_help_panel=panel, **settings)
+
+
+def option(names: str, help: str, default: Any = None, panel: str | None = None, **settings: Any) -> Any:
+    """A field of a group; arguments as for :func:`annotation`."""
+    return dataclasses.field(default=default, metadata={"option": annotation(names, help, panel, **settings)})
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Base of all groups. A subclass checks its values in ``__post_init__``."""
+
+    PANEL: ClassVar[str] = MAIN
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`~kvcli.cli.options.RunOptions` that this group sets; by default those of its names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of ``command`` that is a group by the fields of the group, for typer."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, OptionGroup)}
+    parameters = list[inspect.Parameter]()
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in groups:
+            parameters += _expanded(groups[parameter.name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(parameter.replace(annotation=hints[parameter.name], kind=kind))
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        built = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **built)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _expanded(group: type[OptionGroup]) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(group)
+    for field in fields(group):
+        info = field.metadata["option"]
+        info.rich_help_panel = info.rich_help_panel or group.PANEL
+        kind = hints[field.name]
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[kind, info]
+        )
