@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -14,7 +14,9 @@ import uvicorn
 from kvcli.documents.document import Document
 from kvcli.errors import ResourceError
 from kvcli.pipeline import DocumentContext
+from kvcli.prompt_cache.prefill import PrefillInterrupted
 from kvcli.server.app import build
+from kvcli.server.scheduler import JobCancelled
 from kvcli.server.security import LOOPBACK
 from kvcli.server.service import Service
 
@@ -74,20 +76,29 @@ def serve(
         verbose: log each request's path and status; texts are never logged.
         on_prefilled: called after each document.
         on_ready: called when requests are accepted, with a function that stops the server as a signal does.
+
+    A signal that stops the prefill of ``documents`` is raised again at the end, after the progress was saved.
     """
     app = build(service, hosts=LOOPBACK | {host.strip("[]").lower()}, token=token)
     config = uvicorn.Config(
         app, log_level="info" if verbose else "error", access_log=verbose, lifespan="off", timeout_graceful_shutdown=30
     )
     server = _Server(config, service)
+    caught: list[int] = []
 
     async def run() -> None:
-        for name, document in documents:
-            service.uploads.add(document, name)
-            on_prefilled(name, await service.prefill(document))
-        on_ready(lambda: server.handle_exit(signal.SIGTERM, None))
-        tasks = [asyncio.create_task(_stop_when_idle(server, service, keep_alive))] if keep_alive else []
+        tasks: list[asyncio.Task[None]] = []
         try:
+            try:
+                with _signals_drain(service, caught):
+                    for name, document in documents:
+                        service.uploads.add(document, name)
+                        on_prefilled(name, await service.prefill(document))
+            except (JobCancelled, PrefillInterrupted):  # stopped; what was read is saved
+                return
+            on_ready(lambda: server.handle_exit(signal.SIGTERM, None))
+            if keep_alive:
+                tasks.append(asyncio.create_task(_stop_when_idle(server, service, keep_alive)))
             await server.serve(sockets=[listening])
         finally:
             for task in tasks:
@@ -95,9 +106,38 @@ def serve(
             service.scheduler.drain()
             with suppress(TimeoutError):
                 await asyncio.wait_for(service.contexts.close(), 60)
-            await asyncio.to_thread(service.scheduler.join, 60)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:  # a signal may have cut the event loop's own end short
+        service.scheduler.drain()
+        service.scheduler.join(60)
+    if caught:
+        signal.raise_signal(caught[0])
+
+
+@contextmanager
+def _signals_drain(service: Service, caught: list[int]) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the prefill under way and are noted; only for a loop in the main thread."""
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        service.scheduler.drain()
+
+    loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, stop, number)
+    except (ValueError, RuntimeError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before[number])
 
 
 async def _stop_when_idle(server: uvicorn.Server, service: Service, seconds: float) -> None:

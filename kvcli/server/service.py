@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from kvcli.documents.document import Document
@@ -111,6 +112,7 @@ class Service:
         cache: where prefills are saved; ``None`` saves nothing.
         memory: bytes of all contexts that stay in memory.
         queue: requests under way at most.
+        root: a folder whose files requests may name by relative paths; ``None`` for none.
     """
 
     def __init__(
@@ -122,11 +124,12 @@ class Service:
         cache: CacheDirectory | None,
         memory: int,
         queue: int,
+        root: Path | None = None,
     ) -> None:
         self.model, self.names, self.options, self.cache, self.queue = model, names, options, cache, queue
         self.scheduler = Scheduler()
         self.contexts = Contexts(self.scheduler, memory)
-        self.uploads = Uploads()
+        self.uploads = Uploads(root)
         self.active = 0
         self.created = int(time.time())
         self._pipeline = lru_cache(maxsize=32)(self._new_pipeline)
@@ -188,7 +191,7 @@ class Service:
         system = request.messages[0].text if request.documents and request.messages[0].role == "system" else None
         pipeline = self._pipeline(system, request.raw)
         if request.documents:
-            files = [self.uploads.get(name) for name in request.documents]
+            files = [await asyncio.to_thread(self.uploads.find, name) for name in request.documents]
             document = files[0].document if len(files) == 1 else joined([f.document for f in files])
             source: TokenizedDocument | None = await asyncio.to_thread(pipeline.tokenize, document)
             history, question = turns(request.messages)

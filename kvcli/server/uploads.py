@@ -50,9 +50,14 @@ class UploadedFile:
 
 
 class Uploads:
-    """The documents of one server."""
+    """The documents of one server.
 
-    def __init__(self) -> None:
+    Args:
+        root: a folder whose files requests may name by relative paths; ``None`` for none.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = None if root is None else root.resolve(strict=True)
         self._files: dict[str, UploadedFile] = {}
 
     def __iter__(self) -> Any:
@@ -84,6 +89,27 @@ class Uploads:
             return self._files[file_id]
         except KeyError:
             raise ApiError(404, f"no such file: {file_id}", code="file_not_found") from None
+
+    def id_of(self, name: str) -> str:
+        """The id of a document by its name. Raises ``KeyError``."""
+        return next(file.id for file in self._files.values() if file.name == name)
+
+    def find(self, name: str) -> UploadedFile:
+        """A document by its id or, below the root, by its relative path. Takes a while: call it in a thread.
+
+        Raises:
+            ApiError: 404 for what is unknown or not below the root, whether it exists or not.
+            InputError: the file cannot be read.
+        """
+        if name in self._files or self.root is None:
+            return self.get(name)
+        try:
+            path = (self.root / name).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            return self.get(name)
+        if not path.is_relative_to(self.root) or not path.is_file():
+            return self.get(name)
+        return self.read(path.read_bytes(), str(path.relative_to(self.root)))
 
     def delete(self, file_id: str) -> None:
         """Forget a document; its saved prefill stays in the cache directory."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from kvcli.errors import ResourceError
+from kvcli.server.errors import ApiError
 from kvcli.server.run import bind
 from kvcli.server.security import hostname
+from kvcli.server.uploads import Uploads
 from tests.unit.server.conftest import Running, Start, raw_request
 
 
@@ -65,3 +69,23 @@ def test_an_address_in_use_is_said() -> None:
 
 def test_names_of_hosts() -> None:
     assert [hostname(h) for h in ("A:1", "[::1]:2", "a:b", "a@b", "")] == ["a", "::1", None, None, None]
+
+
+OUTSIDE = ["secret.txt", "../secret.txt", "/etc/passwd", "link.txt", "sub/../../secret.txt", "sub", ".", "", "a\x00b"]
+
+
+def test_only_files_below_the_root_are_read(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "secret.txt").write_text("secret")
+    (root / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (root / "sub" / "inside.txt").write_text("House 1 is blue.")
+    for uploads in (Uploads(root), Uploads()):
+        for path in [*OUTSIDE, str(tmp_path / "secret.txt")]:
+            with pytest.raises(ApiError) as caught:
+                uploads.find(path)
+            assert caught.value.status == 404
+    for path in ("sub/inside.txt", "sub/../sub/inside.txt"):
+        assert Uploads(root).find(path).document.text == "House 1 is blue."
+    with pytest.raises(ApiError):
+        Uploads().find(str(root / "sub" / "inside.txt"))
