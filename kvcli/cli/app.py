@@ -24,6 +24,7 @@ from kvcli.cli.commands import (
     plan,
     prefill,
     recipes,
+    serve,
     train,
 )
 from kvcli.cli.help import Command, Group
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for panel, modules in {
-    "Ask": (ask, chat),
+    "Ask": (ask, chat, serve),
     "Prepare": (plan, extract, prefill, cache),
     "Models and recipes": (models, recipes, train, calibrate),
     "Measure and check": (kv, eval, bench, doctor),

@@ -1,0 +1,66 @@
+"""``kvcli serve`` as a process: what it prints, how it stops, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kvcli.server.run import bind
+from tests.e2e.conftest import PROGRAM, Call
+
+TEXT = "".join(f"House {n} is blue and the sky above it is number {n}. " for n in range(40))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--host", "0.0.0.0"], 2),
+        (["--keep-alive", "soon"], 2),
+        (["--memory", "much"], 2),
+        (["--policy", "snapkv"], 2),
+        (["--port", "70000"], 2),
+        (["-"], 2),
+        (["missing.txt"], 3),
+    ],
+)
+def test_wrong_options_are_said_before_the_model_is_loaded(call: Call, options: list[str], code: int) -> None:
+    outcome = call("serve", "-m", "no/such-model", *options)
+    assert (outcome.code, outcome.out) == (code, "")
+
+
+def test_a_port_in_use_is_said_before_the_model_is_loaded(call: Call) -> None:
+    with bind("127.0.0.1", 0) as listening:
+        outcome = call("serve", "-m", "no/such-model", "--port", str(listening.getsockname()[1]))
+    assert outcome.code == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_the_named_file_until_a_signal(
+    tiny_model: Path, folder: Path, environment: dict[str, str], number: signal.Signals
+) -> None:
+    (folder / "house.txt").write_text(TEXT)
+    options = ["-m", str(tiny_model), "--port", "0", "--policy", "keydiff(budget=64)", "house.txt"]
+    with subprocess.Popen(
+        [*PROGRAM, "serve", *options], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        said, url = b"", None
+        while url is None:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+            url = re.search(rb"http://127\.0\.0\.1:\d+", line)
+        address = url[0].decode()
+        file = httpx.get(f"{address}/v1/files", timeout=60).json()["data"][0]
+        assert file["filename"] == "house.txt"
+        question = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4, "documents": [file["id"]]}
+        answer = httpx.post(f"{address}/v1/chat/completions", json=question, timeout=60).json()
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == answer["kvcli"]["context"]["tokens"]
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b""), err
