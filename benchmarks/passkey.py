@@ -115,7 +115,7 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
             asked, sight = question, context
             if count:
                 found = retrieve_passages(_model, prompt, context, said, QUESTION, count=count)
-                asked, sight = prompt.question(QUESTION, again=found.texts(said)), found.context
+                asked, sight = prompt.question(QUESTION, passages=found.texts(said)), found.context
             tail.rewind()
             tail.set_context(sight)
             answer = [e for e in generate(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]

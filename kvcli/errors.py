@@ -63,6 +63,6 @@ class TooLongError(KvcliError):
 
 
 class DamagedError(KvcliError):
-    """A cache or session file that is damaged or was made by something else."""
+    """A cache or session file that is damaged or not from kvcli."""
 
     code, exit = "damaged", 7

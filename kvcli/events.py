@@ -1,7 +1,4 @@
-"""What long-running work tells whoever is watching: small frozen dataclasses, yielded by generators.
-
-The engine and the model sources never print; a screen, a test or a benchmark consumes these.
-"""
+"""Progress events: small frozen dataclasses that long-running work yields. Nothing below the command line prints."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Any, TypeVar
 
 @dataclass(frozen=True)
 class Download:
-    """Bytes of one file arriving from a hub or a package index."""
+    """Download progress of one file, in bytes."""
 
     name: str
     done: int
@@ -28,10 +25,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Prefill:
-    """A document being read, after each chunk.
-
-    ``kept`` is the number of units each KV head of a full-attention layer holds now.
-    """
+    """Prefill progress after a chunk, in tokens. ``kept``: units per KV head of a full-attention layer."""
 
     done: int
     total: int
@@ -41,7 +35,7 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Token:
-    """One generated token; ``text`` may be empty while a character is still incomplete."""
+    """One generated token; ``text`` is empty while a character is incomplete."""
 
     id: int
     text: str
@@ -51,8 +45,8 @@ class Token:
 class Answer:
     """The end of one answer.
 
-    ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. ``circled`` says of ``length``
-    that the answer was ended because it repeated itself.
+    ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. If ``stopped_repeating``, the
+    reason is ``length`` and the answer ended because it repeated itself.
     """
 
     text: str
@@ -65,16 +59,16 @@ class Answer:
 
     @property
     def decode_tps(self) -> float:
-        """Tokens per second after the first one; 0 where fewer than two were made."""
+        """Tokens per second after the first one; 0 for fewer than two tokens."""
         return (self.completion_tokens - 1) / self.decode_s if self.completion_tokens > 1 and self.decode_s else 0.0
 
 
 @dataclass(frozen=True)
 class Training:
-    """Retaining heads being trained, after each step.
+    """Training progress of retaining heads, after a step.
 
-    ``overlap`` is the share of the truly best tenth of units that the heads put into their best tenth; ``answers`` the
-    share of right answers where this step was followed by a validation. ``made`` of the ``seconds`` are this run's.
+    ``overlap``: share of the labels' best tenth of units that the scores' best tenth contains. ``answers``: share of
+    right answers, if a validation followed this step. ``run_steps``: steps of this run, which took ``seconds``.
     """
 
     step: int
@@ -83,12 +77,12 @@ class Training:
     overlap: float
     answers: float | None
     seconds: float
-    made: int
+    run_steps: int
 
 
 @dataclass(frozen=True)
 class CacheHit:
-    """A saved reading was taken up: ``tokens`` of ``total`` need not be read again."""
+    """A saved context was loaded: ``tokens`` of ``total`` need no prefill."""
 
     tokens: int
     total: int
@@ -104,14 +98,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something did not work, and the work goes on without it."""
+    """A failure that does not stop the work."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TurnsEvicted:
-    """The turns of a conversation so far were evicted into its context: ``tokens`` of them, after ``turns`` turns."""
+    """The conversation's first ``turns`` turns, ``tokens`` tokens, were evicted into its context."""
 
     turns: int
     tokens: int
@@ -162,7 +156,7 @@ class Quotes:
 
 @dataclass(frozen=True)
 class Reread:
-    """Passages of the document that are put before the question once more.
+    """Retrieved passages that the model reads again before the question.
 
     ``passages`` are character ranges, the best one last; ``characters`` is their total length.
     """
@@ -192,7 +186,7 @@ R = TypeVar("R")
 
 
 def drain(events: Generator[E, None, R], on_event: Callable[[Any], None] | None = None) -> R:
-    """Run a generator to its end, hand each event to ``on_event``, and return the generator's return value."""
+    """Run a generator to its end, pass each event to ``on_event``, and return the generator's return value."""
     while True:
         try:
             event = next(events)
@@ -204,7 +198,7 @@ def drain(events: Generator[E, None, R], on_event: Callable[[Any], None] | None 
 
 
 def only_prefill(events: Generator[Any, None, R]) -> Generator[Prefill, None, R]:
-    """The :class:`Prefill` events of a generator, and its return value."""
+    """Yield only the :class:`Prefill` events of a generator; return its return value."""
     while True:
         try:
             event = next(events)

@@ -672,7 +672,7 @@ class Pipeline:
             recipe=recipe,
             chunk=chunk,
             horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, behind=behind),
-            head=self.prompt.document("", focus=first),
+            head=self.prompt.document("", question=first),
             text=source.document.text,
             document=source.facts,
             probe=probe if recipe.policy.query_aware else (),

@@ -1,7 +1,8 @@
-"""One string names a run: ``keydiff(budget=1024)``, ``full``, ``locret(budget=16384)+kivi(bits=4)``.
+"""Recipes: one string names an eviction policy and a KV storage: ``keydiff(budget=1024)``, ``full``,
+``locret(budget=16384)+kivi(bits=4)``.
 
-Grammar: ``keep[(field=value, …)][+hold[(field=value, …)]]``. A recipe prints in canonical form: the budget
-always, other fields where they differ from their defaults, and the hold only where it is not ``dense``.
+Grammar: ``policy[(field=value, …)][+storage[(field=value, …)]]``. The canonical form always prints the budget; it omits
+other fields with default values, and ``dense`` storage.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
 
 KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
-"""``--kv-bits`` in short for a hold; what its scales add is in ``kvcli plan`` and in what a run reports."""
+"""The storage that ``--kv-bits`` stands for; ``kvcli plan`` and run reports count the scales too."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which units survive (``policy``) and how survivors are stored and attended (``storage``)."""
+    """An eviction policy (which units survive) and a KV storage (how survivors are stored and attended)."""
 
     policy: EvictionPolicy
     storage: KVStorage
@@ -51,10 +52,10 @@ class Recipe:
         return text if format_policy(self.storage) == "dense" else f"{text}+{format_policy(self.storage)}"
 
     def with_budget(self, budget: int) -> Recipe:
-        """The same recipe with another budget.
+        """Return the recipe with another budget.
 
         Raises:
-            UsageError: the keep policy has no budget, or it is too small for its other fields.
+            UsageError: the policy has no budget, or the budget is too small for its other fields.
         """
         if self.policy.budget is None:
             raise UsageError(f"'{self}' keeps every KV pair and takes no budget", "--policy keydiff --budget N")
@@ -62,50 +63,51 @@ class Recipe:
 
     @property
     def reading(self) -> str:
-        """What decides which units are kept: readings that differ in nothing else are the same reading.
+        """The part of the recipe that determines the prefill: two recipes with equal parts can share a saved prefill.
 
-        The keep policy, and a hold that watches while the document is read. Others come after the reading, so one that
-        is saved can be held in any way.
+        It is the eviction policy, plus the storage if the storage affects prefill. Any other storage is chosen
+        afterwards.
         """
         return str(self) if self.storage.affects_prefill else format_policy(self.policy)
 
     def units(self, layer: int, layers: int) -> int | None:
-        """Units that each KV head of one of ``layers`` layers keeps, without the tail; ``None`` for all."""
+        """Return the units per KV head that one of ``layers`` layers keeps, without the protected tail; ``None`` for
+        all."""
         return self.policy.units(layer, layers) if self.storage.limit is None else self.storage.limit
 
     def with_bits(self, bits: int) -> Recipe:
-        """The same recipe with units held in so many bits.
+        """Return the recipe with units stored in ``bits`` bits.
 
         Raises:
-            UsageError: there is no such hold, or the recipe names another one.
+            UsageError: no storage has so many bits, or the recipe names another storage.
         """
         if bits not in KV_BITS:
             raise UsageError(f"--kv-bits {bits}: expected one of {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
-        hold = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
-        if self.storage.name != "dense" and self.storage != hold:
+        storage = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
+        if self.storage.name != "dense" and self.storage != storage:
             raise UsageError(
                 f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' stores {format_policy(self.storage)}",
                 "leave out --kv-bits, or the + part of the recipe",
             )
-        return dataclasses.replace(self, storage=hold)
+        return dataclasses.replace(self, storage=storage)
 
 
 def parse(text: str) -> Recipe:
-    """Read a recipe string.
+    """Parse a recipe string.
 
     Raises:
-        UsageError: unknown policy, unknown field, a value of the wrong kind, or broken syntax; names what exists.
+        UsageError: unknown policy, unknown field, wrong type of value, or broken syntax; names what exists.
     """
-    keep, plus, hold = text.partition("+")
-    return Recipe(_parse_policy("eviction", keep, text), _parse_policy("storage", hold if plus else "dense", text))
+    policy, plus, storage = text.partition("+")
+    return Recipe(_parse_policy("eviction", policy, text), _parse_policy("storage", storage if plus else "dense", text))
 
 
 def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, heads: bool = False) -> Recipe:
-    """What ``ask`` uses where no policy is named: the best one measured for the case (docs/results).
+    """Return the default recipe: the best one measured for the case (docs/results).
 
-    ``locret`` where the model has retaining heads. Else one question is worth a reading of its own, with ``snapkv``,
-    and several share one, with ``keydiff``. The budget is an eighth of the model's window, at most 16,384 units,
-    unless one is given. The sinks hold the template's head; few stabilizers leave the budget to the scores.
+    ``locret`` if the model has retaining heads; else ``snapkv`` for one question and ``keydiff`` for several, which
+    share a prefill. The budget, unless given, is an eighth of the model's window, at most 16,384 units. The sinks cover
+    the template's head; few stabilizers leave most of the budget to the scores.
     """
     units = budget or max(256, min(16384, spec.max_positions // 8))
     protected = f", stabilizers={min(64, units // 8)}, sinks={min(48, units // 8)}" if units >= 8 else ""
@@ -114,7 +116,7 @@ def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, h
 
 
 def format_policy(policy: EvictionPolicy | KVStorage) -> str:
-    """Canonical text of one policy; :func:`parse` reads it back."""
+    """Format one policy canonically, as :func:`parse` accepts it."""
     shown = [
         f"{f.name}={_print(getattr(policy, f.name))}"
         for f in dataclasses.fields(policy)
@@ -164,8 +166,8 @@ def _convert(text: str, kind: Any, name: str, key: str) -> Any:
                 return option(text.replace("_", "")) if option in (int, float) else option(text)
             except ValueError:
                 continue
-    wanted = " or ".join(_describe(o) for o in options if o is not types.NoneType)
-    raise UsageError(f"{name}({key}={text}): {key} must be {wanted}")
+    expected = " or ".join(_describe(o) for o in options if o is not types.NoneType)
+    raise UsageError(f"{name}({key}={text}): {key} must be {expected}")
 
 
 def _describe(kind: Any) -> str:

@@ -1,8 +1,8 @@
-"""Finding policies: one module per policy in ``kvcli.eviction`` and ``kvcli.storage``, plus installed entry points.
+"""Discovery of policies: one module per policy in ``kvcli.eviction`` and ``kvcli.storage``, plus installed entry
+points.
 
-A policy's name is its module's name, so names are known without importing torch. Third parties add one with an
-entry point in the group ``kvcli.eviction`` or ``kvcli.storage`` whose name is the policy's and whose value is its
-class.
+A policy is named after its module, so listing names does not import torch. Plugins use an entry point of the group
+``kvcli.eviction`` or ``kvcli.storage`` with the policy's name and class.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def _plugins(axis: Axis) -> dict[str, EntryPoint]:
 
 
 def names(axis: Axis) -> list[str]:
-    """All policies of an axis, sorted; imports none of them."""
+    """List all policies of an axis, sorted, without importing them."""
     return sorted({*_builtin(axis), *_plugins(axis)})
 
 
 def lookup(axis: Axis, name: str) -> type[Any]:
-    """The class of a policy.
+    """Return the class of a policy.
 
     Raises:
-        UsageError: no policy of that name exists, or a plugin's class is not a policy.
+        UsageError: no policy has this name, or a plugin's class is not a policy.
     """
     base: type[Any] = getattr(importlib.import_module(f"kvcli.{axis}.base"), _BASES[axis])
     if name in _builtin(axis):
         module = importlib.import_module(f"kvcli.{axis}.{name}")
-        own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
-        (cls,) = [c for c in own if c.__module__ == module.__name__]
+        classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
+        (cls,) = [c for c in classes if c.__module__ == module.__name__]
         return cls
     plugin = _plugins(axis).get(name)
     if plugin is None:

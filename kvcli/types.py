@@ -1,4 +1,4 @@
-"""The few shapes and facts that every layer of kvcli shares. Imports nothing of kvcli and no torch at run time."""
+"""Types and constants that every package of kvcli shares. Imports nothing of kvcli and no torch at run time."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Positions = Literal["compact", "original"]
-"""How kept units are numbered for RoPE: by slot (0, 1, 2 … without holes) or by place in the document."""
+"""RoPE positions of kept units: their slots (0, 1, 2 … without gaps) or their positions in the document."""
 
 CHUNK = 512
-"""Tokens per forward pass of prefill by default."""
+"""Default number of tokens per forward pass of prefill."""
 
 QUESTION_TOKENS, ANSWER_TOKENS = 256, 2048
-"""Tokens reserved after the document for a question that is not known yet, and the default maximum of an answer."""
+"""Tokens reserved after the document for a question not known yet, and the default maximum of an answer."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 WEIGHTS = ("bf16", "int8", "nf4")
-"""Ways to hold weights: as they are, or with bitsandbytes' 8 or 4 bits for the matrices of the layers."""
+"""Weight formats: unchanged, or the layers' matrices in bitsandbytes' 8 or 4 bits."""
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What planning and caching need to know of a model, without its weights.
+    """The facts of a model that planning and caching need, without its weights.
 
     Attributes:
-        name: as the user named it.
+        name: as the user typed it.
         fingerprint: short hash of configuration and weight headers.
         layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: the architecture's sizes.
         max_positions: the trained context window, in tokens.
@@ -36,8 +36,8 @@ class ModelSpec:
         dtype: name of the dtype of weights and cache, e.g. ``bfloat16``.
         device: e.g. ``cpu`` or ``cuda:0``.
         weight_bytes: size of the parameters.
-        heads_bytes: size of the retaining heads that belong to it, where there are some.
-        host_weight_bytes: those of ``weight_bytes`` that lie in main memory because the card is too small.
+        heads_bytes: size of its retaining heads; 0 if it has none.
+        host_weight_bytes: the part of ``weight_bytes`` in main memory, if the GPU is too small.
     """
 
     name: str
@@ -69,25 +69,25 @@ class Rotary(Protocol):
     def rotate(self, layer: int, x: Tensor, positions: range | Tensor) -> Tensor:
         """Rotate ``x [H, n, D]`` to ``positions``: a range for all heads, or int64 ``[H, n]``.
 
-        Or int64 ``[n]`` for all heads, of places that :meth:`reserve` has made ready.
+        Int64 ``[n]`` for all heads is allowed for positions that :meth:`reserve` has prepared.
         """
         ...
 
     def angles(self, layer: int, x: Tensor, positions: int) -> tuple[Tensor, Tensor] | None:
-        """cos and sin ``[positions, D]`` with which ``rotate`` turns tensors like ``x``, halves as pairs.
+        """Return the cos and sin ``[positions, D]`` that ``rotate`` applies to tensors like ``x``, halves as pairs.
 
-        ``None`` where a layer turns otherwise, or not at all. Layers of one kind share them.
+        ``None`` if a layer rotates differently or not at all. Layers of one kind share them.
         """
         ...
 
     def reserve(self, layer: int, x: Tensor, positions: int) -> None:
-        """Make ready for rotating tensors like ``x`` to any place below ``positions``."""
+        """Prepare to rotate tensors like ``x`` to any position below ``positions``."""
         ...
 
 
 class Scorer(Protocol):
-    """A model's trained retaining heads, as a policy sees them."""
+    """The interface of trained retaining heads."""
 
     def score(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Scores float32 ``[H_kv, n]`` of ``n`` tokens from ``q [H, n, D]``, ``k`` and ``v [H_kv, n, D]``, no RoPE."""
+        """Score ``n`` tokens from ``q [H, n, D]``, ``k`` and ``v [H_kv, n, D]`` before RoPE: float32 ``[H_kv, n]``."""
         ...

@@ -1,1 +1,1 @@
-"""The cache: ``Fill`` while a document is read, ``Context`` once it is frozen, ``Tail`` for what comes after."""
+"""KV caches: ``PrefillCache`` during prefill, the frozen ``Context``, and ``DecodeCache`` for questions and answers."""

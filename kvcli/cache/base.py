@@ -1,4 +1,4 @@
-"""What a model's forward pass meets: a store with one layer object per attention layer."""
+"""The interface between a model's forward pass and its KV cache: one object per attention layer."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 class KVCacheLayer(Protocol):
-    """One attention layer's side of a store."""
+    """One attention layer of a KV cache."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """Take in new keys and values and answer the queries.
+        """Store new keys and values, and attend to the cache.
 
         Args:
             q: ``[H, m, D]`` before RoPE.
             k: ``[H_kv, m, D]`` before RoPE.
             v: ``[H_kv, m, D]``.
             scale: factor on the logits.
-            window: the layer's own sliding window as the model states it, or ``None``.
+            window: the layer's sliding window, or ``None``.
 
         Returns:
             ``[H, m, D]``.
@@ -28,7 +28,7 @@ class KVCacheLayer(Protocol):
 
 
 class KVCache(Protocol):
-    """Passed to the model as the keyword ``kvcli``; its phase is its class."""
+    """A KV cache, passed to the model as the keyword ``kvcli``; prefill and decode are separate classes."""
 
     @property
     def layers(self) -> Sequence[KVCacheLayer]: ...

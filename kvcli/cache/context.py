@@ -1,4 +1,4 @@
-"""The context: what a reading leaves behind, frozen."""
+"""The context: the frozen result of prefill."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kvcli.utils.malloc import trim
 
 @dataclass(frozen=True)
 class Context:
-    """A read document. Immutable: questions attend to it and leave no trace.
+    """A frozen document. Immutable: questions attend to it without changing it.
 
     Attributes:
-        layers: one held layer per attention layer.
-        starts: per layer, the RoPE position of the first token behind the document.
+        layers: one stored layer per attention layer.
+        starts: per layer, the RoPE position of the first token after the document.
         seen: tokens read.
         bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
-        max_position: RoPE positions that prefill and answers use; matters if frequencies depend on the length.
+        max_position: RoPE positions of prefill and answers; matters if frequencies depend on the length.
     """
 
     layers: Sequence[StoredLayer]
@@ -36,69 +36,71 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the kept units really take on the device, scales, indices and staging included."""
+        """Bytes of the kept units on the device: scales, indices and staging included."""
         shared = max((layer.shared_nbytes for layer in self.layers), default=0)
         return sum(layer.nbytes for layer in self.layers) + shared
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes of kept units in host memory, where a hold puts them there."""
+        """Bytes of kept units in host memory, if the storage offloads."""
         return sum(layer.host_nbytes for layer in self.layers)
 
 
-def freeze(fill: PrefillCache, hold: KVStorage, *, release: bool = True) -> Context:
-    """Turn a fill into a context: keys are rotated once, to their final positions.
-
-    A fill in codes is taken over as it is; its keys stay before RoPE.
+def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = True) -> Context:
+    """Freeze a prefill cache: rotate keys once to their final positions, and store them. Keys in codes stay before
+    RoPE.
 
     Args:
-        fill: a finished reading.
-        hold: how to store what it kept.
-        release: give up the fill's buffers layer by layer, so that nothing is held twice; the fill is unusable
-            afterwards. Keep it (``False``) to read on later.
+        prefill_cache: a finished prefill.
+        storage: how to store the kept units.
+        release: free the prefill cache's buffers layer by layer, so that nothing exists twice; the cache is unusable
+            afterwards. ``False`` keeps it for further chunks.
+
+    Raises:
+        ValueError: the prefill cache has other codes than the storage.
     """
-    if fill.rows != hold.rows:
-        raise ValueError(f"what {fill.storage} has coded while it was read cannot be held by {hold}")
+    if prefill_cache.rows != storage.rows:
+        raise ValueError(f"{storage} differs from {prefill_cache.storage}, whose codes cannot be held in another form")
     if release:
-        fill.release()
+        prefill_cache.release()
     layers: list[StoredLayer] = []
     starts: list[int] = []
     numbers = 0
-    for layer in fill.layers:
+    for layer in prefill_cache.layers:
         c = layer.count
         pos = layer.pos[:, :c].clone()
-        starts.append(c if layer.compact else fill.seen)
+        starts.append(c if layer.compact else prefill_cache.seen)
         if layer.rows is not None:
-            held = layer.held()
-            numbers += 2 * pos.numel() * fill.spec.head_dim
+            stored = layer.stored()
+            numbers += 2 * pos.numel() * prefill_cache.spec.head_dim
             if not release or c < layer.capacity:
-                held = replace(held, k=held.k.clone(), v=held.v.clone())
-            layers.append(replace(held, pos=pos))
+                stored = replace(stored, k=stored.k.clone(), v=stored.v.clone())
+            layers.append(replace(stored, pos=pos))
             if release:
                 layer.release()
             continue
-        places = range(c) if layer.compact else pos.long()
-        rotate = partial(fill.rotary.rotate, layer.index)
+        rope_positions = range(c) if layer.compact else pos.long()
+        rotate = partial(prefill_cache.rotary.rotate, layer.index)
         raw = layer.k[:, :c].to(layer.device)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
-        survivors = KeptUnits(
-            rotate(raw, places),
+        kept = KeptUnits(
+            rotate(raw, rope_positions),
             v,
             pos,
             layer.window,
             layer.index,
             raw,
-            places,
+            rope_positions,
             rotate,
             dict(layer.state),
-            fill.calibration.get(layer.index),
-            partial(fill.rotary.angles, layer.index, raw[:, :1]),
+            prefill_cache.calibration.get(layer.index),
+            partial(prefill_cache.rotary.angles, layer.index, raw[:, :1]),
         )
         numbers += 2 * raw.numel()
-        layers.append(hold.freeze(survivors))
+        layers.append(storage.freeze(kept))
         if release:
             layer.release()
             if layer.device.type == "cpu":
                 trim()  # what a hold computed with is in pieces that the next layer's do not fit into
-    context = Context(layers, starts, fill.seen, 8 * fill.dtype.itemsize, fill.max_position)
+    context = Context(layers, starts, prefill_cache.seen, 8 * prefill_cache.dtype.itemsize, prefill_cache.max_position)
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

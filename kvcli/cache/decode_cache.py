@@ -1,4 +1,4 @@
-"""The tail: a question and its answer, attending to a context and to themselves, rewindable for the next one."""
+"""The decode cache: keys and values of question and answer, rewindable for the next question."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GROWTH = 256  # tokens, at least, where nobody has said how many there will be
 
 
 class DecodeCache:
-    """Exact keys and values of everything after the document. Never quantised, never evicted.
+    """Exact keys and values of all tokens after the document. Never quantised, never evicted.
 
     Args:
         spec: the model's sizes.
@@ -30,9 +30,9 @@ class DecodeCache:
         dtype, device: of keys and values.
 
     Attributes:
-        length: tokens that have passed.
-        position: int64 ``[1]`` on the device, equal to ``length``, while a step runs whose shapes do not depend on how
-            many tokens there are (:class:`kvcli.engine.decode_step.StaticStep`); ``None`` otherwise.
+        length: tokens in the cache.
+        position: int64 ``[1]`` on the device, equal to ``length``, during a step of constant shape
+            (:class:`kvcli.engine.decode_step.StaticStep`); ``None`` otherwise.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class DecodeCache:
         return None if self.context is None else self.context.max_position
 
     def set_context(self, context: Context | None) -> None:
-        """Attend to another part of the same document: what has passed stays as it was."""
+        """Attend to another context of the same document; the cached tokens stay unchanged."""
         if context is self.context:  # what its layers remember is still of use
             return
         self.context = context
@@ -66,34 +66,34 @@ class DecodeCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens that have passed; room for more comes on top."""
+        """Bytes of the cached tokens, without reserved capacity."""
         return self.length * self.spec.layers * self.spec.kv_heads * self.spec.unit_bytes
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` in all, so that no step has to, and ready their rotations."""
+        """Allocate buffers and rotations for ``tokens`` tokens in total, so that no step allocates."""
         for layer in self._layers:
             layer.reserve(tokens)
 
     def extend(self, count: int) -> None:
-        """Tokens have passed all layers and now belong to the tail."""
+        """Count tokens that have passed all layers."""
         self.length += count
 
     def prefetches(self, layer: int) -> bool:
-        """Whether a layer wants to know its queries before they are there (see :meth:`prefetch`)."""
+        """Whether a layer takes predicted queries (see :meth:`prefetch`)."""
         return layer < len(self.held) and isinstance(self.held[layer], Prefetching)
 
     def prefetch(self, layer: int, q: Tensor, scale: float) -> None:
-        """A guess of the next tokens' queries in a layer, ``[H, m, D]`` before RoPE, made a layer ahead."""
+        """Prefetch for predicted queries ``[H, m, D]`` before RoPE while the previous layer runs."""
         held, context = self.held[layer], self.context
         assert context is not None
         assert isinstance(held, Prefetching)
         first = context.starts[layer]
         begin = first + self.length
-        places = range(begin, begin + q.shape[1]) if self.position is None else self.position + first
-        held.prefetch(self.rotary.rotate(layer, q, places), scale)
+        positions = range(begin, begin + q.shape[1]) if self.position is None else self.position + first
+        held.prefetch(self.rotary.rotate(layer, q, positions), scale)
 
     def rewind(self, length: int = 0) -> None:
-        """Forget everything after the first ``length`` tokens; what is left is as it was then, bit for bit."""
+        """Remove everything after the first ``length`` tokens; the rest is unchanged bit for bit."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind a tail of {self.length} tokens to {length}")
         self.length = length
@@ -101,58 +101,58 @@ class DecodeCache:
 
 @dataclass
 class DecodeCacheLayer:
-    """One layer's tail: rotated keys and values ``[H_kv, capacity, D]``, of which ``tail.length`` are in use.
+    """One layer's rotated keys and values ``[H_kv, capacity, D]``, of which ``cache.length`` tokens are in use.
 
-    ``tail`` is a weak proxy: a cycle would keep all of it, and its context, until Python looks for cycles, which in a
-    process of this size is seldom.
+    ``cache`` is a weak proxy: a reference cycle would keep it and its context until the garbage collector runs, which
+    is rare in a process of this size.
     """
 
-    tail: DecodeCache = field(repr=False)
+    cache: DecodeCache = field(repr=False)
     index: int
     k: Tensor
     v: Tensor
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         """See :class:`kvcli.cache.base.KVCacheLayer`."""
-        if self.tail.position is not None:
-            return self._attend_at(self.tail.position, q, k, v, scale)
-        tail, m = self.tail, q.shape[1]
-        begin, end = tail.length, tail.length + m
-        context = tail.context
+        if self.cache.position is not None:
+            return self._attend_at(self.cache.position, q, k, v, scale)
+        cache, m = self.cache, q.shape[1]
+        begin, end = cache.length, cache.length + m
+        context = cache.context
         start = 0 if context is None else context.starts[self.index]
-        places = range(start + begin, start + end)
-        q = tail.rotary.rotate(self.index, q, places)
+        positions = range(start + begin, start + end)
+        q = cache.rotary.rotate(self.index, q, positions)
         if end > self.k.shape[1]:
             self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
-        self.k[:, begin:end] = tail.rotary.rotate(self.index, k, places)
+        self.k[:, begin:end] = cache.rotary.rotate(self.index, k, positions)
         self.v[:, begin:end] = v
         term = attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
         if context is not None:
             slots = context.layers[self.index].pos.shape[1]
             if slots:
-                term = merge(tail.held[self.index].attend(q, scale, slots + begin), term)
+                term = merge(cache.held[self.index].attend(q, scale, slots + begin), term)
         return term[0]
 
-    def _attend_at(self, cursor: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """One token at a place that only the device knows; the same attention, over buffers that are always whole."""
-        tail, context = self.tail, self.tail.context
-        places = cursor + (0 if context is None else context.starts[self.index])
-        q = tail.rotary.rotate(self.index, q, places)
-        self.k.index_copy_(1, cursor, tail.rotary.rotate(self.index, k, places))
-        self.v.index_copy_(1, cursor, v)
-        term = varlen_attention(q, self.k, self.v, scale, (cursor + 1).repeat(k.shape[0]))
+    def _attend_at(self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attend with one token at a position that only the device knows, over whole buffers of constant shape."""
+        cache, context = self.cache, self.cache.context
+        positions = position + (0 if context is None else context.starts[self.index])
+        q = cache.rotary.rotate(self.index, q, positions)
+        self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
+        self.v.index_copy_(1, position, v)
+        term = varlen_attention(q, self.k, self.v, scale, (position + 1).repeat(k.shape[0]))
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
-            term = merge(tail.held[self.index].attend(q, scale, slots), term)
+            term = merge(cache.held[self.index].attend(q, scale, slots), term)
         return term[0]
 
     def reserve(self, tokens: int) -> None:
-        """Buffers for ``tokens``, finite everywhere, and angles for their places."""
-        context, used = self.tail.context, self.tail.length
+        """Allocate finite buffers for ``tokens`` tokens, and angles for their positions."""
+        context, used = self.cache.context, self.cache.length
         if tokens > self.k.shape[1]:
             for name in ("k", "v"):
                 old: Tensor = getattr(self, name)
                 new = old.new_zeros(old.shape[0], tokens, old.shape[2])
                 new[:, :used] = old[:, :used]
                 setattr(self, name, new)
-        self.tail.rotary.reserve(self.index, self.k, tokens + (0 if context is None else context.starts[self.index]))
+        self.cache.rotary.reserve(self.index, self.k, tokens + (0 if context is None else context.starts[self.index]))

@@ -1,7 +1,7 @@
-"""The fill: a bounded working set that a document is read into, chunk by chunk.
+"""The prefill cache: a bounded set of units that prefill updates chunk by chunk.
 
-For every layer and chunk: attend to ``kept ‖ chunk``, score, select, keep. Eviction happens inside the layer, right
-after its attention, so the peak is all layers' budgets plus one chunk of one layer.
+For every layer and chunk: attend to ``kept ‖ chunk``, score, select, compact. A layer evicts right after its attention,
+so the peak is all layers' budgets plus one chunk of one layer.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from kvcli_kernels.merge import merge as merge_terms
 
 @dataclass
 class ChunkStep:
-    """The chunk at hand, the same for all layers.
+    """The current chunk, the same for all layers.
 
     Attributes:
         start: tokens read before it.
         new: its length.
-        probe: how many further queries behind it belong to the question; attended, scored with and dropped.
-        last: nothing of the body follows, so stabilizers do not apply.
-        evict: whether units may go; the protected tail of a document is read without.
+        probe: number of question tokens after it; they attend, help to score and are dropped.
+        last: whether it is the last chunk of the body, so that stabilizers do not apply.
+        evict: whether units may be evicted; not in the protected tail of a document.
     """
 
     start: int = 0
@@ -49,19 +49,20 @@ class ChunkStep:
 
 
 class PrefillCache:
-    """The working set of all layers.
+    """The kept units of all layers during prefill.
 
     Args:
         spec: the model's sizes.
-        keep: the policy.
+        policy: the eviction policy.
         rotary: the model's RoPE.
-        tokens: length of the document; buffers never outgrow it.
+        tokens: length of the document; buffers never exceed it.
         chunk: longest chunk, probe included.
         dtype, device: of keys and values.
-        heads: the model's retaining heads, for policies that score with them.
-        hold: how survivors will be held: one that offloads has keys and values in host memory already here, pinned
-            where the device is a card, and comes to the workspace layer by layer, each while the one before computes.
-        calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for holds that ask.
+        heads: the model's retaining heads, for policies that need them.
+        storage: the later KV storage. If it offloads, keys and values are in host memory already here, pinned for a
+            GPU, and each layer's are copied to the workspace while the previous layer computes.
+        calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for storages that use
+            it.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class PrefillCache:
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
         host = storage is not None and storage.offloads
-        self.workspace = Workspace.make(spec.kv_heads, self._room(chunk), spec.head_dim, dtype, device, host=host)
+        self.workspace = Workspace.make(
+            spec.kv_heads, self._workspace_capacity(chunk), spec.head_dim, dtype, device, host=host
+        )
 
     @property
     def layers(self) -> Sequence[PrefillCacheLayer]:
@@ -109,27 +112,35 @@ class PrefillCache:
         return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers)
 
     def copy(self) -> PrefillCache:
-        """An independent fill with the same units; the model's parts are shared."""
-        parts = (self.spec, self.policy, self.rotary, self.heads, self.storage, self.calibration, self.workspace.aside)
+        """Return an independent cache with the same units; the model's parts are shared."""
+        parts = (
+            self.spec,
+            self.policy,
+            self.rotary,
+            self.heads,
+            self.storage,
+            self.calibration,
+            self.workspace.copy_stream,
+        )
         shared = {id(part): part for part in parts}
-        twin = copy.copy(self)
-        shared[id(proxy(self))] = proxy(twin)  # an object has one proxy
-        twin.__dict__ = copy.deepcopy(self.__dict__, shared)
-        return twin
+        clone = copy.copy(self)
+        shared[id(proxy(self))] = proxy(clone)  # an object has only one proxy
+        clone.__dict__ = copy.deepcopy(self.__dict__, shared)
+        return clone
 
     def release(self) -> None:
-        """Give up the workspace; the fill cannot read on before :meth:`reserve`."""
+        """Free the workspace; call :meth:`reserve` before the next chunk."""
         self.workspace.release()
 
     def reserve(self, tokens: int, chunk: int) -> None:
-        """Make room to read on, up to ``tokens`` in all, in chunks of at most ``chunk``; what is kept stays."""
+        """Allocate buffers for ``tokens`` tokens in total, in chunks of at most ``chunk``; kept units stay."""
         capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
         for layer, capacity in zip(self._layers, capacities, strict=True):
             layer.reserve(capacity)
-        self.workspace.reserve(self.spec.kv_heads, self._room(chunk), self.spec.head_dim)
+        self.workspace.reserve(self.spec.kv_heads, self._workspace_capacity(chunk), self.spec.head_dim)
 
-    def _room(self, chunk: int) -> int:
-        """Units of the workspace, where layers that are not in codes have theirs side by side with a chunk's."""
+    def _workspace_capacity(self, chunk: int) -> int:
+        """Return the workspace's units: the largest layer that is not in codes, plus a chunk."""
         exact = [layer.capacity for layer in self._layers if layer.rows is None]
         return max(exact) + chunk if exact else 0
 
@@ -141,13 +152,13 @@ class PrefillCache:
 
 @dataclass
 class PrefillCacheLayer:
-    """One layer's kept units: keys before RoPE, values, scores and places, in document order.
+    """One layer's kept units in document order: keys before RoPE, values, scores and positions.
 
-    Keys and values are ``[H_kv, capacity, D]`` as the model made them, or with ``rows`` uint8
-    ``[H_kv, capacity, width]``. ``fill`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.DecodeCacheLayer`.
+    Keys and values are ``[H_kv, capacity, D]`` in the model's dtype, or with ``rows`` uint8 ``[H_kv, capacity,
+    width]``. ``cache`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.DecodeCacheLayer`.
     """
 
-    fill: PrefillCache = field(repr=False)
+    cache: PrefillCache = field(repr=False)
     index: int
     window: int | None
     capacity: int
@@ -157,15 +168,15 @@ class PrefillCacheLayer:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        heads, dim = self.fill.spec.kv_heads, self.fill.spec.head_dim
-        hold = self.fill.storage
-        host = hold is not None and hold.offloads
-        where = torch.device("cpu") if host else self.device
+        heads, dim = self.cache.spec.kv_heads, self.cache.spec.head_dim
+        storage = self.cache.storage
+        host = storage is not None and storage.offloads
+        buffer_device = torch.device("cpu") if host else self.device
         pinned = host and self.device.type == "cuda"
-        self.rows = self.fill.rows if self.window is None else None
+        self.rows = self.cache.rows if self.window is None else None
         width, dtype = (dim, self.dtype) if self.rows is None else (self.rows.width(dim), torch.uint8)
         shape = (heads, self.capacity, width)
-        self.k, self.v = (torch.empty(shape, dtype=dtype, device=where, pin_memory=pinned) for _ in range(2))
+        self.k, self.v = (torch.empty(shape, dtype=dtype, device=buffer_device, pin_memory=pinned) for _ in range(2))
         self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
         self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
 
@@ -175,7 +186,7 @@ class PrefillCacheLayer:
         return sum(t.nbytes for t in (self.k, self.v, self.scores, self.pos, *self.state.values()))
 
     def reserve(self, capacity: int) -> None:
-        """Buffers for ``capacity`` units, where there are fewer."""
+        """Grow the buffers to ``capacity`` units."""
         if capacity <= self.capacity:
             return
         for name in ("k", "v", "scores", "pos"):
@@ -191,28 +202,28 @@ class PrefillCacheLayer:
         self.capacity = capacity
 
     def release(self) -> None:
-        """Give up the buffers."""
+        """Free the buffers."""
         self.k, self.v, self.scores, self.pos = (t.new_empty(0) for t in (self.k, self.v, self.scores, self.pos))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """See :class:`kvcli.cache.base.KVCacheLayer`. Evicts before it returns."""
-        step, c, m = self.fill.step, self.count, q.shape[1]
-        places = range(c, c + m) if self.compact else range(step.start, step.start + m)
+        """Attend, score and evict; see :class:`kvcli.cache.base.KVCacheLayer`."""
+        step, c, m = self.cache.step, self.count, q.shape[1]
+        rope_positions = range(c, c + m) if self.compact else range(step.start, step.start + m)
         pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
-        q_rotated = self.fill.rotary.rotate(self.index, q, places)
+        q_rotated = self.cache.rotary.rotate(self.index, q, rope_positions)
         units: DenseUnits | QuantizedUnits
         if self.rows is None:
             k_rotated, work_v, units = self._with_kept(k, v, pos)
             out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
         else:
-            held, k_rotated = self.held(), self.fill.rotary.rotate(self.index, k, places)
+            stored, k_rotated = self.stored(), self.cache.rotary.rotate(self.index, k, rope_positions)
             if c:
-                own = attention(q_rotated, k_rotated, v, scale, 0)
-                out = merge_terms(held.attend(q_rotated, scale, c), own)[0]
+                new_term = attention(q_rotated, k_rotated, v, scale, 0)
+                out = merge_terms(stored.attend(q_rotated, scale, c), new_term)[0]
             else:
                 out = causal_attention(q_rotated, k_rotated, v, scale)
-            units = QuantizedUnits(held, k[:, : step.new], v[:, : step.new], k_rotated)
+            units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], k_rotated)
 
         u = c + step.new
         if self.window is not None:
@@ -231,53 +242,53 @@ class PrefillCacheLayer:
                 q_rotated=q_rotated,
                 scale=scale,
                 probe=step.probe,
-                heads=self.fill.heads,
+                heads=self.cache.heads,
             )
-            if self.fill.storage is not None:
-                self.fill.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
-            self._keep_best(chunk)
-        if self.index + 1 == len(self.fill.layers):
-            self.fill.workspace.settle()
+            if self.cache.storage is not None:
+                self.cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
+            self._evict(chunk)
+        if self.index + 1 == len(self.cache.layers):
+            self.cache.workspace.wait()
         return out
 
     @property
     def compact(self) -> bool:
-        """Whether keys are rotated to their slots; to their places in the document otherwise."""
-        return self.fill.policy.positions == "compact"
+        """Whether keys are rotated to their slots; otherwise to their positions in the document."""
+        return self.cache.policy.positions == "compact"
 
-    def held(self) -> RowLayer:
-        """The kept units of a layer in codes, as something to attend to; its tensors are the layer's own."""
+    def stored(self) -> RowLayer:
+        """Return the kept units in codes as an attendable layer; it shares this layer's tensors."""
         assert self.rows is not None
-        c, rotate = self.count, partial(self.fill.rotary.rotate, self.index)
+        c, rotate = self.count, partial(self.cache.rotary.rotate, self.index)
         return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.rows, rotate, self.dtype)
 
     def _with_kept(self, k: Tensor, v: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, DenseUnits]:
         """Rotated keys and values of the kept units and the chunk, side by side in the workspace, and these units."""
-        c, m, u = self.count, k.shape[1], self.count + self.fill.step.new
-        work_k, work_v = (t[:, : c + m] for t in self.fill.workspace.open(self.fill.layers, self.index))
+        c, m, u = self.count, k.shape[1], self.count + self.cache.step.new
+        work_k, work_v = (t[:, : c + m] for t in self.cache.workspace.view(self.cache.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
-        k_rotated = self.fill.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
+        k_rotated = self.cache.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
         return k_rotated, work_v, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
 
-    def _keep_best(self, chunk: Chunk) -> None:
-        keep, step, units = self.fill.policy, self.fill.step, chunk.kept + chunk.new
-        scores, budget = keep.rescore(chunk), self.fill.budgets[self.index]
-        recent = max(keep.newest, 0 if step.last else keep.recent)
-        if self.fill.limit is not None and self.fill.storage is not None:
+    def _evict(self, chunk: Chunk) -> None:
+        policy, step, units = self.cache.policy, self.cache.step, chunk.kept + chunk.new
+        scores, budget = policy.rescore(chunk), self.cache.budgets[self.index]
+        recent = max(policy.newest, 0 if step.last else policy.recent)
+        if self.cache.limit is not None and self.cache.storage is not None:
             (q, k), new = chunk.rotated, chunk.new
-            scores = self.fill.storage.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
-            recent = self.fill.limit - self.fill.limit // 2
+            scores = self.cache.storage.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
+            recent = self.cache.limit - self.cache.limit // 2
         if not step.evict or budget is None or units <= budget:
             self._append(chunk, scores)
             return
         index = select(
             scores,
             budget,
-            sinks=chunk.pos < keep.sinks if keep.sinks else None,
+            sinks=chunk.pos < policy.sinks if policy.sinks else None,
             recent=min(recent, units),
         )
-        merged = merge(chunk.k, chunk.v, index, self.state) if keep.victims == "merge" else None
-        k, v = self._all(chunk)
+        merged = merge(chunk.k, chunk.v, index, self.state) if policy.victims == "merge" else None
+        k, v = self._stored_units(chunk)
         self.count = budget
         compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
         if merged is not None:
@@ -286,31 +297,31 @@ class PrefillCacheLayer:
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.kept + chunk.new
         if self.rows is None:
-            self.fill.workspace.put(self, (chunk.k, chunk.v), old, new)
+            self.cache.workspace.append(self, (chunk.k, chunk.v), old, new)
         else:
-            self.k[:, old:new], self.v[:, old:new] = self._new(chunk)
+            self.k[:, old:new], self.v[:, old:new] = self._encode_new(chunk)
         self.scores[:, :new] = scores
         self.pos[:, old:new] = chunk.pos[:, old:]
         self.count = new
 
-    def _all(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Keys and values at hand, as they are kept."""
+    def _stored_units(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Return all keys and values in their stored form."""
         if self.rows is None:
             return chunk.k, chunk.v
-        k, v = self._new(chunk)
+        k, v = self._encode_new(chunk)
         return torch.cat([self.k[:, : self.count], k], dim=1), torch.cat([self.v[:, : self.count], v], dim=1)
 
-    def _new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """The chunk's own in codes; the one place where anything is coded."""
+    def _encode_new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Encode the chunk's keys and values; nothing else is ever encoded."""
         assert self.rows is not None
         try:
             return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
         except ValueError as error:
-            name = self.fill.storage.name if self.fill.storage else ""
+            name = self.cache.storage.name if self.cache.storage else ""
             raise ModelError(f"{name} cannot hold layer {self.index}: {error}", "--kv-bits 16") from None
 
     def _keep_window(self, k: Tensor, v: Tensor, pos: Tensor) -> None:
-        """A sliding layer keeps what its next query can still see, whatever the policy."""
+        """Keep the sliding window of the next query, whatever the policy."""
         self.count = min(k.shape[1], self.capacity)
         first = k.shape[1] - self.count
         self.k[:, : self.count] = k[:, first:]

@@ -1,4 +1,4 @@
-"""Where in a document the kept units lie, as numbers for a screen or a picture."""
+"""Retention maps: which parts of a document were kept."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ if TYPE_CHECKING:
 
 
 def retention_map(context: Context, edges: Sequence[int]) -> list[list[float]]:
-    """Of each layer and each stretch of the text, the share of its units that is kept, the mean over KV heads.
+    """Compute each layer's share of kept units per interval of the text, averaged over KV heads.
 
     Args:
-        context: a read document.
-        edges: token numbers, ascending, where stretches begin; the last one is where the last stretch ends.
+        context: a frozen document.
+        edges: ascending token indices: the intervals' starts, and the end of the last.
 
     Returns:
-        ``[layers][stretches]``, numbers from 0 to 1.
+        ``[layers][intervals]``, from 0 to 1.
     """
     bounds = torch.tensor(edges, dtype=torch.float64)
     rows = []
     for layer in context.layers:
-        found = layer.pos.cpu()
-        place = torch.bucketize(found.reshape(-1).double(), bounds, right=True) - 1
-        inside = place[(place >= 0) & (place < len(edges) - 1)]
+        kept_positions = layer.pos.cpu()
+        interval = torch.bucketize(kept_positions.reshape(-1).double(), bounds, right=True) - 1
+        inside = interval[(interval >= 0) & (interval < len(edges) - 1)]
         units = torch.bincount(inside, minlength=len(edges) - 1).double()
-        rows.append((units / (bounds.diff().clamp(min=1) * max(1, found.shape[0]))).tolist())
+        rows.append((units / (bounds.diff().clamp(min=1) * max(1, kept_positions.shape[0]))).tolist())
     return rows
 
 
 def mean_retention(context: Context, edges: Sequence[int], sliding: Sequence[int | None]) -> list[float]:
-    """As :func:`retention_map`, the mean over layers: those without a sliding window of their own, which keep what the
-    policy chose, or all where there are no others.
+    """Average :func:`retention_map` over full-attention layers, or over all if every layer has a sliding window.
 
     Args:
         context, edges: as for :func:`retention_map`.
@@ -46,6 +45,6 @@ def mean_retention(context: Context, edges: Sequence[int], sliding: Sequence[int
 
 
 def equal_bins(tokens: int, count: int) -> list[int]:
-    """Edges of ``count`` stretches of the same length, or of as many as there are tokens."""
+    """Return the edges of ``count`` intervals of equal length, at most one per token."""
     count = max(1, min(count, tokens))
     return [tokens * i // count for i in range(count + 1)]

@@ -1,4 +1,4 @@
-"""The units that a fill's layer has at hand, as policies see them (:class:`kvcli.eviction.base.UnitView`)."""
+"""The units of one layer and chunk, as policies see them (:class:`kvcli.eviction.base.UnitView`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvcli.storage.row_codec import RowLayer, blocks
 
 @dataclass(frozen=True)
 class DenseUnits:
-    """Units that are there as they are."""
+    """Units in the model's dtype."""
 
     k: Tensor
     v: Tensor
@@ -22,35 +22,35 @@ class DenseUnits:
 
 @dataclass(frozen=True)
 class QuantizedUnits:
-    """Kept units in codes and the chunk's own behind them, unpacked where a policy asks.
+    """Kept units in codes and the chunk's new units; decoded when a policy asks.
 
     Attributes:
-        held: the kept ones.
+        kept: the kept units.
         new_k, new_v: ``[H_kv, new, D]``.
         new_rotated: ``[H_kv, new + probe, D]``.
     """
 
-    held: RowLayer
+    kept: RowLayer
     new_k: Tensor
     new_v: Tensor
     new_rotated: Tensor
 
     @cached_property
     def k(self) -> Tensor:
-        return self._all(lambda start, stop: self.held.keys(start, stop, rotated=False), self.new_k)
+        return self._concatenate(lambda start, stop: self.kept.keys(start, stop, rotated=False), self.new_k)
 
     @cached_property
     def v(self) -> Tensor:
-        return self._all(self.held.values, self.new_v)
+        return self._concatenate(self.kept.values, self.new_v)
 
     @cached_property
     def rotated(self) -> Tensor:
-        return self._all(self.held.keys, self.new_rotated)
+        return self._concatenate(self.kept.keys, self.new_rotated)
 
-    def _all(self, part: Callable[[int, int], Tensor], new: Tensor) -> Tensor:
-        c = self.held.k.shape[1]
+    def _concatenate(self, decode: Callable[[int, int], Tensor], new: Tensor) -> Tensor:
+        c = self.kept.k.shape[1]
         out = new.new_empty(new.shape[0], c + new.shape[1], new.shape[2])
         for start, stop in blocks(c):
-            out[:, start:stop] = part(start, stop)
+            out[:, start:stop] = decode(start, stop)
         out[:, c:] = new
         return out

@@ -1,4 +1,4 @@
-"""Room for the units of one layer and its chunk; where units lie in host memory, of two layers in turn."""
+"""A buffer for one layer's kept units and its chunk; double-buffered if kept units are in host memory."""
 
 from __future__ import annotations
 
@@ -25,74 +25,72 @@ class Kept(Protocol):
 
 @dataclass
 class Workspace:
-    """Where a layer computes.
+    """The buffer in which a layer computes.
 
-    With units in host memory those of the layer behind it come meanwhile, on a second stream, and what a chunk adds
-    goes back on it. A CPU runs the same, at once.
-
-    Between chunks nothing is under way: whoever looks at kept units then finds all of them.
+    With units in host memory, a second stream copies the next layer's in and a chunk's new units out. A CPU runs the
+    same code synchronously. Between chunks no copy is pending.
 
     Attributes:
-        tensors: keys and values ``[H_kv, room, D]``, or those of two layers.
-        aside: the second stream, where units lie in host memory.
+        tensors: keys and values ``[H_kv, capacity, D]`` of one layer, or of two.
+        copy_stream: the second stream, if units are in host memory.
     """
 
     tensors: tuple[Tensor, ...]
-    aside: CopyStream | None
+    copy_stream: CopyStream | None
 
     def __post_init__(self) -> None:
-        self._coming: dict[int, Any] = {}
+        self._pending: dict[int, Any] = {}
 
     @staticmethod
-    def make(heads: int, room: int, dim: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
-        """For layers of at most ``room`` units, chunk included, per head."""
-        tensors = tuple(torch.empty(heads, room, dim, dtype=dtype, device=device) for _ in range(4 if host else 2))
+    def make(heads: int, capacity: int, dim: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
+        """Allocate for layers of at most ``capacity`` units per head, chunk included."""
+        tensors = tuple(torch.empty(heads, capacity, dim, dtype=dtype, device=device) for _ in range(4 if host else 2))
         return Workspace(tensors, CopyStream(device) if host else None)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it."""
+        """Bytes of the buffer."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def release(self) -> None:
-        """Give it up, until :meth:`reserve`."""
+        """Free the buffer until :meth:`reserve`."""
         self.tensors = tuple(tensor.new_empty(0) for tensor in self.tensors)
 
-    def reserve(self, heads: int, room: int, dim: int) -> None:
-        """At least ``room``; what stood there is lost."""
-        if self.tensors[0].dim() != 3 or self.tensors[0].shape[1] < room:
-            self.tensors = tuple(tensor.new_empty(heads, room, dim) for tensor in self.tensors)
+    def reserve(self, heads: int, capacity: int, dim: int) -> None:
+        """Allocate at least ``capacity`` units; the contents are lost."""
+        if self.tensors[0].dim() != 3 or self.tensors[0].shape[1] < capacity:
+            self.tensors = tuple(tensor.new_empty(heads, capacity, dim) for tensor in self.tensors)
 
-    def open(self, layers: Sequence[Kept], index: int) -> Pair:
-        """Keys and values with the kept units of a layer in front; those of the next one set out."""
-        if self.aside is None:
+    def view(self, layers: Sequence[Kept], index: int) -> Pair:
+        """Return keys and values that begin with a layer's kept units; start the copy of the next layer's."""
+        if self.copy_stream is None:
             return self._load(layers[index])
         if index == 0:
-            self._coming.clear()  # of a chunk that was broken off
-        if index not in self._coming:
-            self._fetch(self.aside, layers[index])
-        self.aside.join(self._coming.pop(index))
+            self._pending.clear()  # copies of an interrupted chunk
+        if index not in self._pending:
+            self._fetch(self.copy_stream, layers[index])
+        self.copy_stream.join(self._pending.pop(index))
         if index + 1 < len(layers):
-            self._fetch(self.aside, layers[index + 1])
+            self._fetch(self.copy_stream, layers[index + 1])
         return self._pair(index)
 
-    def put(self, layer: Kept, pair: Pair, old: int, new: int) -> None:
-        """Units ``old`` to ``new`` of keys and values at hand become the layer's."""
+    def append(self, layer: Kept, pair: Pair, old: int, new: int) -> None:
+        """Copy units ``old`` to ``new`` of the given keys and values to the layer."""
         for source, target in zip(pair, (layer.k, layer.v), strict=True):
-            if self.aside is None:
+            if self.copy_stream is None:
                 target[:, old:new] = source[:, old:new]
             else:
-                with self.aside.run():
+                with self.copy_stream.run():
                     _copy(source[:, old:new], target[:, old:new])
 
-    def settle(self) -> None:
-        """Wait for all that was put."""
-        if self.aside is not None:
-            self.aside.wait()
+    def wait(self) -> None:
+        """Wait for all copies to the layers."""
+        if self.copy_stream is not None:
+            self.copy_stream.wait()
 
     def _pair(self, index: int) -> Pair:
-        at = 2 * index % len(self.tensors)
-        return self.tensors[at], self.tensors[at + 1]
+        first = 2 * index % len(self.tensors)
+        return self.tensors[first], self.tensors[first + 1]
 
     def _load(self, layer: Kept) -> Pair:
         pair = self._pair(layer.index)
@@ -100,13 +98,13 @@ class Workspace:
             _copy(source[:, : layer.count], target[:, : layer.count])
         return pair
 
-    def _fetch(self, aside: CopyStream, layer: Kept) -> None:
-        with aside.run():
+    def _fetch(self, copy_stream: CopyStream, layer: Kept) -> None:
+        with copy_stream.run():
             self._load(layer)
-        self._coming[layer.index] = aside.mark()
+        self._pending[layer.index] = copy_stream.mark()
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    """Head by head: only what is contiguous on both sides travels between machine and card without a copy first."""
-    for one, other in zip(source, target, strict=True):
-        other.copy_(one, non_blocking=True)
+    """Copy head by head: a GPU copies directly only what is contiguous on both sides."""
+    for source_head, target_head in zip(source, target, strict=True):
+        target_head.copy_(source_head, non_blocking=True)

@@ -211,8 +211,8 @@ class Conversation:
 
     def _question(self, ground: ChatContext, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
         if first:
-            return ground.prompt.question(text, document=ground.document, again=again)
-        return ground.prompt.follow(text, again=again)
+            return ground.prompt.question(text, document=ground.document, passages=again)
+        return ground.prompt.follow_up(text, passages=again)
 
     def _make_room(self, ground: ChatContext, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
         """How long the answer may be, and how many tokens were absorbed for it."""

@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time, with stop texts."""
+"""Incremental detokenization with stop strings."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Turns ids into text piece by piece, holding back what may be the beginning of a stop text."""
+    """Converts token ids to text incrementally; withholds text that may begin a stop string."""
 
     def __init__(self, tokenizer: object, stop: Sequence[str]) -> None:
         self._backend = tokenizer._tokenizer  # type: ignore[attr-defined]
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(filter(None, stop))
-        self._held = ""
+        self._pending = ""
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is certain after one more token."""
-        self._held += self._stream.step(self._backend, token) or ""
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
-            self._held, self.stopped = self._held[: min(found)], True
+        """Add a token and return the text that is now final."""
+        self._pending += self._stream.step(self._backend, token) or ""
+        starts = [start for s in self._stop if (start := self._pending.find(s)) >= 0]
+        if starts:
+            self._pending, self.stopped = self._pending[: min(starts)], True
             return self.flush()
-        keep = max((n for s in self._stop for n in range(len(s)) if n and self._held.endswith(s[:n])), default=0)
-        return self._release(len(self._held) - keep)
+        withheld = max((n for s in self._stop for n in range(len(s)) if n and self._pending.endswith(s[:n])), default=0)
+        return self._release(len(self._pending) - withheld)
 
     def flush(self) -> str:
-        """Whatever was held back."""
-        return self._release(len(self._held))
+        """Return the withheld text."""
+        return self._release(len(self._pending))
 
     def _release(self, count: int) -> str:
-        piece, self._held = self._held[:count], self._held[count:]
+        piece, self._pending = self._pending[:count], self._pending[count:]
         self.text += piece
         return piece

@@ -21,13 +21,13 @@ from kvcli.types import CHUNK
 
 
 def new_decode_cache(model: Model, context: Context | None) -> DecodeCache:
-    """An empty tail behind a context, or behind nothing."""
+    """Create an empty decode cache for a context, or for none."""
     return DecodeCache(model.spec, model.rotary, context, dtype=model.dtype, device=model.device)
 
 
 def generate(
     model: Model,
-    tail: DecodeCache,
+    cache: DecodeCache,
     ids: Sequence[int],
     *,
     sampling: Sampling | None = None,
@@ -37,26 +37,26 @@ def generate(
     allow_repetition: bool = True,
     ahead: bool | None = None,
 ) -> Iterator[Token | Answer]:
-    """Put a question's ids behind a tail and generate the answer.
+    """Append a question to a decode cache and generate the answer.
 
-    The tail keeps question and answer; ``tail.rewind`` forgets them. Closing the generator early leaves the tail
-    with what was generated so far.
+    The cache keeps question and answer; ``cache.rewind`` removes them. If the generator is closed early, the cache
+    keeps the tokens generated so far.
 
     Args:
         model: a loaded model.
-        tail: from :func:`new_decode_cache`.
-        ids: the question and the template's turn to answer.
+        cache: from :func:`new_decode_cache`.
+        ids: the question and the template's answer prefix.
         sampling: greedy by default.
-        max_tokens: longest answer.
-        stop: texts that end the answer and are not part of it.
+        max_tokens: maximum length of the answer.
+        stop: strings that end the answer and are not part of it.
         chunk: tokens per forward pass of a long question.
-        allow_repetition: let a greedy answer repeat itself until ``max_tokens`` instead of ending it
+        allow_repetition: do not end a greedy answer that repeats itself
             (:class:`kvcli.engine.repetition.RepetitionDetector`).
-        ahead: begin a token's step before its number is read, so that a card never waits for the host; by default
-            where there is a card. Answers are the same.
+        ahead: queue the next step before the token id reaches the host, so that a GPU never waits; by default on a GPU.
+            Answers are the same.
 
     Yields:
-        a :class:`Token` for each token of the answer, then one :class:`Answer`.
+        a :class:`Token` per token of the answer, then one :class:`Answer`.
 
     Raises:
         InputError: no ids.
@@ -64,61 +64,69 @@ def generate(
     if not ids:
         raise InputError("the question has no tokens")
     model.check_ids(ids)
-    how = sampling or Sampling()
-    generator = how.generator(model.device)
+    settings = sampling or Sampling()
+    generator = settings.generator(model.device)
     ahead = model.device.type == "cuda" if ahead is None else ahead
-    began = perf_counter()
+    started = perf_counter()
     with torch.inference_mode(), model.lock:
-        tail.reserve(tail.length + len(ids) + min(max_tokens, model.spec.max_positions))
+        cache.reserve(cache.length + len(ids) + min(max_tokens, model.spec.max_positions))
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
     for part in torch.split(question, chunk):
-        logits = _advance(model, tail, part)
-    writer, arrival = Detokenizer(model.tokenizer, stop), AsyncTokenCopy(model.device)
-    step = make_decode_step(model, tail)
-    first = began
+        logits = _advance(model, cache, part)
+    detokenizer, token_copy = Detokenizer(model.tokenizer, stop), AsyncTokenCopy(model.device)
+    step = make_decode_step(model, cache)
+    first_token_at = started
     count, reason = 0, "length"
-    watch = None if allow_repetition or how.temperature else RepetitionDetector()
+    repetition = None if allow_repetition or settings.temperature else RepetitionDetector()
     stopped_repeating = False
     while count < max_tokens:
         assert logits is not None
-        token = sample(logits, how, generator)
-        arrival.send(token)
+        token = sample(logits, settings, generator)
+        token_copy.send(token)
         count += 1
-        following = step(token) if ahead and count < max_tokens else None
-        number = arrival.number()
+        next_logits = step(token) if ahead and count < max_tokens else None
+        token_id = token_copy.result()
         if count == 1:
-            first = perf_counter()
-        if number in model.eos:
+            first_token_at = perf_counter()
+        if token_id in model.eos:
             reason = "stop"
             break
-        piece = writer.push(number)
-        if writer.stopped:
-            yield Token(number, piece)
+        piece = detokenizer.push(token_id)
+        if detokenizer.stopped:
+            yield Token(token_id, piece)
             reason = "stop"
             break
-        yield Token(number, piece)
-        if watch is not None and watch.push(number):
+        yield Token(token_id, piece)
+        if repetition is not None and repetition.push(token_id):
             stopped_repeating = True
             break
         if count < max_tokens:
-            logits = step(token) if following is None else following
-            tail.extend(1)
-    last = writer.flush()
-    if last:
-        yield Token(-1, last)
-    yield Answer(writer.text, reason, len(ids), count, first - began, perf_counter() - first, stopped_repeating)
+            logits = step(token) if next_logits is None else next_logits
+            cache.extend(1)
+    rest = detokenizer.flush()
+    if rest:
+        yield Token(-1, rest)
+    yield Answer(
+        detokenizer.text,
+        reason,
+        len(ids),
+        count,
+        first_token_at - started,
+        perf_counter() - first_token_at,
+        stopped_repeating,
+    )
 
 
-def append_tokens(model: Model, tail: DecodeCache, ids: Sequence[int], *, chunk: int = CHUNK) -> None:
-    """Put ids behind a tail and ask nothing; arguments as for :func:`generate`."""
+def append_tokens(model: Model, cache: DecodeCache, ids: Sequence[int], *, chunk: int = CHUNK) -> None:
+    """Append ids to a decode cache without generating; arguments as for :func:`generate`."""
     for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
-        model.forward(part, tail, logits=False)
-        tail.extend(len(part))
+        model.forward(part, cache, logits=False)
+        cache.extend(len(part))
 
 
-def _advance(model: Model, tail: DecodeCache, ids: Tensor) -> Tensor:
-    logits = model.forward(ids, tail, logits=True)
-    tail.extend(len(ids))
+def _advance(model: Model, cache: DecodeCache, ids: Tensor) -> Tensor:
+    logits = model.forward(ids, cache, logits=True)
+    cache.extend(len(ids))
     assert logits is not None
     return logits

@@ -1,4 +1,4 @@
-"""Attention of queries to a frozen context, recorded while the queries run through the model."""
+"""Attention of queries to a frozen context, recorded during their forward pass."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
 
 LabelKind = Literal["prob", "logit", "repeat"]
-"""``prob``: the maximum over question and answer queries and the query group of the log-probability. ``logit``: that
-over answer queries and the group of the pre-softmax logit, as published for Locret. ``repeat``: as ``prob``, but the
-queries are those of saying the text again, as in KVzip (Kim et al. 2025, arXiv 2505.23416)."""
+"""``prob``: maximum log-probability over question and answer queries and the query group. ``logit``: maximum
+pre-softmax logit over answer queries and the group, as published for Locret. ``repeat``: as ``prob``, but the queries
+repeat the text, as in KVzip (Kim et al. 2025, arXiv 2505.23416)."""
 
 
 _WORK = 1 << 24
-"""Numbers of one product of queries and keys."""
+"""Elements of one query-key product."""
 
 
 class Observer:
-    """A store in which several questions, each with its answer, stand side by side behind one frozen text.
-
-    Every tail sees the text and itself and no other tail.
+    """A KV cache for several question-answer pairs that each attend to one frozen text and to themselves only.
 
     Args:
         rotary: the model's RoPE.
-        context: the whole text. However it is held, these tails attend to all of it.
-        tails: per tail, how many ids are the question's and how many the answer's.
-        kind: which label to take; it is the caller's what the tails say.
+        context: the text. The pairs attend to all of it, however it is stored.
+        tails: per pair, the number of question ids and of answer ids.
+        kind: the label to record; the caller chooses matching pairs.
     """
 
     def __init__(self, rotary: Rotary, context: Context, tails: Sequence[tuple[int, int]], kind: LabelKind) -> None:
@@ -41,7 +39,7 @@ class Observer:
 
     @property
     def labels(self) -> list[Tensor | None]:
-        """Per layer, float32 ``[H_kv, n]``; ``None`` for layers with a window of their own."""
+        """Per layer, float32 ``[H_kv, n]``; ``None`` for sliding-window layers."""
         return [layer.label for layer in self.layers]
 
 
@@ -51,33 +49,33 @@ class ObserverLayer:
         self.label: Tensor | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-        """See :class:`kvcli.cache.base.KVCacheLayer`; also takes the label."""
-        observer, held = self.observer, self.observer.context.layers[self.index]
-        n, start = held.pos.shape[1], observer.context.starts[self.index]
-        kept_k, kept_v = held.dense()
+        """Attend and record the label; see :class:`kvcli.cache.base.KVCacheLayer`."""
+        observer, stored = self.observer, self.observer.context.layers[self.index]
+        n, start = stored.pos.shape[1], observer.context.starts[self.index]
+        kept_k, kept_v = stored.dense()
         outputs, first = [], 0
         for question, answer in observer.tails:
             m = question + answer
             part = slice(first, first + m)
-            places = range(start, start + m)
-            rotated = observer.rotary.rotate(self.index, q[:, part], places)
-            keys = observer.rotary.rotate(self.index, k[:, part], places)
-            own = attention(rotated, keys, v[:, part], scale, 0, window)
-            o, lse = merge(attention(rotated, kept_k, kept_v, scale, n, held.window), own)
-            if held.window is None:
+            positions = range(start, start + m)
+            rotated = observer.rotary.rotate(self.index, q[:, part], positions)
+            keys = observer.rotary.rotate(self.index, k[:, part], positions)
+            local_term = attention(rotated, keys, v[:, part], scale, 0, window)
+            o, lse = merge(attention(rotated, kept_k, kept_v, scale, n, stored.window), local_term)
+            if stored.window is None:
                 # The token that predicts the answer's first word is the question's last.
                 rows = slice(question - 1, m - 1) if observer.kind == "logit" else slice(0, m)
-                self._take(rotated[:, rows], kept_k, scale, lse[:, rows])
+                self._record(rotated[:, rows], kept_k, scale, lse[:, rows])
             outputs.append(o)
             first += m
         return torch.cat(outputs, dim=1)
 
-    def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
-        label = torch.stack([block.amax(dim=1) for block in self._regard(q, k, scale, lse)]).amax(dim=0)
+    def _record(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
+        label = torch.stack([block.amax(dim=1) for block in self._attention_scores(q, k, scale, lse)]).amax(dim=0)
         self.label = label if self.label is None else torch.maximum(self.label, label)
 
-    def _regard(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> Iterator[Tensor]:
-        """What a few queries at a time give each key: log-probabilities, or logits, ``[H_kv, group · queries, n]``."""
+    def _attention_scores(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> Iterator[Tensor]:
+        """Yield the log-probabilities, or logits, of a block of queries: ``[H_kv, group · queries, n]``."""
         kv_heads, n, dim = k.shape
         step = max(1, _WORK // max(1, n * q.shape[0]))
         for start in range(0, q.shape[1], step):

@@ -1,7 +1,4 @@
-"""Chunked prefill into a bounded cache, and the frozen context it leaves.
-
-Generators yield events; the generator's return value is the result. Nothing here prints.
-"""
+"""Chunked prefill into a bounded cache, and its frozen context. Generators yield events and return the result."""
 
 from __future__ import annotations
 
@@ -29,24 +26,24 @@ def prefill_steps(
     horizon: int | None = None,
     resume: PrefillCache | None = None,
 ) -> Generator[Prefill, None, PrefillCache]:
-    """Read token ids into a working set under a recipe's budget.
+    """Run token ids through the model under a recipe's budget.
 
     Args:
         model: a loaded model.
         ids: the document, template head included.
-        recipe: which units survive.
+        recipe: the eviction policy and the KV storage.
         chunk: tokens per forward pass.
-        probe: the question's ids for policies that read for one question; ignored by the others.
-        horizon: RoPE positions that this run and its answers will use, where frequencies depend on the length
-            (longrope, dynamic NTK); by default the length of the document or, if less, of what is kept of it.
-        resume: a fill of the same recipe and chunk size that has read the first ``resume.seen`` of these ids and was
-            interrupted; it reads on from there, and the result is that of an uninterrupted reading.
+        probe: the question's ids, for query-aware policies; others ignore them.
+        horizon: RoPE positions that prefill and answers will use, for frequencies that depend on the length (longrope,
+            dynamic NTK); by default the smaller of document length and kept length.
+        resume: an interrupted prefill cache of the same recipe and chunk size that has read ``resume.seen`` of these
+            ids; the result is that of an uninterrupted prefill.
 
     Yields:
         a :class:`Prefill` after each chunk.
 
     Returns:
-        the fill, ready to be frozen.
+        the prefill cache, ready to be frozen.
 
     Raises:
         InputError: no tokens.
@@ -54,33 +51,33 @@ def prefill_steps(
     if not ids:
         raise InputError("the document has no tokens")
     model.check_ids(ids)
-    keep = recipe.policy
-    question = torch.tensor((probe or []) if keep.query_aware else [], device=model.device, dtype=torch.long)
+    policy = recipe.policy
+    question = torch.tensor((probe or []) if policy.query_aware else [], device=model.device, dtype=torch.long)
     extra = len(question)
     tokens = torch.tensor(ids, device=model.device, dtype=torch.long)
-    work = new_prefill_cache(model, recipe, len(ids), chunk=chunk, probe=extra) if resume is None else resume
-    work.max_position = horizon or _positions(recipe, len(ids), chunk + extra)
+    cache = new_prefill_cache(model, recipe, len(ids), chunk=chunk, probe=extra) if resume is None else resume
+    cache.max_position = horizon or _positions(recipe, len(ids), chunk + extra)
     with model.lock:
-        model.rotary.fix_length(work.max_position)
-    began = perf_counter()
-    for step in _chunk_steps(len(ids), chunk, keep.tail, extra):
-        if step.start < work.seen:
+        model.rotary.fix_length(cache.max_position)
+    started = perf_counter()
+    for step in _chunk_steps(len(ids), chunk, policy.tail, extra):
+        if step.start < cache.seen:
             continue
         batch = tokens[step.start : step.start + step.new]
         if step.probe:
             batch = torch.cat([batch, question])
-        work.step = step
-        model.forward(batch, work, logits=False)
-        work.seen += step.new
-        yield Prefill(work.seen, len(ids), work.kept, perf_counter() - began)
-    return work
+        cache.step = step
+        model.forward(batch, cache, logits=False)
+        cache.seen += step.new
+        yield Prefill(cache.seen, len(ids), cache.kept, perf_counter() - started)
+    return cache
 
 
 def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int = CHUNK, probe: int = 0) -> PrefillCache:
-    """An empty working set for a document of ``tokens``, and for questions of ``probe`` tokens behind each chunk.
+    """Create an empty prefill cache for ``tokens`` tokens, with ``probe`` question tokens after each chunk.
 
     Raises:
-        ModelError: the policy scores with retaining heads and the model has none, or its hold needs a calibration.
+        ModelError: the policy needs retaining heads, or the storage a calibration, and the model has none.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -115,30 +112,29 @@ def prefill(
     probe: Sequence[int] | None = None,
     horizon: int | None = None,
 ) -> Generator[Prefill, None, Context]:
-    """Fill and freeze; arguments as for :func:`prefill_steps`."""
-    work = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
+    """Prefill and freeze; arguments as for :func:`prefill_steps`."""
+    cache = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
     with torch.inference_mode(), model.lock:
-        return freeze(work, recipe.storage)
+        return freeze(cache, recipe.storage)
 
 
 def evict_turns(
-    model: Model, work: PrefillCache, ids: Sequence[int], recipe: Recipe, *, chunk: int = CHUNK
+    model: Model, cache: PrefillCache, ids: Sequence[int], recipe: Recipe, *, chunk: int = CHUNK
 ) -> Generator[Prefill, None, Context]:
-    """Evict what stands behind a document into it: a conversation goes on for ever at fixed memory.
+    """Evict the turns after a document into its context, so that a conversation runs at fixed memory.
 
-    The fill is kept beside the context that was frozen from it (``freeze(…, release=False)``), and the ids of the tail
-    are read on in it as the document's next chunks; the old context and tail are then to be dropped. Nothing is said to
-    be the last chunk, so stabilizers protect the newest turns. Reading the ids again costs a prefill of the tail, and
-    the fill beside the context a second time the kept units. For that the turns are scored by the policy's own
-    measure, which needs their queries, at the places that they have behind what was kept of the document, and
-    absorbing is the same as having read one longer document.
+    The prefill cache survives beside the context frozen from it (``freeze(…, release=False)``) and reads the turns' ids
+    as further chunks. The caller then drops the old context and decode cache. No chunk counts as the last, so
+    stabilizers protect the newest turns. The cost is a prefill of the turns and a second copy of the kept units. In
+    return the result equals that of one longer document: the policy scores the turns by its own measure, from their
+    queries.
 
     Args:
-        model: a loaded model, its RoPE pinned as for the reading.
-        work: the fill that the context was frozen from; or an empty one, for a conversation without a document. It
-            must not be used again where the generator is closed early: a layer may have read more than another.
-        ids: what the tail holds.
-        recipe: that of the fill.
+        model: a loaded model, its RoPE length fixed as for the prefill.
+        cache: the prefill cache that the context was frozen from, or an empty one. Do not use it again if the generator
+            is closed early: layers may differ in what they have read.
+        ids: the ids in the decode cache.
+        recipe: the recipe of ``cache``.
         chunk: tokens per forward pass.
 
     Yields:
@@ -152,36 +148,36 @@ def evict_turns(
     """
     if not ids:
         raise InputError("there are no tokens to process")
-    began, before = perf_counter(), work.seen
+    started, before = perf_counter(), cache.seen
     with torch.inference_mode():
-        work.reserve(before + len(ids), min(chunk, len(ids)))
+        cache.reserve(before + len(ids), min(chunk, len(ids)))
     for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
-        work.step = ChunkStep(work.seen, len(part))
-        model.forward(part, work, logits=False)
-        work.seen += len(part)
-        yield Prefill(work.seen - before, len(ids), work.kept, perf_counter() - began)
-    return freeze_and_keep(work, recipe)
+        cache.step = ChunkStep(cache.seen, len(part))
+        model.forward(part, cache, logits=False)
+        cache.seen += len(part)
+        yield Prefill(cache.seen - before, len(ids), cache.kept, perf_counter() - started)
+    return freeze_and_keep(cache, recipe)
 
 
-def freeze_and_keep(work: PrefillCache, recipe: Recipe) -> Context:
-    """The context of a fill that is kept, to be read on in by :func:`evict_turns`."""
+def freeze_and_keep(cache: PrefillCache, recipe: Recipe) -> Context:
+    """Freeze a prefill cache but keep it, so that :func:`evict_turns` can continue it."""
     with torch.inference_mode():
-        context = freeze(work, recipe.storage, release=False)
-        work.release()
+        context = freeze(cache, recipe.storage, release=False)
+        cache.release()
     return context
 
 
 def last_chunk_boundary(tokens: int, chunk: int, tail: int) -> int:
-    """Tokens read before the last step of a document's body, whose eviction knows that nothing follows.
+    """Return the number of tokens before the body's last chunk, whose eviction knows that nothing follows.
 
-    Up to there two documents that begin alike are read alike, however long they are.
+    Up to there, documents with the same beginning have the same prefill cache, whatever their lengths.
     """
     body = max(0, tokens - tail)
     return max(0, body - 1) // chunk * chunk
 
 
 def _chunk_steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[ChunkStep]:
-    """The chunks of a document: its body with eviction, then its protected tail without."""
+    """Yield the chunks of a document: its body with eviction, then its protected tail without."""
     body = max(0, tokens - tail)
     for start in range(0, body, chunk):
         new = min(chunk, body - start)
@@ -191,8 +187,8 @@ def _chunk_steps(tokens: int, chunk: int, tail: int, probe: int) -> Iterator[Chu
 
 
 def _positions(recipe: Recipe, tokens: int, chunk: int) -> int:
-    keep = recipe.policy
+    policy = recipe.policy
     budget = recipe.units(0, 1)
-    if budget is None or keep.positions == "original":
+    if budget is None or policy.positions == "original":
         return tokens
-    return min(tokens, round(budget * (1 + keep.pyramid)) + keep.tail + chunk)
+    return min(tokens, round(budget * (1 + policy.pyramid)) + policy.tail + chunk)

@@ -1,7 +1,7 @@
-"""From a text and a question to token ids: what is read, and what is asked behind it.
+"""Token ids of documents and questions, from the model's chat template.
 
-The model's own chat template is rendered once with two marks in it and cut there, so that the document can be read,
-frozen and reused before any question is known.
+The template is rendered once with two marks and cut there, so that the document can be read, frozen and reused before
+any question is known.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 from kvcli.errors import ModelError
 
-# Words around the text. They decide as much as the policy does: with a bare text the model goes on telling the story.
-BEFORE = "I will give you a long text. Remember its facts; I will ask you about them. Text:\n\n"
-BEHIND = "\n\nEnd of the text. Question: "
-ANSWER = "\nAnswer with the exact words of the text."
+# These words matter as much as the policy: after a bare text the model continues the story.
+TEXT_INTRO = "I will give you a long text. Remember its facts; I will ask you about them. Text:\n\n"
+QUESTION_INTRO = "\n\nEnd of the text. Question: "
+ANSWER_RULE = "\nAnswer with the exact words of the text."
 
 _TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
-_FOCUS, _AGAIN, _REPLY = "\x02FOCUS\x03", "\x02AGAIN\x03", "\x02REPLY\x03"
-# Passages that are read again behind the text, where there is a second look: a text of their own, with the same words
-# around it. Announced as passages they are overlooked more often (docs/log.md).
-AGAIN = "I will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
-END = "\n\nEnd of the text.\n\n"
-# The same where the question is known before the text is read (Locret-Q): it also stands in front.
-BEFORE_FOCUS = f"I will give you a long text. Look for the answer to this question: {_FOCUS}\nText:\n\n"
+_FIRST, _PASSAGES, _REPLY = "\x02FIRST\x03", "\x02PASSAGES\x03", "\x02REPLY\x03"
+# Retrieved passages follow the text as a second text with the same words around it. If the prompt calls them
+# passages, the model overlooks them more often (docs/log.md).
+PASSAGES_INTRO = "I will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
+TEXT_END = "\n\nEnd of the text.\n\n"
+# In query-aware prefill (Locret-Q) the question also precedes the text.
+QUERY_AWARE_INTRO = f"I will give you a long text. Look for the answer to this question: {_FIRST}\nText:\n\n"
 
 # transformers keeps split_special_tokens as a state of the tokenizer, so two threads would disturb each other.
 _TOKENIZER = Lock()
 
 
-def _changed() -> ModelError:
+def _template_error() -> ModelError:
     return ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
 
 
@@ -41,103 +41,106 @@ def _user(content: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a model wants to be spoken to.
+    """The prompt format of a model.
 
     Args:
         tokenizer: a transformers tokenizer.
         system: a system message; ``None`` leaves it to the template.
-        raw: no chat template and no words of ours: the text, then the question.
+        raw: no chat template and none of our words: the text, then the question.
     """
 
     tokenizer: Any
     system: str | None = None
     raw: bool = False
 
-    def document(self, text: str, *, focus: str | None = None) -> list[int]:
-        """Ids of everything up to the end of the text; this is what a reading reads.
+    def document(self, text: str, *, question: str | None = None) -> list[int]:
+        """Encode everything up to the end of the text: the input of prefill.
 
         Args:
             text: the document.
-            focus: the question, to stand before the text as well; the reading is then for this question alone.
+            question: a question to put before the text (query-aware prefill).
         """
-        ids, lead = self._head(focus)
-        return ids + self._plain(lead + text)
+        ids, leading_space = self._head(question)
+        return ids + self._plain(leading_space + text)
 
-    def _head(self, focus: str | None = None) -> tuple[list[int], str]:
-        """Ids that stand before a document, and the white space of ours that belongs to the document's first token."""
+    def _head(self, question: str | None = None) -> tuple[list[int], str]:
+        """Return the ids before a document, and our white space that belongs to the document's first token."""
         if self.raw:
-            return self._encode(self._bos()) + ([] if focus is None else self._plain(focus + "\n\n")), ""
-        before = BEFORE if focus is None else BEFORE_FOCUS
-        head, _ = self._cut(before + _TEXT + BEHIND + _QUESTION + ANSWER, _TEXT)
-        opening, found, head = head.rpartition(_FOCUS)
+            return self._encode(self._bos()) + ([] if question is None else self._plain(question + "\n\n")), ""
+        before = TEXT_INTRO if question is None else QUERY_AWARE_INTRO
+        head, _ = self._cut(before + _TEXT + QUESTION_INTRO + _QUESTION + ANSWER_RULE, _TEXT)
+        opening, mark, head = head.rpartition(_FIRST)
         words = head.rstrip()
-        return (self._opened(opening, focus or "") if found else []) + self._encode(words), head[len(words) :]
+        first = self._template_and_text(opening, question or "") if mark else []
+        return first + self._encode(words), head[len(words) :]
 
-    def question(self, text: str, *, document: bool = True, again: Sequence[str] = ()) -> list[int]:
-        """Ids of the question and of the turn to answer.
+    def question(self, text: str, *, document: bool = True, passages: Sequence[str] = ()) -> list[int]:
+        """Encode a question and the template's answer prefix.
 
         Args:
             text: the question.
-            document: whether it stands behind a document or opens the conversation.
-            again: passages of the document to stand between it and the question once more.
+            document: whether it follows a document; otherwise it opens the conversation.
+            passages: passages of the document to repeat before the question.
         """
-        shown = "\n\n".join(again)
+        joined = "\n\n".join(passages)
         if self.raw:
-            return ([] if document else self._encode(self._bos())) + self._plain(shown + "\n\n" * bool(again) + text)
+            return ([] if document else self._encode(self._bos())) + self._plain(
+                joined + "\n\n" * bool(passages) + text
+            )
         if not document:
-            before, behind = self._cut(_QUESTION, _QUESTION)
-            return self._opened(before, text) + self._encode(behind)
-        middle = END + AGAIN + _AGAIN + BEHIND if again else BEHIND
-        _, rest = self._cut(BEFORE + _TEXT + middle + _QUESTION + ANSWER, _TEXT)
-        before, _, behind = rest.partition(_QUESTION)
-        opening, found, before = before.rpartition(_AGAIN)
-        ids = self._opened(opening, shown) if found else []
-        return ids + self._opened(before, text) + self._encode(behind)
+            before, after = self._cut(_QUESTION, _QUESTION)
+            return self._template_and_text(before, text) + self._encode(after)
+        middle = TEXT_END + PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO if passages else QUESTION_INTRO
+        _, rest = self._cut(TEXT_INTRO + _TEXT + middle + _QUESTION + ANSWER_RULE, _TEXT)
+        return self._passages_and_question(rest, joined, text)
+
+    def _passages_and_question(self, template: str, passages: str, question: str) -> list[int]:
+        before, _, after = template.partition(_QUESTION)
+        opening, mark, before = before.rpartition(_PASSAGES)
+        ids = self._template_and_text(opening, passages) if mark else []
+        return ids + self._template_and_text(before, question) + self._encode(after)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
-        """Of each id that :meth:`document` makes of a text, the characters that it stands for."""
+        """Return the character range of each id that :meth:`document` makes of a text."""
         _, lead = self._head()
         found = self._tokenized(lead + text, split_special_tokens=True, return_offsets_mapping=True)["offset_mapping"]
         return [(max(0, a - len(lead)), max(0, b - len(lead))) for a, b in found]
 
     def answer(self, text: str) -> list[int]:
-        """Ids of an answer as the model would have given it, up to the end of its turn."""
+        """Encode an answer as the model would have given it, end of turn included."""
         end = getattr(self.tokenizer, "eos_token", None) or ""
         return self._plain(text) + self._encode(end)
 
     @property
     def thinks(self) -> bool:
-        """Whether the template opens ``<think>`` itself, so that an answer begins within."""
+        """Whether the template opens ``<think>`` itself, so that answers begin inside it."""
         return not self.raw and self._cut(_QUESTION, _QUESTION)[1].rstrip().endswith("<think>")
 
-    def follow(self, text: str, *, again: Sequence[str] = ()) -> list[int]:
-        """Ids of a further question behind an answer whose end mark the model has not written, and of its turn.
+    def follow_up(self, text: str, *, passages: Sequence[str] = ()) -> list[int]:
+        """Encode another question after an answer without its end mark, and the template's answer prefix.
 
         Args:
             text: the question.
-            again: passages of the document to stand before it.
+            passages: passages of the document to repeat before it.
         """
-        shown = "\n\n".join(again)
+        joined = "\n\n".join(passages)
         if self.raw:
-            return self._plain("\n\n" + shown + "\n\n" * bool(again) + text)
-        said = AGAIN + _AGAIN + BEHIND + _QUESTION + ANSWER if again else _QUESTION
-        _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(said))
-        before, found, behind = rest.partition(_QUESTION)
-        if not found:
-            raise _changed()
-        opening, found, before = before.rpartition(_AGAIN)
-        ids = self._opened(opening, shown) if found else []
-        return ids + self._opened(before, text) + self._encode(behind)
+            return self._plain("\n\n" + joined + "\n\n" * bool(passages) + text)
+        content = PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO + _QUESTION + ANSWER_RULE if passages else _QUESTION
+        _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(content))
+        if _QUESTION not in rest:
+            raise _template_error()
+        return self._passages_and_question(rest, joined, text)
 
     def conversation(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Ids of a whole conversation, up to where the next answer begins.
+        """Encode a whole conversation, up to the start of the next answer.
 
         Args:
-            messages: role (``system``, ``user``, ``assistant``) and text of each. An ``assistant`` message at the end
-                is continued.
+            messages: role (``system``, ``user``, ``assistant``) and text of each. A final ``assistant`` message is
+                continued.
 
         Raises:
-            ModelError: the template fails, or does not pass each message on unchanged.
+            ModelError: the template fails, or changes a message.
         """
         if self.raw:
             return self._encode(self._bos()) + self._plain("\n\n".join(text for _, text in messages))
@@ -148,12 +151,12 @@ class Prompt:
         for mark, (_, text) in zip(marks, messages, strict=True):
             before, found, rest = rest.partition(mark)
             if not found:
-                raise _changed()
-            ids += self._opened(before, text)
+                raise _template_error()
+            ids += self._template_and_text(before, text)
         return ids if messages[-1][0] == "assistant" else ids + self._encode(rest)
 
     def reply(self, text: str) -> list[int]:
-        """Ids of an answer's text, without an end mark."""
+        """Encode an answer without its end mark."""
         return self._plain(text)
 
     def _cut(self, content: str, mark: str, *more: dict[str, str]) -> tuple[str, str]:
@@ -162,7 +165,7 @@ class Prompt:
             messages.insert(0, {"role": "system", "content": self.system})
         before, found, behind = self._render(messages).partition(mark)
         if not found:
-            raise _changed()
+            raise _template_error()
         return before, behind
 
     def _render(self, messages: list[dict[str, str]]) -> str:
@@ -183,18 +186,18 @@ class Prompt:
         ids = self.tokenizer("a", verbose=False)["input_ids"]
         return bool(ids[:1] == self._encode(token)[:1] and ids[:1] != self._encode("a")[:1])
 
-    def _opened(self, template: str, text: str) -> list[int]:
-        """Ids of our words and a text behind them, cut before the white space, which belongs to the text's tokens."""
+    def _template_and_text(self, template: str, text: str) -> list[int]:
+        """Encode our words and a text after them, cut before the white space, which belongs to the text's tokens."""
         words = template.rstrip()
         return self._encode(words) + self._plain(template[len(words) :] + text)
 
     def _encode(self, template: str) -> list[int]:
-        """Ids of our own words, in which ``<|im_end|>`` is the special token."""
+        """Encode template text, in which ``<|im_end|>`` is the special token."""
         ids: list[int] = self._tokenized(template)["input_ids"]
         return ids
 
     def _plain(self, text: str) -> list[int]:
-        """Ids of somebody's text, in which ``<|im_end|>`` is ten letters and ends nothing."""
+        """Encode user text, in which ``<|im_end|>`` is ten letters and ends nothing."""
         ids: list[int] = self._tokenized(text, split_special_tokens=True)["input_ids"]
         return ids
 

@@ -1,4 +1,4 @@
-"""Reading for one question (Locret-Q): it stands before the text too, so every unit is judged knowing it."""
+"""Query-aware prefill (Locret-Q): the question also precedes the text, so every score depends on it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from kvcli.recipe import Recipe
 
 
 def query_aware(prompt: Prompt, recipe: Recipe, text: str, question: str) -> tuple[list[int], Recipe]:
-    """What to read, and the recipe with the question protected from eviction.
+    """Put the question before the document, and protect it from eviction.
 
     Args:
-        prompt: how the model wants to be spoken to.
-        recipe: which units survive.
+        prompt: the model's prompt format.
+        recipe: the recipe to extend.
         text: the document.
-        question: to be asked of it afterwards.
+        question: the question that will be asked about it.
 
     Returns:
-        ids of the document with the question in front, and the recipe with as many sinks as stand before the text;
-        where the budget has no room for them all, the recipe as it was.
+        ids of question and document, and the recipe with a sink for each token before the text; if these do not fit
+        half of the budget, the recipe unchanged.
     """
-    ids = prompt.document(text, focus=question)
+    ids = prompt.document(text, question=question)
     head = len(ids) - len(prompt.offsets(text))
-    keep = recipe.policy
-    if keep.budget is None or head <= keep.sinks:
+    policy = recipe.policy
+    if policy.budget is None or head <= policy.sinks or head + policy.recent > policy.budget // 2:
         return ids, recipe
-    if head + keep.recent > keep.budget // 2:
-        return ids, recipe
-    return ids, dataclasses.replace(recipe, policy=dataclasses.replace(keep, sinks=head))
+    return ids, dataclasses.replace(recipe, policy=dataclasses.replace(policy, sinks=head))

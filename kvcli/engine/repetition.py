@@ -1,24 +1,24 @@
-"""Detects a greedy answer that repeats itself."""
+"""Detection of greedy answers that repeat themselves."""
 
 from __future__ import annotations
 
 
 class RepetitionDetector:
-    """Notices that an answer says only what it has just said, over and over.
+    """Detects a cycle at the end of an answer.
 
-    A greedy answer that does so never ends: the same tokens in front make the same token next. A list may repeat a
-    line a few times, so it takes :attr:`TURNS` more turns of the same tokens, and :attr:`LEAST` tokens.
+    A greedy answer in a cycle never ends. A list may repeat a line a few times, so a cycle counts only after
+    :attr:`REPEATS` repetitions and at least :attr:`MIN_TOKENS` tokens. Its period is at most :attr:`MAX_PERIOD` tokens.
     """
 
-    TURNS, LEAST, LONGEST = 3, 192, 256
+    REPEATS, MIN_TOKENS, MAX_PERIOD = 3, 192, 256
 
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._runs: dict[int, int] = {}
 
     def push(self, token: int) -> bool:
-        """Whether the answer goes in circles, with this token at its end."""
-        before = self._ids[: -self.LONGEST - 1 : -1]
-        self._runs = {back: self._runs.get(back, 0) + 1 for back, other in enumerate(before, 1) if other == token}
+        """Add a token; return whether the answer now ends in a cycle."""
+        before = self._ids[: -self.MAX_PERIOD - 1 : -1]
+        self._runs = {period: self._runs.get(period, 0) + 1 for period, id in enumerate(before, 1) if id == token}
         self._ids.append(token)
-        return any(run >= max(self.LEAST, self.TURNS * back) for back, run in self._runs.items())
+        return any(run >= max(self.MIN_TOKENS, self.REPEATS * period) for period, run in self._runs.items())

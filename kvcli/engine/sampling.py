@@ -1,4 +1,4 @@
-"""Choosing the next token. Everything stays on the logits' device; nothing here waits for it."""
+"""Sampling of the next token, on the logits' device and without synchronization."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. Temperature 0 is greedy and ignores the rest.
+    """Sampling parameters. Temperature 0 is greedy and ignores the rest.
 
     Args:
         temperature: divides the logits.
-        top_k: only the k most probable tokens.
-        top_p: only the smallest set of most probable tokens with at least this much probability.
-        min_p: only tokens at least this probable relative to the most probable one.
-        seed: of the draw; ``None`` draws differently every time.
+        top_k: keep the k most probable tokens.
+        top_p: keep the smallest set of most probable tokens with at least this total probability.
+        min_p: keep tokens with at least this probability relative to the most probable one.
+        seed: of the random generator; ``None`` draws a new one.
     """
 
     temperature: float = 0.0
@@ -48,7 +48,7 @@ class Sampling:
                 raise UsageError(f"{name} must be above 0 and at most 1, got {value}")
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """The source of randomness for one answer."""
+        """Create the random generator of one answer."""
         generator = torch.Generator(device)
         if self.seed is None:
             generator.seed()
@@ -57,22 +57,22 @@ class Sampling:
         return generator
 
 
-def sample(logits: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
-    """The next token's id, int64 ``[1]``, from ``logits [vocab]``."""
-    if how.temperature == 0:
+def sample(logits: Tensor, settings: Sampling, generator: torch.Generator) -> Tensor:
+    """Sample the next token's id, int64 ``[1]``, from ``logits [vocab]``."""
+    if settings.temperature == 0:
         return logits.argmax().view(1)
-    logits = logits.float() / how.temperature
-    if how.top_k is not None:
-        kth = torch.topk(logits, min(how.top_k, logits.shape[0])).values[-1]
+    logits = logits.float() / settings.temperature
+    if settings.top_k is not None:
+        kth = torch.topk(logits, min(settings.top_k, logits.shape[0])).values[-1]
         logits = logits.masked_fill(logits < kth, float("-inf"))
-    if how.min_p is not None:
+    if settings.min_p is not None:
         probabilities = torch.softmax(logits, dim=-1)
-        logits = logits.masked_fill(probabilities < how.min_p * probabilities.max(), float("-inf"))
-    if how.top_p is not None:
+        logits = logits.masked_fill(probabilities < settings.min_p * probabilities.max(), float("-inf"))
+    if settings.top_p is not None:
         ordered, order = torch.softmax(logits, dim=-1).sort(descending=True)
         before = ordered.cumsum(dim=-1) - ordered
-        cut = torch.empty_like(order, dtype=torch.bool).scatter_(0, order, before >= how.top_p)
+        cut = torch.empty_like(order, dtype=torch.bool).scatter_(0, order, before >= settings.top_p)
         logits = logits.masked_fill(cut, float("-inf"))
-    # What torch.multinomial does, number for number, without its checks, which wait for the device.
+    # Equal to torch.multinomial, number for number, but without its checks, which synchronize.
     probabilities = torch.softmax(logits, dim=-1)
     return (probabilities / torch.empty_like(probabilities).exponential_(1, generator=generator)).argmax().view(1)

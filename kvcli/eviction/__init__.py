@@ -1,1 +1,1 @@
-"""Which units survive: one policy per file. See ``base`` for the interface and CONTRIBUTING.md for the six steps."""
+"""Eviction policies, one per file. See ``base`` for the interface and CONTRIBUTING.md for the steps to add one."""

@@ -1,4 +1,4 @@
-"""The interface of a keep policy: what it is told of a chunk, and the scores it answers with."""
+"""The interface of an eviction policy: its view of a chunk, and the scores it returns."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class EvictionPolicy:
     """A scorer with a budget; a frozen dataclass whose fields are its hyper-parameters.
 
     Args:
-        budget: units each KV head of each layer keeps while a document is read; ``None`` keeps all.
-        stabilizers: newest units kept after every chunk but the last, whatever their score; their stored score
-            stays their own. ``None`` is a quarter of the budget.
+        budget: units that each KV head of each layer keeps during prefill; ``None`` keeps all.
+        stabilizers: newest units kept after every chunk but the last, whatever their score; their stored scores do not
+            change. ``None`` is a quarter of the budget.
         sinks: first tokens of the text that are always kept; they count against the budget.
-        tail: last tokens of the text that are read after the last eviction and kept on top of the budget.
-        positions: how kept units are numbered for RoPE (see :data:`kvcli.types.Positions`).
-        pyramid: how unevenly the layers share the budget: the first keeps ``1 + pyramid`` of it, the last
-            ``1 - pyramid``, those between fall linearly. 0.95 is PyramidKV's (Cai et al. 2024, arXiv 2406.02069).
-        victims: what becomes of evicted units: ``drop``, or ``merge`` into the most similar survivor's value.
+        tail: last tokens of the text, read after the last eviction and kept on top of the budget.
+        positions: RoPE positions of kept units (see :data:`kvcli.types.Positions`).
+        pyramid: how unevenly the layers share the budget: the first keeps ``1 + pyramid`` of it, the last ``1 -
+            pyramid``, linear in between. PyramidKV (Cai et al. 2024, arXiv 2406.02069) uses 0.95.
+        victims: evicted units are dropped (``drop``), or averaged into the most similar survivor's value (``merge``).
     """
 
     budget: int | None = 1024
@@ -41,16 +41,16 @@ class EvictionPolicy:
     """The policy's name in recipes; equal to its module's name."""
 
     scores_are_final: ClassVar[bool] = True
-    """A token's score never depends on tokens beyond the next ``lookahead``, and is final once they are read."""
+    """Whether a token's score depends on no token beyond the next ``lookahead``, and is final once they are read."""
 
     query_aware: ClassVar[bool] = False
-    """The reading depends on the question: its tokens follow each chunk as a probe."""
+    """Whether the question's tokens follow each chunk as a probe, so that prefill depends on the question."""
 
     needs_heads: ClassVar[bool] = False
-    """Scores come from the model's retaining heads, without which the policy cannot run."""
+    """Whether the policy scores with the model's retaining heads."""
 
     observers: ClassVar[int] = 0
-    """Queries, 128 at most, whose attention is computed again at a time to score with; the plan counts their logits."""
+    """Maximum number of queries, at most 128, whose attention is recomputed at a time; the plan counts their logits."""
 
     def __post_init__(self) -> None:
         for key in ("stabilizers", "sinks", "tail"):
@@ -70,16 +70,16 @@ class EvictionPolicy:
             )
 
     def units(self, layer: int, layers: int) -> int | None:
-        """Budget of one of ``layers`` layers, in units per KV head; ``None`` keeps all.
+        """Return the budget of one of ``layers`` layers, in units per KV head; ``None`` keeps all.
 
-        The budgets sum to ``layers`` times the budget, but for rounding. A layer gets at least what is protected; the
-        excess is taken from the other layers in proportion to their shares.
+        Up to rounding the budgets sum to ``layers`` times the budget. A layer gets at least its protected units; the
+        other layers give up the excess in proportion to their shares.
         """
         if self.budget is None or not self.pyramid or layers < 2:
             return self.budget
         shares = [1 + self.pyramid * (1 - 2 * i / (layers - 1)) for i in range(layers)]
         floor = max(1, self.protected)
-        free = layers  # shares fall, so the layers at the floor are the last ones
+        free = layers  # shares decrease, so the layers at the floor are the last ones
         while True:
             scale = (layers * self.budget - (layers - free) * floor) / sum(shares[:free])
             above = sum(scale * share >= floor for share in shares[:free])
@@ -90,34 +90,34 @@ class EvictionPolicy:
 
     @property
     def newest(self) -> int:
-        """Newest units that are kept after every chunk, the last one included."""
+        """Number of newest units kept after every chunk, the last included."""
         return 0
 
     @property
     def protected(self) -> int:
-        """Units that are kept whatever their score: sinks and the newest ones."""
+        """Number of units kept whatever their score: sinks and newest units."""
         return self.sinks + max(self.recent, self.newest)
 
     @property
     def lookahead(self) -> int:
-        """How many later tokens take part in a causal score."""
+        """Number of later tokens that influence a final score."""
         return 0
 
     @property
     def recent(self) -> int:
-        """Stabilizers in force."""
+        """Number of stabilizers: as given, else a quarter of the budget."""
         if self.stabilizers is not None:
             return self.stabilizers
         return 0 if self.budget is None else self.budget // 4
 
     def score(self, chunk: Chunk) -> Tensor:  # noqa: ARG002
-        """Scores of the chunk's own units, higher is kept: float ``[H_kv, new]``. A function of tensors."""
+        """Score the chunk's new units, higher is kept: float ``[H_kv, new]``. A pure function of tensors."""
         raise TypeError(f"the policy '{self.name}' defines neither score() nor rescore()")
 
     def rescore(self, chunk: Chunk) -> Tensor:
-        """Scores of all units at hand, kept ones first: float32 ``[H_kv, kept + new]``.
+        """Score all units, kept ones first: float32 ``[H_kv, kept + new]``.
 
-        A causal policy leaves this alone: kept units carry the score they were given once.
+        A policy with final scores need not override this: kept units keep their stored scores.
         """
         import torch
 
@@ -125,7 +125,7 @@ class EvictionPolicy:
 
 
 class UnitView(Protocol):
-    """All units that a layer has at hand, the kept ones first: exact, or what their codes mean, made when asked for."""
+    """All units of a layer, kept ones first: dense, or decoded when asked for."""
 
     @property
     def k(self) -> Tensor:
@@ -147,23 +147,23 @@ class UnitView(Protocol):
 class Chunk:
     """One layer's view of one chunk, after the layer's attention and before eviction.
 
-    Units are in document order, the ``kept`` ones first and the ``new`` ones of this chunk behind them
-    (``u = kept + new``). Keys and queries are before RoPE unless a name says otherwise.
+    Units are in document order: ``kept`` ones, then the chunk's ``new`` ones (``u = kept + new``). Keys and queries are
+    before RoPE unless their name says otherwise.
 
     Attributes:
         layer: index of the layer.
         start: number of tokens read before this chunk.
-        units: all of them; read through ``k``, ``v`` and ``rotated``.
-        new_k, new_v: ``[H_kv, new, D]``, the chunk's own, always exact. A policy that needs no others should use these:
-            where kept units lie in codes, ``k`` and ``v`` have to be made.
-        q: ``[H, new, D]``, the chunk's own queries.
-        pos: ``[H_kv, u]`` int32, each unit's place in the document.
+        units: all units; read through ``k``, ``v`` and ``rotated``.
+        new_k, new_v: ``[H_kv, new, D]``, the chunk's keys and values, never quantized. Prefer them to ``k`` and ``v``,
+            which must be decoded if kept units are in codes.
+        q: ``[H, new, D]``, the chunk's queries.
+        pos: ``[H_kv, u]`` int32, each unit's position in the document.
         scores: ``[H_kv, kept]`` float32, the stored scores of kept units.
-        state: this layer's running statistics; the one thing a policy may write to. Tensors only.
+        state: this layer's running statistics, tensors only; the one thing a policy may write to.
         q_rotated: ``[H, new + probe, D]``, queries after RoPE.
-        scale: factor on the logits of their attention.
-        probe: how many of the last queries and keys belong to the question and not to the text.
-        heads: the model's retaining heads; there for policies that are ``trained``.
+        scale: factor on the logits.
+        probe: number of last queries and keys that belong to the question, not to the text.
+        heads: the model's retaining heads, for policies with ``needs_heads``.
     """
 
     layer: int
@@ -204,23 +204,23 @@ class Chunk:
         return self.scores.shape[1]
 
     def attention(self, first: int, last: int, block: int = 128) -> Tensor:
-        """Attention mass that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
+        """Sum the attention weights that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
 
-        Post-softmax weights, summed over these queries and averaged over the query group, computed again in blocks
-        so that no more than ``[H, block, u + probe]`` exists at a time: float32 ``[H_kv, u]``.
+        Post-softmax weights, summed over these queries and averaged over the query group: float32 ``[H_kv, u]``.
+        Computed in blocks, so that no more than ``[H, block, u + probe]`` exists at a time.
         """
         import torch
 
         q, k = self.rotated
         kv_heads, keys, dim = k.shape
         group = q.shape[0] // kv_heads
-        place = torch.arange(keys, device=k.device)
+        position = torch.arange(keys, device=k.device)
         mass = torch.zeros(kv_heads, keys, dtype=torch.float32, device=k.device)
         for start in range(first, last, block):
             stop = min(start + block, last)
             rows = q[:, start:stop].reshape(kv_heads, group * (stop - start), dim)
             logits = (rows @ k.transpose(1, 2)).view(kv_heads, group, stop - start, keys) * self.scale
-            future = place > self.kept + torch.arange(start, stop, device=k.device)[:, None]
+            future = position > self.kept + torch.arange(start, stop, device=k.device)[:, None]
             weights = torch.softmax(logits.masked_fill_(future, float("-inf")), dim=-1)
             mass += weights.sum(dim=(1, 2), dtype=torch.float32)
         return mass[:, : self.kept + self.new] / group

@@ -1,4 +1,4 @@
-"""Keep everything: the reference that every other policy is measured against."""
+"""Full cache: the reference for every other policy."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Full(EvictionPolicy):
     budget: None = None
 
     def score(self, chunk: Chunk) -> Tensor:
-        """Nothing is ever evicted, so all scores are 0: ``[H_kv, new]``."""
+        """Return zeros, as nothing is evicted: ``[H_kv, new]``."""
         return chunk.scores.new_zeros(chunk.new_k.shape[0], chunk.new)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class H2o(EvictionPolicy):
-    """Keeps the units with the most attention so far; half of the budget goes to the newest ones.
+    """Keeps the units with the most accumulated attention; half of the budget goes to the newest ones.
 
-    The attention a unit gets is summed over all queries that have seen it, so it is never final.
+    Every later query adds to a unit's attention, so scores are never final.
     """
 
     name: ClassVar[str] = "h2o"
@@ -24,16 +24,16 @@ class H2o(EvictionPolicy):
 
     @property
     def recent(self) -> int:
-        """Half of the budget, as published, unless stabilizers say otherwise."""
+        """Half of the budget, as published, unless ``stabilizers`` is set."""
         return (self.budget or 0) // 2 if self.stabilizers is None else self.stabilizers
 
     @property
     def newest(self) -> int:
-        """The recent half is kept at the end of the text too."""
+        """The recent half, also kept at the end of the text."""
         return self.recent
 
     def rescore(self, chunk: Chunk) -> Tensor:
-        """Accumulated post-softmax attention: ``[H_kv, kept + new]``."""
+        """Add the chunk's post-softmax attention: ``[H_kv, kept + new]``."""
         mass = chunk.attention(0, chunk.new)
         mass[:, : chunk.kept] += chunk.scores
         return mass

@@ -1,4 +1,4 @@
-"""Unusual keys matter (KeyDiff, Park et al. 2025, arXiv 2504.15364)."""
+"""KeyDiff: distinctive keys (Park et al. 2025, arXiv 2504.15364)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 class Keydiff(EvictionPolicy):
     """Keeps the keys that differ most from the mean direction of all keys read so far.
 
-    The mean runs over the whole stream, evicted tokens included, and kept keys are compared with it anew after
-    every chunk; the published form takes the mean over the cache at hand.
+    The mean covers the whole stream, evicted tokens included, and every chunk rescores the kept keys; the published
+    form uses the mean over the cache.
     """
 
     name: ClassVar[str] = "keydiff"
     scores_are_final: ClassVar[bool] = False
 
     def rescore(self, chunk: Chunk) -> Tensor:
-        """``-cos(k, mean of all normalised keys so far)``: ``[H_kv, kept + new]``."""
+        """Compute ``-cos(k, mean of all normalised keys so far)``: ``[H_kv, kept + new]``."""
         import torch.nn.functional as F
 
         k = F.normalize(chunk.k.float(), dim=-1)

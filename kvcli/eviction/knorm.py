@@ -1,4 +1,4 @@
-"""Small keys matter (Devoto et al. 2024, arXiv 2406.11430)."""
+"""Key norms (Devoto et al. 2024, arXiv 2406.11430)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Knorm(EvictionPolicy):
     name: ClassVar[str] = "knorm"
 
     def score(self, chunk: Chunk) -> Tensor:
-        """``-||k||``; RoPE does not change it: ``[H_kv, new]``."""
+        """Compute ``-||k||``, which RoPE does not change: ``[H_kv, new]``."""
         import torch
 
         norms: Tensor = torch.linalg.vector_norm(chunk.new_k.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""Trained retaining heads decide (Locret, Huang et al. 2024, arXiv 2410.01805)."""
+"""Locret: trained retaining heads (Huang et al. 2024, arXiv 2410.01805)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Locret(EvictionPolicy):
-    """Keeps the units to which the model's retaining heads give the highest scores.
+    """Keeps the units with the highest scores of the model's retaining heads.
 
-    A unit is scored once, from its own query, key and value; its stored score is the mean over its neighbours. The
-    kept set of the whole text is the best ``budget`` of all scores, whatever comes later (but for stabilizers).
+    A unit is scored once, from its own query, key and value; its stored score is the mean over its neighbours. Up to
+    the stabilizers, the kept set is the best ``budget`` of all scores, whatever comes later.
 
     Args:
-        pool: how many neighbours share a score, the unit itself included; odd. 1 is Locret as published.
+        pool: number of neighbours that share a score, the unit included; odd. 1 is Locret as published.
     """
 
     name: ClassVar[str] = "locret"
@@ -34,16 +34,16 @@ class Locret(EvictionPolicy):
 
     @property
     def lookahead(self) -> int:
-        """Half of the neighbours are later ones."""
+        """Half of the neighbours, which follow the unit."""
         return self.pool // 2
 
     def score(self, chunk: Chunk) -> Tensor:
-        """The heads' scores of the chunk's own units: float32 ``[H_kv, new]``."""
-        assert chunk.heads is not None  # engine.start sees to that
+        """Score the chunk's new units with the retaining heads: float32 ``[H_kv, new]``."""
+        assert chunk.heads is not None  # new_prefill_cache checks
         return chunk.heads.score(chunk.layer, chunk.q, chunk.new_k, chunk.new_v)
 
     def rescore(self, chunk: Chunk) -> Tensor:
-        """Scores of all units at hand, smoothed: float32 ``[H_kv, kept + new]``."""
+        """Smooth the scores of all units: float32 ``[H_kv, kept + new]``."""
         from kvcli.eviction.smoothing import smooth
 
         return smooth(chunk, self.score(chunk), self.pool)

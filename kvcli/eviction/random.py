@@ -1,4 +1,4 @@
-"""A seeded lottery: the floor that every scorer must beat."""
+"""Random eviction: the baseline that every scorer must beat."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Random(EvictionPolicy):
-    """Keeps units drawn at random, each head its own; the same seed draws the same units.
+    """Keeps random units, drawn per head; the same seed draws the same units.
 
     Args:
-        seed: of the lottery.
+        seed: of the random numbers.
     """
 
     name: ClassVar[str] = "random"
     seed: int = 0
 
     def score(self, chunk: Chunk) -> Tensor:
-        """A number in [0, 1) hashed from seed, layer, head and place, so that chunking has no say: ``[H_kv, new]``."""
-        place = chunk.pos[:, chunk.kept :].long()
-        head = place.new_tensor(range(place.shape[0])).unsqueeze(1)
+        """Hash seed, layer, head and position to [0, 1), independent of the chunks: ``[H_kv, new]``."""
+        position = chunk.pos[:, chunk.kept :].long()
+        head = position.new_tensor(range(position.shape[0])).unsqueeze(1)
         x = (
-            (place + 1) * 0x9E3779B1
+            (position + 1) * 0x9E3779B1
             + (head + 1) * 0x85EBCA77
             + (chunk.layer + 1) * 0xC2B2AE3D
             + (self.seed * 0x27D4EB2F & 0x7FFFFFFF)

@@ -1,19 +1,17 @@
-"""Selection: from scores and protections to the units that stay."""
+"""Selection of surviving units from scores and protections."""
 
 import torch
 from torch import Tensor
 
 
 def select(scores: Tensor, budget: int, *, sinks: Tensor | None = None, recent: int = 0) -> Tensor:
-    """The ``budget`` best units of each head, in their old order.
-
-    Protection overrides a copy of the scores; the scores themselves stay what they are.
+    """Select the ``budget`` best units of each head, in document order. The scores do not change.
 
     Args:
         scores: float32 ``[H_kv, u]`` with ``u >= budget``.
         budget: units to keep per head.
-        sinks: bool ``[H_kv, u]``, units that stay in any case.
-        recent: how many of the newest units stay in any case.
+        sinks: bool ``[H_kv, u]``, units that are always kept.
+        recent: number of newest units that are always kept.
 
     Returns:
         int64 ``[H_kv, budget]``, strictly increasing in each row.

@@ -1,7 +1,7 @@
-"""Scores smoothed over neighbours, so that spans survive rather than single words.
+"""Smooth scores over neighbours so that phrases survive, not isolated tokens.
 
-A cache of the best single words of a long text misleads a model even where it holds the answer: it goes on from its
-own system message (docs/log.md).
+The best isolated tokens of a long text mislead a model even if they contain the answer: it continues its own system
+message (docs/log.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def mean(scores: Tensor, width: int) -> Tensor:
-    """Mean of each score and its neighbours, ``width // 2`` on either side as far as they exist.
+    """Average each score with ``width // 2`` neighbours on either side, as far as they exist.
 
     Args:
         scores: float32 ``[H_kv, n]``.
@@ -29,26 +29,26 @@ def mean(scores: Tensor, width: int) -> Tensor:
     return F.avg_pool1d(scores, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
-def smooth(chunk: Chunk, own: Tensor, width: int) -> Tensor:
-    """Smoothed scores of all units at hand, whatever the chunks: float32 ``[H_kv, kept + new]``.
+def smooth(chunk: Chunk, new_scores: Tensor, width: int) -> Tensor:
+    """Smooth the scores of all units, independent of the chunk size: float32 ``[H_kv, kept + new]``.
 
-    The newest units before the chunk get their final score only now that their later neighbours are known; until
-    then stabilizers, ``width // 2`` of them or more, should keep them.
+    The last units before the chunk get their final scores now, with their later neighbours; until then at least ``width
+    // 2`` stabilizers should keep them.
 
     Args:
-        chunk: the chunk; its state carries the last ``width - 1`` scores on to the next one.
-        own: ``[H_kv, new]``, the chunk's scores before smoothing.
+        chunk: the chunk; its state carries the last ``width - 1`` scores to the next one.
+        new_scores: ``[H_kv, new]``, the chunk's unsmoothed scores.
         width: see :func:`mean`.
     """
-    own = own.float()
+    new_scores = new_scores.float()
     if width == 1:
-        return torch.cat([chunk.scores, own], dim=1)
-    before = chunk.state.get("newest", own[:, :0])
-    line = torch.cat([before, own], dim=1)
-    scores = mean(line, width)
-    chunk.state["newest"] = line[:, 1 - width :].clone()
-    first = chunk.start - before.shape[1]
+        return torch.cat([chunk.scores, new_scores], dim=1)
+    previous = chunk.state.get("newest", new_scores[:, :0])
+    window = torch.cat([previous, new_scores], dim=1)
+    scores = mean(window, width)
+    chunk.state["newest"] = window[:, 1 - width :].clone()
+    first = chunk.start - previous.shape[1]
     kept = chunk.pos[:, : chunk.kept].long()
-    late = kept >= chunk.start - min(width // 2, before.shape[1])
-    final = scores.gather(1, (kept - first).clamp_min(0)) if before.shape[1] else chunk.scores
-    return torch.cat([torch.where(late, final, chunk.scores), scores[:, before.shape[1] :]], dim=1)
+    unsettled = kept >= chunk.start - min(width // 2, previous.shape[1])
+    final = scores.gather(1, (kept - first).clamp_min(0)) if previous.shape[1] else chunk.scores
+    return torch.cat([torch.where(unsettled, final, chunk.scores), scores[:, previous.shape[1] :]], dim=1)

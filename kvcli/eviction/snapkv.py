@@ -1,4 +1,4 @@
-"""What the question looks at (SnapKV, Li et al. 2024, arXiv 2404.14469), at fixed memory."""
+"""SnapKV: attention of the question (Li et al. 2024, arXiv 2404.14469), at fixed memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapkv(EvictionPolicy):
-    """Keeps the units that the question attends to; every question needs its own reading.
+    """Keeps the units that the question attends to; every question needs its own prefill.
 
-    As published the window of observing queries is right for the last chunk only. Here the question follows each
-    chunk as a probe, scores all units at hand, and is dropped again; without a question the chunk's own last
-    tokens observe.
+    The published observation window fits the last chunk only. Here the question follows each chunk as a probe, scores
+    all units, and is dropped again; without a question the chunk's last tokens observe.
 
     Args:
-        window: how many queries observe, at most.
-        pool: width of the mean filter that lets neighbours of a unit share its score; odd.
+        window: maximum number of observing queries.
+        pool: width of the mean filter that smooths scores over neighbours; odd.
     """
 
     name: ClassVar[str] = "snapkv"
@@ -32,7 +31,7 @@ class Snapkv(EvictionPolicy):
     pool: int = 5
 
     def rescore(self, chunk: Chunk) -> Tensor:
-        """Mean post-softmax attention of the observing queries, smoothed: ``[H_kv, kept + new]``."""
+        """Average and smooth the post-softmax attention of the observing queries: ``[H_kv, kept + new]``."""
         import torch.nn.functional as F
 
         rows = chunk.new + chunk.probe

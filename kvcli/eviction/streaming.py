@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Streaming(EvictionPolicy):
-    """Keeps the first four tokens and the newest ones; everything between is forgotten."""
+    """Keeps the first four tokens and the newest ones, and nothing in between."""
 
     name: ClassVar[str] = "streaming"
     sinks: int = 4
 
     def score(self, chunk: Chunk) -> Tensor:
-        """The later the better: ``[H_kv, new]``."""
+        """Score later units higher: ``[H_kv, new]``."""
         return chunk.pos[:, chunk.kept :].float()

@@ -327,8 +327,8 @@ def make_example(
         kind: which label. ``repeat`` asks nothing, so no question stands in front of its text either.
     """
     focus = example.turns[0][0] if example.focus and kind != "repeat" else None
-    ids = prompt.document(example.text, focus=focus)
-    head = len(prompt.document("", focus=focus))
+    ids = prompt.document(example.text, question=focus)
+    head = len(prompt.document("", question=focus))
     recorder = Recorder(model.spec.layers)
     work = _fill(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
     with torch.inference_mode():

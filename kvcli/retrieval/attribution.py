@@ -202,9 +202,9 @@ class AnswerObserver(Observer):
 class _Layer(ObserverLayer):
     observer: AnswerObserver
 
-    def _take(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
+    def _record(self, q: Tensor, k: Tensor, scale: float, lse: Tensor) -> None:
         first = self.observer.first
         total = torch.zeros(k.shape[:2], device=q.device)
-        for block in self._regard(q[:, first:], k, scale, lse[:, first:]):
+        for block in self._attention_scores(q[:, first:], k, scale, lse[:, first:]):
             total += block.exp_().sum(dim=1)
         self.label = total

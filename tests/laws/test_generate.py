@@ -112,9 +112,9 @@ def test_circles_are_noticed_after_three_more_turns(length: int) -> None:
     circle = random.Random(length).sample(range(1000), length)
     watch = RepetitionDetector()
     opening = [watch.push(token) for token in range(2000, 2100)]
-    turning = [watch.push(circle[i % length]) for i in range(4 * length + RepetitionDetector.LEAST)]
+    turning = [watch.push(circle[i % length]) for i in range(4 * length + RepetitionDetector.MIN_TOKENS)]
     assert not any(opening)
-    assert turning.index(True) == length + max(RepetitionDetector.LEAST, 3 * length) - 1
+    assert turning.index(True) == length + max(RepetitionDetector.MIN_TOKENS, 3 * length) - 1
 
 
 def test_what_only_resembles_a_circle_goes_on() -> None:
@@ -122,7 +122,7 @@ def test_what_only_resembles_a_circle_goes_on() -> None:
     for ids in (
         [token for line in range(60) for token in (1, 2, 3, 1000 + line, 4)],
         [token for block in range(4) for token in [*range(60)] * 3 + [2000 + block]],
-        [7] * RepetitionDetector.LEAST,
+        [7] * RepetitionDetector.MIN_TOKENS,
     ):
         assert not any(map(RepetitionDetector().push, ids))
 

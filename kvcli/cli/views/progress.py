@@ -89,7 +89,7 @@ class ProgressDisplay:
         if event.answers is not None and not self.quiet:
             note("check", f"step {count(event.step)} · {event.answers:.0%} of held-out questions answered correctly")
         self.remark = f"loss {event.loss:.3f} · overlap {event.overlap:.2f}"
-        start = event.step - event.made
+        start = event.step - event.run_steps
         self.meters.setdefault("train", Meter("step")).recent[0] = (0.0, start)
         self._update("train", "step", event, event.step, event.total, event.seconds)
         if not self.live and not self.quiet and (event.step % 50 == 0 or event.step == event.total):

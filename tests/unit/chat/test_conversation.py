@@ -65,12 +65,12 @@ def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None
     prompt, end = ground(model, TEXT, recipe).prompt, chat.absorbed[0]
     ids = prompt.question(chat.turns[0].question) + list(chat.turns[0].ids)
     for turn in chat.turns[1:end]:
-        ids += prompt.follow(turn.question) + list(turn.ids)
+        ids += prompt.follow_up(turn.question) + list(turn.ids)
     work = filled(model, prompt.document(TEXT), recipe, CHUNK, horizon=4096)
     tail = new_decode_cache(model, drain(evict_turns(model, work, ids, parse(recipe), chunk=CHUNK)))
     found = [
         e.id
-        for e in generate(model, tail, prompt.follow(chat.turns[end].question), max_tokens=8)
+        for e in generate(model, tail, prompt.follow_up(chat.turns[end].question), max_tokens=8)
         if isinstance(e, Token)
     ]
     assert tuple(found) == chat.turns[end].ids
@@ -80,7 +80,7 @@ def test_a_further_question_is_what_the_template_makes_of_all_messages(model) ->
     """No token is between turns that the model's own template would not put there."""
     for system in (None, "Be brief."):
         prompt = ground(model, "", "full", system=system).prompt
-        ids = prompt.question("Who?", document=False) + prompt.reply("Pip.") + prompt.follow("Who else?")
+        ids = prompt.question("Who?", document=False) + prompt.reply("Pip.") + prompt.follow_up("Who else?")
         messages = [{"role": "system", "content": system}] * bool(system) + [
             {"role": "user", "content": "Who?"},
             {"role": "assistant", "content": "Pip."},
@@ -98,7 +98,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
     plain = talk(TEXT, recipe, room=2000)
     prompt, text = plain_ground(plain).prompt, list[int]()
     for n, question in enumerate(QUESTIONS[:4]):
-        ask, given = (prompt.follow, {}) if n else (prompt.question, {"document": True})
+        ask, given = (prompt.follow_up, {}) if n else (prompt.question, {"document": True})
         say(chat, question)
         tail = new_decode_cache(model, plain.context)
         asked = [*text, *ask(question, again=shown[question], **given)]  # type: ignore[operator]

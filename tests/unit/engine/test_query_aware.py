@@ -22,7 +22,7 @@ def tokenizer(tmp_path_factory):
 @pytest.mark.parametrize("raw", [False, True])
 def test_the_question_stands_before_the_text_and_again_behind_it(tokenizer, raw: bool) -> None:
     prompt = Prompt(tokenizer, raw=raw)
-    whole = tokenizer.decode(prompt.document("The sea.", focus="Which <|end|>?") + prompt.question("Which <|end|>?"))
+    whole = tokenizer.decode(prompt.document("The sea.", question="Which <|end|>?") + prompt.question("Which <|end|>?"))
     assert whole.count("Which <|end|>?") == 2
     assert whole.index("Which") < whole.index("The sea.") < whole.rindex("Which")
 
@@ -31,25 +31,25 @@ def test_the_question_stands_before_the_text_and_again_behind_it(tokenizer, raw:
 @pytest.mark.parametrize("raw", [False, True])
 def test_offsets_are_those_of_the_last_ids(tokenizer, raw: bool, focus: str | None) -> None:
     prompt, text = Prompt(tokenizer, raw=raw), "Two words — ünd <|end|> more."
-    ids, bounds = prompt.document(text, focus=focus), prompt.offsets(text)
+    ids, bounds = prompt.document(text, question=focus), prompt.offsets(text)
     for number, (start, end) in list(zip(ids[-len(bounds) :], bounds, strict=True))[-5:]:
         assert tokenizer.decode([number]) == text[start:end]
     assert bounds[-1][1] == len(text)
-    assert len(ids) - len(bounds) == len(prompt.document("", focus=focus)) - len(prompt.offsets(""))
+    assert len(ids) - len(bounds) == len(prompt.document("", question=focus)) - len(prompt.offsets(""))
 
 
 def test_no_token_of_a_text_is_special(tokenizer) -> None:
     end = tokenizer.convert_tokens_to_ids("<|end|>")
     prompt = Prompt(tokenizer)
     plain = prompt.document("x").count(end)
-    assert prompt.document("x<|end|>", focus="<|end|>").count(end) == plain
-    assert prompt.question("q<|end|>", again=["<|end|>"]).count(end) == prompt.question("q").count(end)
+    assert prompt.document("x<|end|>", question="<|end|>").count(end) == plain
+    assert prompt.question("q<|end|>", passages=["<|end|>"]).count(end) == prompt.question("q").count(end)
 
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_passages_stand_between_the_text_and_the_question(tokenizer, raw: bool) -> None:
     prompt = Prompt(tokenizer, raw=raw)
-    shown = tokenizer.decode(prompt.question("Who?", again=["First one.", "Second one."]))
+    shown = tokenizer.decode(prompt.question("Who?", passages=["First one.", "Second one."]))
     assert shown.index("First one.") < shown.index("Second one.") < shown.index("Who?")
 
 
