@@ -58,8 +58,8 @@ def recall(reader: BlockReader, q: Tensor) -> float:
         reader: after a step, of a layer in blocks of any size.
         q: the step's queries ``[H, m, D]``, rotated.
     """
-    assert reader.chosen is not None
-    held, (ids, lengths) = reader.held, reader.chosen
+    assert reader.last_selection is not None
+    held, (ids, lengths) = reader.layer, reader.last_selection
     keys = held.store.dense()[0].float()
     kv_heads, _, dim = keys.shape
     first = getattr(held.store, "first", 0)
@@ -94,13 +94,13 @@ def ask(model: Any, context: Context, ids: list[int], most: int) -> tuple[Answer
     """An answer, and what its tail read with."""
     tail = new_decode_cache(model, context)
     answer = [e for e in generate(model, tail, ids, max_tokens=most) if isinstance(e, Answer)][-1]
-    return answer, [r for r in tail.held if isinstance(r, BlockReader)]
+    return answer, [r for r in tail.context_layers if isinstance(r, BlockReader)]
 
 
 def recalls(model: Any, context: Context, ids: list[int]) -> dict[int, float]:
     """Recall by layer, mean over the question's last three tokens one by one."""
     tail, found = new_decode_cache(model, context), defaultdict[int, list[float]](list)
-    for i, reader in enumerate(tail.held):
+    for i, reader in enumerate(tail.context_layers):
         if isinstance(reader, BlockReader):
 
             def watched(q: Tensor, scale: float, start: int, i: int = i, reader: BlockReader = reader) -> Any:

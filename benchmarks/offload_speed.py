@@ -40,7 +40,7 @@ class Streamed(DenseLayer):
 
     def begin(self, staging: Staging | None = None) -> Streamed:
         assert staging is not None
-        staging.join(*self.k.shape)
+        staging.register(*self.k.shape)
         return _Streaming(**vars(self), staging=staging)
 
 
@@ -49,7 +49,7 @@ class _Streaming(Streamed):
     staging: Staging
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        k, v = (self.staging.take(name, q, *self.k.shape) for name in ("all k", "all v"))
+        k, v = (self.staging.buffer(name, q, *self.k.shape) for name in ("all k", "all v"))
         for target, source in ((k, self.k), (v, self.v)):
             for one, other in zip(target, source, strict=True):
                 one.copy_(other, non_blocking=True)

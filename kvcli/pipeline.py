@@ -647,12 +647,12 @@ class Pipeline:
         if not isinstance(question, str):
             return list(question)
         if not history:
-            return self.prompt.question(question, document=document, again=again)
+            return self.prompt.question(question, document=document, passages=again)
         (first, reply), *later = history
         ids = self.prompt.question(first, document=document) + self.prompt.reply(reply)
         for asked, reply in later:
-            ids += self.prompt.follow(asked) + self.prompt.reply(reply)
-        return ids + self.prompt.follow(question, again=again)
+            ids += self.prompt.follow_up(asked) + self.prompt.reply(reply)
+        return ids + self.prompt.follow_up(question, passages=again)
 
     def _request(
         self,

@@ -59,7 +59,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
     Raises:
         ValueError: the prefill cache has other codes than the storage.
     """
-    if prefill_cache.rows != storage.rows:
+    if prefill_cache.row_codec != storage.row_codec:
         raise ValueError(f"{storage} differs from {prefill_cache.storage}, whose codes cannot be held in another form")
     if release:
         prefill_cache.release()
@@ -70,7 +70,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         c = layer.count
         pos = layer.pos[:, :c].clone()
         starts.append(c if layer.compact else prefill_cache.seen)
-        if layer.rows is not None:
+        if layer.row_codec is not None:
             stored = layer.stored()
             numbers += 2 * pos.numel() * prefill_cache.spec.head_dim
             if not release or c < layer.capacity:

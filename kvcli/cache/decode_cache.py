@@ -43,7 +43,7 @@ class DecodeCache:
         self.position: Tensor | None = None
         self.staging = Staging()
         self.context: Context | None = None
-        self.held: list[Attendable] = []
+        self.context_layers: list[Attendable] = []
         self.set_context(context)
         empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
         self._layers = [DecodeCacheLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
@@ -58,7 +58,7 @@ class DecodeCache:
         if context is self.context:  # what its layers remember is still of use
             return
         self.context = context
-        self.held = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
+        self.context_layers = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
 
     @property
     def layers(self) -> Sequence[DecodeCacheLayer]:
@@ -80,11 +80,11 @@ class DecodeCache:
 
     def prefetches(self, layer: int) -> bool:
         """Whether a layer takes predicted queries (see :meth:`prefetch`)."""
-        return layer < len(self.held) and isinstance(self.held[layer], Prefetching)
+        return layer < len(self.context_layers) and isinstance(self.context_layers[layer], Prefetching)
 
     def prefetch(self, layer: int, q: Tensor, scale: float) -> None:
         """Prefetch for predicted queries ``[H, m, D]`` before RoPE while the previous layer runs."""
-        held, context = self.held[layer], self.context
+        held, context = self.context_layers[layer], self.context
         assert context is not None
         assert isinstance(held, Prefetching)
         first = context.starts[layer]
@@ -130,7 +130,7 @@ class DecodeCacheLayer:
         if context is not None:
             slots = context.layers[self.index].pos.shape[1]
             if slots:
-                term = merge(cache.held[self.index].attend(q, scale, slots + begin), term)
+                term = merge(cache.context_layers[self.index].attend(q, scale, slots + begin), term)
         return term[0]
 
     def _attend_at(self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -143,7 +143,7 @@ class DecodeCacheLayer:
         term = varlen_attention(q, self.k, self.v, scale, (position + 1).repeat(k.shape[0]))
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
-            term = merge(cache.held[self.index].attend(q, scale, slots), term)
+            term = merge(cache.context_layers[self.index].attend(q, scale, slots), term)
         return term[0]
 
     def reserve(self, tokens: int) -> None:

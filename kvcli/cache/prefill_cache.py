@@ -85,7 +85,7 @@ class PrefillCache:
         self.seen = 0
         self.max_position: int | None = None
         self.limit = None if storage is None else storage.limit
-        self.rows = None if storage is None else storage.rows
+        self.row_codec = None if storage is None else storage.row_codec
         self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         self._layers = [
@@ -141,7 +141,7 @@ class PrefillCache:
 
     def _workspace_capacity(self, chunk: int) -> int:
         """Return the workspace's units: the largest layer that is not in codes, plus a chunk."""
-        exact = [layer.capacity for layer in self._layers if layer.rows is None]
+        exact = [layer.capacity for layer in self._layers if layer.row_codec is None]
         return max(exact) + chunk if exact else 0
 
     def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
@@ -154,7 +154,7 @@ class PrefillCache:
 class PrefillCacheLayer:
     """One layer's kept units in document order: keys before RoPE, values, scores and positions.
 
-    Keys and values are ``[H_kv, capacity, D]`` in the model's dtype, or with ``rows`` uint8 ``[H_kv, capacity,
+    Keys and values are ``[H_kv, capacity, D]`` in the model's dtype, or with ``row_codec`` uint8 ``[H_kv, capacity,
     width]``. ``cache`` is a weak proxy, as in :class:`kvcli.cache.decode_cache.DecodeCacheLayer`.
     """
 
@@ -173,8 +173,8 @@ class PrefillCacheLayer:
         host = storage is not None and storage.offloads
         buffer_device = torch.device("cpu") if host else self.device
         pinned = host and self.device.type == "cuda"
-        self.rows = self.cache.rows if self.window is None else None
-        width, dtype = (dim, self.dtype) if self.rows is None else (self.rows.width(dim), torch.uint8)
+        self.row_codec = self.cache.row_codec if self.window is None else None
+        width, dtype = (dim, self.dtype) if self.row_codec is None else (self.row_codec.width(dim), torch.uint8)
         shape = (heads, self.capacity, width)
         self.k, self.v = (torch.empty(shape, dtype=dtype, device=buffer_device, pin_memory=pinned) for _ in range(2))
         self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
@@ -213,7 +213,7 @@ class PrefillCacheLayer:
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
         q_rotated = self.cache.rotary.rotate(self.index, q, rope_positions)
         units: DenseUnits | QuantizedUnits
-        if self.rows is None:
+        if self.row_codec is None:
             k_rotated, work_v, units = self._with_kept(k, v, pos)
             out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
         else:
@@ -258,12 +258,12 @@ class PrefillCacheLayer:
 
     def stored(self) -> RowLayer:
         """Return the kept units in codes as an attendable layer; it shares this layer's tensors."""
-        assert self.rows is not None
+        assert self.row_codec is not None
         c, rotate = self.count, partial(self.cache.rotary.rotate, self.index)
-        return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.rows, rotate, self.dtype)
+        return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.row_codec, rotate, self.dtype)
 
     def _with_kept(self, k: Tensor, v: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, DenseUnits]:
-        """Rotated keys and values of the kept units and the chunk, side by side in the workspace, and these units."""
+        """Return rotated keys and values of kept and new units in the workspace, and these units."""
         c, m, u = self.count, k.shape[1], self.count + self.cache.step.new
         work_k, work_v = (t[:, : c + m] for t in self.cache.workspace.view(self.cache.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
@@ -276,7 +276,7 @@ class PrefillCacheLayer:
         recent = max(policy.newest, 0 if step.last else policy.recent)
         if self.cache.limit is not None and self.cache.storage is not None:
             (q, k), new = chunk.rotated, chunk.new
-            scores = self.cache.storage.worth(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
+            scores = self.cache.storage.pool_scores(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
             recent = self.cache.limit - self.cache.limit // 2
         if not step.evict or budget is None or units <= budget:
             self._append(chunk, scores)
@@ -296,7 +296,7 @@ class PrefillCacheLayer:
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.kept + chunk.new
-        if self.rows is None:
+        if self.row_codec is None:
             self.cache.workspace.append(self, (chunk.k, chunk.v), old, new)
         else:
             self.k[:, old:new], self.v[:, old:new] = self._encode_new(chunk)
@@ -306,16 +306,16 @@ class PrefillCacheLayer:
 
     def _stored_units(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Return all keys and values in their stored form."""
-        if self.rows is None:
+        if self.row_codec is None:
             return chunk.k, chunk.v
         k, v = self._encode_new(chunk)
         return torch.cat([self.k[:, : self.count], k], dim=1), torch.cat([self.v[:, : self.count], v], dim=1)
 
     def _encode_new(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Encode the chunk's keys and values; nothing else is ever encoded."""
-        assert self.rows is not None
+        assert self.row_codec is not None
         try:
-            return self.rows.encode(chunk.new_k), self.rows.encode(chunk.new_v)
+            return self.row_codec.encode(chunk.new_k), self.row_codec.encode(chunk.new_v)
         except ValueError as error:
             name = self.cache.storage.name if self.cache.storage else ""
             raise ModelError(f"{name} cannot hold layer {self.index}: {error}", "--kv-bits 16") from None

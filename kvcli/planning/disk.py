@@ -31,7 +31,7 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
         kept = kept_units(spec, recipe, tokens, layer)
         then = min(kept_units(spec, recipe, edge, layer), kept)
         gone = then if recipe.policy.victims == "merge" else min(then, tokens - edge)
-        unit = recipe.storage.unit(spec, layer)
+        unit = recipe.storage.unit_nbytes(spec, layer)
         total += spec.kv_heads * (kept * (unit + _SCORE_AND_PLACE) + then * (_SCORE_AND_PLACE + 1))
         if recipe.policy.victims == "merge":
             total += spec.kv_heads * 4 * (kept + then)

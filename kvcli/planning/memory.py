@@ -114,7 +114,7 @@ def plan(
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
     # Keys and values at hand and the keys rotated of one layer; of one in codes only where a policy asks for them.
-    rows = recipe.storage.rows
+    rows = recipe.storage.row_codec
     coded = [n for n, window in zip(kept, spec.sliding, strict=True) if rows is not None and window is None]
     exact = room if rows is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
     at_hand = exact if recipe.policy.scores_are_final or not coded else room
@@ -132,7 +132,7 @@ def plan(
     # What is freed stays with the process, and each shape of a product is prepared once and remembered.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     notes = sum(kept) * spec.kv_heads * (_SCORE_AND_PLACE + (_MASS if recipe.policy.victims == "merge" else 0))
-    fill, host = sum(count * recipe.storage.unit(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
+    fill, host = sum(count * recipe.storage.unit_nbytes(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
     gathered = sum(
         recipe.storage.observed_nbytes(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None

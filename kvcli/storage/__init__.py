@@ -1,1 +1,1 @@
-"""How surviving units are stored and attended after the reading: one policy per file."""
+"""KV storages: how surviving units are stored and attended after prefill, one per file."""

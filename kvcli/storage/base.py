@@ -1,4 +1,4 @@
-"""The interface of a hold policy: survivors in, something that can be attended to out."""
+"""The interface of a KV storage: it turns kept units into a layer that queries can attend to."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """What one layer kept of a document.
+    """The units that one layer kept of a document.
 
     Attributes:
         k: ``[H_kv, c, D]`` keys, rotated to their final positions.
         v: ``[H_kv, c, D]``.
-        pos: ``[H_kv, c]`` int32, places in the document, strictly increasing per head.
-        window: width of the layer's own sliding window, or ``None``.
+        pos: ``[H_kv, c]`` int32, positions in the document, strictly increasing per head.
+        window: width of the layer's sliding window, or ``None``.
         layer: index of the layer.
-        raw: ``[H_kv, c, D]`` keys before RoPE; a view that lasts as long as ``freeze`` runs. ``None`` with ``rotate``.
-        places: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
+        raw: ``[H_kv, c, D]`` keys before RoPE, a view valid only during ``freeze``; ``None`` if ``rotate`` is.
+        rope_positions: RoPE positions of the slots: a range for all heads, or int64 ``[H_kv, c]``.
         rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
-        state: what :meth:`KVStorage.observe` has gathered during the reading.
-        angles: cos and sin ``[positions, D]`` for a number of positions, where ``rotate`` turns halves as pairs.
-        calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, where there is one.
+        state: the statistics that :meth:`KVStorage.observe` gathered during prefill.
+        angles: maps a number of positions to cos and sin ``[positions, D]``, if ``rotate`` treats halves as pairs.
+        calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, or ``None``.
     """
 
     k: Tensor
@@ -38,7 +38,7 @@ class KeptUnits:
     window: int | None
     layer: int = 0
     raw: Tensor | None = None
-    places: range | Tensor = range(0)
+    rope_positions: range | Tensor = range(0)
     rotate: Callable[[Tensor, range | Tensor], Tensor] | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     calibration: Tensor | None = None
@@ -46,9 +46,9 @@ class KeptUnits:
 
 
 class StorageBytes(NamedTuple):
-    """What a held layer takes on the device and in host memory; on a CPU both are the same RAM.
+    """Bytes of a stored layer on the device and in host memory; on a CPU both are the same RAM.
 
-    ``shared`` is on the device as well, once for all layers that use it in turn.
+    ``shared`` bytes are on the device too, once for all layers that use them in turn.
     """
 
     device: int
@@ -57,10 +57,10 @@ class StorageBytes(NamedTuple):
 
 
 class Attendable(Protocol):
-    """Something that queries can attend to."""
+    """A stored layer opened for attention."""
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """Attention of rotated queries ``[H, m, D]`` over the whole context: ``(o [H, m, D], lse [H, m])``.
+        """Attend with rotated queries ``[H, m, D]`` to the whole context: ``(o [H, m, D], lse [H, m])``.
 
         ``q_start`` is the first query's position counted from the context's first slot.
         """
@@ -69,10 +69,10 @@ class Attendable(Protocol):
 
 @runtime_checkable
 class Prefetching(Protocol):
-    """Something to attend to that is told a guess of the queries while the layer before it computes."""
+    """A stored layer that can prefetch: it receives predicted queries while the previous layer runs."""
 
     def prefetch(self, q: Tensor, scale: float) -> None:
-        """Prepare for queries like ``q [H, m, D]``, rotated, which ``attend`` will be called with next."""
+        """Prepare for the next ``attend``, whose queries will resemble ``q [H, m, D]``, rotated."""
         ...
 
 
@@ -81,133 +81,133 @@ class StoredLayer(Attendable, Protocol):
 
     @property
     def pos(self) -> Tensor:
-        """``[H_kv, c]`` int32, places in the document."""
+        """``[H_kv, c]`` int32, positions in the document."""
         ...
 
     @property
     def window(self) -> int | None:
-        """Width of the layer's own sliding window, or ``None``."""
+        """Width of the layer's sliding window, or ``None``."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device of keys and values as stored, scales and index included, positions not."""
+        """Bytes on the device of stored keys and values, scales and index included, positions excluded."""
         ...
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes in host memory; 0 where everything is on the device."""
+        """Bytes in host memory; 0 if everything is on the device."""
         ...
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes on the device of what layers use in turn, as much as this one wants of it."""
+        """Bytes on the device that this layer needs of the memory that layers use in turn."""
         ...
 
     @property
     def dynamic_reason(self) -> str | None:
-        """Why a step over it is not the same work each time (:class:`kvcli.engine.decode_step.StaticStep`); ``None``
-        where it is.
+        """Why a decode step over this layer is not static (:class:`kvcli.engine.decode_step.StaticStep`), or ``None``.
 
-        It is where shapes and addresses never change, nothing waits for the device, and what a step leaves for the next
-        lies on the device.
+        A step is static if shapes and addresses never change, nothing waits for the device, and all state that a step
+        leaves for the next is on the device.
         """
         ...
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """All keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for a moment.
+        """Return all keys, rotated, and values ``[H_kv, c, D]`` on the device in the model's dtype, for temporary use.
 
-        What looks at every unit (citations, the second look) computes with these, whatever ``attend`` leaves out.
+        Citations and passage retrieval need every unit, including those that ``attend`` skips.
         """
         ...
 
     def begin(self, staging: Staging | None = None) -> Attendable:
-        """What one tail attends to; it may remember between calls, but never so that an answer depends on it.
+        """Open the stored layer for one decode cache. It may cache state between calls, but results must not depend on
+        it.
 
-        ``staging`` is memory that this tail's layers use in turn; without it a layer has its own.
+        ``staging`` is memory that the cache's layers use in turn; by default the layer allocates its own.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class KVStorage:
-    """A way to store survivors; a frozen dataclass whose fields are its hyper-parameters."""
+    """A way to store kept units; a frozen dataclass whose fields are its hyper-parameters."""
 
     name: ClassVar[str]
-    """The policy's name in recipes; equal to its module's name."""
+    """The storage's name in recipes; equal to its module's name."""
 
     offloads: ClassVar[bool] = False
-    """Keys and values lie in host memory, already while the document is read."""
+    """Whether keys and values are in host memory, already during prefill."""
 
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
-        """See the rotated queries ``[H, m, D]`` of the tokens from ``start`` on, while the document is read.
+        """Gather statistics of rotated queries during prefill.
 
         Args:
-            state: the layer's running statistics, to be written to: tensors, saved with the reading.
+            state: the layer's running statistics, to be updated: tensors, saved with the prefill.
             layer: index of the layer.
-            q: of a chunk, without a probe's.
-            start: tokens read before.
+            q: ``[H, m, D]``, rotated queries of a chunk, without a probe's.
+            start: tokens read before the chunk.
         """
 
     @property
     def calibrated(self) -> Literal["never", "may", "must"]:
-        """Whether a calibration of the model (:mod:`kvcli.retaining_heads.calibration`) is of use, or needed."""
+        """Whether the storage never, optionally or always uses a calibration
+        (:mod:`kvcli.retaining_heads.calibration`)."""
         return "never"
 
     @property
     def affects_prefill(self) -> bool:
-        """Whether a reading with this hold differs from one without: in what is gathered, or in what is kept."""
-        return type(self).observe is not KVStorage.observe or self.limit is not None or self.rows is not None
+        """Whether prefill with this storage gathers or keeps anything else than without."""
+        return type(self).observe is not KVStorage.observe or self.limit is not None or self.row_codec is not None
 
     @property
     def limit(self) -> int | None:
-        """The most units per KV head of a layer that memory is given for, already during the reading."""
+        """Maximum number of units per KV head of a layer in memory, already during prefill; ``None`` for no limit."""
         return None
 
     @property
-    def rows(self) -> RowCodec | None:
-        """How keys and values lie already while the document is read; ``None``: as the model made them.
+    def row_codec(self) -> RowCodec | None:
+        """Codec of keys and values during prefill; ``None`` keeps the model's dtype.
 
-        Layers with a window of their own stay exact. A reading in rows is frozen as it is, by
-        :mod:`kvcli.storage.row_codec`.
+        Sliding-window layers stay exact. Coded units are frozen unchanged (:mod:`kvcli.storage.row_codec`).
         """
         return None
 
-    def worth(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:  # noqa: ARG002
-        """Where there is a limit: how much units are worth keeping, higher is kept: float32 ``[H_kv, kept + new]``.
+    def pool_scores(self, scores: Tensor, q: Tensor, k: Tensor, pos: Tensor, scale: float) -> Tensor:  # noqa: ARG002
+        """Score all units of a storage with a limit, higher is kept: float32 ``[H_kv, kept + new]``.
 
-        The newer half of the limit stays in any case.
+        The newer half of the limit is always kept.
 
         Args:
-            scores: ``[H_kv, kept]``, what was said of kept units before.
-            q: ``[H, new, D]``, a chunk's queries, rotated.
-            k: ``[H_kv, kept + new, D]``, keys, rotated.
-            pos: ``[H_kv, kept + new]`` int32, places in the document.
+            scores: ``[H_kv, kept]``, the previous scores of kept units.
+            q: ``[H, new, D]``, a chunk's rotated queries.
+            k: ``[H_kv, kept + new, D]``, rotated keys.
+            pos: ``[H_kv, kept + new]`` int32, positions in the document.
             scale: factor on the logits.
         """
         raise TypeError(f"the policy '{self.name}' has a limit and does not define worth()")
 
     def observed_nbytes(self, spec: ModelSpec, layer: int, tokens: int) -> int:
-        """Bytes of what :meth:`observe` has gathered of a layer after ``tokens``, on the device and on disk."""
+        """Return the bytes of a layer's observed statistics after ``tokens``, on the device and on disk."""
         del spec, layer, tokens
         return 0
 
-    def unit(self, spec: ModelSpec, layer: int) -> int:
-        """Bytes of one unit's key and value in one KV head of a layer while the document is read."""
-        if self.rows is None or spec.sliding[layer] is not None:
+    def unit_nbytes(self, spec: ModelSpec, layer: int) -> int:
+        """Return the bytes of one unit's key and value in one KV head of a layer during prefill."""
+        if self.row_codec is None or spec.sliding[layer] is not None:
             return spec.unit_bytes
-        return 2 * self.rows.width(spec.head_dim)
+        return 2 * self.row_codec.width(spec.head_dim)
 
     def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """Bytes on the device that freezing one layer takes for a moment: keys rotated, and a copy of the values."""
+        """Return the temporary bytes on the device for freezing one layer: rotated keys, and a copy of the values."""
         del layer
         return spec.kv_heads * units * spec.unit_bytes
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
-        """What one layer's ``units`` per KV head will take, staging included; known before anything is read."""
+        """Return the bytes of one layer with ``units`` per KV head, staging included; needs no data."""
         del layer
         return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
 
-    def freeze(self, survivors: KeptUnits) -> StoredLayer:  # noqa: ARG002
-        """Store one layer's survivors for good."""
+    def freeze(self, kept: KeptUnits) -> StoredLayer:  # noqa: ARG002
+        """Store one layer's kept units permanently."""
         raise TypeError(f"the policy '{self.name}' does not define freeze()")

@@ -1,4 +1,4 @@
-"""Survivors as they are, in the model's own dtype."""
+"""Dense storage in the model's dtype."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Dense(KVStorage):
 
     name: ClassVar[str] = "dense"
 
-    def freeze(self, survivors: KeptUnits) -> DenseLayer:
-        """Takes the tensors over without a copy."""
-        return DenseLayer(survivors.k, survivors.v, survivors.pos, survivors.window)
+    def freeze(self, kept: KeptUnits) -> DenseLayer:
+        """Take the tensors over without a copy."""
+        return DenseLayer(kept.k, kept.v, kept.pos, kept.window)
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """Rotated keys and values ``[H_kv, c, D]``, ready for attention."""
+    """Rotated keys and values ``[H_kv, c, D]``."""
 
     k: Tensor
     v: Tensor

@@ -1,4 +1,4 @@
-"""Eight bits per number, one scale per token: the plainest way to halve a context."""
+"""Int8: eight bits per number, one scale per token."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Int8(PackedStorage):
         return quantize(k, 8, tile), quantize(v, 8, tile)
 
     def packed_bytes(self, units: int, dim: int) -> int:
-        """Per token and head ``2 D`` bytes and two pairs of float16."""
+        """Return ``2 D`` bytes and two pairs of float16 per token and head."""
         return units * (2 * dim + 8)

@@ -1,7 +1,7 @@
-"""KIVI: keys quantised per channel, values per token (Liu et al. 2024, arXiv 2402.02750).
+"""KIVI: keys quantized per channel, values per token (Liu et al. 2024, arXiv 2402.02750).
 
-Keys have a few channels that are large in every token; a channel's own scale keeps them from coarsening the others.
-Here everything is packed once, after the last eviction, so there is no residual window, and no group loses members.
+A few key channels are large in every token; a scale per channel keeps them from coarsening the others. Here units are
+packed once, after the last eviction, so there is no residual window, and no group loses members.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Kivi(PackedStorage):
     """Stores 2, 4 or 8 bits per number, keys in groups of tokens per channel, values in groups of channels per token.
 
     Args:
-        bits: of a code; scales come on top (``32 / group`` bits per number).
+        bits: bits of a code; scales add ``32 / group`` bits per number.
         group: numbers that share a scale and an offset.
     """
 
@@ -47,7 +47,6 @@ class Kivi(PackedStorage):
         return quantize(k, self.bits, (self.group, 1)), quantize(v, self.bits, (1, min(self.group, v.shape[2])))
 
     def packed_bytes(self, units: int, dim: int) -> int:
-        """See :meth:`kvcli.storage.packed.PackedStorage.packed_bytes`; the last group of either kind may be a short
-        one."""
+        """See :meth:`kvcli.storage.packed.PackedStorage.packed_bytes`; the last groups may be shorter."""
         groups = -(-units // self.group) * dim + units * -(-dim // self.group)
         return 2 * (units * dim * self.bits // 8) + 4 * groups

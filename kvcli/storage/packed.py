@@ -1,4 +1,4 @@
-"""What holds of few bits share: a layer whose keys and values are packed, and what it takes."""
+"""Common parts of storages with few bits: packing and the packed layer."""
 
 from __future__ import annotations
 
@@ -17,38 +17,40 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
     from kvcli_kernels.quantize import Packed
 
-_BLOCK = 4096  # units of a KV head that are packed at a time; a multiple of any group
-_COPIES = 18  # float32 numbers for each of a block, as measured (docs/results): freed ones stay with the process
+_BLOCK = 4096  # units of a KV head packed at a time; a multiple of any group
+_COPIES = 18  # peak float32 numbers per number of a block, measured (docs/results.md): the process keeps freed memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedStorage(KVStorage):
-    """Packs every number once, when the reading ends; a sliding layer's few units stay as they are."""
+    """Packs every number once, after prefill; sliding-window layers stay dense."""
 
-    def freeze(self, survivors: KeptUnits) -> StoredLayer:
-        """Raises ``ModelError`` for numbers that no float16 scale reaches, and for heads that fill no whole bytes."""
-        k, v = survivors.k, survivors.v
-        if survivors.window is not None:
-            return DenseLayer(k, v, survivors.pos, survivors.window)
+    def freeze(self, kept: KeptUnits) -> StoredLayer:
+        """Pack a layer. Raises ``ModelError`` for numbers beyond a float16 scale, and for rows of no whole bytes."""
+        k, v = kept.k, kept.v
+        if kept.window is not None:
+            return DenseLayer(k, v, kept.pos, kept.window)
         try:
-            return PackedLayer(*self._pack(k, v), survivors.pos, k.dtype, self.rotation(k))
+            return PackedLayer(*self._pack(k, v), kept.pos, k.dtype, self.rotation(k))
         except ValueError as error:
-            raise ModelError(f"{self.name} cannot hold layer {survivors.layer}: {error}", "--kv-bits 16") from None
+            raise ModelError(f"{self.name} cannot hold layer {kept.layer}: {error}", "--kv-bits 16") from None
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
         """See :meth:`kvcli.storage.base.KVStorage.size`."""
-        one = spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
-        return StorageBytes(spec.kv_heads * one, 0)
+        head_bytes = (
+            spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
+        )
+        return StorageBytes(spec.kv_heads * head_bytes, 0)
 
     def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """The keys rotated, and several float32 copies of one block of them."""
+        """Return the bytes of the rotated keys, and of several float32 copies of one block."""
         if spec.sliding[layer] is not None:
             return super().freeze_peak_nbytes(spec, layer, units)
         block = spec.kv_heads * spec.head_dim * min(units, _BLOCK) * 4 * _COPIES
         return block + self.size(spec, layer, units).device + super().freeze_peak_nbytes(spec, layer, units)
 
     def _pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
-        """Block by block, and the same as at once: blocks are whole tiles."""
+        """Pack block by block; blocks are whole tiles, so the result equals packing at once."""
         from kvcli_kernels.quantize import join
 
         starts = range(0, k.shape[1], _BLOCK) or [0]
@@ -56,21 +58,21 @@ class PackedStorage(KVStorage):
         return join([k for k, _ in parts]), join([v for _, v in parts])
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
-        """Keys and values ``[H_kv, c, D]`` in few bits."""
+        """Pack keys and values ``[H_kv, c, D]`` in few bits."""
         raise NotImplementedError
 
     def packed_bytes(self, units: int, dim: int) -> int:
-        """Bytes of one KV head's units."""
+        """Return the bytes of one KV head's units."""
         raise NotImplementedError
 
     def rotation(self, k: Tensor) -> Tensor | None:  # noqa: ARG002
-        """The orthogonal float32 ``[D, D]`` that was applied to rows before they were packed, if any."""
+        """Return the orthogonal float32 ``[D, D]`` applied to rows before packing, or ``None``."""
         return None
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """Packed keys and values of ``[H_kv, c, D]``, and what turned them beforehand."""
+    """Packed keys and values of ``[H_kv, c, D]``, and the rotation applied before packing."""
 
     k: Packed
     v: Packed
@@ -109,7 +111,8 @@ class PackedLayer:
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See :class:`kvcli.storage.base.StoredLayer`. Queries are turned as the keys were, outputs back again."""
+        """Rotate queries as the keys were, attend, and rotate outputs back; see
+        :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.packed_attention import packed_attention
 
         if self.rotation is None:

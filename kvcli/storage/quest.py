@@ -1,4 +1,4 @@
-"""Pages chosen by the largest logit that any of their keys can have (Tang et al. 2024, arXiv 2406.10774)."""
+"""Quest: pages selected by an upper bound on their logits (Tang et al. 2024, arXiv 2406.10774)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quest(KVStorage):
-    """Keeps all units in host memory and attends to the pages whose keys bound the largest logits.
+    """Keeps all units in host memory and attends to the pages with the largest bound on their logits.
 
     Args:
         page: units per page.
         pages: pages that each step attends to.
-        dense: first layers that stay on the device as they are.
+        dense: first layers, which stay dense on the device.
     """
 
     page: int = 16
@@ -37,26 +37,26 @@ class Quest(KVStorage):
         at_least(self, page=1, pages=1, dense=0)
 
     def size(self, spec: ModelSpec, layer: int, units: int) -> StorageBytes:
-        """Least and most of each channel, staging, and the last page."""
-        if self._fits(layer, units):
+        """Count minimum and maximum of each channel, staging, and the last page."""
+        if self._stays_on_device(layer, units):
             return super().size(spec, layer, units)
         n = units // self.page
         staged = self.page * self.pages
         return footprint(spec, units, index=2 * n * spec.head_dim, staged=staged, exact=units % self.page)
 
-    def freeze(self, survivors: KeptUnits) -> StoredLayer:
-        """Least and most of each channel per page go to the index."""
+    def freeze(self, kept: KeptUnits) -> StoredLayer:
+        """Offload the units; minimum and maximum of each channel per page become the index."""
         import torch
 
-        if survivors.window is not None or self._fits(survivors.layer, survivors.k.shape[1]):
-            return keep_on_device(survivors)
+        if kept.window is not None or self._stays_on_device(kept.layer, kept.k.shape[1]):
+            return keep_on_device(kept)
 
         def index(keys: Tensor) -> Bounds:
             return Bounds(Landmarks(torch.cat([keys.amax(2), keys.amin(2)], dim=-1), self.pages))
 
-        return offload(survivors, index, block=self.page)
+        return offload(kept, index, block=self.page)
 
-    def _fits(self, layer: int, units: int) -> bool:
+    def _stays_on_device(self, layer: int, units: int) -> bool:
         return layer < self.dense or units <= self.page * self.pages
 
 
@@ -68,12 +68,12 @@ class Bounds:
 
     @property
     def nbytes(self) -> int:
-        """Two vectors per page."""
+        """Bytes of two vectors per page."""
         return self.pages.nbytes
 
     @property
-    def most(self) -> int:
-        return self.pages.most
+    def max_blocks(self) -> int:
+        return self.pages.max_blocks
 
     def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""

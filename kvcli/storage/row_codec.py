@@ -1,8 +1,7 @@
-"""Units that lie in codes from the moment they are read: a row of bytes for each key and each value, final at once.
+"""Units in codes during prefill: one row of bytes per key and per value, encoded once.
 
-A row's codes depend on its own numbers alone, so neighbours may come and go, and nothing is ever coded twice. Keys are
-coded before RoPE, because their places move when others are evicted; they are rotated each time they are looked at, a
-block of units at a time.
+A row's codes depend on its own numbers alone, so evictions do not affect it. Keys are encoded before RoPE, because
+evictions change positions; a block of keys is rotated each time queries attend to it.
 """
 
 from __future__ import annotations
@@ -19,28 +18,27 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 BLOCK = 2048
-"""Units of a KV head that are unpacked at a time."""
+"""Units of a KV head decoded at a time."""
 
 _NORM = 2  # bytes of a float16
-_NUMBERS = 5  # float32 for each number of a block, at most: looked up, scaled, turned back, rotated, and its parts
+_NUMBERS = 5  # peak float32 numbers per number of a block: looked up, scaled, rotated back, RoPE, and its parts
 
 
 @dataclass(frozen=True)
 class RowCodec:
-    """The codec of :mod:`kvcli.storage.turbo`, row by row: codes, and behind them the factor of the row as a
-    float16."""
+    """The codec of :mod:`kvcli.storage.turbo` per row: codes, followed by the row's factor as a float16."""
 
     bits: int
 
     def width(self, dim: int) -> int:
-        """Bytes of a row of ``dim`` numbers."""
+        """Return the bytes of a row of ``dim`` numbers."""
         return dim * self.bits // 8 + _NORM
 
     def encode(self, x: Tensor) -> Tensor:
-        """``[H, n, D]`` as uint8 ``[H, n, width]``.
+        """Encode ``[H, n, D]`` as uint8 ``[H, n, width]``.
 
         Raises:
-            ValueError: rows that do not fill whole bytes, or that are too long for a float16.
+            ValueError: rows do not fill whole bytes, or a norm exceeds float16.
         """
         import torch
 
@@ -50,7 +48,7 @@ class RowCodec:
         return torch.cat([packed.codes, packed.scale.view(torch.uint8)], dim=2)
 
     def decode_rotated(self, rows: Tensor) -> Tensor:
-        """What rows mean, in the basis that they were turned to: float32 ``[H, n, D]``."""
+        """Decode rows in the rotated basis: float32 ``[H, n, D]``."""
         import torch
 
         from kvcli_kernels.quantize import Packed, book, look_up
@@ -60,13 +58,13 @@ class RowCodec:
         return look_up(Packed(codes, scale, None, self.bits, (1, dim), book(self.bits, rows.device))).mul_(scale)
 
     def decode(self, rows: Tensor) -> Tensor:
-        """What rows mean: float32 ``[H, n, D]``."""
+        """Decode rows: float32 ``[H, n, D]``."""
         x = self.decode_rotated(rows)
         return x @ basis(x)
 
 
 def basis(x: Tensor) -> Tensor:
-    """The rotation that turned rows ``[…, D]`` are in: orthogonal float32 ``[D, D]``."""
+    """Return the rotation of rows ``[…, D]``: orthogonal float32 ``[D, D]``."""
     from kvcli_kernels.quantize import hadamard
 
     return hadamard(x.shape[-1], x.device)
@@ -74,13 +72,13 @@ def basis(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RowLayer:
-    """Kept units of a layer as rows of bytes. What a fill attends to, and, once it is frozen, what questions do.
+    """A layer's kept units as rows of bytes, attended to during prefill and after freezing.
 
     Attributes:
         k, v: uint8 ``[H_kv, c, width]``, keys before RoPE.
-        pos: ``[H_kv, c]`` int32, places in the document.
-        compact: whether keys are rotated to their slots; to their places otherwise.
-        codec: of the rows.
+        pos: ``[H_kv, c]`` int32, positions in the document.
+        compact: whether keys are rotated to their slots; otherwise to their positions in the document.
+        codec: the codec of the rows.
         rotate: the layer's RoPE, ``(x [H_kv, n, D], positions) -> [H_kv, n, D]``.
         dtype: the model's.
     """
@@ -108,24 +106,24 @@ class RowLayer:
         return 0
 
     def keys(self, start: int, stop: int, *, rotated: bool = True) -> Tensor:
-        """Keys of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
+        """Decode the keys of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
         k = self.codec.decode(self.k[:, start:stop]).to(self.dtype)
         return self.rotate(k, range(start, stop) if self.compact else self.pos[:, start:stop].long()) if rotated else k
 
     def values(self, start: int, stop: int) -> Tensor:
-        """Values of these slots."""
+        """Decode the values of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
         return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
 
     @property
     def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
-        return None if self.compact else "keys in codes are turned to their places in the document by the model itself"
+        return None if self.compact else "the model rotates coded keys to their positions in the document at every step"
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         import torch
 
-        parts = [(self.keys(*at), self.values(*at)) for at in blocks(self.k.shape[1])] or [(self.keys(0, 0),) * 2]
+        parts = [(self.keys(*b), self.values(*b)) for b in blocks(self.k.shape[1])] or [(self.keys(0, 0),) * 2]
         k, v = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
         return k, v
 
@@ -133,8 +131,8 @@ class RowLayer:
         return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See :class:`kvcli.storage.base.StoredLayer`. Values are mixed as they were turned; the mixture is turned
-        back."""
+        """See :class:`kvcli.storage.base.StoredLayer`. Values are averaged in the rotated basis; only the average is
+        rotated back."""
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
 
@@ -149,20 +147,20 @@ class RowLayer:
 
 
 def blocks(units: int) -> list[tuple[int, int]]:
-    """Slots ``start, stop`` of each block of so many units."""
+    """List ``start, stop`` of each block of ``units`` slots."""
     return [(start, min(start + BLOCK, units)) for start in range(0, units, BLOCK)]
 
 
 def transient_nbytes(spec: ModelSpec, width: int, units: int, chunk: int) -> int:
-    """Bytes that one layer in rows of ``width`` takes for a moment: the rows at hand, gathered, and a block unpacked.
+    """Return the temporary bytes of one coded layer: all rows once more, and one decoded block.
 
     Args:
         spec: the model.
-        width: bytes of a key's row, and of a value's.
-        units: kept, per KV head.
+        width: bytes of a row.
+        units: kept units per KV head.
         chunk: tokens of a chunk.
     """
     rows = spec.kv_heads * 2 * width * (units + chunk)
     unpacked = spec.kv_heads * min(units, BLOCK) * spec.head_dim * 4 * _NUMBERS
-    terms = 3 * spec.heads * chunk * (spec.head_dim * 4 + 4)  # of the block, of those before it, and of both
+    terms = 3 * spec.heads * chunk * (spec.head_dim * 4 + 4)  # of the block, of earlier blocks, and merged
     return rows + unpacked + terms

@@ -1,4 +1,4 @@
-"""Memory that the layers of one tail use in turn."""
+"""Staging buffers that the layers of one decode cache share."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
 
 class Staging:
-    """Buffers as large as the largest layer wants them, shared by all of them; made when first used, never moved."""
+    """Buffers of the largest layer's size, shared by all layers; allocated at first use, never moved."""
 
     def __init__(self) -> None:
         self.readers = 0
-        self._numbers = 0
+        self._size = 0
         self._buffers: dict[str, Tensor] = {}
-        self._aside: CopyStream | None = None
+        self._copy_stream: CopyStream | None = None
 
-    def join(self, *shape: int) -> int:
-        """A reader says what it will want, before anyone takes anything; returns its number among all readers."""
-        self._numbers = max(self._numbers, prod(shape))
+    def register(self, *shape: int) -> int:
+        """Announce a reader's buffer size before the first use; return the reader's index."""
+        self._size = max(self._size, prod(shape))
         self.readers += 1
         return self.readers - 1
 
-    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """A view ``shape`` of the buffer ``name``, with whatever stands in it: zeros at first."""
+    def buffer(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Return the buffer ``name`` as a view of ``shape``; its contents are kept, zeros at first."""
         if name not in self._buffers:
-            self._buffers[name] = like.new_zeros(self._numbers)
+            self._buffers[name] = like.new_zeros(self._size)
         return self._buffers[name][: prod(shape)].view(shape)
 
-    def aside(self, like: Tensor) -> CopyStream:
-        """The stream that all layers fetch ahead on."""
-        self._aside = self._aside or CopyStream(like.device)
-        return self._aside
+    def copy_stream(self, like: Tensor) -> CopyStream:
+        """Return the stream on which all layers prefetch."""
+        self._copy_stream = self._copy_stream or CopyStream(like.device)
+        return self._copy_stream
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers that were used."""
+        """Bytes of all allocated buffers."""
         return sum(buffer.nbytes for buffer in self._buffers.values())

@@ -1,8 +1,7 @@
-"""TurboQuant: a rotation, then the best code for a Gaussian (Zandieh et al. 2025, arXiv 2504.19874).
+"""TurboQuant: a rotation, then the optimal codes for a Gaussian (Zandieh et al. 2025, arXiv 2504.19874).
 
-Turned by a Hadamard matrix with random signs, the coordinates of any vector look drawn from one Gaussian, so one
-codebook serves all of them, and nothing has to be learnt from the data. Each token stands for itself: neighbours may
-come and go.
+A Hadamard matrix with random signs makes the coordinates of any vector look Gaussian, so one codebook serves all
+vectors and nothing is learned from data. Each token is coded alone, so evictions do not affect the others.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class Turbo(PackedStorage):
     """Stores 2, 4 or 8 bits per number after a rotation, and one norm for each key and each value.
 
     Args:
-        bits: of a code; the norm comes on top (``16 / D`` bits per number).
-        fill: units lie in codes already while the text is read, and are never coded again: the peak falls with a large
-            budget. Keys are then coded before RoPE, and every look at them costs a rotation.
+        bits: bits of a code; the norm adds ``16 / D`` bits per number.
+        fill: store units in codes already during prefill, which lowers the peak of a large budget. Keys are then
+            encoded before RoPE and rotated at every access.
     """
 
     name: ClassVar[str] = "turbo"
@@ -47,14 +46,14 @@ class Turbo(PackedStorage):
         return encode(turn(k), self.bits), encode(turn(v), self.bits)
 
     @property
-    def rows(self) -> RowCodec | None:
+    def row_codec(self) -> RowCodec | None:
         """See :attr:`kvcli.storage.base.KVStorage.rows`."""
         return RowCodec(self.bits) if self.fill else None
 
     def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
-        """See :meth:`kvcli.storage.base.KVStorage.freeze_peak_nbytes`; rows are taken over, or copied at most."""
+        """See :meth:`kvcli.storage.base.KVStorage.freeze_peak_nbytes`; rows are taken over, or at most copied."""
         return (
-            spec.kv_heads * units * self.unit(spec, layer)
+            spec.kv_heads * units * self.unit_nbytes(spec, layer)
             if self.fill
             else super().freeze_peak_nbytes(spec, layer, units)
         )
@@ -66,5 +65,5 @@ class Turbo(PackedStorage):
         return hadamard(k.shape[2], k.device)
 
     def packed_bytes(self, units: int, dim: int) -> int:
-        """Per token and head two rows of codes and two float16."""
+        """Return the bytes of two rows of codes and two float16 per token and head."""
         return 2 * units * (dim * self.bits // 8 + 2)

@@ -1,5 +1,5 @@
-"""What holds share that keep every unit in host memory and bring a few to the device for each step.
+"""Common parts of storages that keep units in host memory and fetch a few blocks per step.
 
-A *store* gives blocks of keys and values, an *index* on the device says which blocks a query wants, and a *reader*
-stages them. A hold is a choice of the first two.
+A *store* holds blocks of keys and values, an *index* on the device selects blocks for a query, and a *reader* stages
+them. A storage is a choice of store and index.
 """

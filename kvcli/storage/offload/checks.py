@@ -1,4 +1,4 @@
-"""What hyper-parameters may be."""
+"""Checks of hyper-parameters."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from kvcli.storage.base import KVStorage
 
 
-def at_least(hold: KVStorage, **least: float) -> None:
-    """Raises ``UsageError`` where a field is below its least value."""
+def at_least(storage: KVStorage, **least: float) -> None:
+    """Raise ``UsageError`` if a field is below its minimum."""
     for key, value in least.items():
-        if not getattr(hold, key) >= value:
-            raise UsageError(f"{hold.name}: {key} must be {value:g} or more, got {getattr(hold, key):g}")
+        if not getattr(storage, key) >= value:
+            raise UsageError(f"{storage.name}: {key} must be {value:g} or more, got {getattr(storage, key):g}")

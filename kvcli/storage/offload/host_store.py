@@ -1,4 +1,4 @@
-"""Where blocks come from."""
+"""Block stores: blocks of keys and values in host memory."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ class BlockStore(Protocol):
 
     @property
     def dynamic_reason(self) -> str | None:
-        """See :class:`kvcli.storage.base.StoredLayer`, of what ``bring`` does on a card."""
+        """Why ``fetch`` on a GPU is not static (see :class:`kvcli.storage.base.StoredLayer`), or ``None``."""
         ...
 
-    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
-        """Keys, rotated, and values of blocks into staging slots; those that no block is wanted in stay as they are.
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, copy_stream: CopyStream) -> None:
+        """Copy rotated keys and values of blocks to staging slots; slots without a selected block stay unchanged.
 
         Args:
             ids: int64 ``[H_kv, K]``, ``count`` for none.
-            slots: int64 ``[H_kv, K]``, where ``staged`` has them, -1 where it does not.
+            slots: int64 ``[H_kv, K]``, the slots in ``staged``, -1 if a block is not staged.
             staged: ``[H_kv, S, block, D]``.
-            out: ``[H_kv, K, block, D]``; no part of ``staged``.
-            aside: for what may be done meanwhile; it is over for whoever is told something on the main stream next.
+            out: ``[H_kv, K, block, D]``; must not overlap ``staged``.
+            copy_stream: a stream for concurrent copies; they end before the main stream's next work.
         """
         ...
 
     def dense(self) -> tuple[Tensor, Tensor]:
-        """All units of the layer ``[H_kv, n, D]`` on the device, those outside blocks included."""
+        """Return all units of the layer ``[H_kv, n, D]`` on the device, including those outside blocks."""
         ...
 
 
 @dataclass(frozen=True)
 class HostStore:
-    """Rotated keys and values of a layer in host memory, pinned where the device is a card.
+    """Rotated keys and values of a layer in host memory, pinned for a GPU.
 
     Attributes:
         k, v: ``[H_kv, n, D]`` in host memory.
-        device: where blocks go.
+        device: the device that blocks are copied to.
         block: units per block.
         first: units before the first block.
         count: blocks per KV head.
@@ -84,10 +84,10 @@ class HostStore:
 
     @property
     def dynamic_reason(self) -> None:
-        """A kernel reads pinned memory as it lies."""
+        """``None``: a kernel reads pinned memory directly."""
         return None
 
-    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:  # noqa: ARG002
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, copy_stream: CopyStream) -> None:  # noqa: ARG002
         """See :class:`BlockStore`."""
         for x, old, new in zip((self.k, self.v), staged, out, strict=True):
             rows(x, self.first, self.count, self.block, ids, slots, old, new)
@@ -98,21 +98,21 @@ class HostStore:
 
 
 def blocks(x: Tensor, first: int, count: int, block: int) -> Tensor:
-    """``[H_kv, n, D]`` as ``[H_kv, count, block, D]``, a view of ``count * block`` units from ``first`` on."""
+    """View ``count * block`` units of ``[H_kv, n, D]`` from ``first`` on as ``[H_kv, count, block, D]``."""
     return x[:, first : first + count * block].view(x.shape[0], count, block, x.shape[2])
 
 
 def rows(
     x: Tensor, first: int, count: int, block: int, ids: Tensor, slots: Tensor, staged: Tensor, out: Tensor
 ) -> None:
-    """Blocks of ``x [H_kv, n, D]`` into ``out``; arguments as for :func:`blocks` and :meth:`BlockStore.fetch`."""
+    """Copy blocks of ``x [H_kv, n, D]`` to ``out``; arguments as for :func:`blocks` and :meth:`BlockStore.fetch`."""
     from kvcli_kernels.gather import gather
 
     gather(blocks(x, first, count, block).flatten(2), staged.flatten(2), ids, slots, out.flatten(2))
 
 
 def to_host(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` in host memory: itself where it is there as it should be, else a copy; pinned for a card."""
+    """Return ``x`` in host memory, pinned if ``device`` is a GPU; copies only if necessary."""
     import torch
 
     pinned = device.type == "cuda"

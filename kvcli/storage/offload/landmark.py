@@ -1,4 +1,4 @@
-"""An index of one vector per block."""
+"""An index with one vector per block."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The ``most`` blocks that :func:`kvcli_kernels.landmarks.select_blocks` prefers.
+    """Landmark vectors; :func:`kvcli_kernels.landmarks.select_blocks` selects ``max_blocks`` of their blocks.
 
     Attributes:
         vectors: ``[H_kv, N, D]``.
-        most: blocks per KV head.
-        names: int32 ``[H_kv, N]``, ascending: which block each vector stands for, where some have none.
+        max_blocks: blocks per KV head.
+        block_ids: int32 ``[H_kv, N]``, ascending: each vector's block, if some blocks have no vector.
     """
 
     vectors: Tensor
-    most: int
-    names: Tensor | None = None
+    max_blocks: int
+    block_ids: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        """The vectors, and their names."""
-        return self.vectors.nbytes + (0 if self.names is None else self.names.nbytes)
+        """Bytes of vectors and block ids."""
+        return self.vectors.nbytes + (0 if self.block_ids is None else self.block_ids.nbytes)
 
     def select(self, q: Tensor, scale: float) -> Selection:
         """See :class:`kvcli.storage.offload.layer.Index`."""
         from kvcli_kernels.landmarks import select_blocks
 
-        found = select_blocks(q, self.vectors, scale, self.most)
-        return Selection(found if self.names is None else self.names.gather(1, found).long())
+        ids = select_blocks(q, self.vectors, scale, self.max_blocks)
+        return Selection(ids if self.block_ids is None else self.block_ids.gather(1, ids).long())

@@ -1,4 +1,4 @@
-"""A held layer of which a few blocks at a time come to the device."""
+"""A stored layer in host memory, of which a few blocks at a time are fetched to the device."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """Blocks that queries want: int64 ``[H_kv, K]``, ascending, of which the first ``lengths [H_kv]`` count.
+    """Selected blocks: int64 ``[H_kv, K]``, ascending, of which the first ``lengths [H_kv]`` are valid.
 
-    ``lengths = None`` is all of them; what does not count is numbered ``Store.count``.
+    ``lengths = None``: all are valid. Invalid entries equal the store's ``count``.
     """
 
     ids: Tensor
@@ -29,29 +29,29 @@ class Selection(NamedTuple):
 
 
 class Index(Protocol):
-    """What is known of a layer's blocks on the device."""
+    """An index of a layer's blocks, on the device."""
 
     @property
     def nbytes(self) -> int: ...
 
     @property
-    def most(self) -> int:
-        """The most blocks that it ever chooses per KV head."""
+    def max_blocks(self) -> int:
+        """Maximum number of blocks per KV head in a selection."""
         ...
 
     def select(self, q: Tensor, scale: float) -> Selection:
-        """The blocks that rotated queries ``[H, m, D]`` want, one choice for all of them."""
+        """Select blocks for rotated queries ``[H, m, D]``: one selection for all of them."""
         ...
 
 
 @dataclass(frozen=True)
 class Offloaded:
-    """Everything in a store, an index over its blocks, and some units always at hand.
+    """A store, an index over its blocks, and some units that stay on the device.
 
     Attributes:
         k, v: ``[H_kv, e, D]`` on the device, attended to by every query.
         pos: ``[H_kv, c]``.
-        predicted: queries are guessed a layer ahead (see :class:`PrefetchingReader`).
+        predicted: whether queries are predicted a layer ahead (see :class:`PrefetchingReader`).
     """
 
     store: BlockStore
@@ -64,18 +64,18 @@ class Offloaded:
 
     @property
     def nbytes(self) -> int:
-        """Index, what is always at hand, and what stays staged between steps."""
+        """Bytes of the index, of resident units, and of blocks that stay staged between steps."""
         staged = 0 if self.predicted else self._staged
         return self.index.nbytes + self.store.nbytes + self.k.nbytes + self.v.nbytes + staged
 
     @property
     def shared_nbytes(self) -> int:
-        """What is on its way: where it is fetched ahead, that of this layer and of the one before it."""
+        """Bytes of fetched blocks: with prefetching, those of two layers."""
         return self._staged * (2 if self.predicted else 1)
 
     @property
     def _staged(self) -> int:
-        return 2 * self.index.most * self.store.block * self.k.shape[0] * self.k.shape[2] * self.k.itemsize
+        return 2 * self.index.max_blocks * self.store.block * self.k.shape[0] * self.k.shape[2] * self.k.itemsize
 
     @property
     def host_nbytes(self) -> int:
@@ -87,7 +87,7 @@ class Offloaded:
         from kvcli_kernels.backend import on_triton
 
         if self.k.is_cuda and not on_triton(self.k):
-            return "without triton the host must know which blocks are fetched"
+            return "without triton the host must know which blocks to fetch"
         return self.store.dynamic_reason
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class Offloaded:
         return self.store.dense()
 
     def begin(self, staging: Staging | None = None) -> BlockReader:
-        """A reader with nothing staged yet."""
+        """Open a reader with nothing staged."""
         kind = PrefetchingReader if self.predicted else BlockReader
         return kind(self, Staging() if staging is None else staging)
 
@@ -105,121 +105,123 @@ class Offloaded:
 
 
 class BlockReader:
-    """One tail's view of an offloaded layer: what the last step fetched is not fetched again.
+    """One decode cache's reader of an offloaded layer; it does not fetch again what the last step fetched.
 
-    Staged blocks stand in the order of the text, so that an answer depends on what is chosen and never on what was
-    there before. Buffers neither move nor change size, and what a step leaves for the next is in them and nowhere else,
-    so that a step can be captured.
+    Staged blocks are in document order, so that results depend on the selection alone, never on earlier steps. Buffers
+    never move or resize and contain all state between steps, so that a CUDA graph can capture a step.
 
     Attributes:
-        chosen: the last choice.
+        last_selection: the selection of the last step.
     """
 
-    def __init__(self, held: Offloaded, staging: Staging) -> None:
+    def __init__(self, layer: Offloaded, staging: Staging) -> None:
         import torch
 
-        self.held, self.staging = held, staging
-        self.chosen: Selection | None = None
-        self._shape = (held.k.shape[0], held.index.most, held.store.block, held.k.shape[2])
-        self._number = staging.join(*self._shape)
-        self._counts = torch.zeros(2, dtype=torch.long, device=held.k.device)
+        self.layer, self.staging = layer, staging
+        self.last_selection: Selection | None = None
+        self._shape = (layer.k.shape[0], layer.index.max_blocks, layer.store.block, layer.k.shape[2])
+        self._reader_id = staging.register(*self._shape)
+        self._counts = torch.zeros(2, dtype=torch.long, device=layer.k.device)
 
     @cached_property
     def _staged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the last step chose, and its blocks; made when first used, written to in place from then on."""
-        ids = self._counts.new_full(self._shape[:2], self.held.store.count)
-        return ids, self.held.k.new_zeros(self._shape), self.held.k.new_zeros(self._shape)
+        """The last step's selection and its blocks; allocated at first use, then updated in place."""
+        ids = self._counts.new_full(self._shape[:2], self.layer.store.count)
+        return ids, self.layer.k.new_zeros(self._shape), self.layer.k.new_zeros(self._shape)
 
     @property
     def hits(self) -> int:
-        """Blocks that were staged already; those of the steps that warm a recording up are counted, too."""
+        """Number of blocks that were staged already, including warm-up steps of a CUDA graph."""
         return int(self._counts[0])
 
     @property
     def misses(self) -> int:
-        """Blocks that were fetched."""
+        """Number of fetched blocks."""
         return int(self._counts[1])
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
-        """See :class:`kvcli.storage.base.StoredLayer`; all queries stand behind the context."""
+        """Attend to selected and resident units; see :class:`kvcli.storage.base.StoredLayer`. Queries follow the
+        context."""
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
         from kvcli_kernels.varlen import varlen_attention
 
-        choice, k, v = self._at_hand(q, scale)
-        self.chosen = choice
-        term = varlen_attention(q, k.flatten(1, 2), v.flatten(1, 2), scale, choice.lengths)
-        if self.held.k.shape[1]:
-            term = merge(term, attention(q, self.held.k, self.held.v, scale, q_start))
+        selection, k, v = self._fetch_selected(q, scale)
+        self.last_selection = selection
+        term = varlen_attention(q, k.flatten(1, 2), v.flatten(1, 2), scale, selection.lengths)
+        if self.layer.k.shape[1]:
+            term = merge(term, attention(q, self.layer.k, self.layer.v, scale, q_start))
         return term
 
-    def _at_hand(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
-        """What queries want, and its keys and values ``[H_kv, K, block, D]``."""
-        choice, (ids, k, v) = self.held.index.select(q, scale), self._staged
-        new_k, new_v = (self.staging.take(name, k, *self._shape) for name in ("k0", "v0"))
-        self._bring(choice.ids, self._slots(ids, choice.ids), (k, v), (new_k, new_v))
-        ids.fill_(self.held.store.count)  # whoever is interrupted from here on has nothing staged
+    def _fetch_selected(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
+        """Select blocks for queries; return them with their keys and values ``[H_kv, K, block, D]``."""
+        selection, (ids, k, v) = self.layer.index.select(q, scale), self._staged
+        new_k, new_v = (self.staging.buffer(name, k, *self._shape) for name in ("k0", "v0"))
+        self._fetch_blocks(selection.ids, self._slots(ids, selection.ids), (k, v), (new_k, new_v))
+        ids.fill_(self.layer.store.count)  # an interruption from here on leaves nothing staged
         k.copy_(new_k)
         v.copy_(new_v)
-        ids.copy_(choice.ids)
-        return choice, k, v
+        ids.copy_(selection.ids)
+        return selection, k, v
 
     def _slots(self, old: Tensor, ids: Tensor) -> Tensor:
-        """Where blocks are staged, -1 for those that are not."""
+        """Return the staging slots of blocks, -1 for those not staged."""
         import torch
 
-        at = torch.searchsorted(old, ids).clamp_(max=old.shape[1] - 1)
-        return at.masked_fill((ids == self.held.store.count) | (old.gather(1, at) != ids), -1)
+        slots = torch.searchsorted(old, ids).clamp_(max=old.shape[1] - 1)
+        return slots.masked_fill((ids == self.layer.store.count) | (old.gather(1, slots) != ids), -1)
 
-    def _bring(self, ids: Tensor, slots: Tensor, staged: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]) -> None:
+    def _fetch_blocks(
+        self, ids: Tensor, slots: Tensor, staged: tuple[Tensor, Tensor], out: tuple[Tensor, Tensor]
+    ) -> None:
         import torch
 
         hits = slots >= 0
-        self._counts += torch.stack([hits.sum(), ((ids < self.held.store.count) & ~hits).sum()])
-        self.held.store.fetch(ids, slots, staged, out, self.staging.aside(ids))
+        self._counts += torch.stack([hits.sum(), ((ids < self.layer.store.count) & ~hits).sum()])
+        self.layer.store.fetch(ids, slots, staged, out, self.staging.copy_stream(ids))
 
 
 class PrefetchingReader(BlockReader):
-    """A reader that chooses and fetches for a guess of its queries, where there is one.
+    """A reader that selects and fetches for predicted queries, if there are any.
 
-    Layers take turns with two buffers: one is attended to while the other is filled for the layer that follows. So
-    nothing stays staged from step to step.
+    Two buffers alternate between layers: one is attended to while the next layer's blocks arrive in the other. Nothing
+    stays staged between steps.
     """
 
-    def __init__(self, held: Offloaded, staging: Staging) -> None:
-        super().__init__(held, staging)
-        self._ahead: tuple[tuple[Selection, Tensor, Tensor], Any, Tensor] | None = None
+    def __init__(self, layer: Offloaded, staging: Staging) -> None:
+        super().__init__(layer, staging)
+        self._prefetched: tuple[tuple[Selection, Tensor, Tensor], Any, Tensor] | None = None
 
     def prefetch(self, q: Tensor, scale: float) -> None:
         """See :class:`kvcli.storage.base.Prefetching`."""
-        aside = self.staging.aside(q)
-        with aside.run():
+        copy_stream = self.staging.copy_stream(q)
+        with copy_stream.run():
             fetched = self._fetch(q, scale)
-        self._ahead = fetched, aside.mark(), q  # which is read aside, and lives until then
+        self._prefetched = fetched, copy_stream.mark(), q  # the copy stream reads q, so q must live until the join
 
-    def _at_hand(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
-        ahead, self._ahead = self._ahead, None
-        if ahead is None:
+    def _fetch_selected(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
+        prefetched, self._prefetched = self._prefetched, None
+        if prefetched is None:
             return self._fetch(q, scale)
-        fetched, mark, _ = ahead
-        self.staging.aside(q).join(mark)
+        fetched, mark, _ = prefetched
+        self.staging.copy_stream(q).join(mark)
         return fetched
 
     def _fetch(self, q: Tensor, scale: float) -> tuple[Selection, Tensor, Tensor]:
-        choice, turn = self.held.index.select(q, scale), self._number % 2
-        k, v = (self.staging.take(f"{name}{turn}", self.held.k, *self._shape) for name in "kv")
-        self._bring(choice.ids, choice.ids.new_full(choice.ids.shape, -1), (k, v), (k, v))
-        return choice, k, v
+        selection, buffer_index = self.layer.index.select(q, scale), self._reader_id % 2
+        k, v = (self.staging.buffer(f"{name}{buffer_index}", self.layer.k, *self._shape) for name in "kv")
+        self._fetch_blocks(selection.ids, selection.ids.new_full(selection.ids.shape, -1), (k, v), (k, v))
+        return selection, k, v
 
 
-def keep_on_device(survivors: KeptUnits) -> DenseLayer:
-    """All of a layer on the device: windows, first layers, documents within the budget."""
-    k = survivors.k
-    return DenseLayer(k, survivors.v.to(k.device), survivors.pos, survivors.window)
+def keep_on_device(kept: KeptUnits) -> DenseLayer:
+    """Store a layer densely: sliding windows, first layers, documents within the budget."""
+    k = kept.k
+    return DenseLayer(k, kept.v.to(k.device), kept.pos, kept.window)
 
 
 def offload(
-    survivors: KeptUnits,
+    kept: KeptUnits,
     index: Callable[[Tensor], Index],
     *,
     block: int,
@@ -227,18 +229,18 @@ def offload(
     last: int = 0,
     predicted: bool = False,
 ) -> Offloaded:
-    """A layer in host memory, but for its ``first`` and at least ``last`` units and what does not fill a block.
+    """Offload a layer, except ``first`` units, at least ``last`` units, and the remainder of a block.
 
     Args:
-        survivors: of a layer without a window.
-        index: makes one from the rotated keys ``[H_kv, N, block, D]`` of all blocks.
+        kept: units of a layer without a window.
+        index: builds an index from the rotated keys ``[H_kv, N, block, D]`` of all blocks.
         block: units per block.
-        first, last: units always at hand.
+        first, last: units that stay on the device.
         predicted: as for :class:`Offloaded`.
     """
     import torch
 
-    k, v, n = survivors.k, survivors.v, survivors.k.shape[1]
+    k, v, n = kept.k, kept.v, kept.k.shape[1]
     count = max(0, n - first - last) // block
     outside = torch.cat([torch.arange(first), torch.arange(first + count * block, n)]).to(k.device)
     store = HostStore(to_host(k, k.device), to_host(v, k.device), k.device, block, first, count)
@@ -247,7 +249,7 @@ def offload(
         index(blocks(k, first, count, block)),
         k[:, outside],
         v[:, outside.to(v.device)].to(k.device),
-        survivors.pos,
+        kept.pos,
         predicted,
     )
 
@@ -255,8 +257,12 @@ def offload(
 def footprint(
     spec: ModelSpec, units: int, *, index: int, staged: int, exact: int, predicted: bool = False
 ) -> StorageBytes:
-    """What such a layer takes: ``index`` in numbers of the model's dtype per KV head, the others in units of one."""
-    number = spec.unit_bytes // (2 * spec.head_dim)
-    one = spec.kv_heads * spec.unit_bytes
-    own, shared = (0, 2 * staged) if predicted else (staged, staged)
-    return StorageBytes(spec.kv_heads * index * number + (own + exact) * one, units * one, shared * one)
+    """Return the bytes of an offloaded layer: ``index`` in numbers per KV head, the other arguments in units of one."""
+    number_bytes = spec.unit_bytes // (2 * spec.head_dim)
+    unit_bytes = spec.kv_heads * spec.unit_bytes
+    staged_here, shared = (0, 2 * staged) if predicted else (staged, staged)
+    return StorageBytes(
+        spec.kv_heads * index * number_bytes + (staged_here + exact) * unit_bytes,
+        units * unit_bytes,
+        shared * unit_bytes,
+    )

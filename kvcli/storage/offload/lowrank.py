@@ -1,4 +1,4 @@
-"""Keys as one low-rank factorisation, values in host memory."""
+"""A block store with keys as a low-rank factorization and values in host memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PIECE = 4096  # rows that are multiplied at a time
 
 
 def factorise(keys: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best factors of a rank: ``keys ≈ coefficients @ basis``.
+    """Compute the best factors of a rank: ``keys ≈ coefficients @ basis``.
 
-    The right singular vectors are the eigenvectors of the Gram matrix, which is summed piece by piece, so that nothing
-    of the text's length is decomposed; the error is that of the SVD.
+    The right singular vectors are the eigenvectors of the Gram matrix, which is summed piece by piece; so no matrix of
+    the text's length is decomposed. The error is that of the SVD.
 
     Args:
         keys: ``[n, M]``.
@@ -47,11 +47,11 @@ class LowRankStore:
         coefficients: ``[count * block, r]``.
         basis: ``[H_kv, r, D]``.
         v: ``[H_kv, n, D]`` in host memory.
-        pos: int32 ``[H_kv, n]`` where positions are places in the document, ``None`` where they are slots.
+        pos: int32 ``[H_kv, n]`` if RoPE positions are document positions, ``None`` if they are slots.
         rotate: the layer's RoPE.
-        exact: units outside blocks and outliers, int64 ``[H_kv, e]`` slots and their rotated keys ``[H_kv, e, D]``.
+        exact: int64 slots ``[H_kv, e]`` of dense units and their rotated keys ``[H_kv, e, D]``.
         block, count: units per block, blocks per KV head; the first is at slot 0.
-        angles: cos and sin of all positions, the layers' own table, where ``rotate`` turns halves as pairs.
+        angles: cos and sin of all positions, shared by the layers, if ``rotate`` treats halves as pairs.
     """
 
     coefficients: Tensor
@@ -66,50 +66,49 @@ class LowRankStore:
 
     @property
     def nbytes(self) -> int:
-        """Both factors; the exact keys are the held layer's."""
+        """Bytes of both factors; the stored layer counts the exact keys."""
         return self.coefficients.nbytes + self.basis.nbytes
 
     @property
     def host_nbytes(self) -> int:
-        """Values."""
+        """Bytes of the values."""
         return self.v.nbytes
 
     @property
     def dynamic_reason(self) -> str | None:
-        """Without a table of angles only missed keys are made, by the model, and the host must know how many."""
+        """Without a table of angles the model rotates only missed keys, and the host must know how many."""
         if self.angles is not None:
             return None
-        return "shadowkv has missed keys turned by the model itself, as many as there are"
+        return "the model rotates shadowkv's missed keys, whose number varies"
 
-    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, aside: CopyStream) -> None:
-        """See :class:`kvcli.storage.offload.host_store.BlockStore`.
+    def fetch(self, ids: Tensor, slots: Tensor, staged: Pair, out: Pair, copy_stream: CopyStream) -> None:
+        """Copy values while keys are reconstructed; see :class:`kvcli.storage.offload.host_store.BlockStore`.
 
-        Values travel while keys are reconstructed and rotated, and the host waits for neither, but where a model turns
-        in its own way.
+        The host waits for neither, unless the model has its own rotation.
         """
         from kvcli_kernels.gather import gather
         from kvcli_kernels.reconstruct import reconstruct
 
-        with aside.run():
+        with copy_stream.run():
             rows(self.v, 0, self.count, self.block, ids, slots, staged[1], out[1])
-        there, (k, at_hand) = aside.mark(), (out[0], staged[0].flatten(2))
-        gather(at_hand, at_hand, ids.new_full(ids.shape, at_hand.shape[1]), slots, k.flatten(2))
+        values_copied, (k, staged_k) = copy_stream.mark(), (out[0], staged[0].flatten(2))
+        gather(staged_k, staged_k, ids.new_full(ids.shape, staged_k.shape[1]), slots, k.flatten(2))
         missed = (slots < 0) & (ids < self.count)
         if self.angles is None:
-            heads, at = missed.nonzero(as_tuple=True)
-            k[heads, at] = self.keys(heads, ids[heads, at])
+            heads, columns = missed.nonzero(as_tuple=True)
+            k[heads, columns] = self.keys(heads, ids[heads, columns])
         else:
             reconstruct(self.coefficients, self.basis, ids.masked_fill(~missed, -1), self.pos, *self.angles, k)
-        aside.join(there)
+        copy_stream.join(values_copied)
 
     def keys(self, heads: Tensor, ids: Tensor) -> Tensor:
-        """Keys ``[M, block, D]`` of ``M`` blocks, named by head, in order, and number; rotated as the model does it."""
+        """Reconstruct and rotate the keys ``[M, block, D]`` of ``M`` blocks, given by sorted heads and block ids."""
         import torch
 
         slots = ids[:, None] * self.block + torch.arange(self.block, device=ids.device)  # [M, block]
         factors = self.coefficients[slots]
         counts = torch.bincount(heads, minlength=len(self.basis)).tolist()
-        # One product per block whatever else is missed, so that a key never depends on its company.
+        # One product per block, so that a key does not depend on the other missed blocks.
         k = torch.cat(
             [
                 torch.bmm(part, basis.expand(len(part), -1, -1))
@@ -123,7 +122,7 @@ class LowRankStore:
         slots, keys = self.exact
         end = self.count * self.block
         k = self.v.new_zeros(self.v.shape, device=keys.device)
-        places = range(end) if self.pos is None else self.pos[:, :end].long()
-        k[:, :end] = self.rotate(self.coefficients @ self.basis, places)
+        rope_positions = range(end) if self.pos is None else self.pos[:, :end].long()
+        k[:, :end] = self.rotate(self.coefficients @ self.basis, rope_positions)
         k.scatter_(1, slots.unsqueeze(-1).expand(keys.shape), keys)
         return k, self.v.to(keys.device)

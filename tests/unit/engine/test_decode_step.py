@@ -61,7 +61,7 @@ def apart(model, plain: DecodeCache, other: DecodeCache, step) -> float:
 
 
 def readers(begun: DecodeCache) -> list[BlockReader]:
-    return [held for held in begun.held if isinstance(held, BlockReader)]
+    return [held for held in begun.context_layers if isinstance(held, BlockReader)]
 
 
 def memory(begun: DecodeCache) -> list[int]:
@@ -144,7 +144,7 @@ def test_who_is_interrupted_leaves_nothing_wrong(model, name: str, at: int, monk
         reader.attend(q[1], 0.3, 99)
     monkeypatch.undo()
     for one in (q[1], q[2], q[0]):
-        warm, cold = reader.attend(one, 0.3, 99), reader.held.begin().attend(one, 0.3, 99)
+        warm, cold = reader.attend(one, 0.3, 99), reader.layer.begin().attend(one, 0.3, 99)
         assert torch.equal(warm[0], cold[0])
 
 

@@ -48,7 +48,7 @@ def turns(model: Model, recipe: str) -> list[torch.Tensor]:
     context = drain(prefill(model, tiny.document(50), parse(recipe), chunk=16))
     indices = [layer.index for layer in context.layers if layer.host_nbytes]
     assert all(isinstance(index, PartialKeys) for index in indices)
-    return [index.turn for index in indices]
+    return [index.rotation for index in indices]
 
 
 def test_it_is_the_second_moment_of_that_text(model) -> None:

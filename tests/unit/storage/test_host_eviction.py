@@ -11,7 +11,7 @@ from kvcli.errors import UsageError
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from kvcli.storage.infinigen import InfiniGen
-from kvcli.storage.offload.host_eviction import MOST, worth
+from kvcli.storage.offload.host_eviction import COUNTER_LIMIT, pool_scores
 from tests import tiny
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 from tests.unit.storage.test_infinigen import draw
@@ -78,9 +78,9 @@ def test_a_limited_pool_answers_and_is_what_was_planned(model, victims: str) -> 
 def test_who_was_wanted_is_worth_more() -> None:
     pos, wanted = torch.arange(6).int().expand(1, -1), torch.tensor([[True, False, False, True, False, False]])
     scores = torch.tensor([[3.0, 1, 0, 0]])
-    assert worth("counter", scores, wanted, pos).tolist() == [[4, 1, 0, 1, 0, 0]]
-    assert worth("lru", scores, wanted, pos).tolist() == [[5, 1, 0, 5, 4, 5]]
-    assert worth("fifo", scores, wanted, pos).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert pool_scores("counter", scores, wanted, pos).tolist() == [[4, 1, 0, 1, 0, 0]]
+    assert pool_scores("lru", scores, wanted, pos).tolist() == [[5, 1, 0, 5, 4, 5]]
+    assert pool_scores("fifo", scores, wanted, pos).tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_counters_saturate_safely() -> None:
@@ -88,8 +88,8 @@ def test_counters_saturate_safely() -> None:
     pos, scores = torch.arange(3).int().expand(2, -1), torch.zeros(2, 3)
     for step in range(1000):
         wanted = torch.tensor([[True, step % 2 == 0, False], [step < 9, False, False]])
-        scores = worth("counter", scores, wanted, pos)
-        assert float(scores.max()) <= MOST
+        scores = pool_scores("counter", scores, wanted, pos)
+        assert float(scores.max()) <= COUNTER_LIMIT
     assert float(scores[0, 0]) > float(scores[0, 1]) > float(scores[0, 2]) == 0
     assert scores[1].tolist() == [9, 0, 0]
 
@@ -99,7 +99,7 @@ def test_wanted_is_what_the_last_queries_would_fetch() -> None:
     q, k = draw(2, 1, 8), draw(1, 5, 8, seed=1)
     logits = q[:, 0] @ k[0, :4].T * 0.5
     wanted = (logits >= logits.amax(1, keepdim=True) - 0.7).any(0)
-    found = InfiniGen(alpha=0.7, cap=1, pool=9).worth(torch.zeros(1, 4), q, k, torch.arange(5).int()[None], 0.5)
+    found = InfiniGen(alpha=0.7, cap=1, pool=9).pool_scores(torch.zeros(1, 4), q, k, torch.arange(5).int()[None], 0.5)
     assert found.tolist() == [[*wanted.float().tolist(), 0]]
 
 

@@ -220,7 +220,7 @@ def test_staging_neither_moves_nor_grows_and_takes_what_was_said(model, family: 
         answer(model(family), tail, tiny.document(5, seed=seed), count=3)
         own = [
             t
-            for r in tail.held
+            for r in tail.context_layers
             if isinstance(r, BlockReader) and not isinstance(r, PrefetchingReader)
             for t in r._staged[1:]
         ]

@@ -37,7 +37,7 @@ def test_the_error_is_that_of_the_tail_singular_values(rank: int, n: int) -> Non
 def test_outliers_never_appear_among_the_landmarks(model, chunk: int) -> None:
     layers, _ = held(model(), f"full+shadowkv(rank=8, chunk={chunk}, chunks=2, outliers=5)")
     for layer in layers:
-        store, names = layer.store, layer.index.names
+        store, names = layer.store, layer.index.block_ids
         assert isinstance(store, LowRankStore)
         for head, marks in enumerate(names.tolist()):
             odd = set((store.exact[0][head, : 5 * chunk] // chunk).tolist())
@@ -53,7 +53,7 @@ def test_outliers_are_the_chunks_least_like_their_mean(model) -> None:
         parts = keys[:, : layer.store.count * 4].view(keys.shape[0], -1, 4, keys.shape[2])
         cos = torch.cosine_similarity(parts, parts.mean(2, keepdim=True), dim=-1).amin(-1)
         for head, values in enumerate(cos):
-            names = layer.index.names[head].long()
+            names = layer.index.block_ids[head].long()
             odd = layer.store.exact[0][head, :12:4] // 4
             assert float(values[odd].max()) <= float(values[names].min())
 
