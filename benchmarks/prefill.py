@@ -61,7 +61,7 @@ def stopwatch(parts: dict[str, float]) -> Any:
         (ModelRotary, "rotate", "rotation"),
         (Keydiff, "rescore", "scoring"),
         (prefill_cache, "select", "selection"),
-        (prefill_cache.PrefillCacheLayer, "_keep_best", "evict"),
+        (prefill_cache.PrefillCacheLayer, "_evict", "evict"),
         (prefill_cache.PrefillCacheLayer, "attend", "cache"),
     ]
     originals = [getattr(owner, name) for owner, name, _ in places]

@@ -75,7 +75,7 @@ def main() -> None:
         began = perf_counter()
         given = make_example(model, prompt, example, settings, kind=kind)
         between = perf_counter()
-        learner.learn(given)
+        learner.train_step(given)
         ended = perf_counter()
         tokens = len(given.features[0])
         asked = sum(len(prompt.question(q)) + len(prompt.answer(a)) for q, a in example.turns)

@@ -1,4 +1,4 @@
-"""``--budget``: units as a number, as a share of the document or as memory."""
+"""The option ``--budget``: units as a number, a share of the document, or memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Raises ``UsageError`` for what is no budget, and for one that keeps nothing."""
+        """Parse a budget. Raises ``UsageError`` for invalid ones and for zero."""
         match = _SHAPE.fullmatch(text.strip())
         if match is None:
             raise UsageError(f"--budget {text} is not a number, a percentage or a size", FORMS)
@@ -46,7 +46,7 @@ class Budget:
         return cls(value, "units")
 
     def units(self, spec: ModelSpec, tokens: int) -> int:
-        """Units per KV head for a model and a document of ``tokens``."""
+        """Return units per KV head for a model and a document of ``tokens``."""
         if self.unit == "units":
             return int(self.value)
         if self.unit == "%":

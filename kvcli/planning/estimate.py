@@ -1,4 +1,4 @@
-"""What a run would take, under one recipe or several: the numbers behind ``kvcli plan``. Imports no torch."""
+"""Estimates of a run's resources under one or several recipes, for ``kvcli plan``. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from kvcli.utils.process_memory import available, host_available
 from kvcli.utils.sizes import format_bytes
 
 FALLBACK = "keydiff"
-"""The policy whose largest budget is told where the recipe keeps everything."""
+"""The policy whose largest budget is reported if the recipe keeps everything."""
 
 PROGRAM = 600 * 2**20
-"""Main memory that Python, torch and the tokenizer take beside model and cache."""
+"""Main memory of Python, torch and the tokenizer, beside model and cache."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where it would run: a name, and the bytes there that model and cache may have together."""
+    """A machine: its name, and the bytes available to model and cache together."""
 
     name: str
     usable: int
@@ -29,13 +29,13 @@ class Target:
 
     @classmethod
     def gpu(cls, text: str) -> "Target":
-        """A GPU of :mod:`kvcli.planning.gpus`. Raises ``UsageError``."""
-        found = gpus.find(text)
-        return cls(f"{found.name} ({format_bytes(found.total)})", found.usable, here=False)
+        """Return a GPU of :mod:`kvcli.planning.gpus`. Raises ``UsageError``."""
+        gpu = gpus.find(text)
+        return cls(f"{gpu.name} ({format_bytes(gpu.total)})", gpu.usable, here=False)
 
     @classmethod
     def this(cls, device: str) -> "Target":
-        """This machine, with what is free now."""
+        """Return this machine with its free memory."""
         if device == "cpu":
             return cls("this machine", max(0, available(device) - PROGRAM))
         import pynvml
@@ -47,9 +47,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be read and asked: tokens, and bytes of the text with what is known of it.
+    """The lengths of document, question and answer in tokens, and the bytes of the text with its metadata.
 
-    ``passages`` are those of a second look; ``None`` for as many as ``ask`` takes unasked.
+    ``passages``: number of passages to re-read; ``None`` for the default of ``ask``.
     """
 
     tokens: int
@@ -62,20 +62,20 @@ class Workload:
 
 @dataclass(frozen=True)
 class Forecast:
-    """One recipe on one place.
+    """The estimate of one recipe on one machine.
 
     Attributes:
-        recipe: what it is about.
+        recipe: the recipe.
         kept: units per KV head of the layer that keeps most.
-        plan: bytes at the peak; ``None`` where the model's positions do not suffice.
-        longest: tokens that the answer may have.
-        disk: bytes of the saved reading.
-        rates: measured on this machine; empty for another one's card.
-        fits: the plan is no larger than what is usable.
-        budget: the largest one that fits and leaves an answer as long as this one, ``None`` where none does.
-        searched: the policy of that budget: the recipe's own, or another where it keeps everything.
-        problem: why there is no plan.
-        numbers: keys and values of all units that are kept.
+        plan: bytes at the peak; ``None`` if the model has too few positions.
+        longest: maximum answer length in tokens.
+        disk: bytes of the saved prefill.
+        rates: measured on this machine; empty for another GPU.
+        fits: whether the plan fits the available memory.
+        budget: the largest budget that fits with an answer as long as this one; ``None`` if none does.
+        searched: the policy of that budget: the recipe's, or another if it keeps everything.
+        problem: the reason if there is no plan.
+        numbers: keys and values of all kept units.
     """
 
     recipe: Recipe
@@ -92,11 +92,11 @@ class Forecast:
 
     @property
     def bits(self) -> float | None:
-        """Effective bits of a kept number once it is read, scales and indices included."""
+        """Effective bits of a stored number, scales and indices included."""
         return None if self.plan is None or not self.numbers else round(8 * self.plan.held / self.numbers, 4)
 
     def read_s(self, tokens: int) -> float | None:
-        """Seconds of prefill at the measured rate."""
+        """Return the seconds of prefill at the measured rate."""
         return tokens / self.rates.prefill if self.rates.prefill else None
 
     def to_json(self, tokens: int) -> dict[str, Any]:
@@ -122,36 +122,37 @@ class Forecast:
         }
 
 
-def _beyond_host(plan: memory.Plan, place: Target) -> bool:
-    """Whether this machine's own memory is too small beside its card; of another machine only the card is known."""
-    return place.here and plan.host > host_available()
+def _exceeds_host(plan: memory.Plan, target: Target) -> bool:
+    """Whether host memory is too small; unknown for other machines."""
+    return target.here and plan.host > host_available()
 
 
-def forecast(spec: ModelSpec, recipe: Recipe, work: Workload, place: Target) -> Forecast:
-    """Everything about one recipe. Arithmetic is :mod:`kvcli.planning.memory`'s, the same that ``kvcli ask`` runs
-    with."""
+def forecast(spec: ModelSpec, recipe: Recipe, workload: Workload, target: Target) -> Forecast:
+    """Estimate one recipe, with the same arithmetic as ``kvcli ask`` (:mod:`kvcli.planning.memory`)."""
     from kvcli.recipe import parse
 
-    run = {"tokens": work.tokens, "chunk": work.chunk, "question": work.question}
-    made, longest, problem = None, 0, None
+    run = {"tokens": workload.tokens, "chunk": workload.chunk, "question": workload.question}
+    planned, longest, problem = None, 0, None
     try:
-        made, longest = memory.plan_run(spec, recipe, **run, answer=work.answer, passages=work.passages)
+        planned, longest = memory.plan_run(spec, recipe, **run, answer=workload.answer, passages=workload.passages)
     except TooLongError as error:
         problem = error
     bounded = recipe if recipe.policy.budget is not None else parse(FALLBACK)
     budget = None
-    if work.tokens:
-        wanted = longest or work.answer
-        budget = memory.largest_budget(spec, bounded, place.usable, **run, answer=wanted, passages=work.passages)
-    units = [kept_units(spec, recipe, work.tokens, i) for i in range(spec.layers)]
+    if workload.tokens:
+        longest_answer = longest or workload.answer
+        budget = memory.largest_budget(
+            spec, bounded, target.usable, **run, answer=longest_answer, passages=workload.passages
+        )
+    units = [kept_units(spec, recipe, workload.tokens, i) for i in range(spec.layers)]
     return Forecast(
         recipe=recipe,
         kept=max(units, default=0),
-        plan=made,
+        plan=planned,
         longest=longest,
-        disk=disk_bytes(spec, recipe, tokens=work.tokens, chunk=work.chunk, text=work.text),
-        rates=speed_history.measured(spec, recipe) if place.here else speed_history.Rates(),
-        fits=made is not None and made.total <= place.usable and not _beyond_host(made, place),
+        disk=disk_bytes(spec, recipe, tokens=workload.tokens, chunk=workload.chunk, text=workload.text),
+        rates=speed_history.measured(spec, recipe) if target.here else speed_history.Rates(),
+        fits=planned is not None and planned.total <= target.usable and not _exceeds_host(planned, target),
         budget=budget,
         searched=bounded.policy.name,
         problem=problem,

@@ -1,4 +1,4 @@
-"""Common GPUs and their memory: what ``kvcli plan --gpu`` knows."""
+"""Common GPUs and their memory, for ``kvcli plan --gpu``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvcli.errors import UsageError
 
 RESERVE = 600 * 2**20
-"""Bytes of a card that no tensor gets: CUDA's own context and libraries, about 0.5 GiB, and some fragmentation."""
+"""Bytes of a GPU unavailable to tensors: CUDA's context and libraries, about 0.5 GiB, and some fragmentation."""
 
 GIB = {
     "1650": 4, "1660": 6, "2060": 6, "2070": 8, "2080": 8, "2080ti": 11, "3050": 8, "3060": 12, "3060ti": 8,
@@ -16,12 +16,12 @@ GIB = {
     "5060": 8, "5060ti": 16, "5070": 12, "5070ti": 16, "5080": 16, "5090": 32, "t4": 16, "l4": 24, "a10": 24,
     "a100": 80, "h100": 80, "h200": 141,
 }  # fmt: skip
-"""GiB of each; where a card exists with several sizes, the smaller common one."""
+"""GiB of each GPU; the smaller common size if there are several."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card by name, with its memory in bytes and what of it tensors can have."""
+    """A GPU with its total and usable memory in bytes."""
 
     name: str
     total: int
@@ -32,10 +32,10 @@ class Gpu:
 
 
 def find(text: str) -> Gpu:
-    """The card of that name (``4090``, ``RTX 3060``) or size (``8GB``).
+    """Find a GPU by name (``4090``, ``RTX 3060``) or size (``8GB``).
 
     Raises:
-        UsageError: neither; lists what is known.
+        UsageError: unknown GPU; lists the known ones.
     """
     name = re.sub(r"^(nvidia|geforce|rtx|gtx|tesla|[\s_-])+", "", text.strip().lower())
     name = re.sub(r"[\s_-]", "", name)

@@ -1,4 +1,4 @@
-"""The plan: how many bytes a run takes at its peak, known before anything is read."""
+"""The memory plan: bytes at the peak of a run, known before prefill."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli.utils.process_memory import host_available
 from kvcli.utils.sizes import format_bytes
 
-_PLACE = 4  # bytes of an int32 place
-_MASS = 4  # bytes per unit of what it has absorbed, if evicted units are merged: a float32
-_SCORE_AND_PLACE = 4 + _PLACE  # bytes per unit beside key and value: a float32 score and a place
+_POSITION = 4  # bytes of an int32 position
+_MASS = 4  # bytes of a unit's float32 mass, if evicted units are merged
+_SCORE_AND_POSITION = 4 + _POSITION  # bytes per unit beside key and value: a float32 score and a position
 
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
-# What oneDNN keeps for each shape that it has multiplied, and for how many. Measured with mallinfo2 on the default
-# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
+# Bytes that oneDNN caches per shape of a product, and the number of shapes. Measured with mallinfo2 on the default
+# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
-_TOKEN = 136  # of main memory per token: its id in Python, and what the tokenizer leaves behind (docs/results)
-PASSAGES = 3  # that are read again where units are forgotten; chosen on development cases (docs/log.md)
-PASSAGE = 400  # tokens of the longest of them, about
-_IN_SIGHT = 32  # units per KV head, at least, that stay in sight beside them
+_TOKEN = 136  # bytes of main memory per token: its id in Python, and the tokenizer's memory (docs/results.md)
+PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
+PASSAGE = 400  # tokens of a long passage, about
+_MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages
 _HEAD = 64  # tokens of a template's head, about
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes at the peak of a run, by what they are for.
+    """Bytes at the peak of a run, by purpose.
 
     Attributes:
-        weights: the model's parameters, and its retaining heads' where the policy scores with them.
+        weights: the model's parameters, and its retaining heads' if the policy uses them.
         fill: kept units of all layers.
-        workspace: keys and values at hand of one layer, of two where the hold offloads, and one layer's keys rotated.
+        workspace: keys, values and rotated keys of one layer; keys and values of two layers if the storage offloads.
         tail: question and answer.
-        activations: what one layer computes with, and one row of logits.
-        runtime: what the process holds on to besides, on the CPU: freed temporaries, prepared products.
-        text: token ids, and what it took to make them, on the CPU.
-        host: kept units in the machine's memory beside a card, where the hold offloads; not part of ``total``. On the
-            CPU they are part of ``fill``.
-        held: kept units once they are read, as the recipe holds them, index included, wherever they lie. No part of the
-            peak, which is while they are read.
+        activations: activations of one layer, and one row of logits.
+        runtime: other memory that the process keeps on a CPU: freed temporaries, prepared products.
+        text: token ids, and the tokenizer's memory, on a CPU.
+        host: kept units in host memory beside a GPU, if the storage offloads; not part of ``total``. On a CPU they are
+            part of ``fill``.
+        held: size of the frozen context on any device, index included. Not part of the peak, which occurs during
+            prefill.
     """
 
     weights: int
@@ -66,11 +66,11 @@ class Plan:
         """Refuse a plan that does not fit.
 
         Args:
-            available: bytes free on ``what`` for everything but the weights, which are loaded by then.
+            available: free bytes on ``what`` for everything but the weights, which are already loaded.
             what: e.g. ``cuda:0`` or ``this machine``.
 
         Raises:
-            ResourceError: with the numbers and the largest fix.
+            ResourceError: with the numbers and the most effective fix.
         """
         if self.host and self.host > (free := host_available()):
             raise ResourceError(
@@ -97,44 +97,44 @@ def plan(
     tail: int,
     probe: int = 0,
 ) -> Plan:
-    """Peak memory of reading ``tokens`` in chunks of ``chunk`` and asking with ``tail`` further tokens.
+    """Compute the peak memory of prefill over ``tokens`` in chunks, and of ``tail`` further tokens.
 
     The peak is all layers' kept units, plus one chunk of one layer.
 
     Args:
         spec: the model.
-        recipe: which units survive.
-        tokens: of the document, template head included; 0 for none.
+        recipe: eviction policy and KV storage.
+        tokens: length of the document, template head included; 0 for none.
         chunk: tokens per forward pass.
         tail: tokens of question and answer.
-        probe: tokens of the question that follow each chunk, for policies that read for one.
+        probe: question tokens that follow each chunk, for query-aware policies.
     """
     size = DTYPE_BYTES[spec.dtype]
     kept = [kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
-    # Keys and values at hand and the keys rotated of one layer; of one in codes only where a policy asks for them.
-    rows = recipe.storage.row_codec
-    coded = [n for n, window in zip(kept, spec.sliding, strict=True) if rows is not None and window is None]
-    exact = room if rows is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
-    at_hand = exact if recipe.policy.scores_are_final or not coded else room
-    workspace = spec.kv_heads * at_hand * spec.head_dim * size * (5 if recipe.storage.offloads else 3)
-    if rows is not None and coded:
-        workspace += transient_nbytes(spec, rows.width(spec.head_dim), max(coded), chunk)
-    # The residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
+    # Keys, values and rotated keys of one layer; of a coded layer only if a policy asks for them.
+    codec = recipe.storage.row_codec
+    coded_units = [n for n, window in zip(kept, spec.sliding, strict=True) if codec is not None and window is None]
+    exact = room if codec is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
+    workspace_units = exact if recipe.policy.scores_are_final or not coded_units else room
+    workspace = spec.kv_heads * workspace_units * spec.head_dim * size * (5 if recipe.storage.offloads else 3)
+    if codec is not None and coded_units:
+        workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
+    # Residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     activations = chunk * width * size + spec.vocab * (size + 4)
-    # A block of logits and its softmax while attending, or logits, mask and softmax of the queries that score.
+    # A block of logits and its softmax in attention, or logits, mask and softmax of the observing queries.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
     scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
     activations += max(attending, scoring)
-    # What is freed stays with the process, and each shape of a product is prepared once and remembered.
+    # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
-    notes = sum(kept) * spec.kv_heads * (_SCORE_AND_PLACE + (_MASS if recipe.policy.victims == "merge" else 0))
+    metadata = sum(kept) * spec.kv_heads * (_SCORE_AND_POSITION + (_MASS if recipe.policy.victims == "merge" else 0))
     fill, host = sum(count * recipe.storage.unit_nbytes(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
-    gathered = sum(
+    observed = sum(
         recipe.storage.observed_nbytes(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None
     )
     shared = max((part.shared for part in held), default=0)
@@ -142,7 +142,7 @@ def plan(
         fill, host = sum(part.device for part in held) + shared, max(fill, sum(part.host for part in held))
         if cpu:
             fill, host = fill + host, 0
-    # When it is frozen, the workspace is given up first, and then a layer at a time is there twice.
+    # Freezing first frees the workspace; then one layer at a time exists twice.
     freezing = (
         max((recipe.storage.freeze_peak_nbytes(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
     )
@@ -150,7 +150,7 @@ def plan(
     workspace = max(workspace, freezing - activations - runtime)
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.policy.needs_heads else 0),
-        fill=fill + notes + (gathered if tokens else 0),
+        fill=fill + metadata + (observed if tokens else 0),
         host=host,
         workspace=workspace,
         tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
@@ -161,7 +161,7 @@ def plan(
 
 
 def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:
-    """What a frozen layer takes; one with a window of its own is never offloaded."""
+    """Return the bytes of a frozen layer; sliding-window layers are never offloaded."""
     if spec.sliding[layer] is not None:
         return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
     return recipe.storage.size(spec, layer, units)
@@ -177,15 +177,15 @@ def plan_run(
     answer: int,
     passages: int | None = 0,
 ) -> tuple[Plan, int]:
-    """The plan of one question about one document, and how long its answer may become, in tokens.
+    """Plan one question about one document; also return the maximum answer length in tokens.
 
-    ``kvcli ask`` and ``kvcli plan`` both ask here, so what is planned is what is run.
+    ``kvcli ask`` and ``kvcli plan`` both call this, so a run uses what was planned.
 
     Args:
         spec, recipe, tokens, chunk: as for :func:`plan`.
-        question: tokens of the question, the turn to answer included.
-        answer: tokens that the answer may have at most.
-        passages: of the text that are read again before the question; ``None`` for :func:`default_passages`.
+        question: tokens of the question, the template's answer prefix included.
+        answer: requested maximum of the answer.
+        passages: number of passages to re-read before the question; ``None`` for :func:`default_passages`.
 
     Raises:
         TooLongError: as :func:`check_positions`.
@@ -197,27 +197,26 @@ def plan_run(
     longest = min(answer, room)
     probe = question if tokens and recipe.policy.query_aware else 0
     tail = question + extra + longest
-    made = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
+    planned = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     if extra:
-        made = replace(made, tail=made.tail + _sight(spec, recipe, tokens))
-    return replace(made, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
+        planned = replace(planned, tail=planned.tail + _visible_nbytes(spec, recipe, tokens))
+    return replace(planned, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
 
 
 def visible_units(kept: int, read: int) -> int:
-    """Units per KV head that stay in sight of those that are kept of a text, while passages of it are read again.
+    """Return how many kept units per KV head stay visible while passages are re-read.
 
-    All where they are a good part of the text; the shreds of a long one would draw a small model away from the
-    passages.
+    All, if at least 1/8 of the text was kept. Otherwise few: the rest distracts small models from the passages.
 
     Args:
         kept: units per KV head.
         read: tokens of the text.
     """
-    return kept if 8 * kept >= read else min(kept, max(_IN_SIGHT, kept // 16))
+    return kept if 8 * kept >= read else min(kept, max(_MIN_VISIBLE, kept // 16))
 
 
-def _sight(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
-    """Bytes of what stays in sight, which is a copy where it is not everything."""
+def _visible_nbytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
+    """Return the bytes of the visible units, which are a copy unless all are visible."""
     copied = 0
     for layer, window in enumerate(spec.sliding):
         kept = kept_units(spec, recipe, tokens, layer)
@@ -227,10 +226,10 @@ def _sight(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
 
 
 def default_passages(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
-    """Passages that ``ask`` reads again before it answers, where nobody says how many.
+    """Return the default number of passages that ``ask`` re-reads before it answers.
 
-    Some where units are forgotten, as long as half of the room behind the document stays the answer's. Arguments as
-    for :func:`plan_run`.
+    None if nothing is evicted, or if passages would leave less than half of the free positions to the answer. Arguments
+    as for :func:`plan_run`.
 
     Raises:
         TooLongError: as :func:`check_positions`.
@@ -243,7 +242,7 @@ def default_passages(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int
 
 
 def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: int) -> Plan:
-    """The plan of a run whose fill stays beside the context, to be read on in: kept units are there in both.
+    """Extend a plan for a prefill cache that stays beside the context: kept units exist in both.
 
     Args:
         plan: of the run without that.
@@ -251,8 +250,8 @@ def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: 
     """
     if recipe.storage.offloads:
         return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
-    places = sum(kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _PLACE
-    return replace(plan, fill=plan.fill + plan.held + places)
+    positions = sum(kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _POSITION
+    return replace(plan, fill=plan.fill + plan.held + positions)
 
 
 def largest_budget(
@@ -266,15 +265,14 @@ def largest_budget(
     answer: int,
     passages: int | None = None,
 ) -> int | None:
-    """The largest budget with which a run fits ``usable`` bytes and the model's positions; ``None`` where none does.
+    """Find the largest budget that fits ``usable`` bytes and the model's positions; ``None`` if none does.
 
-    At most ``tokens``, with which nothing is evicted. Arguments as for :func:`plan_run`, but that the answer is to have
-    all of its tokens.
+    At most ``tokens``, which evicts nothing. Arguments as for :func:`plan_run`; the whole ``answer`` must fit.
     """
 
     def fits(budget: int) -> bool:
         try:
-            made, longest = plan_run(
+            planned, longest = plan_run(
                 spec,
                 recipe.with_budget(budget),
                 tokens=tokens,
@@ -285,12 +283,12 @@ def largest_budget(
             )
         except TooLongError:
             return False
-        return made.total <= usable and longest == answer
+        return planned.total <= usable and longest == answer
 
     least = max(1, recipe.policy.sinks + (recipe.policy.stabilizers or 0))
     if tokens >= least and fits(tokens):
         return tokens
-    low, high = least - 1, max(tokens, least)  # the law behind the search: a plan grows with its budget
+    low, high = least - 1, max(tokens, least)  # bisection: a plan grows with its budget
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

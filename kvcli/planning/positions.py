@@ -1,4 +1,4 @@
-"""RoPE positions: how many a run needs and how many the model has. Imports no torch."""
+"""RoPE positions that a run needs and that the model has. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kvcli.types import ModelSpec
 
 
 def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
-    """Units per KV head that a layer holds after ``tokens``."""
+    """Return units per KV head that a layer keeps after ``tokens``."""
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)
@@ -17,17 +17,17 @@ def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
 
 
 def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
-    """The room for an answer, in tokens, before positions leave the model's trained window.
+    """Return the positions left for an answer, in tokens.
 
     Raises:
-        TooLongError: there is none; says what the document needs and which recipe reads it.
+        TooLongError: none are left; states what the document needs and a recipe that reads it.
     """
-    keep = recipe.policy
+    policy = recipe.policy
     slots = max((kept_units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=0)
-    if keep.positions == "original" or recipe.units(0, spec.layers) is None:
+    if policy.positions == "original" or recipe.units(0, spec.layers) is None:
         slots = tokens
-    during = slots if slots == tokens else slots + chunk
-    room = spec.max_positions - max(slots + question, during)
+    peak_slots = slots if slots == tokens else slots + chunk
+    room = spec.max_positions - max(slots + question, peak_slots)
     if room < 1:
         if slots == tokens:
             raise TooLongError(
@@ -44,9 +44,9 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
 
 
 def max_position(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, behind: int) -> int:
-    """RoPE positions that a reading and ``behind`` tokens after it will use, in steps of 4,096.
+    """Return the RoPE positions that prefill and ``behind`` tokens after it will use, in steps of 4,096.
 
-    The steps let questions and answers of common length share a reading also where RoPE depends on it.
+    With the steps, questions and answers of common length share a prefill even if RoPE depends on the length.
 
     Raises:
         TooLongError: as :func:`check_positions`.

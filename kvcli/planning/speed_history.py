@@ -1,7 +1,7 @@
-"""How fast this machine has read and answered so far: what ``kvcli plan`` says about time. Imports no torch.
+"""Measured speeds of earlier runs, for ``kvcli plan``. Imports no torch.
 
-One small JSON in the cache folder, 0600, written whole or not at all. A rate belongs to a model, a device, a dtype and
-the kind of a recipe; the median of the last few runs is what counts, so that one run on a busy machine decides nothing.
+One small JSON file in the cache directory, 0600, written atomically. A rate belongs to a model, a device, a dtype and a
+pair of policy and storage. The median of the last few runs counts, so that one run on a busy machine decides nothing.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 LAST = 5
-"""Runs that are remembered of each kind."""
+"""Runs remembered per kind."""
 
 MOST = 500
-"""Kinds that are remembered; the oldest go first."""
+"""Kinds remembered; the oldest are dropped."""
 
 LEAST_READ, LEAST_SAID = 256, 8
-"""Tokens below which a run says more about its start than about its speed."""
+"""Minimum tokens of a measured run; shorter runs mainly measure start-up."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Medians in tokens per second, and of how many runs; ``None`` and 0 where nothing was measured."""
+    """Median tokens per second, and the number of runs; ``None`` and 0 without measurements."""
 
     prefill: float | None = None
     decode: float | None = None
@@ -41,20 +41,20 @@ class Rates:
 
 
 def place() -> Path:
-    """Path of the file with the measured speeds."""
+    """Return the path of the file with the measured speeds."""
     return files.cache_dir() / "rates.json"
 
 
 def record(
     spec: ModelSpec, recipe: Recipe, *, read: int = 0, read_s: float = 0.0, said: int = 0, said_s: float = 0.0
 ) -> None:
-    """Remember one run. What cannot be written is not remembered: a run never fails because of this.
+    """Record one run. Failing to write never fails the run.
 
     Args:
         spec: the model on its device.
-        recipe: of the reading.
-        read, read_s: tokens of prefill, and the seconds they took.
-        said, said_s: tokens of the answer after its first one, and theirs.
+        recipe: the recipe.
+        read, read_s: tokens of prefill, and their seconds.
+        said, said_s: tokens of the answer after its first one, and their seconds.
     """
     measured = {}
     if read >= LEAST_READ and read_s > 0:
@@ -70,12 +70,12 @@ def record(
         mine = known.pop(key, {})
         for name, rate in measured.items():
             mine[name] = [*_numbers(mine.get(name)), round(rate, 3)][-LAST:]
-        known[key] = mine  # the newest kind stands last
+        known[key] = mine  # the newest kind is last
         _write(path, dict(list(known.items())[-MOST:]))
 
 
 def measured(spec: ModelSpec, recipe: Recipe) -> Rates:
-    """What is known of this kind of run on this machine."""
+    """Return the measured rates of this kind of run on this machine."""
     mine: dict[str, Any] = {}
     with suppress(OSError, KvcliError):
         mine = _load(place()).get(_key(spec, recipe), {})
@@ -88,7 +88,7 @@ def _key(spec: ModelSpec, recipe: Recipe) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """What the file holds; nothing where it is not there or is damaged, and the next run writes it anew."""
+    """Read the file; empty if it is missing or damaged, and the next run rewrites it."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

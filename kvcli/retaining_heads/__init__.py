@@ -1,1 +1,1 @@
-"""Locret's retaining heads: small trained networks that say, as a token is read, how much it will matter."""
+"""Locret's retaining heads: small trained networks that score each token's importance when it is read."""

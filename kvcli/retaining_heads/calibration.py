@@ -1,7 +1,7 @@
-"""What a model's queries vary in, measured once over some text and kept beside its heads (InfiniGen's offline skewing).
+"""Calibration for InfiniGen: second moments of a model's queries over some text (offline skewing).
 
-Per layer and query head the second moment of rotated queries, whose eigenvectors are the right singular vectors of the
-queries themselves; so nothing of the text's length is stored.
+Per layer and query head. The eigenvectors of the moment are the right singular vectors of the queries, so the file's
+size does not depend on the text's length.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SUFFIX = ".skew"
 
 @dataclass(frozen=True)
 class CalibrationCard:
-    """Where a calibration comes from; stands inside its file.
+    """The origin of a calibration, stored in its file.
 
     Attributes:
         model, identity: as for :class:`kvcli.retaining_heads.checkpoint.HeadsCard`.
-        layers, heads, head_dim: of the model.
-        tokens: that were read.
+        layers, heads, head_dim: sizes of the model.
+        tokens: length of the text.
         data: per text, its name and sha256.
         made: date, and version of kvcli.
     """
@@ -55,12 +55,12 @@ class CalibrationCard:
 
 
 def path(model: Model) -> Path:
-    """Where a model's calibration lies and is found again."""
+    """Return the standard path of a model's calibration."""
     return folder() / (model.name.replace("/", "--") + SUFFIX)
 
 
 def measure(model: Model, ids: Sequence[int], *, chunk: int = CHUNK) -> Generator[Prefill, None, dict[int, Tensor]]:
-    """Second moments float32 ``[H, D, D]`` of the layers that have no window of their own, by number.
+    """Measure the second moments of full-attention layers: float32 ``[H, D, D]`` by layer index.
 
     Raises:
         InputError: no ids.
@@ -70,13 +70,13 @@ def measure(model: Model, ids: Sequence[int], *, chunk: int = CHUNK) -> Generato
 
 
 def save(where: Path, moments: dict[int, Tensor], card: CalibrationCard) -> None:
-    """Write a calibration, whole or not at all. Raises ``ResourceError``."""
+    """Write a calibration atomically. Raises ``ResourceError``."""
     tensors = {f"layers.{i}.queries": moment.cpu().contiguous() for i, moment in moments.items()}
     checkpoint.write(where, tensors, {"kvcli_skew": FORMAT, "card": json.dumps(asdict(card))})
 
 
 def load(where: Path) -> tuple[dict[int, Tensor], CalibrationCard]:
-    """Read a calibration. Raises ``DamagedError`` where the file is none."""
+    """Read a calibration. Raises ``DamagedError`` if the file is not one."""
     try:
         with safe_open(where, "pt") as stored:
             metadata: dict[str, Any] = stored.metadata() or {}
@@ -94,14 +94,14 @@ def load(where: Path) -> tuple[dict[int, Tensor], CalibrationCard]:
 
 
 def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
-    """Give a model its calibration where a recipe asks for one.
+    """Give a model its calibration if a recipe uses one.
 
     Returns:
-        what a person should know of it; ``None`` where nothing asked.
+        a note for the user; ``None`` if no recipe uses a calibration.
 
     Raises:
-        ModelError: there is none and a recipe cannot do without, or it is of another model; names what differs.
-        DamagedError: the file is none.
+        ModelError: a recipe needs a calibration and there is none, or it belongs to another model; names what differs.
+        DamagedError: the file is not a calibration.
     """
     asked = {recipe.storage.calibrated for recipe in recipes} - {"never"}
     if not asked:
@@ -126,7 +126,7 @@ def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
 
 
 def _search(model: Model) -> Path | None:
-    """The file of the model's name, whatever is in it; else one of the same model under another name."""
+    """Find the file of the model's name, whatever its contents; else one of the same model under another name."""
     if path(model).exists():
         return path(model)
     wanted = checkpoint.identity(model)

@@ -1,4 +1,4 @@
-"""Heads on disk: safetensors with a card inside, and the published Locret checkpoints."""
+"""Heads files: safetensors with a card in the header, and the published Locret checkpoints."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _KEY = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:self_attn\.)?(fc[12])\.weight$")
 
 @dataclass(frozen=True)
 class HeadsCard:
-    """Where heads come from and what they are for; stands inside their file.
+    """Origin and model of heads, stored in their file.
 
     Attributes:
-        model: the model's name when they were trained.
-        identity: :func:`identity` of the model they belong to; empty for published checkpoints, which do not say.
-        activation: of the hidden units.
-        labels, loss: what they learned, and how.
+        model: the model's name at training.
+        identity: :func:`identity` of their model; empty for published checkpoints, which do not contain it.
+        activation: activation of the hidden units.
+        labels, loss: the training target.
         steps, seed: of the training.
         data: per source, its name, sha256 and licence.
         licence: of the heads.
-        metrics: what validation measured.
-        command: the command that made them.
+        metrics: validation results.
+        command: the training command.
         made: date, and version of kvcli.
     """
 
@@ -57,9 +57,9 @@ class HeadsCard:
 
 
 def identity(model: Model) -> str:
-    """What makes a model this model for its heads: the sizes and the last norm's weights, as a short hash.
+    """Hash the model's sizes and its last norm's weights; heads belong to models with the same hash.
 
-    Quantisation leaves norms alone, so a GGUF, an nf4 copy and the original agree; a fine-tune does not.
+    Quantization does not change norms, so a GGUF, an nf4 copy and the original agree; a fine-tune does not.
     """
     spec = model.spec
     sizes = [spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden, spec.intermediate, spec.vocab]
@@ -69,7 +69,7 @@ def identity(model: Model) -> str:
 
 
 def save(path: Path, heads: RetainingHeads, card: HeadsCard, *, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write heads and their card, whole or not at all.
+    """Write heads and their card atomically.
 
     Raises:
         ResourceError: the file cannot be written.
@@ -83,7 +83,7 @@ def save(path: Path, heads: RetainingHeads, card: HeadsCard, *, dtype: torch.dty
 
 
 def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Safetensors under a temporary name, synced, then renamed. Raises ``ResourceError``."""
+    """Write safetensors atomically. Raises ``ResourceError``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.atomic_write(path) as part:
@@ -93,7 +93,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
 
 
 def read_card(path: Path) -> HeadsCard:
-    """The card of a heads file, without its weights; an empty one for a published checkpoint.
+    """Read the card of a heads file without its weights; an empty card for a published checkpoint.
 
     Raises:
         ModelError: no such file.
@@ -123,11 +123,11 @@ def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, 
 
     Args:
         path: the file.
-        activation: of the backbone, for files that do not name one.
+        activation: the backbone's, for files that do not name one.
 
     Raises:
         ModelError: no such file.
-        DamagedError: no heads in it, or not all of them.
+        DamagedError: the file contains no heads, or not all of them.
     """
     found = read_card(path)
     if found.identity == "" and activation is not None:
@@ -178,7 +178,7 @@ def check(heads: RetainingHeads, found: HeadsCard, model: Model, path: Path) -> 
 
 
 def backbone_activation(spec_module: Any) -> str:
-    """The activation of a transformers model's feed-forward layers, which published heads share."""
+    """Return the activation of a transformers model's feed-forward layers, which published heads share."""
     config = spec_module.config.get_text_config()
     return str(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None) or "silu")
 
@@ -194,7 +194,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; of a folder, those of all its shards."""
+    """Read tensors by name; for a directory, those of all its shards."""
     if path.is_dir():
         shards = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
         return {name: tensor for shard in shards for name, tensor in _tensors(shard).items()}
@@ -206,7 +206,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError as error:
         raise ModelError(f"there is no heads file {path}", f"ls {path.parent}") from error
-    except Exception as error:  # torch.load raises whatever the bytes make it raise
+    except Exception as error:  # torch.load raises any exception on damaged bytes
         line = str(error).strip().split("\n")[0][:200]
         raise DamagedError(f"{path}: not a checkpoint of tensors: {line}", "a .safetensors or .bin file") from error
     if not isinstance(loaded, dict):

@@ -1,4 +1,4 @@
-"""Training examples: a text and questions about it, from prose, from question-answer records, from conversations."""
+"""Training examples: texts with questions, from prose, question-answer records and conversations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Example:
     """A text, and questions with their answers.
 
     Attributes:
-        text: what is read.
+        text: the text to read.
         turns: ``(question, answer)`` pairs.
-        focus: the (one) question also stands before the text.
+        focus: whether the (one) question also precedes the text.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """One item of a question-answer file; its context may be short and is then packed with others."""
+    """One item of a question-answer file; short contexts are packed together."""
 
     context: str
     question: str
@@ -40,22 +40,21 @@ class TrainingRecord:
 
 
 CHARS_PER_TOKEN = 4.2  # English prose; a window's length need not be exact
-_REPETITIVE = 0.1  # share of windows that say one thing over and over, as logs and tables do
-_SHORT = 2000  # characters up to which contexts are packed with others
+_REPETITIVE = 0.1  # share of windows that repeat one piece, as logs and tables do
+_SHORT = 2000  # maximum characters of contexts that are packed together
 
 
 class Corpus:
-    """Everything training draws from.
+    """The source of training examples.
 
-    An example is a function of the seed and its number alone, so an interrupted training continues with the
-    examples it would have seen.
+    An example depends only on the seed and its number, so a resumed training sees the same examples.
 
     Args:
-        prose: whole texts, to plant facts in.
-        records: questions that come with their own context.
+        prose: whole texts, into which facts are inserted.
+        records: questions with their own context.
         tokens: shortest and longest text, in tokens.
-        focus: share of examples whose question also stands before the text.
-        seed: of everything random.
+        focus: share of examples whose question also precedes the text.
+        seed: of all random choices.
     """
 
     def __init__(
@@ -77,13 +76,13 @@ class Corpus:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the examples are a function of, as JSON can hold it; texts, records and seed by their digest."""
+        """The corpus's parameters as JSON, with one digest of texts, records and seed."""
         items = [self.seed, self.prose, self._rest, *([astuple(r) for r in some] for some in (self.short, self.long))]
         digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
         return {"data": digest, "tokens": list(self.tokens), "focus": self.focus}
 
     def example(self, number: int) -> Example:
-        """The example with this number."""
+        """Return example ``number``."""
         rng = random.Random(f"{self.seed} {number}")
         room = int(rng.uniform(*self.tokens) * CHARS_PER_TOKEN)
         kinds = ["prose"] * (3 if self.prose else 0) + ["short"] * (2 if self.short else 0) + ["long"] * bool(self.long)
@@ -98,11 +97,12 @@ class Corpus:
         return Example(text, tuple([rng.choice(turns)] if focus else turns), focus)
 
     def chance(self, number: int, choice: str = "chance") -> float:
-        """A number in [0, 1) that belongs to this example, for a choice that is not the data's."""
+        """Return a random number in [0, 1) for this example, independent of its data."""
         return random.Random(f"{self.seed} {choice} {number}").random()
 
     def held_out(self, tokens: int, count: int, facts: int = 6) -> list[Example]:
-        """Texts of about ``tokens`` with planted facts, from the last tenth of the prose, which no example uses."""
+        """Return texts of about ``tokens`` with inserted facts, from the last tenth of the prose, which training never
+        uses."""
         if not self.prose:
             return []
         made = []
@@ -140,7 +140,7 @@ class Corpus:
         ]
 
     def _window(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
-        """A window of a long context around the answer where the answer stands in it, else anywhere."""
+        """Cut a window of a long context around the answer; a random one if the context does not contain it."""
         record = rng.choice(self.long)
         at = record.context.find(record.answer)
         first, last = 0, max(0, len(record.context) - room)
@@ -162,7 +162,7 @@ def load(paths: Iterable[Path]) -> tuple[list[str], list[TrainingRecord]]:
       ``specific_query_list``) and HotpotQA (``context`` as titled lists of sentences).
 
     Raises:
-        InputError: a file that is missing, broken, or of no such shape; names file and line.
+        InputError: a file is missing, broken, or of another shape; names file and line.
     """
     prose: list[str] = []
     records: list[TrainingRecord] = []
@@ -209,7 +209,7 @@ def _items(path: Path, text: str, *, lines: bool) -> Iterable[tuple[int, Any]]:
 
 
 def _understand(item: Any) -> tuple[list[str], list[TrainingRecord]]:
-    """Prose and records of one JSON object."""
+    """Return prose and records of one JSON object."""
     if "meeting_transcripts" in item:  # QMSum
         lines = [f"{t['speaker']}: {t['content']}" for t in item["meeting_transcripts"]]
         records = []

@@ -1,4 +1,4 @@
-"""Which heads belong to a model: named, trained by this person, or shipped with kvcli."""
+"""Discovery of a model's heads: named by the user, trained by the user, or shipped with kvcli."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.errors import DamagedError, ModelError, ResourceError
-from kvcli.events import Download
+from kvcli.events import Download, drain
 from kvcli.retaining_heads import checkpoint
 from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads
@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).with_name("shipped")
 
 
 def folder() -> Path:
-    """Where ``kvcli train`` puts heads and where they are found again."""
+    """Return the directory in which ``kvcli train`` stores heads."""
     return files.private_dir(files.data_dir() / "heads")
 
 
@@ -43,18 +43,18 @@ def attach(
     """Give a model its heads.
 
     Args:
-        model: a loaded model; its ``heads`` are set where some are found.
-        where: a file, a folder with one, or a hub repository; by default the person's own and the shipped heads
-            are searched for ones of exactly this model.
-        offline: ask no hub.
-        watch: is told of a download.
+        model: a loaded model; its ``heads`` are set if heads are found.
+        where: a file, a directory or a hub repository; by default the user's and the shipped heads of exactly this
+            model.
+        offline: do not contact a hub.
+        watch: called with download events.
 
     Returns:
-        the card of the heads, or ``None`` where none were found (only without ``where``).
+        the card of the heads, or ``None`` if there are none (only without ``where``).
 
     Raises:
         ModelError: ``where`` does not exist, or its heads belong to another model; names what differs.
-        DamagedError: a file that is no heads file.
+        DamagedError: the file is not a heads file.
     """
     path = _search(model) if where is None else _named(where, offline=offline, watch=watch)
     if path is None:
@@ -73,7 +73,7 @@ def _search(model: Model) -> Path | None:
 
 
 def known() -> Iterator[tuple[Path, HeadsCard]]:
-    """All heads that are found without being named: a person's own first. Files that cannot be read are passed over."""
+    """Yield the user's heads, then the shipped ones. Skips unreadable files."""
     for place in _places():
         for path in sorted(place.glob("*.safetensors")):
             try:
@@ -90,17 +90,10 @@ def _named(where: str, *, offline: bool, watch: Callable[[Download], None] | Non
         raise ModelError(f"there is no heads file {where}", f"kvcli train -o {where}")
     from kvcli.models import hub
 
-    fetching = hub.heads(where, offline=offline)
-    while True:
-        try:
-            event = next(fetching)
-        except StopIteration as end:
-            return Path(end.value)
-        if watch is not None:
-            watch(event)
+    return Path(drain(hub.heads(where, offline=offline), watch))
 
 
 def describe(heads: RetainingHeads, card: HeadsCard) -> str:
-    """One line for a person."""
+    """Describe heads in one line."""
     origin = f"{card.steps:,} steps, {card.made}" if card.steps else "published checkpoint"
     return f"width {heads.width}, {heads.nbytes / 2**20:.0f} MiB, {origin}"

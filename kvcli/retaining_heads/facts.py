@@ -1,6 +1,6 @@
-"""Invented facts to plant in a text, each with a question and its answer: training material from any prose.
+"""Invented facts with questions and answers, which turn any prose into training material.
 
-No sentence here is used by ``kvcli eval``; heads are measured on phrasings they have never met.
+``kvcli eval`` uses none of these sentences, so heads are evaluated on unseen phrasings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fact:
-    """One sentence as planted, the claim it makes, a question that only it answers, and the answer in its words."""
+    """An inserted sentence, its claim, a question that only it answers, and the answer in its words."""
 
     sentence: str
     claim: str
@@ -119,7 +119,7 @@ _OPENINGS = ("", "", "", "", "By the way, ", "It should be noted here that ", "R
 
 
 def insert_fact(rng: random.Random) -> Fact:
-    """One invented fact."""
+    """Invent a fact."""
     kind, sentence, question = rng.choice(_SHAPES)
     slots = {slot: _value(slot, rng) for slot in "PNTCJ"}
     answer = _value(kind, rng)
@@ -161,7 +161,7 @@ def _value(kind: str, rng: random.Random) -> str:
 
 
 def interleave(text: str, facts: list[Fact], rng: random.Random) -> str:
-    """``text`` with each fact between two of its sentences, at random places."""
+    """Insert each fact between two sentences of ``text``, at random positions."""
     gaps = [
         i + 2 for i in range(len(text) - 2) if text[i] in ".!?" and text[i + 1] in " \n" and not text[i + 2].isspace()
     ]

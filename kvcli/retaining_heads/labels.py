@@ -1,9 +1,7 @@
-"""What heads learn: for each unit of a text, how much the questions about it and their answers really look at it.
+"""Features for training: the projections that heads see during prefill.
 
-Two passes of the frozen model. The text is read by the engine itself (a fill that keeps everything, or that evicts,
-for features as they are at inference), and the projections that heads see are recorded on the way. Then questions
-and answers, or the text itself once more, attend to the whole text and a maximum over their queries is taken layer by
-layer, a few queries at a time, so that nothing larger than :data:`kvcli.engine.observer._WORK` numbers ever exists.
+The engine reads the text, with or without eviction, and a recorder stores each token's projections. The labels come
+from :mod:`kvcli.engine.observer`.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from kvcli.retaining_heads.module import RetainingHeads, joined
 
 @dataclass
 class Recorder:
-    """Stands in for a model's heads during a fill and keeps what they would have seen.
+    """A replacement for a model's heads that records their inputs during prefill.
 
     Attributes:
-        heads: whose scores the fill evicts by; ``None`` where nothing is evicted.
-        seen: per layer, joined features ``[n, (H + 2 H_kv) · D]`` of one chunk after the other.
+        heads: the heads that determine evictions; ``None`` without eviction.
+        seen: per layer, features ``[n, (H + 2 H_kv) · D]`` of each chunk.
     """
 
     layers: int
@@ -41,6 +39,6 @@ class Recorder:
         return scores.detach()
 
     def features(self, layer: int) -> Tensor:
-        """``[n, (H + 2 H_kv) · D]`` of a layer; empty for a layer that no policy scores."""
+        """Return a layer's features ``[n, (H + 2 H_kv) · D]``; empty for layers that no policy scores."""
         seen = self.seen[layer]
         return torch.cat(seen) if seen else torch.empty(0, 0)

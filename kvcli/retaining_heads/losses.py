@@ -1,4 +1,4 @@
-"""What a head's scores are held against: labels made comparable, and the losses."""
+"""Losses of retaining heads, and transformations of their labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from kvcli.eviction import smoothing
 
 LEVELS = (0.01, 0.03, 0.1, 0.3)
-"""Shares of a text's units whose membership the ordinal loss asks for."""
+"""Shares of a text's units whose membership the ordinal loss predicts."""
 
 
 def smooth_labels(label: Tensor, width: int) -> Tensor:
-    """The logarithm of the mean of ``exp(label)`` over each unit's neighbours, per KV head.
+    """Compute the logarithm of the mean of ``exp(label)`` over each unit's neighbours, per KV head.
 
     Args:
         label: ``[H_kv, n]``, logarithms.
@@ -28,11 +28,11 @@ def smooth_labels(label: Tensor, width: int) -> Tensor:
 
 
 def detrended(label: Tensor, head: int) -> Tensor:
-    """A label less its least-squares fit to a line and the logarithm of the distance from the end, per KV head.
+    """Subtract a label's least-squares fit to a line and the log distance from the end, per KV head.
 
     Args:
         label: ``[H_kv, n]``.
-        head: first units, which take no part in the fit.
+        head: number of first units to exclude from the fit.
     """
     n = label.shape[1]
     place = torch.linspace(0, 1, n, device=label.device)
@@ -40,7 +40,7 @@ def detrended(label: Tensor, head: int) -> Tensor:
     basis = torch.stack([torch.ones_like(place), place, near], dim=1)
     if n - head < 8:
         return label
-    basis = basis.double()  # in float32 LAPACK's last bits differ from call to call, and with them who is above a level
+    basis = basis.double()  # LAPACK's last bits vary between calls in float32, and could move units across a level
     fit = torch.linalg.lstsq(basis[head:], label[:, head:].double().T).solution
     trend: Tensor = (basis @ fit).T
     return (label - trend).float()
@@ -49,12 +49,12 @@ def detrended(label: Tensor, head: int) -> Tensor:
 def ordinal(score: Tensor, label: Tensor, levels: Tensor, head: int) -> Tensor:
     """Proportional odds: ``P(unit among the best p of its text) = sigmoid(score + level_p)`` for each of LEVELS.
 
-    Each level is divided by the entropy of its rate, so that rare and common membership weigh alike.
+    Each level is divided by the entropy of its rate, so that rare and common membership have equal weight.
 
     Args:
         score, label: ``[H_kv, n]``.
         levels: ``[H_kv, len(LEVELS)]``.
-        head: first units, which are not counted where the best ``p`` of the text are looked for.
+        head: number of first units to exclude when the best ``p`` are determined.
     """
     text = label[:, head:]
     total = score.new_zeros(())
@@ -73,7 +73,7 @@ def regression(score: Tensor, label: Tensor, layers: int) -> Tensor:
 
 
 def overlap(score: Tensor, label: Tensor, share: float = 0.1) -> Tensor:
-    """How much of the true best tenth is in the predicted best tenth, mean over KV heads."""
+    """Compute the share of the true best tenth in the predicted best tenth, averaged over KV heads."""
     count = max(1, round(share * label.shape[1]))
     true, guess = torch.zeros_like(label), torch.zeros_like(label)
     true.scatter_(1, torch.topk(label, count, dim=1).indices, 1)

@@ -1,4 +1,4 @@
-"""The retaining heads themselves (Locret, Huang et al. 2024, arXiv 2410.01805)."""
+"""Retaining heads (Locret, Huang et al. 2024, arXiv 2410.01805)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class RetainingHeads(nn.Module):
     """One two-layer network per decoder layer: ``s_t = W2 · act(W1 · [q_t ; k_t ; v_t])``, no biases.
 
-    The score of a token depends on the token's own projections only, so it is final the moment the token is read.
-    Implements :class:`kvcli.types.Scorer`.
+    A score depends only on the token's own projections, so it is final once the token is read. Implements
+    :class:`kvcli.types.Scorer`.
 
     Args:
         layers: decoder layers.
@@ -40,7 +40,7 @@ class RetainingHeads(nn.Module):
 
     @classmethod
     def like(cls, spec: ModelSpec, *, width: int = 256, activation: str = "silu", seed: int = 0) -> RetainingHeads:
-        """Untrained heads for a model; features of unit variance give scores of unit variance."""
+        """Create untrained heads for a model; features of unit variance give scores of unit variance."""
         heads = cls(spec.layers, features(spec), spec.kv_heads, width=width, activation=activation)
         generator = torch.Generator().manual_seed(seed)
         for weight in heads.parameters():
@@ -56,7 +56,7 @@ class RetainingHeads(nn.Module):
         return sum(p.nbytes for p in self.parameters())
 
     def score(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Scores of ``n`` tokens, higher is kept.
+        """Score ``n`` tokens, higher is kept.
 
         Args:
             layer: index of the decoder layer.
@@ -69,17 +69,17 @@ class RetainingHeads(nn.Module):
         return self.forward(layer, joined(q, k, v))
 
     def forward(self, layer: int, x: Tensor) -> Tensor:
-        """The same from joined features ``[n, (H + 2 H_kv) · D]``."""
+        """Score concatenated features ``[n, (H + 2 H_kv) · D]``."""
         w1, w2 = self.fc1[layer], self.fc2[layer]
         hidden = ACTIVATIONS[self.activation](F.linear(x.to(w1.dtype), w1))
         return F.linear(hidden.float(), w2.float()).T
 
 
 def features(spec: ModelSpec) -> int:
-    """Length of ``[q ; k ; v]`` of one token in one layer."""
+    """Return the length of ``[q ; k ; v]`` of one token in one layer."""
     return (spec.heads + 2 * spec.kv_heads) * spec.head_dim
 
 
 def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``[q ; k ; v]`` of each token, heads one after the other: ``[n, (H + 2 H_kv) · D]``."""
+    """Concatenate ``[q ; k ; v]`` of each token, head by head: ``[n, (H + 2 H_kv) · D]``."""
     return torch.cat([t.transpose(0, 1).flatten(1) for t in (q, k, v)], dim=1)

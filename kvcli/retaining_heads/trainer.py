@@ -1,6 +1,6 @@
-"""Training of retaining heads: one example a step, the model frozen, heads in float32.
+"""Training of retaining heads: one example per step, model frozen, heads in float32.
 
-A training is a function of model, data, settings and seed. It is checkpointed and resumes where it was.
+A training is a function of model, data, options and seed. Checkpoints allow it to resume.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvcli.engine.observer import LabelKind, Observer
 from kvcli.engine.prefill import prefill, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError
-from kvcli.events import Answer, Training
+from kvcli.events import Answer, Training, drain
 from kvcli.eviction import smoothing
 from kvcli.models.model import Model
 from kvcli.recipe import parse
@@ -36,30 +36,29 @@ from kvcli.retaining_heads.module import RetainingHeads
 from kvcli.storage.dense import Dense
 
 _SAVE_EVERY = 50
-_PIECE, _LEAD = 2048, 8  # tokens that are repeated at a time, and of the piece before, as in KVzip
+_PIECE, _LEAD = 2048, 8  # tokens repeated at a time, and tokens of the previous piece before them, as in KVzip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train.
+    """Options of a training.
 
     Args:
-        steps: examples, one a step.
+        steps: number of steps, one example each.
         rate: peak learning rate of AdamW.
         schedule: of the rate after a warm-up over the first tenth: a half ``cosine`` or ``linear`` to zero.
         width: hidden units.
-        labels: one or more of :data:`kvcli.engine.observer.LabelKind`, joined with commas; each example has one of
-        them.
-        loss: ``ordinal``, four cumulative classifications of each unit (is it among the best 1, 3, 10, 30 % of its
-            text?) that share one score; or ``regression``, Locret's smooth L1 with its smoothness term.
-        detrend: take the label's trend along the text out of it: what stands near the questions gets more attention
-            for that alone, and heads that learn it forget the beginning of a long text.
-        pool: how many neighbours share a score and a label, as where ``locret`` reads with these heads.
-        in_loop: share of examples whose features come from a reading that evicts by the heads as they are.
-        budget: units kept by such a reading, and in validation.
+        labels: one or more of :data:`kvcli.engine.observer.LabelKind`, separated by commas; each example uses one.
+        loss: ``ordinal``: four cumulative classifications (is the unit among the best 1, 3, 10, 30 % of its text?) that
+            share one score; or ``regression``: Locret's smooth L1 with its smoothness term.
+        detrend: subtract the label's trend along the text. Units near the questions get more attention for their
+            position alone; heads that learn this forget the beginning of a long text.
+        pool: number of neighbours that share a score and a label, as for ``locret``.
+        in_loop: share of examples whose features come from a prefill that evicts by the current heads.
+        budget: units kept by such a prefill, and in validation.
         check_every: steps between validations with real answers; 0 for none.
-        patience: validations without a better result after which training stops; 0 never stops early.
-        seed: of the heads' first weights and of the data.
+        patience: stop after this many validations without a better result; 0 never stops early.
+        seed: of the initial weights and of the data.
     """
 
     steps: int = 2000
@@ -77,16 +76,16 @@ class TrainingOptions:
     seed: int = 0
 
     def kind(self, chance: float) -> LabelKind:
-        """The label of an example, by a number in [0, 1)."""
+        """Return the label of an example, given a number in [0, 1)."""
         kinds = self.labels.split(",")
         return cast(LabelKind, kinds[int(chance * len(kinds))])
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """What one example teaches: per layer, features ``[n, F]`` and a label ``[H_kv, n]`` (or ``None``).
+    """Features and labels of one example: per layer ``[n, F]`` and ``[H_kv, n]`` (or ``None``).
 
-    The first ``head`` units are the template's and not the text's.
+    The first ``head`` units belong to the template, not to the text.
     """
 
     features: list[Tensor]
@@ -97,58 +96,58 @@ class TrainingExample:
 def train(
     model: Model, corpus: Corpus, settings: TrainingOptions, checkpoint: Path | None = None
 ) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
-    """Train heads for a model. A checkpoint is taken up by the call itself, before the first step is asked for.
+    """Train heads for a model. The call itself loads a checkpoint, before the first step.
 
     Args:
         model: frozen; its own heads, if any, are not used.
         corpus: the examples.
         settings: see :class:`TrainingOptions`.
-        checkpoint: where to save every 50 steps, and where the generator is closed; and to resume from.
+        checkpoint: a file to resume from, saved every 50 steps and when the generator is closed.
 
     Yields:
         a :class:`Training` after each step.
 
     Returns:
-        the best heads of the validations (the last ones without validation), and their metrics.
+        the best validated heads (the last ones without validation), and their metrics.
 
     Raises:
         DamagedError: the checkpoint belongs to another training.
     """
-    learner = Trainer(model, settings, corpus)
+    trainer = Trainer(model, settings, corpus)
     if checkpoint is not None and checkpoint.exists():
-        learner.resume(checkpoint)
-    return _steps(learner, model, corpus, checkpoint)
+        trainer.resume(checkpoint)
+    return _steps(trainer, model, corpus, checkpoint)
 
 
 def _steps(
-    learner: Trainer, model: Model, corpus: Corpus, checkpoint: Path | None
+    trainer: Trainer, model: Model, corpus: Corpus, checkpoint: Path | None
 ) -> Generator[Training, None, tuple[RetainingHeads, dict[str, float]]]:
-    settings, prompt = learner.settings, Prompt(model.tokenizer)
-    began, first = perf_counter(), learner.step
-    while learner.step < settings.steps and not learner.exhausted:
-        example = corpus.example(learner.step)
-        heads = learner.heads if corpus.chance(learner.step) < settings.in_loop else None
-        kind = settings.kind(corpus.chance(learner.step, "label"))
-        loss, overlap = learner.learn(make_example(model, prompt, example, settings, heads, kind))
+    settings, prompt = trainer.settings, Prompt(model.tokenizer)
+    started, first_step = perf_counter(), trainer.step
+    while trainer.step < settings.steps and not trainer.exhausted:
+        example = corpus.example(trainer.step)
+        heads = trainer.heads if corpus.chance(trainer.step) < settings.in_loop else None
+        kind = settings.kind(corpus.chance(trainer.step, "label"))
+        loss, overlap = trainer.train_step(make_example(model, prompt, example, settings, heads, kind))
         right = None
-        if settings.check_every and learner.step % settings.check_every == 0:
-            right, asked = answers(model, learner.folded(), prompt, corpus, settings)
-            learner.judge(right, asked)
-        if checkpoint is not None and (learner.step % _SAVE_EVERY == 0 or right is not None):
-            learner.save(checkpoint)
+        if settings.check_every and trainer.step % settings.check_every == 0:
+            right, asked = answers(model, trainer.folded(), prompt, corpus, settings)
+            trainer.validate(right, asked)
+        if checkpoint is not None and (trainer.step % _SAVE_EVERY == 0 or right is not None):
+            trainer.save(checkpoint)
         try:
             yield Training(
-                learner.step, settings.steps, loss, overlap, right, perf_counter() - began, learner.step - first
+                trainer.step, settings.steps, loss, overlap, right, perf_counter() - started, trainer.step - first_step
             )
         except GeneratorExit:
             if checkpoint is not None:
-                learner.save(checkpoint)
+                trainer.save(checkpoint)
             raise
-    return learner.best()
+    return trainer.best()
 
 
 def saved(checkpoint: Path) -> int:
-    """Steps that a checkpoint holds; 0 where there is none."""
+    """Return the number of steps in a checkpoint; 0 without one."""
     if not checkpoint.exists():
         return 0
     with safe_open(checkpoint, "pt") as file:
@@ -156,14 +155,14 @@ def saved(checkpoint: Path) -> int:
 
 
 class Trainer:
-    """Heads in training with their optimiser; everything that a checkpoint holds.
+    """Heads in training with their optimizer: everything that a checkpoint contains.
 
     Features are divided by their root mean square over the first example; :meth:`folded` moves that into the weights.
 
     Args:
-        model: whose heads they are.
+        model: the model of the heads.
         settings: see :class:`TrainingOptions`.
-        corpus: what they learn from; a checkpoint is for this and no other.
+        corpus: the examples; a checkpoint is valid for this corpus only.
     """
 
     def __init__(self, model: Model, settings: TrainingOptions, corpus: Corpus) -> None:
@@ -185,35 +184,35 @@ class Trainer:
         self.step = 0
         self.since_best = 0
         self.metrics: dict[str, float] = {"answers": -1.0}
-        self.kept: list[Tensor] = []
+        self.best_weights: list[Tensor] = []
         self.average = 0.0
 
     @property
     def exhausted(self) -> bool:
         return bool(self.settings.patience) and self.since_best >= self.settings.patience
 
-    def learn(self, lesson: TrainingExample) -> tuple[float, float]:
-        """One step: loss and the overlap of predicted and true best tenth, both means over layers."""
+    def train_step(self, example_data: TrainingExample) -> tuple[float, float]:
+        """Train on one example; return loss and overlap of predicted and true best tenth, averaged over layers."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate * self._schedule()
         losses, overlaps = [], []
-        trained = [i for i, label in enumerate(lesson.labels) if label is not None]
+        trained = [i for i, label in enumerate(example_data.labels) if label is not None]
         for i in trained:
-            x, y = lesson.features[i].float(), lesson.labels[i]
+            x, y = example_data.features[i].float(), example_data.labels[i]
             assert y is not None
             y = smooth_labels(y, self.settings.pool)
             if self.settings.detrend:
-                y = detrended(y, lesson.head)
+                y = detrended(y, example_data.head)
             if self.step == 0:
-                self.gain[i] = x[lesson.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
+                self.gain[i] = x[example_data.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
             score = smoothing.mean(self.heads(i, x * self.gain[i]), self.settings.pool)
             if self.settings.loss == "ordinal":
-                loss = ordinal(score, y, self.levels[i], lesson.head)
+                loss = ordinal(score, y, self.levels[i], example_data.head)
             else:
                 loss = regression(score, y, len(trained))
             torch.autograd.backward(loss / len(trained))
             losses.append(loss.detach())
-            overlaps.append(overlap(score.detach()[:, lesson.head :], y[:, lesson.head :]))
+            overlaps.append(overlap(score.detach()[:, example_data.head :], y[:, example_data.head :]))
         nn.utils.clip_grad_norm_([*self.heads.parameters(), self.levels], 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,7 +222,7 @@ class Trainer:
         return float(torch.stack(losses).mean()), mean
 
     def folded(self) -> RetainingHeads:
-        """The heads as the engine uses them, in the dtype they will be stored in."""
+        """Return the heads for inference, in their stored dtype."""
         spec = self.heads
         heads = RetainingHeads(len(spec.fc1), spec.fc1[0].shape[1], spec.fc2[0].shape[0], width=spec.width)
         for i, (w1, w2) in enumerate(zip(spec.fc1, spec.fc2, strict=True)):
@@ -231,22 +230,23 @@ class Trainer:
             heads.fc2[i].data = w2.detach().to(torch.bfloat16)
         return heads.requires_grad_(False)
 
-    def judge(self, right: float, asked: int) -> None:
-        """Remember the best validation; of those within one standard error the latest, which has learned most."""
+    def validate(self, right: float, asked: int) -> None:
+        """Record a validation. Among results within one standard error of the best, the latest wins: it has trained
+        most."""
         if right < self.metrics["answers"] - (right * (1 - right) / max(1, asked)) ** 0.5:
             self.since_best += 1
             return
         self.since_best = 0
         self.metrics = {"answers": right, "overlap": self.average, "step": self.step}
-        self.kept = [p.detach().clone() for p in self.folded().parameters()]
+        self.best_weights = [p.detach().clone() for p in self.folded().parameters()]
 
     def best(self) -> tuple[RetainingHeads, dict[str, float]]:
-        """The heads to keep, and their metrics."""
+        """Return the best heads and their metrics."""
         heads = self.folded()
-        if not self.kept or not self.settings.check_every:
+        if not self.best_weights or not self.settings.check_every:
             return heads, {"overlap": self.average, "step": self.step}
-        for p, kept in zip(heads.parameters(), self.kept, strict=True):
-            p.data = kept
+        for p, best_weights in zip(heads.parameters(), self.best_weights, strict=True):
+            p.data = best_weights
         return heads, self.metrics
 
     def _schedule(self) -> float:
@@ -259,8 +259,8 @@ class Trainer:
     # --- checkpoints ---
 
     def save(self, path: Path) -> None:
-        """Everything that the rest of the training depends on."""
-        tensors = {"gain": self.gain, **{f"best.{i}": t for i, t in enumerate(self.kept)}}
+        """Save everything that the remaining training depends on."""
+        tensors = {"gain": self.gain, **{f"best.{i}": t for i, t in enumerate(self.best_weights)}}
         for i, p in enumerate(self._parameters()):
             state = self.optimizer.state[p]
             tensors |= {f"p.{i}": p.detach(), f"m.{i}": state["exp_avg"], f"v.{i}": state["exp_avg_sq"]}
@@ -274,10 +274,10 @@ class Trainer:
         write(path, {k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(facts)})
 
     def resume(self, path: Path) -> None:
-        """Go on from :meth:`save`. How long and how often to check may be another now; the schedule is that of the end.
+        """Continue from :meth:`save`. ``steps``, ``check_every`` and ``patience`` may differ.
 
         Raises:
-            DamagedError: the file is no checkpoint, or one of another model, data or settings; names what differs.
+            DamagedError: the file is not a checkpoint, or of another model, data or options; names what differs.
         """
         try:
             with safe_open(path, "pt", device=str(self.device)) as file:
@@ -295,7 +295,7 @@ class Trainer:
         self.step, self.since_best = facts["step"], facts["since_best"]
         self.metrics, self.average = facts["metrics"], facts["average"]
         self.gain = tensors["gain"]
-        self.kept = [tensors[f"best.{i}"] for i in range(sum(k.startswith("best.") for k in tensors))]
+        self.best_weights = [tensors[f"best.{i}"] for i in range(sum(k.startswith("best.") for k in tensors))]
         for i, p in enumerate(self._parameters()):
             p.data.copy_(tensors[f"p.{i}"])
             self.optimizer.state[p] = {
@@ -320,17 +320,17 @@ def make_example(
 
     Args:
         model: the model.
-        prompt: its template.
+        prompt: its prompt format.
         example: a text and questions.
-        settings: the budget and pool of a reading that evicts.
-        heads: evict by these while features are recorded; ``None`` records them under full attention.
-        kind: which label. ``repeat`` asks nothing, so no question stands in front of its text either.
+        settings: budget and pool of a prefill with eviction.
+        heads: evict by these heads while recording; ``None`` records features under full attention.
+        kind: the label. ``repeat`` has no question, so none precedes its text either.
     """
     focus = example.turns[0][0] if example.focus and kind != "repeat" else None
     ids = prompt.document(example.text, question=focus)
     head = len(prompt.document("", question=focus))
     recorder = Recorder(model.spec.layers)
-    work = _fill(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
+    work = _record(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
     with torch.inference_mode():
         context = freeze(work, Dense())
         if kind == "repeat":
@@ -345,27 +345,21 @@ def make_example(
     if heads is not None and len(ids) > budget:
         recorder = Recorder(model.spec.layers, heads)
         fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
-        _fill(model, ids, f"locret({fields})", recorder)
+        _record(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
     return TrainingExample(features, [None if y is None else y.clone() for y in observer.labels], head)
 
 
 def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Questions for a text and the text as their answers, a piece at a time, each with the end of the one before."""
+    """Pair a request to repeat the text with each piece of the text, which starts with the previous piece's end."""
     asked = prompt.question("What does the text say, word for word?")
     return [(asked, text[max(0, i - _LEAD) : i + _PIECE]) for i in range(0, len(text), _PIECE)]
 
 
-def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> PrefillCache:
+def _record(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> PrefillCache:
     before, model.heads = model.heads, recorder
     try:
-        steps = prefill_steps(model, ids, parse(recipe))
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                filled: PrefillCache = end.value
-                return filled
+        return drain(prefill_steps(model, ids, parse(recipe)))
     finally:
         model.heads = before
 
@@ -373,7 +367,7 @@ def _fill(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> Pref
 def answers(
     model: Model, heads: RetainingHeads, prompt: Prompt, corpus: Corpus, settings: TrainingOptions
 ) -> tuple[float, int]:
-    """Share of held-out questions answered right from texts eight budgets long, read with these heads; and how many."""
+    """Return the share of held-out questions answered right from texts eight budgets long, and their number."""
     before, model.heads = model.heads, heads
     budget = settings.budget
     right = asked = 0
@@ -382,17 +376,10 @@ def answers(
             ids = prompt.document(example.text)
             sinks = min(len(prompt.document("")), budget // 8)
             fields = f"budget={budget}, stabilizers={min(64, budget // 8)}, sinks={sinks}, pool={settings.pool}"
-            reading = prefill(model, ids, parse(f"locret({fields})"))
-            while True:
-                try:
-                    next(reading)
-                except StopIteration as end:
-                    context = end.value
-                    break
-            tail = new_decode_cache(model, context)
+            cache = new_decode_cache(model, drain(prefill(model, ids, parse(f"locret({fields})"))))
             for question, answer in example.turns:
-                tail.rewind()
-                events = generate(model, tail, prompt.question(question), max_tokens=24)
+                cache.rewind()
+                events = generate(model, cache, prompt.question(question), max_tokens=24)
                 text = next(e.text for e in events if isinstance(e, Answer))
                 right += answer.rstrip(".").lower() in text.lower()
                 asked += 1

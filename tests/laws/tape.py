@@ -158,13 +158,13 @@ class Taped(StaticStep):
         self.tape = Tape()
         with torch.inference_mode():
             for _ in range(2):
-                self._work()
+                self._run()
             with self.tape.recording():
-                self.logits = self._work()
+                self.logits = self._run()
         if self.tape.aside:
             raise Waits("the step ends before what is done aside")
 
     def __call__(self, token: Tensor) -> Tensor:
-        self._put(token)
+        self._set_inputs(token)
         self.tape.again()
         return self.logits

@@ -195,7 +195,7 @@ def test_learning_learns() -> None:
     for _ in range(120):
         x = torch.randn(200, 64, generator=generator) * 5
         layers = model.spec.layers
-        _, found = learner.learn(TrainingExample([x] * layers, [truth @ x.T] * layers, head=0))
+        _, found = learner.train_step(TrainingExample([x] * layers, [truth @ x.T] * layers, head=0))
     assert found > 0.7
     x = torch.randn(50, 64, generator=generator)
     expected = learner.heads(0, x * learner.gain[0])
