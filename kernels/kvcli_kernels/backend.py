@@ -1,4 +1,4 @@
-"""What every operation asks before it chooses a backend: does triton run here, is there a compiler for the CPU."""
+"""Backend selection: availability of triton and of the CPU compiler."""
 
 import os
 from collections.abc import Callable
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def on_triton(x: Tensor) -> bool:
-    """Whether kernels take ``x``: on a CUDA card, or anywhere in triton's interpreter (``TRITON_INTERPRET=1``)."""
+    """Whether triton runs on ``x``: on a GPU, or anywhere in triton's interpreter (``TRITON_INTERPRET=1``)."""
     return (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1") and _installed()
 
 
 def products(q: Tensor) -> Any:
-    """The dtype in which triton multiplies: that of ``q`` on a card; the interpreter's products know no bfloat16."""
+    """Return triton's dtype of products: that of ``q`` on a GPU; the interpreter cannot multiply bfloat16."""
     import triton.language as tl
 
     return getattr(tl, str(q.dtype).removeprefix("torch.")) if q.is_cuda else tl.float32
@@ -29,7 +29,7 @@ def products(q: Tensor) -> Any:
 
 @cache
 def for_cpu(operation: str) -> ModuleType | None:
-    """An operation's kernels for CPUs, where numba is installed and finds a folder for what it compiles."""
+    """Import an operation's CPU kernels, if numba is installed and finds a directory for compiled code."""
     try:
         return import_module(f"kvcli_kernels.{operation}.cpu")
     except Exception:  # numba fails in ways of its own, also over a file in the working directory
@@ -37,13 +37,13 @@ def for_cpu(operation: str) -> ModuleType | None:
 
 
 def on_threads(work: Callable[[int, int], T], size: int, most: int, step: int = 1) -> list[T]:
-    """``work(start, stop)`` over ranges that make up ``0..size``, each on a thread of its own.
+    """Run ``work(start, stop)`` over ranges that partition ``0..size``, each on its own thread.
 
     Args:
-        work: lets go of the interpreter where it can.
+        work: releases the GIL if possible.
         size: at least 1.
-        most: ranges at the most; there are no more than torch has threads.
-        step: what ranges begin at multiples of.
+        most: maximum number of ranges; there are never more than torch has threads.
+        step: ranges begin at multiples of it.
     """
     count = max(1, min(torch.get_num_threads(), most))
     length = -(-size // count // step) * step

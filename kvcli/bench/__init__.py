@@ -1,1 +1,1 @@
-"""How fast this machine reads and answers, beside what its arithmetic and its memory allow: ``kvcli bench``."""
+"""Speed of prefill and decode on this machine, compared with its peak arithmetic and bandwidth: ``kvcli bench``."""

@@ -1,4 +1,4 @@
-"""Is what is timed also right? The calls of a measurement, on a short text, against the model's own attention."""
+"""Correctness check before a benchmark: the timed calls on a short text, against the model's own attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from kvcli.cache.context import Context
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.errors import ModelError
-from kvcli.events import Token
+from kvcli.events import Token, drain
 from kvcli.models.model import Model
 from kvcli.models.self_test import TOLERANCE
 from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
@@ -19,17 +19,17 @@ from kvcli.recipe import Recipe, parse
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
 
 HELD = 0.7
-"""How far a hold may move the logits (relative RMS) before it is called broken; unrelated logits are 1.4 away."""
+"""Maximum change of logits by a correct storage (relative RMS); unrelated logits differ by 1.4."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Relative RMS of logits, and how far below the best one the chosen tokens were, in RMS of the logits.
+    """Relative RMS of logits, and the distance of the chosen tokens below the best one, in RMS of the logits.
 
     Attributes:
-        prefill: a reading with a budget for everything, asked, against one full forward.
-        decode: the answer's tokens against the logits of one full forward over them: 0 where each is the best one.
-        hold: the recipe's hold against the same units held dense; 0 for dense.
+        prefill: a question after a prefill without evictions, against one full forward.
+        decode: the answer's tokens against one full forward over them: 0 if each is the best one.
+        hold: the recipe's storage against dense storage of the same units; 0 for dense.
     """
 
     prefill: float
@@ -38,10 +38,10 @@ class Check:
 
 
 def check(model: Model, recipe: Recipe) -> Check:
-    """Read, ask and compare.
+    """Compare prefill, decode and storage with the model's own attention.
 
     Raises:
-        ModelError: it is not right; says what by how much. Nothing that this model does here is worth timing.
+        ModelError: a difference is too large; states it.
     """
     document, question = (draw(model, n, seed) for n, seed in ((TOKENS, 1), (QUESTION, 2)))
     dense = Recipe(everything(recipe, TOKENS, model.spec.layers).policy, parse("full").storage)
@@ -68,15 +68,15 @@ def check(model: Model, recipe: Recipe) -> Check:
     ):
         if not value <= most:
             raise ModelError(
-                f"'{recipe}' with {model.name} fails the correctness check, so its speed is not told: {name} is"
-                f" {value:.1e} away, and at most {most:.1e} is accepted for {model.spec.dtype}",
+                f"'{recipe}' with {model.name} fails the correctness check, so it is not timed: {name}"
+                f" differs by {value:.1e}, and at most {most:.1e} is accepted for {model.spec.dtype}",
                 "--dtype float32",
             )
     return found
 
 
 def everything(recipe: Recipe, tokens: int, layers: int) -> Recipe:
-    """The recipe with a budget of which every layer gets at least ``tokens``."""
+    """Return the recipe with a budget that gives every layer at least ``tokens``."""
     if recipe.policy.budget is None:
         return recipe
     budget = max(tokens, recipe.policy.budget)  # no less than its sinks and stabilizers
@@ -86,19 +86,16 @@ def everything(recipe: Recipe, tokens: int, layers: int) -> Recipe:
 
 
 def draw(model: Model, count: int, seed: int) -> list[int]:
-    """Random ids."""
+    """Draw random ids."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, model.spec.vocab, (count,), generator=generator).tolist()
 
 
 def _read(model: Model, ids: list[int], recipe: Recipe, question: list[int]) -> Context:
     job = PrefillRequest(ids, recipe, CHUNK, horizon=TOKENS + QUESTION + ANSWER, probe=question)
-    reading = cached_prefill(model, job)
-    while True:
-        try:
-            next(reading)
-        except StopIteration as end:
-            return end.value.context  # type: ignore[no-any-return]
+    context = drain(cached_prefill(model, job)).context
+    assert context is not None
+    return context
 
 
 def _question(model: Model, context: Context, question: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The most memory that a stretch of work takes above what was there before it."""
+"""Peak memory above a baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peak:
-    """Bytes above the start: allocated card memory, or resident main memory where the kernel (Linux) counts them."""
+    """Peak bytes since the start: allocated GPU memory, or resident main memory (Linux)."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -24,14 +24,14 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self.before: int | None = int(torch.cuda.memory_allocated(device))
             return
-        trim()  # what earlier work left free would hide what this work takes
+        trim()  # memory freed by earlier work would hide this work's allocations
         self.before = None
         with suppress(OSError, StopIteration):
             _RESET.write_text("5")
             self.before = resident("VmRSS")
 
     def bytes(self) -> int | None:
-        """So far; ``None`` where nobody counts."""
+        """Return the peak so far; ``None`` if the system does not count it."""
         if self.before is None:
             return None
         if self.device.startswith("cuda"):
@@ -40,6 +40,6 @@ class Peak:
 
 
 def resident(field: str) -> int:
-    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (at most, since the last reset). Linux only."""
+    """Read ``VmRSS`` (current) or ``VmHWM`` (peak since the last reset) in bytes. Linux only."""
     line = next(x for x in _STATUS.read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What was measured, beside the ceilings of the same run: rows for a table and for JSON."""
+"""Benchmark results relative to the roofline of the same run: rows for a table and for JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COLUMNS = ("recipe", "tokens", "prefill", "of matmul", "first token", "decode", 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One recipe at one length; ``speed`` is ``None`` where it was skipped, for ``reason``.
+    """One recipe at one length; ``speed`` is ``None`` if it was skipped, for ``reason``.
 
-    ``check`` is ``None`` for transformers' own attention, which is what others are checked against.
+    ``check`` is ``None`` for transformers' own attention, which is the reference.
     """
 
     recipe: str
@@ -26,7 +26,7 @@ class BenchRow:
     reason: str | None = None
 
     def cells(self, top: Roofline) -> list[str]:
-        """As :data:`COLUMNS`; ``reason`` stands below the table."""
+        """Format :data:`COLUMNS`; ``reason`` is shown below the table."""
         speed = self.speed
         if speed is None:
             return [self.recipe, f"{self.tokens:,}", "skipped", *[""] * (len(COLUMNS) - 3)]
@@ -44,7 +44,7 @@ class BenchRow:
         ]
 
     def to_json(self, top: Roofline, against: Speed | None) -> dict[str, Any]:
-        """``against`` is transformers' full attention at the same length, where it was measured."""
+        """Return JSON. ``against``: transformers' full attention at the same length, if measured."""
         speed = self.speed
         head = {
             "recipe": self.recipe,
@@ -71,7 +71,7 @@ class BenchRow:
         }
 
     def times(self, against: Speed | None) -> dict[str, float] | None:
-        """How many times as fast as ``against``; ``None`` where one of them was not measured, or both are the same."""
+        """Return the speedup over ``against``; ``None`` if either was not measured, or both are the same."""
         if self.speed is None or against is None or against is self.speed:
             return None
         return {
@@ -81,12 +81,12 @@ class BenchRow:
 
 
 def share_of_matmul(speed: Speed, top: Roofline) -> float:
-    """Of the time of its reading, what its arithmetic alone would take."""
+    """Return the share of the prefill time that the arithmetic alone needs."""
     return speed.flop / top.matmul / speed.prefill_s
 
 
 def share_of_memory(speed: Speed, top: Roofline) -> float:
-    """Of the time of a token, what reading its bytes alone would take."""
+    """Return the share of a token's time that reading its bytes alone needs."""
     return speed.decode_bytes / top.bandwidth / speed.decode_s
 
 

@@ -1,8 +1,7 @@
-"""What the machine can do at most, measured in the run that it is compared with, and what a run needs of it.
+"""The roofline: peak arithmetic and bandwidth of the machine, measured in the same run, and a run's needs.
 
-Reading is bound by matrix products, so a prefill is compared with the products of the model's own projections, alone.
-Decoding is bound by memory: each token needs all weights and everything kept once, so it is compared with the time
-that reading so many bytes takes.
+Prefill is bound by matrix products and compared with the model's projections alone. Decode is bound by memory: each
+token reads all weights and kept units once.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from kvcli.recipe import Recipe
 from kvcli.types import ModelSpec
 
 _ENOUGH, _LEAST = 0.4, 4  # seconds and repetitions of one measurement
-_CARD_ROWS = 4096  # tokens at a time with which a card's products are at their fastest
+_CARD_ROWS = 4096  # tokens at a time that a GPU multiplies at full speed
 _BUFFER = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes, far beyond any cache
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was told; the CPU always has."""
+    """Wait until the device has finished; a no-op on the CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
 
 
 def _fastest(work: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest repetition."""
+    """Return the seconds of the fastest repetition."""
     for _ in range(2):
         work()
     synchronize(device)
@@ -45,7 +44,8 @@ def _fastest(work: Callable[[], object], device: str) -> float:
 
 @torch.inference_mode()
 def matmul(spec: ModelSpec, chunk: int) -> float:
-    """FLOP/s of one layer's projections in the model's dtype, ``chunk`` tokens at a time (on a card, 4,096 or more)."""
+    """Measure FLOP/s of one layer's projections in the model's dtype, ``chunk`` tokens at a time (at least 4,096 on a
+    GPU)."""
     rows = chunk if spec.device == "cpu" else max(chunk, _CARD_ROWS)
     place = {"dtype": getattr(torch, spec.dtype), "device": spec.device}
     pairs = [(torch.randn(rows, i, **place), torch.randn(o, i, **place)) for o, i in _projections(spec)]
@@ -60,7 +60,7 @@ def matmul(spec: ModelSpec, chunk: int) -> float:
 
 @torch.inference_mode()
 def bandwidth(device: str) -> float:
-    """Bytes per second from memory: the faster of adding a large buffer up and copying it."""
+    """Measure bytes per second: the faster of summing and copying a large buffer."""
     size = _BUFFER[torch.device(device).type]
     buffer = torch.ones(size // 4, device=device)
     other = torch.empty_like(buffer)
@@ -71,16 +71,16 @@ def bandwidth(device: str) -> float:
 
 
 def _projections(spec: ModelSpec) -> list[tuple[int, int]]:
-    """Shapes ``(out, in)`` of a layer's matrices."""
+    """Return the shapes ``(out, in)`` of a layer's matrices."""
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     mlp = [(spec.intermediate, spec.hidden)] * 2 + [(spec.hidden, spec.intermediate)]
     return [(q, spec.hidden), (kv, spec.hidden), (kv, spec.hidden), (spec.hidden, q), *mlp]
 
 
 def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, probe: int = 0) -> float:
-    """FLOP of projections and attention that a reading cannot do without: what is kept, and each chunk's triangle.
+    """Count the FLOP of projections and attention in prefill: kept units, and each chunk's triangle.
 
-    Scores of a policy are not counted, and neither is the language-model head, which a reading does not use.
+    Excludes a policy's scores and the language-model head, which prefill does not use.
 
     Args:
         spec, recipe, tokens, chunk, probe: as for :func:`kvcli.planning.memory.plan`.
@@ -97,7 +97,7 @@ def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, pr
 
 
 def full_flop(spec: ModelSpec, tokens: int) -> float:
-    """The same of one causal forward pass over everything."""
+    """Count the same of one causal forward pass over all tokens."""
     matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
     return matrices * tokens + 4.0 * spec.layers * spec.heads * spec.head_dim * tokens * (tokens + 1) / 2
 

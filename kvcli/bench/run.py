@@ -1,6 +1,6 @@
-"""One measurement: a text of random tokens read and asked about with the very calls of ``kvcli ask --no-cache``.
+"""One measurement: prefill and question on random tokens, with the calls of ``kvcli ask --no-cache``.
 
-Which tokens they are makes no difference to the time: nothing here depends on their values.
+No timing depends on the values of the tokens.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from kvcli.recipe import Recipe
 from kvcli.utils.process_memory import available
 
 QUESTION = 32
-"""Tokens of the question that stands behind the text."""
+"""Tokens of the question after the text."""
 
 _WARM = 4  # tokens of the answer that warms up
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured; medians where it was repeated.
+    """Measured speeds; medians of repetitions.
 
     Attributes:
-        prefill_s: seconds of the reading, freezing included.
-        flop: arithmetic that it needs.
-        ttft_s: from the question to the first token, the text being read.
-        decode_s: seconds of one token after the first.
-        decode_bytes: weights, kept units and tail that one token needs, in the middle of the answer.
-        peak, planned: bytes above the loaded model; ``peak`` is ``None`` where nobody counts.
-        kept, kv_bytes, bits: units per KV head, bytes and effective bits of what was kept.
+        prefill_s: seconds of prefill, freezing included.
+        flop: arithmetic of the prefill.
+        ttft_s: seconds from the question to the first token, after prefill.
+        decode_s: seconds per token after the first.
+        decode_bytes: weights, kept units and decode cache that one token reads, in the middle of the answer.
+        peak, planned: bytes above the loaded model; ``peak`` is ``None`` if the system does not count it.
+        kept, kv_bytes, bits: units per KV head, bytes and effective bits of kept units.
     """
 
     tokens: int
@@ -74,10 +74,10 @@ def measure(
     """Read ``tokens`` tokens under a recipe and generate ``answer`` tokens, ``repeat`` times after a warm-up.
 
     Raises:
-        TooLongError: the model's positions do not suffice under this recipe.
-        ResourceError: the memory does not.
+        TooLongError: the model has too few positions under this recipe.
+        ResourceError: too little memory.
     """
-    model = replace(model, eos=frozenset())  # an answer has the length that was asked for
+    model = replace(model, eos=frozenset())  # answers have exactly the requested length
     spec = model.spec
     plan, longest = memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION, answer=answer)
     if longest < answer:
@@ -138,8 +138,8 @@ def _once(
 
 @torch.inference_mode()
 def full(model: Model, tokens: int, answer: int) -> Speed:
-    """transformers' own way, in the same process: one forward pass over the text, one over the question, greedy
-    decoding, with its cache and its SDPA attention.
+    """Measure transformers in the same process: one forward pass over the text, one over the question, greedy decoding,
+    with its cache and its SDPA attention.
 
     Raises:
         ResourceError: it does not fit.

@@ -1,1 +1,1 @@
-"""A conversation without a screen: turns behind a document, what is saved of them, how they are exported."""
+"""Conversations without a user interface: turns after a document, their transcript, and its export."""

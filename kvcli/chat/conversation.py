@@ -1,8 +1,8 @@
-"""Turns behind a document: asked, undone, asked again, absorbed. Without a screen and without a file.
+"""A conversation about a document: ask, undo, retry, evict turns. No user interface, no file access.
 
-ground      document, frozen, and its fill kept to be read on in
-absorbed    turns that have been evicted into it
-tail        turns since then, exact and rewindable
+ground      the frozen document, and its prefill cache for further chunks
+absorbed    turns evicted into the context
+tail        later turns, exact and rewindable
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from kvcli.recipe import Recipe
 
 @dataclass
 class ChatContext:
-    """What a conversation stands on.
+    """The state before the first turn.
 
     Attributes:
-        prompt: how the model is spoken to.
-        recipe: what survives of the document, and of turns that are absorbed.
+        prompt: the model's prompt format.
+        recipe: the recipe for the document and for evicted turns.
         chunk: tokens per forward pass.
-        work: the fill of the document, not to be used elsewhere; an empty one where there is no document.
-        context: frozen from ``work``, until turns are evicted into it; ``None`` where there is no document.
-        room: tokens that the turns may take before they are absorbed.
-        total: tokens that the document and all turns may take, for recipes that evict nothing; ``None`` for no end.
-        look: passages of the document to be read again before a question. They are read for its answer and leave no
-            trace: what stands in the tail afterwards are question and answer. Their tokens are not the room's. With
-            them comes what the question and its answer see in place of the whole context.
+        work: the document's prefill cache, not to be used elsewhere; an empty one without a document.
+        context: frozen from ``work``, until turns are evicted into it; ``None`` without a document.
+        room: maximum tokens of the turns before they are evicted.
+        total: maximum tokens of document and all turns, for recipes without eviction; ``None`` for no limit.
+        look: retrieves passages to re-read before a question, and the context that question and answer attend to.
+            Passages do not stay in the decode cache and do not count against ``room``.
     """
 
     prompt: Prompt
@@ -57,19 +56,19 @@ class ChatContext:
 
 @dataclass(frozen=True)
 class _TurnStart:
-    """Where a turn begins: in the ids, and how much of them the tail held by then."""
+    """The start of a turn: its index in the ids, and the decode cache's length before it."""
 
     ids: int
     held: int
 
 
 class Conversation:
-    """A conversation. Not safe for two threads.
+    """A conversation. Not thread-safe.
 
     Args:
         model: a loaded model.
-        ground: makes the ground anew; called at :meth:`open`, and again when turns are to be forgotten that have
-            been absorbed, which is cheap where the document's reading is saved.
+        ground: creates the chat context; called by :meth:`open`, and again to undo evicted turns, which is cheap if the
+            document's prefill is saved.
         turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.transcript.Transcript`).
         unanswered: its question without an answer.
         changed: called after each change of these, to save them.
@@ -95,19 +94,19 @@ class Conversation:
 
     @property
     def used(self) -> int:
-        """Tokens of the turns that are not absorbed."""
+        """Tokens of the turns that are not evicted."""
         return len(self._ids)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of context, tail and the fill that is kept beside them."""
+        """Bytes of context, decode cache and prefill cache."""
         work = None if self.ground is None else self.ground.work
         return sum(part.nbytes for part in (self.context, self.tail, work) if part is not None)
 
     def open(self) -> Generator[Prefill, None, None]:
-        """Stand on the ground and read the turns there are, absorbing those that were; yields while it absorbs.
+        """Create the context, replay earlier turns, and evict those that were evicted before; yields eviction progress.
 
-        A conversation opens itself at the first question; open it before to have that waited for.
+        The first question opens the conversation; call this earlier to separate the wait.
         """
         if self.ground is not None:
             return
@@ -124,15 +123,15 @@ class Conversation:
     def ask(
         self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
     ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
-        """Ask, and answer token by token.
+        """Ask a question and yield the answer token by token.
 
-        Where the tail has no room left for the question and an answer, it is absorbed first. Closing the generator or
-        interrupting it keeps what there is of the answer as a turn; if there is nothing, the question stays
-        ``unanswered``.
+        Evicts the turns first if question and answer do not fit. If the generator is closed or interrupted, the partial
+        answer becomes a turn; without any token the question stays ``unanswered``.
 
         Raises:
             InputError: an empty question.
-            TooLongError: the question has no room even behind an empty tail, or nothing may be evicted any more.
+            TooLongError: the question does not fit even without turns, or the recipe evicts nothing and the window is
+                full.
         """
         if not text.strip():
             raise InputError("the question is empty", "type a question, or /help")
@@ -148,17 +147,17 @@ class Conversation:
     def retry(
         self, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
     ) -> Generator[Prefill | TurnsEvicted | Token | Answer, None, None]:
-        """Ask the last question again, as if it had not been answered. Raises ``InputError`` where there is none."""
+        """Ask the last question again, without its answer. Raises ``InputError`` if there is none."""
         text = self.unanswered
         if text is None:
             text = self.undo().question
         yield from self.ask(text, sampling=sampling, max_tokens=max_tokens, allow_repetition=allow_repetition)
 
     def undo(self) -> Turn:
-        """Forget the last turn; returns it. Raises ``InputError`` where there is none.
+        """Remove and return the last turn. Raises ``InputError`` if there is none.
 
-        Free for turns in the tail, which is then as it was, bit for bit; one that was absorbed is forgotten by
-        standing on the ground anew.
+        Free for turns in the decode cache, which is restored bit for bit; to undo an evicted turn, the context is
+        created anew.
         """
         if not self.turns:
             raise InputError("there is no turn yet", "ask something")
@@ -176,7 +175,7 @@ class Conversation:
         return turn
 
     def clear(self) -> None:
-        """Forget all turns and keep the document."""
+        """Remove all turns and keep the document."""
         if self.absorbed:
             self.forget_ground()
         elif self.tail is not None:
@@ -186,11 +185,9 @@ class Conversation:
         self.changed()
 
     def forget_ground(self) -> None:
-        """Stand on the ground anew when next asked: the document or what the model is told has changed."""
+        """Create the context anew at the next question, as the document or the system message has changed."""
         self.ground = self.context = self.tail = None
         self._ids, self._begun = [], []
-
-    # --- within ---
 
     def _opened(self) -> ChatContext:
         assert self.ground is not None
@@ -202,7 +199,7 @@ class Conversation:
         self._ids, self._begun = [], []
 
     def _retell(self, ground: ChatContext, first: int, end: int) -> None:
-        """Put turns behind what there is, to be read when next something is asked."""
+        """Queue turns, to be read with the next question."""
         for i, turn in enumerate(self.turns[first:end], first):
             begun = _TurnStart(len(self._ids), len(self._ids))
             self._ids += self._question(ground, turn.question, first=i == 0)
@@ -215,7 +212,7 @@ class Conversation:
         return ground.prompt.follow_up(text, passages=again)
 
     def _make_room(self, ground: ChatContext, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
-        """How long the answer may be, and how many tokens were absorbed for it."""
+        """Evict turns if necessary; return the maximum answer length and the number of evicted tokens."""
         needed = len(self._question(ground, text, first=not self.turns))
         wanted = min(max_tokens, ground.room // 2)
         absorbed = 0
@@ -224,7 +221,7 @@ class Conversation:
             try:
                 yield from self._absorb(ground)
             except BaseException:
-                self.forget_ground()  # one layer may have read more than another
+                self.forget_ground()  # layers may differ in what they have read
                 raise
             self.absorbed.append(len(self.turns))
         left = ground.room - self.used - needed
@@ -241,7 +238,7 @@ class Conversation:
         return min(max_tokens, left), absorbed
 
     def _absorb(self, ground: ChatContext) -> Generator[Prefill, None, None]:
-        ground.context = self.context = self.tail = None  # what comes is read from the fill, and takes their place
+        ground.context = self.context = self.tail = None  # the prefill cache replaces them
         context = yield from evict_turns(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
         self._stand(context)
 
@@ -288,7 +285,7 @@ class Conversation:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))
             else:
-                if again:  # the turns before it stay read; passages stood behind them
+                if again:  # remove the passages but keep earlier turns
                     self.tail.rewind(read)
                 self._ids += made
                 self._begun.append(begun)

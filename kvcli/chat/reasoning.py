@@ -1,4 +1,4 @@
-"""What a reasoning model thinks before it answers: ``<think> … </think>``, told from the answer as it comes."""
+"""Separation of reasoning, ``<think> … </think>``, from the answer in a stream."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterator
 OPEN, CLOSE = "<think>", "</think>"
 
 ReasoningPiece = tuple[str, bool]
-"""A text, and whether it was only thought."""
+"""A text, and whether it is reasoning."""
 
 
 class ReasoningSplitter:
-    """Tells thoughts from the answer; the tags and the white space at their inner and outer sides are neither.
+    """Separates reasoning from the answer; drops the tags and the white space around them.
 
     Args:
-        thinking: whether the template has opened the first tag already.
+        thinking: whether the template has already opened the first tag.
     """
 
     def __init__(self, *, thinking: bool = False) -> None:
         self.thinking = thinking
         self._held = ""
-        self._begin = True  # of the answer, where alone thoughts may open, or of the text behind a tag
+        self._begin = True  # at the start of the answer, where reasoning may begin, or after a tag
 
     def push(self, text: str) -> list[ReasoningPiece]:
-        """What is certain by now."""
+        """Add text; return the pieces that are now certain."""
         self._held += text
         return list(self._pieces(last=False))
 
     def flush(self) -> list[ReasoningPiece]:
-        """What was held back."""
+        """Return the withheld pieces."""
         return list(self._pieces(last=True))
 
     def _pieces(self, *, last: bool) -> Iterator[ReasoningPiece]:
@@ -50,7 +50,7 @@ class ReasoningSplitter:
             return
 
     def _sure(self) -> int:
-        """How much of what is held cannot be the beginning of a closing tag and the white space before it."""
+        """Return the length of the pending text that cannot begin a closing tag or the white space before it."""
         keep = max((n for n in range(len(CLOSE)) if self._held.endswith(CLOSE[:n])), default=0)
         return len(self._held[: len(self._held) - keep].rstrip())
 
@@ -63,6 +63,6 @@ class ReasoningSplitter:
 
 
 def strip_reasoning(text: str, *, thinking: bool = False) -> str:
-    """An answer without what was thought before it."""
+    """Return an answer without its reasoning."""
     thoughts = ReasoningSplitter(thinking=thinking)
     return "".join(piece for piece, thought in [*thoughts.push(text), *thoughts.flush()] if not thought)

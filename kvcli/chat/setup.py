@@ -1,4 +1,4 @@
-"""From a pipeline to a chat: memory, room for turns, and the context that the first question meets.
+"""Setup of a chat: memory plan, maximum length of turns, and the initial context.
 
 chat = open_chat(pipeline, kvcli.read_document("book.txt"))
 for event in chat.ask("Who tells the story?"): ...
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 ROOM = 4096
-"""Tokens that turns may take before they are evicted into the context, if the model's window allows it."""
+"""Maximum tokens of turns before they are evicted, if the model's window allows it."""
 
 
 @dataclass(frozen=True)
 class ChatPlan:
-    """Memory at the peak of a chat, and the tokens that its turns may take before they are evicted."""
+    """Peak memory of a chat, and the maximum tokens of its turns before they are evicted."""
 
     plan: Plan
     room: int
@@ -45,14 +45,14 @@ def evicts_turns(recipe: Recipe) -> bool:
 
 
 def most_units(spec: ModelSpec, recipe: Recipe) -> int:
-    """Units per KV head that the context holds at most, however long the chat becomes."""
+    """Return the maximum units per KV head of the context, however long the chat becomes."""
     endless = 2**31
     units = (kept_units(spec, recipe, endless, i) for i, window in enumerate(spec.sliding) if window is None)
     return max(units, default=0)
 
 
 def _tokens(pipeline: Pipeline, source: TokenizedDocument | None, recipe: Recipe) -> int:
-    """Tokens that are read at least, once there have been enough turns."""
+    """Return the minimum number of tokens that prefill reads, once there have been enough turns."""
     read = 0 if source is None else len(source.ids)
     if not evicts_turns(recipe):
         return read
@@ -62,7 +62,7 @@ def _tokens(pipeline: Pipeline, source: TokenizedDocument | None, recipe: Recipe
 def plan_chat(
     pipeline: Pipeline, source: TokenizedDocument | None, recipe: Recipe, *, max_tokens: int = ANSWER_TOKENS
 ) -> ChatPlan:
-    """What a chat takes; its prefill cache stays beside the context.
+    """Plan the memory of a chat, whose prefill cache stays beside the context.
 
     Raises:
         TooLongError: the model has too few positions.
@@ -89,15 +89,15 @@ def chat_context(
     max_tokens: int = ANSWER_TOKENS,
     prefill: Callable[..., DocumentContext] | None = None,
 ) -> ChatContext:
-    """Read the document, or load its saved prefill, for a chat.
+    """Prefill the document for a chat, or load its saved prefill.
 
     Args:
-        pipeline, source, recipe: the model, the document and how it is read.
-        max_tokens: longest answer that must fit.
+        pipeline, source, recipe: the model, the document and its recipe.
+        max_tokens: maximum answer length that must fit.
         prefill: called with the options of :meth:`Pipeline.prefill_events`; by default the pipeline's own.
 
     Raises:
-        UsageError: the recipe reads for one question.
+        UsageError: the recipe is query-aware.
         KvcliError: it does not fit the model or the memory, or was interrupted.
     """
     if recipe.policy.query_aware:
@@ -145,7 +145,7 @@ def chat_context(
 
 
 def open_chat(pipeline: Pipeline, document: Document | None = None, *, max_tokens: int = ANSWER_TOKENS) -> Conversation:
-    """A conversation about a document, or about nothing; read at its first question."""
+    """Start a conversation with or without a document; prefill runs at the first question."""
     source = None if document is None else pipeline.tokenize(document)
     recipe = pipeline.choose_recipe(source).recipe
     return Conversation(pipeline.model, lambda: chat_context(pipeline, source, recipe, max_tokens=max_tokens))

@@ -1,6 +1,6 @@
-"""What is saved of a conversation: words and token ids, as JSON, 0600, one file each. Imports no torch.
+"""Saved conversations: text and token ids as JSON, 0600, one file each. Imports no torch.
 
-The document is not in it: its reading is saved by itself, and the record says which files and options it was made of.
+A transcript names the document's files and options; the document's prefill is saved separately.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Turn:
     """One question and its answer.
 
     Attributes:
-        question: as it was typed.
+        question: as typed.
         answer: the text of the answer.
-        ids: the tokens that the model made, without its end mark.
+        ids: the generated tokens, without the end mark.
         finish: ``stop``, ``length`` or ``interrupted``.
         tps: tokens per second.
     """
@@ -43,21 +43,21 @@ class Turn:
 
 @dataclass
 class Transcript:
-    """A conversation as it is saved.
+    """A saved conversation.
 
     Attributes:
-        model: name, directory or repository, as it was given; ``None`` for the default.
-        fingerprint: of the model that made the token ids.
-        files: the documents, as they were named: their names stand between several texts and are read too.
-        added: documents that were added later, in order.
-        folder: where the names lead from.
-        hide_thoughts: whether what is in ``<think>`` is shown.
-        options: what else the reading was made with, by the names of the command's options.
-        sampling: how answers are drawn; ``None`` for the model's own way.
+        model: name, directory or repository, as typed; ``None`` for the default.
+        fingerprint: of the model that generated the token ids.
+        files: the documents' names as typed; prefill reads the names between several texts too.
+        added: documents added later, in order.
+        folder: the directory that relative names start from.
+        hide_thoughts: whether reasoning is hidden.
+        options: other options of the prefill, by their command-line names.
+        sampling: sampling options; ``None`` for the model's defaults.
         system: the system message.
         turns: finished turns.
-        absorbed: after how many turns the tail was absorbed, ascending.
-        unanswered: a question whose answer was not finished.
+        absorbed: numbers of turns after which turns were evicted, ascending.
+        unanswered: a question without a finished answer.
     """
 
     model: str | None = None
@@ -77,24 +77,24 @@ class Transcript:
 
 
 def absolute(record: Transcript) -> list[str]:
-    """The documents of :attr:`Transcript.files`, wherever they were named."""
+    """Return absolute paths of :attr:`Transcript.files`."""
     return [str(Path(record.folder, name)) for name in record.files]
 
 
 def folder() -> Path:
-    """Where conversations lie: they are a person's own, so beside data and not in the cache."""
+    """Return the directory of conversations, which are user data and not cache."""
     return file_utils.private_dir(file_utils.data_dir() / "chats")
 
 
 def named(name: str) -> Path:
-    """The file of a session. Raises ``UsageError`` for a name that could be a path."""
+    """Return the file of a session. Raises ``UsageError`` for a name that could be a path."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' is not a session name: use letters, digits, - _ and . only", "--session notes")
     return folder() / f"{name}.json"
 
 
 def fresh() -> Path:
-    """A file that does not exist yet, named after the time."""
+    """Return a new file name made of the current time."""
     name = datetime.now().strftime("%Y-%m-%d-%H%M%S")
     path, n = folder() / f"{name}.json", 1
     while path.exists():
@@ -104,7 +104,7 @@ def fresh() -> Path:
 
 
 def last() -> Path:
-    """The conversation that was saved last. Raises ``InputError`` where there is none."""
+    """Return the most recently saved conversation. Raises ``InputError`` if there is none."""
     found = sorted(folder().glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
     if not found:
         raise InputError("there is no conversation to continue", "kvcli chat FILE")
@@ -112,23 +112,23 @@ def last() -> Path:
 
 
 def save(path: Path, record: Transcript) -> None:
-    """Write a record under its name, all of it or nothing, durable and 0600. Raises ``OSError``."""
+    """Write a transcript atomically and durably, 0600. Raises ``OSError``."""
     record.made = record.made or datetime.now(UTC).isoformat(timespec="seconds")
     write(path, json.dumps(asdict(record), ensure_ascii=False, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
-    """A text file, 0600, all of it or nothing. Raises ``OSError``."""
+    """Write a text file atomically, 0600. Raises ``OSError``."""
     with file_utils.atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogatepass")
 
 
 def load(path: Path) -> Transcript:
-    """Read a record.
+    """Read a transcript.
 
     Raises:
         InputError: it cannot be read.
-        DamagedError: it is no conversation; says why.
+        DamagedError: it is not a conversation; states why.
     """
     try:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
@@ -155,7 +155,7 @@ def _damaged(path: Path, why: str) -> DamagedError:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the one chat of a session. Raises ``UsageError`` where another process is."""
+    """Lock a session for this process. Raises ``UsageError`` if another process has it open."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(file_utils.private_dir(path.parent / "locks") / f"{path.name}.lock", mode=0o600)

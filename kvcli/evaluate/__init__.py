@@ -1,6 +1,5 @@
-"""Measuring what a reading keeps: tasks with known answers, official metrics, intervals, and files that resume.
+"""Evaluation: tasks with known answers, official metrics, confidence intervals, and resumable result files.
 
-``case`` is the shape of everything; ``tasks`` lists the generators and ``files`` reads benchmark files; ``answer`` is
-the one function that reads a text and asks; ``run`` goes through cases and ``report`` sums them up. Imports no torch
-until something is measured.
+``case`` defines the data, ``tasks`` the generators, ``datasets`` reads benchmark files, ``run`` measures and ``report``
+summarizes. Imports no torch until a measurement starts.
 """

@@ -1,4 +1,4 @@
-"""From tasks and lengths to the list of cases that a run goes through."""
+"""The list of cases of a run, from tasks and lengths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from kvcli.evaluate.tasks.passages import PassagePool
 from kvcli.evaluate.token_counter import TokenCounter
 
 CASES = 10
-"""Cases of a cell where no number is given."""
+"""Default number of cases per task and length."""
 
 _LENGTH = re.compile(r"([\d_]+)\s*([KM]?)", re.IGNORECASE)
 
 
 def lengths(text: str, option: str = "--lengths") -> list[int]:
-    """``4K,8192,1M`` in tokens, in order, each once; K is 1,024 and M is 1,024². ``option`` is what errors name.
+    """Parse ``4K,8192,1M`` into distinct token counts in order; K is 1,024 and M is 1,024². Errors name ``option``.
 
     Raises:
-        UsageError: what is no length.
+        UsageError: not a length.
     """
     found = []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -40,10 +40,10 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
 
 
 def looks(text: str, option: str = "--reread") -> tuple[int, ...]:
-    """``0,3`` as numbers of passages, in order, each once. ``option`` is what errors name.
+    """Parse ``0,3`` into distinct numbers of passages in order. Errors name ``option``.
 
     Raises:
-        UsageError: what is no number.
+        UsageError: not a number.
     """
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
@@ -62,20 +62,20 @@ def case_specs(
     cases: int | None,
     seed: int,
 ) -> list[tuple[Task, CaseSpec]]:
-    """Every case of every task at every length, task by task and length by length.
+    """List every case of every task at every length.
 
     Args:
-        tasks: what to measure.
+        tasks: the tasks.
         ruler: counts tokens as the model reads them.
-        haystack: what facts are hidden in.
+        haystack: the text in which facts are hidden.
         data: the files of ``--data``.
-        lengths: tokens, for tasks whose texts are made.
-        cases: how many of each; ``None`` is :data:`CASES`, and all there are of ``data``.
+        lengths: token counts for generated texts.
+        cases: number of cases each; ``None`` is :data:`CASES`, and all of ``data``.
         seed: of all generators.
 
     Raises:
         UsageError: a task needs data and there are none.
-        InputError: the data are not what the task reads.
+        InputError: the data do not fit the task.
     """
     found: list[tuple[Task, CaseSpec]] = []
     for task in tasks:

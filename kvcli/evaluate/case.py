@@ -1,5 +1,4 @@
-"""A case: one text, the questions about it, what would be right, and how it is read. What a generator is told in order
-to make one."""
+"""Evaluation cases: a text, questions with right answers, and the request from which a generator makes one."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a text is read for its questions.
+    """Options of reading a text for its questions.
 
     Attributes:
-        focus: once for each question, which then stands before the text too.
-        looks: how many passages are looked at a second time before an answer; each question is answered once for
-            each of these numbers, from the same reading.
+        focus: whether the text is read once per question, which then also precedes the text.
+        looks: numbers of passages to re-read before an answer; each question is answered once per number, from the same
+            prefill.
     """
 
     focus: bool = False
@@ -39,11 +38,11 @@ class CaseQuestion:
     """One question about a text.
 
     Attributes:
-        text: as the model is asked.
-        gold: what is right. Whether these are alternatives or all wanted is the metric's business.
+        text: the question for the model.
+        gold: right answers. The metric decides whether they are alternatives or all required.
         metric: a name in :data:`kvcli.evaluate.metrics.METRICS`.
-        choices: the classes or options to choose from, where the metric needs them.
-        first_line: only the first line of the answer counts; few-shot prompts make a model go on.
+        choices: the classes or options, if the metric needs them.
+        first_line: score only the first line of the answer, as few-shot prompts make a model continue.
     """
 
     text: str
@@ -55,14 +54,14 @@ class CaseQuestion:
 
 @dataclass(frozen=True)
 class Case:
-    """A text with its questions; all of them are asked of one reading.
+    """A text with questions, all asked of one prefill.
 
     Attributes:
-        text: the document, without the prompt's own words.
+        text: the document, without the prompt's words.
         questions: at least one.
-        max_tokens: longest answer.
-        tags: what breakdowns are made by, e.g. ``{"values": "name"}``.
-        raw: ask without a chat template and without the prompt's words, as a benchmark's few-shot prompts want it.
+        max_tokens: maximum answer length.
+        tags: keys for breakdowns, e.g. ``{"values": "name"}``.
+        raw: ask without a chat template and without the prompt's words, for few-shot prompts of benchmarks.
     """
 
     text: str
@@ -74,15 +73,15 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseRequest:
-    """What a generator is told: its case is a function of task, seed, number and length, and of the material given.
+    """The input of a generator. A case depends only on task, seed, number, length and the material.
 
     Attributes:
         task: the task's name.
-        number: which case, from 0.
-        length: tokens to be read at most, the prompt's words around the text included.
+        number: index of the case, from 0.
+        length: maximum tokens, the prompt's words around the text included.
         seed: of the run.
         ruler: counts tokens.
-        haystack: prose to hide facts in.
+        haystack: prose in which facts are hidden.
         passages: for multi-document QA.
     """
 
@@ -96,12 +95,12 @@ class CaseRequest:
 
     @cached_property
     def rng(self) -> random.Random:
-        """This case's own randomness; the same object whenever it is asked for."""
+        """This case's random generator; the same object at every access."""
         return random.Random(f"{self.task} {self.seed} {self.number} {self.length}")
 
     @property
     def depth(self) -> float:
-        """Where in the text, in [0, 1): even over any number of cases, whichever cases there are."""
+        """Relative position in the text, in [0, 1): evenly distributed over any subset of consecutive cases."""
         start = random.Random(f"depth {self.task} {self.seed} {self.length}").random()
         return (start + self.number * _GOLDEN) % 1
 
@@ -111,13 +110,13 @@ CaseGenerator = Callable[[CaseRequest], Case]
 
 @dataclass(frozen=True)
 class CaseSpec:
-    """A case still to be made: what it is called and how to make it.
+    """A case that is not built yet.
 
     Attributes:
-        task: the row of the table it belongs to.
-        length: tokens asked for; ``None`` where the text has a length of its own.
-        number: which case, from 0.
-        make: makes it.
+        task: its row in the table.
+        length: requested tokens; ``None`` for a text of its own length.
+        number: index of the case, from 0.
+        make: builds it.
     """
 
     task: str

@@ -1,6 +1,6 @@
-"""Files of ``--data``: JSON or JSON Lines, gzipped or not, in a folder or by name; and what their rows are.
+"""Dataset files of ``--data``: JSON or JSON Lines, optionally gzipped, by name or in a directory.
 
-A row is recognised by its fields, never by the file's name: :mod:`kvcli.evaluate.tasks.public_benchmarks` knows the
+A row is recognized by its fields, never by the file's name; :mod:`kvcli.evaluate.tasks.public_benchmarks` defines the
 shapes.
 """
 
@@ -30,7 +30,7 @@ class Data:
     """The rows of all files.
 
     Attributes:
-        rows: file's name without endings, row's place in it, row.
+        rows: file name without endings, index of the row, row.
         sha256: digest of the files' bytes in order.
     """
 
@@ -39,10 +39,10 @@ class Data:
 
 
 def read(names: Sequence[str]) -> Data:
-    """Read files and, of folders, the files in them.
+    """Read files and the files in directories.
 
     Raises:
-        InputError: one is missing or is not what it should be.
+        InputError: a file is missing or invalid.
     """
     rows: list[tuple[str, int, dict[str, Any]]] = []
     found = hashlib.sha256()
@@ -59,14 +59,14 @@ def read(names: Sequence[str]) -> Data:
 
 
 def jobs(data: Data, cases: int | None) -> list[CaseSpec]:
-    """The cases of benchmark files.
+    """List the cases of benchmark files.
 
     Args:
         data: their rows.
-        cases: of each task, the first so many; ``None`` for all.
+        cases: maximum number of cases per task; ``None`` for all.
 
     Raises:
-        InputError: rows of an unknown shape; says what their fields are.
+        InputError: rows of an unknown shape; lists their fields.
     """
     taken: Counter[str] = Counter()
     made: list[CaseSpec] = []
@@ -86,10 +86,10 @@ def jobs(data: Data, cases: int | None) -> list[CaseSpec]:
 
 
 def passages(data: Data) -> PassagePool:
-    """Passages of multi-document QA.
+    """Collect the passages for multi-document QA.
 
     Raises:
-        InputError: rows that are no passages, or too few.
+        InputError: rows are not passages, or there are too few.
     """
     found: dict[tuple[str, str], PoolPassage] = {}
     for stem, place, row in data.rows:
@@ -126,7 +126,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _rows(text: str, path: Path) -> list[dict[str, Any]]:
-    """Rows of JSON Lines; a SQuAD file's paragraphs; the items of a list; a single object."""
+    """Return the rows of JSON Lines, a SQuAD file's paragraphs, the items of a list, or a single object."""
     try:
         whole = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Texts to hide facts in: a person's own document in pieces between which something can be planted, or noise."""
+"""Haystacks: a document split into sentences, or noise, between which facts are inserted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 
 def split(text: str) -> list[str]:
-    """``text`` in pieces that end where a sentence does; joined they are ``text``."""
+    """Split ``text`` at ends of sentences; the pieces join to ``text``."""
     starts = [sentence.start for sentence in split_sentences(text)[1:]]
     return [text[a:b] for a, b in pairwise([0, *starts, len(text)]) if b > a]
 
 
 class Haystack:
-    """Pieces of text with their lengths; facts go between them.
+    """Pieces of text with their token counts, between which facts are inserted.
 
     Args:
         ruler: counts tokens.
-        text: a document; without one, :data:`NOISE` without end.
+        text: a document; without one, endless :data:`NOISE`.
         name: of the document, for errors.
     """
 
@@ -39,16 +39,16 @@ class Haystack:
         """Tokens read for the whole document; ``None`` for noise."""
 
     def hide(self, facts: Sequence[str], depths: Sequence[float], length: int, rng: random.Random) -> str:
-        """A part of the document of at most ``length`` tokens with facts between its sentences.
+        """Return a part of the document of at most ``length`` tokens with facts between its sentences.
 
         Args:
-            facts: sentences to plant.
-            depths: where, in [0, 1], one for each.
-            length: tokens of the whole, prompt and facts included; it is missed by a sentence at most.
-            rng: chooses the part.
+            facts: sentences to insert.
+            depths: relative positions in [0, 1], one per fact.
+            length: tokens of the whole, prompt and facts included; the result is at most a sentence shorter.
+            rng: selects the part.
 
         Raises:
-            InputError: the document is shorter than that.
+            InputError: the document is shorter than ``length``.
             UsageError: the facts alone are longer.
         """
         if self.tokens is not None and self.tokens < length:
@@ -78,7 +78,7 @@ class Haystack:
 
 
 def _plant(pieces: Sequence[str], facts: Sequence[str], depths: Sequence[float]) -> str:
-    """Each fact before the piece at its depth, set off by the white space that stood there."""
+    """Insert each fact before the piece at its depth, with the white space found there."""
     parts = list(pieces)
     for i in sorted(range(len(facts)), key=lambda i: depths[i], reverse=True):
         at = round(depths[i] * len(pieces))

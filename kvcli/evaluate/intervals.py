@@ -1,4 +1,4 @@
-"""95 % intervals: Wilson's for answers that are right or wrong, a bootstrap over cases for everything else."""
+"""95 % confidence intervals: Wilson's for binary scores, a bootstrap over cases for all others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in [0, 1] with its interval; ``low`` and ``high`` are ``None`` where one case tells nothing."""
+    """A mean in [0, 1] with its interval; ``low`` and ``high`` are ``None`` for a single case."""
 
     mean: float
     low: float | None
@@ -23,7 +23,7 @@ class Estimate:
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, ``right`` of ``n``."""
+    """Compute Wilson's 95 % interval of the share ``right / n``."""
     share, z2 = right / n, _Z * _Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -31,7 +31,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
 
 
 def estimate(cases: Sequence[Sequence[float]]) -> Estimate:
-    """The mean over all questions, and an interval that takes the questions of one reading as one draw.
+    """Estimate the mean over all questions; the interval treats the questions of one prefill as one draw.
 
     Args:
         cases: the scores of each case's questions.
@@ -40,7 +40,7 @@ def estimate(cases: Sequence[Sequence[float]]) -> Estimate:
     mean = sum(scores) / len(scores)
     binary = all(score in (0.0, 1.0) for score in scores)
     if binary and (all(len(case) == 1 for case in cases) or len(set(scores)) == 1):
-        # Where all questions went the same way, resampling would claim certainty: each reading counts once.
+        # If all scores are equal, resampling would claim certainty: each prefill counts once.
         return Estimate(mean, *wilson(mean * len(cases), len(cases)), "wilson")
     if len(cases) < 2:
         return Estimate(mean, None, None, "bootstrap")

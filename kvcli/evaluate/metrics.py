@@ -1,9 +1,9 @@
-"""How answers are scored, each metric as its benchmark defines it; every score is in [0, 1], higher is better.
+"""Metrics as their benchmarks define them; every score is in [0, 1], higher is better.
 
-``contains``, ``all`` and ``any`` are RULER's string matches, bound to whole words; ``first_number`` is InfiniteBench's;
+``contains``, ``all`` and ``any`` are RULER's string matches, but on whole words; ``first_number`` is InfiniteBench's;
 ``f1`` and ``exact`` are SQuAD's; ``choice`` is L-Eval's; ``rouge``, ``classes``, ``paragraph``, ``count`` and ``code``
-are LongBench's. Chinese is split into characters and not into words, which needs no dictionary and scores
-slightly differently from the published figures.
+are LongBench's. Chinese is split into characters instead of words, which needs no dictionary and differs slightly from
+the published figures.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ _HAN_MARKS = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞
 
 
 def score(answer: str, question: CaseQuestion) -> float:
-    """The answer's score by the question's metric."""
+    """Score an answer by the question's metric."""
     if question.first_line:
         answer = answer.lstrip("\n").split("\n")[0]
     return METRICS[question.metric](answer, question)
 
 
 def normalise(text: str) -> str:
-    """SQuAD's: lower case, no punctuation, no articles, single spaces."""
+    """Normalize as SQuAD does: lower case, no punctuation, no articles, single spaces."""
     text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(text.split())
 
 
 def _words(text: str) -> list[str]:
-    """Normalised words; of Chinese, characters."""
+    """Split into normalized words; Chinese into characters."""
     if _CHINESE.search(text):
         text = _CHINESE.sub(r" \g<0> ", text.translate(str.maketrans("", "", _HAN_MARKS)))
     return normalise(text).split()
 
 
 def _holds(answer: str, gold: str) -> bool:
-    """Whether the answer has these words, in this order and whole."""
+    """Whether the answer contains these whole words in this order."""
     wanted = re.escape(" ".join(gold.split()).casefold())
     return re.search(rf"(?<!\w){wanted}(?!\w)", " ".join(answer.split()).casefold()) is not None
 
@@ -71,7 +71,7 @@ def _exact(answer: str, question: CaseQuestion) -> float:
 
 
 def f1(answer: Sequence[str], gold: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of two bags of words."""
+    """Compute the harmonic mean of precision and recall of two bags of words."""
     common = (Counter(answer) & Counter(gold)).total()
     return 2 * common / (len(answer) + len(gold)) if common else 0.0
 
@@ -81,7 +81,7 @@ def _f1(answer: str, question: CaseQuestion) -> float:
 
 
 def rouge_l(answer: Sequence[str], gold: Sequence[str]) -> float:
-    """F1 of the longest common subsequence (Lin 2004)."""
+    """Compute the F1 of the longest common subsequence (Lin 2004)."""
     row = [0] * (len(gold) + 1)
     for word in answer:
         diagonal = 0
@@ -100,21 +100,21 @@ def _rouge(answer: str, question: CaseQuestion) -> float:
 
 
 def _code(answer: str, question: CaseQuestion) -> float:
-    """Edit similarity of the first line that is code."""
+    """Compute the edit similarity of the first code line."""
     lines = [line for line in answer.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//"))]
     line = lines[0] if lines else ""
     return max(SequenceMatcher(None, line, gold, autojunk=False).ratio() for gold in question.gold)
 
 
 def _classes(answer: str, question: CaseQuestion) -> float:
-    """Right where the class is named; shared between all that are named, parts of the right one left out."""
+    """Score 1 over the number of named classes if the right one is among them; parts of its name do not count."""
     gold = question.gold[0]
     named = [c for c in question.choices if c in answer and (c == gold or c not in gold)]
     return 1 / len(named) if gold in named else 0.0
 
 
 def _numbers(answer: str, gold: str) -> float:
-    """The share of the answer's numbers that are the right one."""
+    """Compute the share of the answer's numbers that equal the right one."""
     found = re.findall(r"\d+", answer)
     return found.count(gold) / len(found) if found else 0.0
 
@@ -133,10 +133,10 @@ _SAID = re.compile(r"\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-F])\b"
 
 
 def letters(answer: str, choices: Sequence[str] = ()) -> str:
-    """The options that an answer names, as sorted letters; empty where it names none.
+    """Return the options that an answer names, as sorted letters; empty if none.
 
-    In this order: letters at its beginning (``B``, ``B. Paris``, ``A and C``), "the answer is B", the first letter
-    in brackets, the one option whose words it says.
+    In this order: letters at its beginning (``B``, ``B. Paris``, ``A and C``), "the answer is B", the first letter in
+    brackets, the only option whose words it contains.
     """
     answer = answer.strip()
     if run := _RUN.match(answer):
@@ -149,7 +149,7 @@ def letters(answer: str, choices: Sequence[str] = ()) -> str:
 
 
 def _choice(answer: str, question: CaseQuestion) -> float:
-    """1 for the right letters; a quarter for some of several right ones and no wrong one (L-Eval's Coursera)."""
+    """Score 1 for the right letters; a quarter for some of several right ones and no wrong one (L-Eval's Coursera)."""
     given, gold = set(letters(answer, question.choices)), set(question.gold[0])
     if given == gold:
         return 1.0
@@ -157,7 +157,7 @@ def _choice(answer: str, question: CaseQuestion) -> float:
 
 
 def _truth(answer: str, question: CaseQuestion) -> float:
-    """Whether the first of ``true`` and ``false`` in an answer is the right one."""
+    """Whether the first ``true`` or ``false`` in an answer is right."""
     found = re.search(r"\b(true|false)\b", answer, re.IGNORECASE)
     return float(found is not None and found[0].lower() == question.gold[0].lower())
 
@@ -177,4 +177,4 @@ METRICS: dict[str, Callable[[str, CaseQuestion], float]] = {
     "choice": _choice,
     "truth": _truth,
 }
-"""A question's metric by its name."""
+"""Metrics by name."""

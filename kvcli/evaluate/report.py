@@ -1,4 +1,4 @@
-"""Rows summed up: one cell for each task, recipe and length, as numbers and as a table of text."""
+"""Summary of results: one cell per task, recipe and length, as numbers and as a text table."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from kvcli.evaluate.run import Skipped
 
 AS_IS = "own length"
-"""The heading over texts that are read as long as they are."""
+"""Heading of texts of their own length."""
 
 
 @dataclass
 class Cell:
-    """One task under one recipe at one length, with one number of passages looked at again.
+    """One task under one recipe at one length, with one number of re-read passages.
 
     Attributes:
         rows: the finished cases.
-        reasons: why cases were skipped, one for each.
+        reasons: one reason per skipped case.
     """
 
     task: str
@@ -35,16 +35,16 @@ class Cell:
 
     @property
     def reader(self) -> str:
-        """The recipe, and the second look where there is one."""
+        """The recipe, and the number of re-read passages, if any."""
         return f"{self.recipe} · look {self.look}" if self.look else self.recipe
 
     @property
     def estimate(self) -> Estimate | None:
-        """Mean and interval; ``None`` where nothing was measured."""
+        """Mean and interval; ``None`` without results."""
         return estimate([row.scores for row in self.rows]) if self.rows else None
 
     def by_tag(self) -> dict[str, dict[str, dict[str, float | int]]]:
-        """Tag → value → number of cases and mean."""
+        """Map tag and value to the number of cases and their mean."""
         found: dict[str, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
         for row in self.rows:
             for tag, value in row.tags.items():
@@ -58,7 +58,7 @@ class Cell:
         }
 
     def numbers(self) -> dict[str, Any]:
-        """The cell as JSON: means and intervals in [0, 1], seconds and tokens summed."""
+        """Return the cell as JSON: means and intervals in [0, 1], seconds and tokens summed."""
         found, rows = self.estimate, self.rows
         return {
             "task": self.task,
@@ -88,12 +88,12 @@ class Cell:
 def cells(
     rows: Iterable[Result], skipped: Iterable[Skipped], order: Sequence[tuple[str, str, int | None, int]]
 ) -> list[Cell]:
-    """The cells of a run.
+    """Group results into cells.
 
     Args:
         rows: finished cases.
-        skipped: those that do not fit.
-        order: task, recipe, length and look of each cell, in the order of the report.
+        skipped: cases that do not fit.
+        order: task, recipe, length and number of passages of each cell, in report order.
     """
     found = {key: Cell(*key) for key in order}
     for row in rows:
@@ -105,7 +105,7 @@ def cells(
 
 
 def table(found: Sequence[Cell]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Heading, rows and footnotes: a row for each task, recipe and look, a column for each length, in per cent."""
+    """Return headings, rows and footnotes: one column per length, in per cent."""
     lengths = sorted({cell.length for cell in found}, key=lambda n: (n is not None, n or 0))
     lines: dict[tuple[str, str], dict[int | None, Cell]] = defaultdict(dict)
     for cell in found:
@@ -121,7 +121,7 @@ def table(found: Sequence[Cell]) -> tuple[list[str], list[list[str]], list[str]]
 
 
 def name(length: int | None) -> str:
-    """A length for a person: ``4K`` where it is a round number of 1,024, else its digits."""
+    """Format a length: ``4K`` for multiples of 1,024, else its digits."""
     if length is None:
         return AS_IS
     if length % 2**20 == 0:

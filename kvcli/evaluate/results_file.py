@@ -1,4 +1,4 @@
-"""The file of ``--out``: one line of settings, then one line for each finished case; a later run goes on from it."""
+"""The file of ``--out``: one line of settings, then one line per finished case; a later run continues it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEMA = "kvcli.eval/1"
 
 
 class Key(NamedTuple):
-    """What tells one row from another."""
+    """The identity of a result."""
 
     task: str
     length: int | None
@@ -29,19 +29,19 @@ class Result:
     """One case under one recipe.
 
     Attributes:
-        task, length, recipe, case: which one; ``length`` is what was asked for, ``None`` for a text as it is.
-        budget: units kept at most, ``None`` for all.
-        tokens: what was read.
+        task, length, recipe, case: its identity; ``length`` is as requested, ``None`` for a text of its own length.
+        budget: maximum units kept, ``None`` for all.
+        tokens: tokens read.
         kept: units per KV head.
-        readings: how often the text was read.
-        scores: one for each question.
+        readings: number of prefills of the text.
+        scores: one per question.
         metrics: their names.
-        answers: what the model said.
-        gold: what is right, for each question.
+        answers: the model's answers.
+        gold: right answers, per question.
         tags: for breakdowns.
         read_s, answer_s: seconds.
-        heads: digest of the retaining heads, where the recipe uses any.
-        look: passages looked at again before the answers.
+        heads: digest of the retaining heads, if the recipe uses them.
+        look: number of re-read passages.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
     """
@@ -73,15 +73,15 @@ class Result:
 
 
 class ResultsFile:
-    """Finished cases, in memory and, where there is a path, in a file.
+    """Finished cases, in memory and optionally in a file.
 
     Args:
-        path: of the file, which is continued where it exists.
-        settings: what all rows of a file have in common: values that JSON can hold.
+        path: the file, which is continued if it exists.
+        settings: common to all rows of a file; JSON values.
 
     Raises:
-        UsageError: the file cannot be there.
-        DamagedError: the file is of other settings, or is none of ours.
+        UsageError: the path is unusable.
+        DamagedError: the file has other settings, or is not a results file.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class ResultsFile:
             self._load(path)
 
     def add(self, row: Result) -> None:
-        """Keep a row; it is on the disk when this returns.
+        """Add a row; it is on disk when this returns.
 
         Raises:
             InputError: the file cannot be written.
@@ -142,7 +142,7 @@ class ResultsFile:
                     "another name for --out, or the settings of that file",
                 )
         self.done = {row.key: row for row in rows}
-        if torn:  # a run was killed in the middle of a line: that case is done again
+        if torn:  # a run was killed within a line: repeat that case
             with path.open("r+b") as file:
                 file.truncate(len(whole.encode()) + 1)
 

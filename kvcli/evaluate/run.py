@@ -1,4 +1,4 @@
-"""Going through cases: each text is made once and read under every recipe; rows are kept as they are finished."""
+"""Run of an evaluation: each text is built once and read under every recipe; finished rows are saved at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kvcli.recipe import Recipe
 
 @dataclass(frozen=True)
 class Finished:
-    """A case is done under one recipe with one look; ``done`` of ``total`` are, those of earlier runs included."""
+    """Progress after a case under one recipe; ``done`` of ``total``, earlier runs included."""
 
     row: Result
     done: int
@@ -32,7 +32,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A case was left out, because it does not fit: why."""
+    """A case that does not fit, with the reason."""
 
     key: Key
     problem: TooLongError | ResourceError
@@ -40,18 +40,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class CaseAnswers:
-    """What came of one text with one number of passages read again.
+    """The answers of one case with one number of re-read passages.
 
     Attributes:
-        look: that number.
-        answers: one for each question, in order.
+        look: the number of re-read passages.
+        answers: one per question, in order.
         tokens: of the text and the words before it.
         kept: units per KV head of the layer that keeps most.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
-        readings: how often the text was read.
-        read_s: seconds of prefill, all together.
-        answer_s: seconds of answering, all questions together.
+        readings: number of prefills of the text.
+        read_s: seconds of prefill, in total.
+        answer_s: seconds of answering, in total.
     """
 
     look: int
@@ -77,25 +77,25 @@ def answer_case(
 ) -> Generator[Prefill, None, list[CaseAnswers]]:
     """Read a text and answer questions about it, greedily.
 
-    A policy that reads for one question, or query-aware prefill, reads the text once for each question; others once.
+    A query-aware policy or query-aware prefill reads the text once per question; otherwise once.
 
     Args:
         pipeline: the model, its prompt and the chunk size; saves nothing.
         recipe: eviction policy and storage.
         text: the document.
         questions: at least one.
-        max_tokens: longest answer; less if the model's positions end before.
-        options: query-aware prefill, passages read again; a raw prompt has neither.
+        max_tokens: maximum answer length; less if the model's positions end before.
+        options: query-aware prefill, re-read passages; a raw prompt has neither.
 
     Yields:
         a :class:`Prefill` after each chunk.
 
     Returns:
-        one for each of ``options.looks``.
+        one result for each of ``options.looks``.
 
     Raises:
         TooLongError: text and question do not fit the model's window under this recipe.
-        ResourceError: nor the machine's memory.
+        ResourceError: they do not fit the machine's memory.
     """
     raw = pipeline.prompt.raw
     aware, most = options.focus and not raw, 0 if raw else max(options.looks)
@@ -155,30 +155,28 @@ def run(
     chunk: int,
     manner: ReadOptions = PLAIN,
 ) -> Generator[Prefill | Finished, None, list[Skipped]]:
-    """Measure what is not measured yet.
+    """Measure the cases that have no result yet.
 
     Args:
-        model: with heads where a recipe needs them.
-        prompt: as ``ask`` speaks to the model; cases that are ``raw`` get one without words.
-        work: cases, and the recipes to read each of them with.
-        rows: what is done; finished rows are added to it.
+        model: with heads if a recipe needs them.
+        prompt: the prompt format of ``ask``; ``raw`` cases use none.
+        work: cases, and the recipes for each of them.
+        rows: earlier results; new ones are added.
         chunk: tokens per forward pass.
-        manner: focus and second looks, the same for all.
+        manner: query-aware prefill and re-read passages, the same for all.
 
     Yields:
-        progress of each reading, and a :class:`Finished` after each case and recipe.
+        prefill progress, and a :class:`Finished` after each case and recipe.
 
     Returns:
-        what does not fit the model or the machine.
+        the cases that do not fit the model or the machine.
 
     Raises:
-        DamagedError: rows of ``rows`` were made with other heads.
+        DamagedError: ``rows`` come from other heads.
         ModelError: a recipe needs heads and the model has none.
     """
     for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.policy.needs_heads}:
-        new_prefill_cache(
-            model, recipe, 1
-        )  # refuses at once where heads are missing, and not after hours of other recipes
+        new_prefill_cache(model, recipe, 1)  # missing heads fail now, not after hours of other recipes
     heads = digest(model) if any(recipe.policy.needs_heads for _, recipes in work for recipe in recipes) else None
     wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
     _same_heads(rows, wanted, heads)
@@ -201,7 +199,7 @@ def run(
                         max_tokens=case.max_tokens,
                         options=replace(manner, looks=tuple(looks)),
                     )
-                except (TooLongError, ResourceError) as problem:  # before anything was read; fewer passages may fit
+                except (TooLongError, ResourceError) as problem:  # raised before prefill; fewer passages may fit
                     most = max(looks)
                     looks.remove(most)
                     skipped.append(Skipped(Key(job.task, job.length, str(recipe), most, job.number), problem))
@@ -217,12 +215,12 @@ def run(
 
 
 def keys(job: CaseSpec, recipe: Recipe, manner: ReadOptions) -> list[Key]:
-    """The rows that a case makes under a recipe."""
+    """Return the keys of a case's results under a recipe."""
     return [Key(job.task, job.length, str(recipe), look, job.number) for look in manner.looks]
 
 
 def digest(model: Model) -> str | None:
-    """A short hash of the model's retaining heads, if it has any."""
+    """Return a short hash of the model's retaining heads, if any."""
     weights = getattr(model.heads, "state_dict", None)
     if weights is None:
         return None
@@ -268,7 +266,7 @@ def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: CaseAnswers, heads:
 
 
 def _names(metrics: Iterable[str]) -> list[str]:
-    """The metrics' names, each once."""
+    """Return the metrics' distinct names."""
     return list(dict.fromkeys(metrics))
 
 
@@ -282,15 +280,15 @@ def settings(
     data: str | None,
     manner: ReadOptions = PLAIN,
 ) -> dict[str, str | int | None]:
-    """What rows of one file must have in common, beside what each of them names itself.
+    """Return the settings that rows of one file must share.
 
     Args:
-        model: whose name, weights, dtype and kind of device count.
-        prompt: whose words count.
+        model: its name, weights, dtype and device type count.
+        prompt: its words count.
         seed: of the cases.
         chunk: tokens per forward pass.
-        document, data: digests of what was read.
-        manner: how it was read.
+        document, data: digests of the inputs.
+        manner: the read options.
     """
     words = hashlib.sha256(repr((prompt.document("text"), prompt.question("question"))).encode()).hexdigest()[:16]
     return {

@@ -1,4 +1,4 @@
-"""Counting tokens, and making a text as long as it may be."""
+"""Token counts, and texts of a given token count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvcli.errors import UsageError
 
 
 class PromptLike(Protocol):
-    """What measuring needs of a :class:`kvcli.engine.prompt.Prompt`."""
+    """The part of :class:`kvcli.engine.prompt.Prompt` that counting needs."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -26,11 +26,11 @@ class TokenCounter:
         """Tokens of the prompt's own words in front of a text."""
 
     def document(self, text: str) -> int:
-        """Tokens that are read for a text, the prompt's words included."""
+        """Count the tokens of a text, the prompt's words included."""
         return len(self._prompt.document(text))
 
     def pieces(self, pieces: Sequence[str]) -> list[int]:
-        """Tokens of each piece by itself; joined they take as many or fewer."""
+        """Count the tokens of each piece alone; the joined text has at most their sum."""
         distinct = list(dict.fromkeys(pieces))
         if not distinct:
             return []
@@ -40,13 +40,13 @@ class TokenCounter:
 
 
 def fit(build: Callable[[int], str], ruler: TokenCounter, length: int, *, least: int, what: str) -> int:
-    """How many items fit: ``build(n)`` has at most ``length`` tokens and ``build(n + 1)`` hardly does.
+    """Find how many items fit: ``build(n)`` has at most ``length`` tokens, and ``build(n + 1)`` rarely does.
 
     Args:
-        build: the text with ``n`` items; more items make it longer.
-        ruler: counts.
-        length: tokens allowed.
-        least: the fewest items that make sense.
+        build: builds the text with ``n`` items; more items make it longer.
+        ruler: counts tokens.
+        length: maximum tokens.
+        least: minimum number of items.
         what: their name, for the error.
 
     Raises:
@@ -56,7 +56,7 @@ def fit(build: Callable[[int], str], ruler: TokenCounter, length: int, *, least:
     if fewest > length:
         raise UsageError(f"{length:,} tokens are too few for {least:,} {what}", f"--lengths {-(-fewest // 256) * 256}")
     n = 2 * least + 16
-    for _ in range(5):  # the secant rule from a fixed end; two or three rounds do
+    for _ in range(5):  # secant method with one fixed end; two or three rounds suffice
         each = (ruler.document(build(n)) - fewest) / (n - least)
         guess = least + int((length - fewest) / max(each, 0.01))
         if guess in (n, least):

@@ -1,5 +1,4 @@
-"""Names, places and words for planted facts; none is in :mod:`kvcli.retaining_heads.facts`, which heads are trained
-on."""
+"""Names, places and words for inserted facts, disjoint from those of :mod:`kvcli.retaining_heads.facts`."""
 
 from __future__ import annotations
 
@@ -50,33 +49,33 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def name(rng: random.Random) -> str:
-    """A first and a last name."""
+    """Draw a first and a last name."""
     return f"{rng.choice(FIRST)} {rng.choice(LAST)}"
 
 
 def number(rng: random.Random, digits: int) -> str:
-    """A number of so many digits that does not begin with 0."""
+    """Draw a number of ``digits`` digits that does not begin with 0."""
     return str(rng.randrange(10 ** (digits - 1), 10**digits))
 
 
 def uuid(rng: random.Random) -> str:
-    """Random hexadecimal digits in the groups of a UUID."""
+    """Draw random hexadecimal digits in the groups of a UUID."""
     digits = f"{rng.getrandbits(128):032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
 def coined(rng: random.Random, syllables: int = 3) -> str:
-    """A word that exists in no language and that every tokenizer can spell."""
+    """Invent a word that exists in no language and that every tokenizer can spell."""
     return "".join(rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(syllables))
 
 
 def letters(rng: random.Random, count: int = 5) -> str:
-    """Capital letters, as a variable's name."""
+    """Draw capital letters for a variable's name."""
     return "".join(rng.choices(string.ascii_uppercase, k=count))
 
 
 def fresh(make: Callable[[], str], count: int, taken: Collection[str] = ()) -> list[str]:
-    """``count`` different values of a function without arguments, none of them taken."""
+    """Draw ``count`` distinct values from ``make``, none of them in ``taken``."""
     found: dict[str, None] = {}
     while len(found) < count:
         value = make()

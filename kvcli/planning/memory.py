@@ -20,9 +20,9 @@ _SCORE_AND_POSITION = 4 + _POSITION  # bytes per unit beside key and value: a fl
 
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
 # Bytes that oneDNN caches per shape of a product, and the number of shapes. Measured with mallinfo2 on the default
-# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results.md).
+# model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
-_TOKEN = 136  # bytes of main memory per token: its id in Python, and the tokenizer's memory (docs/results.md)
+_TOKEN = 136  # bytes of main memory per token: its id in Python, and the tokenizer's memory (docs/results)
 PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of a long passage, about
 _MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages

@@ -4,7 +4,7 @@ Each layer's queries are predicted from the previous layer's attention input, us
 both by an orthogonal matrix concentrates their energy in few columns and leaves QKᵀ unchanged. The matrix comes from
 the second moment of a model's queries: over a book, once per model, as in the paper (``kvcli calibrate``), or over the
 text itself. Without a rotation, the columns are those with the most energy in the text's queries and keys; for the
-default model they predict best (docs/results.md).
+default model they predict best (docs/results).
 """
 
 from __future__ import annotations

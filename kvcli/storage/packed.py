@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvcli_kernels.quantize import Packed
 
 _BLOCK = 4096  # units of a KV head packed at a time; a multiple of any group
-_COPIES = 18  # peak float32 numbers per number of a block, measured (docs/results.md): the process keeps freed memory
+_COPIES = 18  # peak float32 numbers per number of a block, measured (docs/results): the process keeps freed memory
 
 
 @dataclass(frozen=True, kw_only=True)

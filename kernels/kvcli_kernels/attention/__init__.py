@@ -1,4 +1,4 @@
-"""Attention over kept units: the backends, and the one place that chooses between them."""
+"""Attention over kept units: backends and their selection."""
 
 import torch
 from torch import Tensor
@@ -10,13 +10,13 @@ __all__ = ["attention", "causal_attention"]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """Attention of the newest ``m`` tokens over all ``n``, for callers that need no log-sum-exp.
+    """Attend with the newest ``m`` tokens to all ``n``, without a log-sum-exp.
 
     Args:
-        q: ``[H, m, D]``, already rotated.
-        k, v: ``[H_kv, n, D]``, keys already rotated; the last ``m`` belong to the queries' own tokens.
+        q: ``[H, m, D]``, rotated.
+        k, v: ``[H_kv, n, D]``, keys rotated; the last ``m`` belong to the queries' tokens.
         scale: factor on the logits.
-        window: a query sees only keys less than this far behind it.
+        window: a query attends only to keys less than this far before it.
 
     Returns:
         ``[H, m, D]``.

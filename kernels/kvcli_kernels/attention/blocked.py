@@ -1,26 +1,25 @@
-"""Causal attention for CPUs that multiply bfloat16 natively: plain matrix products over blocks of queries.
+"""Causal attention for CPUs with native bfloat16 products: plain matrix products over blocks of queries.
 
-torch's flash kernel for CPUs reaches a third of the speed of the machine's matrix products in bfloat16. A block of
-queries of one KV head against all its keys is small enough for the caches, so here two products and a softmax per
-block do the work, all in bfloat16 with float32 accumulation inside each product. Logits are rounded to bfloat16 once;
-docs/results has the error against float32 beside flash's.
+torch's CPU flash kernel reaches a third of the machine's bfloat16 matrix speed. A block of queries of one KV head
+against all its keys fits the caches. So two products and a softmax per block suffice, in bfloat16 with float32
+accumulation inside each product. Logits are rounded to bfloat16 once; docs/results compares the error with flash's.
 """
 
 import torch
 from torch import Tensor
 
 MAX_KEYS = 8192
-"""Beyond this many keys a block of logits leaves the caches and flash is the faster one."""
+"""Maximum number of keys: with more, a block of logits exceeds the caches and flash is faster."""
 
 _BLOCK = 128
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention of the newest ``m`` tokens over all ``n``.
+    """Attend with the newest ``m`` tokens to all ``n``.
 
     Args:
-        q: ``[H, m, D]``, already rotated.
-        k: ``[H_kv, n, D]``, already rotated; the last ``m`` keys are the queries' own.
+        q: ``[H, m, D]``, rotated.
+        k: ``[H_kv, n, D]``, rotated; the last ``m`` keys belong to the queries' tokens.
         v: ``[H_kv, n, D]``.
         scale: factor on the logits.
 

@@ -1,13 +1,13 @@
-"""Attention with its log-sum-exp, written as einsums in float32: the oracle, and the backend of last resort."""
+"""Attention with its log-sum-exp as float32 einsums: the reference, and the fallback backend."""
 
 import torch
 from torch import Tensor
 
 
 def visible(m: int, n: int, q_start: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which of ``n`` keys at positions 0.. each of ``m`` queries at ``q_start..`` may see: bool ``[m, n]``.
+    """Mask of the ``n`` keys at positions 0.. that each of ``m`` queries at ``q_start..`` attends to: bool ``[m, n]``.
 
-    ``None`` where every query sees every key.
+    ``None`` if every query attends to every key.
     """
     last = q_start + m - 1
     if q_start >= n - 1 and (window is None or last < window):
@@ -20,19 +20,19 @@ def visible(m: int, n: int, q_start: int, window: int | None, device: torch.devi
 def attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention of queries at positions ``q_start..`` over keys at positions ``0..n-1``.
+    """Attend with queries at positions ``q_start..`` to keys at positions ``0..n-1``.
 
     Args:
-        q: ``[H, m, D]``, already rotated.
-        k: ``[H_kv, n, D]``, already rotated.
+        q: ``[H, m, D]``, rotated.
+        k: ``[H_kv, n, D]``, rotated.
         v: ``[H_kv, n, D]``.
         scale: factor on the logits.
-        q_start: position of the first query counted from the first key. ``n - m`` is causal attention with
-            the queries last; ``n`` or more lets every query see every key.
-        window: a query sees only keys less than this far behind it.
+        q_start: position of the first query, counted from the first key. ``n - m`` is causal attention with the queries
+            last; with ``n`` or more, every query attends to every key.
+        window: a query attends only to keys less than this far before it.
 
     Returns:
-        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` where no key is visible.
+        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` for queries without keys.
     """
     heads, m, dim = q.shape
     kv_heads, n, _ = k.shape

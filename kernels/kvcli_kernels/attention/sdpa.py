@@ -1,13 +1,13 @@
-"""Attention with its log-sum-exp through torch's own flash kernels (CPU and CUDA).
+"""Attention with its log-sum-exp through torch's flash kernels (CPU and CUDA).
 
-``torch.nn.functional.scaled_dot_product_attention`` drops the log-sum-exp that its kernels compute, so the
-operators behind it are called. Two shapes of work cover everything the cache asks for:
+``torch.nn.functional.scaled_dot_product_attention`` drops the log-sum-exp that its kernels compute, so this module
+calls the operators directly. Two shapes cover all uses of the cache:
 
-- *rectangular*: every query sees every key. The query group is folded into the query length, so that KV heads
+- *rectangular*: every query attends to every key. The query group is folded into the query length, so that KV heads
   are never repeated.
 - *square*: m queries over their own m keys, causal.
 
-Causal attention over a longer context is the merge of the two.
+Causal attention over a longer context merges the two.
 """
 
 import torch
@@ -22,7 +22,7 @@ _aten = torch.ops.aten
 def attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`kvcli_kernels.attention.ref.attention`."""
+    """See :func:`kvcli_kernels.attention.ref.attention`."""
     m, n = q.shape[1], k.shape[1]
     if not _has_flash(q) or n == 0:
         return ref.attention(q, k, v, scale, q_start, window)
@@ -46,7 +46,7 @@ def _has_flash(q: Tensor) -> bool:
 def _flash(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``[H, m, D]`` over ``[H, n, D]``; equal head counts."""
+    """Call the flash kernel: ``[H, m, D]`` over ``[H, n, D]``, equal head counts."""
     q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
     if q.device.type == "cpu":
         o, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
@@ -68,7 +68,8 @@ def _square(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int) -> tuple[Tensor, Tensor]:
-    """Keys outside every query's window are left out first, so the bias is at most ``[m, window + m]``."""
+    """Attend with a window: first drop keys outside every query's window, so that the bias is at most ``[m, window +
+    m]``."""
     m, n = q.shape[1], k.shape[1]
     first = max(0, q_start - window + 1)
     k, v, q_start = k[:, first:], v[:, first:], q_start - first

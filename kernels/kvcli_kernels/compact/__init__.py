@@ -1,4 +1,4 @@
-"""Compacting kept units: the one place that chooses between the backends."""
+"""Compaction of kept units: selection of the backend."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Gathering each head's chosen units to the front of their buffers."""
+"""Compaction: gather each head's selected units to the front of its buffers."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ class Units(NamedTuple):
 
 
 def compact(index: Tensor, units: Units, out: Units) -> None:
-    """Write units ``index`` of each head to slots ``0..b-1`` of ``out``.
+    """Copy units ``index`` of each head to slots ``0..b-1`` of ``out``.
 
     Args:
         index: int64 ``[H_kv, b]``.
-        units: where they are; heads may lie apart in memory, and nothing of it may be part of ``out``.
-        out: where they go, with room for at least ``b``; its keys and values may lie on another device.
+        units: the source; heads need not be adjacent in memory. Must not overlap ``out``.
+        out: the target, with at least ``b`` slots; its keys and values may be on another device.
     """
     b = index.shape[1]
     _move(units.k, index, out.k)
@@ -30,6 +30,6 @@ def compact(index: Tensor, units: Units, out: Units) -> None:
 
 
 def _move(x: Tensor, index: Tensor, out: Tensor) -> None:
-    """Row by row, which is faster on CPUs than number by number."""
+    """Copy rows, which is faster on CPUs than copying numbers."""
     for source, mine, target in zip(x, index, out, strict=True):
         target[: len(mine)] = source.index_select(0, mine)

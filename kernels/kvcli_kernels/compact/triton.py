@@ -1,4 +1,4 @@
-"""Keys, values, places and scores of the chosen units in one pass, a program per head and some slots."""
+"""Compaction of keys, values, positions and scores in one pass, with a program per head and block of slots."""
 
 import triton
 import triton.language as tl
@@ -40,7 +40,7 @@ def _kernel(
 
 
 def compact(index: Tensor, units: Units, out: Units) -> None:
-    """Same contract as :func:`kvcli_kernels.compact.ref.compact`; rows of a head follow each other in memory."""
+    """See :func:`kvcli_kernels.compact.ref.compact`; rows of a head are adjacent in memory."""
     heads, slots = index.shape
     if not slots:
         return

@@ -1,4 +1,4 @@
-"""Blocks from a store into staging slots: the backends, and the one place that chooses between them."""
+"""Gathering of blocks from a store to staging slots: selection of the backend."""
 
 from torch import Tensor
 

@@ -1,18 +1,18 @@
-"""Blocks from a store, or from where the last step staged them, into staging slots."""
+"""Gathering of blocks from a store, or from the last step's staging slots, to staging slots."""
 
 from torch import Tensor
 
 
 def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor, out: Tensor) -> Tensor:
-    """Fill staging slots.
+    """Copy blocks to staging slots.
 
     Args:
-        store: ``[H_kv, N, W]``, a block per row; in pinned host memory a card reads it as it lies.
-        staged: ``[H_kv, S, W]``, what the last step staged.
-        ids: int64 ``[H_kv, K]``, the blocks that are wanted; ``N`` for none.
-        slots: int64 ``[H_kv, K]``, where the last step has them, -1 where it does not.
-        out: ``[H_kv, K, W]``; stays as it is where no block is wanted. Shares no memory with ``staged`` but where
-            there are no hits.
+        store: ``[H_kv, N, W]``, a block per row; a GPU reads pinned host memory directly.
+        staged: ``[H_kv, S, W]``, the last step's blocks.
+        ids: int64 ``[H_kv, K]``, the selected blocks; ``N`` for none.
+        slots: int64 ``[H_kv, K]``, their slots in ``staged``, -1 if not staged.
+        out: ``[H_kv, K, W]``; unchanged for slots without a block. Must not overlap ``staged``, unless nothing is
+            staged.
 
     Returns:
         ``out``.

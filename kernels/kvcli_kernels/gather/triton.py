@@ -1,4 +1,4 @@
-"""One program per slot and stretch of a row: from the last step's buffer on a hit, from the store on a miss."""
+"""Gathering with a program per slot and part of a row: from the staged blocks on a hit, from the store on a miss."""
 
 import triton
 import triton.language as tl
@@ -24,7 +24,7 @@ def _kernel(p_store, p_staged, p_ids, p_slots, p_out, stride, count, old, wanted
 
 
 def gather(store: Tensor, staged: Tensor, ids: Tensor, slots: Tensor, out: Tensor) -> Tensor:
-    """Same contract as :func:`kvcli_kernels.gather.ref.gather`; rows of ``store`` stand one behind the other in a head.
+    """See :func:`kvcli_kernels.gather.ref.gather`; rows of ``store`` are adjacent within a head.
 
     ``staged`` and ``out`` are contiguous.
     """

@@ -1,4 +1,4 @@
-"""Choosing blocks of keys by landmarks: the one place that chooses between the backends."""
+"""Selection of blocks of keys by landmarks: selection of the backend."""
 
 from torch import Tensor
 

@@ -1,22 +1,22 @@
-"""Choosing blocks of keys by one landmark per block, in float32."""
+"""Selection of blocks of keys by one landmark per block, in float32."""
 
 import torch
 from torch import Tensor
 
-_QUERIES = 64  # logits of so many queries exist at a time
+_QUERIES = 64  # queries whose logits exist at a time
 
 
 def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
-    """The blocks whose landmarks queries look at most.
+    """Select the blocks whose landmarks get the most attention.
 
-    A block's vote is its softmax weight among all landmarks, summed over the queries of a head, of the query head in
-    the group that wants it most (ShadowKV, arXiv 2410.21465).
+    A block's vote is its softmax weight among all landmarks, summed over the queries of a head, and the maximum over
+    the query group (ShadowKV, arXiv 2410.21465).
 
     Args:
         q: ``[H, m, D]``, rotated.
         landmarks: ``[H_kv, N, D]``.
         scale: factor on the logits.
-        count: how many of the N blocks.
+        count: number of blocks to select.
 
     Returns:
         int64 ``[H_kv, count]``, ascending.
@@ -25,7 +25,7 @@ def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Ten
 
 
 def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
-    """Votes float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
+    """Compute votes, float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
     heads, m, dim = q.shape
     kv_heads, n, _ = landmarks.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)

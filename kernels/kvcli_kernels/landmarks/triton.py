@@ -1,4 +1,4 @@
-"""Choosing blocks of keys by landmarks: normalisers of all rows, then votes; no logit is ever stored."""
+"""Selection of blocks by landmarks: first the normalizers of all rows, then votes; no logit is stored."""
 
 import torch
 import triton
@@ -84,12 +84,12 @@ def _vote(
 
 
 def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
-    """Same contract as :func:`kvcli_kernels.landmarks.ref.select_blocks`; ties may fall otherwise."""
+    """See :func:`kvcli_kernels.landmarks.ref.select_blocks`; ties may resolve differently."""
     return votes(q, landmarks, scale).topk(count, dim=-1).indices.sort(dim=-1).values
 
 
 def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
-    """Votes float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
+    """Compute votes, float32 ``[H_kv, N]``; arguments as for :func:`select_blocks`."""
     heads, m, dim = q.shape
     kv_heads, marks, _ = landmarks.shape
     group = heads // kv_heads

@@ -1,6 +1,7 @@
-"""For CPUs, compiled by numba: each bfloat16 of the weight is read once, in order, and widened in a register.
+"""A linear layer for CPUs, compiled by numba: reads each bfloat16 of the weight once, in order, and widens it in a
+register.
 
-torch's own product of one row reaches a third of the memory's speed (docs/results).
+torch's product of one row reaches a third of the memory's bandwidth (docs/results).
 """
 
 import numpy as np
@@ -10,11 +11,11 @@ from torch import Tensor
 from kvcli_kernels.backend import on_threads
 from kvcli_kernels.compiler import njit
 
-_PART = 1 << 22  # bytes of a weight, from which on a thread of its own pays
+_PART = 1 << 22  # minimum bytes of a weight per thread
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See :func:`kvcli_kernels.linear.ref.linear`; bfloat16, added up in float32."""
+    """See :func:`kvcli_kernels.linear.ref.linear`; bfloat16 with float32 accumulation."""
     rows = x.reshape(-1, x.shape[-1]).float().numpy()
     bits = weight.detach().contiguous().view(torch.uint16).numpy()
     out = np.empty((len(rows), len(bits)), np.float32)
@@ -27,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 def _product(x, bits, out, start, stop):
-    """Rows ``x [m, K]`` times rows ``start`` to ``stop`` of a weight, whose bits are ``[N, K]``: ``out [m, N]``."""
+    """Multiply rows ``x [m, K]`` by rows ``start`` to ``stop`` of a weight with bits ``[N, K]``: ``out [m, N]``."""
     for n in range(start, stop):
         weight = bits[n]
         for m in range(len(x)):

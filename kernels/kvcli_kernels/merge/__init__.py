@@ -1,4 +1,4 @@
-"""Merging attention terms over disjoint sets of keys: the one place that chooses between the backends."""
+"""Merge of attention terms over disjoint sets of keys: selection of the backend."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Merge of attention terms, one program per block of rows; several terms of a split in one pass."""
+"""Merge of attention terms with a program per block of rows; all terms of a split in one pass."""
 
 import torch
 import triton
@@ -54,7 +54,7 @@ def _splits(p_o_in, p_lse_in, p_o, p_lse, splits, rows, dim, ROWS: tl.constexpr,
 
 
 def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`kvcli_kernels.merge.ref.merge`."""
+    """See :func:`kvcli_kernels.merge.ref.merge`."""
     (o_a, lse_a), (o_b, lse_b) = a, b
     o = torch.empty_like(o_a, memory_format=torch.contiguous_format)
     lse = torch.empty_like(lse_a, memory_format=torch.contiguous_format)
@@ -68,7 +68,7 @@ def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, T
 
 
 def merge_splits(o: Tensor, lse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`kvcli_kernels.merge.ref.merge_splits`; both arguments are contiguous."""
+    """See :func:`kvcli_kernels.merge.ref.merge_splits`; both arguments are contiguous."""
     splits, heads, m, dim = o.shape
     out = torch.empty(heads, m, dim, dtype=dtype, device=o.device)
     whole = torch.empty(heads, m, dtype=torch.float32, device=o.device)

@@ -1,4 +1,4 @@
-"""Attention straight on packed keys and values: the backends, and the one place that chooses between them."""
+"""Attention directly on packed keys and values: backends and their selection."""
 
 from torch import Tensor
 
@@ -10,10 +10,10 @@ from kvcli_kernels.quantize import Packed, dequantize
 
 __all__ = ["packed_attention"]
 
-_FEW = 16  # query rows of a KV head, up to which unpacking costs more than the products
-_CARD_FEW = 64  # the same on a card: a program's rows, above which each of its neighbours unpacks the keys again
-_MANY = 1 << 15  # codes of keys, below which a compiled kernel's call costs as much as it saves
-_BLOCK = 8192  # keys that are unpacked at a time for more
+_FEW = 16  # maximum query rows of a KV head for which unpacking costs more than the products
+_CARD_FEW = 64  # the same on a GPU: with more rows, several programs unpack the same keys
+_MANY = 1 << 15  # minimum codes of keys for which a compiled kernel saves more than its call costs
+_BLOCK = 8192  # keys unpacked at a time for more query rows
 
 
 def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,11 @@
-"""Decoding on CPUs, compiled by numba: codes become floats in registers, where torch must write them to memory first.
+"""Decode attention on packed keys for CPUs, compiled by numba: codes become floats in registers, while torch must write
+them to memory first.
 
-Rows are handled in *planes*: where a byte holds ``per`` codes, number ``b · per + p`` of a row stands at ``[p, b]``, so
-that neighbouring bytes are neighbouring lanes of a register. As in :mod:`kvcli_kernels.packed_attention.fused_scales`,
-queries take the scales of keys. They go through in blocks of four, which share what was unpacked; a single one stays
-alone. A codebook is followed as an odd polynomial through its points: no register can look up sixteen numbers at once.
+Rows are arranged in *planes*: with ``per`` codes per byte, number ``b · per + p`` of a row is at ``[p, b]``, so that
+neighbouring bytes are neighbouring lanes of a register. As in :mod:`kvcli_kernels.packed_attention.fused_scales`,
+queries absorb the scales of keys. They are processed in blocks of four that share unpacked codes; a single query is
+processed alone. A codebook is evaluated as an odd polynomial through its points, as no register can look up sixteen
+numbers at once.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from kvcli_kernels.compiler import njit
 from kvcli_kernels.merge import merge
 from kvcli_kernels.quantize.packed import Packed
 
-_PART = 1 << 18  # codes of keys from which on a thread of its own pays
+_PART = 1 << 18  # minimum codes of keys per thread
 _STRETCH = 64  # tokens whose values are unpacked at a time; a multiple of four
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
 _sqrt_exp2: Any = lambda x: np.exp2(x / 2)  # noqa: E731
@@ -32,7 +34,8 @@ _E0, _E1, _E2, _E3, _E4, _E5, _E6 = (  # 2 ** x between -1/2 and 1/2 as a polyno
 
 
 def serves(k: Packed, v: Packed) -> bool:
-    """Whether tiles are as holds make them: of keys a channel or a row, of values a part of one; no large codebook."""
+    """Whether the tiles are those of a KV storage: keys per channel or row, values per part of a row; no large
+    codebook."""
     whole = k.tile[0] > 1 or k.tile[1] >= k.dim
     parts = v.tile[0] == 1 and v.dim % v.tile[1] == 0
     return whole and parts and all(p.codebook is None or p.bits < 8 for p in (k, v))
@@ -48,7 +51,8 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 
 def _attention(q: Tensor, k: Packed, v: Packed) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """Attention of scaled float32 queries ``[H_kv, r, D]`` over tokens ``start`` to ``stop``, the first of a tile."""
+    """Return attention of scaled float32 queries ``[H_kv, r, D]`` over tokens ``start`` to ``stop``; ``start`` begins a
+    tile."""
     (heads, rows, dim), block = q.shape, 1 if q.shape[1] == 1 else 4
     queries = q.new_zeros(heads, -(-rows // block) * block, 8 // k.bits, k.codes.shape[2])
     queries[:, :rows] = _planes(q, k.bits)
@@ -72,12 +76,12 @@ def _attention(q: Tensor, k: Packed, v: Packed) -> Callable[[int, int], tuple[Te
 
 
 def _planes(x: Tensor, bits: int) -> Tensor:
-    """``[…, D]`` as planes ``[…, p, b]``."""
+    """Arrange ``[…, D]`` as planes ``[…, p, b]``."""
     return x.unflatten(-1, (-1, 8 // bits)).mT
 
 
 def _terms(packed: Packed) -> tuple[Tensor, Tensor]:
-    """Scale and offset; nothing where there is none."""
+    """Return scale and offset; an empty offset if there is none."""
     return packed.scale, packed.scale[:0] if packed.low is None else packed.low
 
 
@@ -86,16 +90,16 @@ def _floats(x: Tensor) -> np.ndarray:
 
 
 def _curve(packed: Packed) -> np.ndarray:
-    """What codes stand for: see :func:`_through`; empty where a code is its own value."""
+    """Return the polynomial of the codebook (see :func:`_through`); empty if a code is its own value."""
     return _through(packed.codebook) if packed.codebook is not None else np.empty(0, np.float32)
 
 
 @lru_cache(maxsize=8)
 def _through(codebook: Tensor) -> np.ndarray:
-    """Coefficients ``[size / 2]``: ``codebook[i] = Σ_j c_j x^(2j + 1)`` with ``x = i - (size - 1) / 2``.
+    """Return coefficients ``[size / 2]``: ``codebook[i] = Σ_j c_j x^(2j + 1)`` with ``x = i - (size - 1) / 2``.
 
     Raises:
-        ValueError: the codebook's lower half is not its upper one mirrored.
+        ValueError: the codebook is not symmetric.
     """
     values = codebook.double().numpy()
     if not np.array_equal(values, -values[::-1]):
@@ -105,12 +109,12 @@ def _through(codebook: Tensor) -> np.ndarray:
     return np.linalg.solve(points[:, None] ** (2 * np.arange(len(upper)) + 1), upper).astype(np.float32)
 
 
-# --- kernels; what they are made for is constant in them, so that loops over a row are whole registers ---
+# --- kernels; their parameters are compile-time constants, so that loops over a row use whole registers ---
 
 
 @njit(inline="always")
 def _value(byte, shift, ones, curve, terms):
-    """What a code stands for, before scale and offset; ``terms`` is the curve's length."""
+    """Return a code's value before scale and offset; ``terms`` is the length of ``curve``."""
     x = np.float32((byte >> np.int32(shift)) & ones)
     if terms == 0:
         return x
@@ -123,10 +127,10 @@ def _value(byte, shift, ones, curve, terms):
 
 @cache
 def _logits(bits: int, tile: int, terms: int, block: int, offset: bool) -> Callable[..., None]:
-    """Queries ``[H, r, p, b]`` times the keys from ``start`` on: ``[H, r, n]``.
+    """Compile the product of queries ``[H, r, p, b]`` and the keys from ``start`` on: ``[H, r, n]``.
 
-    Scale and offset are ``[H, tiles, p, b]`` of tiles ``tile`` tokens high and one channel wide; or
-    ``[H, tokens]``, of rows, where ``tile`` is 0.
+    Scale and offset are ``[H, tiles, p, b]`` for tiles of ``tile`` tokens and one channel; or ``[H, tokens]`` for tiles
+    of one row (``tile`` is 0).
     """
     per, ones, channels = 8 // bits, np.int32(2**bits - 1), tile > 0
 
@@ -176,7 +180,7 @@ def _logits(bits: int, tile: int, terms: int, block: int, offset: bool) -> Calla
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def _softmax(logits, lse):
-    """Logits ``[H, r, n]`` become weights; ``lse`` ``[H, r]`` may have fewer rows."""
+    """Turn logits ``[H, r, n]`` into weights in place; ``lse`` ``[H, r]`` may have fewer rows."""
     for h in range(lse.shape[0]):
         for r in range(lse.shape[1]):
             row = logits[h, r]
@@ -199,9 +203,9 @@ def _softmax(logits, lse):
 
 @cache
 def _weighted(bits: int, terms: int, block: int, offset: bool) -> Callable[..., None]:
-    """Weights ``[H, r, n]`` times values from ``start`` on, whose tiles are parts of a row: ``[H, r, g, p, b]``.
+    """Compile the product of weights ``[H, r, n]`` and the values from ``start`` on: ``[H, r, g, p, b]``.
 
-    Codes are ``[H, tokens, g, b]``, scale and offset ``[H, tokens, g]``.
+    Codes are ``[H, tokens, g, b]``, scale and offset ``[H, tokens, g]``: tiles are parts of a row.
     """
     per, ones = 8 // bits, np.int32(2**bits - 1)
 

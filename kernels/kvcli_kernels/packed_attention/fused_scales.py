@@ -1,10 +1,10 @@
-"""Decoding on CPUs: the few queries take the scales, so that the many codes need not.
+"""Decode attention on packed keys in torch: the few queries absorb the scales, instead of the many codes.
 
 With keys in tiles of ``(t, 1)`` (per channel) a logit is ``Σ_d (q_d s_d) code_d + Σ_d q_d low_d``, where ``s`` and
 ``low`` are those of the key's tile: the queries are multiplied once per tile. With tiles of ``(1, c)`` (per token) the
-scale belongs to the logit, and for values to the weight: ``o_c = Σ_n (w_n s_n) code_nc + Σ_n w_n low_n``. Codes need
-not even be shifted out of their bits: that factor is the queries' and the output's too. What is left to do with every
-number is to mask it and to make it a float32, which a product of so few rows is no slower in.
+scale multiplies the logit, and for values the weight: ``o_c = Σ_n (w_n s_n) code_nc + Σ_n w_n low_n``. Codes need no
+shift: queries and outputs absorb that factor too. Each code is only masked and converted to float32; with so few query
+rows a float32 matmul is no slower.
 """
 
 import functools
@@ -16,7 +16,7 @@ from kvcli_kernels.merge import merge
 from kvcli_kernels.quantize.hadamard import look_up
 from kvcli_kernels.quantize.packed import Packed, shifts, unmixed
 
-_BLOCK = 1024  # keys whose unpacked numbers stay in the caches; a multiple of any tile
+_BLOCK = 1024  # keys whose unpacked numbers fit the caches; a multiple of any tile
 
 
 def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 
 def _block(q: Tensor, k: Packed, v: Packed) -> tuple[Tensor, Tensor]:
-    """Scaled queries ``[H_kv, r, D]`` over some keys."""
+    """Attend with scaled queries ``[H_kv, r, D]`` to a block of keys."""
     logits = _by_channel(q, k) if k.tile[0] > 1 else _by_token(q, k)
     highest = logits.amax(-1, keepdim=True)
     weights = logits.sub_(highest).exp_()
@@ -43,7 +43,7 @@ def _block(q: Tensor, k: Packed, v: Packed) -> tuple[Tensor, Tensor]:
 
 
 def _by_channel(q: Tensor, k: Packed) -> Tensor:
-    """Logits ``[H_kv, r, n]`` over keys whose tiles are one channel wide."""
+    """Compute logits ``[H_kv, r, n]`` over keys with tiles of one channel."""
     (heads, r, dim), n, tokens = q.shape, k.codes.shape[1], k.tile[0]
     codes, tiles = _values(k), k.scale.shape[1]
     if tiles * tokens > n:
@@ -57,12 +57,12 @@ def _by_channel(q: Tensor, k: Packed) -> Tensor:
 
 
 def _by_token(q: Tensor, k: Packed) -> Tensor:
-    """Logits ``[H_kv, r, n]`` over keys whose tiles are one token high."""
+    """Compute logits ``[H_kv, r, n]`` over keys with tiles of one token."""
     (heads, r, dim), n, numbers = q.shape, k.codes.shape[1], k.tile[1]
     tiles = k.scale.shape[2]
     if tiles == 1:
         apart, sums = q, q.sum(2, keepdim=True)
-    else:  # a row for each tile, which is zero outside of it
+    else:  # a row per tile, which is zero outside the tile
         own = torch.arange(dim, device=q.device) // numbers == torch.arange(tiles, device=q.device).unsqueeze(1)
         apart = (q.unsqueeze(1) * own.unsqueeze(1)).view(heads, tiles * r, dim)
         sums = apart.sum(2, keepdim=True)
@@ -74,7 +74,7 @@ def _by_token(q: Tensor, k: Packed) -> Tensor:
 
 
 def _weighted(weights: Tensor, v: Packed) -> Tensor:
-    """``[H_kv, r, D]``: values, whose tiles are one token high, under weights ``[H_kv, r, n]``."""
+    """Average values with tiles of one token by weights ``[H_kv, r, n]``: ``[H_kv, r, D]``."""
     (heads, r, n), (tiles, numbers) = weights.shape, (v.scale.shape[2], v.tile[1])
     scaled = weights.unsqueeze(1) * v.scale.transpose(1, 2).contiguous().float().unsqueeze(2)
     every = torch.bmm(scaled.reshape(heads, tiles * r, n), _values(v)).view(heads, tiles, r, v.dim)
@@ -86,14 +86,14 @@ def _weighted(weights: Tensor, v: Packed) -> Tensor:
 
 
 def _values(packed: Packed) -> Tensor:
-    """What the codes stand for before :func:`_places`, scale and offset: float32 ``[H, n, D]``."""
+    """Convert codes to float32 ``[H, n, D]``, before :func:`_places`, scale and offset."""
     if packed.codebook is None:
         return unmixed(packed.codes, packed.bits).float()
     return look_up(packed)
 
 
 def _places(packed: Packed) -> Tensor | float:
-    """What to multiply each of a row's numbers with because its code stands higher up in its byte: ``[D]``."""
+    """Return the factor ``[D]`` that corrects each code's position in its byte."""
     return 1.0 if packed.codebook is not None else _place_values(packed.codes.shape[2], packed.bits)
 
 

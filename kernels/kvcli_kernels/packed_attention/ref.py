@@ -1,4 +1,4 @@
-"""Attention over packed keys and values, by way of the numbers that they stand for, in float32."""
+"""Attention over packed keys and values through dequantization, in float32."""
 
 from torch import Tensor
 
@@ -8,14 +8,14 @@ from kvcli_kernels.quantize.ref import dequantize
 
 
 def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Tensor, Tensor]:
-    """Softmax attention in which every query sees every key.
+    """Attend with every query to every key.
 
     Args:
-        q: ``[H, m, D]``, already rotated.
-        k, v: ``[H_kv, n, D]``, packed; keys already rotated.
+        q: ``[H, m, D]``, rotated.
+        k, v: ``[H_kv, n, D]``, packed; keys rotated.
         scale: factor on the logits.
 
     Returns:
-        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` where there are no keys.
+        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` without keys.
     """
     return ref.attention(q, dequantize(k), dequantize(v), scale, k.codes.shape[1])

@@ -9,9 +9,9 @@ from kvcli_kernels.backend import products
 from kvcli_kernels.merge.triton import merge_splits
 from kvcli_kernels.quantize.packed import Packed
 
-_KEYS = 64  # of a step
-_SPLIT = 2048  # keys of a program
-_ROWS = 16  # of queries, up to which two steps with a codebook fit into what a program may share
+_KEYS = 64  # keys per step
+_SPLIT = 2048  # keys per program
+_ROWS = 16  # maximum query rows for which two pipeline stages with a codebook fit a program's shared memory
 
 
 @triton.jit
@@ -86,14 +86,15 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 
 def _stages(dim: int, rows: int, book: bool) -> int:
-    """Steps in flight at a time, so few that consumer cards have the memory (tests/unit/kernels/test_for_cards.py)."""
+    """Return the number of pipeline stages, limited by the memory of consumer GPUs
+    (tests/unit/kernels/test_for_cards.py)."""
     if dim <= 64:
         return 3
     return 2 if dim <= 128 and (rows <= _ROWS or not book) else 1
 
 
 def _tensors(x: Packed) -> tuple[Tensor | int, ...]:
-    """Rows follow each other in memory; heads may lie apart, as in a part of a longer one."""
+    """Return the tensors and strides; rows are adjacent in memory, heads need not be."""
     low = x.scale if x.low is None else x.low
     book = x.scale if x.codebook is None else x.codebook
     return x.codes, x.scale, low, book, x.scale.shape[2], x.codes.stride(0), x.scale.stride(0)

@@ -1,4 +1,4 @@
-"""Quantising and packing: the format, and the one place that chooses between the backends."""
+"""Quantization and packing: the format, and selection of the backend."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The data-oblivious codec: a signed Hadamard rotation, and the Lloyd–Max code of a Gaussian with a norm per row."""
+"""The data-oblivious codec: a signed Hadamard rotation, and Lloyd–Max codes of a Gaussian with a norm per row."""
 
 import functools
 import itertools
@@ -14,9 +14,9 @@ _SEED = 20250428
 
 @functools.lru_cache(maxsize=16)
 def hadamard(dim: int, device: torch.device) -> Tensor:
-    """An orthogonal float32 ``[dim, dim]``: a Hadamard matrix with random signs, always the same ones.
+    """Return an orthogonal float32 ``[dim, dim]``: a Hadamard matrix with fixed random signs.
 
-    Where ``dim`` is no power of two, it is made of blocks of the largest that divides it.
+    If ``dim`` is not a power of two, it consists of blocks of the largest power of two that divides it.
     """
     block = dim & -dim
     matrix = torch.ones(1, 1)
@@ -27,9 +27,10 @@ def hadamard(dim: int, device: torch.device) -> Tensor:
 
 
 def turn(x: Tensor) -> Tensor:
-    """``x @ hadamard(D).T`` of rows ``[…, D]`` in float32, by additions: a row is the same whatever is beside it.
+    """Compute ``x @ hadamard(D).T`` of rows ``[…, D]`` in float32 by additions, so that a row's result is independent
+    of others.
 
-    A matrix product rounds otherwise for other numbers of rows, and then a code may depend on the chunk it came in.
+    A matrix product rounds differently for other numbers of rows; codes could then depend on the chunk size.
     """
     dim = x.shape[-1]
     block, shape = dim & -dim, x.shape
@@ -50,9 +51,9 @@ def _signs(dim: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def codebook(bits: int) -> tuple[float, ...]:
-    """The ``2 ** bits`` values that a standard Gaussian is nearest to on average (Max 1960, Lloyd 1982), ascending.
+    """Return the ``2 ** bits`` optimal values for a standard Gaussian (Max 1960, Lloyd 1982), ascending.
 
-    Lloyd's iteration on one half, which the other mirrors: each value becomes the mean of what is nearest to it.
+    Lloyd's iteration on one half, mirrored: each value becomes the mean of the numbers nearest to it.
     """
     count = 2 ** (bits - 1)
     values = [3.0 * (i + 0.5) / count for i in range(count)]
@@ -68,10 +69,10 @@ def codebook(bits: int) -> tuple[float, ...]:
 
 
 def encode(x: Tensor, bits: int) -> Packed:
-    """Rows of a rotated ``x [H, n, D]``, each by itself: codes, and the factor that gives the row its norm again.
+    """Encode each row of a rotated ``x [H, n, D]``: codes, and the factor that restores the row's norm.
 
     Raises:
-        ValueError: rows that do not fill whole bytes, or that are too long for a float16.
+        ValueError: rows do not fill whole bytes, or a norm exceeds float16.
     """
     values = book(bits, x.device)
     x = x.float()
@@ -85,12 +86,12 @@ def encode(x: Tensor, bits: int) -> Packed:
 
 @functools.lru_cache(maxsize=16)
 def book(bits: int, device: torch.device) -> Tensor:
-    """:func:`codebook` as a float32 tensor ``[2 ** bits]``, always the same one."""
+    """Return :func:`codebook` as a cached float32 tensor ``[2 ** bits]``."""
     return torch.tensor(codebook(bits), dtype=torch.float32, device=device)
 
 
 def look_up(packed: Packed) -> Tensor:
-    """What codes of a codebook stand for, without their scale: float32 ``[H, n, D]``, a byte at a time."""
+    """Decode codes of a codebook without their scale: float32 ``[H, n, D]``, a byte at a time."""
     assert packed.codebook is not None
     found = _table(packed.codebook, packed.bits).index_select(0, packed.codes.reshape(-1).int())
     return found.view(torch.float32).view(*packed.codes.shape[:2], packed.dim)
@@ -98,7 +99,8 @@ def look_up(packed: Packed) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _table(codebook: Tensor, bits: int) -> Tensor:
-    """The numbers of each byte ``[256]``, of several as one complex number so that a look-up fetches them together."""
+    """Return the numbers of each byte ``[256]``; several are one complex number, so that one look-up fetches all of
+    them."""
     codes = unpack(torch.arange(256, dtype=torch.uint8, device=codebook.device).view(1, 256, 1), bits)[0]
     kinds = {8: torch.float32, 4: torch.complex64, 2: torch.complex128}
     return codebook[codes.long()].contiguous().view(kinds[bits]).view(256)

@@ -1,8 +1,8 @@
-"""Numbers in 2, 4 or 8 bits: the format that quantising makes and that attention reads.
+"""The packed format: numbers in 2, 4 or 8 bits.
 
-A byte holds ``8 / bits`` neighbouring numbers of a row, the first in its lowest bits. A row is a token, so tokens can
-be gathered. A *tile* of ``tokens x numbers`` shares a scale and an offset; tiles at the ends are smaller, and nothing
-is padded.
+A byte contains ``8 / bits`` neighbouring numbers of a row, the first in its lowest bits. A row is a token, so tokens
+can be gathered. A *tile* of ``tokens x numbers`` shares a scale and an offset; the last tiles may be smaller, and
+nothing is padded.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class Packed:
         scale: float16 ``[H, ceil(n / tile[0]), ceil(D / tile[1])]``.
         low: like ``scale``, or ``None`` for zero.
         bits: 2, 4 or 8.
-        tile: tokens and numbers of a token that share a scale.
-        codebook: float32 ``[2 ** bits]``, or ``None`` where a code is its own value.
+        tile: tokens and numbers per token that share a scale.
+        codebook: float32 ``[2 ** bits]``, or ``None`` if a code is its own value.
     """
 
     codes: Tensor
@@ -41,11 +41,11 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales and offsets; a codebook belongs to all."""
+        """Bytes of codes, scales and offsets, without the shared codebook."""
         return self.codes.nbytes + self.scale.nbytes + (0 if self.low is None else self.low.nbytes)
 
     def tokens(self, start: int, stop: int) -> "Packed":
-        """Some tokens in a row, without a copy; ``start`` must begin a tile."""
+        """Return a range of tokens as views; ``start`` must begin a tile."""
         first, last = start // self.tile[0], -(-stop // self.tile[0])
         low = None if self.low is None else self.low[:, first:last]
         codes = self.codes[:, start:stop]
@@ -53,7 +53,7 @@ class Packed:
 
 
 def join(parts: Sequence[Packed]) -> Packed:
-    """Tokens one after the other; all parts but the last end with a whole tile."""
+    """Concatenate tokens; all parts but the last must end with a whole tile."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -63,10 +63,10 @@ def join(parts: Sequence[Packed]) -> Packed:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 ``[H, n, D]`` below ``2 ** bits`` as bytes ``[H, n, D * bits / 8]``.
+    """Pack codes uint8 ``[H, n, D]`` below ``2 ** bits`` into bytes ``[H, n, D * bits / 8]``.
 
     Raises:
-        ValueError: rows that do not fill whole bytes, or bits that there are not.
+        ValueError: rows do not fill whole bytes, or an unsupported number of bits.
     """
     per = _per_byte(bits)
     if codes.shape[2] % per:
@@ -79,25 +79,25 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of :func:`pack`."""
+    """Invert :func:`pack`."""
     return (unmixed(packed, bits) >> shifts(packed.shape[2], bits, packed.device)) if bits < 8 else packed
 
 
 def unmixed(packed: Tensor, bits: int) -> Tensor:
-    """Each code in a byte of its own but still in its bits, the cheaper half of unpacking: uint8 ``[H, n, D]``."""
+    """Put each code in its own byte without shifting it, the cheaper half of unpacking: uint8 ``[H, n, D]``."""
     per = _per_byte(bits)
     if per == 1:
         return packed
     if not packed.numel():
         return packed.new_empty(*packed.shape[:2], packed.shape[2] * per)
     kind, ones, mask = (torch.int16, 0x0101, 0xF00F) if per == 2 else (torch.int32, 0x01010101, 0xC0300C03)
-    # The byte as often as it holds codes; where the last of them reaches the sign, it overflows on purpose.
+    # Repeat the byte once per code. If the last copy reaches the sign bit, the overflow is intended.
     wide = packed.to(kind, memory_format=torch.contiguous_format).mul_(ones)
     return wide.bitwise_and_(mask - (1 << 8 * per)).view(torch.uint8)
 
 
 def shifts(width: int, bits: int, device: torch.device | None = None) -> Tensor:
-    """How far left the codes of rows of ``width`` bytes stand in :func:`unmixed`: uint8 ``[D]``."""
+    """Return the left shifts of :func:`unmixed`'s codes for rows of ``width`` bytes: uint8 ``[D]``."""
     return (torch.arange(_per_byte(bits), dtype=torch.uint8, device=device) * bits).repeat(width)
 
 

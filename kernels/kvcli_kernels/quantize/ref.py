@@ -1,4 +1,4 @@
-"""Uniform quantisation in tiles, and back, in float32."""
+"""Uniform quantization in tiles, and its inverse, in float32."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from kvcli_kernels.quantize.packed import Packed, pack, unpack
 
 
 def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
-    """Round to the nearest of ``2 ** bits`` steps between a tile's least and its greatest number.
+    """Round to the nearest of ``2 ** bits`` steps between a tile's minimum and maximum.
 
-    Offsets are rounded down to float16 and scales up, so that the steps reach over the whole tile and no number is
-    further than half a step from its own, a tile of equal numbers included. (KIVI, Liu et al. 2024, rounds to nearest.)
+    Offsets are rounded down to float16 and scales up, so that the steps cover the whole tile and the error is at most
+    half a step, also for tiles of equal numbers. (KIVI, Liu et al. 2024, rounds to nearest.)
 
     Args:
         x: ``[H, n, D]``.
         bits: 2, 4 or 8.
-        tile: tokens and numbers of a token that share scale and offset.
+        tile: tokens and numbers per token that share scale and offset.
 
     Raises:
-        ValueError: rows that do not fill whole bytes, or numbers beyond float16.
+        ValueError: rows do not fill whole bytes, or numbers beyond float16.
     """
     levels = 2**bits - 1
     x = x.float()
@@ -33,7 +33,7 @@ def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
 
 
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``[H, n, D]``: each code's number."""
+    """Return the numbers ``[H, n, D]``."""
     codes = unpack(packed.codes, packed.bits)
     values = codes.float() if packed.codebook is None else packed.codebook[codes.long()]
     values *= spread(packed.scale.float(), values, packed.tile)
@@ -43,7 +43,7 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def spread(t: Tensor, x: Tensor, tile: tuple[int, int]) -> Tensor:
-    """One number per tile ``[H, a, b]`` to one per number of ``x [H, n, D]``; broadcast where a tile is a whole row."""
+    """Expand one number per tile ``[H, a, b]`` to ``x [H, n, D]``; broadcasts if a tile is a whole row."""
     rows, columns = tile
     if rows > 1:
         t = t.repeat_interleave(rows, dim=1)[:, : x.shape[1]]
@@ -53,7 +53,7 @@ def spread(t: Tensor, x: Tensor, tile: tuple[int, int]) -> Tensor:
 
 
 def _extremes(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Least and greatest of each tile; short tiles are filled up with their last token or number."""
+    """Return minimum and maximum of each tile; short tiles are padded with their last token or number."""
     heads, n, dim = x.shape
     rows, columns = tile[0], min(tile[1], dim)
     high, wide = -(-n // rows), -(-dim // columns)
@@ -66,6 +66,6 @@ def _extremes(x: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def _down(x: Tensor) -> Tensor:
-    """The nearest float16 that is not greater."""
+    """Round down to float16."""
     near = x.half()
     return torch.where(near.float() <= x, near, (x - x.abs() * 2**-10 - 2**-24).half())

@@ -1,4 +1,4 @@
-"""Quantise and pack in one pass over the numbers."""
+"""Quantization and packing in one pass over the numbers."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kvcli_kernels.quantize.packed import Packed
 
-_ROWS = 16  # tokens of a program where every token has its own scale
+_ROWS = 16  # tokens per program if every token has its own scale
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def _quantize(
 
 
 def takes(bits: int, tile: tuple[int, int], dim: int) -> bool:
-    """Whether there is a kernel: for tiles one number wide and 2 ** i tokens high, or of whole bytes of a token."""
+    """Whether a kernel exists: for tiles of one number and 2 ** i tokens, or of whole bytes of a token."""
     rows, columns = tile
     if rows > 1:
         return columns == 1 and rows & (rows - 1) == 0
@@ -72,7 +72,7 @@ def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
     """See :func:`kvcli_kernels.quantize.ref.quantize`; tiles are ``(2 ** i, 1)``, or one token high.
 
     Raises:
-        ValueError: as there; and tiles of another kind.
+        ValueError: as there; and other tiles.
     """
     heads, n, dim = x.shape
     per, columns, by_channel = 8 // bits, min(tile[1], dim), tile[1] == 1 and tile[0] > 1

@@ -1,4 +1,4 @@
-"""Keys from a low-rank factorisation, rotated: the one place that chooses between the backends."""
+"""Rotated keys from a low-rank factorization: selection of the backend."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Keys of some blocks from a low-rank factorisation, rotated; the unrotated keys are never stored."""
+"""Keys of selected blocks from a low-rank factorization, rotated; unrotated keys are never stored."""
 
 import triton
 import triton.language as tl
@@ -66,7 +66,7 @@ def _kernel(
 def reconstruct(
     coefficients: Tensor, basis: Tensor, ids: Tensor, pos: Tensor | None, cos: Tensor, sin: Tensor, out: Tensor
 ) -> Tensor:
-    """Same contract as :func:`kvcli_kernels.reconstruct.ref.reconstruct`; its grid is the same for any ``ids``."""
+    """See :func:`kvcli_kernels.reconstruct.ref.reconstruct`; the grid does not depend on ``ids``."""
     kv_heads, rank, dim = basis.shape
     units = out.shape[1] * out.shape[2]
     if not out.is_contiguous():

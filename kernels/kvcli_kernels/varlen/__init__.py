@@ -1,4 +1,4 @@
-"""Attention over buffers of which each head uses its own length: the one place that chooses between the backends."""
+"""Attention over buffers with a length per head: selection of the backend."""
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ __all__ = ["varlen_attention"]
 def varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`kvcli_kernels.varlen.ref.varlen_attention`; without ``lengths`` all of the buffer is in use."""
+    """See :func:`kvcli_kernels.varlen.ref.varlen_attention`; without ``lengths`` the whole buffer is in use."""
     if lengths is None:
         return attention(q, k, v, scale, k.shape[1])
     if on_triton(q):

@@ -1,20 +1,20 @@
-"""Attention over buffers of which each head uses its own number of units, in float32."""
+"""Attention over buffers with a length per head, in float32."""
 
 import torch
 from torch import Tensor
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Every query sees the first ``lengths[h]`` keys of its KV head.
+    """Attend with every query to the first ``lengths[h]`` keys of its KV head.
 
     Args:
         q: ``[H, m, D]``, rotated.
-        k, v: ``[H_kv, n, D]``; what lies behind a head's length may be anything finite.
+        k, v: ``[H_kv, n, D]``; entries after a head's length may be any finite number.
         scale: factor on the logits.
         lengths: int64 ``[H_kv]``.
 
     Returns:
-        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` where a length is 0.
+        ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` if a length is 0.
     """
     heads, m, dim = q.shape
     kv_heads, n, _ = k.shape

@@ -1,4 +1,4 @@
-"""Attention over buffers of which each head uses its own number of units: one pass with an online softmax."""
+"""Attention over buffers with a length per head: one pass with an online softmax."""
 
 import torch
 import triton
@@ -59,7 +59,7 @@ def _kernel(
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`kvcli_kernels.varlen.ref.varlen_attention`."""
+    """See :func:`kvcli_kernels.varlen.ref.varlen_attention`."""
     heads, m, dim = q.shape
     kv_heads, units, _ = k.shape
     rows = heads // kv_heads * m
@@ -79,6 +79,6 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Ten
         ROWS=_ROWS,
         UNITS=_UNITS,
         DIM=max(16, triton.next_power_of_2(dim)),
-        num_stages=3 if dim <= 128 else 1,  # what consumer cards have the memory for
+        num_stages=3 if dim <= 128 else 1,  # limited by the memory of consumer GPUs
     )
     return o, lse

@@ -1,4 +1,4 @@
-"""The tasks that there are, by name; a task that is a generator makes cases of any length."""
+"""The table of tasks; generators build cases of any length."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kvcli.evaluate.tasks import kv_retrieval, needle, passages, passkey, variab
 
 @dataclass(frozen=True)
 class Task:
-    """A task as a person sees it.
+    """A task.
 
     Attributes:
-        name: as on the command line.
-        summary: what a case is, in a few words.
-        make: makes a case; ``None`` for ``data``, whose cases are read from files.
+        name: on the command line.
+        summary: a few words about a case.
+        make: builds a case; ``None`` for ``data``, whose cases are read from files.
         passages: whether it needs passages.
-        sized: whether its texts are made as long as they are wanted.
+        sized: whether its texts have a requested length.
         hides: whether it hides facts in a document.
-        several: whether several questions share a reading.
+        several: whether several questions share a prefill.
     """
 
     name: str
@@ -60,10 +60,10 @@ TASKS = {
 
 
 def lookup(name: str) -> Task:
-    """A task by name.
+    """Return a task by name.
 
     Raises:
-        UsageError: there is none; lists all and suggests the nearest.
+        UsageError: unknown task; lists all and suggests the nearest.
     """
     task = TASKS.get(name.lower())
     if task is None:

@@ -9,11 +9,11 @@ from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 from kvcli.evaluate.token_counter import fit
 
 ANSWER = 128
-"""Tokens of an answer: two UUIDs, where a tokenizer splits digits, for a model may say the key again."""
+"""Maximum answer tokens: two UUIDs with digits split, as a model may repeat the key."""
 
 
 def kv(wanted: CaseRequest) -> Case:
-    """As many pairs as fit."""
+    """Build a case with as many pairs as fit."""
     rng = wanted.rng
     pairs: list[tuple[str, str]] = []
 
@@ -28,10 +28,10 @@ def kv(wanted: CaseRequest) -> Case:
 
 
 def show(pairs: list[tuple[str, str]]) -> str:
-    """The text of a case."""
+    """Format the pairs as the text of a case."""
     return "JSON data:\n" + json.dumps(dict(pairs), ensure_ascii=False).replace('", "', '",\n "')
 
 
 def ask(key: str, value: str) -> CaseQuestion:
-    """The question of a case."""
+    """Build the question of a case."""
     return CaseQuestion(f'What is the value of the key "{key}" in the JSON data?', (value,), "contains")

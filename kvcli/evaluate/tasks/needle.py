@@ -1,8 +1,8 @@
-"""Needles: invented facts between the sentences of a text, asked for by their own words.
+"""Needles: invented facts between the sentences of a text, asked for in their own words.
 
-Variants as in RULER (Hsieh et al., arXiv:2404.06654): one fact; one among others of its kind; one with several
-values; several facts, each asked for after the same reading. The sentences are made for measuring only: heads are
-trained on others (:mod:`kvcli.retaining_heads.facts`).
+Variants as in RULER (Hsieh et al., arXiv:2404.06654): one fact; one among others of its kind; one with several values;
+several facts, each asked for after the same prefill. Training of heads uses other sentences
+(:mod:`kvcli.retaining_heads.facts`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kvcli.evaluate import vocabulary
 from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 VALUES = ("number", "name", "word")
-"""Kinds of values; cases take them in turn."""
+"""Kinds of values, which cases use in turn."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class NeedleShape:
     question: str
 
 
-# Plain on purpose: what is measured is whether a fact was kept, not whether a small model understands the question.
+# Plain on purpose: the task measures whether a fact was kept, not whether a small model understands the question.
 SHAPES = (
     NeedleShape("number", "place", "The postal code of {k} is {v}.", "What is the postal code of {k}?"),
     NeedleShape("number", "place", "The population of {k} is {v}.", "What is the population of {k}?"),
@@ -70,7 +70,7 @@ SHAPES = (
 
 
 def single(wanted: CaseRequest) -> Case:
-    """One fact."""
+    """Build a case with one fact."""
     rng, shape = wanted.rng, _shape(wanted)
     (key,), (value,) = _keys(shape, rng, 1), _values(shape, rng, 1)
     text = wanted.haystack.hide([_say(shape, key, value)], [wanted.depth], wanted.length, rng)
@@ -78,7 +78,7 @@ def single(wanted: CaseRequest) -> Case:
 
 
 def multikey(wanted: CaseRequest, count: int = 4) -> Case:
-    """``count`` facts of one phrasing about different keys, of which one is asked for."""
+    """Build a case with ``count`` facts of one phrasing about different keys, of which one is asked for."""
     rng, shape = wanted.rng, _shape(wanted)
     keys, values = _keys(shape, rng, count), _values(shape, rng, count)
     depths = [wanted.depth, *(rng.random() for _ in keys[1:])]
@@ -88,7 +88,7 @@ def multikey(wanted: CaseRequest, count: int = 4) -> Case:
 
 
 def multivalue(wanted: CaseRequest, count: int = 4) -> Case:
-    """``count`` values for one key, in as many sentences, all asked for at once."""
+    """Build a case with ``count`` values for one key, each in a sentence, all asked for at once."""
     rng, shape = wanted.rng, _shape(wanted)
     (key,), values = _keys(shape, rng, 1), _values(shape, rng, count)
     facts = [_say(shape, key, v) for v in values]
@@ -104,7 +104,7 @@ def multivalue(wanted: CaseRequest, count: int = 4) -> Case:
 
 
 def multiquery(wanted: CaseRequest, count: int = 8) -> Case:
-    """``count`` facts of all phrasings, each asked for after the same reading."""
+    """Build a case with ``count`` facts of all phrasings, each asked for after the same prefill."""
     rng = wanted.rng
     shapes = rng.sample(SHAPES, count)
     taken: list[str] = []

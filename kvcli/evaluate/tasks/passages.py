@@ -1,7 +1,7 @@
-"""Passages with questions and answers, and multi-document QA made of them.
+"""Multi-document QA from passages with questions and answers.
 
-The passage with the answer stands somewhere among others that do not contain it (Liu et al., "Lost in the Middle",
-arXiv:2307.03172); as a control the model is given that passage alone.
+The passage with the answer is placed among others without it (Liu et al., "Lost in the Middle", arXiv:2307.03172). As a
+control the model reads that passage alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvcli.evaluate.metrics import normalise
 
 @dataclass(frozen=True)
 class PoolPassage:
-    """A text, its title, and questions that it answers: ``(question, answers)`` each."""
+    """A text, its title, and the questions that it answers: ``(question, answers)`` each."""
 
     title: str
     text: str
@@ -29,7 +29,7 @@ class PoolPassage:
 
 @dataclass(frozen=True)
 class PassagePool:
-    """What ``--data`` has of passages."""
+    """All passages of ``--data``."""
 
     all: tuple[PoolPassage, ...]
 
@@ -42,7 +42,7 @@ class PassagePool:
 
 
 def multidoc(wanted: CaseRequest) -> Case:
-    """Passages up to the length, the right one at the case's depth."""
+    """Build a case of passages up to the length, with the right one at the case's depth."""
     passages, gold, question, answers = _choose(wanted)
     others = [p for p in passages if p is not gold and p.text != gold.text and not _has(p, answers)]
     wanted.rng.shuffle(others)
@@ -69,13 +69,13 @@ def multidoc(wanted: CaseRequest) -> Case:
 
 
 def gold(wanted: CaseRequest) -> Case:
-    """The same question as ``multidoc``'s case of that number, with the right passage alone."""
+    """Build the control of ``multidoc``'s case of that number: the right passage alone."""
     _, passage, question, answers = _choose(wanted)
     return Case(passage.show(1), (CaseQuestion(question, answers, "any"),))
 
 
 def _choose(wanted: CaseRequest) -> tuple[Sequence[PoolPassage], PoolPassage, str, tuple[str, ...]]:
-    """The question of a case: the same for every length, and different from case to case while there are any."""
+    """Choose the question of a case: the same for every length, and distinct between cases if there are enough."""
     if wanted.passages is None:
         raise UsageError(f"'{wanted.task}' needs passages", f"kvcli eval {wanted.task} --data PASSAGES.jsonl")
     found = wanted.passages.all

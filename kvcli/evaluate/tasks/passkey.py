@@ -1,4 +1,4 @@
-"""Pass-key and number string: one number in a text, said twice, as in InfiniteBench (arXiv:2402.13718)."""
+"""Pass-key and number string: one number, stated twice in a text, as in InfiniteBench (arXiv:2402.13718)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 
 def passkey(wanted: CaseRequest) -> Case:
-    """A number of five digits."""
+    """Build a case with a five-digit number."""
     return _case(wanted, "pass key", vocabulary.number(wanted.rng, 5))
 
 
 def number(wanted: CaseRequest) -> Case:
-    """A sequence of ten digits, each of them twice in a row, which is harder to copy."""
+    """Build a case with ten digits, each digit twice in a row, which is harder to copy."""
     return _case(wanted, "sequence of digits", "".join(2 * d for d in vocabulary.number(wanted.rng, 5)))
 
 

@@ -1,8 +1,7 @@
-"""Rows of published benchmarks as cases: L-Eval, LongBench prompts, InfiniteBench, KV retrieval, SQuAD, passages.
+"""Cases from rows of published benchmarks: L-Eval, LongBench prompts, InfiniteBench, KV retrieval, SQuAD, passages.
 
-Texts and questions are the benchmark's, and so are metrics and lengths of answers; the words around them are those of
-:class:`kvcli.engine.prompt.Prompt`, which is what is measured here. LongBench's few-shot and code prompts are asked
-bare, as LongBench does it.
+Texts, questions, metrics and answer lengths are the benchmark's; the words around them are those of
+:class:`kvcli.engine.prompt.Prompt`. LongBench's few-shot and code prompts are raw, as in LongBench.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class RowShape:
     """One kind of row.
 
     Attributes:
-        fields: those that tell it; the first shape whose fields a row has is taken.
-        case: a case from the file's name and the row.
-        task: what the table calls it, from the same.
+        fields: fields that identify it; the first shape whose fields a row has applies.
+        case: builds a case from the file's name and the row.
+        task: its name in the table, from the same.
     """
 
     fields: frozenset[str]
@@ -37,12 +36,12 @@ class RowShape:
 
 
 def shape(row: DataRow) -> RowShape | None:
-    """The shape of a row, if it is known."""
+    """Return the shape of a row, if it is known."""
     return next((found for found in _SHAPES if found.fields <= row.keys()), None)
 
 
 def passage(row: DataRow) -> PoolPassage | None:
-    """A passage with its questions from a row of SQuAD or of ``title, text, question, answers``."""
+    """Build a passage with its questions from a row of SQuAD or of ``title, text, question, answers``."""
     if {"context", "qas"} <= row.keys():
         asked = tuple((qa["question"], _distinct(a["text"] for a in qa["answers"])) for qa in row["qas"])
         return PoolPassage(str(row.get("title", "")).replace("_", " "), row["context"], asked)
@@ -123,7 +122,7 @@ def _infinite(stem: str, row: DataRow) -> Case:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A LongBench task: its metric, the longest answer, and the words with which the question begins."""
+    """A LongBench task: its metric, the maximum answer length, and the words that begin the question."""
 
     metric: str
     max_tokens: int
@@ -158,7 +157,7 @@ _LONGBENCH = {
 }
 
 
-_ANSWER = re.compile(r"\s*(?:Answer|Summary|回答|会议总结)\s*[:：]\s*$")  # a turn to answer comes from the template
+_ANSWER = re.compile(r"\s*(?:Answer|Summary|回答|会议总结)\s*[:：]\s*$")  # the template adds its own answer prefix
 
 
 def _longbench(_stem: str, row: DataRow) -> Case:

@@ -1,4 +1,4 @@
-"""Variable tracking: which names hold a number after a chain of assignments in a text (RULER, arXiv:2404.06654)."""
+"""Variable tracking: the names with a value after a chain of assignments in a text (RULER, arXiv:2404.06654)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 
 def variables(wanted: CaseRequest, hops: int = 4, chains: int = 2) -> Case:
-    """``chains`` chains of ``hops`` copies each, their lines in order and anywhere; the first chain is asked for."""
+    """Build ``chains`` chains of ``hops`` assignments each, in order at random positions; asks for the first chain."""
     rng = wanted.rng
     numbers = vocabulary.fresh(lambda: vocabulary.number(rng, 5), chains)
     names = vocabulary.fresh(lambda: vocabulary.letters(rng), chains * (hops + 1))

@@ -1,6 +1,6 @@
-"""Which words of a long list are there most often: common and frequent words (RULER, arXiv:2404.06654).
+"""Most frequent words of a long list: common and frequent words (RULER, arXiv:2404.06654).
 
-The words are coined, so that neither their number nor the text's length has a limit.
+The words are invented, so that neither their number nor the text's length has a limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SHORT = 4096
 
 
 def common(wanted: CaseRequest, asked: int = 10) -> Case:
-    """A numbered list in which ``asked`` words stand ten times as often as every other one."""
+    """Build a numbered list in which ``asked`` words occur ten times as often as every other one."""
     rng = wanted.rng
     often, seldom = (30, 3) if wanted.length >= _SHORT else (10, 1)
     vocabulary: list[str] = word_lists.fresh(lambda: word_lists.coined(rng), asked)
@@ -37,7 +37,8 @@ def common(wanted: CaseRequest, asked: int = 10) -> Case:
 
 
 def frequent(wanted: CaseRequest, asked: int = 3, exponent: float = 2.0, kinds: int = 2000) -> Case:
-    """Words without order whose frequencies fall like ``rank ** -exponent``; the ``asked`` most frequent are right."""
+    """Build a random word sequence with frequencies like ``rank ** -exponent``; asks for the ``asked`` most frequent
+    words."""
     rng = wanted.rng
     vocabulary = word_lists.fresh(lambda: word_lists.coined(rng), kinds)
     weights = [1 / rank**exponent for rank in range(1, kinds + 1)]

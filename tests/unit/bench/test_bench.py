@@ -74,7 +74,7 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
                 return Dense().freeze(replace(survivors, v=-survivors.v))
 
         recipe = Recipe(recipe.policy, Deaf())
-    with pytest.raises(ModelError, match=f"its speed is not told: {broken}"):
+    with pytest.raises(ModelError, match=f"so it is not timed: {broken}"):
         check.check(model, recipe)
 
 
