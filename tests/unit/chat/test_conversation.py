@@ -101,7 +101,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
         ask, given = (prompt.follow_up, {}) if n else (prompt.question, {"document": True})
         say(chat, question)
         tail = new_decode_cache(model, plain.context)
-        asked = [*text, *ask(question, again=shown[question], **given)]  # type: ignore[operator]
+        asked = [*text, *ask(question, passages=shown[question], **given)]  # type: ignore[operator]
         found = [e.id for e in generate(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
         assert tuple(found) == chat.turns[-1].ids
         assert chat.tail.length == len(text)  # turns are read once
