@@ -117,7 +117,7 @@ class RowLayer:
     @property
     def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
-        return None if self.compact else "the model rotates coded keys to their positions in the document at every step"
+        return None if self.compact else "coded keys are rotated to their document positions by the model itself"
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
