@@ -55,7 +55,7 @@ def test_a_file_of_other_settings_is_refused(tmp_path: Path, field: str, value: 
 def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text)
-    with pytest.raises(DamagedError, match=r"another name|not a file of kvcli eval|another model"):
+    with pytest.raises(DamagedError, match=r"another name|results file of kvcli eval|another model"):
         ResultsFile(path, SETTINGS)
     assert path.read_text() == text
 
