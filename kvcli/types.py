@@ -29,7 +29,7 @@ class ModelSpec:
 
     Attributes:
         name: as the user typed it.
-        fingerprint: short hash of configuration and weight headers.
+        fingerprint: short hash of configuration and weights.
         layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: the architecture's sizes.
         max_positions: the trained context window, in tokens.
         sliding: per layer, the width of its own sliding window, or ``None`` for full attention.
@@ -37,6 +37,7 @@ class ModelSpec:
         device: e.g. ``cpu`` or ``cuda:0``.
         weight_bytes: size of the parameters.
         heads_bytes: size of its retaining heads; 0 if it has none.
+        former_fingerprint: the fingerprint that kvcli 0.1.0 gave to this model; files of that time contain it.
         host_weight_bytes: the part of ``weight_bytes`` in main memory, if the GPU is too small.
     """
 
@@ -56,6 +57,7 @@ class ModelSpec:
     weight_bytes: int
     heads_bytes: int = 0
     host_weight_bytes: int = 0
+    former_fingerprint: str = ""
 
     @property
     def unit_bytes(self) -> int:

@@ -54,11 +54,12 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
     quiet = options.quiet
     with interruptible("loading the model"):
         from kvcli.models.resolve import resolve
-        from kvcli.models.spec import fingerprint
+        from kvcli.models.spec import fingerprint, former_fingerprint
 
         source = run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet)
         if saved is not None:
-            _check_model(saved, fingerprint(source, options.weights))
+            names = (fingerprint(source, options.weights), former_fingerprint(source, options.weights))
+            _check_model(saved, *names)
         from kvcli.pipeline import load_model
 
         start, before = perf_counter(), list[int]()
@@ -117,9 +118,9 @@ def load_bare(
         return model
 
 
-def _check_model(saved: Saved, fingerprint: str) -> None:
+def _check_model(saved: Saved, fingerprint: str, former: str) -> None:
     meta = saved.header.meta
-    if fingerprint != meta.identity.model:
+    if meta.identity.model not in (fingerprint, former):
         held = meta.identity.model.partition("-")[2]
         raise DamagedError(
             f"{saved.path} was made by another model: {meta.model} (fingerprint {meta.identity.model},"

@@ -32,7 +32,7 @@ from kvcli.models import (
 )
 from kvcli.models.model import Model
 from kvcli.models.resolve import ModelSource
-from kvcli.models.spec import fingerprint, sliding_windows
+from kvcli.models.spec import fingerprint, former_fingerprint, sliding_windows
 from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli_kernels.linear import prepare
 
@@ -125,7 +125,13 @@ def load(
         ) from error
     try:
         with quantization.suppress_output(source):  # the probe may be the first that runs
-            return wrap(module, tokenizer, name=source.name, fingerprint=fingerprint(source, weights))
+            return wrap(
+                module,
+                tokenizer,
+                name=source.name,
+                fingerprint=fingerprint(source, weights),
+                former=former_fingerprint(source, weights),
+            )
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise quantization.unreadable(source, error) or error from None
 
@@ -143,7 +149,7 @@ def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
     return device, dtype
 
 
-def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None) -> Model:
+def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None, former: str = "") -> Model:
     """Put a transformers model that is already in memory to work; runs the probe.
 
     Args:
@@ -151,6 +157,7 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
         tokenizer: or ``None``.
         name: for messages.
         fingerprint: key under which the probe's verdict is remembered; ``None`` probes every time.
+        former: the fingerprint that kvcli 0.1.0 gave to the model.
     """
     attention.register()
     module.eval().requires_grad_(False)
@@ -166,7 +173,8 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
     switch(True)
     query_prediction.install(attentions)
     module.get_output_embeddings().register_forward_pre_hook(_plain_strides)
-    model = Model(_spec(module, name, fingerprint or name), module, tokenizer, rotary, _eos(module, tokenizer), switch)
+    spec = _spec(module, name, fingerprint or name, former)
+    model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), switch)
     self_test.check(model, remember=fingerprint is not None)
     return model
 
@@ -192,13 +200,14 @@ def _attention_layers(module: PreTrainedModel) -> list[nn.Module]:
     return layers
 
 
-def _spec(module: PreTrainedModel, name: str, fingerprint: str) -> ModelSpec:
+def _spec(module: PreTrainedModel, name: str, fingerprint: str, former: str) -> ModelSpec:
     config = module.config.get_text_config()
     heads = config.num_attention_heads
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     return ModelSpec(
         name=name,
         fingerprint=fingerprint,
+        former_fingerprint=former,
         layers=config.num_hidden_layers,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,

@@ -28,7 +28,19 @@ _NF4_BLOCK = 64  # weights that share one float32 scale
 
 def fingerprint(source: ModelSource, held: str = "bf16") -> str:
     """The fingerprint of a model whose weights are stored as ``held``: other weights give another KV cache."""
-    return source.fingerprint if held == "bf16" else f"{source.fingerprint}-{held}"
+    return _with_precision(source.fingerprint, held)
+
+
+def former_fingerprint(source: ModelSource, held: str = "bf16") -> str:
+    """The same as kvcli 0.1.0 computed it (:func:`kvcli.models.weights.former_fingerprint`); empty without weights."""
+    try:
+        return _with_precision(weights.former_fingerprint(source.path), held)
+    except (ModelError, OSError):
+        return ""
+
+
+def _with_precision(fingerprint: str, held: str) -> str:
+    return fingerprint if held == "bf16" else f"{fingerprint}-{held}"
 
 
 def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
@@ -61,6 +73,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     found = ModelSpec(
         name=source.name,
         fingerprint=fingerprint(source, held),
+        former_fingerprint=former_fingerprint(source, held),
         layers=layers,
         heads=heads,
         kv_heads=text.get("num_key_value_heads") or heads,

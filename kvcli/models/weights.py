@@ -144,6 +144,30 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def former_fingerprint(directory: Path) -> str:
+    """The fingerprint that kvcli 0.1.0 gave to a model: 16 samples of 4 KiB of each shard instead of all of it.
+
+    Names the model in files of that time; nothing new is saved under it.
+    """
+    digest = hashlib.sha256()
+
+    def add(part: bytes) -> None:
+        digest.update(struct.pack("<Q", len(part)))
+        digest.update(part)
+
+    add((directory / "config.json").read_bytes())
+    for shard in shards(directory):
+        content, size = header(shard), shard.stat().st_size
+        add(f"{shard.name} {size}".encode())
+        add(content)
+        begin = 8 + len(content)
+        with shard.open("rb") as file:
+            for index in range(16):
+                file.seek(begin + index * (size - begin) // 16)
+                add(file.read(4096))
+    return digest.hexdigest()[:16]
+
+
 def _damaged(shard: Path, why: str) -> DamagedModel:
     return DamagedModel(f"damaged file: {shard} ({why})")
 

@@ -220,7 +220,7 @@ def _take_up(
 ) -> Generator[Notice, None, tuple[PrefillCache, CacheHeader | None, float]]:
     """The best saved reading of a job, where it comes from and the seconds that it took; an empty one if none fits."""
     began, work = perf_counter(), _start(model, job)
-    for header, demanded in _sources(own, job, place, library, base, rebuild):
+    for header, demanded in _sources(model, own, job, place, library, base, rebuild):
         try:
             if isinstance(header, KvcliError):
                 raise header
@@ -266,6 +266,7 @@ def _start(model: Model, job: PrefillRequest) -> PrefillCache:
 
 
 def _sources(
+    model: Model,
     own: CacheKey,
     job: PrefillRequest,
     place: Path | None,
@@ -275,7 +276,7 @@ def _sources(
 ) -> Generator[tuple[CacheHeader | KvcliError, bool], None, None]:
     """Files that may be taken up, best first, each with whether it must; an error stands for a file that cannot be."""
     if base is not None:
-        header = file_format.header(base)
+        header = _of_today(file_format.header(base), model)
         check_key(header, own)
         file_format.verify(header)
         if header.meta.identity.text == own.text or _begins(header, job):
@@ -299,6 +300,14 @@ def _sources(
         for header in library.resumable(own):
             if header.path != place and _begins(header, job):
                 yield header, False
+
+
+def _of_today(header: CacheHeader, model: Model) -> CacheHeader:
+    """The header of a file that kvcli 0.1.0 saved, with the model's fingerprint of today."""
+    identity, spec = header.meta.identity, model.spec
+    if not spec.former_fingerprint or identity.model != spec.former_fingerprint:
+        return header
+    return replace(header, meta=replace(header.meta, identity=replace(identity, model=spec.fingerprint)))
 
 
 def _begins(header: CacheHeader, job: PrefillRequest) -> bool:

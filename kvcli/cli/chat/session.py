@@ -62,7 +62,8 @@ class ChatSession:
     def _conversation(self) -> Conversation:
         from kvcli.chat.conversation import Conversation
 
-        same = self.saved.fingerprint == self.setup.model.spec.fingerprint
+        spec = self.setup.model.spec
+        same = self.saved.fingerprint in (spec.fingerprint, spec.former_fingerprint)
         return Conversation(
             self.setup.model,
             self.setup.context,
