@@ -31,12 +31,12 @@ LARGEST = 256 << 20
 Events = AsyncIterator[Prefill | Token | Answer]
 
 
-def build(service: Service, *, hosts: frozenset[str], token: str | None, largest: int = LARGEST) -> Gate:
+def build(service: Service, *, hosts: frozenset[str] | None, token: str | None, largest: int = LARGEST) -> Gate:
     """The ASGI application.
 
     Args:
         service: answers the requests.
-        hosts: names under which the server may be addressed.
+        hosts: names under which the server may be addressed; ``None`` for any name.
         token: what requests must carry; ``None`` for no check.
         largest: bytes of a request's body.
     """

@@ -69,7 +69,7 @@ def serve(
     Args:
         service: answers the requests.
         listening: from :func:`bind`.
-        host: the name that requests may use beside the loopback names.
+        host: the address of ``listening``. On a loopback address only loopback names pass as Host.
         token: what requests must carry.
         documents: name and text of documents to prefill before the first request.
         keep_alive: idle seconds after which the server stops; ``None`` for never.
@@ -79,7 +79,8 @@ def serve(
 
     A signal that stops the prefill of ``documents`` is raised again at the end, after the progress was saved.
     """
-    app = build(service, hosts=LOOPBACK | {host.strip("[]").lower()}, token=token)
+    # Any name may lead to an address that others can reach; the token protects it.
+    app = build(service, hosts=LOOPBACK if host.strip("[]") in LOOPBACK else None, token=token)
     config = uvicorn.Config(
         app, log_level="info" if verbose else "error", access_log=verbose, lifespan="off", timeout_graceful_shutdown=30
     )

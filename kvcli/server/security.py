@@ -16,12 +16,12 @@ class Gate:
 
     Args:
         app: the application behind it.
-        hosts: names under which this server may be addressed, with any port.
+        hosts: names under which this server may be addressed, with any port; ``None`` for any name.
         token: what ``Authorization: Bearer`` must carry; ``None`` for no check.
         largest: bytes of a request's body.
     """
 
-    def __init__(self, app: Any, *, hosts: frozenset[str], token: str | None, largest: int) -> None:
+    def __init__(self, app: Any, *, hosts: frozenset[str] | None, token: str | None, largest: int) -> None:
         self.app, self.hosts, self.token, self.largest = app, hosts, token, largest
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -45,19 +45,22 @@ class Gate:
 
         await self.app(scope, bounded, send)
 
+    def _known(self, name: str | None) -> bool:
+        return name is not None and (self.hosts is None or name in self.hosts)
+
     def _check(self, scope: Any) -> None:
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
         host = headers.get("host", [])
-        if len(host) != 1 or hostname(host[0]) not in self.hosts:
+        if len(host) != 1 or not self._known(hostname(host[0])):
             raise ApiError(421, "this server is not known under that Host", code="wrong_host")
         origin = headers.get("origin", [])
-        if origin and hostname(urlsplit(origin[0]).netloc) not in self.hosts:
+        if origin and hostname(urlsplit(origin[0]).netloc) not in (self.hosts or {hostname(host[0])}):
             raise ApiError(403, "requests of other web pages are refused", code="wrong_origin")
         if self.token is not None:
             kind, _, given = headers.get("authorization", [""])[0].partition(" ")
-            if kind.lower() != "bearer" or not hmac.compare_digest(given.encode(), self.token.encode()):
+            if kind.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self.token.encode()):
                 raise ApiError(
                     401,
                     "the token is missing or wrong: Authorization: Bearer TOKEN",

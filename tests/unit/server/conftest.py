@@ -60,6 +60,7 @@ def start(model: Any) -> Start:
         *,
         cache: Path | None = None,
         token: str | None = None,
+        host: str = "127.0.0.1",
         queue: int = 16,
         chunk: int = 64,
         memory: int = 1 << 30,
@@ -78,7 +79,7 @@ def start(model: Any) -> Start:
         thread = threading.Thread(
             target=serve,
             args=(service, listening),
-            kwargs={"host": "127.0.0.1", "token": token, "on_ready": on_ready},
+            kwargs={"host": host, "token": token, "on_ready": on_ready},
             daemon=True,
         )
         thread.start()

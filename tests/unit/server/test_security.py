@@ -50,6 +50,13 @@ def test_the_token_is_needed_everywhere(start: Start) -> None:
         assert [m.id for m in running.client(api_key="s3cret").models.list()]
 
 
+def test_any_name_leads_to_an_address_that_others_can_reach(start: Start) -> None:
+    with start(token="gehéim", host="0.0.0.0") as running:
+        head = "GET /health HTTP/1.1\nHost: box.lan:8421\nAuthorization: Bearer "
+        assert raw_request(running.url, head + "gehéim".encode().decode("latin-1")).startswith(b"HTTP/1.1 200")
+        assert raw_request(running.url, head + "wrong").startswith(b"HTTP/1.1 401")
+
+
 def test_large_bodies_are_refused_before_they_are_read(server: Running) -> None:
     answer = raw_request(
         server.url, "POST /v1/files HTTP/1.1\nHost: localhost\nContent-Type: a/b\nContent-Length: 99999999999"
