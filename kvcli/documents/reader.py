@@ -180,7 +180,8 @@ def _nearest(path: Path) -> str:
     try:
         names = [p.name for p in folder.iterdir()]
     except OSError:
-        return f"ls {shlex.quote(str(folder.parent))}"
+        existing = next((p for p in folder.parents if p.is_dir()), Path())
+        return f"ls {shlex.quote(str(existing))}"
     lower = {n.lower(): n for n in names}
     close = difflib.get_close_matches(path.name.lower(), list(lower), n=1, cutoff=0.6)
     if close:

@@ -15,7 +15,7 @@ from kvcli.errors import InputError
 SPARSE = 0.03
 """Below this share of bytes beyond ASCII, all of the words tell nothing."""
 
-FEW = 2
+FEW = 4
 """So many bytes beyond ASCII tell no encoding."""
 
 CLEAR = 0.45
@@ -163,7 +163,7 @@ def _likeliest(sample: bytes) -> tuple[str, float, float]:
     """The likeliest encoding, how likely it is, and how likely Windows-1252 is."""
     import chardet
 
-    usual = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
+    usual = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME & ~chardet.EncodingEra.LEGACY_MAC
     found = [
         (f["encoding"], f["confidence"])
         for f in chardet.detect_all(sample, encoding_era=usual, no_match_encoding="ascii")

@@ -103,7 +103,7 @@ def test_an_evening_with_the_default_model(chat: Open, folder: Path, tmp_path: P
     assert json.loads((folder / "talk.json").read_text())["turns"] == turns(tmp_path) == turns(tmp_path, "b")
 
     for line, turn, words in (
-        ("/add more.txt", 2, r"read +[\d,]+ tokens · kept 512 units"),
+        ("/add more.txt", 2, r"read +[\d,]+ tokens · kept 512 KV pairs"),
         ("/system Answer in one word.", 2, r"prefill +[\d,]+ tokens"),
     ):
         talk.key(line, line)

@@ -150,7 +150,7 @@ def bottom_line(talk: Talk, tmp_path: Path) -> None:
     talk.wait(lambda: talk.screen.display[-1].strip() == line.replace(" · ", "·"))
     banner = re.findall(r"model +\S*?(\w+) \S+ · cpu · (\w+)\(", talk.text)[-1]
     assert (model, recipe, turn) == (*banner, "turn 2")
-    read = re.findall(r"read +([\d,]+) tokens · kept ([\d,]+) units", talk.text)[-1]
+    read = re.findall(r"read +([\d,]+) tokens · kept ([\d,]+) KV pairs", talk.text)[-1]
     assert kept == f"kept {read[1]} of {read[0]}"
     used, total = map(float, re.fullmatch(r"([\d.]+)/([\d.]+) GiB", memory).groups())  # type: ignore[union-attr]
     assert used == pytest.approx(psutil.Process(talk.child.pid).memory_info().rss / 2**30, abs=0.11)

@@ -156,7 +156,7 @@ def test_nothing_is_lost(call: Call, folder: Path, tiny_model: Path) -> None:
     make_folder(folder)
     (folder / "answer.txt").write_text("precious")
     check(call("ask", "-m", tiny_model, "-o", "answer.txt", "junk.bin", "Who?"), 3, "binary")
-    check(call("ask", "-m", tiny_model, "-o", "answer.txt", "--policy", "full", "long.txt", "Who?"), 6, "fit")
+    check(call("ask", "-m", tiny_model, "-o", "answer.txt", "--policy", "full", "long.txt", "Who?"), 6, "4,096")
     assert (folder / "answer.txt").read_text() == "precious"
 
 

@@ -39,7 +39,7 @@ def test_recipes_side_by_side_and_a_second_run(tiny_model: Path, book: Path, cal
     validate(found)
     assert re.match(r"task +recipe +2K +4,500", table[0])
     assert sum(line.startswith(("needle  ", "passkey  ")) for line in table) == 6
-    assert sum("2 of 2 cases skipped: 4,4" in line for line in table) == 2
+    assert sum("2 of 2 cases skipped: " in line and re.search(r"4,4\d\d", line) is not None for line in table) == 2
     cells = {(c["task"], c["recipe"], c["length"]): c for c in found["cells"]}
     assert len(cells) == 12
     assert cells["needle", "full", 4500]["skipped"]["n"] == 2

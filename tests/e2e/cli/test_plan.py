@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import json
 import stat
 import subprocess
@@ -106,8 +107,8 @@ def test_lines_for_a_person(call: Call, tiny_model: Path, book: Path) -> None:
     out = call("plan", "-m", tiny_model, book, *POLICY, "--what-if", "full", "--what-if", "knorm(budget=77)").out
     for label in ("document", "weights", "KV cache", "workspace", "answer", "activations", "memory", "disk", "time"):
         assert f"\n{label}" in f"\n{out}"
-    assert "fits        yes · the largest budget that does is the whole document" in out
-    assert "not known: this machine has not read with this model and keydiff yet" in out
+    assert re.search(r"fits +yes · .*whole document", out)
+    assert re.search(r"time +unknown", out)
     assert [line.split("  ")[0] for line in out.splitlines()[-3:]] == [
         "keydiff(budget=200)",
         "full",
@@ -124,7 +125,7 @@ def test_times_are_this_machines_own(call: Call, tiny_model: Path, book: Path, f
         assert float(str(found["prefill_tps"])) > 0
         assert float(str(found["decode_tps"])) > 0
     assert stat.S_IMODE(rates.stat().st_mode) == 0o600
-    assert "tok/s (median of 2 runs here)" in call("plan", "-m", tiny_model, book, *POLICY).out
+    assert "(median of 2 runs)" in call("plan", "-m", tiny_model, book, *POLICY).out
     assert plan(call, "-m", tiny_model, book, "--policy", "knorm(budget=200)")["prefill_tps"] is None
     assert plan(call, "-m", tiny_model, book, *POLICY, "--gpu", "4090")["prefill_tps"] is None
     assert call("ask", "-m", tiny_model, "-n", "12", *POLICY, book, "Who?").code == 0  # a saved reading reads nothing

@@ -176,7 +176,7 @@ def test_nothing_is_measured_that_heads_are_trained_on() -> None:
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"the nearest is 'passkey'.*needle, multikey") as refusal:
+    with pytest.raises(UsageError, match=r"did you mean 'passkey'.*needle, multikey") as refusal:
         lookup("pass-key")
     assert refusal.value.hint == "kvcli eval passkey"
 
