@@ -141,7 +141,7 @@ class QuoteSearch:
         self.by_model = True
 
     def quotes(self, answer: str | None = None) -> Quotes:
-        """The best candidates; those that support ``answer`` first, and the likeliest always among them."""
+        """The best candidates; those that support ``answer`` first, and the likeliest among them if there are several."""
         likely = max((c.score for c in self.candidates), default=0.0)
         seconds = perf_counter() - self._began if answer is None else 0.0
         return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, likely, likely >= UNLIKELY)
@@ -150,7 +150,10 @@ class QuoteSearch:
         if answer is None or not answer.strip():
             return [self._quote(c, None) for c in self.candidates[: self.count]]
         quotes = [self._quote(c, answer) for c in self.candidates]
-        chosen = quotes[:1] + [q for q in quotes[1:] if q.supports]
+        supporting = [q for q in quotes if q.supports]
+        if self.count == 1:
+            return (supporting or quotes)[:1]
+        chosen = quotes[:1] + [q for q in supporting if q is not quotes[0]]
         chosen = (chosen + [q for q in quotes if q not in chosen])[: self.count]
         return sorted(chosen, key=lambda q: not q.supports)
 

@@ -109,7 +109,7 @@ def test_wanted_is_what_the_last_queries_would_fetch() -> None:
         ("full+infinigen(victims=oldest)", "'counter' or 'lru' or 'fifo'"),
         ("full+infinigen(pool=0)", "1 or more"),
         ("full+infinigen(pool=some)", "a whole number"),
-        ("keydiff(budget=9)+infinigen(pool=8)", "evicts by itself"),
+        ("keydiff(budget=9)+infinigen(pool=8)", "evicts KV pairs, and so does keydiff"),
     ],
 )
 def test_unknown_values_are_refused(text: str, says: str) -> None:

@@ -42,7 +42,7 @@ def test_a_few_turned_columns_say_more_than_a_few_plain_ones() -> None:
         hold = InfiniGen(partial=0.25, skew=how)  # type: ignore[arg-type]
         state.clear()
         hold.observe(state, 5, q, 0)
-        turn = hold._turn(state, None, k)
+        turn = hold._rotation(state, None, k)
         assert turn.shape == (1, 16, 4)
         errors.append(distance((q @ turn) @ (k @ turn).transpose(1, 2), q @ k.transpose(1, 2)))
     assert errors[0] < 0.1 < errors[1]
@@ -64,7 +64,7 @@ def test_unturned_columns_are_those_that_queries_and_keys_are_largest_in() -> No
     q, k = draw(4, 60, 8) * torch.tensor([9.0] * 4 + [0.1] * 4), draw(2, 50, 8, seed=1) * torch.tensor([9.0, 0.1] * 4)
     hold, state = InfiniGen(partial=0.25, skew="none"), {}
     hold.observe(state, 3, q, 0)
-    turn = hold._turn(state, None, k)
+    turn = hold._rotation(state, None, k)
     assert [sorted(head.argmax(0).tolist()) for head in turn] == [[0, 2], [0, 2]]
 
 

@@ -55,7 +55,7 @@ def test_host_memory_that_is_not_there_is_refused_with_numbers(name: str, monkey
     with pytest.raises(ResourceError) as error:
         plan.check(2**40, "cuda:0")
     assert "15.8 GiB" in error.value.message
-    assert "8.0 GiB free" in error.value.message
+    assert "8.0 GiB is free" in error.value.message
     assert "--policy" in (error.value.hint or "")
     monkeypatch.setattr(memory, "host_available", lambda: 64 * 2**30)
     plan.check(2**40, "cuda:0")
