@@ -141,7 +141,7 @@ class QuoteSearch:
         self.by_model = True
 
     def quotes(self, answer: str | None = None) -> Quotes:
-        """The best candidates; those that support ``answer`` first, and the likeliest among them if there are several."""
+        """The best candidates; those that support ``answer`` first, and the likeliest too if there are several."""
         likely = max((c.score for c in self.candidates), default=0.0)
         seconds = perf_counter() - self._began if answer is None else 0.0
         return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, likely, likely >= UNLIKELY)
