@@ -211,7 +211,7 @@ def test_a_signal_in_an_answer_as_json(
     import json
 
     for pause in PAUSES:
-        with start(slow_model, book, environment, "-n", "20000", "--json") as process:
+        with start(slow_model, book, environment, "-n", "20000", "--json", "--no-cache") as process:
             wait_for(process.stderr, b"prefill ")  # type: ignore[arg-type]
             time.sleep(pause)
             process.send_signal(signal.SIGINT)
