@@ -120,7 +120,7 @@ def test_an_evening_with_the_default_model(chat: Open, folder: Path, tmp_path: P
     talk.prompt(3)
     assert turns(tmp_path, "b")[-1]["question"] == question
     assert question.split("\n")[0] in talk.say("/undo", 2)
-    assert "the talk is forgotten" in talk.say("/clear", 1)
+    assert "all turns are removed" in talk.say("/clear", 1)
     assert "the session a has other added" in talk.say("/load a", 1)
     talk.send("/exit\r")
     assert talk.end() == 0

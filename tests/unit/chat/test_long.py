@@ -98,7 +98,7 @@ def test_two_hundred_lines_of_a_script(
     options = ("-m", place, "-n", "8", "--policy", KEEPS, "--chunk-size", "64")
     made = call("chat", *options, "--session", "a", stdin="\n".join(lines).encode())
     assert made.code == 0, made.err
-    for name in ("context", "fill", "tail"):
+    for name in ("KV cache", "prefill", "turns"):
         sizes = [float(size) for size in re.findall(rf"^{name} +([\d.]+) KiB$", made.out, re.MULTILINE)]
         assert len(sizes) > 30
         assert max(sizes[len(sizes) // 2 :]) == max(sizes[: len(sizes) // 2])

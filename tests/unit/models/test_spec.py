@@ -20,7 +20,8 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> Non
     module = tiny.build(family)
     module.save_pretrained(tmp_path)
     source = ModelSource(family, tmp_path, "directory")
-    loaded = load.wrap(module, None, name=family, fingerprint=source.fingerprint).spec
+    former = model_spec.former_fingerprint(source)
+    loaded = load.wrap(module, None, name=family, fingerprint=source.fingerprint, former=former).spec
     assert model_spec.spec(source, device="cpu", dtype="float32") == loaded
     halves = model_spec.spec(source, device="cpu", dtype="bfloat16")
     assert halves == dataclasses.replace(loaded, dtype="bfloat16", weight_bytes=loaded.weight_bytes // 2)
