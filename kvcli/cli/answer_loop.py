@@ -94,7 +94,8 @@ class AnswerLoop:
         writer: where answers go.
 
     Attributes:
-        without_citation: answers without a verified quote, counted with ``--cite strict``.
+        without_citation: answers without a verified quote or about something that no sentence of the text seems to
+            answer, counted with ``--cite strict``.
     """
 
     def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
@@ -158,7 +159,12 @@ class AnswerLoop:
         speed_history.record(spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         self._check_length(answer, remarks)
         start = time.perf_counter()
-        cited = self._cite(context, question.text, answer, remarks)
+        cited = self._cite(context, question.text, answer)
+        if options.cite == "strict":
+            missing = quotes is not None and not quotes.found
+            self.without_citation += missing or not cited.grounded
+            if not cited.grounded:
+                remarks.append("the answer is not grounded: none of its quotes is in the document")
         run.warnings.extend(text for text in remarks if text not in run.warnings)
         settings = {**asdict(sampling), "max_tokens": options.max_tokens, "stop": list(options.stop)}
         report = Report.of(
@@ -243,7 +249,7 @@ class AnswerLoop:
             hint = f"; try -n {2 * made}" if short else ""
             remarks.append(f"the answer was truncated at {made:,} tokens{why}{hint}")
 
-    def _cite(self, context: DocumentContext, question: str, answer: Answer, remarks: list[str]) -> Citations:
+    def _cite(self, context: DocumentContext, question: str, answer: Answer) -> Citations:
         from kvcli.documents.quotes import QuoteIndex
         from kvcli.pipeline import Citations
 
@@ -257,9 +263,6 @@ class AnswerLoop:
                 cited = self.runs.pipeline.cite(
                     context, question, answer.text, likely_sources=likely, index=self._index
                 )
-        if options.cite == "strict" and not cited.grounded:
-            self.without_citation += 1
-            remarks.append("the answer is not grounded: none of its quotes is in the document")
         return cited
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:

@@ -89,7 +89,9 @@ class CiteOptions(OptionGroup):
     no_cite: bool = option("--no-cite", "The same as --cite off.", False)
     quotes: int = option("--quotes N", "Sentences of the document to print with an answer.", 3, min=0)
     quotes_only: bool = option("--quotes-only", "Print only the sentences that may answer; load no model.", False)
-    exit_status: bool = option("--exit-status", "Exit with 10 if an answer has no verified quote.", False)
+    exit_status: bool = option(
+        "--exit-status", "Exit with 10 if the text seems not to answer, or no quote is verified.", False
+    )
 
     def __post_init__(self) -> None:
         if self.quotes_only and not self.quotes:

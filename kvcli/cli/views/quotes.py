@@ -23,14 +23,14 @@ SUPPORTED = "From the text:"
 
 
 def lines(document: Document, quotes: Sequence[Quote], question: str, *, bold: bool) -> list[str]:
-    """One line for each quote, with its page or line.
+    """One line for each quote, after its page or line.
 
     Args:
         document, quotes: what was asked, and what was found.
         question: its words are bold in the quotes.
         bold: whether the stream shows it.
     """
-    return [f"{_text(quote, question, bold=bold)} ({_where(document, quote)})" for quote in quotes]
+    return [f"{_where(document, quote)} {_text(quote, question, bold=bold)}" for quote in quotes]
 
 
 def heading(found: Quotes) -> str:

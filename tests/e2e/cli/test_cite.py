@@ -133,9 +133,18 @@ def test_strict(
     call: Call, tiny_model: Path, book: Path, saying: list[str], text: str, options: list[str], code: int
 ) -> None:
     saying += [text]
-    outcome = call("ask", "-m", tiny_model, *options, book, "What?")
+    outcome = call("ask", "-m", tiny_model, *options, book, "What does the harbour master of Kokovoko own?")
     assert outcome.code == code, outcome.err
     assert ("not grounded" in outcome.err) == (text not in (QUOTING, FACT))
+
+
+def test_an_answer_to_a_question_of_another_text_is_not_grounded(
+    call: Call, tiny_model: Path, book: Path, saying: list[str]
+) -> None:
+    saying += [QUOTING, QUOTING]
+    command = ("ask", "-m", tiny_model, "--exit-status", book, "Which regatta did Wren win?")
+    assert call(*command).code == 10
+    assert call(*command, "--quotes", "0").code == 0
 
 
 def test_one_of_a_batch_is_not_grounded(call: Call, tiny_model: Path, book: Path, saying: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kvcli.events import Answer
 from tests.e2e.conftest import Call, Validate
 
 TEXT = "The ferry leaves at noon from the east pier.\n\nThe harbour master owns two parrots.\n\nIt rained all day.\n"
@@ -21,7 +22,7 @@ def book(folder: Path) -> Path:
 def test_quotes_alone_need_no_model(call: Call, book: Path) -> None:
     outcome = call("ask", "-m", "there/is/none", "--quotes-only", book, "When does the ferry leave?")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.splitlines()[0] == "“The ferry leaves at noon from the east pier.” (line 1)"
+    assert outcome.out.splitlines()[0] == "line 1 “The ferry leaves at noon from the east pier.”"
 
 
 def test_quotes_alone_as_json(call: Call, book: Path, validate: Validate) -> None:
@@ -52,9 +53,30 @@ def test_an_answer_comes_with_quotes(call: Call, tiny_model: Path, book: Path, v
     command = ("ask", "-m", tiny_model, "-n", "4", book, "When does the ferry leave?")
     outcome = call(*command, "--cite")
     assert outcome.code == 0, outcome.err
-    assert "“The ferry leaves at noon from the east pier.” (line 1)" in outcome.out.splitlines()
+    assert "line 1 “The ferry leaves at noon from the east pier.”" in outcome.out.splitlines()
     assert "ferry" not in call(*command, "--cite", "--quotes", "0").out
     record = json.loads(call(*command, "--json").out)
     validate(record)
     assert record["quotes"][0]["supports"] in (True, False)
     assert "quotes" not in json.loads(call(*command, "--json", "--no-cite").out)
+
+
+def test_one_quote_is_one_that_supports_the_answer(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest sentence by words is another one."""
+    text = "The ferry leaves the pier of the ferry.\n\nA ferry leaves at noon.\n\nIt rained all day.\n"
+    (folder / "ferry.txt").write_text(text)
+    monkeypatch.setattr("kvcli.pipeline.generate", lambda *_, **__: iter([Answer("At noon.", "stop", 1, 1, 0.1, 0.1)]))
+    command = (
+        "ask",
+        "-m",
+        tiny_model,
+        "--json",
+        "--quotes",
+        "1",
+        folder / "ferry.txt",
+        "When does the ferry leave the pier?",
+    )
+    (quote,) = call(*command).json["quotes"]
+    assert (quote["text"], quote["supports"]) == ("A ferry leaves at noon.", True)
