@@ -5,17 +5,18 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kvcli.cli import exit_codes
+from kvcli.cli import defaults, exit_codes
 from kvcli.cli.commands import (
     ask,
     bench,
     cache,
     calibrate,
     chat,
+    config,
     doctor,
     eval,
     extract,
@@ -29,6 +30,9 @@ from kvcli.cli.commands import (
 )
 from kvcli.cli.help import Command, Group
 from kvcli.cli.signals import install_sigterm
+from kvcli.cli.views import terminal
+from kvcli.errors import UsageError
+from kvcli.utils import config_file
 from kvcli.utils.version import __version__
 
 app = typer.Typer(
@@ -44,7 +48,7 @@ app = typer.Typer(
 for panel, modules in {
     "Ask": (ask, chat, serve),
     "Prepare": (plan, extract, prefill, cache),
-    "Models and recipes": (models, recipes, train, calibrate),
+    "Models and settings": (models, config, recipes, train, calibrate),
     "Measure and check": (kv, eval, bench, doctor),
 }.items():
     for module in modules:
@@ -76,17 +80,22 @@ def _top(
 def run(args: Sequence[str]) -> int:
     """One run of the program on ``args``; returns its exit code."""
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
+    found: dict[str, Any] = {}
     _environment()
     install_sigterm()
     try:
         command = typer.main.get_command(app)
-        with command.make_context("kvcli", list(args)) as context:
+        found = {} if own[:1] == ["config"] else config_file.read()
+        with command.make_context("kvcli", list(args), default_map=defaults.defaults(command, found)) as context:
             command.invoke(context)
         sys.stdout.flush()
     except BaseException as problem:
         if isinstance(problem, SystemExit):
             raise
-        return exit_codes.finish(problem, as_json="--json" in own, debug="--debug" in own)
+        code = exit_codes.finish(problem, as_json="--json" in own, debug="--debug" in own)
+        if code == UsageError.exit and found:
+            terminal.note("note", f"{config_file.path()} sets options too: kvcli config show")
+        return code
     return 0
 
 

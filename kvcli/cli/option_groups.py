@@ -22,6 +22,8 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
+from kvcli.cli.defaults import variable
+
 MAIN = "Main options"
 """Panel of the options that people use most; always the first one."""
 
@@ -33,8 +35,9 @@ def annotation(names: str, help: str, panel: str | None = None, **settings: Any)
         names: as the help shows them, with the name of the value: ``-m, --model NAME``.
         help: what the option does.
         panel: section of the help; by default that of the group.
-        settings: of ``typer.Option``.
+        settings: of ``typer.Option``. The environment variable is ``KVCLI_`` and the first long name.
     """
+    settings = {"envvar": variable(names), "show_envvar": False, **settings}
     *flags, last = names.split(", ")
     last, _, metavar = last.partition(" ")
     return typer.Option(*flags, last, help=help, metavar=metavar or None, rich_help_panel=panel, **settings)

