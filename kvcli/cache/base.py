@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
 class KVCacheLayer(Protocol):
     """One attention layer of a KV cache."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
+    ) -> Tensor:
         """Store new keys and values, and attend to the cache.
 
         Args:
@@ -20,6 +23,7 @@ class KVCacheLayer(Protocol):
             v: ``[H_kv, m, D]``.
             scale: factor on the logits.
             window: the layer's sliding window, or ``None``.
+            sink: ``[H]``, the layer's attention sinks, or ``None`` (:func:`with_sink`).
 
         Returns:
             ``[H, m, D]``.
@@ -32,3 +36,26 @@ class KVCache(Protocol):
 
     @property
     def layers(self) -> Sequence[KVCacheLayer]: ...
+
+    def position_ids(self, count: int) -> Tensor:
+        """Positions in the text of the next ``count`` tokens, int64 ``[count]``: evicted tokens count.
+
+        RoPE does not see them. Some models scale queries by their position.
+        """
+        ...
+
+
+def with_sink(term: tuple[Tensor, Tensor], sink: Tensor | None) -> Tensor:
+    """The output of a softmax in which one more logit per head takes part: an attention sink, without a value.
+
+    Args:
+        term: ``(o [H, m, D], lse [H, m])`` over all keys.
+        sink: ``[H]``, or ``None``.
+
+    Returns:
+        ``[H, m, D]``.
+    """
+    o, lse = term
+    if sink is None:
+        return o
+    return (o.float() * torch.sigmoid(lse - sink.float()[:, None])[..., None]).to(o.dtype)

@@ -9,6 +9,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from kvcli.cache.base import with_sink
 from kvcli.cache.context import Context
 from kvcli.storage.base import Attendable, Prefetching
 from kvcli.storage.staging import Staging
@@ -64,6 +65,13 @@ class DecodeCache:
     def layers(self) -> Sequence[DecodeCacheLayer]:
         return self._layers
 
+    def position_ids(self, count: int) -> Tensor:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        seen = 0 if self.context is None else self.context.seen
+        if self.position is not None:
+            return self.position + seen
+        return torch.arange(seen + self.length, seen + self.length + count, device=self._layers[0].k.device)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the cached tokens, without reserved capacity."""
@@ -112,10 +120,12 @@ class DecodeCacheLayer:
     k: Tensor
     v: Tensor
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
+    ) -> Tensor:
         """See :class:`kvcli.cache.base.KVCacheLayer`."""
         if self.cache.position is not None:
-            return self._attend_at(self.cache.position, q, k, v, scale)
+            return self._attend_at(self.cache.position, q, k, v, scale, sink)
         cache, m = self.cache, q.shape[1]
         begin, end = cache.length, cache.length + m
         context = cache.context
@@ -131,9 +141,11 @@ class DecodeCacheLayer:
             slots = context.layers[self.index].pos.shape[1]
             if slots:
                 term = merge(cache.context_layers[self.index].attend(q, scale, slots + begin), term)
-        return term[0]
+        return with_sink(term, sink)
 
-    def _attend_at(self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def _attend_at(
+        self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, sink: Tensor | None
+    ) -> Tensor:
         """Attend with one token at a position that only the device knows, over whole buffers of constant shape."""
         cache, context = self.cache, self.cache.context
         positions = position + (0 if context is None else context.starts[self.index])
@@ -144,7 +156,7 @@ class DecodeCacheLayer:
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
             term = merge(cache.context_layers[self.index].attend(q, scale, slots), term)
-        return term[0]
+        return with_sink(term, sink)
 
     def reserve(self, tokens: int) -> None:
         """Allocate finite buffers for ``tokens`` tokens, and angles for their positions."""

@@ -15,6 +15,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
+from kvcli.cache.base import with_sink
 from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
@@ -105,6 +106,10 @@ class PrefillCache:
     def kept(self) -> int:
         """Units per KV head of the layer that keeps most."""
         return max(layer.count for layer in self._layers)
+
+    def position_ids(self, count: int) -> Tensor:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        return torch.arange(self.step.start, self.step.start + count, device=self._layers[0].device)
 
     @property
     def nbytes(self) -> int:
@@ -205,7 +210,9 @@ class PrefillCacheLayer:
         """Free the buffers."""
         self.k, self.v, self.scores, self.pos = (t.new_empty(0) for t in (self.k, self.v, self.scores, self.pos))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
+    ) -> Tensor:
         """Attend, score and evict; see :class:`kvcli.cache.base.KVCacheLayer`."""
         step, c, m = self.cache.step, self.count, q.shape[1]
         rope_positions = range(c, c + m) if self.compact else range(step.start, step.start + m)
@@ -215,14 +222,14 @@ class PrefillCacheLayer:
         units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
             k_rotated, work_v, units = self._with_kept(k, v, pos)
-            out = causal_attention(q_rotated, k_rotated, work_v, scale, window)
+            out = _causal(q_rotated, k_rotated, work_v, scale, window, sink)
         else:
             stored, k_rotated = self.stored(), self.cache.rotary.rotate(self.index, k, rope_positions)
             if c:
                 new_term = attention(q_rotated, k_rotated, v, scale, 0)
-                out = merge_terms(stored.attend(q_rotated, scale, c), new_term)[0]
+                out = with_sink(merge_terms(stored.attend(q_rotated, scale, c), new_term), sink)
             else:
-                out = causal_attention(q_rotated, k_rotated, v, scale)
+                out = _causal(q_rotated, k_rotated, v, scale, None, sink)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], k_rotated)
 
         u = c + step.new
@@ -328,3 +335,9 @@ class PrefillCacheLayer:
         self.v[:, : self.count] = v[:, first:]
         self.pos[:, : self.count] = pos[:, first:]
         self.scores[:, : self.count] = 0.0
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
+    if sink is None:
+        return causal_attention(q, k, v, scale, window)
+    return with_sink(attention(q, k, v, scale, k.shape[1] - q.shape[1], window), sink)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvcli.cache.base import with_sink
 from kvcli.models.model import Model
 from kvcli_kernels.attention import attention
 
@@ -31,12 +32,18 @@ class PackedTexts:
         self.positions = torch.cat(places).to(model.device)
         self.layers = [_PackedLayer(self, i) for i in range(model.spec.layers)]
 
+    def position_ids(self, count: int) -> Tensor:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        return self.positions[:count]
+
 
 class _PackedLayer:
     def __init__(self, store: PackedTexts, index: int) -> None:
         self.store, self.index = store, index
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
+    ) -> Tensor:
         """See :class:`kvcli.cache.base.KVCacheLayer`."""
         store, shared = self.store, self.store.shared
         for x in (q, k):
@@ -44,14 +51,14 @@ class _PackedLayer:
         q = store.rotary.rotate(self.index, q, store.positions)
         k = store.rotary.rotate(self.index, k, store.positions)
         first = shared
-        outputs = [attention(q[:, :shared], k[:, :shared], v[:, :shared], scale, 0, window)[0]] if shared else []
+        terms = [attention(q[:, :shared], k[:, :shared], v[:, :shared], scale, 0, window)] if shared else []
         for length in store.lengths:
             part = slice(first, first + length)
             keys = torch.cat((k[:, :shared], k[:, part]), dim=1)
             values = torch.cat((v[:, :shared], v[:, part]), dim=1)
-            outputs.append(attention(q[:, part], keys, values, scale, shared, window)[0])
+            terms.append(attention(q[:, part], keys, values, scale, shared, window))
             first += length
-        return torch.cat(outputs, dim=1)
+        return torch.cat([with_sink(term, sink) for term in terms], dim=1)
 
 
 @torch.inference_mode()

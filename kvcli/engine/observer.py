@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kvcli.cache.base import with_sink
 from kvcli.cache.context import Context
 from kvcli.types import Rotary
 from kvcli_kernels.attention import attention
@@ -37,6 +38,12 @@ class Observer:
         self.rotary, self.context, self.tails, self.kind = rotary, context, tails, kind
         self.layers = [ObserverLayer(self, i) for i in range(len(context.layers))]
 
+    def position_ids(self, count: int) -> Tensor:
+        """See :class:`kvcli.cache.base.KVCache`; each pair begins after the text."""
+        device = self.context.layers[0].pos.device
+        places = [torch.arange(question + answer, device=device) for question, answer in self.tails]
+        return self.context.seen + torch.cat(places)[:count]
+
     @property
     def labels(self) -> list[Tensor | None]:
         """Per layer, float32 ``[H_kv, n]``; ``None`` for sliding-window layers."""
@@ -48,7 +55,9 @@ class ObserverLayer:
         self.observer, self.index = observer, index
         self.label: Tensor | None = None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
+    ) -> Tensor:
         """Attend and record the label; see :class:`kvcli.cache.base.KVCacheLayer`."""
         observer, stored = self.observer, self.observer.context.layers[self.index]
         n, start = stored.pos.shape[1], observer.context.starts[self.index]
@@ -66,7 +75,7 @@ class ObserverLayer:
                 # The token that predicts the answer's first word is the question's last.
                 rows = slice(question - 1, m - 1) if observer.kind == "logit" else slice(0, m)
                 self._record(rotated[:, rows], kept_k, scale, lse[:, rows])
-            outputs.append(o)
+            outputs.append(with_sink((o, lse), sink))
             first += m
         return torch.cat(outputs, dim=1)
 

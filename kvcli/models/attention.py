@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 
 from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
 
 NAME = "kvcli"
+
+LAYER = "kvcli_layer"
+"""The attribute of an attention layer that says which layer of the cache is its own."""
 
 # Arguments that models pass to every attention function and that have no effect here.
 _HARMLESS = {
@@ -27,6 +34,23 @@ _HARMLESS = {
     "position_embeddings",
 }
 
+_current: ContextVar[KVCache | None] = ContextVar("kvcli_cache", default=None)
+
+
+@contextmanager
+def using(cache: KVCache) -> Iterator[None]:
+    """Let the forward passes of this thread attend through a KV cache. Not all models pass keywords to their layers."""
+    token = _current.set(cache)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> KVCache | None:
+    """The KV cache of the forward pass that runs in this thread."""
+    return _current.get()
+
 
 def attend(
     module: nn.Module,
@@ -36,48 +60,55 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    kvcli: KVCache | None = None,
+    s_aux: Tensor | None = None,
     **flags: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over a kvcli KV cache.
 
     Args:
-        module: the attention layer; ``layer_idx`` says which one.
+        module: the attention layer.
         query: ``[1, H, m, D]`` before RoPE.
-        key, value: ``[1, H_kv, m, D]``, keys before RoPE.
+        key: ``[1, H_kv, m, D]`` before RoPE.
+        value: ``[1, H_kv, m, D]`` or narrower.
         attention_mask: must be ``None``; the cache is causal.
         scaling: factor on the logits; ``D ** -0.5`` if the model gives none.
         sliding_window: the layer's own window.
-        kvcli: the KV cache.
+        s_aux: ``[H]``, the layer's attention sinks: a logit per head that takes part in the softmax and has no value.
         flags: everything else that the model passes; unknown values are refused.
 
     Returns:
-        ``[1, m, H, D]`` and ``None`` for the weights.
+        ``[1, m, H, D]``, as wide as the values, and ``None`` for the weights.
 
     Raises:
         UnsupportedModel: the layer needs something that the cache cannot do; the message names it.
     """
-    odd = {name: value for name, value in flags.items() if name not in _HARMLESS and value not in (None, False)}
-    index = getattr(module, "layer_idx", None)
-    problems = [f"{name}={_short(value)}" for name, value in odd.items()]
+    cache, index = current(), getattr(module, LAYER, None)
+    problems = [f"{name}={_short(value)}" for name, value in flags.items() if _odd(name, value)]
     if attention_mask is not None:
         problems.append(f"attention_mask {tuple(attention_mask.shape)}")
     if query.shape[0] != 1:
         problems.append(f"batch {query.shape[0]}")
-    if query.shape[-1] != value.shape[-1]:
+    if query.shape[-1] < value.shape[-1]:
         problems.append(f"head dim {query.shape[-1]} of keys and {value.shape[-1]} of values")
-    if kvcli is None:
+    if cache is None:
         problems.append("no KV cache")
     if index is None:
-        problems.append("no layer_idx")
-    if problems or kvcli is None or index is None:
+        problems.append("an attention layer that did not run when the model was loaded")
+    if problems or cache is None or index is None:
+        number = getattr(module, "layer_idx", index)
         raise UnsupportedModel(
-            f"{type(module).__name__}, layer {index}: kvcli does not understand {', '.join(problems)};"
+            f"{type(module).__name__}, layer {number}: kvcli does not understand {', '.join(problems)};"
             f" q {tuple(query.shape)}, k {tuple(key.shape)}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = kvcli.layers[index].attend(query[0], key[0], value[0], scale, sliding_window)
-    return out.transpose(0, 1).unsqueeze(0), None
+    width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
+    v = pad(value[0], (0, missing)) if missing else value[0]
+    out = cache.layers[index].attend(query[0], key[0], v, scale, sliding_window, s_aux)
+    return out[..., :width].transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _odd(name: str, value: Any) -> bool:
+    return name not in _HARMLESS and value is not None and not (isinstance(value, bool | int | float) and value == 0)
 
 
 def _short(value: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from kvcli.errors import ModelError, ResourceError, UnsupportedModel, UsageError
+from kvcli.errors import KvcliError, ModelError, ResourceError, UnsupportedModel, UsageError
 from kvcli.models import (
     attention,
     cpu_linear,
@@ -29,10 +29,13 @@ from kvcli.models import (
     rope,
     self_test,
     tensor_check,
+    trial,
 )
 from kvcli.models.model import Model
+from kvcli.models.output_head import OutputHead
 from kvcli.models.resolve import ModelSource
-from kvcli.models.spec import fingerprint, former_fingerprint, sliding_windows
+from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
+from kvcli.models.trial import Call
 from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli_kernels.linear import prepare
 
@@ -132,8 +135,9 @@ def load(
                 fingerprint=fingerprint(source, weights),
                 former=former_fingerprint(source, weights),
             )
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
-        raise quantization.unreadable(source, error) or error from None
+    except UnsupportedModel as error:
+        cause = error.__cause__
+        raise (None if cause is None else quantization.unreadable(source, cause)) or error from None
 
 
 def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
@@ -160,10 +164,27 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
         former: the fingerprint that kvcli 0.1.0 gave to the model.
     """
     attention.register()
+    try:
+        return _wrap(module, tokenizer, name, fingerprint, former)
+    except (KvcliError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model's code fails in ways of its own
+        raise UnsupportedModel(
+            f"{name} ({type(module).__name__}) fails in a trial: {type(error).__name__}: {_line(error)}"
+            f"{_place(error, module)}"
+        ) from error
+
+
+def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str | None, former: str) -> Model:
     module.eval().requires_grad_(False)
+    head = module.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModel(f"{type(module).__name__} has no language-model head")
     module.set_attn_implementation(attention.NAME)
-    attentions = _attention_layers(module)
-    rotary, unrotated = rope.detach_rope(module, attentions)
+    rotated = trial.run(module)
+    trial.one_call_a_layer(module, rotated.calls)
+    parts = [call.module for call in rotated.calls]
+    rotary, unrotated, plain = rope.detach_rope(module, rotated, lambda: trial.run(module, hidden=parts))
     thin_layers = cpu_linear.install(module)
 
     def switch(ours: bool) -> None:
@@ -171,52 +192,47 @@ def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str
         thin_layers(ours)
 
     switch(True)
-    query_prediction.install(attentions)
-    module.get_output_embeddings().register_forward_pre_hook(_plain_strides)
-    spec = _spec(module, name, fingerprint or name, former)
-    model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), switch)
+    for index, part in enumerate(parts):
+        setattr(part, attention.LAYER, index)
+    query_prediction.install(plain.calls)
+    spec = _spec(module, plain.calls, name, fingerprint or name, former)
+    model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), switch)
     self_test.check(model, remember=fingerprint is not None)
     return model
 
 
-def _plain_strides(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copies the few rows that go into the language-model head.
+def _place(error: Exception, module: nn.Module) -> str:
+    """The innermost part of a model that an exception passed, as " in …"."""
+    names = {id(part): name for name, part in module.named_modules()}
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        found = next((n for key in ("self", "module") if (n := names.get(id(frame.f_locals.get(key))))), found)
+        trace = trace.tb_next
+    return f", in {found}" if found else ""
 
-    They are a slice of longer ones, and with a slice's strides torch's linear copies the head's whole weight instead:
-    54 MiB for the default model at every question.
-    """
-    return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
 
-
-def _attention_layers(module: PreTrainedModel) -> list[nn.Module]:
-    layers = [m for m in module.modules() if hasattr(m, "layer_idx") and hasattr(m, "k_proj") | hasattr(m, "qkv_proj")]
-    layers.sort(key=lambda m: m.layer_idx)
+def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint: str, former: str) -> ModelSpec:
     config = module.config.get_text_config()
-    if [m.layer_idx for m in layers] != list(range(config.num_hidden_layers)):
-        raise UnsupportedModel(
-            f"{type(module).__name__}: {config.num_hidden_layers} layers, of which {len(layers)} have an attention that"
-            " kvcli knows (q, k and v projections and a layer index)"
-        )
-    return layers
-
-
-def _spec(module: PreTrainedModel, name: str, fingerprint: str, former: str) -> ModelSpec:
-    config = module.config.get_text_config()
-    heads = config.num_attention_heads
+    shapes = {(call.q.shape[0], call.k.shape[0], call.k.shape[2]) for call in calls}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{h} heads of {d} over {kv} KV heads" for h, kv, d in sorted(shapes))
+        raise UnsupportedModel(f"{type(module).__name__}: layers differ in their heads ({listed})")
+    heads, kv_heads, head_dim = shapes.pop()
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     return ModelSpec(
         name=name,
         fingerprint=fingerprint,
         former_fingerprint=former,
-        layers=config.num_hidden_layers,
+        layers=len(calls),
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", 4 * config.hidden_size),
+        intermediate=intermediate_size(config),
         vocab=config.vocab_size,
         max_positions=config.max_position_embeddings,
-        sliding=sliding_windows(config),
+        sliding=tuple(call.window for call in calls),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),
         weight_bytes=quantization.weight_bytes(module),

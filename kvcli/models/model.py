@@ -17,6 +17,7 @@ from transformers import (
 from kvcli.cache.base import KVCache
 from kvcli.errors import ModelError
 from kvcli.models import attention, rope
+from kvcli.models.output_head import OutputHead, Rows
 from kvcli.types import ModelSpec, Scorer
 
 
@@ -30,6 +31,7 @@ class Model:
         tokenizer: its tokenizer, or ``None`` for a bare model.
         rotary: its RoPE, applied by the cache.
         eos: token ids that end an answer.
+        head: computes the logits that are wanted.
         heads: its retaining heads, if there are any (:mod:`kvcli.retaining_heads.discovery`).
         heads_card: where the heads come from (:class:`kvcli.retaining_heads.checkpoint.HeadsCard`).
         calibration: per layer the second moment of its queries, if it was measured
@@ -43,6 +45,7 @@ class Model:
     tokenizer: Any
     rotary: rope.ModelRotary
     eos: frozenset[int]
+    head: OutputHead = field(repr=False)
     _switch: Any = field(repr=False)
     heads: Scorer | None = None
     heads_card: Any = None
@@ -87,17 +90,17 @@ class Model:
                 those of some tokens ``[r, vocab]``, ``False`` for none: a reading does not need the language-model
                 head.
         """
-        batch = {"input_ids": ids[None], "position_ids": torch.arange(len(ids), device=ids.device)[None]}
-        with self.lock:
+        batch = {"input_ids": ids[None], "position_ids": store.position_ids(len(ids))[None], "use_cache": False}
+        rows: Rows = logits if isinstance(logits, Tensor) else None if logits == "all" else slice(-1, None)
+        with self.lock, attention.using(store):
             length = getattr(store, "max_position", None)
             if length is not None and self.rotary.length_dependent:
                 self.rotary.fix_length(length)
             if logits is False:
-                self.module.base_model(**batch, use_cache=False, kvcli=store)
+                self.module.base_model(**batch)
                 return None
-            keep: int | Tensor = logits if isinstance(logits, Tensor) else 0 if logits == "all" else 1
-            out = self.module(**batch, use_cache=False, kvcli=store, logits_to_keep=keep)
-            scores: Tensor = out.logits[0]
+            with self.head.keeping(rows):
+                scores = self.head.logits(self.module(**batch), rows)
             return scores[-1] if logits is True else scores
 
     @contextmanager

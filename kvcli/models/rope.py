@@ -1,57 +1,73 @@
 """Take RoPE out of the layers, so that the cache applies it.
 
 The model's rotary module is replaced by the identity (cos = 1, sin = 0); queries and keys then reach the attention
-function unrotated. The cache rotates them with the model's own module and its own ``apply_rotary_pos_emb``. Partial
-rotary, interleaved pairs, scaled frequencies and bases per layer type therefore work as in the model; the self-test
-would show a mistake.
+function unrotated. The cache rotates them with the model's own module and its own function. How a layer uses both is
+found by trial: the same tokens run with RoPE in and out, and the first way that turns one record into the other is
+taken. Partial rotary, interleaved pairs, scaled frequencies and bases per layer type therefore work as in the model.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kvcli.errors import UnsupportedModel
+from kvcli.models import trial
+from kvcli.models.trial import Call
+
+Angles = tuple[Tensor, ...]
+"""cos and sin ``[·, n, rotary dim]``, or one complex tensor of both."""
+
+Apply = Callable[..., Tensor]
+"""Rotates ``[B, H, n, D]`` by angles."""
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class IdentityRotary(nn.Module):
-    """A rotary module that does not rotate."""
+    """A rotary module that does not rotate. Other attributes are those of the module that it replaces."""
 
-    def __init__(self, rotary: nn.Module, dim: int) -> None:
+    def __init__(self, rotary: nn.Module, angles: dict[str | None, Angles]) -> None:
         super().__init__()
-        self.rotary, self.dim = rotary, dim
+        self.rotary, self.angles = rotary, angles
 
-    def forward(self, x: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | Angles:
         """cos = 1 and sin = 0 for any position: ``[1, 1, rotary dim]`` each, to broadcast."""
-        return x.new_ones(1, 1, self.dim), x.new_zeros(1, 1, self.dim)
+        kind = kwargs.get("layer_type") or next((a for a in args if isinstance(a, str)), None)
+        first, *others = self.angles[kind]
+        made = torch.ones(1, 1, first.shape[-1], dtype=first.dtype, device=x.device)
+        return (made, *(torch.zeros_like(made) for _ in others)) if others else made
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("rotary"), name)
 
 
 class ModelRotary:
     """A model's rotary embedding, called from outside. Implements :class:`kvcli.types.Rotary`.
 
     Args:
-        rotary: the model's rotary module.
-        apply: the model's ``apply_rotary_pos_emb``.
+        rotary: the model's rotary module; ``None`` if it has none.
+        apply: rotates ``[B, H, n, D]`` by angles as the model's layers do.
         types: per layer, the ``layer_type`` argument the rotary module wants, or ``None`` if it takes none.
         rotated: per layer, whether the layer rotates at all (SmolLM3 has layers that do not).
     """
 
     def __init__(
-        self,
-        rotary: nn.Module,
-        apply: Callable[..., tuple[Tensor, Tensor]],
-        types: list[str | None],
-        rotated: list[bool],
+        self, rotary: nn.Module | None, apply: Apply, types: Sequence[str | None], rotated: Sequence[bool]
     ) -> None:
-        self.rotary, self.apply, self.types, self.rotated = rotary, apply, types, rotated
+        self.rotary, self.apply, self.types, self.rotated = rotary, apply, list(types), list(rotated)
         self.horizon = 1
-        self._settled = inspect.unwrap(type(rotary).forward)
-        self._tables: dict[tuple[str | None, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._settled = None if rotary is None else inspect.unwrap(type(rotary).forward)
+        self._tables: dict[tuple[str | None, torch.dtype], Angles] = {}
 
     @property
     def length_dependent(self) -> bool:
@@ -75,21 +91,21 @@ class ModelRotary:
         if not self.rotated[layer] or x.shape[1] == 0:
             return x.clone()
         if isinstance(positions, range):  # [1, H, n, D] with one row of angles for all heads
-            cos, sin = self._table(self.types[layer], positions, x)
-            return self.apply(x[None], x[None, :0], cos, sin)[0][0]
+            return self.apply(x[None], *self._table(self.types[layer], positions, x))[0]
         if positions.dim() == 1:
-            cos, sin = (t.index_select(1, positions) for t in self._tables[self.types[layer], x.dtype])
-            return self.apply(x[None], x[None, :0], cos, sin)[0][0]
-        cos, sin = self._angles(self.types[layer], positions, x)
-        return self.apply(x[:, None], x[:, None][:, :0], cos, sin)[0][:, 0]  # heads as a batch, each its own angles
+            angles = [t.index_select(1, positions) for t in self._tables[self.types[layer], x.dtype]]
+            return self.apply(x[None], *angles)[0]
+        own = self._angles(self.types[layer], positions, x)
+        return self.apply(x[:, None], *own)[:, 0]  # heads as a batch, each its own angles
 
     def angles(self, layer: int, x: Tensor, positions: int) -> tuple[Tensor, Tensor] | None:
         """See :class:`kvcli.types.Rotary`. Verified numerically; never inferred from the config."""
         if not self.rotated[layer]:
             return None
-        cos, sin = (table[0] for table in self._table(self.types[layer], range(positions), x))
-        if cos.shape[1] != x.shape[2]:
+        table = self._table(self.types[layer], range(positions), x)
+        if len(table) != 2 or table[0].shape[2] != x.shape[2]:
             return None
+        cos, sin = table[0][0], table[1][0]
         some, n = x.new_ones(1, 1, x.shape[2]).cumsum(-1) / x.shape[2], min(positions, 8)
         some = some.expand(1, n, -1).contiguous()
         half = x.shape[2] // 2
@@ -99,63 +115,176 @@ class ModelRotary:
 
     def reserve(self, layer: int, x: Tensor, positions: int) -> None:
         """See :class:`kvcli.types.Rotary`."""
-        self._table(self.types[layer], range(positions), x)
+        if self.rotated[layer]:
+            self._table(self.types[layer], range(positions), x)
 
-    def _table(self, kind: str | None, positions: range, x: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self._tables.get((kind, x.dtype), (x.new_empty(1, 0, 0), x.new_empty(1, 0, 0)))
-        if positions.stop > cos.shape[1]:
-            length = max(positions.stop, 2 * cos.shape[1], 1024)
-            cos, sin = self._angles(kind, torch.arange(length, device=x.device)[None], x)
-            self._tables[kind, x.dtype] = cos, sin
-        return cos[:, positions.start : positions.stop], sin[:, positions.start : positions.stop]
+    def _table(self, kind: str | None, positions: range, x: Tensor) -> Angles:
+        found = self._tables.get((kind, x.dtype), ())
+        known = found[0].shape[1] if found else 0
+        if positions.stop > known:
+            length = max(positions.stop, 2 * known, 1024)
+            found = self._tables[kind, x.dtype] = self._angles(kind, torch.arange(length, device=x.device)[None], x)
+        return tuple(t[:, positions.start : positions.stop] for t in found)
 
-    def _angles(self, kind: str | None, positions: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin ``[·, n, rotary dim]``.
+    def _angles(self, kind: str | None, positions: Tensor, x: Tensor) -> Angles:
+        """Angles of positions ``[·, n]``.
 
         The module is called with the last planned position first, which fixes length-dependent frequencies; its
         unwrapped forward then uses them unchanged.
         """
+        assert self.rotary is not None
+        assert self._settled is not None
         extra = {} if kind is None else {"layer_type": kind}
         self.rotary(x, positions.new_tensor([[self.horizon - 1]]), **extra)
-        angles: tuple[Tensor, Tensor] = self._settled(self.rotary, x, positions, **extra)
-        return angles
+        return _as_tuple(self._settled(self.rotary, x, positions, **extra))
 
 
-def detach_rope(model: nn.Module, attentions: list[nn.Module]) -> tuple[ModelRotary, Callable[[bool], None]]:
-    """Find a model's rotary module, and wrap it for the cache.
+def detach_rope(
+    model: PreTrainedModel, rotated: trial.Trial, again: Callable[[], trial.Trial]
+) -> tuple[ModelRotary, Callable[[bool], None], trial.Trial]:
+    """Find out how a model's layers rotate, and wrap its rotary module for the cache.
 
     Args:
         model: the causal language model.
-        attentions: its attention modules in layer order.
+        rotated: a trial with RoPE in.
+        again: runs the same trial again.
 
     Returns:
-        the rotary, and a switch: ``switch(True)`` takes RoPE out of the layers, ``switch(False)`` puts it back.
+        the rotary; a switch: ``switch(True)`` takes RoPE out of the layers, ``switch(False)`` puts it back; and the
+        trial with RoPE out.
 
     Raises:
-        UnsupportedModel: no rotary module, several, or no ``apply_rotary_pos_emb`` beside the attention class.
+        UnsupportedModel: several rotary modules, or a layer that rotates in no way that is known; names it.
     """
-    found = [(name, module) for name, module in model.named_modules() if name.split(".")[-1] == "rotary_emb"]
-    if len(found) != 1:
+    if len(rotated.rotaries) > 1:
         raise UnsupportedModel(
-            f"{type(model).__name__}: expected one rotary module shared by all layers, found {len(found)}"
-            f" ({', '.join(name for name, _ in found[:4]) or 'none'})"
+            f"{type(model).__name__}: expected one rotary module shared by all layers, found {len(rotated.rotaries)}"
+            f" ({', '.join(list(rotated.rotaries)[:4])})"
         )
-    name, rotary = found[0]
-    parent = model.get_submodule(name.rpartition(".")[0])
-    applies = {getattr(sys.modules[type(a).__module__], "apply_rotary_pos_emb", None) for a in attentions}
-    if len(applies) != 1 or None in applies:
-        raise UnsupportedModel(f"{type(attentions[0]).__name__}: no apply_rotary_pos_emb beside the attention class")
-
-    kinds: list[str | None] = [None] * len(attentions)
-    if "layer_type" in inspect.signature(rotary.forward).parameters:
-        kinds = [str(a.layer_type) for a in attentions]
-    rotated = [bool(getattr(a, "use_rope", True)) for a in attentions]
-    sample = next(model.parameters())
-    probe = torch.zeros(1, 1, dtype=torch.long, device=sample.device)
-    cos, _ = rotary(sample, probe, **({} if kinds[0] is None else {"layer_type": kinds[0]}))
-    unrotated = IdentityRotary(rotary, cos.shape[-1])
+    calls = rotated.calls
+    if not rotated.rotaries:
+        none = ModelRotary(None, lambda x: x, [None] * len(calls), [False] * len(calls))
+        return none, lambda _out: None, again()
+    name, rotary = next(iter(rotated.rotaries.items()))
+    parent, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    kinds = _kinds(model, rotary, calls)
+    x = calls[0].q[None, :, :1]
+    first = x.new_zeros(1, 1, dtype=torch.long)
+    templates = {kind: _as_tuple(rotary(x, first, **({"layer_type": kind} if kind else {}))) for kind in set(kinds)}
+    identity = IdentityRotary(rotary, templates)
 
     def switch(out: bool) -> None:
-        parent.rotary_emb = unrotated if out else rotary
+        setattr(parent, attribute, identity if out else rotary)
 
-    return ModelRotary(rotary, applies.pop(), kinds, rotated), switch  # type: ignore[arg-type]
+    switch(True)
+    try:
+        plain = again()
+    finally:
+        switch(False)
+    still = [_alike(a.q, b.q) and _alike(a.k, b.k) for a, b in zip(calls, plain.calls, strict=True)]
+    found = ModelRotary(rotary, lambda y, *_: y, kinds, [not same for same in still])
+    found.fix_length(trial.START + trial.TOKENS)
+    if not all(still):
+        found.apply = _find_apply(model, found, calls, plain.calls)
+    return found, switch, plain
+
+
+def _find_apply(model: PreTrainedModel, rotary: ModelRotary, calls: Sequence[Call], plain: Sequence[Call]) -> Apply:
+    """The first way to rotate that turns the queries and keys of one trial into those of the other."""
+    at = range(trial.START, trial.START + trial.TOKENS)
+    failed = ""
+    for apply in _ways(calls):
+        rotary.apply = apply
+        for i, (a, b) in enumerate(zip(calls, plain, strict=True)):
+            try:
+                same = all(_alike(u, rotary.rotate(i, w, at)) for u, w in ((a.q, b.q), (a.k, b.k)))
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                same = False
+            if not same:
+                failed = failed or f"{a.name} ({type(a.module).__name__})"
+                break
+        else:
+            return apply
+    raise UnsupportedModel(
+        f"{type(model).__name__}: {failed} changes queries and keys by their position in a way that kvcli does not know"
+    )
+
+
+def _ways(calls: Sequence[Call]) -> Iterator[Apply]:
+    """The functions beside the attention classes that apply RoPE, to all dimensions of a head or some; then halves."""
+    functions: list[Callable[..., Any]] = []
+    for home in dict.fromkeys(type(call.module).__module__ for call in calls):
+        found = vars(sys.modules[home])
+        functions += [f for n, f in found.items() if callable(f) and n.startswith("apply_") and "rotary" in n]
+    for function in (*dict.fromkeys(functions), _rotate_halves):
+        for part in ("all", "first", "last"):
+            for pair in (True, False):
+                for heads_first in (True, False):
+                    yield _Way(function, part, pair, heads_first)
+
+
+class _Way:
+    """One way to rotate ``[B, H, n, D]``.
+
+    Args:
+        function: a model's own, of queries and keys or of one tensor.
+        part: ``all`` dimensions of a head, or the ``first`` or ``last`` that have angles.
+        pair: whether the function takes queries and keys.
+        heads_first: whether it takes ``[B, H, n, D]``, or ``[B, n, H, D]``.
+    """
+
+    def __init__(self, function: Callable[..., Any], part: str, pair: bool, heads_first: bool) -> None:
+        self.function, self.part, self.pair, self.heads_first = function, part, pair, heads_first
+
+    def __call__(self, x: Tensor, *angles: Tensor) -> Tensor:
+        width = angles[0].shape[-1] * (2 if angles[0].is_complex() else 1)
+        if self.part == "all":
+            return self._rotate(x, angles)
+        if width >= x.shape[-1]:
+            raise ValueError("the angles are as wide as a head")
+        if self.part == "first":
+            return torch.cat([self._rotate(x[..., :width], angles), x[..., width:]], dim=-1)
+        return torch.cat([x[..., :-width], self._rotate(x[..., -width:], angles)], dim=-1)
+
+    def _rotate(self, x: Tensor, angles: Angles) -> Tensor:
+        if not self.heads_first:
+            x = x.transpose(1, 2)
+        if self.pair:  # keys of no heads
+            out = self.function(x, x[:, :0] if self.heads_first else x[:, :, :0], *angles)[0]
+        else:
+            out = self.function(x, *angles)
+        return out if self.heads_first else out.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _rotate_halves(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    cos, sin = cos[:, None], sin[:, None]
+    first, second = q.chunk(2, dim=-1)
+    return q * cos + torch.cat([-second, first], dim=-1) * sin, k
+
+
+def _kinds(model: PreTrainedModel, rotary: nn.Module, calls: Sequence[Call]) -> list[str | None]:
+    """Per call the ``layer_type`` that the rotary module is asked for: the layer's own, or the configuration's."""
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        return [None] * len(calls)
+    config = model.config.get_text_config()
+    types = getattr(config, "layer_types", None) or []
+
+    def kind(call: Call) -> str:
+        for name in ("layer_type", "attention_type"):
+            if isinstance(found := getattr(call.module, name, None), str):
+                return found
+        index = getattr(call.module, "layer_idx", None)
+        if isinstance(index, int) and index < len(types):
+            return str(types[index])
+        raise UnsupportedModel(f"{type(model).__name__}: nothing says the layer type of {call.name}")
+
+    return [kind(call) for call in calls]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    tolerance, a, b = _TOLERANCE[a.dtype], a.float(), b.float()
+    return a.shape == b.shape and float((a - b).norm()) <= tolerance * float(b.norm())
+
+
+def _as_tuple(angles: Any) -> Angles:
+    return (angles,) if isinstance(angles, Tensor) else tuple(angles)

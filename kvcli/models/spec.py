@@ -79,7 +79,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or hidden // heads,
         hidden=hidden,
-        intermediate=text.get("intermediate_size") or 4 * hidden,
+        intermediate=intermediate_size(SimpleNamespace(**text)),
         vocab=need("vocab_size"),
         max_positions=need("max_position_embeddings"),
         sliding=sliding_windows(SimpleNamespace(**{**text, "num_hidden_layers": layers})),
@@ -110,6 +110,12 @@ def sliding_windows(config: Any) -> tuple[int | None, ...]:
     if kinds is None:
         return (width,) * layers
     return tuple(width if kind == "sliding_attention" else None for kind in kinds)
+
+
+def intermediate_size(config: Any) -> int:
+    """The width of the widest feed-forward layer, from a transformers configuration."""
+    found = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return max(found) if isinstance(found, list | tuple) else int(found)
 
 
 def default_device() -> str:

@@ -27,7 +27,7 @@ def test_capped_logits_are_refused_with_a_report() -> None:
         ("llama", lambda m: setattr(m.rotary, "rotated", [True, False, True])),
         ("smollm3", lambda m: setattr(m.rotary, "rotated", [True, True, True])),
         ("gemma3", lambda m: setattr(m.rotary, "types", ["full_attention"] * 3)),
-        ("llama", lambda m: setattr(m.rotary, "apply", lambda q, k, *_: (q, k))),
+        ("llama", lambda m: setattr(m.rotary, "apply", lambda x, *_: x)),
     ],
 )
 def test_a_mistake_in_rotation_is_caught(family: str, break_it) -> None:
@@ -45,12 +45,17 @@ def test_frequencies_of_a_wrong_length_are_caught(monkeypatch: pytest.MonkeyPatc
     assert self_test.difference(model) > 100 * self_test.TOLERANCE["float32"]
 
 
-def test_a_model_without_rotary_is_refused() -> None:
-    from transformers import AutoModelForCausalLM, GPT2Config
+def test_whatever_a_model_raises_is_a_report_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny.build("llama")
 
-    gpt = AutoModelForCausalLM.from_config(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64))
-    with pytest.raises(UnsupportedModel, match="GPT2LMHeadModel"):
-        wrap(gpt, None, name="gpt2", fingerprint=None)
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no such thing")
+
+    monkeypatch.setattr(module.model.layers[1].mlp, "forward", fail)
+    with pytest.raises(UnsupportedModel) as error:
+        wrap(module, None, name="broken", fingerprint=None)
+    for part in ("broken", "LlamaForCausalLM", "ZeroDivisionError: no such thing", "model.layers.1.mlp"):
+        assert part in error.value.message
 
 
 def test_the_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.models import query_prediction
-from kvcli.models.load import _attention_layers
+from kvcli.models.attention import LAYER
 from kvcli.recipe import parse
 from kvcli.storage.infinigen import QUERIES, SQUARES, InfiniGen, PartialKeys, skew
 from kvcli.storage.offload.layer import Offloaded, PrefetchingReader
@@ -73,7 +73,7 @@ def test_a_layers_queries_are_what_its_attention_makes_of_its_input(model, famil
     """With the layer's own input the guess is no guess; so projections, norms and heads are as they should be."""
     made: dict[int, Tensor] = {}
     got: dict[int, Tensor] = {}
-    attentions = _attention_layers(model(family).module)
+    attentions = [part for part in model(family).module.modules() if hasattr(part, LAYER)]
     hooks = [
         a.register_forward_pre_hook(
             lambda m, args, kwargs, i=i: made.update(
