@@ -12,23 +12,12 @@ that a missed rotation, norm or factor shows. Each type runs in a process of its
 
 from __future__ import annotations
 
-import argparse
-import copy
-import json
-import os
 import re
-import subprocess
-import sys
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
@@ -109,19 +98,17 @@ _SPECIAL = re.compile(r"(_token_id|_token_index|_token_ids|_id)$")
 def small_config(kind: str, window: int = 24, **changes: Any) -> PreTrainedConfig:
     """The configuration of a model type with four layers of 64 numbers, and windows of ``window`` tokens."""
     cls = CONFIG_MAPPING[kind]
-    config = cls(**_shrunk(cls().to_dict(), cls, window, kind) | _OWN.get(kind, {}) | changes)
-    return config  # type: ignore[no-any-return]
+    return cls(**_shrunk(cls().to_dict(), window, kind) | _OWN.get(kind, {}) | changes)  # type: ignore[no-any-return]
 
 
-def _shrunk(values: dict[str, Any], cls: Any, window: int, kind: str) -> dict[str, Any]:
+def _shrunk(values: dict[str, Any], window: int, kind: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     layers = 2 if "vision" in kind or "audio" in kind else 4
     for name, value in values.items():
         if isinstance(value, dict) and "model_type" in value:
-            sub = CONFIG_MAPPING.get(value["model_type"]) if value["model_type"] in CONFIG_MAPPING else None
             text = not any(word in name for word in ("vision", "audio", "image", "vq", "code"))
             inner = value["model_type"] if text else f"vision {value['model_type']}"
-            made[name] = {"model_type": value["model_type"], **_shrunk(value, sub, window, inner)}
+            made[name] = {"model_type": value["model_type"], **_shrunk(value, window, inner)}
             made[name] |= _OWN.get(value["model_type"], {})
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
             made[name] = _rope(value)
@@ -188,8 +175,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma3n_text": {
         "layer_types": _MIXED, "num_kv_shared_layers": 1, "intermediate_size": 96, "activation_sparsity_pattern": None,
     },
-    "deepseek_v2": _LATENT,
-    "deepseek_v3": {**_LATENT, "n_group": 1, "topk_group": 1},
+    "deepseek_v2": {**_LATENT, "head_dim": 8},
+    "deepseek_v3": {**_LATENT, "head_dim": 8, "n_group": 1, "topk_group": 1},
     "glm4_moe_lite": _LATENT,
     "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
     "smollm3": {"no_rope_layers": [1, 0, 1, 1]},

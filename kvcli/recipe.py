@@ -106,12 +106,13 @@ def default(spec: ModelSpec, *, questions: int = 1, budget: int | None = None, h
     """Return the default recipe: the best one measured for the case (docs/results).
 
     ``locret`` if the model has retaining heads; else ``snapkv`` for one question and ``keydiff`` for several, which
-    share a prefill. The budget, unless given, is an eighth of the model's window, at most 16,384 units. The sinks cover
-    the template's head; few stabilizers leave most of the budget to the scores.
+    share a prefill. Models with recurrent layers, which would remember the question, get ``keydiff`` too. The budget,
+    unless given, is an eighth of the model's window, at most 16,384 units. The sinks cover the template's head; few
+    stabilizers leave most of the budget to the scores.
     """
     units = budget or max(256, min(16384, spec.max_positions // 8))
     protected = f", stabilizers={min(64, units // 8)}, sinks={min(48, units // 8)}" if units >= 8 else ""
-    name = "locret" if heads else "snapkv" if questions == 1 else "keydiff"
+    name = "locret" if heads else "snapkv" if questions == 1 and not spec.state_bytes else "keydiff"
     return parse(f"{name}(budget={units}{protected})")
 
 

@@ -30,7 +30,8 @@ class ModelSpec:
     Attributes:
         name: as the user typed it.
         fingerprint: short hash of configuration and weights.
-        layers, heads, kv_heads, head_dim, hidden, intermediate, vocab: the architecture's sizes.
+        layers: attention layers.
+        heads, kv_heads, head_dim, hidden, intermediate, vocab: the architecture's sizes.
         max_positions: the trained context window, in tokens.
         sliding: per layer, the width of its own sliding window, or ``None`` for full attention.
         dtype: name of the dtype of weights and cache, e.g. ``bfloat16``.
@@ -39,6 +40,7 @@ class ModelSpec:
         heads_bytes: size of its retaining heads; 0 if it has none.
         former_fingerprint: the fingerprint that kvcli 0.1.0 gave to this model; files of that time contain it.
         host_weight_bytes: the part of ``weight_bytes`` in main memory, if the GPU is too small.
+        state_bytes: size of the state of its recurrent layers; 0 if it has none. ``layers`` does not count them.
     """
 
     name: str
@@ -58,6 +60,7 @@ class ModelSpec:
     heads_bytes: int = 0
     host_weight_bytes: int = 0
     former_fingerprint: str = ""
+    state_bytes: int = 0
 
     @property
     def unit_bytes(self) -> int:

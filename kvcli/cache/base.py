@@ -31,6 +31,27 @@ class KVCacheLayer(Protocol):
         ...
 
 
+class State(Protocol):
+    """The state of a model's recurrent layers after some tokens (:mod:`kvcli.models.recurrent`)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        ...
+
+    def copy(self) -> State:
+        """An independent copy."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors. Raises ``ValueError`` for an unknown name."""
+        ...
+
+
 class KVCache(Protocol):
     """A KV cache, passed to the model as the keyword ``kvcli``; prefill and decode are separate classes."""
 
@@ -42,6 +63,10 @@ class KVCache(Protocol):
 
         RoPE does not see them. Some models scale queries by their position.
         """
+        ...
+
+    def take_state(self) -> State | None:
+        """The state that the next forward pass advances; ``None`` for models without recurrent layers."""
         ...
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from kvcli.cache.base import State
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
 from kvcli.utils.malloc import trim
@@ -21,6 +22,7 @@ class Context:
         seen: tokens read.
         bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
         max_position: RoPE positions of prefill and answers; matters if frequencies depend on the length.
+        state: of the model's recurrent layers after the document, if it has such layers. Not to be changed.
     """
 
     layers: Sequence[StoredLayer]
@@ -28,6 +30,7 @@ class Context:
     seen: int
     bits: float
     max_position: int | None = None
+    state: State | None = None
 
     @property
     def kept(self) -> int:
@@ -102,5 +105,10 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
             layer.release()
             if layer.device.type == "cpu":
                 trim()  # what a hold computed with is in pieces that the next layer's do not fit into
-    context = Context(layers, starts, prefill_cache.seen, 8 * prefill_cache.dtype.itemsize, prefill_cache.max_position)
+    state = prefill_cache.state
+    if state is not None and not release:
+        state = state.copy()
+    context = Context(
+        layers, starts, prefill_cache.seen, 8 * prefill_cache.dtype.itemsize, prefill_cache.max_position, state
+    )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

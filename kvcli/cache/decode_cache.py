@@ -9,7 +9,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from kvcli.cache.base import with_sink
+from kvcli.cache.base import State, with_sink
 from kvcli.cache.context import Context
 from kvcli.storage.base import Attendable, Prefetching
 from kvcli.storage.staging import Staging
@@ -20,6 +20,9 @@ from kvcli_kernels.varlen import varlen_attention
 
 _GROWTH = 256  # tokens, at least, where nobody has said how many there will be
 
+MARKS = 2
+"""States of recurrent layers that a decode cache keeps to go back to, besides the one at its beginning."""
+
 
 class DecodeCache:
     """Exact keys and values of all tokens after the document. Never quantised, never evicted.
@@ -29,6 +32,7 @@ class DecodeCache:
         rotary: the model's RoPE.
         context: the document, or ``None`` for a conversation without one.
         dtype, device: of keys and values.
+        state: of the model's recurrent layers without a document, if it has such layers.
 
     Attributes:
         length: tokens in the cache.
@@ -37,9 +41,20 @@ class DecodeCache:
     """
 
     def __init__(
-        self, spec: ModelSpec, rotary: Rotary, context: Context | None, *, dtype: torch.dtype, device: torch.device
+        self,
+        spec: ModelSpec,
+        rotary: Rotary,
+        context: Context | None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        state: State | None = None,
     ) -> None:
         self.spec, self.rotary = spec, rotary
+        first = state if context is None else context.state
+        self._marks: dict[int, State] = {} if first is None else {0: first}
+        self._state = None if first is None else first.copy()
+        self._ahead = False
         self.length = 0
         self.position: Tensor | None = None
         self.staging = Staging()
@@ -74,8 +89,10 @@ class DecodeCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the cached tokens, without reserved capacity."""
-        return self.length * self.spec.layers * self.spec.kv_heads * self.spec.unit_bytes
+        """Bytes of the cached tokens, without reserved capacity, and of the states of recurrent layers."""
+        states = [] if self._state is None else [self._state, *(s for length, s in self._marks.items() if length)]
+        kept = self.length * self.spec.layers * self.spec.kv_heads * self.spec.unit_bytes
+        return kept + sum(state.nbytes for state in states)
 
     def reserve(self, tokens: int) -> None:
         """Allocate buffers and rotations for ``tokens`` tokens in total, so that no step allocates."""
@@ -85,6 +102,23 @@ class DecodeCache:
     def extend(self, count: int) -> None:
         """Count tokens that have passed all layers."""
         self.length += count
+        self._ahead = False
+
+    def take_state(self) -> State | None:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        if self._state is not None:
+            if self._ahead:
+                raise RuntimeError("the recurrent state is ahead of the cache; rewind the cache first")
+            self._ahead = True
+        return self._state
+
+    def mark(self) -> None:
+        """Remember the state of recurrent layers, so that :meth:`rewind` can come back to this length."""
+        if self._state is None or self._ahead or self.length in self._marks:
+            return
+        self._marks[self.length] = self._state.copy()
+        for length in sorted(self._marks)[1:-MARKS]:
+            del self._marks[length]
 
     def prefetches(self, layer: int) -> bool:
         """Whether a layer takes predicted queries (see :meth:`prefetch`)."""
@@ -101,9 +135,17 @@ class DecodeCache:
         held.prefetch(self.rotary.rotate(layer, q, positions), scale)
 
     def rewind(self, length: int = 0) -> None:
-        """Remove everything after the first ``length`` tokens; the rest is unchanged bit for bit."""
+        """Remove everything after the first ``length`` tokens; the rest is unchanged bit for bit.
+
+        The state of recurrent layers cannot be cut: with such layers, and unless the cache has this length already,
+        everything after the last mark up to there is removed. The caller appends the tokens between again.
+        """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind a tail of {self.length} tokens to {length}")
+        if self._state is not None and (length < self.length or self._ahead):
+            length = max(mark for mark in self._marks if mark <= length)
+            self._marks = {mark: state for mark, state in self._marks.items() if mark <= length}
+            self._state, self._ahead = self._marks[length].copy(), False
         self.length = length
 
 

@@ -15,7 +15,7 @@ from weakref import proxy
 import torch
 from torch import Tensor
 
-from kvcli.cache.base import with_sink
+from kvcli.cache.base import State, with_sink
 from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
@@ -64,6 +64,7 @@ class PrefillCache:
             GPU, and each layer's are copied to the workspace while the previous layer computes.
         calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for storages that use
             it.
+        state: an empty state, for models with recurrent layers.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class PrefillCache:
         heads: Scorer | None = None,
         storage: KVStorage | None = None,
         calibration: dict[int, Tensor] | None = None,
+        state: State | None = None,
     ) -> None:
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
-        self.calibration, self.dtype = calibration or {}, dtype
+        self.calibration, self.dtype, self.state = calibration or {}, dtype, state
         self.step = ChunkStep()
         self.seen = 0
         self.max_position: int | None = None
@@ -111,10 +113,15 @@ class PrefillCache:
         """See :class:`kvcli.cache.base.KVCache`."""
         return torch.arange(self.step.start, self.step.start + count, device=self._layers[0].device)
 
+    def take_state(self) -> State | None:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        return self.state
+
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, workspace included."""
-        return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers)
+        state = 0 if self.state is None else self.state.nbytes
+        return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers) + state
 
     def copy(self) -> PrefillCache:
         """Return an independent cache with the same units; the model's parts are shared."""

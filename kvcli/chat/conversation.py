@@ -281,6 +281,7 @@ class Conversation:
         finally:
             seconds = perf_counter() - began
             self.tail.set_context(self.context)
+            self.tail.rewind(self.tail.length)  # recurrent layers may be ahead of an interrupted step
             if answer is None and not made:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))

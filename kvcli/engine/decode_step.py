@@ -30,6 +30,8 @@ def dynamic_reason(cache: DecodeCache) -> str | None:
     """Explain why decode steps differ in shape or address; ``None`` if they are static."""
     if any(window is not None for window in cache.spec.sliding):
         return "sliding-window layers attend to other positions at every step"
+    if cache.spec.state_bytes:
+        return "recurrent layers replace their state at every step"
     if cache.spec.host_weight_bytes:
         return "layers in main memory are copied to the GPU at every step"
     layers = () if cache.context is None else cache.context.layers

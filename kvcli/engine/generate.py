@@ -22,7 +22,8 @@ from kvcli.types import CHUNK
 
 def new_decode_cache(model: Model, context: Context | None) -> DecodeCache:
     """Create an empty decode cache for a context, or for none."""
-    return DecodeCache(model.spec, model.rotary, context, dtype=model.dtype, device=model.device)
+    state = model.empty_state() if context is None else None
+    return DecodeCache(model.spec, model.rotary, context, dtype=model.dtype, device=model.device, state=state)
 
 
 def generate(
@@ -66,9 +67,12 @@ def generate(
     model.check_ids(ids)
     settings = sampling or Sampling()
     generator = settings.generator(model.device)
+    if model.spec.state_bytes:  # a step that is not wanted cannot be taken back
+        ahead = False
     ahead = model.device.type == "cuda" if ahead is None else ahead
     started = perf_counter()
     with torch.inference_mode(), model.lock:
+        cache.mark()
         cache.reserve(cache.length + len(ids) + min(max_tokens, model.spec.max_positions))
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
@@ -120,6 +124,8 @@ def generate(
 
 def append_tokens(model: Model, cache: DecodeCache, ids: Sequence[int], *, chunk: int = CHUNK) -> None:
     """Append ids to a decode cache without generating; arguments as for :func:`generate`."""
+    with torch.inference_mode(), model.lock:
+        cache.mark()
     for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
         model.forward(part, cache, logits=False)
         cache.extend(len(part))

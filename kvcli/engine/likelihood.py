@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.base import with_sink
+from kvcli.engine.generate import append_tokens, new_decode_cache
 from kvcli.models.model import Model
 from kvcli_kernels.attention import attention
 
@@ -35,6 +36,10 @@ class PackedTexts:
     def position_ids(self, count: int) -> Tensor:
         """See :class:`kvcli.cache.base.KVCache`."""
         return self.positions[:count]
+
+    def take_state(self) -> None:
+        """See :class:`kvcli.cache.base.KVCache`; texts side by side cannot have one state."""
+        return
 
 
 class _PackedLayer:
@@ -61,6 +66,26 @@ class _PackedLayer:
         return torch.cat([with_sink(term, sink) for term in terms], dim=1)
 
 
+def _one_by_one(
+    model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], words: Sequence[int]
+) -> list[float]:
+    """:func:`mean_log_likelihoods` for models with recurrent layers: one text after the other."""
+    cache = new_decode_cache(model, None)
+    append_tokens(model, cache, beginning[:-1])
+    cache.mark()
+    start, wanted, found = cache.length, torch.tensor(words, device=model.device), list[float]()
+    for text in texts:
+        ids = torch.tensor([beginning[-1], *text, *words], device=model.device)
+        keep = torch.arange(len(ids) - len(words) - 1, len(ids) - 1, device=model.device)
+        logits = model.forward(ids, cache, logits=keep)
+        assert logits is not None
+        scores = logits.float()
+        found.append(float((scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(dim=1)).mean()))
+        cache.extend(len(ids))
+        cache.rewind(start)
+    return found
+
+
 @torch.inference_mode()
 def mean_log_likelihoods(
     model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], words: Sequence[int]
@@ -78,6 +103,8 @@ def mean_log_likelihoods(
     """
     if not texts:
         return []
+    if model.spec.state_bytes:
+        return _one_by_one(model, beginning, texts, words)
     lengths = [len(text) + len(words) for text in texts]
     store = PackedTexts(model, len(beginning), lengths)
     ids = [*beginning, *(i for text in texts for i in (*text, *words))]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kvcli.cache.base import with_sink
+from kvcli.cache.base import State, with_sink
 from kvcli.cache.context import Context
 from kvcli.types import Rotary
 from kvcli_kernels.attention import attention
@@ -36,6 +36,7 @@ class Observer:
 
     def __init__(self, rotary: Rotary, context: Context, tails: Sequence[tuple[int, int]], kind: LabelKind) -> None:
         self.rotary, self.context, self.tails, self.kind = rotary, context, tails, kind
+        self.state = None if context.state is None else context.state.copy()
         self.layers = [ObserverLayer(self, i) for i in range(len(context.layers))]
 
     def position_ids(self, count: int) -> Tensor:
@@ -43,6 +44,15 @@ class Observer:
         device = self.context.layers[0].pos.device
         places = [torch.arange(question + answer, device=device) for question, answer in self.tails]
         return self.context.seen + torch.cat(places)[:count]
+
+    def take_state(self) -> State | None:
+        """See :class:`kvcli.cache.base.KVCache`."""
+        return self.state
+
+    def restart(self, tails: Sequence[tuple[int, int]]) -> None:
+        """Observe other pairs too. The state of recurrent layers sees one pair at a time."""
+        self.tails = tails
+        self.state = None if self.context.state is None else self.context.state.copy()
 
     @property
     def labels(self) -> list[Tensor | None]:

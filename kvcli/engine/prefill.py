@@ -77,7 +77,8 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
     """Create an empty prefill cache for ``tokens`` tokens, with ``probe`` question tokens after each chunk.
 
     Raises:
-        ModelError: the policy needs retaining heads, or the storage a calibration, and the model has none.
+        ModelError: the policy needs retaining heads, or the storage a calibration, and the model has none; or the
+            policy reads for one question, and the model has recurrent layers.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -88,6 +89,12 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         raise ModelError(
             f"'{recipe}' needs a calibration, and none exists for {model.name}",
             f"kvcli calibrate -m {model.name} FILE…, or another skew",
+        )
+    if recipe.policy.query_aware and model.spec.state_bytes:
+        raise ModelError(
+            f"'{recipe.policy.name}' reads the question after each chunk, and the recurrent layers of {model.name}"
+            " would remember it",
+            "--policy keydiff",
         )
     return PrefillCache(
         model.spec,
@@ -100,6 +107,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         heads=model.heads if recipe.policy.needs_heads else None,
         storage=recipe.storage,
         calibration=model.calibration if recipe.storage.calibrated != "never" else None,
+        state=model.empty_state(),
     )
 
 

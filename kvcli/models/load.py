@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from kvcli.models import (
     foreign_code,
     quantization,
     query_prediction,
+    recurrent,
     rope,
     self_test,
     tensor_check,
@@ -181,10 +183,14 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     if head is None:
         raise UnsupportedModel(f"{type(module).__name__} has no language-model head")
     module.set_attn_implementation(attention.NAME)
-    rotated = trial.run(module)
+    state = recurrent.empty(module.config)
+    rotated = trial.run(module, state=state)
     trial.one_call_a_layer(module, rotated.calls)
+    first = recurrent.first(module.config, state)
     parts = [call.module for call in rotated.calls]
-    rotary, unrotated, plain = rope.detach_rope(module, rotated, lambda: trial.run(module, hidden=parts))
+    rotary, unrotated, plain = rope.detach_rope(
+        module, rotated, lambda: trial.run(module, hidden=parts, state=recurrent.empty(module.config))
+    )
     thin_layers = cpu_linear.install(module)
 
     def switch(ours: bool) -> None:
@@ -196,7 +202,9 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
         setattr(part, attention.LAYER, index)
     query_prediction.install(plain.calls)
     spec = _spec(module, plain.calls, name, fingerprint or name, former)
-    model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), switch)
+    if state is not None:
+        spec = replace(spec, state_bytes=state.nbytes)
+    model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), first, switch)
     self_test.check(model, remember=fingerprint is not None)
     return model
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from kvcli.cache.base import KVCache
+from kvcli.cache.base import KVCache, State
 from kvcli.errors import ModelError
 from kvcli.models import attention, rope
 from kvcli.models.output_head import OutputHead, Rows
@@ -32,6 +32,7 @@ class Model:
         rotary: its RoPE, applied by the cache.
         eos: token ids that end an answer.
         head: computes the logits that are wanted.
+        first_state: the state of its recurrent layers before any token; ``None`` if it has none.
         heads: its retaining heads, if there are any (:mod:`kvcli.retaining_heads.discovery`).
         heads_card: where the heads come from (:class:`kvcli.retaining_heads.checkpoint.HeadsCard`).
         calibration: per layer the second moment of its queries, if it was measured
@@ -46,6 +47,7 @@ class Model:
     rotary: rope.ModelRotary
     eos: frozenset[int]
     head: OutputHead = field(repr=False)
+    first_state: State | None = field(repr=False)
     _switch: Any = field(repr=False)
     heads: Scorer | None = None
     heads_card: Any = None
@@ -70,6 +72,10 @@ class Model:
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
 
+    def empty_state(self) -> State | None:
+        """A state of the recurrent layers before any token; ``None`` if there are none."""
+        return None if self.first_state is None else self.first_state.copy()
+
     def check_ids(self, ids: Sequence[int]) -> None:
         """Refuse tokens that the model has no embedding for: its tokenizer is not its own. Raises ``ModelError``."""
         rows, most = int(self.module.get_input_embeddings().weight.shape[0]), max(ids, default=0)
@@ -90,7 +96,13 @@ class Model:
                 those of some tokens ``[r, vocab]``, ``False`` for none: a reading does not need the language-model
                 head.
         """
-        batch = {"input_ids": ids[None], "position_ids": store.position_ids(len(ids))[None], "use_cache": False}
+        batch: dict[str, Any] = {
+            "input_ids": ids[None],
+            "position_ids": store.position_ids(len(ids))[None],
+            "use_cache": False,
+        }
+        if (state := store.take_state()) is not None:
+            batch["past_key_values"] = state
         rows: Rows = logits if isinstance(logits, Tensor) else None if logits == "all" else slice(-1, None)
         with self.lock, attention.using(store):
             length = getattr(store, "max_position", None)

@@ -218,9 +218,9 @@ def _ways(calls: Sequence[Call]) -> Iterator[Apply]:
         functions += [f for n, f in found.items() if callable(f) and n.startswith("apply_") and "rotary" in n]
     for function in (*dict.fromkeys(functions), _rotate_halves):
         for part in ("all", "first", "last"):
-            for pair in (True, False):
+            for key_heads in (0, 1, None):
                 for heads_first in (True, False):
-                    yield _Way(function, part, pair, heads_first)
+                    yield _Way(function, part, key_heads, heads_first)
 
 
 class _Way:
@@ -229,12 +229,13 @@ class _Way:
     Args:
         function: a model's own, of queries and keys or of one tensor.
         part: ``all`` dimensions of a head, or the ``first`` or ``last`` that have angles.
-        pair: whether the function takes queries and keys.
+        key_heads: heads of keys that the function gets beside ``x``; ``None`` if it takes one tensor. Some functions
+            fail without any.
         heads_first: whether it takes ``[B, H, n, D]``, or ``[B, n, H, D]``.
     """
 
-    def __init__(self, function: Callable[..., Any], part: str, pair: bool, heads_first: bool) -> None:
-        self.function, self.part, self.pair, self.heads_first = function, part, pair, heads_first
+    def __init__(self, function: Callable[..., Any], part: str, key_heads: int | None, heads_first: bool) -> None:
+        self.function, self.part, self.key_heads, self.heads_first = function, part, key_heads, heads_first
 
     def __call__(self, x: Tensor, *angles: Tensor) -> Tensor:
         width = angles[0].shape[-1] * (2 if angles[0].is_complex() else 1)
@@ -249,10 +250,10 @@ class _Way:
     def _rotate(self, x: Tensor, angles: Angles) -> Tensor:
         if not self.heads_first:
             x = x.transpose(1, 2)
-        if self.pair:  # keys of no heads
-            out = self.function(x, x[:, :0] if self.heads_first else x[:, :, :0], *angles)[0]
-        else:
+        if self.key_heads is None:
             out = self.function(x, *angles)
+        else:
+            out = self.function(x, x.narrow(1 if self.heads_first else 2, 0, self.key_heads), *angles)[0]
         return out if self.heads_first else out.transpose(1, 2)  # type: ignore[no-any-return]
 
 

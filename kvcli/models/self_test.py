@@ -74,7 +74,15 @@ def through_store(model: Model, ids: torch.Tensor) -> torch.Tensor:
     body = len(ids) - QUESTION
     model.rotary.fix_length(len(ids))
     place = {"dtype": model.dtype, "device": model.device}
-    fill = PrefillCache(model.spec, Full(), model.rotary, tokens=body, chunk=CHUNK, **place)  # type: ignore[arg-type]
+    fill = PrefillCache(
+        model.spec,
+        Full(),
+        model.rotary,
+        tokens=body,
+        chunk=CHUNK,
+        state=model.empty_state(),
+        **place,  # type: ignore[arg-type]
+    )
     for start in range(0, body, CHUNK):
         new = min(CHUNK, body - start)
         fill.step = ChunkStep(start=start, new=new, last=start + new == body)

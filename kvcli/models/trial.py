@@ -74,13 +74,13 @@ def _observe(
 
 
 @torch.inference_mode()
-def run(module: PreTrainedModel, *, hidden: Sequence[nn.Module] = (), states: Any = None, start: int = START) -> Trial:
+def run(module: PreTrainedModel, *, hidden: Sequence[nn.Module] = (), state: Any = None, start: int = START) -> Trial:
     """Run :data:`TOKENS` random ids at the positions from ``start`` on.
 
     Args:
         module: the model, with RoPE in or out.
         hidden: attention layers whose input is recorded too.
-        states: recurrent states, for models that have such layers.
+        state: an empty recurrent state, for models that have such layers; it is advanced.
     """
     AttentionInterface.register(NAME, _observe)
     inputs: dict[nn.Module, Tensor] = {}
@@ -92,7 +92,7 @@ def run(module: PreTrainedModel, *, hidden: Sequence[nn.Module] = (), states: An
             stack.callback(hook.remove)
         device = next(p.device for p in module.parameters() if p.device.type != "meta")
         at = torch.arange(start, start + TOKENS, device=device)[None]
-        module.base_model(input_ids=ids(module).to(device), position_ids=at, use_cache=False, past_key_values=states)
+        module.base_model(input_ids=ids(module).to(device), position_ids=at, use_cache=False, past_key_values=state)
     for call in trial.calls:
         call.hidden = inputs.get(call.module)
     return trial

@@ -12,6 +12,7 @@ units of the edge are stored.
     edge.I.scores, .pos, .state.S     the same at the edge
     edge.I.gone        [H_kv, c']     uint8, 1 where a unit of the edge is no unit of the end
     edge.I.k, .v       [N, D]         those units, head by head
+    state.S, edge.state.S             states of recurrent layers, if the model has such layers
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
         ]
         if edge is not None:
             made += _edge(layer, edge)
+    if fill.state is not None:
+        made += [_blob(f"state.{name}", tensor) for name, tensor in fill.state.tensors().items()]
+        if edge is not None:
+            made += [_blob(f"edge.state.{name}", tensor) for name, tensor in edge.states("state.").items()]
     return made
 
 
@@ -133,7 +138,20 @@ def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) ->
         for buffer, tensor in ((layer.k, k), (layer.v, v), (layer.scores, scores), (layer.pos, pos)):
             buffer[:, :c] = tensor
         layer.state = {name: tensor.to(layer.device) for name, tensor in state.items()}
+    _restore_state(fill, file, "state." if whole else "edge.state.")
     fill.seen = seen
+
+
+def _restore_state(fill: PrefillCache, file: Tensors, prefix: str) -> None:
+    found = file.states(prefix)
+    if fill.state is None:
+        return
+    if not found:
+        raise damaged(file.header.path, "it has no state of the model's recurrent layers")
+    try:
+        fill.state.restore({name: tensor.to(fill.layers[0].device) for name, tensor in found.items()})
+    except ValueError as error:
+        raise damaged(file.header.path, str(error)) from None
 
 
 _Units = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]

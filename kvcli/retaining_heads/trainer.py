@@ -339,8 +339,10 @@ def make_example(
             tails = [(prompt.question(question), prompt.answer(answer)) for question, answer in example.turns]
         sizes = [(len(q), len(a)) for q, a in tails]
         observer = Observer(model.rotary, context, sizes, kind)
-        flat = [i for q, a in tails for i in q + a]
-        model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
+        for some in [tails] if context.state is None else [[pair] for pair in tails]:
+            observer.restart([(len(q), len(a)) for q, a in some])
+            flat = [i for q, a in some for i in q + a]
+            model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
     budget = settings.budget
     if heads is not None and len(ids) > budget:
         recorder = Recorder(model.spec.layers, heads)

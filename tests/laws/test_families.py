@@ -1,0 +1,111 @@
+"""The types that people run, small and with wide weights: the laws hold for each, with transformers as the judge."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from benchmarks import families
+from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill
+from kvcli.errors import ModelError
+from kvcli.models.load import wrap
+from kvcli.models.model import Model
+from kvcli.models.random_weights import NullTokenizer
+from kvcli.recipe import default, parse
+from tests.laws.helpers import answer, asked, distance, drain, filled, reference
+
+KINDS = [kind for kind, _ in families.COMMON if kind not in ("gemma4",)]
+HYBRIDS = ["qwen3_5", "qwen3_next", "nemotron_h", "lfm2", "granitemoehybrid", "falcon_h1"]
+EXACT = 2e-5
+
+
+@cache
+def load(kind: str) -> Model:
+    return wrap(families.build(kind), NullTokenizer(), name=kind, fingerprint=None)
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 200, (count,), generator=generator).tolist()
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys([*KINDS, *HYBRIDS]))
+def test_nothing_is_lost_with_a_budget_of_the_whole_text(kind: str) -> None:
+    """Past the windows of 24, in chunks that divide nothing; then an answer of single steps."""
+    model, body, question = load(kind), ids(130), ids(9, 1)
+    assert (
+        distance(asked(model, body, question, "keydiff(budget=130)", 57), reference(model, body + question)[-9:])
+        < EXACT
+    )
+    tail = new_decode_cache(model, drain(prefill(model, body, parse("full"), chunk=57)))
+    said = answer(model, tail, question, count=4)
+    assert said == [int(row.argmax()) for row in reference(model, body + question + said)[-5:-1]]
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+@pytest.mark.parametrize("recipe", ["full", "keydiff(budget=40)"])
+def test_a_state_goes_back_to_its_marks(kind: str, recipe: str) -> None:
+    model = load(kind)
+    tail = new_decode_cache(model, drain(prefill(model, ids(100), parse(recipe), chunk=30)))
+    first = answer(model, tail, ids(5, 1))
+    tail.rewind()
+    assert answer(model, tail, ids(5, 1)) == first
+    length = tail.length
+    tail.mark()
+    second = answer(model, tail, ids(6, 2))
+    tail.rewind(length + 3)
+    assert tail.length == length
+    assert answer(model, tail, ids(6, 2)) == second
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_context_stays_as_it_is(kind: str) -> None:
+    model = load(kind)
+    context = drain(prefill(model, ids(60), parse("keydiff(budget=40)"), chunk=30))
+    before = {name: tensor.clone() for name, tensor in context.state.tensors().items()}
+    answer(model, new_decode_cache(model, context), ids(5, 1))
+    assert all(torch.equal(before[name], tensor) for name, tensor in context.state.tensors().items())
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_turns_are_absorbed_as_one_longer_document(kind: str) -> None:
+    model, body, turns, question = load(kind), ids(80), ids(30, 3), ids(5, 4)
+    work = filled(model, body, "full", 30)
+    before = freeze_and_keep(work, parse("full"))
+    answer(model, new_decode_cache(model, before), turns, count=2)
+    context = drain(evict_turns(model, work, turns, parse("full"), chunk=13))
+    logits = model.forward(torch.tensor(question), new_decode_cache(model, context), logits="all")
+    assert distance(logits, reference(model, body + turns + question)[-5:]) < EXACT
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_an_interrupted_answer_can_be_taken_back(kind: str) -> None:
+    model, question = load(kind), ids(5, 1)
+    tail = new_decode_cache(model, drain(prefill(model, ids(40), parse("full"), chunk=30)))
+    first = [event.id for event in generate(model, tail, question, max_tokens=6) if hasattr(event, "id")]
+    tail.rewind()
+    head = model.module.get_output_embeddings()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    steps = generate(model, tail, question, max_tokens=6)
+    next(steps)
+    hook = head.register_forward_pre_hook(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(steps)
+    hook.remove()
+    with pytest.raises(RuntimeError, match="rewind"):
+        model.forward(torch.tensor(question), tail, logits=True)
+    tail.rewind(tail.length)
+    assert tail.length == 0
+    assert [event.id for event in generate(model, tail, question, max_tokens=6) if hasattr(event, "id")] == first
+
+
+def test_a_policy_that_reads_for_one_question_is_refused_and_not_the_default() -> None:
+    model = load("qwen3_5")
+    with pytest.raises(ModelError, match="recurrent") as error:
+        new_prefill_cache(model, parse("snapkv(budget=40)"), 100, chunk=30)
+    assert error.value.hint == "--policy keydiff"
+    assert not default(model.spec, questions=1).policy.query_aware
