@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class ModelSpec:
         former_fingerprint: the fingerprint that kvcli 0.1.0 gave to this model; files of that time contain it.
         host_weight_bytes: the part of ``weight_bytes`` in main memory, if the GPU is too small.
         state_bytes: size of the state of its recurrent layers; 0 if it has none. ``layers`` does not count them.
+        shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
+            ``head_dim`` are then the largest.
     """
 
     name: str
@@ -61,11 +64,28 @@ class ModelSpec:
     host_weight_bytes: int = 0
     former_fingerprint: str = ""
     state_bytes: int = 0
+    shapes: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def unit_bytes(self) -> int:
         """Bytes of one unit's key and value in one KV head of one layer."""
         return 2 * self.head_dim * DTYPE_BYTES[self.dtype]
+
+    def of_layer(self, layer: int) -> ModelSpec:
+        """Return the same facts with the heads of one layer."""
+        return _of_layer(self, layer) if self.shapes else self
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        rows = (self.of_layer(i) for i in range(self.layers))
+        return sum(row.kv_heads * row.unit_bytes for row in rows)
+
+
+@lru_cache(maxsize=1024)
+def _of_layer(spec: ModelSpec, layer: int) -> ModelSpec:
+    heads, kv_heads, head_dim = spec.shapes[layer]
+    return replace(spec, heads=heads, kv_heads=kv_heads, head_dim=head_dim, shapes=())
 
 
 class Rotary(Protocol):

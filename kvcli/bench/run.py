@@ -93,7 +93,7 @@ def measure(
         once = yield from _once(pipeline, TokenizedDocument(empty, ids), question, answer)
         found.append((once, peak.bytes()))
     last = found[-1][0]
-    tail = (QUESTION + answer // 2) * spec.layers * spec.kv_heads * spec.unit_bytes
+    tail = (QUESTION + answer // 2) * spec.row_bytes
     return Speed(
         tokens=tokens,
         prefill_s=median(once.prefill_s for once, _ in found),
@@ -167,7 +167,7 @@ def full(model: Model, tokens: int, answer: int) -> Speed:
             decode_s = (perf_counter() - first) / (answer - 1)
         except torch.OutOfMemoryError:
             raise ResourceError(f"transformers' full attention of {tokens:,} tokens is out of memory") from None
-    unit = spec.layers * spec.kv_heads * spec.unit_bytes
+    unit = spec.row_bytes
     return Speed(
         tokens=tokens,
         prefill_s=read - began,

@@ -75,7 +75,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         starts.append(c if layer.compact else prefill_cache.seen)
         if layer.row_codec is not None:
             stored = layer.stored()
-            numbers += 2 * pos.numel() * prefill_cache.spec.head_dim
+            numbers += 2 * pos.numel() * layer.dim
             if not release or c < layer.capacity:
                 stored = replace(stored, k=stored.k.clone(), v=stored.v.clone())
             layers.append(replace(stored, pos=pos))

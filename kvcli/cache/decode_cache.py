@@ -61,8 +61,11 @@ class DecodeCache:
         self.context: Context | None = None
         self.context_layers: list[Attendable] = []
         self.set_context(context)
-        empty = torch.empty(spec.kv_heads, 0, spec.head_dim, dtype=dtype, device=device)
-        self._layers = [DecodeCacheLayer(proxy(self), i, empty.clone(), empty.clone()) for i in range(spec.layers)]
+        self._layers: list[DecodeCacheLayer] = []
+        for i in range(spec.layers):
+            own = spec.of_layer(i)
+            k, v = (torch.empty(own.kv_heads, 0, own.head_dim, dtype=dtype, device=device) for _ in range(2))
+            self._layers.append(DecodeCacheLayer(proxy(self), i, k, v))
 
     @property
     def max_position(self) -> int | None:
@@ -91,8 +94,7 @@ class DecodeCache:
     def nbytes(self) -> int:
         """Bytes of the cached tokens, without reserved capacity, and of the states of recurrent layers."""
         states = [] if self._state is None else [self._state, *(s for length, s in self._marks.items() if length)]
-        kept = self.length * self.spec.layers * self.spec.kv_heads * self.spec.unit_bytes
-        return kept + sum(state.nbytes for state in states)
+        return self.length * self.spec.row_bytes + sum(state.nbytes for state in states)
 
     def reserve(self, tokens: int) -> None:
         """Allocate buffers and rotations for ``tokens`` tokens in total, so that no step allocates."""

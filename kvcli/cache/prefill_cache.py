@@ -96,9 +96,7 @@ class PrefillCache:
             for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
         ]
         host = storage is not None and storage.offloads
-        self.workspace = Workspace.make(
-            spec.kv_heads, self._workspace_capacity(chunk), spec.head_dim, dtype, device, host=host
-        )
+        self.workspace = Workspace.make(self._workspace_numbers(chunk), dtype, device, host=host)
 
     @property
     def layers(self) -> Sequence[PrefillCacheLayer]:
@@ -149,12 +147,12 @@ class PrefillCache:
         capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
         for layer, capacity in zip(self._layers, capacities, strict=True):
             layer.reserve(capacity)
-        self.workspace.reserve(self.spec.kv_heads, self._workspace_capacity(chunk), self.spec.head_dim)
+        self.workspace.reserve(self._workspace_numbers(chunk))
 
-    def _workspace_capacity(self, chunk: int) -> int:
-        """Return the workspace's units: the largest layer that is not in codes, plus a chunk."""
-        exact = [layer.capacity for layer in self._layers if layer.row_codec is None]
-        return max(exact) + chunk if exact else 0
+    def _workspace_numbers(self, chunk: int) -> int:
+        """Return the numbers of the largest layer's keys that are not in codes, plus a chunk's."""
+        exact = (layer for layer in self._layers if layer.row_codec is None)
+        return max((layer.heads * layer.dim * (layer.capacity + chunk) for layer in exact), default=0)
 
     def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
         if window is not None:
@@ -180,7 +178,8 @@ class PrefillCacheLayer:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        heads, dim = self.cache.spec.kv_heads, self.cache.spec.head_dim
+        own = self.cache.spec.of_layer(self.index)
+        self.heads, self.dim = heads, dim = own.kv_heads, own.head_dim
         storage = self.cache.storage
         host = storage is not None and storage.offloads
         buffer_device = torch.device("cpu") if host else self.device

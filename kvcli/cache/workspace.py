@@ -31,7 +31,7 @@ class Workspace:
     same code synchronously. Between chunks no copy is pending.
 
     Attributes:
-        tensors: keys and values ``[H_kv, capacity, D]`` of one layer, or of two.
+        tensors: keys and values of one layer, or of two; each has the numbers of the largest layer.
         copy_stream: the second stream, if units are in host memory.
     """
 
@@ -42,9 +42,9 @@ class Workspace:
         self._pending: dict[int, Any] = {}
 
     @staticmethod
-    def make(heads: int, capacity: int, dim: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
-        """Allocate for layers of at most ``capacity`` units per head, chunk included."""
-        tensors = tuple(torch.empty(heads, capacity, dim, dtype=dtype, device=device) for _ in range(4 if host else 2))
+    def make(numbers: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
+        """Allocate for layers with at most so many numbers in their keys, chunk included."""
+        tensors = tuple(torch.empty(numbers, dtype=dtype, device=device) for _ in range(4 if host else 2))
         return Workspace(tensors, CopyStream(device) if host else None)
 
     @property
@@ -56,10 +56,10 @@ class Workspace:
         """Free the buffer until :meth:`reserve`."""
         self.tensors = tuple(tensor.new_empty(0) for tensor in self.tensors)
 
-    def reserve(self, heads: int, capacity: int, dim: int) -> None:
-        """Allocate at least ``capacity`` units; the contents are lost."""
-        if self.tensors[0].dim() != 3 or self.tensors[0].shape[1] < capacity:
-            self.tensors = tuple(tensor.new_empty(heads, capacity, dim) for tensor in self.tensors)
+    def reserve(self, numbers: int) -> None:
+        """Allocate at least so many numbers; the contents are lost."""
+        if len(self.tensors[0]) < numbers:
+            self.tensors = tuple(tensor.new_empty(numbers) for tensor in self.tensors)
 
     def view(self, layers: Sequence[Kept], index: int) -> Pair:
         """Return keys and values that begin with a layer's kept units; start the copy of the next layer's."""
@@ -72,7 +72,7 @@ class Workspace:
         self.copy_stream.join(self._pending.pop(index))
         if index + 1 < len(layers):
             self._fetch(self.copy_stream, layers[index + 1])
-        return self._pair(index)
+        return self._pair(layers[index])
 
     def append(self, layer: Kept, pair: Pair, old: int, new: int) -> None:
         """Copy units ``old`` to ``new`` of the given keys and values to the layer."""
@@ -88,12 +88,15 @@ class Workspace:
         if self.copy_stream is not None:
             self.copy_stream.wait()
 
-    def _pair(self, index: int) -> Pair:
-        first = 2 * index % len(self.tensors)
-        return self.tensors[first], self.tensors[first + 1]
+    def _pair(self, layer: Kept) -> Pair:
+        """Views ``[H_kv, capacity, D]`` with the shape of a layer."""
+        first, (heads, _, dim) = 2 * layer.index % len(self.tensors), layer.k.shape
+        capacity = len(self.tensors[first]) // (heads * dim)
+        k, v = (t[: heads * capacity * dim].view(heads, capacity, dim) for t in self.tensors[first : first + 2])
+        return k, v
 
     def _load(self, layer: Kept) -> Pair:
-        pair = self._pair(layer.index)
+        pair = self._pair(layer)
         for source, target in zip((layer.k, layer.v), pair, strict=True):
             _copy(source[:, : layer.count], target[:, : layer.count])
         return pair

@@ -222,11 +222,8 @@ def _place(error: Exception, module: nn.Module) -> str:
 
 def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint: str, former: str) -> ModelSpec:
     config = module.config.get_text_config()
-    shapes = {(call.q.shape[0], call.k.shape[0], call.k.shape[2]) for call in calls}
-    if len(shapes) > 1:
-        listed = ", ".join(f"{h} heads of {d} over {kv} KV heads" for h, kv, d in sorted(shapes))
-        raise UnsupportedModel(f"{type(module).__name__}: layers differ in their heads ({listed})")
-    heads, kv_heads, head_dim = shapes.pop()
+    shapes = tuple((call.q.shape[0], call.k.shape[0], call.k.shape[2]) for call in calls)
+    heads, kv_heads, head_dim = (max(column) for column in zip(*shapes, strict=True))
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     return ModelSpec(
         name=name,
@@ -241,6 +238,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         vocab=config.vocab_size,
         max_positions=config.max_position_embeddings,
         sliding=tuple(call.window for call in calls),
+        shapes=shapes if len(set(shapes)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),
         weight_bytes=quantization.weight_bytes(module),

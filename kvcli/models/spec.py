@@ -61,7 +61,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     if dtype not in DTYPE_BYTES:
         raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
     config = source.config
-    text = config.get("text_config", config)
+    text = text_config(config)
 
     def need(*names: str) -> int:
         for name in names:
@@ -69,31 +69,104 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
                 return int(text[name])
         raise ModelError(f"{source.name}: its config has no {names[0]}", f"kvcli models show {source.name}")
 
-    heads, hidden, layers = need("num_attention_heads"), need("hidden_size"), need("num_hidden_layers")
+    heads, hidden, kinds = need("num_attention_heads"), need("hidden_size"), layer_kinds(text)
+    text = {**text, "num_hidden_layers": len(kinds) or need("num_hidden_layers")}
+    windows = sliding_windows(SimpleNamespace(**text))
+    attending = [i for i in range(text["num_hidden_layers"]) if not kinds or _attends(kinds[i])]
+    shapes = tuple(_shape(text, heads, hidden, i) for i in attending)
+    if not shapes:
+        raise ModelError(f"{source.name}: its config names no layer with attention", f"kvcli models show {source.name}")
     found = ModelSpec(
         name=source.name,
         fingerprint=fingerprint(source, held),
         former_fingerprint=former_fingerprint(source, held),
-        layers=layers,
+        layers=len(shapes),
         heads=heads,
-        kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or hidden // heads,
+        kv_heads=max(kv for _, kv, _ in shapes),
+        head_dim=max(dim for _, _, dim in shapes),
         hidden=hidden,
         intermediate=intermediate_size(SimpleNamespace(**text)),
         vocab=need("vocab_size"),
         max_positions=need("max_position_embeddings"),
-        sliding=sliding_windows(SimpleNamespace(**{**text, "num_hidden_layers": layers})),
+        sliding=tuple(windows[i] for i in attending),
         dtype=dtype,
         device=device,
         weight_bytes=0,
+        state_bytes=_state_bytes(text, kinds, DTYPE_BYTES[dtype]),
+        shapes=shapes if len(set(shapes)) > 1 else (),
     )
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
     if source.complete and packing:
         total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype]))
     else:
-        shapes = list(_from_headers(source, text) if source.complete else _from_config(found, text))
-        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in shapes)
+        matrices = _from_headers(source, text) if source.complete else _from_config(found, text)
+        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in matrices)
     return ModelSpec(**{**vars(found), "weight_bytes": total})
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration, which may have parts for images and sound too."""
+    for name in ("thinker_config", "text_config", "llm_config", "language_config"):
+        if isinstance(config.get(name), dict):
+            return text_config(config[name])
+    return config
+
+
+_PATTERN = {"M": "mamba", "*": "full_attention", "-": "mlp", "E": "moe"}
+
+
+def layer_kinds(text: dict[str, Any]) -> list[str]:
+    """What each layer is, from a language model's configuration; empty if it does not say, and all layers attend."""
+    for name in ("layer_types", "layers_block_type"):
+        if isinstance(kinds := text.get(name), list):
+            return [str(kind) for kind in kinds]
+    if isinstance(pattern := text.get("hybrid_override_pattern"), str):
+        return [_PATTERN.get(letter, letter) for letter in pattern]
+    layers = int(text.get("num_hidden_layers") or 0)
+    if isinstance(every := text.get("full_attention_interval"), int):
+        return ["linear_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
+    if isinstance(full := text.get("full_attn_idxs"), list):
+        return ["full_attention" if i in full else "conv" for i in range(layers)]
+    return []
+
+
+def _attends(kind: str) -> bool:
+    return kind in ("hybrid", "hybrid_sliding") or ("attention" in kind and "linear" not in kind)
+
+
+def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int) -> tuple[int, int, int]:
+    """Heads, KV heads and head dimensions of a layer."""
+    kv_heads, dim = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
+    if text.get("kv_lora_rank"):  # keys are unpacked for every head
+        return heads, heads, int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
+    own = (text.get("per_layer_config") or {}).get(str(layer)) or {}
+    full = (layer_kinds(text) or [""])[min(layer, len(layer_kinds(text)) - 1)] == "full_attention"
+    if full and not own and text.get("global_head_dim"):
+        own = {"head_dim": text["global_head_dim"], "num_key_value_heads": text.get("num_global_key_value_heads")}
+    return heads, own.get("num_key_value_heads") or kv_heads, own.get("head_dim") or dim
+
+
+def _state_bytes(text: dict[str, Any], kinds: list[str], size: int) -> int:
+    """Bytes of the states of all recurrent layers: gated delta rules, Mamba-2 or short convolutions."""
+
+    def first(*names: str) -> int:
+        return next((int(text[name]) for name in names if isinstance(text.get(name), int)), 0)
+
+    mamba = first("mamba_n_heads", "mamba_num_heads")
+    recurrent = sum(not _attends(kind) and kind not in ("mlp", "moe", "dense", "sparse") for kind in kinds)
+    layers = recurrent if kinds else first("num_hidden_layers") if mamba else 0
+    if values := first("linear_num_value_heads"):
+        keys, value_dim = first("linear_num_key_heads"), first("linear_value_head_dim")
+        key_dim = first("linear_key_head_dim")
+        channels = 2 * keys * key_dim + values * value_dim
+        return layers * (channels * first("linear_conv_kernel_dim") * size + values * key_dim * value_dim * 4)
+    if mamba:
+        wide, states = mamba * first("mamba_d_head", "mamba_head_dim"), first("mamba_d_state", "ssm_state_size")
+        if not first("mamba_d_head", "mamba_head_dim"):
+            wide = first("mamba_d_ssm") or first("mamba_expand", "expand") * first("hidden_size")
+        channels = wide + 2 * first("mamba_n_groups", "n_groups") * states
+        return layers * (channels * first("mamba_d_conv", "conv_kernel") * size + wide * states * 4)
+    return layers * first("hidden_size") * first("conv_L_cache") * size
 
 
 def sliding_windows(config: Any) -> tuple[int | None, ...]:
@@ -240,6 +313,8 @@ def _stored(
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
     """Bytes of the matrices of a Llama-like model; biases and norms are negligible."""
+    if spec.state_bytes or spec.shapes:
+        raise ModelError(f"{spec.name}: its config does not say how large it is", f"kvcli models pull {spec.name}")
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise ModelError(
             f"{spec.name} is a mixture of experts, whose size its config does not say", f"kvcli models pull {spec.name}"

@@ -51,7 +51,8 @@ class Budget:
             return int(self.value)
         if self.unit == "%":
             return max(1, round(tokens * self.value / 100))
-        row = spec.unit_bytes * spec.kv_heads * sum(window is None for window in spec.sliding)
+        full = (spec.of_layer(i) for i, window in enumerate(spec.sliding) if window is None)
+        row = sum(layer.unit_bytes * layer.kv_heads for layer in full)
         units = int(self.value // max(1, row))
         if not units:
             raise UsageError(

@@ -156,5 +156,5 @@ def forecast(spec: ModelSpec, recipe: Recipe, workload: Workload, target: Target
         budget=budget,
         searched=bounded.policy.name,
         problem=problem,
-        numbers=2 * spec.kv_heads * spec.head_dim * sum(units),
+        numbers=sum(2 * s.kv_heads * s.head_dim * n for s, n in ((spec.of_layer(i), n) for i, n in enumerate(units))),
     )

@@ -26,6 +26,7 @@ _TOKEN = 136  # bytes of main memory per token: its id in Python, and the tokeni
 PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of a long passage, about
 _MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages
+_STATES = 4  # of recurrent layers behind a document: the present one, its marks, and a copy of one
 _HEAD = 64  # tokens of a template's head, about
 
 
@@ -118,7 +119,11 @@ def plan(
     coded_units = [n for n, window in zip(kept, spec.sliding, strict=True) if codec is not None and window is None]
     exact = room if codec is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
     workspace_units = exact if recipe.policy.scores_are_final or not coded_units else room
-    workspace = spec.kv_heads * workspace_units * spec.head_dim * size * (5 if recipe.storage.offloads else 3)
+    parts = 5 if recipe.storage.offloads else 3
+    workspace = spec.kv_heads * workspace_units * spec.head_dim * size * parts
+    if spec.shapes and workspace_units == room:  # the largest layer is not the one that keeps most
+        shapes = enumerate(zip(spec.shapes, kept, strict=True))
+        workspace = max(kv * dim * (n + chunk) for _, ((_, kv, dim), n) in shapes) * size * parts
     if codec is not None and coded_units:
         workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
     # Residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
@@ -131,11 +136,14 @@ def plan(
     activations += max(attending, scoring)
     # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
-    metadata = sum(kept) * spec.kv_heads * (_SCORE_AND_POSITION + (_MASS if recipe.policy.victims == "merge" else 0))
-    fill, host = sum(count * recipe.storage.unit_nbytes(spec, i) for i, count in enumerate(kept)) * spec.kv_heads, 0
+    rows = [spec.of_layer(i) for i in range(spec.layers)]
+    unit_metadata = _SCORE_AND_POSITION + (_MASS if recipe.policy.victims == "merge" else 0)
+    metadata = sum(count * own.kv_heads for own, count in zip(rows, kept, strict=True)) * unit_metadata
+    fill = sum(n * rows[i].kv_heads * recipe.storage.unit_nbytes(rows[i], i) for i, n in enumerate(kept))
+    host = 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
     observed = sum(
-        recipe.storage.observed_nbytes(spec, i, tokens) for i, window in enumerate(spec.sliding) if window is None
+        recipe.storage.observed_nbytes(rows[i], i, tokens) for i, window in enumerate(spec.sliding) if window is None
     )
     shared = max((part.shared for part in held), default=0)
     if recipe.storage.offloads:
@@ -144,16 +152,16 @@ def plan(
             fill, host = fill + host, 0
     # Freezing first frees the workspace; then one layer at a time exists twice.
     freezing = (
-        max((recipe.storage.freeze_peak_nbytes(spec, i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
+        max((recipe.storage.freeze_peak_nbytes(rows[i], i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
     )
     runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
     workspace = max(workspace, freezing - activations - runtime)
     return Plan(
         weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.policy.needs_heads else 0),
-        fill=fill + metadata + (observed if tokens else 0),
+        fill=fill + metadata + (observed if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,
-        tail=spec.layers * spec.kv_heads * tail * spec.unit_bytes,
+        tail=tail * spec.row_bytes + _STATES * spec.state_bytes,
         activations=activations,
         runtime=runtime,
         held=sum(part.device + part.host for part in held) + shared,
@@ -162,9 +170,10 @@ def plan(
 
 def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:
     """Return the bytes of a frozen layer; sliding-window layers are never offloaded."""
+    own = spec.of_layer(layer)
     if spec.sliding[layer] is not None:
-        return StorageBytes(spec.kv_heads * units * spec.unit_bytes, 0)
-    return recipe.storage.size(spec, layer, units)
+        return StorageBytes(own.kv_heads * units * own.unit_bytes, 0)
+    return recipe.storage.size(own, layer, units)
 
 
 def plan_run(
@@ -221,8 +230,9 @@ def _visible_nbytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     for layer, window in enumerate(spec.sliding):
         kept = kept_units(spec, recipe, tokens, layer)
         seen = visible_units(kept, tokens)
-        copied += 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
-    return copied * spec.kv_heads * spec.unit_bytes
+        own, units = spec.of_layer(layer), 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
+        copied += units * own.kv_heads * own.unit_bytes
+    return copied
 
 
 def default_passages(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, question: int) -> int:
@@ -250,8 +260,8 @@ def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: 
     """
     if recipe.storage.offloads:
         return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
-    positions = sum(kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)) * spec.kv_heads * _POSITION
-    return replace(plan, fill=plan.fill + plan.held + positions)
+    units = (kept_units(spec, recipe, tokens, i) * spec.of_layer(i).kv_heads for i in range(spec.layers))
+    return replace(plan, fill=plan.fill + plan.held + sum(units) * _POSITION + spec.state_bytes)
 
 
 def largest_budget(

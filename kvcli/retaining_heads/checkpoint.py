@@ -63,8 +63,8 @@ def identity(model: Model) -> str:
     """
     spec = model.spec
     sizes = [spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden, spec.intermediate, spec.vocab]
-    norm = [p for p in model.module.base_model.parameters() if p.dim() == 1][-1]
-    weights = norm.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+    norms = [p for p in model.module.base_model.parameters() if p.dim() == 1]  # none if norms have no weights
+    weights = norms[-1].detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes() if norms else b""
     return hashlib.sha256(json.dumps(sizes).encode() + weights).hexdigest()[:12]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kvcli.errors import ModelError
 from kvcli.types import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,6 +78,8 @@ class RetainingHeads(nn.Module):
 
 def features(spec: ModelSpec) -> int:
     """Return the length of ``[q ; k ; v]`` of one token in one layer."""
+    if spec.shapes:
+        raise ModelError(f"the layers of {spec.name} differ in their heads, and retaining heads need equal ones")
     return (spec.heads + 2 * spec.kv_heads) * spec.head_dim
 
 

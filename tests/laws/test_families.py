@@ -15,7 +15,7 @@ from kvcli.models.random_weights import NullTokenizer
 from kvcli.recipe import default, parse
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 
-KINDS = [kind for kind, _ in families.COMMON if kind not in ("gemma4",)]
+KINDS = [kind for kind, _ in families.COMMON]
 HYBRIDS = ["qwen3_5", "qwen3_next", "nemotron_h", "lfm2", "granitemoehybrid", "falcon_h1"]
 EXACT = 2e-5
 

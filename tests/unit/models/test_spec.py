@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import families
 from kvcli.models import load
 from kvcli.models import spec as model_spec
 from kvcli.models.resolve import ModelSource
@@ -25,6 +27,19 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> Non
     assert model_spec.spec(source, device="cpu", dtype="float32") == loaded
     halves = model_spec.spec(source, device="cpu", dtype="bfloat16")
     assert halves == dataclasses.replace(loaded, dtype="bfloat16", weight_bytes=loaded.weight_bytes // 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", dict.fromkeys([*(kind for kind, _ in families.COMMON), "falcon_h1"]))
+def test_sizes_of_the_families_that_people_run(kind: str, dtype: str, tmp_path: Path, monkeypatch) -> None:
+    """Heads that differ by layer, windows, recurrent states, a language model inside one for images."""
+    monkeypatch.setattr(load.self_test, "check", lambda *_, **__: None)
+    module = families.build(kind).to(getattr(torch, dtype))
+    module.save_pretrained(tmp_path)
+    loaded = load.wrap(module, None, name=kind, fingerprint=None).spec
+    said = model_spec.spec(ModelSource(kind, tmp_path, "directory"), device="cpu", dtype=dtype)
+    same = {"fingerprint": "", "former_fingerprint": "", "weight_bytes": 0}
+    assert dataclasses.replace(said, **same) == dataclasses.replace(loaded, **same)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral-window"])
