@@ -31,7 +31,8 @@ from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
 from kvcli.models.load import load
-from kvcli.models.resolve import ModelSource, resolve
+from kvcli.models.resolve import resolve
+from kvcli.models.source import ModelSource
 from kvcli.planning import memory
 from kvcli.planning.budget import Budget
 from kvcli.planning.positions import max_position

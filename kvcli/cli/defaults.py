@@ -54,10 +54,11 @@ def options(command: Any) -> dict[str, Any]:
 
 
 def commands(program: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that does something, with its words."""
+    """Every command that takes defaults, with its words."""
     inner = getattr(program, "commands", None)
     if inner is None:
-        yield words, program
+        if getattr(program, "takes_defaults", True):
+            yield words, program
         return
     for word, command in inner.items():
         yield from commands(command, (*words, word))

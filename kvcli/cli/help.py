@@ -19,9 +19,11 @@ class Command(TyperCommand):
     """A command whose options are shown by panel.
 
     ``usage`` replaces the arguments of the usage line, which typer cannot derive if one list holds two kinds of them.
+    ``takes_defaults`` is whether ``config.toml`` can set its options.
     """
 
     usage: ClassVar[tuple[str, ...]] = ()
+    takes_defaults: ClassVar[bool] = True
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]

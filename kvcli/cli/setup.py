@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, InputError, ResourceError
 from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
-from kvcli.utils import process_memory
+from kvcli.models.catalogue import DEFAULT
+from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -80,8 +82,20 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
     if options.verbose:
         for text in (str(source.path), *source.notes):
             terminal.note("source", text, quiet=quiet)
+    if options.model is None and source.name == DEFAULT:
+        _suggest_once(quiet=quiet)
     on_gpu = model.spec.device.startswith("cuda")
     return LoadedModel(model, load_s, 0 if on_gpu or not before else before[0], facts)
+
+
+def _suggest_once(*, quiet: bool) -> None:
+    """Say to a person, one time, that there are better models than the default one."""
+    marker = files.data_dir() / "model-suggested"
+    if not quiet and terminal.is_terminal(sys.stderr) and not marker.exists():
+        text = f"{DEFAULT} is small and often wrong; for one that suits this machine: kvcli models suggest"
+        terminal.note("model", text)
+        with suppress(OSError):  # said again next time
+            marker.touch(mode=0o600)
 
 
 def load_bare(

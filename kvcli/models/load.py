@@ -35,7 +35,7 @@ from kvcli.models import (
 )
 from kvcli.models.model import Model
 from kvcli.models.output_head import OutputHead
-from kvcli.models.resolve import ModelSource
+from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
 from kvcli.models.trial import Call
 from kvcli.types import DTYPE_BYTES, ModelSpec

@@ -9,7 +9,8 @@ from typing import Any
 from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import gguf, hub, resolve, weights
-from kvcli.models.resolve import ALIASES, DEFAULT, ModelSource
+from kvcli.models.catalogue import ALIASES, DEFAULT
+from kvcli.models.source import ModelSource
 
 # Bytes of one number of a KV cache that is not quantised.
 _BF16 = 2

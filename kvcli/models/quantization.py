@@ -21,7 +21,7 @@ from torch import nn
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import ModelSource
+from kvcli.models.source import ModelSource
 
 NEEDS = {
     "awq": ("gptqmodel",),

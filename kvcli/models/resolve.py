@@ -26,67 +26,14 @@ from typing import Any
 from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import default_model, gguf, hub, weights
+from kvcli.models.catalogue import ALIASES, DEFAULT
+from kvcli.models.source import ModelSource
 from kvcli.utils import config_file, files
-
-DEFAULT = "smollm2-135m"
 
 # Part of the path of every converted model. Increase it if the conversion's result changes.
 CONVERTER = "v2"
 
 CARD = "kvcli.json"
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name for a hub id, with facts that are known before a download."""
-
-    name: str
-    repo: str
-    window: int
-    licence: str
-    bytes: int  # two for each parameter
-
-
-ALIASES = {
-    alias.name: alias
-    for alias in (
-        Alias(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", 8_192, "apache-2.0", 269_030_016),
-        Alias("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 131_072, "llama3.1", 16_060_522_496),
-        Alias("qwen2.5-7b-1m", "Qwen/Qwen2.5-7B-Instruct-1M", 1_010_000, "apache-2.0", 15_231_233_024),
-        Alias("phi-3-mini-128k", "microsoft/Phi-3-mini-128k-instruct", 131_072, "mit", 7_642_159_104),
-    )
-}
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model on this disk.
-
-    ``path`` is a directory for ``from_pretrained(path, local_files_only=True)``: config, safetensors,
-    tokenizer. ``complete`` is False only after ``only_config`` if the weights are not on this disk.
-    """
-
-    name: str
-    path: Path
-    origin: str  # directory | hub | gguf | wheel
-    revision: str | None = None  # the hub's commit, or the key of the GGUF it was made from
-    licence: str | None = None
-    notes: tuple[str, ...] = ()  # warnings about this copy of the model
-    complete: bool = True
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that stay when the directory moves and change when the config or the weights do."""
-        return weights.fingerprint(self.path)
-
-    @property
-    def bytes(self) -> int:
-        """Size of the weights on disk; 0 if there are none."""
-        return sum(shard.stat().st_size for shard in weights.shards(self.path)) if self.complete else 0
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return weights.read_json(self.path / "config.json")
 
 
 Steps = Generator[Event, None, ModelSource]
@@ -121,19 +68,36 @@ def resolve(
         return (yield from _default(wish))
     if name in ALIASES:
         return (yield from _hub(name, ALIASES[name].repo, None, wish))
+    check_name(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return _directory(name, path, only_config)
     if path.suffix.lower() == ".gguf":
         return (yield from _gguf(name, path, refresh))
+    repo, _, revision = name.partition("@")
+    return (yield from _hub(name, repo, revision or None, wish))
+
+
+def check_name(name: str) -> str:
+    """``name`` as it means the same in any folder: an alias, a hub id, or the absolute path of a model on this disk.
+
+    Raises:
+        ModelError: it is none of these. Whether the hub has it is not asked.
+    """
+    path = Path(name).expanduser()
+    if name in ALIASES:
+        return name
+    if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
+        return str(path.absolute())
     if path.is_file():
         raise ModelError(f"{name} is a file, but not a GGUF")
+    if path.suffix.lower() == ".gguf":
+        raise ModelError(f"no such file: {name}")
     if path.is_absolute() or name.startswith(("./", "../", "~", ".\\")) or name.count("/") > 1:
         raise ModelError(f"no such directory or file: {name}", "kvcli models ls")
     if "/" not in name:
         raise _unknown_alias(name)
-    repo, _, revision = name.partition("@")
-    return (yield from _hub(name, repo, revision or None, wish))
+    return name
 
 
 def _unknown_alias(name: str) -> ModelError:
@@ -220,8 +184,6 @@ def _default(wish: _ResolveOptions) -> Steps:
 
 
 def _gguf(name: str, path: Path, refresh: bool) -> Steps:
-    if not path.is_file():
-        raise ModelError(f"no such file: {name}")
     header = gguf.read_header(path)
     key = gguf.content_key(path)
     folder = folder_of(path.stem, key)

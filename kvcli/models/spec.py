@@ -20,7 +20,7 @@ from typing import Any
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import weights
-from kvcli.models.resolve import ModelSource
+from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
 _NF4_BLOCK = 64  # weights that share one float32 scale

@@ -124,7 +124,7 @@ def _name(file: str) -> str:
 
 def _model(name: str) -> str:
     """An alias as it is; the absolute path of a directory or GGUF file."""
-    from kvcli.models.resolve import ALIASES
+    from kvcli.models.catalogue import ALIASES
 
     return name if name in ALIASES else _absolute(name)
 

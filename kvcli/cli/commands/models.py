@@ -1,7 +1,9 @@
 """``kvcli models``: models on this machine."""
 
 import json
-from typing import Annotated
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,9 +12,14 @@ from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
+from kvcli.errors import ResourceError
+from kvcli.utils import config_file
 from kvcli.utils.sizes import format_bytes
 
-app = typer.Typer(cls=Group, no_args_is_help=True, help="List, download and describe models.")
+if TYPE_CHECKING:
+    from kvcli.planning.suggest import Suggestion
+
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Choose, list, download and describe models.")
 
 Name = Annotated[
     str | None,
@@ -110,3 +117,118 @@ def show(
         print(f"{'note':<14}{terminal.oneline(text)}")
     if not facts.local:
         print(f"{'weights':<14}not downloaded: kvcli models pull {facts.name}")
+
+
+@app.command("suggest", cls=Command)
+def suggest(
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="NAME|SIZE", help="For this GPU: 4090, 3060 or 8GB.")
+    ] = None,
+    tokens: Annotated[
+        int,
+        typer.Option("--tokens", metavar="N", min=1, help="Length of the document in tokens.", show_default="100000"),
+    ] = 100_000,
+    as_json: JSON = False,
+    _debug: DEBUG = False,
+) -> None:
+    """Show which models this machine or a GPU can run, and suggest one.
+
+    Memory is estimated with the arithmetic of kvcli ask and its default recipe. Times are estimates from earlier runs
+    of the default model on this machine. Exits with 5 if no model fits.
+    """
+    from kvcli.cli.commands.plan import heads_folders
+    from kvcli.models.spec import default_device, default_dtype
+    from kvcli.planning import suggest as suggestions
+    from kvcli.planning.estimate import Target
+
+    device = "cuda:0" if gpu else default_device()
+    target = Target.gpu(gpu) if gpu else Target.this(device)
+    found = suggestions.suggest(
+        target, device=device, dtype=default_dtype(device), tokens=tokens, folders=heads_folders()
+    )
+    best = suggestions.best(found)
+    if as_json:
+        rows = [_suggestion_json(each, tokens) for each in found]
+        body = {"target": target.name, "usable_bytes": target.usable, "tokens": tokens, "models": rows}
+        name = best.alias.name if best else None
+        print(json.dumps({"schema": SCHEMA, **body, "suggested": name}, ensure_ascii=False))
+    else:
+        print(f"A document of {terminal.count(tokens)} tokens on {target.name}, {format_bytes(target.usable)} free:\n")
+        columns = ["name", "parameters", "context", "weights", "memory", "kept", "prefill", "fits", "licence"]
+        timed = any(each.seconds is not None for each in found)
+        shown = [name for name in columns if timed or name != "prefill"]
+        terminal.table(shown, [[_suggestion_row(each)[name] for name in shown] for each in found])
+        if any(each.alias.gated for each in found):
+            print("\n* the hub wants its terms accepted before a download")
+    if best is None:
+        smallest = found[0]
+        needed = smallest.forecast.plan.total if smallest.forecast.plan else 0
+        raise ResourceError(
+            f"no model fits: {smallest.alias.name} needs {format_bytes(needed)} of {format_bytes(target.usable)}",
+            "kvcli ask FILE --quotes-only, which needs no model",
+        )
+    if not as_json:
+        weights = "" if best.weights == "bf16" else f" --weights {best.weights}"
+        budget = f" --budget {best.budget}" if best.budget else ""
+        print(f"\nThe largest one that fits: kvcli models use {best.alias.name}{weights}{budget}")
+
+
+class Use(Command):
+    """It sets the defaults of the others, and so takes none."""
+
+    takes_defaults = False
+
+
+@app.command("use", cls=Use)
+def use(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Alias, Hugging Face id, folder or .gguf.")],
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="KIND", help="Also its weights: bf16, int8 or nf4.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="N|P%|SIZE", help="Also the KV pairs to keep per head.")
+    ] = None,
+    _debug: DEBUG = False,
+) -> None:
+    """Make a model the default of all commands. Downloads nothing."""
+    from kvcli.cli.options import ModelOptions
+    from kvcli.models import resolve
+    from kvcli.planning.budget import Budget
+
+    if weights is not None:
+        ModelOptions(weights=weights)
+    if budget is not None:
+        Budget.parse(budget)
+    known = resolve.check_name(name)
+    for key, value in (("model", known), ("weights", weights), ("budget", budget)):
+        with suppress(KeyError):  # what the model before it needed is not kept
+            config_file.change([key], value)
+    terminal.note("model", f"{known} is now the default: {config_file.path()}")
+    if os.environ.get("KVCLI_MODEL"):
+        terminal.warn(f"KVCLI_MODEL={os.environ['KVCLI_MODEL']} in the environment comes before it")
+
+
+def _suggestion_row(found: "Suggestion") -> dict[str, str]:
+    alias, plan = found.alias, found.forecast.plan
+    slow = found.forecast.fits and not found.fits
+    billions = alias.parameters / 1e9
+    return {
+        "name": alias.name + (" *" if alias.gated else ""),
+        "parameters": f"{billions:.2f} B" if billions < 1 else f"{billions:.1f} B",
+        "context": terminal.count(alias.window),
+        "weights": found.weights,
+        "memory": format_bytes(plan.total) if plan else "-",
+        "kept": terminal.count(found.forecast.kept),
+        "prefill": "?" if found.seconds is None else terminal.duration(found.seconds),
+        "fits": "slow" if slow else "yes" if found.fits else "too long" if plan is None else "no",
+        "licence": alias.licence,
+    }
+
+
+def _suggestion_json(found: "Suggestion", tokens: int) -> dict[str, object]:
+    alias = found.alias
+    facts = {"name": alias.name, "model": alias.repo, "parameters": alias.parameters, "window": alias.window}
+    terms = {"licence": alias.licence, "gated": alias.gated}
+    seconds = None if found.seconds is None else round(found.seconds, 1)
+    run = {"weights": found.weights, "fits": found.fits, "prefill_s": seconds}
+    return {**facts, **terms, **run, "plan": found.forecast.to_json(tokens)}

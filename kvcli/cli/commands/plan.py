@@ -24,14 +24,15 @@ from kvcli.cli.request import require_utf8
 from kvcli.cli.views import plan, terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.documents.document import document_json
-from kvcli.errors import InputError, UsageError
+from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.planning.estimate import Target, Workload, forecast
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
+from kvcli.utils import files as file_utils
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.resolve import ModelSource
+    from kvcli.models.source import ModelSource
     from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec
 
@@ -112,10 +113,9 @@ def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: Po
 
 def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[ModelSource, ModelSpec]:
     """Where the model is, and its shape on this machine or on the ``target``."""
-    from kvcli.models import resolve
     from kvcli.models import spec as model_spec
 
-    source = run_with_progress(resolve.resolve(model.model, offline=model.offline, only_config=True), quiet=quiet)
+    source = _source(model, quiet=quiet)
     spec = model_spec.spec(
         source,
         device="cpu" if target is not None else model.device,  # the target need not be in this machine
@@ -127,10 +127,25 @@ def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[M
     return source, replace(spec, heads_bytes=_heads(source, spec))
 
 
+def _source(model: ModelOptions, *, quiet: bool) -> ModelSource:
+    """The model's config, downloaded if it is not here; what the catalogue says of it if that fails."""
+    from kvcli.models import catalogue, resolve
+
+    try:
+        return run_with_progress(resolve.resolve(model.model, offline=model.offline, only_config=True), quiet=quiet)
+    except ModelError:
+        alias = catalogue.ALIASES.get(model.model or resolve.default_name())
+        if alias is None or alias.name == catalogue.DEFAULT:
+            raise
+        return alias.source()
+
+
 def _count(source: ModelSource, options: PromptOptions, text: Document | None, run: PlanOptions) -> tuple[int, int]:
     """Tokens of the document and of the question."""
     if text is None and run.question is None:
         return run.tokens or 0, QUESTION_TOKENS
+    if source.origin == "catalogue":
+        raise ModelError(f"{source.name}: its tokenizer is not on this machine", f"kvcli models pull {source.name}")
     prompt = _prompt(source.path, options.system, options.raw)
     tokens = run.tokens or 0 if text is None else len(prompt.document(text.text))
     if run.question is None:
@@ -164,10 +179,13 @@ def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
 def _heads(source: ModelSource, spec: ModelSpec) -> int:
     """Size of the retaining heads, looked for where ``ask`` finds them."""
     from kvcli.models import spec as model_spec
-    from kvcli.utils import files as file_utils
 
-    folders = [file_utils.data_dir() / "heads", Path(documents.__file__).parents[1] / "retaining_heads" / "shipped"]
-    return model_spec.heads_bytes(source, spec, folders)
+    return model_spec.heads_bytes(source, spec, heads_folders())
+
+
+def heads_folders() -> list[Path]:
+    """Where ``ask`` finds retaining heads."""
+    return [file_utils.data_dir() / "heads", Path(documents.__file__).parents[1] / "retaining_heads" / "shipped"]
 
 
 def _text_bytes(document: Document | None) -> int:

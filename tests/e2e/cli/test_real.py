@@ -28,7 +28,8 @@ def _here() -> None:
     """Fetched once for the test run, by whichever test comes first."""
     from kvcli.cli.views.progress import run_with_progress
     from kvcli.errors import KvcliError
-    from kvcli.models.resolve import DEFAULT, resolve
+    from kvcli.models.catalogue import DEFAULT
+    from kvcli.models.resolve import resolve
 
     try:
         run_with_progress(resolve(DEFAULT), quiet=True)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from kvcli.errors import ResourceError
 from kvcli.models import attention, device_map, load
 from kvcli.models.device_map import over
-from kvcli.models.resolve import ModelSource
+from kvcli.models.source import ModelSource
 from tests import tiny
 from tests.e2e.conftest import call, environment, folder, tiny_model  # noqa: F401
 from tests.laws.helpers import asked

@@ -12,7 +12,7 @@ import torch
 from benchmarks import families
 from kvcli.models import load
 from kvcli.models import spec as model_spec
-from kvcli.models.resolve import ModelSource
+from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES
 from tests import tiny
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvcli.errors import ModelError
 from kvcli.models import resolve
 from kvcli.models.load import load
+from kvcli.models.source import ModelSource
 
 from .conftest import make_model, run
 
@@ -24,7 +25,7 @@ def without(name: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
 
 
-def edited(folder: Path, edit: Callable[[Tensors], Tensors], **config: object) -> resolve.ModelSource:
+def edited(folder: Path, edit: Callable[[Tensors], Tensors], **config: object) -> ModelSource:
     file = make_model(folder) / "model.safetensors"
     save_file(edit(load_file(file)), file, metadata={"format": "pt"})
     values = json.loads((folder / "config.json").read_text())

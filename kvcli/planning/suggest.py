@@ -1,0 +1,105 @@
+"""Which models of the catalogue a machine can run, for ``kvcli models suggest``. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kvcli.errors import ModelError
+from kvcli.events import drain
+from kvcli.models import spec as model_spec
+from kvcli.models.catalogue import ALIASES, DEFAULT, Alias
+from kvcli.models.resolve import resolve
+from kvcli.planning import speed_history
+from kvcli.planning.estimate import Forecast, Target, Workload, forecast
+from kvcli.recipe import default
+from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS
+
+PATIENCE = 30 * 60
+"""Seconds of prefill that a suggested model may take on a machine whose speed is known."""
+
+BUDGET_STEP, LEAST_BUDGET = 256, 2048
+"""A model that fits with at least so many units and not with its default budget is suggested with the smaller one."""
+
+TEXT_BYTES = 5
+"""Bytes of text per token, roughly, for the saved prefill."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One model on one machine.
+
+    Attributes:
+        alias: the model.
+        weights: precision of its weights: the first of :data:`kvcli.types.WEIGHTS` that fits, else the smallest.
+        forecast: what the run takes.
+        seconds: of prefill, from the measured speed of the default model and the numbers of parameters; ``None`` if
+            nothing was measured, or for another machine.
+    """
+
+    alias: Alias
+    weights: str
+    forecast: Forecast
+    seconds: float | None
+
+    @property
+    def budget(self) -> int | None:
+        """The budget if it is smaller than the default one."""
+        units = self.forecast.recipe.policy.budget
+        spec = model_spec.spec(self.alias.source(), device="cpu", dtype="bfloat16")
+        return units if units != default(spec).policy.budget else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it fits the memory, and is not too slow as far as that is known."""
+        return self.forecast.fits and (self.seconds is None or self.seconds <= PATIENCE)
+
+
+def suggest(target: Target, *, device: str, dtype: str, tokens: int, folders: Sequence[Path]) -> list[Suggestion]:
+    """Every model of the catalogue on ``target``, the smallest first.
+
+    Args:
+        target: the machine.
+        device: ``cpu`` or ``cuda:0``, as it is named there.
+        dtype: of weights and cache.
+        tokens: of the document.
+        folders: where retaining heads are; they tell which recipe's speed was measured.
+    """
+    work = Workload(tokens, tokens * TEXT_BYTES, CHUNK, QUESTION_TOKENS, ANSWER_TOKENS)
+    cost = _cost(device, dtype, folders) if target.here else None
+    found = []
+    for alias in ALIASES.values():
+        tried = [(held, _forecast(alias, held, device, dtype, work, target)) for held in WEIGHTS]
+        weights, best = next((each for each in tried if each[1].fits), tried[-1])
+        found.append(Suggestion(alias, weights, best, None if cost is None else cost * alias.parameters * tokens))
+    return found
+
+
+def best(found: Sequence[Suggestion]) -> Suggestion | None:
+    """The largest one that fits and can be downloaded without accepting terms first; ``None`` if none fits."""
+    return max((s for s in found if s.fits and not s.alias.gated), key=lambda s: s.alias.parameters, default=None)
+
+
+def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, target: Target) -> Forecast:
+    sizes = model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=held)
+    spec = replace(sizes, device=device)  # the device need not be in this machine
+    recipe = default(spec)
+    found = forecast(spec, recipe, work, target)
+    smaller = (found.budget or 0) // BUDGET_STEP * BUDGET_STEP
+    if found.fits or smaller < LEAST_BUDGET or smaller >= (recipe.policy.budget or 0):
+        return found
+    return forecast(spec, recipe.with_budget(smaller), work, target)
+
+
+def _cost(device: str, dtype: str, folders: Sequence[Path]) -> float | None:
+    """Seconds per parameter and token of prefill here, from runs of the default model."""
+    alias = ALIASES[DEFAULT]
+    try:
+        source = drain(resolve(DEFAULT, offline=True, only_config=True))
+    except ModelError:
+        return None
+    spec = model_spec.spec(source, device=device, dtype=dtype)
+    heads = bool(model_spec.heads_bytes(source, spec, list(folders)))
+    rate = speed_history.measured(spec, default(spec, heads=heads)).prefill
+    return None if rate is None else 1 / (rate * alias.parameters)
