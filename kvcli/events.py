@@ -46,7 +46,8 @@ class Answer:
     """The end of one answer.
 
     ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. If ``stopped_repeating``, the
-    reason is ``length`` and the answer ended because it repeated itself.
+    reason is ``length`` and the answer ended because it repeated itself. ``steps`` counts forward passes after the
+    question's: fewer than tokens if drafts were accepted (:mod:`kvcli.engine.drafted_step`).
     """
 
     text: str
@@ -56,6 +57,7 @@ class Answer:
     first_token_s: float
     decode_s: float
     stopped_repeating: bool = False
+    steps: int = 0
 
     @property
     def decode_tps(self) -> float:

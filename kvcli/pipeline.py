@@ -24,6 +24,7 @@ from kvcli import recipe as recipes
 from kvcli.documents import pages as page_ranges
 from kvcli.documents.document import Document, document_json
 from kvcli.documents.quotes import Citation, QuoteIndex
+from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
@@ -135,6 +136,11 @@ class TokenizedDocument:
     def digest(self) -> str:
         """Digest of the ids; part of the cache key."""
         return digest(self.ids)
+
+    @cached_property
+    def draft_ids(self) -> Ids:
+        """The ids in which drafts of answers are looked up (:mod:`kvcli.engine.draft`)."""
+        return as_ids(self.ids)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -489,6 +495,7 @@ class Pipeline:
         quotes: int = 0,
         by_model: bool = False,
         earlier: Sequence[str] = (),
+        drafts: bool = True,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
@@ -504,6 +511,8 @@ class Pipeline:
             quotes: sentences of the document to name that may answer the question; needs the question as text.
             by_model: let the model rank the quotes too, in one forward pass before the answer.
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
+            drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
+                the answer repeats it. Answers are the same.
 
         Yields:
             :class:`Quotes` if quotes are wanted: before the answer, once more if the model ranks them, and after the
@@ -543,6 +552,7 @@ class Pipeline:
             stop=stop,
             chunk=self.chunk_size,
             allow_repetition=allow_repetition,
+            drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
         ):
             if search is not None and isinstance(event, Answer):
                 yield search.quotes(event.text)

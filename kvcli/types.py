@@ -15,6 +15,9 @@ Positions = Literal["compact", "original"]
 CHUNK = 512
 """Default number of tokens per forward pass of prefill."""
 
+DRAFT = 10
+"""Maximum tokens that a decode step on a CPU checks beside the chosen one."""
+
 QUESTION_TOKENS, ANSWER_TOKENS = 256, 2048
 """Tokens reserved after the document for a question not known yet, and the default maximum of an answer."""
 

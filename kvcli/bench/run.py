@@ -128,7 +128,7 @@ def _once(
     context = yield from only_prefill(events)
     synchronize(pipeline.model.spec.device)
     read_s = perf_counter() - began
-    *_, end = pipeline.ask(context, question, max_tokens=answer, passages=0, allow_repetition=True)
+    *_, end = pipeline.ask(context, question, max_tokens=answer, passages=0, allow_repetition=True, drafts=False)
     kv = context.context
     assert kv is not None
     assert isinstance(end, Answer)

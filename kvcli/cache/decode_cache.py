@@ -114,6 +114,11 @@ class DecodeCache:
             self._ahead = True
         return self._state
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether the model has recurrent layers, whose state cannot drop tokens."""
+        return self._state is not None
+
     def mark(self) -> None:
         """Remember the state of recurrent layers, so that :meth:`rewind` can come back to this length."""
         if self._state is None or self._ahead or self.length in self._marks:

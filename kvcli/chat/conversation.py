@@ -11,10 +11,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
+
 from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.chat.transcript import Turn
+from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import append_tokens, generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns
 from kvcli.engine.prompt import Prompt
@@ -39,6 +42,7 @@ class ChatContext:
         total: maximum tokens of document and all turns, for recipes without eviction; ``None`` for no limit.
         look: retrieves passages to re-read before a question, and the context that question and answer attend to.
             Passages do not stay in the decode cache and do not count against ``room``.
+        draft_ids: ids of the document, in which drafts of answers are looked up.
     """
 
     prompt: Prompt
@@ -49,6 +53,7 @@ class ChatContext:
     room: int
     total: int | None = None
     look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None
+    draft_ids: Sequence[int] | Ids = ()
 
     def __post_init__(self) -> None:
         self.document = self.context is not None
@@ -269,6 +274,7 @@ class Conversation:
             max_tokens=longest,
             chunk=ground.chunk,
             allow_repetition=allow_repetition,
+            drafts=np.concatenate((as_ids(ground.draft_ids), as_ids(self._ids))),
         )
         try:
             for event in events:

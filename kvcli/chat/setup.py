@@ -141,6 +141,7 @@ def chat_context(
         room=room,
         total=None if evicts_turns(recipe) else spec.max_positions,
         look=reread,
+        draft_ids=() if source is None else source.draft_ids,
     )
 
 

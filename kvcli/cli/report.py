@@ -187,7 +187,8 @@ class Report:
         ]
         tokens = [
             f"prompt {self.tokens + answer.prompt_tokens:,}",
-            f"answer {answer.completion_tokens:,}",
+            f"answer {answer.completion_tokens:,}"
+            + (f" in {answer.steps + 1:,} steps" if 0 < answer.steps < answer.completion_tokens - 1 else ""),
             answer.finish_reason,
         ]
         memory = [

@@ -12,6 +12,8 @@ from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
+from kvcli.engine.draft import Ids, PromptLookup
+from kvcli.engine.drafted_step import DraftedStep, drafts_pay
 from kvcli.engine.repetition import RepetitionDetector
 from kvcli.engine.sampling import Sampling, sample
 from kvcli.errors import InputError
@@ -37,6 +39,7 @@ def generate(
     chunk: int = CHUNK,
     allow_repetition: bool = True,
     ahead: bool | None = None,
+    drafts: Ids | None = None,
 ) -> Iterator[Token | Answer]:
     """Append a question to a decode cache and generate the answer.
 
@@ -55,6 +58,9 @@ def generate(
             (:class:`kvcli.engine.repetition.RepetitionDetector`).
         ahead: queue the next step before the token id reaches the host, so that a GPU never waits; by default on a GPU.
             Answers are the same.
+        drafts: ids of a text that the answer may repeat, empty for the prompt alone: decode several drafted tokens at
+            once (:mod:`kvcli.engine.drafted_step`) if the device and the context's storage gain from it. Answers are
+            the same. ``None`` decodes token by token.
 
     Yields:
         a :class:`Token` per token of the answer, then one :class:`Answer`.
@@ -73,13 +79,18 @@ def generate(
     started = perf_counter()
     with torch.inference_mode(), model.lock:
         cache.mark()
-        cache.reserve(cache.length + len(ids) + min(max_tokens, model.spec.max_positions))
+        end = cache.length + len(ids) + min(max_tokens, model.spec.max_positions)
+        cache.reserve(end)
     logits: Tensor | None = None
     question = torch.tensor(ids, device=model.device, dtype=torch.long)
     for part in torch.split(question, chunk):
         logits = _advance(model, cache, part)
     detokenizer, token_copy = Detokenizer(model.tokenizer, stop), AsyncTokenCopy(model.device)
-    step = make_decode_step(model, cache)
+    drafted: DraftedStep | None = None
+    if drafts is not None and drafts_pay(model, cache):
+        lookup = PromptLookup(drafts, ids, end)
+        drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature)
+    step = drafted or make_decode_step(model, cache)
     first_token_at = started
     count, reason = 0, "length"
     repetition = None if allow_repetition or settings.temperature else RepetitionDetector()
@@ -119,6 +130,7 @@ def generate(
         first_token_at - started,
         perf_counter() - first_token_at,
         stopped_repeating,
+        count - 1 if drafted is None else drafted.passes,
     )
 
 

@@ -10,7 +10,7 @@ from kvcli.planning.positions import check_positions, kept_units
 from kvcli.recipe import Recipe
 from kvcli.storage.base import StorageBytes
 from kvcli.storage.row_codec import transient_nbytes
-from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli.types import DRAFT, DTYPE_BYTES, ModelSpec
 from kvcli.utils.process_memory import host_available
 from kvcli.utils.sizes import format_bytes
 
@@ -22,7 +22,8 @@ _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test 
 # Bytes that oneDNN caches per shape of a product, and the number of shapes. Measured with mallinfo2 on the default
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
-_TOKEN = 136  # bytes of main memory per token: its id in Python, and the tokenizer's memory (docs/results)
+# Bytes of main memory per token: its id in Python, the tokenizer's memory (docs/results), and its id for drafts.
+_TOKEN = 136 + 4
 PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of a long passage, about
 _MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages
@@ -128,7 +129,9 @@ def plan(
         workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
     # Residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
-    activations = chunk * width * size + spec.vocab * (size + 4)
+    row = spec.vocab * (size + 4)
+    drafted = 1 + DRAFT if spec.device == "cpu" else 1  # tokens of a decode step
+    activations = max(chunk * width * size + row, drafted * (width * size + row))
     # A block of logits and its softmax in attention, or logits, mask and softmax of the observing queries.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0

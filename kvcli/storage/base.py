@@ -105,6 +105,11 @@ class StoredLayer(Attendable, Protocol):
         ...
 
     @property
+    def selects(self) -> bool:
+        """Whether queries attend to selected units, selected once for all queries of a call."""
+        ...
+
+    @property
     def dynamic_reason(self) -> str | None:
         """Why a decode step over this layer is not static (:class:`kvcli.engine.decode_step.StaticStep`), or ``None``.
 

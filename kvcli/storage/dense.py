@@ -47,6 +47,10 @@ class DenseLayer:
         return 0
 
     @property
+    def selects(self) -> bool:
+        return False
+
+    @property
     def dynamic_reason(self) -> None:
         return None
 

@@ -95,6 +95,10 @@ class PackedLayer:
         return 0
 
     @property
+    def selects(self) -> bool:
+        return False
+
+    @property
     def dynamic_reason(self) -> None:
         return None
 

@@ -115,6 +115,10 @@ class RowLayer:
         return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
 
     @property
+    def selects(self) -> bool:
+        return False
+
+    @property
     def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         return None if self.compact else "coded keys are rotated to their document positions by the model itself"

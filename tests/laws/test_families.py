@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from benchmarks import families
+from kvcli.engine.draft import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill
 from kvcli.errors import ModelError
+from kvcli.events import Answer, Token
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer
@@ -41,6 +43,22 @@ def test_nothing_is_lost_with_a_budget_of_the_whole_text(kind: str) -> None:
     tail = new_decode_cache(model, drain(prefill(model, body, parse("full"), chunk=57)))
     said = answer(model, tail, question, count=4)
     assert said == [int(row.argmax()) for row in reference(model, body + question + said)[-5:-1]]
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys([*KINDS, *HYBRIDS]))
+def test_drafts_change_no_answer(kind: str) -> None:
+    model, question = load(kind), ids(9, 1)
+
+    def said(drafts: list[int] | None) -> tuple[list[int], int]:
+        found = None if drafts is None else as_ids(drafts)
+        *tokens, end = generate(model, new_decode_cache(model, None), question, max_tokens=12, drafts=found)
+        assert isinstance(end, Answer)
+        return [t.id for t in tokens if isinstance(t, Token) and t.id >= 0], end.steps
+
+    plain, steps = said(None)
+    wrong = [*question, *plain[:4], plain[4] + 1, *plain[5:], 7]
+    assert [said([*question, *plain, 7])[0], said(wrong)[0]] == [plain, plain]
+    assert said([*question, *plain, 7])[1] <= (steps if new_decode_cache(model, None).recurrent else 6)
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)

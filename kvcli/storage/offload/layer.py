@@ -82,6 +82,10 @@ class Offloaded:
         return self.store.host_nbytes
 
     @property
+    def selects(self) -> bool:
+        return True
+
+    @property
     def dynamic_reason(self) -> str | None:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.backend import on_triton
