@@ -145,7 +145,7 @@ class Quotes:
         quotes: what was found.
         by_model: the model has ranked them; otherwise they are ranked by words.
         seconds: since the search began, or 0 for those that an answer was compared with.
-        likely: the probability that the best of all answers; 0 if none shares a word with the question.
+        likely: the probability that the text answers; 0 if no sentence shares a word with the question.
         found: whether ``likely`` is high enough to say that the text answers.
     """
 

@@ -493,7 +493,7 @@ class Pipeline:
         history: Sequence[tuple[str, str]] = (),
         allow_repetition: bool = False,
         quotes: int = 0,
-        by_model: bool = False,
+        by_model: bool = True,
         earlier: Sequence[str] = (),
         drafts: bool = True,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
@@ -509,7 +509,7 @@ class Pipeline:
             history: questions about this context and their answers, before this question; not with token ids.
             allow_repetition: let a greedy answer repeat itself until ``max_tokens``.
             quotes: sentences of the document to name that may answer the question; needs the question as text.
-            by_model: let the model rank the quotes too, in one forward pass before the answer.
+            by_model: the model ranks the quotes too, in one forward pass before the answer.
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
                 the answer repeats it. Answers are the same.
@@ -559,15 +559,21 @@ class Pipeline:
             yield event
 
     def quotes(
+        self, document: DocumentContext | TokenizedDocument | Document | str, question: str, **options: Any
+    ) -> list[Quote]:
+        """The sentences of a document that may answer a question; options as for :meth:`find_quotes`."""
+        return list(self.find_quotes(document, question, **options).quotes)
+
+    def find_quotes(
         self,
         document: DocumentContext | TokenizedDocument | Document | str,
         question: str,
         *,
         answer: str | None = None,
         count: int = 3,
-        by_model: bool = False,
+        by_model: bool = True,
         earlier: Sequence[str] = (),
-    ) -> list[Quote]:
+    ) -> Quotes:
         """The sentences of a document that may answer a question, the likeliest first. Nothing need have been read.
 
         Args:
@@ -575,18 +581,21 @@ class Pipeline:
             question: what is asked.
             answer: what was written; quotes that support it are then first.
             count: how many at most; fewer if fewer sentences share a word with the question.
-            by_model: let the model rank the best by words, in one forward pass.
+            by_model: the model ranks the best by words, in one forward pass.
             earlier: of a conversation, the last question and quote, which a follow-up question takes names from.
+
+        Returns:
+            quotes, and the probability that the text answers; no quotes without a text.
         """
         if isinstance(document, str):
             document = Document.of_text(document)
         text = document if isinstance(document, Document) else document.document
         if text is None:
-            return []
+            return Quotes((), False, 0.0, 0.0, False)
         search = QuoteSearch(text, question, earlier, count=count)
         if by_model:
             search.rank_by_model(self.model, self.prompt)
-        return list(search.quotes(answer).quotes)
+        return search.quotes(answer)
 
     def answer(
         self,

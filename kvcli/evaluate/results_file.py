@@ -44,6 +44,7 @@ class Result:
         look: number of re-read passages.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
+        probability: that the text answers, as quotes are looked up; ``None`` for other tasks.
     """
 
     task: str
@@ -66,6 +67,7 @@ class Result:
     device_bytes: int | None = None
     host_bytes: int | None = None
     look: int = 0
+    probability: float | None = None
 
     @property
     def key(self) -> Key:

@@ -1,9 +1,13 @@
 """The sentences of a document that answer a question, ranked by words and by the model, each with a probability.
 
-By words: BM25 of the sentence, its neighbours and its heading. By the model: how much likelier the question is after
-the sentence than after nothing (Sachan et al. 2022, arXiv:2204.07496), for the best candidates, in one forward pass.
-Both are weighed by a logistic regression, so a score is the probability that the sentence answers; docs/results has
-what it was fitted on and how well it holds.
+By words: BM25 of the sentence and its neighbours, and the question's words and pairs of words that it has. By the
+model: how likely the question is after the sentence (Sachan et al. 2022, arXiv:2204.07496). The model is asked only
+about those candidates that the words leave open, in one forward pass. It sees worked examples first, which tell it that
+a question is about the last sentence of a text, and the sentence before the candidate, which may name what it calls
+"it". Without either, the ranking is hardly better than by words (docs/log.md).
+
+A score is the probability that the text answers the question at all, by words, times the sentence's share of that.
+docs/results/quotes.md has how often the first quotes are right.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from math import exp
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,29 +24,45 @@ from typing import TYPE_CHECKING
 from kvcli.documents.document import Document
 from kvcli.documents.sentences import split_sentences
 from kvcli.events import Quote, Quotes
-from kvcli.retrieval.sentences import SentenceIndex
+from kvcli.retrieval.sentences import HEADING, SentenceIndex
 from kvcli.retrieval.words import common_words, find_words, fold_words
+from kvcli.retrieval.words import language as language_of
 
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
     from kvcli.models.model import Model
 
-CANDIDATES = 10
-"""Sentences that the model ranks; the best ten by words hold the answer to 96 % of the questions (docs/log.md)."""
+CANDIDATES = 20
+"""Sentences that are compared by words; the best 20 by BM25 hold the answer to 97 % of the questions (docs/log.md)."""
 
-LONGEST_TEXT, LONGEST_QUESTION = 96, 64
-"""Tokens of a candidate and of a question that the model sees when it ranks."""
+RANKED, OPEN = 10, 0.01
+"""Sentences that the model ranks at most, and the share by words from which it is asked about a sentence."""
 
-UNLIKELY = 0.1
-"""Probability of the best quote below which nothing in the text seems to answer."""
+LONGEST_TEXT, LONGEST_QUESTION = 128, 64
+"""Tokens of a candidate with the sentence before it, and of a question, that the model sees when it ranks."""
+
+EXAMPLES = (
+    "Text: The museum in Lund is a red house. It is closed on Mondays.\n"
+    "Question: When is the museum in Lund closed?\n\n"
+    "Text: -q, --quiet  print nothing -v, --verbose  print the name of each file\n"
+    "Question: Which option shows the files' names?\n\n"
+    "Text: The portrait shows King Olaf. It was painted by his sister Anna in 1874.\n"
+    "Question: Who painted the portrait of King Olaf?\n\nText:"
+)
+"""What the model sees before a candidate: each question asks about the last sentence or line of its text."""
+
+UNLIKELY = 0.2
+"""Probability that the text answers, below which kvcli says that nothing in it seems to."""
 
 SUPPORTED = 2 / 3
 """Part of a sentence of the answer, in words that the question does not have, that a supporting quote has."""
 
-# Logistic regressions, each question asked of the right and of the wrong text: constant, share of words, score over the
-# best, coverage, and the gain. By words on 595 questions; by the model on 34, where it showed no gain over words.
-_BY_WORDS = (-5.80, 2.13, 1.23, 3.57)
-_BY_MODEL = (-6.47, 0.72, 2.56, 3.65, 0.23)
+# A softmax over candidates: the score of its own words and its heading, that of its neighbours (all over the sum of the
+# rarities of the question's words), the covered part of the question's words and of its pairs of words; and the gain.
+_BY_WORDS = (3.9, 2.0, 5.7, 1.9)
+_BY_MODEL = (0.6, 3.0)  # weights of the sum above and of the gain
+# A logistic regression over right and wrong texts: constant, and the best candidate's values.
+_ANSWERS = (-6.52, 5.42, 3.06, 6.83, 5.14)
 
 _PRONOUNS = frozenset(
     re.findall(
@@ -59,25 +80,20 @@ class Candidate:
 
     Attributes:
         number: of the sentence in the index.
-        words: its score by words, over the sum of the rarities of the question's words.
-        lead: its score by words over that of the best sentence.
-        covered: part of the question's words that it has, weighted by rarity.
+        values: what its words say: own score, neighbours' score, covered words, covered pairs; each about 0 to 1.
+        share: the probability that it is the one that answers, if any does.
         gain: by how much the mean log-probability of the question's tokens rises after it; ``None`` if not computed.
     """
 
     number: int
-    words: float
-    lead: float
-    covered: float
+    values: tuple[float, float, float, float]
+    share: float = 0.0
     gain: float | None = None
 
     @property
-    def score(self) -> float:
-        """The probability that it answers."""
-        values = [1.0, self.words, self.lead, self.covered]
-        weights = _BY_WORDS if self.gain is None else _BY_MODEL
-        values += [] if self.gain is None else [self.gain]
-        return 1 / (1 + exp(-sum(w * v for w, v in zip(weights, values, strict=True))))
+    def strength(self) -> float:
+        """The logarithm of its share by words, up to a constant."""
+        return sum(w * v for w, v in zip(_BY_WORDS, self.values, strict=True))
 
 
 @lru_cache(maxsize=4)
@@ -86,37 +102,86 @@ def sentence_index(document: Document) -> SentenceIndex:
     return SentenceIndex(document)
 
 
-def candidates_by_words(index: SentenceIndex, question: str, count: int = CANDIDATES) -> list[Candidate]:
-    """The sentences that share most with a question, the best first; none if no word is shared."""
-    query = index.query(question)
-    ranked, covered = index.ranked(query), index.covered(query)
-    best = index.best(ranked, count)
-    top, total = (float(ranked[best[0]]) if best else 1.0), max(query.total, 1e-6)
-    found = [Candidate(i, float(ranked[i]) / total, float(ranked[i]) / top, float(covered[i])) for i in best]
-    return sorted(found, key=lambda c: -c.score)
+def candidates_by_words(
+    index: SentenceIndex, question: str, count: int = CANDIDATES, names: Sequence[str] = ()
+) -> list[Candidate]:
+    """The sentences that share most with a question, the best first; none if no word is shared.
+
+    ``names`` are looked up too, and count at most half of the question's words.
+    """
+    query = index.query(question, names)
+    own, covered, total = index.scores(query), index.covered(query), max(query.total, 1e-6)
+    beside, above = index.around(own), index.above(own)
+    asked = set(pairwise(fold_words(find_words(question), index.language)))
+    found = []
+    for i in index.best(index.ranked(query), count):
+        start, end, _ = index.sentences[i]
+        said = set(pairwise(fold_words(find_words(index.document.text[start:end]), index.language)))
+        values = (
+            float(own[i] + HEADING * above[i]) / total,
+            float(beside[i]) / total,
+            float(covered[i]),
+            len(asked & said) / max(1, len(asked)),
+        )
+        found.append(Candidate(i, values))
+    shares = _softmax([c.strength for c in found])
+    return _sorted([replace(c, share=share) for c, share in zip(found, shares, strict=True)])
 
 
 def rank_by_model(
     model: Model, prompt: Prompt, index: SentenceIndex, question: str, candidates: Sequence[Candidate]
 ) -> list[Candidate]:
-    """Candidates with their gain, the likeliest first; those that were equally likely stay in their order.
+    """Candidates with their gain, the likeliest first; those that the words have decided keep their share.
 
     Args:
-        model, prompt: a loaded model and how it is spoken to; nothing need have been read.
+        model, prompt: a loaded model and its tokenizer; nothing need have been read.
         index, question, candidates: from :func:`candidates_by_words`.
     """
     from kvcli.engine.likelihood import mean_log_likelihoods
 
-    text = index.document.text
-    end = prompt.reply("\nQuestion:")
-    sentences = [" ".join(text[s.start : s.end].split()) for s in (index.sentences[c.number] for c in candidates)]
-    texts = [[*prompt.reply(f" {sentence}")[:LONGEST_TEXT], *end] for sentence in sentences]
+    chosen = [c for c in candidates[:RANKED] if c.share >= OPEN]
     asked = prompt.reply(f" {' '.join(question.split())}")[-LONGEST_QUESTION:]
-    if not asked or not candidates:
+    if len(chosen) < 2 or not asked:
         return list(candidates)
-    *likely, without = mean_log_likelihoods(model, prompt.reply("Text:"), [*texts, end], asked)
-    found = [replace(c, gain=value - without) for c, value in zip(candidates, likely, strict=True)]
-    return sorted(found, key=lambda c: -c.score)
+    end = prompt.reply("\nQuestion:")
+    texts = [[*prompt.reply(f" {_with_previous(index, c.number)}")[-LONGEST_TEXT:], *end] for c in chosen]
+    *likely, without = mean_log_likelihoods(model, prompt.reply(EXAMPLES), [*texts, end], asked)
+    gains = [value - without for value in likely]
+    by_words, by_model = _BY_MODEL
+    shares = _softmax([by_words * c.strength + by_model * gain for c, gain in zip(chosen, gains, strict=True)])
+    together = sum(c.share for c in chosen)
+    ranked = [replace(c, share=together * s, gain=g) for c, s, g in zip(chosen, shares, gains, strict=True)]
+    return _sorted(ranked) + [c for c in candidates if c not in chosen]
+
+
+def answered(candidates: Sequence[Candidate]) -> float:
+    """The probability that the text answers at all, by the words of the best candidate; 0 without any."""
+    if not candidates:
+        return 0.0
+    best = max(candidates, key=lambda c: c.strength)
+    return 1 / (1 + exp(-sum(w * v for w, v in zip(_ANSWERS, (1.0, *best.values), strict=True))))
+
+
+def _with_previous(index: SentenceIndex, number: int) -> str:
+    """A sentence after the one before it, if both are in one paragraph: it may name what the sentence calls "it"."""
+    text, sentence = index.document.text, index.sentences[number]
+    parts = [text[sentence.start : sentence.end]]
+    if number and index.heading[number] == index.heading[number - 1]:
+        before = index.sentences[number - 1]
+        if "\n\n" not in text[before.end : sentence.start]:
+            parts.insert(0, text[before.start : before.end])
+    return " ".join(" ".join(parts).split())
+
+
+def _softmax(values: Sequence[float]) -> list[float]:
+    top = max(values, default=0.0)
+    powers = [exp(value - top) for value in values]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
+def _sorted(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: -c.share)
 
 
 class QuoteSearch:
@@ -125,14 +190,16 @@ class QuoteSearch:
     Args:
         document: the text; nothing need have been read.
         question: what is asked.
-        earlier: of a conversation, the last question and quote (:func:`with_conversation`).
+        earlier: of a conversation, the last question and quote (:func:`names_before`).
         count: quotes at most; fewer if fewer sentences share a word with the question.
     """
 
     def __init__(self, document: Document, question: str, earlier: Sequence[str] = (), *, count: int = 3) -> None:
         self._began = perf_counter()
-        self.index, self.question, self.count = sentence_index(document), with_conversation(question, earlier), count
-        self.candidates = candidates_by_words(self.index, self.question, max(count, CANDIDATES))
+        self.index, self.question, self.count = sentence_index(document), question, count
+        names = names_before(question, earlier)
+        self.candidates = candidates_by_words(self.index, question, max(count, CANDIDATES), names)
+        self.answered = answered(self.candidates)
         self.by_model = False
 
     def rank_by_model(self, model: Model, prompt: Prompt) -> None:
@@ -142,9 +209,9 @@ class QuoteSearch:
 
     def quotes(self, answer: str | None = None) -> Quotes:
         """The best candidates; those that support ``answer`` first, and the likeliest too if there are several."""
-        likely = max((c.score for c in self.candidates), default=0.0)
         seconds = perf_counter() - self._began if answer is None else 0.0
-        return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, likely, likely >= UNLIKELY)
+        found = self.answered >= UNLIKELY
+        return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, self.answered, found)
 
     def _quotes(self, answer: str | None) -> list[Quote]:
         if answer is None or not answer.strip():
@@ -162,7 +229,7 @@ class QuoteSearch:
         span, text = document.at(start), document.text[start:end]
         holds = None if answer is None else supports(text, self.question, answer, self.index.language)
         line = document.line(start)
-        return Quote(text, span.file, span.page, line, start, end, candidate.score, holds)
+        return Quote(text, span.file, span.page, line, start, end, self.answered * candidate.share, holds)
 
 
 def supports(text: str, question: str, answer: str, language: str) -> bool:
@@ -193,14 +260,16 @@ def shared_words(text: str, question: str, language: str) -> list[tuple[int, int
     return found
 
 
-def with_conversation(question: str, earlier: Sequence[str]) -> str:
-    """What to look up for a follow-up question: its words and, if it has a pronoun and no name, those before it.
+def names_before(question: str, earlier: Sequence[str]) -> list[str]:
+    """The names that a follow-up question means: those before it, if it has a pronoun and no name of its own.
 
     Args:
         question: what is asked now.
         earlier: the last question and the last quote.
     """
-    words = question.split()
-    names = any(word[:1].isupper() for word in words[1:])
-    refers = bool(_PRONOUNS & set(find_words(question)))
-    return " ".join([question, *earlier]) if refers and not names else question
+    named = any(word[:1].isupper() for word in question.split()[1:])
+    if named or not _PRONOUNS & set(find_words(question)):
+        return []
+    common = common_words("english") | common_words(language_of(" ".join(earlier)))
+    words = [word for text in earlier for word in re.findall(r"[^\W_]+", text)]
+    return list(dict.fromkeys(w for w in words if w.lower() not in common and (w[0].isupper() or w[0].isdigit())))

@@ -95,16 +95,26 @@ class SentenceIndex:
         """Bytes of the arrays."""
         return sum(a.nbytes for a in (self._sentence, self._begin, self._idf, self._weight, self.heading))
 
-    def query(self, question: str) -> Query:
-        """The words of a question; all of them if every one is common."""
+    def query(self, question: str, names: Sequence[str] = ()) -> Query:
+        """The words of a question; all of them if every one is common.
+
+        Args:
+            question: what is asked.
+            names: words that are meant too; their weights sum to at most half of those of the question's words.
+        """
         words = list(dict.fromkeys(find_words(question)))
         told = language(question)
         common = common_words(self.language) | common_words("russian") | common_words(told)
         asked = [w for w in words if w not in common] or words
         stems = dict.fromkeys(fold_words(asked, self.language))
-        known = [self.terms[s] for s in stems if s in self.terms]
         rarest = float(np.log1p((len(self) + 0.5) / 0.5))
-        return Query(tuple(known), tuple(float(self._idf[t]) for t in known), rarest * (len(stems) - len(known)))
+        weights = {self.terms[s]: float(self._idf[self.terms[s]]) for s in stems if s in self.terms}
+        unknown = rarest * (len(stems) - len(weights))
+        meant = fold_words(find_words(" ".join(names)), self.language)
+        more = {self.terms[s]: float(self._idf[self.terms[s]]) for s in meant if s in self.terms and s not in stems}
+        part = min(1.0, (sum(weights.values()) + unknown) / 2 / sum(more.values())) if more else 0.0
+        weights |= {term: part * weight for term, weight in more.items()}
+        return Query(tuple(weights), tuple(weights.values()), unknown)
 
     def scores(self, query: Query) -> NDArray[np.float32]:
         """BM25 of each sentence's own words: float32 ``[s]``."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from kvcli.documents.document import Document
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import UsageError
-from kvcli.events import Answer, Prefill, Reread, Token
+from kvcli.events import Answer, Prefill, Quotes, Reread, Token
 from kvcli.models.model import Model
 from kvcli.pipeline import Citations, DocumentContext, Pipeline, TokenizedDocument
 from kvcli.planning.budget import Budget
@@ -31,6 +31,9 @@ SHORT = 1024
 
 QUESTION = 256
 """Tokens at the end of a long last message that are never evicted."""
+
+QUOTES = 3
+"""Sentences of the documents that a response quotes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Answering:
         answer: the end of the answer, once it has come.
         passages: character ranges that were read again.
         text: of the answer so far.
+        quotes: sentences of the documents that may answer.
     """
 
     id: str
@@ -64,6 +68,7 @@ class Answering:
     passages: tuple[tuple[int, int], ...] = ()
     text: str = ""
     citations: Citations = field(default_factory=Citations)
+    quotes: Quotes | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -99,6 +104,9 @@ class Answering:
             }
             facts["passages"] = [list(span) for span in self.passages]
             facts |= self.citations.to_json()
+        if self.quotes is not None:
+            facts["quotes"] = [asdict(quote) for quote in self.quotes.quotes]
+            facts["answer_in_text"] = self.quotes.likely
         return facts
 
 
@@ -195,7 +203,8 @@ class Service:
             document = files[0].document if len(files) == 1 else joined([f.document for f in files])
             source: TokenizedDocument | None = await asyncio.to_thread(pipeline.tokenize, document)
             history, question = turns(request.messages)
-            asked: dict[str, Any] = {"question": question, "history": history}
+            earlier = [before for before, _ in history[-1:]]
+            asked: dict[str, Any] = {"question": question, "history": history, "quotes": QUOTES, "earlier": earlier}
         else:
             document = None
             source, ids = await asyncio.to_thread(split_prompt, pipeline, request.messages)
@@ -218,6 +227,8 @@ class Service:
             async for event in job.events():
                 if isinstance(event, Reread):
                     answering.passages = event.passages
+                elif isinstance(event, Quotes):
+                    answering.quotes = event
                 elif isinstance(event, Token):
                     written += event.id >= 0
                     answering.text += event.text

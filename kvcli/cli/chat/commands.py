@@ -13,7 +13,7 @@ from kvcli.chat import transcript
 from kvcli.cli.chat.session import SAMPLING, export
 from kvcli.cli.request import require_utf8
 from kvcli.cli.signals import Interrupted
-from kvcli.cli.views import sparkline, terminal
+from kvcli.cli.views import citations, sparkline, terminal
 from kvcli.errors import InputError, KvcliError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from kvcli.documents import Document
 
 FOUND = 20
+MORE_QUOTES = 10
+AROUND = 500
+"""Characters before and after a quote that ``/open`` shows."""
 KEYS = (
     ("Alt-Enter, or \\ at the end", "start a new line"),
     ("Ctrl-X Ctrl-E", "write in $EDITOR"),
@@ -144,6 +147,29 @@ class Commands:
         found = self.session.sources(int(rest) if rest else None)
         for line in found or ["no quote was found in the documents, and no page is a likely source"]:
             _say(line)
+
+    def do_quotes(self, rest: str) -> None:
+        """/quotes [N] — show N sentences that may answer the last question; 10 by default."""
+        if rest and not (rest.isdecimal() and int(rest)):
+            raise UsageError(f"'{rest}' is not a number of sentences", "/quotes 10")
+        session = self.session
+        found = session.find_quotes(int(rest or MORE_QUOTES))
+        turns, asked = session.talk.turns, session.talk.unanswered
+        if not found.quotes:
+            _say("no sentence of the documents shares a word with the question")
+        session.show_quotes(found.quotes, asked or turns[-1].question)
+
+    def do_open(self, rest: str) -> None:
+        """/open N — show the text around the quote with this number."""
+        document, shown = self._document(), self.session.shown
+        if not rest.isdecimal() or not 1 <= int(rest) <= len(shown):
+            numbers = f"quotes are 1 to {len(shown)}" if shown else "no quotes were shown"
+            raise UsageError(f"'{rest}' is not the number of a quote: {numbers}", "/quotes")
+        quote = shown[int(rest) - 1]
+        start, end = max(0, quote.char_start - AROUND), quote.char_end + AROUND
+        before, after = document.text[start : quote.char_start], document.text[quote.char_end : end]
+        _say(citations.where(document, document.at(quote.char_start), quote.line))
+        _say(("…" if start else "") + before + f"»{quote.text}«" + after + ("…" if end < len(document.text) else ""))
 
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""

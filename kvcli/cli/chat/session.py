@@ -13,6 +13,7 @@ from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
 from kvcli.cli.chat.markdown_stream import PlainAnswer, TerminalAnswer
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
+from kvcli.cli.views import quotes as quote_lines
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
@@ -21,11 +22,12 @@ from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from kvcli.chat.conversation import Conversation
     from kvcli.chat.transcript import Transcript
     from kvcli.cli.chat.setup import ChatSetup
+    from kvcli.events import Quote, Quotes
     from kvcli.retrieval.attribution import LikelySource
 
 SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
@@ -54,6 +56,7 @@ class ChatSession:
         self.tps = 0.0
         self.failed = 0
         self.answers = 0
+        self.shown: tuple[Quote, ...] = ()
         self._index: QuoteIndex | None = None
         self._told = False
         self._lock = ExitStack()
@@ -199,6 +202,7 @@ class ChatSession:
                     shown.end(citations.marks(cited))
                     if self.cite:
                         self._tell(cited)
+                        self._tell_quotes(cited, event.text)
                     if event.stopped_repeating:
                         terminal.warn(
                             f"the answer kept repeating itself and was stopped after {event.completion_tokens:,}"
@@ -287,6 +291,53 @@ class ChatSession:
                 waiting.wait("")
         for line in citations.lines(document, cited):
             terminal.write(sys.stdout, line, "dim")
+
+    def find_quotes(self, count: int, answer: str | None = None) -> Quotes:
+        """The sentences that may answer the last question; those that support ``answer`` first.
+
+        Raises:
+            InputError: there is no document, or no question yet.
+        """
+        document, talk = self.setup.document, self.talk
+        asked = [turn.question for turn in talk.turns] + ([] if talk.unanswered is None else [talk.unanswered])
+        if document is None:
+            raise InputError("there is no document", "/add FILE")
+        if not asked:
+            raise InputError("there is no question yet", "ask something")
+        earlier = [*asked[-2:-1], *(quote.text for quote in self.shown[:1])] if len(asked) > 1 else []
+        pipeline = self.setup.run.pipeline
+        return pipeline.find_quotes(document, asked[-1], answer=answer, count=count, earlier=earlier)
+
+    def show_quotes(self, quotes: Sequence[Quote], question: str) -> None:
+        """Print quotes with their numbers for ``/open``."""
+        document = self.setup.document
+        assert document is not None
+        self.shown = tuple(quotes)
+        bold = terminal.is_terminal(sys.stdout)
+        for number, line in enumerate(quote_lines.lines(document, quotes, question, bold=bold), 1):
+            sys.stdout.write(f"{number}. {line}\n")
+        sys.stdout.flush()
+
+    def _tell_quotes(self, cited: Citations, answer: str) -> None:
+        """Print the quotes of an answer that its citations do not show."""
+        if self.setup.document is None or not self.setup.options.quotes:
+            return
+        waiting = _screen()
+        waiting.wait("looking for quotes …")
+        try:
+            text = strip_reasoning(answer, thinking=self.setup.prompt.thinks)
+            found = self.find_quotes(self.setup.options.quotes, text)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            return
+        finally:
+            waiting.wait("")
+        if left_out := quote_lines.uncited(found, cited):
+            terminal.write(sys.stdout, quote_lines.heading(found), "dim")
+            self.show_quotes(left_out, self.talk.turns[-1].question)
+        else:
+            self.shown = found.quotes
 
     def _absorbed(self, event: TurnsEvicted) -> None:
         """Print the first eviction of turns; later ones are not printed."""

@@ -57,9 +57,11 @@ class ConversationOptions(OptionGroup):
         "--cite/--no-cite", "Find quotes in the document. Default: on in a terminal.", None, MAIN
     )
 
+    quotes: int = option("--quotes N", "Sentences of the document to print with an answer.", 3, min=0)
+
     def settings(self) -> dict[str, Any]:
         shown = sys.stdin.isatty() and terminal.is_terminal(sys.stdout) if self.cite is None else self.cite
-        return {"cite": "on" if shown else "off"}
+        return {"cite": "on" if shown else "off", "quotes": self.quotes}
 
 
 @takes_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -33,7 +33,10 @@ from kvcli.planning.budget import combinations
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
     from kvcli.evaluate.case import CaseSpec
+    from kvcli.evaluate.haystack import Haystack
+    from kvcli.evaluate.quotes import QuoteCase
     from kvcli.evaluate.run import Finished, Skipped
+    from kvcli.evaluate.token_counter import TokenCounter
     from kvcli.models.model import Model
     from kvcli.recipe import Recipe
 
@@ -92,9 +95,11 @@ def command(
     frequent    the three most frequent words of a coded text
     multidoc    a question on one of many passages (--data)
     gold        the same questions, given only the right passage
+    quotes      whether the sentences that are quoted hold the answer
     data        benchmark files: L-Eval, LongBench, InfiniteBench, SQuAD
     """
-    run = _Run(words or [], options, compared, quiet=quiet)
+    alone = (words or [""])[0].strip().lower() == "quotes"
+    run = (_QuotesRun if alone else _Run)(words or [], options, compared, quiet=quiet)
     run.load(model, compared.heads)
     run.prepare()
     skipped = run.measure()
@@ -104,12 +109,13 @@ def command(
     if not as_json:
         columns, body, notes = report.table(found)
         terminal.table(columns, body)
-        for text in notes:
+        for text in [*notes, *run.notes()]:
             terminal.write(sys.stdout, terminal.oneline(text))
     result = {
         "schema": SCHEMA,
         "settings": run.rows.settings,
         "cells": [cell.numbers() for cell in found],
+        **run.facts(),
         "out": None if options.out is None else str(options.out),
         "versions": versions(),
     }
@@ -144,6 +150,10 @@ class _Run:
     def _check_inputs(self, words: Sequence[str]) -> None:
         """Refuse files, lengths and data that no task uses."""
         named, generated = words[0], [task.name for task in self.tasks if not task.hides]
+        if "quotes" in (task.name for task in self.tasks):
+            raise UsageError(
+                "'quotes' is measured alone, because it compares rankings and no recipes", "kvcli eval quotes"
+            )
         if words[1:] and len(generated) == len(self.tasks):
             raise UsageError(f"'{named}' generates its texts and takes no FILE", f"kvcli eval {generated[0]}")
         if self.lengths is not None and not any(task.sized for task in self.tasks):
@@ -164,27 +174,35 @@ class _Run:
         """Load the model, with retaining heads if a recipe needs them."""
         from kvcli.engine.prompt import Prompt
 
-        need_heads = not self.policies or any(recipe.policy.needs_heads for recipe in self.policies)
         self.model = load_bare(
             options,
             quiet=self.quiet,
             weights=options.weights,
             heads=heads,
-            find_heads=need_heads,
+            find_heads=self._heads(),
             recipes=self.policies,
         )
         self.prompt = Prompt(self.model.tokenizer)
 
-    def prepare(self) -> None:
-        """Make the cases and open the results file."""
+    def _heads(self) -> bool:
+        """Whether a recipe may need retaining heads."""
+        return not self.policies or any(recipe.policy.needs_heads for recipe in self.policies)
+
+    def _haystack(self) -> tuple[TokenCounter, Haystack]:
         from kvcli.evaluate.haystack import Haystack
-        from kvcli.evaluate.run import settings
         from kvcli.evaluate.token_counter import TokenCounter
 
-        counter, document, seed = TokenCounter(self.prompt), self.document, self.options.seed
+        counter, document = TokenCounter(self.prompt), self.document
         with interruptible("splitting the document into tokens"):
             name = " ".join(document.files) if document else ""
-            haystack = Haystack(counter, document.text if document else None, name)
+            return counter, Haystack(counter, document.text if document else None, name)
+
+    def prepare(self) -> None:
+        """Make the cases and open the results file."""
+        from kvcli.evaluate.run import settings
+
+        document, seed = self.document, self.options.seed
+        counter, haystack = self._haystack()
         specs = build_cases.case_specs(
             self.tasks,
             ruler=counter,
@@ -227,17 +245,28 @@ class _Run:
 
         return combinations(self.policies, self.budgets, spec, case.length or 0, usual)
 
-    def measure(self) -> list[Skipped]:
-        """Run the cases that have no result yet; returns those that do not fit."""
+    def _events(self) -> Iterator[Prefill | Finished]:
         from kvcli.evaluate.run import run
 
-        events = run(self.model, self.prompt, self.work, self.rows, chunk=self.chunk, manner=self.manner)
+        return run(self.model, self.prompt, self.work, self.rows, chunk=self.chunk, manner=self.manner)
+
+    def facts(self) -> dict[str, Any]:
+        """What the JSON has beside the cells."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Lines below the table."""
+        return []
+
+    def measure(self) -> list[Skipped]:
+        """Run the cases that have no result yet; returns those that do not fit."""
+        events = self._events()
         screen = _Screen(self.model.spec.device, quiet=self.quiet)
         try:
             while True:
                 screen.see(next(events))
         except StopIteration as end:
-            skipped: list[Skipped] = end.value
+            skipped: list[Skipped] = end.value or []
             return skipped
         except INTERRUPTS as stop:
             kept = f"saved in {self.rows.path}" if self.rows.path else "not saved, because --out was not given"
@@ -258,6 +287,72 @@ class _Run:
         )
         order = dict.fromkeys((key.task, key.recipe, key.length, key.look) for key in wanted)
         return report.cells([row for key, row in self.rows.done.items() if key in wanted], skipped, list(order))
+
+
+class _QuotesRun(_Run):
+    """The evaluation of quotes: rankings in the place of recipes, and nothing is read."""
+
+    cases: list[QuoteCase]
+
+    def _check_inputs(self, _words: Sequence[str]) -> None:
+        if self.lengths is not None and self.options.data:
+            raise UsageError("the text of --data has its own length", "leave out --lengths")
+        if self.options.query_aware or self.options.reread != "0" or self.options.kv_bits is not None:
+            raise UsageError(
+                "'quotes' reads nothing: --query-aware, --reread and --kv-bits have no effect", "kvcli eval quotes"
+            )
+
+    def load(self, options: ModelOptions, heads: str | None) -> None:
+        if self.policies or self.budgets or heads is not None:
+            raise UsageError("'quotes' reads nothing: --policy, --budget and --heads have no effect", "leave them out")
+        super().load(options, heads)
+
+    def _heads(self) -> bool:
+        return False
+
+    def prepare(self) -> None:
+        from kvcli.evaluate import quotes
+        from kvcli.evaluate.case import CaseRequest
+        from kvcli.evaluate.run import settings
+
+        needles: list[QuoteCase] = []
+        document, seed = self.document, self.options.seed
+        if self.data is None:
+            counter, haystack = self._haystack()
+            for length in self.lengths or [haystack.tokens or DEFAULT_LENGTH]:
+                for number in range(self.options.cases or build_cases.CASES):
+                    wanted = CaseRequest("quotes", number, length, seed, counter, haystack)
+                    needles.append(quotes.needle_case(wanted))
+        self.cases = quotes.quote_cases(document, self.data, needles, self.options.cases, seed)
+        digests = (document.sha256 if document else None, self.data.sha256 if self.data else None)
+        made = settings(self.model, self.prompt, seed=seed, chunk=self.chunk, document=digests[0], data=digests[1])
+        self.rows = ResultsFile(self.options.out, made)
+        text = terminal.plural(len(self.cases), "question")
+        terminal.note("model", f"{self.model.spec.name} {self.model.spec.dtype} · {text}", quiet=self.quiet)
+
+    def _events(self) -> Iterator[Prefill | Finished]:
+        from kvcli.evaluate.quotes import run_quotes
+        from kvcli.pipeline import Pipeline
+
+        return run_quotes(Pipeline(self.model), self.cases, self.rows)
+
+    def cells(self, skipped: list[Skipped]) -> list[report.Cell]:
+        from kvcli.evaluate.quotes import keys
+
+        wanted = dict.fromkeys(keys(self.cases))
+        order = dict.fromkeys((key.task, key.recipe, key.length, key.look) for key in wanted)
+        return report.cells([row for key, row in self.rows.done.items() if key in wanted], skipped, list(order))
+
+    def facts(self) -> dict[str, Any]:
+        from kvcli.evaluate.quotes import keys, separation
+
+        wanted = set(keys(self.cases))
+        found = separation(row for key, row in self.rows.done.items() if key in wanted)
+        return {} if found is None else {"separation": round(found, 4)}
+
+    def notes(self) -> list[str]:
+        found = self.facts()
+        return [f"separation of right and wrong texts (AUROC): {found['separation']:.3f}"] if found else []
 
 
 class _Screen:

@@ -54,6 +54,7 @@ TASKS = {
         Task("frequent", "the three most frequent words of a coded text", word_counts.frequent),
         Task("multidoc", "a question on one of many passages (--data)", passages.multidoc, passages=True),
         Task("gold", "the same questions, given the right passage alone", passages.gold, passages=True, sized=False),
+        Task("quotes", "whether the sentences that are quoted hold the answer", None, hides=True),
         Task("data", "the cases of benchmark files (--data)", None, sized=False, several=True),
     )
 }

@@ -73,6 +73,21 @@ def test_without_a_document(call: Call, tiny_model: Path, data: Path) -> None:
     assert len(answers(chats(data)[0])) == 1
 
 
+def test_quotes_follow_answers_and_open(call: Call, tiny_model: Path, folder: Path) -> None:
+    (folder / "pier.txt").write_text(f"{TEXT}\n\nCaptain Wren keeps two parrots. She sailed in 1911.\n")
+    lines = b"Who keeps two parrots?\n/quotes 1\n/open 1\n/open 9\nWhen did she sail?\n/quotes 1\n"
+    made = call("chat", "-m", tiny_model, "-n", "4", "--cite", "pier.txt", stdin=lines)
+    first, second = made.out.split("\n\n1. line")[0], made.out.splitlines()
+    assert "1. line 3 “Captain Wren keeps two parrots.”" in first.splitlines()
+    assert "»Captain Wren keeps two parrots.« She sailed in 1911." in made.out
+    assert "quotes are 1 to 1" in made.err
+    assert second[-1] == "1. line 3 “She sailed in 1911.”"
+    silent = call(
+        "chat", "-m", tiny_model, "-n", "4", "--cite", "--quotes", "0", "pier.txt", stdin=b"Who keeps parrots?\n"
+    )
+    assert "1. line" not in silent.out
+
+
 def test_going_on_reads_nothing(call: Call, tiny_model: Path, book: Path, data: Path) -> None:
     """In one go, or left and continued after every question: the same conversation."""
     options = ("-m", tiny_model, "-n", "9", "--budget", "300")

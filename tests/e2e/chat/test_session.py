@@ -97,6 +97,8 @@ def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) ->
         ("/page 3", 2, r"no page 3"),
         ("/find KOKOVOKO", 2, r"line \d+: ….*Kokovoko"),
         ("/sources", 2, r"likely source|no quote"),
+        ("/quotes", 2, r"no sentence"),
+        ("/open 1", 2, r"no quotes"),
         ("/retry", 2, r"again +Who\?"),
         ("/stats", 2, r"session +a · "),
         ("/memory", 2, r"in use +[\d.]+ [GM]iB of"),

@@ -90,6 +90,22 @@ def test_benchmark_files(tiny_model: Path, folder: Path, call: Call, validate: V
     assert cell["metrics"] == ["choice"]
 
 
+def test_quotes_by_words_and_by_the_model(tiny_model: Path, book: Path, call: Call, validate: Validate) -> None:
+    words = ["eval", "quotes", book, "-m", tiny_model, "--lengths", "1K", "--cases", "2", "--out", "quotes.jsonl"]
+    done = call(*words)
+    assert done.code == 0, done.err
+    found = json.loads(done.out.splitlines()[-1])
+    validate(found)
+    cells = {(c["task"], c["recipe"]): c for c in found["cells"]}
+    assert len(cells) == 4
+    assert cells["one of three", "words"]["mean"] == 1
+    assert all(c["n"] == 2 for c in cells.values())
+    assert json.loads(call(*words, "--json", "-q").out)["cells"] == found["cells"]
+    (book.parent / "q.jsonl").write_text('{"question": "Where is Kokovoko?", "answers": ["far away"]}\n')
+    alone = call("eval", "quotes", "-m", tiny_model, book, "--data", "q.jsonl", "--json", "-q").json
+    assert {c["questions"] for c in alone["cells"]} == {1}
+
+
 @pytest.mark.usefixtures("book")
 @pytest.mark.parametrize(
     ("words", "code"),
@@ -110,6 +126,9 @@ def test_benchmark_files(tiny_model: Path, folder: Path, call: Call, validate: V
         (["eval", "data", "--data", "missing.jsonl"], 3),
         (["eval", "needle", "--lengths", "8K", "--policy", "full"], 6),
         (["eval", "needle", "book.txt", "--lengths", "9000"], 3),
+        (["eval", "needle,quotes"], 2),
+        (["eval", "quotes", "--policy", "full"], 2),
+        (["eval", "quotes", "--reread", "3"], 2),
     ],
 )
 def test_bad_input(tiny_model: Path, call: Call, words: list[str], code: int) -> None:

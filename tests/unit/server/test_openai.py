@@ -198,6 +198,9 @@ def test_uploaded_documents_are_put_before_the_conversation(server: Running, mod
     assert facts["context"]["tokens"] == context.tokens
     assert facts["grounded"] == expected.citations.grounded
     assert {s["source"] for s in facts["likely_sources"]} <= {"house.txt"}
+    found = pipeline.find_quotes(TEXT, "Who?", answer=expected.text)
+    assert [q["text"] for q in facts["quotes"]] == [q.text for q in found.quotes]
+    assert facts["answer_in_text"] == found.likely
     turns = [*ASK["messages"], {"role": "assistant", "content": "a"}, {"role": "user", "content": "Where?"}]  # type: ignore[misc]
     later = client.chat.completions.create(**{**ASK, "messages": turns}, extra_body={"documents": [file.id]})
     *_, end = pipeline.ask(context, "Where?", history=[("Who?", "a")], max_tokens=8)
