@@ -107,7 +107,7 @@ def read_document(
     """Extract the text of files and directories, in order.
 
     Args:
-        paths: PDF, EPUB, DOCX, HTML, Markdown, text or source files, or directories.
+        paths: PDF, EPUB, office, HTML, mail, notebook, text or source files, or directories.
         pages: page numbers to read, from 1: ``1-40,55``.
         include, exclude: glob patterns for the files of a directory.
         ocr: recognise the text of scanned pages and images.

@@ -7,20 +7,18 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvcli.documents import html
-from kvcli.documents.archive import Archive, attribute, elements, xml
+from kvcli.documents import html, ooxml
+from kvcli.documents.archive import Archive, attribute, elements
 from kvcli.documents.document import Extract, Source
 from kvcli.documents.equation import Formula, linear
 from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, Writer, clean, left_out, parts
 from kvcli.documents.numbering import Numbering
-from kvcli.errors import InputError
 
 NESTED = 3
 """Documents in each other (``w:altChunk``)."""
 
 _MAIN = "word/document.xml"
 _OFF = ("0", "false", "off")
-_DAMAGED = "fetch the file again, or save it anew in a word processor"
 _MATH = "officeDocument/2006/math", "ooxml/officeDocument/math"
 _TICKS = {"\uf0fe": "☒", "\uf053": "☒", "\uf078": "☒", "\uf0fc": "✓", "\uf052": "☑", "\uf0a8": "☐", "\uf06f": "☐"}
 _LATIN = "ABGDEZHQIKLMNXOPRSTUFCYWabgdezhqiklmnxoprVstufcyw"
@@ -64,7 +62,7 @@ class _Reader:
         self.out = Writer()
         self.warnings: list[str] = []
         self.main = self._main()
-        self.related = self._relations(self.main)
+        self.related = ooxml.relations(archive, self.main)
         self.styles = _Styles(self._part("styles"))
         self.numbering = Numbering(self._part("numbering"))
         self.page = 0
@@ -81,7 +79,7 @@ class _Reader:
     def _main(self) -> str:
         """The member with the text, which the package's relations or its types name."""
         archive = self.archive
-        for kind, name in self._relations("").values():
+        for kind, name in ooxml.relations(archive, "").values():
             if kind == "officeDocument" and name in archive.names:
                 return name
         if _MAIN in archive.names:
@@ -92,22 +90,6 @@ class _Reader:
                 return name
         raise archive.damaged(f"{_MAIN} is missing")
 
-    def _relations(self, name: str) -> dict[str, tuple[str, str]]:
-        """What a part refers to, by id: the kind, and the member."""
-        folder, _, file = name.rpartition("/")
-        path = f"{folder}/_rels/{file}.rels".lstrip("/")
-        if path not in self.archive.names:
-            return {}
-        found = {}
-        for node in elements(self._xml(path), "Relationship"):
-            target = attribute(node, "Target")
-            base = "" if target.startswith(("/", "\\")) else name
-            member = self.archive.resolve(base, target.lstrip("/\\"))
-            kind = attribute(node, "Type").rpartition("/")[2]
-            external = attribute(node, "TargetMode") == "External"
-            found[attribute(node, "Id")] = (kind, "" if external or member is None else member)
-        return found
-
     def _part(self, kind: str) -> Any:
         """The root of the part of this kind that the text refers to, or ``None``."""
         for found, name in self.related.values():
@@ -117,12 +99,7 @@ class _Reader:
         return self._xml(name) if name in self.archive.names else None
 
     def _xml(self, name: str) -> Any:
-        root = xml(self.archive, name)
-        if root.getroottree().docinfo.internalDTD is not None:
-            raise InputError(
-                f"{self.archive.source.name} is damaged: {name} declares entities, as no word processor does", _DAMAGED
-            )
-        return root
+        return ooxml.root(self.archive, name)
 
     # --- the text ---
 

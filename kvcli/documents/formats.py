@@ -19,7 +19,6 @@ class Kind(NamedTuple):
 
 
 _PIPE = ' | kvcli ask "…"'
-_PANDOC = "pandoc -t plain {}" + _PIPE
 _OCR = "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')"
 _OFFICE = 'soffice --headless --convert-to txt {} && kvcli ask NAME.txt "…"'
 _SPEECH = "make a transcript first: whisper {} --output_format txt"
@@ -29,11 +28,14 @@ PLAIN = Kind("text", reader="plain")
 HTML = Kind("HTML", reader="html")
 PDF = Kind("PDF", reader="pdf")
 DOCX = Kind("DOCX", reader="docx")
-LOCKED = Kind("an encrypted or an Office 97 file", "save it without a password as .docx or .txt")
+NOTEBOOK = Kind("a Jupyter notebook", reader="notebook")
+MAIL = Kind("mail", reader="mail")
+ODF = Kind("OpenDocument", reader="odf")
+LOCKED = Kind("an encrypted or an Office 97 file", "save it without a password in a format of today, or as text")
 
 _TEXTUAL: tuple[tuple[bytes, Kind], ...] = (  # formats that may be plain ASCII throughout
     (b"%!PS", Kind("PostScript", "ps2ascii {}" + _PIPE)),
-    (b"{\\rtf", Kind("RTF", _PANDOC)),
+    (b"{\\rtf", Kind("RTF", reader="rtf")),
 )
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("a Microsoft Office 97 file", _OFFICE)),
@@ -58,16 +60,19 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"GGUF", Kind("a GGUF model", 'to ask this model: kvcli ask -m {} FILE "…"')),
     (b"\x7fELF", Kind("a program", "strings {}" + _PIPE)),
 )
+_BY_NAME = {".ipynb": NOTEBOOK, ".eml": MAIL, ".mht": MAIL, ".mhtml": MAIL}
+"""Formats that are text, and that their content does not tell from other text."""
+
 _ZIP = b"PK\x03\x04"
 _FETCH = "fetch the file again"
-_CLAIMED = {".pdf": "a PDF", ".docx": "a DOCX", ".epub": "an EPUB"}
+_CLAIMED = {".pdf": "a PDF", ".docx": "a DOCX", ".epub": "an EPUB", ".pptx": "a PPTX", ".xlsx": "an XLSX"}
 """Formats that are binary beyond doubt, by suffix: what is text there is the rest of a file, or a server's excuse."""
 
 _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
     ("word/document.xml", DOCX),
     ("META-INF/container.xml", Kind("EPUB", reader="epub")),
-    ("ppt/presentation.xml", Kind("PPTX", _OFFICE)),
-    ("xl/workbook.xml", Kind("XLSX", 'export the sheets as CSV and name them: kvcli ask sheet.csv "…"')),
+    ("ppt/presentation.xml", Kind("PPTX", reader="pptx")),
+    ("xl/workbook.xml", Kind("XLSX", reader="xlsx")),
 )
 
 
@@ -75,7 +80,7 @@ def kind(data: bytes, suffix: str) -> Kind:
     """The format of ``data``; text where nothing says otherwise.
 
     The content decides; ``suffix`` (with its dot, may be empty) tells HTML from other marked-up text, and text from
-    what has lost the beginning of a PDF, DOCX or EPUB.
+    what has lost the beginning of a PDF, DOCX or EPUB. It names notebooks and mail, which are text.
     """
     found, claimed = _told(data, suffix), _CLAIMED.get(suffix.lower())
     if found is PLAIN and claimed:
@@ -89,6 +94,8 @@ def _told(data: bytes, suffix: str) -> Kind:
     for magic, found in _TEXTUAL:
         if data.startswith(magic):
             return found
+    if named := _BY_NAME.get(suffix.lower()):
+        return named
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     xhtml = head.startswith(b"<?xml") and b"<html" in head
     if suffix.lower() in (".html", ".htm", ".xhtml", ".xht") or head.startswith((b"<!doctype html", b"<html")) or xhtml:
@@ -97,7 +104,7 @@ def _told(data: bytes, suffix: str) -> Kind:
         return PLAIN  # that happens to begin like a recording
     for magic, found in _MAGIC:
         if data.startswith(magic):
-            return LOCKED if suffix.lower() == ".docx" else found
+            return LOCKED if suffix.lower() in (".docx", ".xlsx", ".pptx") else found
     if data.startswith(_ZIP):
         return _zipped(data)
     if data[:4] == b"RIFF":
@@ -127,5 +134,5 @@ def _zipped(data: bytes) -> Kind:
     if "[Content_Types].xml" in names and any(name.startswith("word/document") for name in names):
         return DOCX
     if "mimetype" in names and "content.xml" in names:
-        return Kind("OpenDocument", _PANDOC)
+        return ODF
     return Kind("a ZIP archive", _UNPACK)

@@ -18,7 +18,7 @@ from kvcli.errors import InputError, UsageError
 STDIN = "-"
 """The name of standard input on a command line."""
 
-READS = "kvcli reads PDF, EPUB, DOCX, HTML, Markdown, text in any encoding and source files"
+READS = "kvcli reads PDF, EPUB, DOCX, PPTX, XLSX, OpenDocument, RTF, HTML, mail, notebooks, text and source files"
 
 LARGEST = 1 << 30
 """Bytes of one file."""

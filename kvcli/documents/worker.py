@@ -1,4 +1,4 @@
-"""The readers of DOCX, EPUB and HTML in a process of their own, one for all files that are read together.
+"""Readers in a process of their own, one for all files that are read together: all but PDF, images and plain text.
 
 Their parsers are C libraries, and a short file may make much of them. The process bounds its memory, and its
 processor time by the size of each file; if it dies, that file is refused and the next one gets a new process.
@@ -20,7 +20,7 @@ from kvcli.documents.isolated import MEMORY, SILENCE, WORK, bounded
 from kvcli.errors import InputError, UsageError
 from kvcli.utils import child_process
 
-READERS = frozenset(("docx", "epub", "html"))
+READERS = frozenset(("docx", "epub", "html", "pptx", "xlsx", "odf", "rtf", "mail", "notebook"))
 """Modules beside this one whose ``extract`` runs here."""
 
 PER_MIB = 4

@@ -130,9 +130,9 @@ def command(
 ) -> None:
     """Ask a question about documents.
 
-    FILE is a PDF, EPUB, DOCX, HTML, Markdown, text or source file, a directory, or a saved prefill (book.kv). Without
-    FILE, piped standard input is the document. The last argument is the question; with -e or -Q every argument is
-    a FILE. The prefill is saved, so further questions about the same documents start at once.
+    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, or a saved prefill (book.kv).
+    Without FILE, piped standard input is the document. The last argument is the question; with -e or -Q every argument
+    is a FILE. The prefill is saved, so further questions about the same documents start at once.
 
     \b
     Examples:
