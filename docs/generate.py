@@ -13,10 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from kvcli import registry
-from kvcli.cli.app import app
+from kvcli.cli.program import command as program
 from kvcli.recipe import format_policy
 
 TARGET = Path(__file__).parent / "reference.md"
@@ -29,7 +27,7 @@ _PAPER = re.compile(r"(\w+) et al\. (\d{4})\b.*?arXiv[: ](\d{4}\.\d{5})")
 
 def commands(command: Any = None, name: str = "") -> Iterator[str]:
     """The words of every command, in the order of ``kvcli --help``; the program itself is the empty text."""
-    command = command or typer.main.get_command(app)
+    command = command or program()
     yield name
     for word, inner in getattr(command, "commands", {}).items():
         if not inner.hidden:

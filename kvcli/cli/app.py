@@ -1,93 +1,32 @@
-"""The program ``kvcli``: its commands, and one run of it. Imports no torch."""
+"""One run of the program ``kvcli``. Imports little: ``kvcli ask`` may need no more (kvcli/cli/resident)."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any, NoReturn
-
-import typer
-
-from kvcli.cli import defaults, exit_codes
-from kvcli.cli.commands import (
-    ask,
-    bench,
-    cache,
-    calibrate,
-    chat,
-    config,
-    doctor,
-    eval,
-    extract,
-    kv,
-    models,
-    plan,
-    prefill,
-    recipes,
-    serve,
-    train,
-)
-from kvcli.cli.help import Command, Group
-from kvcli.cli.signals import install_sigterm
-from kvcli.cli.views import terminal
-from kvcli.errors import UsageError
-from kvcli.utils import config_file
-from kvcli.utils.version import __version__
-
-app = typer.Typer(
-    name="kvcli",
-    cls=Group,
-    help="Ask questions about whole books, manuals and code bases, on one consumer GPU or on a CPU.",
-    epilog='Example: kvcli ask book.txt "Who tells the story?"',
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for panel, modules in {
-    "Ask": (ask, chat, serve),
-    "Prepare": (plan, extract, prefill, cache),
-    "Models and settings": (models, config, recipes, train, calibrate),
-    "Measure and check": (kv, eval, bench, doctor),
-}.items():
-    for module in modules:
-        name = module.__name__.rpartition(".")[2]
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name, rich_help_panel=panel)
-        else:
-            app.command(name, cls=getattr(module, name.title(), Command), rich_help_panel=panel)(module.command)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"kvcli {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def _top(
-    ctx: typer.Context,
-    version: Annotated[  # noqa: ARG001  # eager: its callback answers
-        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    if ctx.invoked_subcommand is None:
-        print(ctx.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
+from typing import Any, NoReturn
 
 
 def run(args: Sequence[str]) -> int:
-    """One run of the program on ``args``; returns its exit code."""
+    """One run of the program on ``args``, in this process; returns its exit code."""
+    from kvcli.cli import defaults, exit_codes
+    from kvcli.cli.signals import install_sigterm
+    from kvcli.cli.views import terminal
+    from kvcli.errors import UsageError
+    from kvcli.utils import config_file
+
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
     found: dict[str, Any] = {}
     _environment()
     install_sigterm()
     try:
-        command = typer.main.get_command(app)
+        from kvcli.cli.program import command
+
+        program = command()
         found = {} if own[:1] == ["config"] else config_file.read()
-        with command.make_context("kvcli", list(args), default_map=defaults.defaults(command, found)) as context:
-            command.invoke(context)
+        known = defaults.defaults(program, found) if found else None  # looks at every command, and so imports it
+        with program.make_context("kvcli", list(args), default_map=known) as context:
+            program.invoke(context)
         sys.stdout.flush()
     except BaseException as problem:
         if isinstance(problem, SystemExit):
@@ -101,6 +40,8 @@ def run(args: Sequence[str]) -> int:
 
 def _environment() -> None:
     """Quiet libraries, and streams that lose no character whatever the locale."""
+    import logging
+
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -112,13 +53,17 @@ def _environment() -> None:
     }.items():
         os.environ.setdefault(name, value)
     for name in ("torchao", "torch.utils._pytree"):  # what torchao, where it is installed, says of each start
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+        logging.getLogger(name).addFilter(_only_errors)
     if os.path.expanduser("~") == "~" and os.environ.get("KVCLI_CACHE_DIR"):  # noqa: PTH111  # Path raises instead
         os.environ.setdefault("HF_HOME", os.path.join(os.environ["KVCLI_CACHE_DIR"], "huggingface"))  # noqa: PTH118
     _open_streams()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _only_errors(record: Any) -> bool:
+    return bool(record.levelno >= 40)
 
 
 def _open_streams() -> None:
@@ -134,4 +79,24 @@ def _open_streams() -> None:
 
 def main() -> NoReturn:
     """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    args = sys.argv[1:]
+    code = _by_engine(args) if args[:1] in (["ask"], ["prefill"]) else None
+    sys.exit(run(args) if code is None else code)
+
+
+def _by_engine(args: Sequence[str]) -> int | None:
+    """The exit code of a command that a resident engine ran; ``None`` if this process is to run it."""
+    from kvcli.cli.resident import client
+
+    try:
+        return client.run(args)
+    except (client.BadKeepAlive, client.EngineDied, KeyboardInterrupt) as problem:
+        from kvcli.cli import exit_codes
+        from kvcli.errors import KvcliError, UsageError
+
+        error: BaseException = problem
+        if isinstance(problem, client.BadKeepAlive):
+            error = UsageError(str(problem), "unset KVCLI_KEEP_ALIVE")
+        elif isinstance(problem, client.EngineDied):
+            error = KvcliError(str(problem), "the same command with --no-server")
+        return exit_codes.finish(error, as_json="--json" in args, debug="--debug" in args)

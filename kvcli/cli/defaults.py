@@ -103,9 +103,9 @@ def settings(program: Any) -> list[Setting]:
     """What this user set: the file's settings, then the environment's."""
     file = str(config_file.path())
     found = [Setting(".".join(keys), value, file) for keys, value in _flat(config_file.read())]
-    for key in every_key(program):
-        name = variable(f"--{key}")
-        if name is not None and os.environ.get(name):
+    read = {param.envvar: key for _, command in commands(program) for key, param in options(command).items()}
+    for name, key in sorted((name, key) for name, key in read.items() if isinstance(name, str)):
+        if os.environ.get(name):
             found.append(Setting(key, os.environ[name], name))
     return found
 

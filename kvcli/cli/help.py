@@ -38,13 +38,17 @@ class Group(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
+        _write(self.summaries(ctx), formatter)
+
+    def summaries(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """Name and first line of the help of each command, by panel."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command: Any = self.get_command(ctx, name)
             if not command.hidden:
                 panel = getattr(command, "rich_help_panel", None) or "Commands"
                 sections.setdefault(panel, []).append((name, (command.help or "").partition("\n")[0]))
-        _write(sections, formatter)
+        return sections
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:

@@ -204,6 +204,15 @@ class AnswerOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class EngineOptions(OptionGroup):
+    """Which process runs the command; :mod:`kvcli.cli.resident.client` looks for the option first."""
+
+    PANEL: ClassVar[str] = "Output"
+
+    no_server: bool = option("--no-server", "Use no engine that stays for the next question, and start none.", False)
+
+
+@dataclass(frozen=True)
 class PlainOutput(OptionGroup):
     """How much is printed to stderr."""
 
@@ -268,6 +277,8 @@ class RunOptions:
         recipe = None if self.policy is None else parse(self.policy)
         if self.kv_bits is not None:
             (recipe or parse("full")).with_bits(self.kv_bits)
+        if recipe is not None and recipe.policy.budget is None and self.budget is not None:
+            recipe.with_budget(1)  # raises if it takes none
         if self.sampling:
             from kvcli.engine.sampling import Sampling
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvcli.cli.inputs import Inputs, Saved, open_documents
 from kvcli.cli.options import LoadOptions, RunOptions
 from kvcli.cli.request import Request, standard_input
+from kvcli.cli.resident import held
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
@@ -25,6 +26,7 @@ from kvcli.utils import files, process_memory
 if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.models.model import Model
+    from kvcli.models.source import ModelSource
     from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
     from kvcli.recipe import Recipe
 
@@ -62,19 +64,13 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
         if saved is not None:
             names = (fingerprint(source, options.weights), former_fingerprint(source, options.weights))
             _check_model(saved, *names)
-        from kvcli.pipeline import load_model
+        _before_loading(quiet=quiet)
+        from kvcli.retaining_heads import discovery
 
-        start, before = perf_counter(), list[int]()
-        model = load_model(
-            source,
-            device=options.device,
-            dtype=options.dtype,
-            weights=options.weights,
-            heads=options.heads,
-            offline=options.offline,
-            on_ready=lambda: before.append(process_memory.resident()),
-            on_notice=partial(terminal.note, "weights", quiet=quiet),
-        )
+        start = perf_counter()
+        bare = _bare(source, options)
+        model = replace(bare.model)  # heads and calibration are those of this run
+        discovery.attach(model, options.heads, offline=options.offline)
         load_s = perf_counter() - start
     card = model.heads_card
     heads = None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
@@ -84,8 +80,64 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
             terminal.note("source", text, quiet=quiet)
     if options.model is None and source.name == DEFAULT:
         _suggest_once(quiet=quiet)
-    on_gpu = model.spec.device.startswith("cuda")
-    return LoadedModel(model, load_s, 0 if on_gpu or not before else before[0], facts)
+    spec = model.spec
+    held.facts = {"model": spec.name, "device": spec.device, "dtype": spec.dtype, "weights": options.weights}
+    return LoadedModel(model, load_s, 0 if spec.device.startswith("cuda") else bare.baseline_bytes, facts)
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A model without heads, what was said while it was loaded, and the memory of the process before."""
+
+    model: Model
+    notices: tuple[str, ...]
+    baseline_bytes: int
+
+
+def _bare(source: ModelSource, options: RunOptions) -> _Bare:
+    """Load the model, unless an engine has kept it."""
+
+    loaded = list[_Bare]()
+
+    def load() -> _Bare:
+        from kvcli.pipeline import load_model
+
+        notices, before = list[str](), list[int]()
+
+        def say(text: str) -> None:
+            notices.append(text)
+            terminal.note("weights", text, quiet=options.quiet)
+
+        model = load_model(
+            source,
+            device=options.device,
+            dtype=options.dtype,
+            weights=options.weights,
+            find_heads=False,
+            offline=options.offline,
+            on_ready=lambda: before.append(process_memory.resident()),
+            on_notice=say,
+        )
+        loaded.append(_Bare(model, tuple(notices), before[0] if before else 0))
+        return loaded[0]
+
+    key = (source, held.directory_key(source.path), options.device, options.dtype, options.weights)
+    bare = held.keep("model", key, load)
+    if not loaded:
+        for text in bare.notices:
+            terminal.note("weights", text, quiet=options.quiet)
+    return bare
+
+
+def _before_loading(*, quiet: bool) -> None:
+    """Say that an engine starts; in a process of its own, ask idle engines for the memory they keep."""
+    if not held.active:
+        from kvcli.cli.resident import client, place
+
+        with suppress(place.UnsafePlace):
+            client.engines("release")
+    elif "torch" not in sys.modules and terminal.is_terminal(sys.stderr):
+        terminal.note("starting", "kvcli; the next answer is instant", quiet=quiet)
 
 
 def _suggest_once(*, quiet: bool) -> None:
@@ -114,6 +166,8 @@ def load_bare(
     """
     with interruptible("loading the model"):
         from kvcli.models.resolve import resolve
+
+        _before_loading(quiet=quiet)
         from kvcli.pipeline import load_model
         from kvcli.retaining_heads import calibration
 
@@ -220,7 +274,7 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
         raw=options.raw,
     )
     with interruptible("splitting the document into tokens"):
-        source = None if inputs.document is None else pipeline.tokenize(inputs.document)
+        source = None if inputs.document is None else _tokenize(pipeline, inputs.document)
     choice = pipeline.choose_recipe(source, questions=questions, saved=not options.rebuild and inputs.saved is None)
     if choice.heads_missing:
         spec = loaded.model.spec
@@ -228,6 +282,14 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
     if choice.calibration:
         terminal.note("queries", choice.calibration, quiet=quiet)
     return OpenRun(inputs, loaded, pipeline, source, choice.recipe, warnings)
+
+
+def _tokenize(pipeline: Pipeline, document: Document) -> TokenizedDocument:
+    """The document's tokens, unless an engine has kept them."""
+    model, prompt = pipeline.model, pipeline.prompt
+    key = (model.spec.fingerprint, id(model.module), prompt.system, prompt.raw, document.text)
+    found = held.keep("tokens", key, lambda: pipeline.tokenize(document))
+    return found if found.document == document else replace(found, document=document)
 
 
 def open_request(

@@ -14,6 +14,7 @@ from kvcli.cli.options import (
     AnswerOptions,
     CacheOptions,
     DocumentOptions,
+    EngineOptions,
     ModelOptions,
     OutputOptions,
     PromptOptions,
@@ -25,6 +26,7 @@ from kvcli.cli.options import (
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import Request, parse_request, require_utf8
+from kvcli.cli.resident import held
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
@@ -126,6 +128,7 @@ def command(
     citing: CiteOptions,
     prompt: PromptOptions,
     cache: CacheOptions,
+    engine: EngineOptions,
     output: AskOutput,
 ) -> None:
     """Ask a question about documents.
@@ -140,6 +143,7 @@ def command(
       kvcli ask src/ --include '*.py' "Where is the cache written?"
       kvcli ask book.pdf -Q questions.txt --json > answers.jsonl
     """
+    held.refuse(engine.no_server)
     request = question.request(words or [])
     answer.refuse_unused()
     cite = citations.mode(

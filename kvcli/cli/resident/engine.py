@@ -1,0 +1,408 @@
+"""The engine: a process that runs one command after the other for clients, as each client would have run it.
+
+A command runs in the main thread, with the client's open files as 0, 1 and 2, with its working directory, umask and
+environment, and with the function that ``kvcli`` itself calls. Signals that reach the client are raised here. A thread
+for each connection reads what the client says meanwhile. Nothing is forked: OpenMP and CUDA do not survive that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import os
+import queue
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from kvcli.cli.resident import held, protocol
+from kvcli.cli.resident.place import open_place
+from kvcli.utils.version import __version__
+
+CLEAN = frozenset((0, 2, 3, 6, 7, 10, 141))
+"""Exit codes after which the model is kept. After an interruption or a failure the next command loads it again."""
+
+IDLE = 300.0
+"""Seconds without a command after which an engine leaves, until a client names others."""
+
+_ANSWERS = 5.0
+"""Seconds in which a client must say that it still waits."""
+
+
+class Leave(Exception):
+    """SIGTERM while no command runs."""
+
+
+class Job:
+    """One command of one client."""
+
+    def __init__(self, connection: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
+        self.connection, self.request, self.descriptors = connection, request, descriptors
+        self.began = time.monotonic()
+        self.answered = threading.Event()
+        self.goes = False
+        self.signals: list[int] = []
+        self.used: set[str] = set()
+        self._lock = threading.Lock()
+        self._runs = False
+
+    def tell(self, **message: Any) -> None:
+        """Tell the client, if it is still there."""
+        with contextlib.suppress(OSError):
+            protocol.send(self.connection, **message)
+
+    def follow(self, lines: protocol.Lines) -> None:
+        """Read what the client says until it leaves; runs in a thread."""
+        while (message := lines.next()) is not None:
+            if message.get("go"):
+                self.goes = True
+                self.answered.set()
+            elif message.get("signal") in (signal.SIGINT, signal.SIGTERM):
+                self._raise(message["signal"])
+        self.answered.set()
+        if not self.goes:  # nobody may wait for the end of a file that is kept open here
+            self.give_back()
+        self._raise(signal.SIGTERM)
+
+    def wanted(self) -> bool:
+        """Whether the client still waits when its turn comes."""
+        self.tell(turn=True)
+        return self.answered.wait(_ANSWERS) and self.goes
+
+    def _raise(self, number: int) -> None:
+        with self._lock:
+            if self._runs:
+                self.signals.append(number)
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    @contextlib.contextmanager
+    def signalled(self) -> Iterator[None]:
+        """Signals of the client are raised in the main thread."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with self._lock:
+            self._runs = True
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _ignore)
+            with self._lock:
+                self._runs = False
+
+    def give_back(self) -> None:
+        """Close the client's files."""
+        with self._lock:
+            descriptors, self.descriptors = self.descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close the client's files and the connection."""
+        self.give_back()
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+
+class Engine:
+    """The process: its socket, its queue of commands, and what ``kvcli ps`` shows of it.
+
+    Args:
+        listening: the socket that the first client made.
+        key, inode: name and inode of the socket.
+    """
+
+    def __init__(self, listening: socket.socket, key: str, inode: int) -> None:
+        self.listening, self.key, self.inode = listening, key, inode
+        self.jobs: queue.Queue[Job | None] = queue.Queue()
+        self.running: Job | None = None
+        self.leaving = False
+        self.idle = IDLE
+        self.served = 0
+        self.started = self.last = time.monotonic()
+        self.out = _Streams()
+        self.place = open_place()
+
+    def run(self) -> None:
+        """Serve until nobody has asked for a while, or until told to leave."""
+        held.active = True
+        threading.Thread(target=self._accept, daemon=True).start()
+        _leave_on_sigterm()
+        try:
+            while not (self.leaving and self.jobs.empty()):
+                with contextlib.suppress(queue.Empty):
+                    job = self.jobs.get(timeout=max(0.0, self.last + self.idle - time.monotonic()))
+                    if job is not None:
+                        self._serve(job)
+                    continue
+                if self._retire():
+                    self.leaving = True
+        except Leave:
+            self._retire()
+        while not self.jobs.empty():  # came while the socket was removed
+            if (job := self.jobs.get()) is not None:
+                job.close()
+
+    # --- connections ---
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        """One connection, in a thread of its own."""
+        try:
+            protocol.send(connection, pid=os.getpid(), version=__version__)
+            connection.settimeout(_ANSWERS)
+            request, descriptors = protocol.receive_request(connection)
+        except (OSError, ValueError):
+            connection.close()
+            return
+        connection.settimeout(None)
+        job = Job(connection, request, descriptors)
+        if request.get("do") == "run" and len(descriptors) == protocol.DESCRIPTORS:
+            self.jobs.put(job)
+            job.follow(protocol.Lines(connection))
+            return
+        if request.get("do") in ("status", "stop"):
+            job.tell(**self.status())
+        job.close()
+        if request.get("do") in ("stop", "release"):
+            self._stop(only_idle=request["do"] == "release")
+
+    def status(self) -> dict[str, Any]:
+        """What ``kvcli ps`` shows."""
+        from kvcli.utils.process_memory import resident
+
+        job, now = self.running, time.monotonic()
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            **{name: held.facts.get(name) for name in ("model", "device", "dtype", "weights")},
+            "memory_bytes": resident(),
+            "age_s": round(now - self.started, 1),
+            "commands": self.served,
+            "state": "idle" if job is None else "busy",
+            "busy_s": None if job is None else round(now - job.began, 1),
+            "leaves_in_s": None if job is not None else round(max(0.0, self.last + self.idle - now), 1),
+        }
+
+    def _stop(self, *, only_idle: bool) -> None:
+        """Leave, after the commands that wait.
+
+        With ``only_idle``: only if there are none, and if the memory that the model takes may be needed.
+        """
+        if only_idle and (self.running is not None or not self.jobs.empty() or not _holds_much()):
+            return
+        self.leaving = True
+        self._retire()
+        self.jobs.put(None)
+
+    def _retire(self) -> bool:
+        """Remove the socket, so that the next client starts another engine; false if one is being made."""
+        try:
+            if self.place is not None:
+                with self.place.lock(wait=False):
+                    if self.place.inode(self.key) == self.inode:
+                        self.place.remove(self.key)
+        except BlockingIOError:
+            return False
+        return True
+
+    # --- commands ---
+
+    def _serve(self, job: Job) -> None:
+        """Run one command, if its client still waits."""
+        code: int | None = None
+        try:
+            if not job.wanted():
+                return
+            self.running = job
+            with self._as_client(job):
+                code = _run(job)
+        finally:
+            job.give_back()
+            self.running, self.last = None, time.monotonic()
+            if code is not None:  # else the client runs the command itself
+                self.served += 1
+                job.tell(exit=code)
+            job.close()
+        if code == 143 and signal.SIGTERM not in job.signals:  # someone ends this process
+            raise Leave
+        if code is not None and code not in CLEAN:
+            held.forget()
+        _tidy()
+        _leave_on_sigterm()
+
+    @contextlib.contextmanager
+    def _as_client(self, job: Job) -> Iterator[None]:
+        """The client's files, directory, umask and environment; at the end nothing of them is kept open."""
+        request, environment, mask = job.request, dict(os.environ), os.umask(0)
+        self.idle = float(request["keep_alive"])
+        *files, here = job.descriptors
+        try:
+            for number, descriptor in enumerate(files):
+                os.dup2(descriptor, number)
+            os.fchdir(here)
+            os.umask(request["umask"])
+            _replace(request["environment"])
+            tempfile.tempdir = None
+            _reset_peak()
+            self.out.begin(job, request["streams"])
+            yield
+        finally:
+            self.out.end()
+            _replace(environment)
+            os.umask(mask)
+            os.chdir("/")
+
+
+class _Streams:
+    """``sys.stdin``, ``sys.stdout`` and ``sys.stderr`` of the commands, one after the other."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.log = os.dup(2)
+
+    def say(self, what: str) -> None:
+        """Tell the client once that a stream is used: from then on the command cannot be run a second time."""
+        if self.job is not None and what not in self.job.used:
+            self.job.used.add(what)
+            self.job.tell(**{what: True})
+
+    def begin(self, job: Job, settings: list[dict[str, Any]]) -> None:
+        """Open the three as the client had them. New ones each time: a file and a pipe differ in what they can do."""
+        self.job = job
+        stdin, stdout, stderr = settings
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(self)), **stdin)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Output(self)), **stdout)
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), **stderr)
+
+    def end(self) -> None:
+        """Write what is left, and point all three to nothing."""
+        self._flush()
+        self.job = None
+        null = os.open(os.devnull, os.O_RDWR)
+        for number, other in enumerate((null, null, self.log)):
+            os.dup2(other, number)
+        os.close(null)
+        self._flush()  # what a closed pipe did not take
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+
+class _Input(io.FileIO):
+    def __init__(self, streams: _Streams) -> None:
+        super().__init__(0, "r", closefd=False)
+        self.streams = streams
+
+    def readinto(self, buffer: Any) -> Any:
+        self.streams.say("read")
+        return super().readinto(buffer)
+
+    def readall(self) -> Any:
+        self.streams.say("read")
+        return super().readall()
+
+
+class _Output(io.FileIO):
+    def __init__(self, streams: _Streams) -> None:
+        super().__init__(1, "w", closefd=False)
+        self.streams = streams
+
+    def write(self, data: Any) -> Any:
+        self.streams.say("wrote")
+        return super().write(data)
+
+
+def _run(job: Job) -> int | None:
+    """Run the command; every ending becomes an exit code, or ``None`` if the client is to run it."""
+    from kvcli.cli.app import run
+
+    sys.argv = ["kvcli", *job.request["args"]]
+    try:
+        with job.signalled():
+            return run(job.request["args"])
+    except held.RunAlone:
+        job.tell(alone=True)
+        return None
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as problem:  # a signal after the command's own end
+        from kvcli.cli import exit_codes
+
+        return exit_codes.to_kvcli_error(problem).exit
+
+
+def _replace(environment: dict[str, str]) -> None:
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _reset_peak() -> None:
+    """Peak memory counts from here: ``--stats`` reports that of one command."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats()
+
+
+def _tidy() -> None:
+    """Free what the command left, for other processes too. What stays is not looked through again the next time."""
+    from kvcli.utils.malloc import trim
+
+    gc.collect()
+    gc.freeze()
+    trim()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+
+def _holds_much() -> bool:
+    """Whether another process may lack the memory that this one keeps."""
+    from kvcli.utils.process_memory import host_available, resident
+
+    return str(held.facts.get("device", "cpu")) != "cpu" or host_available() < 2 * resident()
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """A handler, not SIG_IGN, which children would inherit."""
+
+
+def _leave(_number: int, _frame: object) -> None:
+    raise Leave
+
+
+def _leave_on_sigterm() -> None:
+    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def main() -> int:
+    """``sys.argv``: the number of the listening socket, its name and its inode."""
+    number, key, inode = sys.argv[1:]
+    signal.signal(signal.SIGHUP, _ignore)
+    Engine(socket.socket(fileno=int(number)), key, int(inode)).run()
+    os._exit(0)  # torch and its threads have nothing to save
