@@ -12,18 +12,29 @@ that a missed rotation, norm or factor shows. Each type runs in a process of its
 
 from __future__ import annotations
 
+import argparse
+import copy
+import json
+import os
 import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PreTrainedConfig,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from kvcli.models.auto_class import auto_class
 
 COMMON = (
     ("qwen3_5", "Qwen 3.5, 3.6, 3.8"),
@@ -58,9 +69,10 @@ COMMON = (
 """Types that people ran locally in 2026, most downloaded first, and the models of each."""
 
 TOKENS, CHUNK, PART, WINDOWS = 400, 57, 5, (24, 100)
-RECIPES = ("full", "keydiff(budget=64)", "h2o(budget=64)+int4", "full+infinigen(budget=64)")
+RECIPES = ("full", "keydiff(budget=64)", "h2o(budget=64)+int8", "full+infinigen")
 TOLERANCE = 1e-4
 
+_MARK = "verdict: "
 _VOCAB, _STD = 256, 0.15
 _SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "out_hidden_size", "lm_hidden_size"), 64),
@@ -95,7 +107,7 @@ _SIZES: dict[str, int] = {
 _SPECIAL = re.compile(r"(_token_id|_token_index|_token_ids|_id)$")
 
 
-def small_config(kind: str, window: int = 24, **changes: Any) -> PreTrainedConfig:
+def small_config(kind: str, window: int = 24, **changes: Any) -> PretrainedConfig:
     """The configuration of a model type with four layers of 64 numbers, and windows of ``window`` tokens."""
     cls = CONFIG_MAPPING[kind]
     return cls(**_shrunk(cls().to_dict(), window, kind) | _OWN.get(kind, {}) | changes)  # type: ignore[no-any-return]
@@ -153,7 +165,7 @@ _LINEAR = ["linear_attention", "full_attention", "linear_attention", "full_atten
 _CONVOLUTION = ["conv", "full_attention", "conv", "full_attention"]
 _TURNED = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
 _LATENT = {"num_key_value_heads": 4, "num_experts_per_tok": 2}
-_MAMBA = {"mamba_n_groups": 2, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16}
+_MAMBA = {"mamba_n_groups": 2, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 32}
 _PROPORTIONAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
@@ -167,7 +179,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": _CONVOLUTION},
     "granitemoehybrid": {"layer_types": _LINEAR, **_MAMBA},
     "falcon_h1": {"mamba_d_ssm": 128, **_MAMBA},
-    "nemotron_h": {"layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"]},
+    "nemotron_h": {"layer_types": _LINEAR, "chunk_size": 32},
     "gemma4_text": {
         "layer_types": _MIXED, "global_head_dim": 32, "num_global_key_value_heads": 1, "head_dim": 16,
         "rope_parameters": _PROPORTIONAL, "attention_k_eq_v": True,
@@ -188,8 +200,8 @@ def build(kind: str, window: int = 24, *, seed: int = 0, **changes: Any) -> PreT
     """A small float32 model of a type, with wide random weights."""
     config = small_config(kind, window, **changes)
     torch.manual_seed(seed)
-    auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
-    return widen(auto.from_config(config, dtype=torch.float32), seed)
+    module = auto_class(config).from_config(config, dtype=torch.float32)
+    return widen(module, seed)
 
 
 def widen(module: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -200,3 +212,171 @@ def widen(module: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
             noise = torch.randn(parameter.shape, generator=generator) * _STD
             parameter.copy_(noise if parameter.dim() > 1 else parameter.nan_to_num() + noise)
     return module.eval()
+
+
+def judge(kind: str, window: int) -> dict[str, Any]:
+    """What becomes of a type: ``verdict`` (pass, refused, wrong, fails, not built), ``error``, ``message``."""
+    from kvcli.errors import KvcliError
+    from kvcli.models.load import wrap
+    from kvcli.models.random_weights import NullTokenizer
+
+    try:
+        module = build(kind, window)
+        ids = _ids(module, TOKENS + 4 * PART)
+        untouched = copy.deepcopy(module)
+        with torch.inference_mode():
+            expected = untouched(input_ids=ids[None], use_cache=False).logits[0, TOKENS:]
+        if not bool(expected.isfinite().all()):
+            raise ValueError("its logits are not finite")
+    except Exception as error:  # as many kinds as there are models
+        return {"verdict": "not built", "message": f"{type(error).__name__}: {_line(error)}"}
+    try:
+        model = wrap(module, NullTokenizer(), name=kind, fingerprint=None)
+    except KvcliError as error:
+        return {"verdict": "refused", "message": _line(error)}
+    except Exception as error:
+        return {"verdict": "fault", "message": f"{type(error).__name__}: {_line(error)}"}
+    try:
+        error = _distance(_read(model, ids, TOKENS), expected)
+        if not error <= TOLERANCE:
+            return {"verdict": "wrong", "error": error, "message": ""}
+        for recipe in RECIPES:
+            _use(model, ids[:TOKENS].tolist(), ids[TOKENS:].tolist(), recipe)
+    except Exception as failed:
+        return {"verdict": "fails", "message": f"{type(failed).__name__}: {_line(failed)}"}
+    return {"verdict": "pass", "error": error, "message": ""}
+
+
+def _ids(module: PreTrainedModel, count: int) -> Tensor:
+    from kvcli.models.trial import ids
+
+    return ids(module, count)[0]
+
+
+def _read(model: Any, ids: Tensor, tokens: int) -> Tensor:
+    """Logits of everything after ``tokens`` tokens, which are read in chunks; the rest comes in parts."""
+    from kvcli.engine.generate import new_decode_cache
+    from kvcli.engine.prefill import prefill
+    from kvcli.events import drain
+    from kvcli.recipe import parse
+
+    context = drain(prefill(model, ids[:tokens].tolist(), parse("full"), chunk=CHUNK, horizon=len(ids)))
+    cache = new_decode_cache(model, context)
+    parts = []
+    for part in ids[tokens:].split(PART):
+        parts.append(model.forward(part, cache, logits="all"))
+        cache.extend(len(part))
+    return torch.cat(parts)
+
+
+def _use(model: Any, body: list[int], question: list[int], recipe: str) -> None:
+    """Read, answer, rewind, answer again, and evict the turn.
+
+    Raises:
+        ValueError: the second answer is another one.
+    """
+    from kvcli.engine.generate import generate, new_decode_cache
+    from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill_steps
+    from kvcli.events import drain
+    from kvcli.recipe import parse
+
+    chosen = parse(recipe)
+    work = drain(prefill_steps(model, body, chosen, chunk=CHUNK))
+    cache = new_decode_cache(model, freeze_and_keep(work, chosen))
+    answers = []
+    for _ in range(2):
+        cache.rewind()
+        answers.append([event.id for event in generate(model, cache, question, max_tokens=8) if hasattr(event, "id")])
+    if answers[0] != answers[1]:
+        raise ValueError(f"{recipe}: another answer after a rewind")
+    new_decode_cache(model, drain(evict_turns(model, work, question, chosen, chunk=CHUNK)))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def kinds() -> Iterator[tuple[str, bool]]:
+    """All types of transformers' causal and image-text mappings, and whether the type has a causal class."""
+    causal = {k for k in CONFIG_MAPPING if _maps(MODEL_FOR_CAUSAL_LM_MAPPING, k)}
+    images = {k for k in CONFIG_MAPPING if _maps(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, k)}
+    known = [kind for kind, _ in COMMON]
+    for kind in [*known, *sorted((causal | images) - set(known))]:
+        yield kind, kind in causal
+
+
+def _maps(mapping: Any, kind: str) -> bool:
+    return kind in mapping._model_mapping
+
+
+def rows(wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """One row per type, judged in processes of their own: one that ends early fails its type, and the next goes on."""
+    from benchmarks.provenance import provenance
+
+    names, causal = dict(COMMON), dict(kinds())
+    left = [kind for kind in causal if not wanted or kind in wanted]
+    while left:
+        for kind, found in _apart(left):
+            left.remove(kind)
+            worst = next((one for one in found if one["verdict"] != "pass"), found[0])
+            errors = [one["error"] for one in found if "error" in one]
+            yield {
+                "table": "models-common" if kind in names else "models-others",
+                "type": kind,
+                "models": names.get(kind, ""),
+                "class": "text" if causal[kind] else "images and text",
+                "verdict": worst["verdict"],
+                **({"error": max(errors)} if errors else {}),
+                "message": worst["message"],
+                **provenance("python -m benchmarks.families --write", n=1),
+            }
+
+
+def _apart(left: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Judge types in another process until it ends."""
+    command = [sys.executable, "-m", "benchmarks.families", "--judge", *left]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as child:
+        judged = 0
+        for line in child.stdout or ():
+            if line.startswith(_MARK):
+                yield left[0], json.loads(line.removeprefix(_MARK))
+                judged += 1
+    if child.returncode or not judged:
+        ended = {"verdict": "fault", "message": f"its process ended with {child.returncode}"}
+        yield left[0], [ended]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", help="types; all by default")
+    parser.add_argument("--write", action="store_true", help="write docs/results/data/models.jsonl")
+    parser.add_argument("--judge", nargs="+", metavar="TYPE", help="judge types in this process, as JSON")
+    options = parser.parse_args()
+    if options.judge:
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        for kind in options.judge:
+            print(_MARK + json.dumps([judge(kind, window) for window in WINDOWS]), flush=True)
+        return
+    made = []
+    for row in rows(options.types):
+        made.append(row)
+        error = f"{row['error']:.0e}" if "error" in row else ""
+        print(f"{row['type']:<28}{row['verdict']:<10}{error:<8}{row['message'][:150]}", flush=True)
+    if options.write:
+        path = Path(__file__).parent.parent / "docs" / "results" / "data" / "models.jsonl"
+        before = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        done = {row["type"]: row for row in before} | {row["type"]: row for row in made}
+        order = [kind for kind, _ in kinds()]
+        path.write_text("".join(json.dumps(done[kind]) + "\n" for kind in order if kind in done))
+
+
+if __name__ == "__main__":
+    main()

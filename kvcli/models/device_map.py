@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from kvcli.errors import ResourceError
+from kvcli.models.auto_class import auto_class
 from kvcli.utils.process_memory import available, host_available
 from kvcli.utils.sizes import format_bytes
 
@@ -46,7 +47,7 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
     """
     free = available(device)
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(
+        module = auto_class(config).from_config(
             config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
     module.tie_weights()

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
@@ -33,6 +31,7 @@ from kvcli.models import (
     tensor_check,
     trial,
 )
+from kvcli.models.auto_class import auto_class
 from kvcli.models.model import Model
 from kvcli.models.output_head import OutputHead
 from kvcli.models.source import ModelSource
@@ -92,7 +91,7 @@ def load(
         with foreign_code.no_questions():
             tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-            _ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # imports the model's code
+            cls = auto_class(config)
             quantization.prepare(source)
             if device == "cpu":
                 prepare()
@@ -104,7 +103,7 @@ def load(
                     announce(wide.text)
                     places = wide.places
             with quantization.suppress_output(source):
-                module, found = AutoModelForCausalLM.from_pretrained(
+                module, found = cls.from_pretrained(
                     source.path,
                     trust_remote_code=False,
                     output_loading_info=True,

@@ -10,10 +10,11 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from kvcli.errors import InputError, ModelError
 from kvcli.models import quantization
+from kvcli.models.auto_class import auto_class
 from kvcli.models.load import placed, wrap
 from kvcli.models.model import Model
 
@@ -63,7 +64,7 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
             values.pop(name, None)
         config = AutoConfig.for_model(**values)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(
+            module = auto_class(config).from_config(
                 config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
             )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -74,10 +75,10 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
         fill_weights(part, device, generator)
         if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
             module.set_submodule(name, quantization.linear(part, held))
-    for name, rotary in [(n, m) for n, m in module.named_modules() if n.split(".")[-1] == "rotary_emb"]:
-        parent = module.get_submodule(name.rpartition(".")[0])
-        with torch.device(device):
-            parent.rotary_emb = type(rotary)(config=rotary.config)  # its frequencies are no parameters
+    for name, part in list(module.named_modules()):
+        if any(b.device.type == "meta" for b in part.buffers(recurse=False)) and hasattr(part, "config"):
+            with torch.device(device):  # frequencies are no parameters
+                module.set_submodule(name, type(part)(config=part.config))
     module.tie_weights()
     return module.eval()
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from benchmarks import families
+from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
 from kvcli.engine.draft import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill
-from kvcli.errors import ModelError
+from kvcli.errors import ModelError, UnsupportedModel
 from kvcli.events import Answer, Token
+from kvcli.models import self_test
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer
@@ -18,7 +20,7 @@ from kvcli.recipe import default, parse
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 
 KINDS = [kind for kind, _ in families.COMMON]
-HYBRIDS = ["qwen3_5", "qwen3_next", "nemotron_h", "lfm2", "granitemoehybrid", "falcon_h1"]
+HYBRIDS = ["qwen3_5", "nemotron_h", "lfm2", "falcon_h1"]
 EXACT = 2e-5
 
 
@@ -119,6 +121,39 @@ def test_an_interrupted_answer_can_be_taken_back(kind: str) -> None:
     tail.rewind(tail.length)
     assert tail.length == 0
     assert [event.id for event in generate(model, tail, question, max_tokens=6) if hasattr(event, "id")] == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("lfm2", torch.float32), ("lfm2", torch.bfloat16), ("falcon_h1", torch.bfloat16)]
+)
+def test_a_lost_state_is_caught_in_its_layer(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Narrow dtypes round so much that logits alone would not tell."""
+    model = wrap(families.build(kind).to(dtype), None, name=kind, fingerprint=None)
+    monkeypatch.setattr(PrefillCache, "take_state", lambda _: model.empty_state())
+    with pytest.raises(UnsupportedModel, match=r"output of model\.layers\.\d+ for"):
+        self_test.check(model, remember=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("ministral3", {}), ("gpt_oss", {}), ("mistral", {"sliding_window": 400})]
+)
+def test_what_the_configuration_names_is_crossed(kind: str, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions that begin anew with each chunk, and windows that are not there: both seem right for 64 tokens."""
+    module = families.build(kind, 400, **changes)
+    wrap(module, None, name=kind, fingerprint=None)
+    if kind == "ministral3":
+        monkeypatch.setattr(PrefillCache, "position_ids", lambda _, count: torch.arange(count))
+    else:
+        inner = PrefillCacheLayer.attend
+        without = lambda self, q, k, v, scale, _window, sink: inner(self, q, k, v, scale, None, sink)  # noqa: E731
+        monkeypatch.setattr(PrefillCacheLayer, "attend", without)
+    with pytest.raises(UnsupportedModel, match="windows of 24"):
+        wrap(families.build(kind, 400, **changes), None, name=kind, fingerprint=None)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "granitemoehybrid", "qwen3_5_moe", "gemma4"])
+def test_rounding_to_bfloat16_refuses_no_model(kind: str) -> None:
+    wrap(families.build(kind).to(torch.bfloat16), None, name=kind, fingerprint=None)
 
 
 def test_a_policy_that_reads_for_one_question_is_refused_and_not_the_default() -> None:

@@ -61,8 +61,8 @@ def test_whatever_a_model_raises_is_a_report_with_its_place(monkeypatch: pytest.
 def test_the_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("KVCLI_CACHE_DIR", str(tmp_path))
     calls = []
-    real = self_test.difference
-    monkeypatch.setattr(self_test, "difference", lambda m: calls.append(1) or real(m))
+    real = self_test.compare
+    monkeypatch.setattr(self_test, "compare", lambda m, *rest: calls.append(1) or real(m, *rest))
     for _ in range(2):
         wrap(tiny.build("llama"), None, name="llama", fingerprint="abc")
     assert len(calls) == 1

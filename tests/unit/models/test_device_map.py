@@ -59,7 +59,7 @@ def test_it_is_said_before_anything_is_loaded(tmp_path, monkeypatch, free: float
         raise Reached
 
     monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_a, **_k: None)
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", begin)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", begin)
     monkeypatch.setattr(load, "placed", lambda *_: ("cuda:0", "bfloat16"))
     monkeypatch.setattr(device_map, "available", lambda _: int(free * whole))
     monkeypatch.setattr(device_map, "KEPT_BACK", 0.1)
@@ -129,10 +129,10 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
     def from_pretrained(path: object, **options: object) -> object:
         return load_from(path, **options, offload_folder=str(folder / "rest"))
 
-    load_from = load.AutoModelForCausalLM.from_pretrained
+    load_from = AutoModelForCausalLM.from_pretrained
     monkeypatch.setattr(load, "placed", lambda _device, dtype: ("cuda:0", dtype))
     monkeypatch.setattr(device_map, "needed", needed)
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     apart = call(*words)
     assert apart.code == 0, apart.err
     (line,) = [line for line in apart.err.splitlines() if "fetched at every step" in line]

@@ -136,7 +136,7 @@ def test_what_transformers_cannot_read_is_said_in_one_line(
         print("a banner")
         raise RuntimeError(said)
 
-    monkeypatch.setattr("kvcli.models.load.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="is quantised with fp8 and cannot be loaded: ") as found:
         load(theirs, device="cpu", announce=lambda _: None)
