@@ -1,8 +1,9 @@
 """Every language model type of transformers, small and with wide random weights, against its own attention.
 
-    python -m benchmarks.families                         # all types: about an hour on one core
+    python -m benchmarks.families --out all.jsonl         # all types, one row each: an hour on one core
     python -m benchmarks.families qwen3_5 gpt_oss         # some
-    python -m benchmarks.families --write                 # also write docs/results/data/models.jsonl
+    python -m benchmarks.families --quick --out all.jsonl # one width of window and one recipe: half an hour
+    python -m benchmarks.families --write all.jsonl       # write docs/results/data/models.jsonl from such rows
 
 A type passes if kvcli loads it (the self-test), and 400 tokens in chunks of 57 and a question in parts of five give the
 logits of one full forward pass by an untouched copy, with windows of 24 and of 100; then four recipes must run, answer,
@@ -214,8 +215,8 @@ def widen(module: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return module.eval()
 
 
-def judge(kind: str, window: int) -> dict[str, Any]:
-    """What becomes of a type: ``verdict`` (pass, refused, wrong, fails, not built), ``error``, ``message``."""
+def judge(kind: str, window: int, recipes: tuple[str, ...] = RECIPES) -> dict[str, Any]:
+    """What becomes of a type: ``verdict`` (pass, refused, wrong, fails, fault, not built), ``error``, ``message``."""
     from kvcli.errors import KvcliError
     from kvcli.models.load import wrap
     from kvcli.models.random_weights import NullTokenizer
@@ -240,7 +241,7 @@ def judge(kind: str, window: int) -> dict[str, Any]:
         error = _distance(_read(model, ids, TOKENS), expected)
         if not error <= TOLERANCE:
             return {"verdict": "wrong", "error": error, "message": ""}
-        for recipe in RECIPES:
+        for recipe in recipes:
             _use(model, ids[:TOKENS].tolist(), ids[TOKENS:].tolist(), recipe)
     except Exception as failed:
         return {"verdict": "fails", "message": f"{type(failed).__name__}: {_line(failed)}"}
@@ -313,14 +314,14 @@ def _maps(mapping: Any, kind: str) -> bool:
     return kind in mapping._model_mapping
 
 
-def rows(wanted: list[str]) -> Iterator[dict[str, Any]]:
+def rows(wanted: list[str], *, quick: bool = False) -> Iterator[dict[str, Any]]:
     """One row per type, judged in processes of their own: one that ends early fails its type, and the next goes on."""
     from benchmarks.provenance import provenance
 
     names, causal = dict(COMMON), dict(kinds())
     left = [kind for kind in causal if not wanted or kind in wanted]
     while left:
-        for kind, found in _apart(left):
+        for kind, found in _apart(left, quick):
             left.remove(kind)
             worst = next((one for one in found if one["verdict"] != "pass"), found[0])
             errors = [one["error"] for one in found if "error" in one]
@@ -332,13 +333,13 @@ def rows(wanted: list[str]) -> Iterator[dict[str, Any]]:
                 "verdict": worst["verdict"],
                 **({"error": max(errors)} if errors else {}),
                 "message": worst["message"],
-                **provenance("python -m benchmarks.families --write", n=1),
+                **provenance(f"python -m benchmarks.families {'--quick ' * quick}--out FILE", n=1),
             }
 
 
-def _apart(left: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _apart(left: list[str], quick: bool) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Judge types in another process until it ends."""
-    command = [sys.executable, "-m", "benchmarks.families", "--judge", *left]
+    command = [sys.executable, "-m", "benchmarks.families", *["--quick"] * quick, "--judge", *left]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -353,29 +354,51 @@ def _apart(left: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield left[0], [ended]
 
 
+def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows for docs/results/data: one per common type, and one per verdict and class of the others."""
+    common = [row for row in found if row["table"] == "models-common"]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in found:
+        if row["table"] == "models-others":
+            groups.setdefault((row["verdict"], row["class"]), []).append(row)
+    others = []
+    for (verdict, kind), group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        types = ", ".join(row["type"] for row in group)
+        facts = {name: group[0][name] for name in ("command", "date", "machine")}
+        others.append(
+            {"table": "models-others", "verdict": verdict, "class": kind, "count": len(group), "types": types, "n": 1}
+            | facts
+        )
+    return common + others
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="types; all by default")
-    parser.add_argument("--write", action="store_true", help="write docs/results/data/models.jsonl")
+    parser.add_argument("--quick", action="store_true", help="one width of window and one recipe")
+    parser.add_argument("--out", type=Path, help="append a row per type to this file")
+    parser.add_argument("--write", type=Path, help="write docs/results/data/models.jsonl from the rows in this file")
     parser.add_argument("--judge", nargs="+", metavar="TYPE", help="judge types in this process, as JSON")
     options = parser.parse_args()
     if options.judge:
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
+        windows, recipes = (WINDOWS[:1], RECIPES[1:2]) if options.quick else (WINDOWS, RECIPES)
         for kind in options.judge:
-            print(_MARK + json.dumps([judge(kind, window) for window in WINDOWS]), flush=True)
+            print(_MARK + json.dumps([judge(kind, window, recipes) for window in windows]), flush=True)
         return
-    made = []
-    for row in rows(options.types):
-        made.append(row)
+    if options.write:
+        found = {(row := json.loads(line))["type"]: row for line in options.write.read_text().splitlines()}
+        order = [kind for kind, _ in kinds() if kind in found]
+        path = Path(__file__).parent.parent / "docs" / "results" / "data" / "models.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in table([found[kind] for kind in order])))
+        return
+    for row in rows(options.types, quick=options.quick):
         error = f"{row['error']:.0e}" if "error" in row else ""
         print(f"{row['type']:<28}{row['verdict']:<10}{error:<8}{row['message'][:150]}", flush=True)
-    if options.write:
-        path = Path(__file__).parent.parent / "docs" / "results" / "data" / "models.jsonl"
-        before = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        done = {row["type"]: row for row in before} | {row["type"]: row for row in made}
-        order = [kind for kind, _ in kinds()]
-        path.write_text("".join(json.dumps(done[kind]) + "\n" for kind in order if kind in done))
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

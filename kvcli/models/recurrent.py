@@ -25,11 +25,11 @@ class RecurrentState(DynamicCache):  # type: ignore[misc]
         """Keys and values as they came."""
         return key_states, value_states
 
-    def get_seq_length(self, _layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002  # the name is transformers'
         """No keys are kept here."""
         return 0
 
-    def get_mask_sizes(self, query_length: int, _layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:  # noqa: ARG002
         """As for a cache without keys."""
         return query_length, 0
 
@@ -74,11 +74,12 @@ class RecurrentState(DynamicCache):  # type: ignore[misc]
 
 
 def empty(config: PretrainedConfig) -> RecurrentState | None:
-    """A state of no tokens; ``None`` if transformers has no cache for this configuration."""
+    """A state of no tokens; ``None`` if transformers knows no recurrent layer of this configuration."""
     try:
-        return RecurrentState(config)
+        made = RecurrentState(config)
     except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError):
         return None
+    return made if any(hasattr(layer, "conv_states") for layer in made.layers) else None
 
 
 def first(config: PretrainedConfig, advanced: RecurrentState | None) -> RecurrentState | None:

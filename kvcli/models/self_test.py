@@ -144,7 +144,8 @@ def through_store(model: Model, ids: Tensor, spec: ModelSpec | None = None) -> T
         fill.seen += new
     cache = DecodeCache(used, model.rotary, freeze(fill, Dense()), **place)
     rows = []
-    for part in (ids[body : len(ids) - STEPS], *ids[len(ids) - STEPS :].split(1)):
+    last = len(ids) - STEPS
+    for part in (ids[body:last], *torch.split(ids[last:], 1)):
         logits = model.forward(part, cache, logits="all" if len(part) > 1 else True)
         assert logits is not None
         rows.append(logits.view(len(part), -1))

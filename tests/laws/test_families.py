@@ -1,6 +1,7 @@
 """The types that people run, small and with wide weights: the laws hold for each, with transformers as the judge."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from kvcli.models import self_test
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.prefill import PrefillRequest, request_key
 from kvcli.recipe import default, parse
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
+from tests.laws.test_prompt_cache import interrupted, run, same
 
 KINDS = [kind for kind, _ in families.COMMON]
 HYBRIDS = ["qwen3_5", "nemotron_h", "lfm2", "falcon_h1"]
@@ -97,6 +101,37 @@ def test_turns_are_absorbed_as_one_longer_document(kind: str) -> None:
     context = drain(evict_turns(model, work, turns, parse("full"), chunk=13))
     logits = model.forward(torch.tensor(question), new_decode_cache(model, context), logits="all")
     assert distance(logits, reference(model, body + turns + question)[-5:]) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["lfm2"])
+def test_a_saved_state_is_that_of_an_uninterrupted_prefill(kind: str, tmp_path: Path) -> None:
+    """Stopped in the body; taken up whole; and continued by a longer text from before its last chunk."""
+    model, library, text = load(kind), CacheDirectory(tmp_path), ids(130)
+
+    def job(count: int) -> PrefillRequest:
+        recipe = parse("keydiff(budget=24, stabilizers=8, tail=9)")
+        return PrefillRequest(text[:count], recipe, chunk=16, horizon=160, text="text", document={"files": ["a"]})
+
+    for count, reused in ((100, 48), (100, 100), (130, job(100).edge)):
+        work = job(count)
+        place = library.place(request_key(model, work))
+        if reused == 48:
+            interrupted(model, work, reused, place=place, library=library)
+        saved, _ = run(model, work, place=place, library=library)
+        assert saved.reused == reused
+        same(model, run(model, work)[0], saved)
+
+
+def test_a_state_of_another_model_is_refused() -> None:
+    model = load("lfm2")
+    state = drain(prefill(model, ids(40), parse("full"), chunk=16)).state
+    tensors = state.tensors()
+    model.empty_state().restore(tensors)
+    name = next(iter(tensors))
+    wrong = ({}, tensors | {"9.conv.0": tensors[name]}, tensors | {name: tensors[name][..., :1]})
+    for other in (*wrong, tensors | {name: tensors[name].half()}):
+        with pytest.raises(ValueError, match=r"conv\.0"):
+            model.empty_state().restore(other)
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
