@@ -182,6 +182,7 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     if head is None:
         raise UnsupportedModel(f"{type(module).__name__} has no language-model head")
     module.set_attn_implementation(attention.NAME)
+    weight_bytes = quantization.weight_bytes(module)  # before a forward pass: that moves scales out of sight
     state = recurrent.empty(module.config)
     rotated = trial.run(module, state=state)
     trial.one_call_a_layer(module, rotated.calls)
@@ -190,6 +191,8 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     rotary, unrotated, plain = rope.detach_rope(
         module, rotated, lambda: trial.run(module, hidden=parts, state=recurrent.empty(module.config))
     )
+    if not rotated.rotaries:
+        _require_unbounded_positions(module)
     thin_layers = cpu_linear.install(module)
 
     def switch(ours: bool) -> None:
@@ -201,11 +204,21 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
         setattr(part, attention.LAYER, index)
     query_prediction.install(plain.calls)
     spec = _spec(module, plain.calls, name, fingerprint or name, former)
-    if state is not None:
-        spec = replace(spec, state_bytes=state.nbytes)
+    spec = replace(spec, weight_bytes=weight_bytes, state_bytes=0 if state is None else state.nbytes)
     model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), first, switch)
     self_test.check(model, remember=fingerprint is not None)
     return model
+
+
+def _require_unbounded_positions(module: PreTrainedModel) -> None:
+    """Refuse models with an embedding per position: a text may be longer than what is kept of it."""
+    most = int(getattr(module.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    try:
+        trial.run(module, state=recurrent.empty(module.config), start=most + trial.TOKENS)
+    except (IndexError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"{type(module).__name__} has an embedding for each of {most:,} positions and none for later ones"
+        ) from error
 
 
 def _place(error: Exception, module: nn.Module) -> str:
@@ -240,7 +253,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         shapes=shapes if len(set(shapes)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),
-        weight_bytes=quantization.weight_bytes(module),
+        weight_bytes=0,
         host_weight_bytes=sum(p.nbytes for p in module.parameters() if p.device.type == "meta"),
     )
 

@@ -191,6 +191,11 @@ def test_rounding_to_bfloat16_refuses_no_model(kind: str) -> None:
     wrap(families.build(kind).to(torch.bfloat16), None, name=kind, fingerprint=None)
 
 
+def test_learned_positions_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="each of 1,024 positions"):
+        load("biogpt")
+
+
 def test_a_policy_that_reads_for_one_question_is_refused_and_not_the_default() -> None:
     model = load("qwen3_5")
     with pytest.raises(ModelError, match="recurrent") as error:
