@@ -160,12 +160,14 @@ class Quotes:
 class Reread:
     """Retrieved passages that the model reads again before the question.
 
-    ``passages`` are character ranges, the best one last; ``characters`` is their total length.
+    ``passages`` are character ranges, the best one last; ``characters`` is their total length. If ``alone``, the model
+    sees nothing else of the document.
     """
 
     passages: tuple[tuple[int, int], ...]
     characters: int
     seconds: float
+    alone: bool = False
 
 
 Event = (

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from kvcli.planning.memory import Plan
     from kvcli.recipe import Recipe
 
+EXAMPLE_SENTENCES = 3
+"""Sentences that an answer from quotes alone is written from."""
+
 _RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
 
 
@@ -495,6 +498,7 @@ class Pipeline:
         quotes: int = 0,
         by_model: bool = True,
         earlier: Sequence[str] = (),
+        from_quotes: bool = False,
         drafts: bool = True,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
@@ -509,15 +513,17 @@ class Pipeline:
             history: questions about this context and their answers, before this question; not with token ids.
             allow_repetition: let a greedy answer repeat itself until ``max_tokens``.
             quotes: sentences of the document to name that may answer the question; needs the question as text.
-            by_model: the model ranks the quotes too, in one forward pass before the answer.
+            by_model: the model ranks the quotes too, in one forward pass after the answer.
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
+            from_quotes: answer in one line from the three best sentences alone, after worked examples. If no sentence
+                seems to answer, from the context as usual.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
                 the answer repeats it. Answers are the same.
 
         Yields:
-            :class:`Quotes` if quotes are wanted: before the answer, once more if the model ranks them, and after the
-            last token with those first that support the answer; :class:`Reread` if passages are read again; a
-            :class:`Token` for each token; then one :class:`Answer`.
+            :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
+            that support it; :class:`Reread` if passages are read again; a :class:`Token` for each token; then one
+            :class:`Answer`.
 
         Raises:
             TooLongError: the question does not fit the model's positions.
@@ -528,12 +534,17 @@ class Pipeline:
         count = 0 if document is None or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
         search: QuoteSearch | None = None
-        if quotes and document is not None and isinstance(question, str):
+        if (quotes or from_quotes) and document is not None and isinstance(question, str):
             search = QuoteSearch(document, question, earlier, count=quotes)
-            yield search.quotes()
+            if quotes:
+                yield search.quotes()
+        if from_quotes and search is not None and search.found:
+            began = perf_counter()
             if by_model:
                 search.rank_by_model(self.model, self.prompt)
-                yield search.quotes()
+            spans, texts = search.best(EXAMPLE_SENTENCES)
+            ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
+            yield Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
         if count and isinstance(question, str) and document is not None and visible is not None:
             began = perf_counter()
             found = retrieve_passages(
@@ -554,7 +565,9 @@ class Pipeline:
             allow_repetition=allow_repetition,
             drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
         ):
-            if search is not None and isinstance(event, Answer):
+            if search is not None and quotes and isinstance(event, Answer):
+                if by_model and not search.by_model:
+                    search.rank_by_model(self.model, self.prompt)
                 yield search.quotes(event.text)
             yield event
 

@@ -178,11 +178,18 @@ class AnswerLoop:
             peak_bytes=process_memory.peak(spec.device),
         )
         notes = citations.lines(run.document, cited) if run.document else []
+        first: list[str] = []
         if run.document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
-            bold = self.writer.path is None and terminal.is_terminal(sys.stdout)
-            notes += [quote_lines.heading(quotes)] if left_out else []
-            notes += quote_lines.lines(run.document, left_out, question.text, bold=bold)
-        self.writer.end(answer.text, report.answer(question, answer), marks=citations.marks(cited), notes=notes)
+            shown = self.writer.path is None and terminal.is_terminal(sys.stdout)
+            lines = [quote_lines.heading(quotes)]
+            lines += quote_lines.lines(run.document, left_out, question.text, bold=shown)
+            covered = any(quote.supports for quote in quotes.quotes)
+            if shown and not self.writer.stream and not covered:
+                first = lines  # pipes and files begin with the answer
+            else:
+                notes += lines
+        record = report.answer(question, answer)
+        self.writer.end(answer.text, record, marks=citations.marks(cited), notes=notes, first=first)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
         self._print_summary(report, answer, left)
@@ -207,6 +214,7 @@ class AnswerLoop:
             passages=passages,
             allow_repetition=options.allow_repetition,
             quotes=options.quotes if options.cite != "off" else 0,
+            from_quotes=options.from_quotes,
         )
         try:
             for event in events:
@@ -220,8 +228,9 @@ class AnswerLoop:
                 if isinstance(event, Reread):
                     reread = event
                     if event.passages:
-                        count = terminal.plural(len(event.passages), "passage")
-                        text = f"{count}, {event.characters:,} characters ({event.seconds:.1f} s)"
+                        count = terminal.plural(len(event.passages), "sentence" if event.alone else "passage")
+                        alone = ", and nothing else" if event.alone else ""
+                        text = f"{count}, {event.characters:,} characters{alone} ({event.seconds:.1f} s)"
                         terminal.note("reread", text, quiet=options.quiet)
                     start = first = time.perf_counter()
                 if isinstance(event, Token):

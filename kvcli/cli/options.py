@@ -249,6 +249,7 @@ class RunOptions:
     heads: str | None = None
     query_aware: bool = False
     passages: int | None = None
+    from_quotes: bool = False
     cite: str = "off"
     quotes: int = 3
     quotes_only: bool = False

@@ -53,15 +53,25 @@ class AnswerWriter:
             self.file.write(body)
             self.file.flush()
 
-    def end(self, text: str, record: dict[str, Any], *, marks: str = "", notes: Sequence[str] = ()) -> None:
+    def end(
+        self,
+        text: str,
+        record: dict[str, Any],
+        *,
+        marks: str = "",
+        notes: Sequence[str] = (),
+        first: Sequence[str] = (),
+    ) -> None:
         """Finish the answer: ``text`` is all of it, ``record`` its JSON.
 
-        ``marks`` follow its last word; ``notes`` are lines below it.
+        ``marks`` follow its last word; ``notes`` are lines below it, ``first`` lines above it if it was not streamed.
         """
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
             self._begin()
+            if not self.stream and first:
+                self.file.write("".join(f"{line}\n" for line in (*first, "")))
             after = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
             self.file.write(after if self.stream else terminal.strip_control(text).rstrip("\n") + after)
         self.file.flush()

@@ -48,6 +48,7 @@ class Report:
     peak_bytes: int = 0
     reread: tuple[tuple[int, int], ...] = ()
     reread_s: float = 0.0
+    from_quotes: bool = False
     cited: Any = None
     quotes: Quotes | None = None
     cite_s: float = 0.0
@@ -92,6 +93,7 @@ class Report:
             peak_bytes=peak_bytes,
             reread=() if reread is None else reread.passages,
             reread_s=0.0 if reread is None else reread.seconds,
+            from_quotes=reread is not None and reread.alone,
             cited=cited or Citations(),
             quotes=quotes,
             cite_s=cite_s,
@@ -128,6 +130,7 @@ class Report:
                 "host_bytes": self.host_bytes,
                 "cache": self.cache,
             },
+            "from_quotes": self.from_quotes,
             "looked_again": [{"char_start": a, "char_end": b} for a, b in self.reread],
             "usage": {
                 "prompt_tokens": self.tokens + answer.prompt_tokens,

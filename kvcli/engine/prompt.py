@@ -27,6 +27,12 @@ TEXT_END = "\n\nEnd of the text.\n\n"
 # In query-aware prefill (Locret-Q) the question also precedes the text.
 QUERY_AWARE_INTRO = f"I will give you a long text. Look for the answer to this question: {_FIRST}\nText:\n\n"
 
+WORKED_EXAMPLES = (
+    "Text: The meeting begins in the town hall at noon. Tea is served afterwards.\n"
+    "Question: When does the meeting begin?\nAnswer: at noon\n\n"
+    "Text: Anna Berg wrote the report for the council.\nQuestion: Who wrote the report?\nAnswer: Anna Berg\n\n"
+)
+
 # transformers keeps split_special_tokens as a state of the tokenizer, so two threads would disturb each other.
 _TOKENIZER = Lock()
 
@@ -99,6 +105,19 @@ class Prompt:
         opening, mark, before = before.rpartition(_PASSAGES)
         ids = self._template_and_text(opening, passages) if mark else []
         return ids + self._template_and_text(before, question) + self._encode(after)
+
+    def worked_examples(self, passages: Sequence[str], question: str) -> list[int]:
+        """Encode a question after passages and two worked examples, without a chat template.
+
+        A small model answers so more often rightly than by its template (docs/log.md). Its answer is one line.
+
+        Args:
+            passages: of a document, the likeliest one last.
+            question: the question.
+        """
+        text = " ".join(" ".join(passages).split())
+        asked = f"{WORKED_EXAMPLES}Text: {text}\nQuestion: {' '.join(question.split())}\nAnswer:"
+        return self._encode(self._bos()) + self._plain(asked)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Return the character range of each id that :meth:`document` makes of a text."""

@@ -200,6 +200,7 @@ class QuoteSearch:
         names = names_before(question, earlier)
         self.candidates = candidates_by_words(self.index, question, max(count, CANDIDATES), names)
         self.answered = answered(self.candidates)
+        self.found = self.answered >= UNLIKELY
         self.by_model = False
 
     def rank_by_model(self, model: Model, prompt: Prompt) -> None:
@@ -210,8 +211,13 @@ class QuoteSearch:
     def quotes(self, answer: str | None = None) -> Quotes:
         """The best candidates; those that support ``answer`` first, and the likeliest too if there are several."""
         seconds = perf_counter() - self._began if answer is None else 0.0
-        found = self.answered >= UNLIKELY
-        return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, self.answered, found)
+        return Quotes(tuple(self._quotes(answer)), self.by_model, seconds, self.answered, self.found)
+
+    def best(self, count: int) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+        """Character ranges and words of the best candidates, the best one last."""
+        chosen = [self.index.sentences[c.number] for c in self.candidates[:count]][::-1]
+        text = self.index.document.text
+        return tuple((s.start, s.end) for s in chosen), [text[s.start : s.end] for s in chosen]
 
     def _quotes(self, answer: str | None) -> list[Quote]:
         if answer is None or not answer.strip():

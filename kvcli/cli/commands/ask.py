@@ -70,13 +70,22 @@ class AskOptions(AnswerOptions):
         "Put the question before the document as well. The prefill then serves only this question.",
         False,
     )
+    from_quotes: bool = option(
+        "--from-quotes", "Answer in one line from the three likeliest sentences alone. Helps small models.", False
+    )
     reread: int | None = option(
         "--reread N", "Passages to re-read before the answer. Default: 3 if KV pairs were evicted.", min=0
     )
 
     def settings(self) -> dict[str, Any]:
         stop = tuple(require_utf8(text, "--stop") for text in self.stop or ())
-        return {**super().settings(), "stop": stop, "query_aware": self.query_aware, "passages": self.reread}
+        return {
+            **super().settings(),
+            "stop": stop,
+            "query_aware": self.query_aware,
+            "passages": self.reread,
+            "from_quotes": self.from_quotes,
+        }
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,9 @@ def command(
     options = RunOptions.of(model, document, recipe, answer, citing, prompt, cache, output, cite=cite)
     named = question.question_files or []
     inputs = [*request.files, *named]
-    writer = AnswerWriter(output.output, stream=not output.no_stream, as_json=output.as_json, inputs=inputs)
+    writer = AnswerWriter(
+        output.output, stream=not (output.no_stream or answer.from_quotes), as_json=output.as_json, inputs=inputs
+    )
     try:
         if citing.quotes_only:
             from_stdin = STDIN in named

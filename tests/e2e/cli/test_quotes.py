@@ -80,3 +80,32 @@ def test_one_quote_is_one_that_supports_the_answer(
     )
     (quote,) = call(*command).json["quotes"]
     assert (quote["text"], quote["supports"]) == ("A ferry leaves at noon.", True)
+
+
+def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path, validate: Validate) -> None:
+    command = ("ask", "-m", tiny_model, "-n", "4", "--from-quotes", book)
+    outcome = call(*command, "When does the ferry leave?")
+    assert outcome.code == 0, outcome.err
+    assert "and nothing else" in outcome.err
+    record = call(*command, "--json", "When does the ferry leave?").json
+    validate(record)
+    assert record["from_quotes"] is True
+    spans = [TEXT[p["char_start"] : p["char_end"]] for p in record["looked_again"]]
+    assert spans[-1] == "The ferry leaves at noon from the east pier."
+    assert call(*command, "--json", "Which regatta did Wren win?").json["from_quotes"] is False
+
+
+@pytest.mark.parametrize(("said", "covered"), [("At noon.", True), ("At dusk.", False)])
+def test_quotes_come_before_an_answer_that_they_do_not_cover(
+    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch, said: str, covered: bool
+) -> None:
+    """On a terminal, if the answer is not streamed. Pipes begin with the answer."""
+    answer = Answer(said, "stop", 1, 1, 0.1, 0.1)
+    monkeypatch.setattr("kvcli.pipeline.generate", lambda *_, **__: iter([answer]))
+    command = ("ask", "-q", "-S", "--cite", "-m", tiny_model, book, "When does the ferry leave?")
+    assert call(*command).out.startswith(said)
+    monkeypatch.setattr("kvcli.cli.views.terminal.is_terminal", lambda _stream: True)
+    lines = call(*command).out.splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith(said))
+    quote = next(n for n, line in enumerate(lines) if line.startswith("line 1"))
+    assert (place < quote) == covered

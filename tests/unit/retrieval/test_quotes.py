@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import kvcli
 from kvcli.documents.document import Document
-from kvcli.events import Answer, Quotes, Token
+from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.retrieval.quotes import UNLIKELY, QuoteSearch, candidates_by_words, names_before, shared_words, supports
 from kvcli.retrieval.sentences import SentenceIndex
 from tests.e2e.conftest import save_tiny
@@ -66,15 +66,31 @@ def test_quotes_come_with_an_answer(model: Any) -> None:
     context = pipeline.prefill(TEXT)
     events = list(pipeline.ask(context, "Which house has 7 doors?", max_tokens=4, quotes=2))
     kinds = [type(event) for event in events]
-    assert kinds[:2] == [Quotes, Quotes]
-    assert kinds[-2:] == [Quotes, Answer]
-    assert Token in kinds[2:-2]
+    assert (kinds[0], kinds[-2:]) == (Quotes, [Quotes, Answer])
+    assert Token in kinds[1:-2]
     found = [event for event in events if isinstance(event, Quotes)]
-    assert [q.by_model for q in found] == [False, True, True]
-    assert all(q.supports is None for q in found[1].quotes)
+    assert [q.by_model for q in found] == [False, True]
+    assert all(q.supports is None for q in found[0].quotes)
     plain = list(pipeline.ask(context, "Which house has 7 doors?", max_tokens=4))
     assert plain[-1] == events[-1] or plain[-1].text == events[-1].text  # type: ignore[union-attr]
     assert not any(isinstance(event, Quotes) for event in plain)
+
+
+def test_an_answer_from_quotes_sees_three_sentences_and_is_one_line(model: Any) -> None:
+    pipeline = kvcli.Pipeline(model, "full")
+    question = "Which house has 7 doors?"
+    events = list(pipeline.ask(pipeline.prefill(TEXT), question, max_tokens=9, from_quotes=True))
+    reread = events[0]
+    assert isinstance(reread, Reread)
+    assert reread.alone
+    assert [TEXT[a:b] for a, b in reread.passages][::-1] == [q.text for q in pipeline.quotes(TEXT, question)]
+    assert not any(isinstance(event, Quotes) for event in events)
+    other = TEXT.replace("The lamp burns at night.", "It rained all day.")
+    again = list(pipeline.ask(pipeline.prefill(other), question, max_tokens=9, from_quotes=True))
+    assert again[-1].text == events[-1].text, "only the sentences count"  # type: ignore[union-attr]
+    assert "\n" not in again[-1].text  # type: ignore[union-attr]
+    usual = list(pipeline.ask(pipeline.prefill(TEXT), "Who won the regatta of Cork?", max_tokens=4, from_quotes=True))
+    assert not any(isinstance(event, Reread) for event in usual)
 
 
 def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:
