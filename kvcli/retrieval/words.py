@@ -61,7 +61,9 @@ def _pairs(word: str) -> Sequence[str]:
 def language(text: str) -> str:
     """The likeliest language of a text in Latin script, by its commonest words; English if there are none."""
     step = max(1, len(text) // SAMPLE)
-    sample = text if step == 1 else " ".join(text[i : i + 2000] for i in range(0, len(text), 2000 * step))
+    parts = (text[i : i + 2000] for i in range(0, len(text), 2000 * step))
+    # A part begins and ends within a word, and the rest of a word may be a common word of another language.
+    sample = text if step == 1 else " ".join(part.partition(" ")[2].rpartition(" ")[0] for part in parts)
     counts = Counter(find_words(sample))
     totals = {
         name: sum(counts[w] / _shared()[w] for w in common_words(name) if w in counts)

@@ -112,6 +112,18 @@ def test_a_question_about_another_text_finds_nothing() -> None:
         assert found.likely < UNLIKELY
 
 
+@pytest.mark.parametrize(
+    "text", ["", " \n\n ", "The lamp burns.", "lamp burns " * 50_000, "a" * 500_000 + " lamp burns"]
+)
+def test_a_text_of_no_sentence_of_one_and_without_any_full_stop(model: Any, text: str) -> None:
+    found = kvcli.Pipeline(model, "full").find_quotes(text, "Does the lamp burn?", answer="It burns.")
+    assert bool(found.quotes) == found.found == ("lamp" in text)
+    for quote in found.quotes:
+        assert quote.text == text[quote.char_start : quote.char_end]
+        assert len(quote.text) <= 1000
+        assert quote.supports == ("burns" in quote.text)
+
+
 def test_a_follow_up_takes_its_names_from_the_conversation() -> None:
     earlier = ("Who is Captain Wren?", "The ship was bought by Wren in 1911.")
     assert names_before("When did she die?", earlier) == ["Captain", "Wren", "1911"]
