@@ -7,7 +7,7 @@ a question is about the last sentence of a text, and the sentence before the can
 "it". Without either, the ranking is hardly better than by words (docs/log.md).
 
 A score is the probability that the text answers the question at all, by words, times the sentence's share of that.
-docs/log.md has how often the first quotes are right.
+docs/results/quotes.md has how often the first quotes are right.
 """
 
 from __future__ import annotations
