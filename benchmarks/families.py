@@ -366,7 +366,7 @@ def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         types = ", ".join(row["type"] for row in group)
         facts = {name: group[0][name] for name in ("command", "date", "machine")}
         others.append(
-            {"table": "models-others", "verdict": verdict, "class": kind, "count": len(group), "types": types, "n": 1}
+            {"table": "models-others", "verdict": verdict, "class": kind, "number": len(group), "types": types, "n": 1}
             | facts
         )
     return common + others
