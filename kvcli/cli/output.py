@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kvcli.cli.views import terminal
+from kvcli.cli.views.wrap import FALLBACK, WordWrap, columns, wrapped
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
@@ -24,6 +25,7 @@ class AnswerWriter:
         self._held = ""
         self._open = False
         self._answers = 0
+        self._wrap = WordWrap(FALLBACK) if path is None and terminal.is_terminal(sys.stdout) else None
         if path is not None:
             _refuse(Path(path))
             _refuse_inputs(Path(path), inputs)
@@ -50,7 +52,7 @@ class AnswerWriter:
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         if body:
-            self.file.write(body)
+            self.file.write(self._wrapped(body))
             self.file.flush()
 
     def end(
@@ -71,9 +73,10 @@ class AnswerWriter:
         else:
             self._begin()
             if not self.stream and first:
-                self.file.write("".join(f"{line}\n" for line in (*first, "")))
-            after = "".join(f"{line}\n" for line in (f" {marks}" if marks else "", *notes))
-            self.file.write(after if self.stream else terminal.strip_control(text).rstrip("\n") + after)
+                self._paragraphs((*first, ""))
+            body = "" if self.stream else terminal.strip_control(text).rstrip("\n")
+            self.file.write(self._wrapped(body + (f" {marks}" if marks else ""), whole=True) + "\n")
+            self._paragraphs(notes)
         self.file.flush()
         self._held, self._open = "", False
 
@@ -81,17 +84,30 @@ class AnswerWriter:
         """Something that is no answer of a model: some lines, whose control characters are ours, or its JSON."""
         if not self.as_json:
             self._begin()
-        body = json.dumps(record, ensure_ascii=False) + "\n" if self.as_json else "".join(f"{li}\n" for li in lines)
-        self.file.write(body)
+            self._paragraphs(lines)
+        else:
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
         self._held, self._open = "", False
 
     def abandon(self) -> None:
         """End the line of an answer that an error cut short."""
         if self._open:
-            self.file.write("\n")
+            self.file.write(self._wrapped("", whole=True) + "\n")
             self.file.flush()
         self._held, self._open = "", False
+
+    def _wrapped(self, text: str, *, whole: bool = False) -> str:
+        """The text in lines for a terminal; ``whole`` if nothing follows on its last line."""
+        if self._wrap is None:
+            return text
+        self._wrap.width = columns(sys.stdout)
+        return self._wrap.feed(text) + (self._wrap.flush() if whole else "")
+
+    def _paragraphs(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            text = line if self._wrap is None else wrapped(line, columns(sys.stdout), indent=2)
+            self.file.write(f"{text}\n")
 
     def _begin(self) -> None:
         if not self._open:

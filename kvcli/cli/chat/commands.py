@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -325,9 +326,10 @@ class Commands:
 
 
 def _say(text: str) -> None:
-    """Print one line to stdout."""
-    sys.stdout.write(terminal.strip_control(text).rstrip() + "\n")
-    sys.stdout.flush()
+    """Print text to stdout, a description below a description if a line has two columns."""
+    for line in terminal.strip_control(text).rstrip().split("\n"):
+        first = re.match(r"\S.*? {2,}(?=\S)", line)
+        terminal.paragraph(sys.stdout, line, indent=len(first[0]) if first else 0)
 
 
 def _words(text: str) -> list[str]:

@@ -290,7 +290,7 @@ class ChatSession:
             finally:
                 waiting.wait("")
         for line in citations.lines(document, cited):
-            terminal.write(sys.stdout, line, "dim")
+            terminal.paragraph(sys.stdout, line, "dim", indent=4)
 
     def find_quotes(self, count: int, answer: str | None = None) -> Quotes:
         """The sentences that may answer the last question; those that support ``answer`` first.
@@ -315,8 +315,7 @@ class ChatSession:
         self.shown = tuple(quotes)
         bold = terminal.is_terminal(sys.stdout)
         for number, line in enumerate(quote_lines.lines(document, quotes, question, bold=bold), 1):
-            sys.stdout.write(f"{number}. {line}\n")
-        sys.stdout.flush()
+            terminal.paragraph(sys.stdout, f"{number}. {line}", indent=3)
 
     def _tell_quotes(self, cited: Citations, answer: str) -> None:
         """Print the quotes of an answer that its citations do not show."""

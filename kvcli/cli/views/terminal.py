@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from kvcli.cli.views import wrap
 from kvcli.errors import KvcliError
 
 if TYPE_CHECKING:
@@ -112,31 +113,37 @@ def write(stream: TextIO, text: str, style: str | None = None) -> None:
         stream.flush()
 
 
+def paragraph(stream: TextIO, text: str, style: str | None = None, indent: int = 0) -> None:
+    """Write one paragraph, on a terminal in lines that end between words, all but the first ``indent`` blanks in."""
+    write(stream, wrap.wrapped(text, wrap.columns(stream), indent) if is_terminal(stream) else text, style)
+
+
 def note(label: str, text: str, *, quiet: bool = False) -> None:
     """Write ``label    text`` to stderr."""
     if quiet:
         return
-    text = oneline(text)
+    text = f"{label:<{LABEL}}{oneline(text)}"
     if is_terminal(sys.stderr):
         from rich.text import Text
 
-        console(sys.stderr).print(Text.assemble((f"{label:<{LABEL}}", "cyan"), text))
+        text = wrap.wrapped(text, wrap.columns(sys.stderr), LABEL)
+        console(sys.stderr).print(Text.assemble((text[:LABEL], "cyan"), text[LABEL:]))
     else:
-        write(sys.stderr, f"{label:<{LABEL}}{text}")
+        write(sys.stderr, text)
 
 
 def warn(text: str, *, quiet: bool = False) -> None:
     """Write a warning to stderr."""
     if not quiet:
-        write(sys.stderr, f"kvcli: warning: {oneline(text)}", "yellow")
+        paragraph(sys.stderr, f"kvcli: warning: {oneline(text)}", "yellow", indent=2)
 
 
 def error(problem: KvcliError) -> None:
     """Write an error and its hint to stderr."""
     kind = "" if problem.code == "interrupted" else "error: "
-    write(sys.stderr, f"kvcli: {kind}{oneline(problem.message)}", "red")
+    paragraph(sys.stderr, f"kvcli: {kind}{oneline(problem.message)}", "red", indent=2)
     if problem.hint:
-        write(sys.stderr, f"  try: {oneline(problem.hint)}")
+        write(sys.stderr, f"  try: {oneline(problem.hint)}")  # a command to copy, in one piece
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -1,0 +1,107 @@
+"""Lines that end between words, as wide as the terminal is; also of text that is still being written."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import TextIO
+
+FALLBACK = 80
+"""Columns of a terminal that does not say how wide it is."""
+
+_PIECE = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\|\n|[ \t]+|[^\s\x1b]+|.", re.DOTALL)
+_WHOLE = re.compile(r"(\t| {4,}|\||```|~~~)")
+"""How a line begins that is left as it is: code and tables."""
+
+_FENCE = ("```", "~~~")
+
+
+def columns(stream: TextIO) -> int:
+    """Width of the terminal of a stream."""
+    with suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(stream.fileno()).columns or FALLBACK
+    return FALLBACK
+
+
+def wrapped(text: str, width: int, indent: int = 0) -> str:
+    """One paragraph in lines of ``width`` columns, all but the first behind ``indent`` blanks."""
+    wrap = WordWrap(width, indent)
+    return wrap.feed(text) + wrap.flush()
+
+
+class WordWrap:
+    """Breaks a growing text at blanks. Escape sequences have no width, and code and tables are left alone.
+
+    Args:
+        width: columns. It may be changed at any time.
+        indent: blanks before each line that a break begins.
+    """
+
+    def __init__(self, width: int, indent: int = 0) -> None:
+        self.width = width
+        self.indent = indent if indent < width // 2 else 0
+        self._at = 0  # columns of this line that are written
+        self._blank = ""  # before the next word, written only if the word stays on this line
+        self._held = ""  # the end of the text: a word that may go on
+        self._line = ""  # the beginning of this line, as far as it decides what the line is
+        self._fenced = False
+
+    def feed(self, text: str) -> str:
+        """What can be written of the text so far. Its last word waits for the blank after it."""
+        pieces = _PIECE.findall(self._held + text)
+        self._held = ""
+        if pieces and not pieces[-1].isspace() and len(pieces[-1]) < self.width:
+            self._held = pieces.pop()
+        return "".join(map(self._put, pieces))
+
+    def flush(self) -> str:
+        """The rest. The next text begins a new line."""
+        rest = self._put(self._held) if self._held else ""
+        self._held = self._blank = self._line = ""
+        self._at = 0
+        return rest
+
+    def _put(self, piece: str) -> str:
+        if piece == "\n":
+            if self._line.startswith(_FENCE):
+                self._fenced = not self._fenced
+            before = self._blank if self._whole() else ""
+            self._at, self._blank, self._line = 0, "", ""
+            return before + "\n"
+        if len(self._line) < 8:
+            self._line += piece
+        if piece.startswith("\x1b"):
+            return piece
+        if piece.isspace():
+            self._blank += piece
+            return ""
+        before, self._blank = self._blank, ""
+        size, room = _cells(piece), self.width - self._at - _cells(before)
+        if size <= room or self._whole():
+            self._at += _cells(before) + size
+            return before + piece
+        if size > self.width - self.indent or size > len(piece):  # too long for any line, or without blanks of its own
+            return (before if _cells(piece[0]) <= room else "") + self._broken(piece, room)
+        self._at = self.indent + size
+        return "\n" + " " * self.indent + piece
+
+    def _broken(self, word: str, room: int) -> str:
+        """A word over several lines; ``room`` columns are left on the first."""
+        out, self._at = "", self.width - max(0, room)
+        for c in word:
+            if self._at + (size := _cells(c)) > self.width:
+                out += "\n" + " " * self.indent
+                self._at = self.indent
+            out += c
+            self._at += size
+        return out
+
+    def _whole(self) -> bool:
+        return self._fenced or _WHOLE.match(self._line) is not None
+
+
+def _cells(text: str) -> int:
+    from rich.cells import cell_len
+
+    return len(text) if text.isascii() else cell_len(text)
