@@ -49,6 +49,7 @@ _LONG = {
 
 FAMILIES: dict[str, Any] = {
     "llama": lambda: LlamaConfig(**SIZES),
+    "llama-tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama-mha": lambda: LlamaConfig(**{**SIZES, "num_key_value_heads": 4}),
     "llama3-rope": lambda: LlamaConfig(
         **SIZES,

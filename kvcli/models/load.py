@@ -129,7 +129,7 @@ def load(
         ) from error
     try:
         with quantization.suppress_output(source):  # the probe may be the first that runs
-            return wrap(
+            model = wrap(
                 module,
                 tokenizer,
                 name=source.name,
@@ -139,6 +139,9 @@ def load(
     except UnsupportedModel as error:
         cause = error.__cause__
         raise (None if cause is None else quantization.unreadable(source, cause)) or error from None
+    if own is None:
+        model.spec = replace(model.spec, mapped_bytes=cpu_linear.map_stored(model.module, source.path))
+    return model
 
 
 def placed(device: str | None, dtype: str | None) -> tuple[str, str]:

@@ -70,7 +70,8 @@ class Model:
     def read_bytes(self) -> int:
         """Bytes of weights that one token's forward pass reads: all but an untied embedding table."""
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
-        return self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+        read = self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+        return read - self.spec.mapped_bytes  # half of what the same matrices have in float32
 
     def empty_state(self) -> State | None:
         """A state of the recurrent layers before any token; ``None`` if there are none."""

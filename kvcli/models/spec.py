@@ -101,7 +101,24 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     else:
         matrices = _from_headers(source, text) if source.complete else _from_config(found, text)
         total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in matrices)
-    return ModelSpec(**{**vars(found), "weight_bytes": total})
+    mapped = 0 if packing or held != "bf16" else _mapped_bytes(source, found, text)
+    return ModelSpec(**{**vars(found), "weight_bytes": total, "mapped_bytes": mapped})
+
+
+def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any]) -> int:
+    """Bytes of the bfloat16 matrices that a float32 model decodes with (:mod:`kvcli.models.cpu_linear`)."""
+    if spec.device != "cpu" or spec.dtype != "float32":
+        return 0
+    if source.complete:
+        tensors = ((n, t["shape"], t["dtype"]) for n, t in _tensors(source, text))
+    else:
+        tensors = ((n, shape, "BF16") for n, shape in _from_config(spec, text))
+    spare = () if text.get("tie_word_embeddings") else ("embed", "embed_tokens.weight")
+    return sum(
+        2 * math.prod(shape)
+        for name, shape, dtype in tensors
+        if dtype == "BF16" and len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
+    )
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

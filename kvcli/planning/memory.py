@@ -160,7 +160,10 @@ def plan(
     runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
     workspace = max(workspace, freezing - activations - runtime)
     return Plan(
-        weights=spec.weight_bytes - spec.host_weight_bytes + (spec.heads_bytes if recipe.policy.needs_heads else 0),
+        weights=spec.weight_bytes
+        + spec.mapped_bytes
+        - spec.host_weight_bytes
+        + (spec.heads_bytes if recipe.policy.needs_heads else 0),
         fill=fill + metadata + (observed if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,

@@ -6,18 +6,24 @@ from torch.nn import functional
 
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["linear", "prepare"]
+__all__ = ["linear", "prepare", "serves"]
 
-_FEW = 4  # maximum rows for which reading the weight from memory dominates the time
+_FEW = {torch.bfloat16: 4, torch.float32: 16}
+"""Maximum rows for which the compiled kernel is faster than torch's product in the rows' dtype."""
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled kernel multiplies these rows: few, on a CPU, a bfloat16 weight, no gradients."""
+    few = 0 < x.numel() <= _FEW.get(x.dtype, 0) * x.shape[-1] and not torch.is_grad_enabled()
+    bf16 = weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
+    return few and bf16 and for_cpu("linear") is not None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See :func:`kvcli_kernels.linear.ref.linear`. For inference; with gradients torch's own product is used."""
-    bf16 = x.dtype == weight.dtype == torch.bfloat16 and weight.device.type == "cpu"
-    few = 0 < x.numel() <= _FEW * x.shape[-1] and not torch.is_grad_enabled()
-    if bf16 and few and (kernels := for_cpu("linear")) is not None:
+    if serves(x, weight) and (kernels := for_cpu("linear")) is not None:
         return kernels.linear(x, weight, bias)  # type: ignore[no-any-return]
-    return functional.linear(x, weight, bias)
+    return functional.linear(x, weight.to(x.dtype), bias)
 
 
 def prepare() -> None:

@@ -1,4 +1,4 @@
-"""A linear layer for CPUs, compiled by numba: reads each bfloat16 of the weight once, in order, and widens it in a
+"""A linear layer for CPUs, compiled by numba: reads each bfloat16 of the weight in order, and widens it in a
 register.
 
 torch's product of one row reaches a third of the memory's bandwidth (docs/results).
@@ -15,7 +15,7 @@ _PART = 1 << 22  # minimum bytes of a weight per thread
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """See :func:`kvcli_kernels.linear.ref.linear`; bfloat16 with float32 accumulation."""
+    """See :func:`kvcli_kernels.linear.ref.linear`; sums are float32. A row's result does not depend on other rows."""
     rows = x.reshape(-1, x.shape[-1]).float().numpy()
     bits = weight.detach().contiguous().view(torch.uint16).numpy()
     out = np.empty((len(rows), len(bits)), np.float32)

@@ -52,22 +52,47 @@ def test_threads_share_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "dtype", "grad", "ours"),
+    ("rows", "dtype", "weight", "grad", "ours"),
     [
-        (1, torch.bfloat16, False, True),
-        (4, torch.bfloat16, False, True),
-        (5, torch.bfloat16, False, False),
-        (0, torch.bfloat16, False, False),
-        (1, torch.float32, False, False),
-        (1, torch.bfloat16, True, False),
+        (1, torch.bfloat16, torch.bfloat16, False, True),
+        (4, torch.bfloat16, torch.bfloat16, False, True),
+        (5, torch.bfloat16, torch.bfloat16, False, False),
+        (0, torch.bfloat16, torch.bfloat16, False, False),
+        (1, torch.float32, torch.float32, False, False),
+        (16, torch.float32, torch.bfloat16, False, True),
+        (17, torch.float32, torch.bfloat16, False, False),
+        (1, torch.float16, torch.float16, False, False),
+        (1, torch.bfloat16, torch.bfloat16, True, False),
     ],
 )
-def test_who_multiplies(monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, grad: bool, ours: bool) -> None:
+def test_who_multiplies(
+    monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype, weight: torch.dtype, grad: bool, ours: bool
+) -> None:
     seen = []
     monkeypatch.setattr(cpu, "linear", lambda x, *_: seen.append(x) or x)
     with torch.set_grad_enabled(grad):
-        linear(draw(rows, 8).to(dtype), draw(8, 8, seed=1).to(dtype))
+        linear(draw(rows, 8).to(dtype), draw(8, 8, seed=1).to(weight))
     assert bool(seen) == ours
+
+
+@pytest.mark.parametrize("rows", [1, 3, 11, 16, 40])
+@pytest.mark.parametrize(("wide", "high"), [(7, 5), (64, 33), (576, 100)])
+def test_float32_rows_times_bfloat16_weights_are_the_product_of_the_widened_weights(
+    rows: int, wide: int, high: int
+) -> None:
+    x, weight, bias = torch.randn(rows, wide), draw(high, wide, seed=1), torch.randn(high)
+    with torch.inference_mode():
+        out, exact = linear(x, weight, bias), x.double() @ weight.double().T + bias.double()
+    assert out.dtype == torch.float32
+    assert float((out - exact).abs().max()) < 1e-5 * wide**0.5 * 4
+
+
+@pytest.mark.parametrize("wide", [7, 64, 577])
+def test_a_row_does_not_depend_on_the_rows_beside_it(wide: int) -> None:
+    x, weight = torch.randn(11, wide), draw(50, wide, seed=1)
+    with torch.inference_mode():
+        together, alone = cpu.linear(x, weight), [cpu.linear(row, weight) for row in x]
+    assert torch.equal(together, torch.stack(alone))
 
 
 def test_training_still_gets_its_gradients() -> None:
