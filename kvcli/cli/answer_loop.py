@@ -20,6 +20,7 @@ from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.utils import process_memory
+from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
@@ -288,6 +289,8 @@ class AnswerLoop:
             for label, text in report.statistics(answer):
                 terminal.note(label, text)
         if options.verbose:
-            terminal.note("model", f"fingerprint {self.runs.model.spec.fingerprint}", quiet=quiet)
+            spec = self.runs.model.spec
+            mapped = f" · decodes with {format_bytes(spec.mapped_bytes)} of bfloat16" if spec.mapped_bytes else ""
+            terminal.note("model", f"fingerprint {spec.fingerprint}{mapped}", quiet=quiet)
         if self.writer.path is not None:
             terminal.note("answer", f"written to {self.writer.path}", quiet=quiet)
