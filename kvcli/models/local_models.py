@@ -9,6 +9,7 @@ from typing import Any
 from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import gguf, hub, resolve, weights
+from kvcli.models import spec as model_spec
 from kvcli.models.catalogue import ALIASES, DEFAULT
 from kvcli.models.source import ModelSource
 
@@ -99,7 +100,7 @@ def show(name: str | None = None, *, offline: bool = False) -> Generator[Event, 
 
 def attention(config: dict[str, Any]) -> dict[str, int | None]:
     """Layers, heads, KV heads, head dimension and window of a transformers config (or its text model's)."""
-    text = config.get("text_config", config)
+    text = model_spec.text_config(config)
 
     def first(*names: str) -> int | None:
         found = (text.get(name) for name in names)
@@ -115,6 +116,9 @@ def attention(config: dict[str, Any]) -> dict[str, int | None]:
     }
 
 
+_SHAPE = ("layers", "kv_heads", "head_dim")
+
+
 def _per_token(layers: int | None, kv_heads: int | None, head_dim: int | None) -> int | None:
     """Bytes that one token adds to an unbounded KV cache in bf16: keys and values of every layer."""
     return 2 * layers * kv_heads * head_dim * _BF16 if layers and kv_heads and head_dim else None
@@ -124,7 +128,8 @@ def _facts(source: ModelSource) -> ModelFacts:
     config = source.config
     shape = attention(config)
     architectures = config.get("architectures") or [config.get("model_type")]
-    text = config.get("text_config", config)
+    text = model_spec.text_config(config)
+    numbers = model_spec.kv_numbers(config)
     card = resolve.card(source.path)
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
     return ModelFacts(
@@ -138,7 +143,7 @@ def _facts(source: ModelSource) -> ModelFacts:
         dtype=text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype"),
         bytes=source.bytes or None,
         licence=source.licence or (ALIASES[source.name].licence if source.name in ALIASES else None),
-        kv_bytes_per_token=_per_token(shape["layers"], shape["kv_heads"], shape["head_dim"]),
+        kv_bytes_per_token=numbers * _BF16 if numbers else _per_token(*(shape[k] for k in _SHAPE)),
         fingerprint=source.fingerprint if source.complete else None,
         path=source.path,
         notes=(*source.notes, *([f"comes quantised: {packing.get('quant_method')}"] if packing else [])),

@@ -147,6 +147,20 @@ def layer_kinds(text: dict[str, Any]) -> list[str]:
     return []
 
 
+def kv_numbers(config: dict[str, Any]) -> int | None:
+    """Numbers of keys and values that one token has in all layers that attend; ``None`` if the config does not say."""
+    text = text_config(config)
+    kinds, layers = layer_kinds(text), text.get("num_hidden_layers")
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    if not (isinstance(heads, int) and isinstance(hidden, int) and (kinds or isinstance(layers, int))):
+        return None
+    attending = [i for i in range(len(kinds) or int(layers or 0)) if not kinds or _attends(kinds[i])]
+    try:
+        return sum(2 * kv * dim for _, kv, dim in (_shape(text, heads, hidden, i) for i in attending))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
 def _attends(kind: str) -> bool:
     return kind in ("hybrid", "hybrid_sliding") or ("attention" in kind and "linear" not in kind)
 

@@ -29,8 +29,10 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> Non
     assert halves == dataclasses.replace(loaded, dtype="bfloat16", weight_bytes=loaded.weight_bytes // 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", dict.fromkeys([*(kind for kind, _ in families.COMMON), "falcon_h1"]))
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, "bfloat16") for kind in (*dict(families.COMMON), "falcon_h1")), ("qwen3_5", "float32")],
+)
 def test_sizes_of_the_families_that_people_run(kind: str, dtype: str, tmp_path: Path, monkeypatch) -> None:
     """Heads that differ by layer, windows, recurrent states, a language model inside one for images."""
     monkeypatch.setattr(load.self_test, "check", lambda *_, **__: None)
@@ -40,6 +42,8 @@ def test_sizes_of_the_families_that_people_run(kind: str, dtype: str, tmp_path: 
     said = model_spec.spec(ModelSource(kind, tmp_path, "directory"), device="cpu", dtype=dtype)
     same = {"fingerprint": "", "former_fingerprint": "", "weight_bytes": 0}
     assert dataclasses.replace(said, **same) == dataclasses.replace(loaded, **same)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert model_spec.kv_numbers(config) == loaded.row_bytes // DTYPE_BYTES[dtype]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral-window"])
