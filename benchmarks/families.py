@@ -201,7 +201,7 @@ def build(kind: str, window: int = 24, *, seed: int = 0, **changes: Any) -> PreT
     """A small float32 model of a type, with wide random weights."""
     config = small_config(kind, window, **changes)
     torch.manual_seed(seed)
-    module = auto_class(config).from_config(config, dtype=torch.float32)
+    module = auto_class(config).from_config(config, dtype=torch.float32, trust_remote_code=False)
     return widen(module, seed)
 
 
