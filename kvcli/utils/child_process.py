@@ -75,6 +75,29 @@ def edit(file: Path) -> int:
         return process.wait()
 
 
+def detach(command: Sequence[str], log: int, *descriptors: int) -> None:
+    """Start a process that outlives this one, in a session of its own.
+
+    Args:
+        command: an absolute program and its arguments.
+        log: file descriptor of its standard output and error.
+        descriptors: those that it inherits.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
+    process.returncode = 0  # nobody waits for it
+
+
 @contextmanager
 def running(
     command: Sequence[str],

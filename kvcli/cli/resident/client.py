@@ -158,9 +158,7 @@ def _greeted(connection: socket.socket, seconds: float) -> protocol.Lines | None
 
 def _start(place: Place, name: str) -> socket.socket | None:
     """Start an engine, detached; returns a connection to it. It accepts before it imports torch."""
-    import subprocess
-
-    from kvcli.utils.child_process import own_module
+    from kvcli.utils import child_process
 
     try:
         with place.lock():
@@ -169,21 +167,12 @@ def _start(place: Place, name: str) -> socket.socket | None:
             _sweep(place)
             with place.listen(name) as listening:
                 number = listening.fileno()
-                words = own_module("kvcli.cli.resident.engine", str(number), name, str(place.inode(name)))
+                args = (str(number), name, str(place.inode(name)))
                 log = place.log(name)
                 try:
-                    process = subprocess.Popen(
-                        words,
-                        cwd="/",
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        pass_fds=(number,),
-                        start_new_session=True,
-                    )
+                    child_process.detach(child_process.own_module("kvcli.cli.resident.engine", *args), log, number)
                 finally:
                     os.close(log)
-                process.returncode = 0  # it outlives this process; nobody waits for it
             return place.connect(name, GREETING)
     except OSError:
         return None

@@ -108,10 +108,10 @@ def brought(store: LowRankStore, ids: torch.Tensor) -> torch.Tensor:
 def test_a_model_that_turns_in_its_own_way_turns_so(model, monkeypatch) -> None:
     """Neighbours as pairs, and not halves: that is found out, and keys are the model's own."""
 
-    def apply(q, k, cos, sin):
+    def apply(x, cos, sin):
         half = cos.shape[-1] // 2
         cos, sin = (t[..., :half].repeat_interleave(2, dim=-1).unsqueeze(1) for t in (cos, sin))
-        return q * cos + torch.stack([-q[..., 1::2], q[..., ::2]], dim=-1).flatten(-2) * sin, k
+        return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sin
 
     monkeypatch.setattr(model().rotary, "apply", apply)
     layers, fills = held(model(), "full+shadowkv(rank=999, chunk=4, chunks=2, outliers=1)")
