@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,18 @@ TEXT = "".join(f"House {n} is blue and the sky above it is number {n}. " for n i
 
 @dataclass
 class Running:
-    """A server in a thread of its own."""
+    """A server in a thread of its own, and the clients to close with it."""
 
     url: str
     service: Service
     stop: Callable[[], None]
     thread: threading.Thread
+    clients: ExitStack = field(default_factory=ExitStack)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=options.pop("api_key", "none"), max_retries=0, **options
-        )
+        key = options.pop("api_key", "none")
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        return self.clients.enter_context(client)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
@@ -86,7 +87,8 @@ def start(model: Any) -> Start:
         assert ready.wait(60)
         host, port = listening.getsockname()[:2]
         try:
-            yield Running(f"http://{host}:{port}", service, stops[0], thread)
+            with ExitStack() as clients:
+                yield Running(f"http://{host}:{port}", service, stops[0], thread, clients)
         finally:
             stops[0]()
             thread.join(60)
