@@ -67,7 +67,7 @@ def main() -> None:
     prompt, settings = Prompt(model.tokenizer), TrainingOptions(labels=options.labels)
     text = options.text.read_text()
     corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), focus=0.0)
-    learner = Trainer(model, settings, corpus)
+    trainer = Trainer(model, settings, corpus)
     read, taught, flops, sizes = [], [], [], []
     for number in range(options.steps + 1):  # the first step warms up
         example = corpus.example(number)
@@ -75,7 +75,7 @@ def main() -> None:
         began = perf_counter()
         given = make_example(model, prompt, example, settings, kind=kind)
         between = perf_counter()
-        learner.train_step(given)
+        trainer.train_step(given)
         ended = perf_counter()
         tokens = len(given.features[0])
         asked = sum(len(prompt.question(q)) + len(prompt.answer(a)) for q, a in example.turns)

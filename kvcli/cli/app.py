@@ -24,7 +24,7 @@ def run(args: Sequence[str]) -> int:
 
         program = command()
         found = {} if own[:1] == ["config"] else config_file.read()
-        known = defaults.defaults(program, found) if found else None  # looks at every command, and so imports it
+        known = defaults.defaults(program, found, own[0] if own else "") if found else None
         with program.make_context("kvcli", list(args), default_map=known) as context:
             program.invoke(context)
         sys.stdout.flush()

@@ -64,19 +64,20 @@ def commands(program: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
         yield from commands(command, (*words, word))
 
 
-def defaults(program: Any, found: dict[str, Any]) -> dict[str, Any]:
+def defaults(program: Any, found: dict[str, Any], first: str = "") -> dict[str, Any]:
     """The default map of click for a ``program``: by command, then by parameter.
 
     Args:
         program: the click command of ``kvcli``.
         found: the contents of ``config.toml``.
+        first: the command that runs. Others are imported only to check what names them, or what it has no option for.
 
     Raises:
         UsageError: a name is no option, or a value is of the wrong kind.
     """
     table: dict[str, Any] = {}
     named: set[str] = set()
-    for words, command in commands(program):
+    for words, command in _needed(program, found, first):
         known = options(command)
         own = _table(found, words)
         for key in own:
@@ -92,6 +93,17 @@ def defaults(program: Any, found: dict[str, Any]) -> dict[str, Any]:
         if key not in named and key not in program.commands:
             raise _unknown(key, [*every_key(program), *program.commands])
     return table
+
+
+def _needed(program: Any, found: dict[str, Any], first: str) -> list[tuple[tuple[str, ...], Any]]:
+    """The commands that the file must be checked against."""
+    names = {first, *(key for key, value in found.items() if isinstance(value, dict))}
+    if names <= set(program.commands):
+        some = [each for name in sorted(names) for each in commands(program.commands[name], (name,))]
+        shared = {key for words, command in some if words[0] == first for key in options(command)}
+        if all(key in shared for key, value in found.items() if not isinstance(value, dict)):
+            return some
+    return list(commands(program))
 
 
 def every_key(program: Any) -> list[str]:

@@ -259,3 +259,13 @@ def parts(found: list[TextBlock], *, first_page: int | None = None) -> list[Part
     add("\n")
     cut()
     return made
+
+
+def slide_parts(blocks: list[TextBlock], chosen: list[int]) -> list[Part]:
+    """Blocks as parts whose pages are the slides ``chosen``, of which each begins with a page mark."""
+    found = [part for part in parts(blocks) if part.page is not None]
+    for part in found:
+        part.page, part.label = chosen[(part.page or 1) - 1], None
+        if part.body:  # the beginning of a slide, before its own title
+            part.section = None
+    return found

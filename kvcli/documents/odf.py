@@ -5,8 +5,7 @@ from typing import Any
 from kvcli.documents import pages
 from kvcli.documents.archive import Archive, attribute, elements, xml
 from kvcli.documents.document import Extract, Source
-from kvcli.documents.flow import PAGE, Writer, clean, left_out, parts
-from kvcli.documents.pptx import slide_parts
+from kvcli.documents.flow import PAGE, Writer, clean, left_out, parts, slide_parts
 from kvcli.errors import InputError
 
 REPEATED = 1_000

@@ -5,8 +5,8 @@ from typing import Any
 
 from kvcli.documents import ooxml, pages
 from kvcli.documents.archive import Archive, attribute, elements
-from kvcli.documents.document import Extract, Part, Source
-from kvcli.documents.flow import PAGE, TextBlock, Writer, clean, left_out, parts
+from kvcli.documents.document import Extract, Source
+from kvcli.documents.flow import PAGE, Writer, clean, left_out, slide_parts
 
 _FURNITURE = ("sldNum", "dt", "ftr", "hdr")
 """Place holders that say on each slide the same: number, date, footer, header."""
@@ -24,16 +24,6 @@ def extract(source: Source) -> Extract:
             reader.slide(number, names[number - 1])
     found = slide_parts(reader.out.blocks, chosen)
     return Extract(found, len(chosen), notes=left_out(reader.out.left, source.name), without_text=reader.empty)
-
-
-def slide_parts(blocks: list[TextBlock], chosen: list[int]) -> list[Part]:
-    """Blocks as parts whose pages are the slides ``chosen``, of which each begins with a page mark."""
-    found = [part for part in parts(blocks) if part.page is not None]
-    for part in found:
-        part.page, part.label = chosen[(part.page or 1) - 1], None
-        if part.body:  # the beginning of a slide, before its own title
-            part.section = None
-    return found
 
 
 class _Reader:

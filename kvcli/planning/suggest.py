@@ -26,12 +26,17 @@ TEXT_BYTES = 5
 """Bytes of text per token, roughly, for the saved prefill."""
 
 
+_Tried = tuple[int | None, Forecast]
+"""A budget that is smaller than the default, or ``None``, and what the run takes with it."""
+
+
 @dataclass(frozen=True)
 class Suggestion:
     """One model on one machine.
 
     Attributes:
         alias: the model.
+        budget: units to keep if the default budget does not fit; ``None`` for the default.
         weights: precision of its weights: the first of :data:`kvcli.types.WEIGHTS` that fits, else the smallest.
         forecast: what the run takes.
         seconds: of prefill, from the measured speed of the default model and the numbers of parameters; ``None`` if
@@ -39,16 +44,10 @@ class Suggestion:
     """
 
     alias: Alias
+    budget: int | None
     weights: str
     forecast: Forecast
     seconds: float | None
-
-    @property
-    def budget(self) -> int | None:
-        """The budget if it is smaller than the default one."""
-        units = self.forecast.recipe.policy.budget
-        spec = model_spec.spec(self.alias.source(), device="cpu", dtype="bfloat16")
-        return units if units != default(spec).policy.budget else None
 
     @property
     def fits(self) -> bool:
@@ -71,8 +70,10 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int, folders: Se
     found = []
     for alias in ALIASES.values():
         tried = [(held, _forecast(alias, held, device, dtype, work, target)) for held in WEIGHTS]
-        weights, best = next((each for each in tried if each[1].fits), tried[-1])
-        found.append(Suggestion(alias, weights, best, None if cost is None else cost * alias.parameters * tokens))
+        weights, (budget, best) = next((each for each in tried if each[1][1].fits), tried[-1])
+        found.append(
+            Suggestion(alias, budget, weights, best, None if cost is None else cost * alias.parameters * tokens)
+        )
     return found
 
 
@@ -81,15 +82,15 @@ def best(found: Sequence[Suggestion]) -> Suggestion | None:
     return max((s for s in found if s.fits and not s.alias.gated), key=lambda s: s.alias.parameters, default=None)
 
 
-def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, target: Target) -> Forecast:
+def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, target: Target) -> _Tried:
     sizes = model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=held)
     spec = replace(sizes, device=device)  # the device need not be in this machine
     recipe = default(spec)
     found = forecast(spec, recipe, work, target)
     smaller = (found.budget or 0) // BUDGET_STEP * BUDGET_STEP
     if found.fits or smaller < LEAST_BUDGET or smaller >= (recipe.policy.budget or 0):
-        return found
-    return forecast(spec, recipe.with_budget(smaller), work, target)
+        return None, found
+    return smaller, forecast(spec, recipe.with_budget(smaller), work, target)
 
 
 def _cost(device: str, dtype: str, folders: Sequence[Path]) -> float | None:

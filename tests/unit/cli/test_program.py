@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from kvcli.cli.defaults import defaults
 from kvcli.cli.program import PANELS, command
 
 
@@ -23,3 +24,14 @@ def test_the_list_imports_no_command() -> None:
         "sys.exit(any(m.startswith('kvcli.cli.commands.') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_settings_import_no_command_but_the_one_that_runs() -> None:
+    """Others only if the file names them, or has an option that this command lacks."""
+    program = command()
+    for found, expected in (
+        ({"model": "x"}, {"plan"}),
+        ({"model": "x", "chat": {"temp": 0.5}}, {"plan", "chat"}),
+        ({"temp": 0.5}, set(program.commands)),
+    ):
+        assert set(defaults(program, found, "plan")) == expected

@@ -189,17 +189,17 @@ def test_overlap_counts_the_common_tenth() -> None:
 def test_learning_learns() -> None:
     """Labels that are a linear function of the features are found."""
     model = tiny.load("llama")
-    learner = Trainer(model, TrainingOptions(steps=120, rate=1e-2, width=16, pool=1), Corpus(["Nothing."], []))
+    trainer = Trainer(model, TrainingOptions(steps=120, rate=1e-2, width=16, pool=1), Corpus(["Nothing."], []))
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(2, 64, generator=generator)
     for _ in range(120):
         x = torch.randn(200, 64, generator=generator) * 5
         layers = model.spec.layers
-        _, found = learner.train_step(TrainingExample([x] * layers, [truth @ x.T] * layers, head=0))
+        _, found = trainer.train_step(TrainingExample([x] * layers, [truth @ x.T] * layers, head=0))
     assert found > 0.7
     x = torch.randn(50, 64, generator=generator)
-    expected = learner.heads(0, x * learner.gain[0])
-    assert torch.allclose(learner.folded().forward(0, x), expected, rtol=0.1, atol=0.1)  # bfloat16
+    expected = trainer.heads(0, x * trainer.gain[0])
+    assert torch.allclose(trainer.folded().forward(0, x), expected, rtol=0.1, atol=0.1)  # bfloat16
 
 
 def test_an_interrupted_training_ends_as_if_it_had_not_been(talking, tmp_path) -> None:
