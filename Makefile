@@ -5,13 +5,16 @@ WORKERS ?= logical
 TAG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test golden format lint types docs results size check dist publish
+.PHONY: help test fuzz golden format lint types docs results size check dist publish
 
 help:  ## print this list
 	@$(PYTHON) -c 'import re; [print(f"make {n:<9}{t}") for n, t in re.findall(r"^(\w+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
 
 test:  ## run every test, the real default model included
 	$(PYTHON) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
+fuzz:  ## run the tests of properties on new random examples
+	KVCLI_FUZZ=1 $(PYTHON) -m pytest -n $(WORKERS) --maxprocesses 8 $$(grep -rl "^from hypothesis" tests --include="test_*.py")
 
 golden:  ## write the wording of errors and notes anew; read the diff
 	KVCLI_UPDATE_GOLDEN=1 $(PYTHON) -m pytest -q tests/e2e -k "wording or bad_input or one_line"

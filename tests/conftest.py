@@ -4,6 +4,8 @@ import os
 import signal
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 from tests import dtype
 
 # Tiny tensors gain nothing from threads, and on a busy machine they wait for each other.
@@ -14,6 +16,12 @@ os.environ["KVCLI_KEEP_ALIVE"] = "0"  # no engine stays after a command; tests o
 os.environ["XDG_RUNTIME_DIR"] = os.environ["KVCLI_CACHE_DIR"]  # nor is an engine of this user met
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
 dtype.force()
+
+# The same examples in every run, so that a change is judged by what it changes; `make fuzz` draws new ones. A busy
+# machine draws and runs slowly, which is no fault.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fuzz", max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fuzz" if os.environ.get("KVCLI_FUZZ") else "same")
 
 # A shell that runs the tests in the background has told them to ignore Ctrl-C, and children inherit that; the programs
 # that are tested here must get it.

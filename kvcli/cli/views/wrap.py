@@ -44,6 +44,7 @@ class WordWrap:
         self._at = 0  # columns of this line that are written
         self._blank = ""  # before the next word, written only if the word stays on this line
         self._held = ""  # the end of the text: a word that may go on
+        self._cut = False  # the last word is longer than a line, and what follows may belong to it
         self._line = ""  # the beginning of this line, as far as it decides what the line is
         self._fenced = False
 
@@ -51,7 +52,7 @@ class WordWrap:
         """What can be written of the text so far. Its last word waits for the blank after it."""
         pieces = _PIECE.findall(self._held + text)
         self._held = ""
-        if pieces and not pieces[-1].isspace() and len(pieces[-1]) < self.width:
+        if pieces and not pieces[-1].isspace() and not (self._cut and len(pieces) == 1) and not self._long(pieces[-1]):
             self._held = pieces.pop()
         return "".join(map(self._put, pieces))
 
@@ -59,10 +60,11 @@ class WordWrap:
         """The rest. The next text begins a new line."""
         rest = self._put(self._held) if self._held else ""
         self._held = self._blank = self._line = ""
-        self._at = 0
+        self._at, self._cut = 0, False
         return rest
 
     def _put(self, piece: str) -> str:
+        goes_on, self._cut = self._cut, False
         if piece == "\n":
             if self._line.startswith(_FENCE):
                 self._fenced = not self._fenced
@@ -78,10 +80,11 @@ class WordWrap:
             return ""
         before, self._blank = self._blank, ""
         size, room = _cells(piece), self.width - self._at - _cells(before)
+        self._cut = goes_on or self._long(piece)
         if size <= room or self._whole():
             self._at += _cells(before) + size
             return before + piece
-        if size > self.width - self.indent or size > len(piece):  # too long for any line, or without blanks of its own
+        if self._cut:
             return (before if _cells(piece[0]) <= room else "") + self._broken(piece, room)
         self._at = self.indent + size
         return "\n" + " " * self.indent + piece
@@ -96,6 +99,11 @@ class WordWrap:
             out += c
             self._at += size
         return out
+
+    def _long(self, word: str) -> bool:
+        """Whether a word is longer than a line, or of a script without blanks. A longer word stays so."""
+        size = _cells(word)
+        return size > self.width - self.indent or size > len(word)
 
     def _whole(self) -> bool:
         return self._fenced or _WHOLE.match(self._line) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -39,15 +39,19 @@ def test_a_word_that_fits_is_not_cut(words: list[str], width: int) -> None:
         assert len(line) + 1 + len(following.split()[0]) > width  # it would not have fitted
 
 
-@given(TEXT, WIDTH, st.data())
-def test_pieces_give_what_the_whole_gives(text: str, width: int, data: st.DataObject) -> None:
+@given(TEXT, WIDTH, st.integers(0, 10), st.lists(st.integers(1, 9), min_size=1))
+@example("aaaaaa字a字aa", 4, 0, [9])
+@example("x aaaaaa", 4, 0, [6, 1])
+@example("x aaa字aa", 4, 0, [3, 2, 1])
+def test_pieces_give_what_the_whole_gives(text: str, width: int, indent: int, steps: list[int]) -> None:
     """However a text arrives, the same is on the screen at the end."""
-    wrap, out, at = WordWrap(width), "", 0
-    while at < len(text):
-        step = data.draw(st.integers(1, 9))
+    wrap, out, at = WordWrap(width, indent), "", 0
+    for step in cycle(steps):
         out += wrap.feed(text[at : at + step])
         at += step
-    assert (out + wrap.flush()).split("\n") == wrapped(text, width).split("\n")
+        if at >= len(text):
+            break
+    assert (out + wrap.flush()).split("\n") == wrapped(text, width, indent).split("\n")
 
 
 def test_what_is_written_is_never_far_behind() -> None:
