@@ -29,6 +29,7 @@ _HOME = {
     "Pipeline": "kvcli.pipeline",
     "load_model": "kvcli.pipeline",
     "read_document": "kvcli.pipeline",
+    "AnswerFormat": "kvcli.engine.answer_format",
     "CacheDirectory": "kvcli.prompt_cache.directory",
     "Quote": "kvcli.events",
     "Quotes": "kvcli.events",
@@ -44,6 +45,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AnswerFormat",
     "CacheDirectory",
     "DamagedError",
     "InputError",

@@ -24,12 +24,13 @@ from kvcli import recipe as recipes
 from kvcli.documents import pages as page_ranges
 from kvcli.documents.document import Document, document_json
 from kvcli.documents.quotes import Citation, QuoteIndex
+from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
-from kvcli.errors import InputError
+from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
 from kvcli.models.load import load
 from kvcli.models.resolve import resolve
@@ -500,6 +501,7 @@ class Pipeline:
         earlier: Sequence[str] = (),
         from_quotes: bool = False,
         drafts: bool = True,
+        answer_format: AnswerFormat | None = None,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
@@ -519,6 +521,8 @@ class Pipeline:
                 seems to answer, from the context as usual.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
                 the answer repeats it. Answers are the same.
+            answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
+                An answer that ``max_tokens`` cuts ends with ``length`` and is not of this form.
 
         Yields:
             :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
@@ -527,9 +531,22 @@ class Pipeline:
 
         Raises:
             TooLongError: the question does not fit the model's positions.
+            UsageError: an answer format with ``stop`` or ``from_quotes``, which would cut it.
         """
+        if answer_format is not None and (stop or from_quotes):
+            raise UsageError(
+                "an answer of a given form takes neither stop texts nor worked examples", "leave out --stop"
+            )
         document, visible = context.document, context.context
-        ids = self._ids(question, document=document is not None, history=history)
+
+        def encoded(*again: str) -> list[int]:
+            asked, end = question, list[int]()
+            if answer_format is not None:
+                asked = question + answer_format.rule if isinstance(question, str) else question
+                end = self.prompt.no_reasoning()
+            return self._ids(asked, document=document is not None, history=history, again=again) + end
+
+        ids = encoded()
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
         count = 0 if document is None or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
@@ -551,7 +568,7 @@ class Pipeline:
                 self.model, self.prompt, visible, document.text, question, count=count, tokens=context.tokens
             )
             visible, texts = found.context, found.texts(document.text)
-            ids = self._ids(question, document=True, history=history, again=texts) if texts else ids
+            ids = encoded(*texts) if texts else ids
             spans = tuple((p.start, p.end) for p in found.passages)
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
         for event in generate(
@@ -564,6 +581,7 @@ class Pipeline:
             chunk=self.chunk_size,
             allow_repetition=allow_repetition,
             drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
+            answer_format=answer_format,
         ):
             if search is not None and quotes and isinstance(event, Answer):
                 if by_model and not search.by_model:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -18,6 +18,7 @@ from kvcli.cli.setup import LoadedModel, OpenRun, banner, open_model, open_run, 
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
+from kvcli.errors import TooLongError
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
@@ -84,6 +85,15 @@ def _report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Except
     if writer.as_json:
         writer.end("", {**error_object(error), **which})
     terminal.error(error)
+
+
+def _refuse_cut(answer: Answer, stopped: BaseException | None) -> NoReturn:
+    """Raise for an answer that is not of the form that was asked for; nothing of it is printed."""
+    if stopped is not None:
+        raise Interrupted("interrupted before the answer was complete", cause=stopped)
+    made = answer.completion_tokens
+    why = "kept repeating itself" if answer.stopped_repeating else "was cut"
+    raise TooLongError(f"the answer {why} after {made:,} tokens, before it was complete", f"-n {2 * made}")
 
 
 class AnswerLoop:
@@ -156,6 +166,8 @@ class AnswerLoop:
         remarks: list[str] = []
         sampling = Sampling(**options.sampling)
         answer, reread, quotes, stopped = self._generate(context, question.text, sampling, passages)
+        if options.answer_format is not None and answer.finish_reason != "stop":
+            _refuse_cut(answer, stopped)
         spec = run.model.spec
         speed_history.record(spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
         self._check_length(answer, remarks)
@@ -216,6 +228,7 @@ class AnswerLoop:
             allow_repetition=options.allow_repetition,
             quotes=options.quotes if options.cite != "off" else 0,
             from_quotes=options.from_quotes,
+            answer_format=options.answer_format,
         )
         try:
             for event in events:

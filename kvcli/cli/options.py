@@ -16,6 +16,7 @@ from kvcli.types import ANSWER_TOKENS, CHUNK
 from kvcli.types import WEIGHTS as PRECISIONS
 
 if TYPE_CHECKING:
+    from kvcli.engine.answer_format import AnswerFormat
     from kvcli.recipe import Recipe
 
 RECIPE_HELP = "What to keep, and how to store it: kvcli recipes"
@@ -250,6 +251,7 @@ class RunOptions:
     query_aware: bool = False
     passages: int | None = None
     from_quotes: bool = False
+    answer_format: AnswerFormat | None = None
     cite: str = "off"
     quotes: int = 3
     quotes_only: bool = False

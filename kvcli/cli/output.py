@@ -16,7 +16,13 @@ class AnswerWriter:
     """Writes answers one after the other; each ends in exactly one newline."""
 
     def __init__(
-        self, path: str | None = None, *, stream: bool = True, as_json: bool = False, inputs: Sequence[str] = ()
+        self,
+        path: str | None = None,
+        *,
+        stream: bool = True,
+        as_json: bool = False,
+        inputs: Sequence[str] = (),
+        wrap: bool = True,
     ) -> None:
         self.path = path
         self.as_json = as_json
@@ -25,7 +31,7 @@ class AnswerWriter:
         self._held = ""
         self._open = False
         self._answers = 0
-        self._wrap = WordWrap(FALLBACK) if path is None and terminal.is_terminal(sys.stdout) else None
+        self._wrap = WordWrap(FALLBACK) if wrap and path is None and terminal.is_terminal(sys.stdout) else None
         if path is not None:
             _refuse(Path(path))
             _refuse_inputs(Path(path), inputs)

@@ -1,5 +1,7 @@
 """Which arguments are documents, which one is the question, and what standard input holds."""
 
+from __future__ import annotations
+
 import json
 import os
 import select
@@ -9,13 +11,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.documents.reader import LARGEST
 from kvcli.documents.text import decode
 from kvcli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.engine.answer_format import AnswerFormat
 
 MEMORY_SHARE = 8
 """Standard input may take this part of the memory that is free; its text and its tokens take several times as much."""
@@ -125,6 +130,26 @@ def _from_json(name: str, line: int, text: str) -> Question:
     if not isinstance(item, dict) or not isinstance(item.get("question"), str):
         raise InputError(f'line {line} of {name} has no "question" text', shape)
     return Question(item["question"], item.get("id"))
+
+
+def answer_format(schema: str | None, choices: str | None) -> AnswerFormat | None:
+    """The form of ``--schema FILE`` or ``--choices A,B``. Raises ``InputError`` or ``UsageError``."""
+    if schema is None and choices is None:
+        return None
+    from kvcli.engine.answer_format import AnswerFormat
+
+    if choices is not None:
+        return AnswerFormat.choices([require_utf8(text.strip(), "--choices") for text in choices.split(",")])
+    assert schema is not None
+    try:
+        found = json.loads(Path(schema).read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read the schema {schema}: {error.strerror}", f"ls {shlex.quote(schema)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the schema {schema} is not JSON: {error}", f"jq . {shlex.quote(schema)}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"the schema {schema} is not a JSON object", '{"type": "object", "properties": {…}}')
+    return AnswerFormat.json_schema(found)
 
 
 def piped() -> bool:

@@ -8,6 +8,8 @@ draft ends it, which is rejection sampling for drafts without probabilities (Lev
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -42,13 +44,24 @@ class DraftedStep:
         lookup: finds the drafts.
         end: tokens that the cache has room for.
         greedy: decide near-ties with a plain step, so that rounding never changes a greedy answer.
+        mask: excludes tokens from logits ``[vocab]``, as the engine will before it chooses.
 
     Attributes:
         passes: forward passes so far.
     """
 
-    def __init__(self, model: Model, cache: DecodeCache, lookup: PromptLookup, *, end: int, greedy: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cache: DecodeCache,
+        lookup: PromptLookup,
+        *,
+        end: int,
+        greedy: bool,
+        mask: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.model, self.cache, self.lookup, self.end, self.greedy = model, cache, lookup, end, greedy
+        self.mask = mask or (lambda logits: logits)
         self.passes = 0
         self._plain: DecodeStep = make_decode_step(model, cache)
         self._draft: list[int] = []
@@ -64,7 +77,7 @@ class DraftedStep:
             self._check_draft(token)
         if self._rows is not None:
             logits = self._rows[self._used]
-            if not self.greedy or not _near_tie(logits, self.model.spec.dtype):
+            if not self.greedy or not _near_tie(self.mask(logits), logits, self.model.spec.dtype):
                 return logits
             self._rows = None
         self.passes += 1
@@ -82,7 +95,6 @@ class DraftedStep:
             self._rows = self.model.forward(ids, self.cache, logits="all")
 
 
-def _near_tie(logits: Tensor, dtype: str) -> bool:
-    logits = logits.float()
-    first, second = logits.topk(2).values
-    return bool(first - second <= _TIE[dtype] * logits.std())
+def _near_tie(allowed: Tensor, logits: Tensor, dtype: str) -> bool:
+    first, second = allowed.float().topk(2).values
+    return bool(first - second <= _TIE[dtype] * logits.float().std())

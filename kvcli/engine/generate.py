@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
+from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
 from kvcli.engine.draft import Ids, PromptLookup
@@ -40,6 +41,7 @@ def generate(
     allow_repetition: bool = True,
     ahead: bool | None = None,
     drafts: Ids | None = None,
+    answer_format: AnswerFormat | None = None,
 ) -> Iterator[Token | Answer]:
     """Append a question to a decode cache and generate the answer.
 
@@ -61,16 +63,18 @@ def generate(
         drafts: ids of a text that the answer may repeat, empty for the prompt alone: decode several drafted tokens at
             once (:mod:`kvcli.engine.drafted_step`) if the device and the context's storage gain from it. Answers are
             the same. ``None`` decodes token by token.
+        answer_format: of the answer, which has this form if it ends with ``stop``.
 
     Yields:
         a :class:`Token` per token of the answer, then one :class:`Answer`.
 
     Raises:
-        InputError: no ids.
+        InputError: no ids, or an answer format that is too complex.
     """
     if not ids:
         raise InputError("the question has no tokens")
     model.check_ids(ids)
+    constraint = None if answer_format is None else answer_format.constraint(model)
     settings = sampling or Sampling()
     generator = settings.generator(model.device)
     if model.spec.state_bytes:  # a step that is not wanted cannot be taken back
@@ -89,7 +93,8 @@ def generate(
     drafted: DraftedStep | None = None
     if drafts is not None and drafts_pay(model, cache):
         lookup = PromptLookup(drafts, ids, end)
-        drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature)
+        mask = None if constraint is None else constraint.mask
+        drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature, mask=mask)
     step = drafted or make_decode_step(model, cache)
     first_token_at = started
     count, reason = 0, "length"
@@ -97,7 +102,7 @@ def generate(
     stopped_repeating = False
     while count < max_tokens:
         assert logits is not None
-        token = sample(logits, settings, generator)
+        token = sample(logits if constraint is None else constraint.mask(logits), settings, generator)
         token_copy.send(token)
         count += 1
         next_logits = step(token) if ahead and count < max_tokens else None
@@ -112,7 +117,11 @@ def generate(
             yield Token(token_id, piece)
             reason = "stop"
             break
+        complete = constraint is not None and constraint.push(token_id)
         yield Token(token_id, piece)
+        if complete:
+            reason = "stop"
+            break
         if repetition is not None and repetition.push(token_id):
             stopped_repeating = True
             break

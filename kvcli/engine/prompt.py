@@ -135,6 +135,10 @@ class Prompt:
         """Whether the template opens ``<think>`` itself, so that answers begin inside it."""
         return not self.raw and self._cut(_QUESTION, _QUESTION)[1].rstrip().endswith("<think>")
 
+    def no_reasoning(self) -> list[int]:
+        """Encode the end of the reasoning that the template opens, if it does: the answer begins at once."""
+        return self._encode("</think>\n\n") if self.thinks else []
+
     def follow_up(self, text: str, *, passages: Sequence[str] = ()) -> list[int]:
         """Encode another question after an answer without its end mark, and the template's answer prefix.
 

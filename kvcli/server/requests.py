@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import UsageError
 from kvcli.server.errors import ApiError
@@ -23,7 +24,6 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
@@ -52,6 +52,7 @@ class CompletionRequest:
         documents: ids of uploaded files to put before the conversation.
         sampling, max_tokens, stop: how to answer.
         stream, include_usage: how to deliver it.
+        answer_format: the form of the answer; ``None`` for any text.
     """
 
     model: str | None
@@ -63,6 +64,7 @@ class CompletionRequest:
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    answer_format: AnswerFormat | None = None
 
 
 def parse_chat(body: dict[str, Any]) -> CompletionRequest:
@@ -106,6 +108,7 @@ def _request(body: dict[str, Any], messages: tuple[Message, ...], *, raw: bool) 
         stop=_stop(body),
         stream=bool(_typed(body, "stream", bool, False)),
         include_usage=bool(options.get("include_usage")),
+        answer_format=_answer_format(body, messages),
     )
 
 
@@ -165,6 +168,26 @@ def _sampling(body: dict[str, Any]) -> Sampling:
         return Sampling(**numbers)
     except UsageError as error:
         raise ApiError(400, error.message, code="invalid_value") from None
+
+
+def _answer_format(body: dict[str, Any], messages: tuple[Message, ...]) -> AnswerFormat | None:
+    wanted = _typed(body, "response_format", dict, None) or {"type": "text"}
+    kind, described = wanted.get("type"), wanted.get("json_schema")
+    if kind == "text":
+        return None
+    if _stop(body):
+        raise _wrong("stop", "would cut an answer of a 'response_format'")
+    if messages[-1].role == "assistant":
+        raise _wrong("response_format", "needs a user message as the last one")
+    if kind == "json_object":
+        return AnswerFormat.json_object()
+    schema = described.get("schema", {}) if kind == "json_schema" and isinstance(described, dict) else None
+    if not isinstance(schema, dict):
+        raise _wrong("response_format", "must be of type text, json_object, or json_schema with a schema")
+    try:
+        return AnswerFormat.json_schema(schema)
+    except UsageError as error:
+        raise _wrong("response_format", error.message) from None
 
 
 def _max_tokens(body: dict[str, Any]) -> int:

@@ -219,6 +219,7 @@ class Service:
                 sampling=request.sampling,
                 max_tokens=request.max_tokens,
                 stop=request.stop,
+                answer_format=request.answer_format,
                 **asked,
             )
         )

@@ -25,7 +25,7 @@ from kvcli.cli.options import (
 )
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
-from kvcli.cli.request import Request, parse_request, require_utf8
+from kvcli.cli.request import Request, answer_format, parse_request, require_utf8
 from kvcli.cli.resident import held
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
@@ -73,9 +73,23 @@ class AskOptions(AnswerOptions):
     from_quotes: bool = option(
         "--from-quotes", "Answer in one line from the three likeliest sentences alone. Helps small models.", False
     )
+    schema: str | None = option("--schema FILE", "Answer in JSON that this JSON Schema allows, on one line.")
+    choices: str | None = option("--choices A,B,…", "Answer with one of these texts.")
     reread: int | None = option(
         "--reread N", "Passages to re-read before the answer. Default: 3 if KV pairs were evicted.", min=0
     )
+
+    @property
+    def formatted(self) -> bool:
+        return self.schema is not None or self.choices is not None
+
+    def refuse_unused(self) -> None:
+        super().refuse_unused()
+        if self.schema is not None and self.choices is not None:
+            raise UsageError("--schema and --choices contradict each other", "leave out one of them")
+        cut = "--stop" if self.stop else "--from-quotes" if self.from_quotes else None
+        if self.formatted and cut:
+            raise UsageError(f"{cut} would change an answer of a given form", f"leave out {cut}")
 
     def settings(self) -> dict[str, Any]:
         stop = tuple(require_utf8(text, "--stop") for text in self.stop or ())
@@ -85,6 +99,7 @@ class AskOptions(AnswerOptions):
             "query_aware": self.query_aware,
             "passages": self.reread,
             "from_quotes": self.from_quotes,
+            "answer_format": answer_format(self.schema, self.choices),
         }
 
 
@@ -151,12 +166,14 @@ def command(
       kvcli ask book.pdf "Who tells the story?"
       kvcli ask src/ --include '*.py' "Where is the cache written?"
       kvcli ask book.pdf -Q questions.txt --json > answers.jsonl
+      kvcli ask invoice.pdf "Who pays how much?" --schema invoice.schema.json
     """
     held.refuse(engine.no_server)
     request = question.request(words or [])
     answer.refuse_unused()
+    quiet = answer.formatted and not citing.exit_status and not output.as_json
     cite = citations.mode(
-        citing.cite,
+        "off" if quiet and citing.cite is None else citing.cite,
         no_cite=citing.no_cite,
         exit_status=citing.exit_status,
         as_json=output.as_json,
@@ -166,7 +183,11 @@ def command(
     named = question.question_files or []
     inputs = [*request.files, *named]
     writer = AnswerWriter(
-        output.output, stream=not (output.no_stream or answer.from_quotes), as_json=output.as_json, inputs=inputs
+        output.output,
+        stream=not (output.no_stream or answer.from_quotes or answer.formatted),
+        as_json=output.as_json,
+        inputs=inputs,
+        wrap=not answer.formatted,
     )
     try:
         if citing.quotes_only:

@@ -51,6 +51,31 @@ def test_the_same_every_time_and_streamed_or_not(call: Call, tiny_model: Path, b
     assert streamed.out == whole.out != "\n"
 
 
+def test_answers_of_a_form(call: Call, tiny_model: Path, book: Path, folder: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    (folder / "n.json").write_text(json.dumps(schema))
+    ask_form = ("ask", "-q", "-m", tiny_model, book, "How many?")
+    assert json.loads(call(*ask_form, "--schema", "n.json").out)["n"] in (1, 22)
+    assert json.loads(call(*ask_form, "--schema", "n.json", "--json").json["answer"])["n"] in (1, 22)
+    assert call(*ask_form, "--choices", "yes, no,unclear").out in ("yes\n", "no\n", "unclear\n")
+    for n in ("1", "3"):
+        cut = call(*ask_form, "--schema", "n.json", "-n", n)
+        assert (cut.code, cut.out) == (6, "")
+    (folder / "bad.json").write_text('{"type": "nothing"}')
+    (folder / "torn.json").write_text("{")
+    wrong = {("--schema", "none.json"): 3, ("--schema", "torn.json"): 3, ("--schema", "bad.json"): 2}
+    wrong |= {("--choices", "yes"): 2, ("--choices", "a,b", "--schema", "n.json"): 2}
+    wrong |= {("--choices", "a,b", "--stop", "x"): 2, ("--choices", "a,b", "--from-quotes"): 2}
+    for options, code in wrong.items():
+        outcome = call(*ask_form, *options)
+        assert (outcome.code, outcome.out) == (code, ""), options
+
+
 def test_quiet_and_statistics(call: Call, tiny_model: Path, book: Path) -> None:
     assert call("ask", "-q", "-m", tiny_model, "-n", "12", book, "Who?").err == ""
     said = call("ask", "--stats", "-m", tiny_model, "-n", "12", book, "Who?").err

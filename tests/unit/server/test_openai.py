@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 import kvcli
@@ -112,7 +113,10 @@ def test_a_last_assistant_message_is_continued(server: Running) -> None:
         ({"logprobs": True}, "logprobs"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": 7}, "stop"),
@@ -125,6 +129,31 @@ def test_what_would_change_the_answer_is_refused_by_name(server: Running, change
     answer = server.post("/v1/chat/completions", {**ASK, **change})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
+
+
+class House(pydantic.BaseModel):
+    blue: bool
+    colour: Literal["red", "green"]
+
+
+def test_a_response_format_is_kept(server: Running) -> None:
+    client = server.client()
+    ask = {**ASK, "max_tokens": 100}
+    found = client.chat.completions.parse(**ask, response_format=House)
+    assert isinstance(found.choices[0].message.parsed, House)
+    assert found.choices[0].finish_reason == "stop"
+    streamed = client.chat.completions.create(
+        **ask,
+        stream=True,
+        response_format={"type": "json_schema", "json_schema": {"name": "h", "schema": House.model_json_schema()}},
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert House.model_validate_json(text)
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**{**ASK, "max_tokens": 3}, response_format=House)
+    anything = client.chat.completions.create(**{**ask, "temperature": 1.0}, response_format={"type": "json_object"})
+    choice = anything.choices[0]
+    assert choice.finish_reason == "length" or isinstance(json.loads(choice.message.content), dict)
 
 
 def test_images_are_refused(server: Running) -> None:
