@@ -13,7 +13,7 @@ cache of its own, and the model takes one forward pass at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +27,7 @@ from kvcli.documents.quotes import Citation, QuoteIndex
 from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
+from kvcli.engine.kept_tokens import KeptTokens
 from kvcli.engine.prompt import Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
@@ -502,6 +503,7 @@ class Pipeline:
         from_quotes: bool = False,
         drafts: bool = True,
         answer_format: AnswerFormat | None = None,
+        kept: KeptTokens | None = None,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
@@ -523,6 +525,8 @@ class Pipeline:
                 the answer repeats it. Answers are the same.
             answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
                 An answer that ``max_tokens`` cuts ends with ``length`` and is not of this form.
+            kept: tokens of an earlier question and its answer about this context. What both questions begin with is
+                not read again, unless passages are. Keeps this question and its answer in their place.
 
         Yields:
             :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
@@ -571,23 +575,34 @@ class Pipeline:
             ids = encoded(*texts) if texts else ids
             spans = tuple((p.start, p.end) for p in found.passages)
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
-        for event in generate(
-            self.model,
-            new_decode_cache(self.model, visible),
-            ids,
-            sampling=sampling,
-            max_tokens=longest,
-            stop=stop,
-            chunk=self.chunk_size,
-            allow_repetition=allow_repetition,
-            drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
-            answer_format=answer_format,
-        ):
-            if search is not None and quotes and isinstance(event, Answer):
-                if by_model and not search.by_model:
-                    search.rank_by_model(self.model, self.prompt)
-                yield search.quotes(event.text)
-            yield event
+        same = kept is not None and visible is context.context
+        cache = kept.begin(self.model, visible, ids) if kept and same else new_decode_cache(self.model, visible)
+        said = list(ids)
+        try:
+            for event in generate(
+                self.model,
+                cache,
+                ids[cache.length :],
+                sampling=sampling,
+                max_tokens=longest,
+                stop=stop,
+                chunk=self.chunk_size,
+                allow_repetition=allow_repetition,
+                drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
+                answer_format=answer_format,
+            ):
+                if isinstance(event, Answer):
+                    event = replace(event, prompt_tokens=len(ids))
+                    if search is not None and quotes:
+                        if by_model and not search.by_model:
+                            search.rank_by_model(self.model, self.prompt)
+                        yield search.quotes(event.text)
+                elif event.id >= 0:
+                    said.append(event.id)
+                yield event
+        finally:
+            if kept is not None and same:
+                kept.end(cache, said)
 
     def quotes(
         self, document: DocumentContext | TokenizedDocument | Document | str, question: str, **options: Any

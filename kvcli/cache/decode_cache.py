@@ -101,6 +101,11 @@ class DecodeCache:
         for layer in self._layers:
             layer.reserve(tokens)
 
+    def trim(self) -> None:
+        """Give back the memory that no token uses."""
+        for layer in self._layers:
+            layer.k, layer.v = layer.k[:, : self.length].clone(), layer.v[:, : self.length].clone()
+
     def extend(self, count: int) -> None:
         """Count tokens that have passed all layers."""
         self.length += count

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from kvcli.cache.context import Context
 from kvcli.errors import ResourceError
 from kvcli.events import Event
 from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
@@ -35,10 +36,11 @@ class Contexts:
         scheduler: runs the prefills.
         limit: bytes of all contexts together. The one used last stays in any case; dropped ones are still saved in the
             cache directory and are loaded from there.
+        on_drop: called with each context that leaves memory.
     """
 
-    def __init__(self, scheduler: Scheduler, limit: int) -> None:
-        self.scheduler, self.limit = scheduler, limit
+    def __init__(self, scheduler: Scheduler, limit: int, on_drop: Callable[[Context | None], None]) -> None:
+        self.scheduler, self.limit, self.on_drop = scheduler, limit, on_drop
         self._ready: OrderedDict[Key, DocumentContext] = OrderedDict()
         self._under_way: dict[Key, _Prefill] = {}
 
@@ -74,6 +76,7 @@ class Contexts:
         if running is None:
             stop = threading.Event()
             running = _Prefill(asyncio.create_task(self._prefill(key, pipeline, source, recipe, longest, stop)), stop)
+            running.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may wait for it
             self._under_way[key] = running
         running.listeners.append(on_event)
         try:
@@ -110,7 +113,7 @@ class Contexts:
                 if not self._ready:
                     self._under_way.pop(key, None)
                     raise
-                self._ready.popitem(last=False)
+                self._drop()
                 continue
             except BaseException:
                 self._under_way.pop(key, None)
@@ -121,8 +124,12 @@ class Contexts:
         self._under_way.pop(key, None)
         self._ready[key] = context
         while len(self._ready) > 1 and self.nbytes > self.limit:
-            self._ready.popitem(last=False)
+            self._drop()
         return context
+
+    def _drop(self) -> None:
+        _, dropped = self._ready.popitem(last=False)
+        self.on_drop(dropped.context)
 
     async def close(self) -> None:
         """Wait for the prefills that the scheduler is stopping."""

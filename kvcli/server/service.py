@@ -21,6 +21,7 @@ from kvcli.planning.budget import Budget
 from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.recipe import Recipe
 from kvcli.server.contexts import Contexts
+from kvcli.server.conversations import Conversations
 from kvcli.server.errors import ApiError
 from kvcli.server.requests import CompletionRequest, Message
 from kvcli.server.scheduler import Job, JobCancelled, Scheduler
@@ -29,8 +30,9 @@ from kvcli.server.uploads import Uploads
 SHORT = 1024
 """Tokens of a conversation that is answered as it is; a longer one is prefilled, with eviction, and saved."""
 
-QUESTION = 256
-"""Tokens at the end of a long last message that are never evicted."""
+EXACT, STEP = 512, 512
+"""Tokens at the end of a long conversation that are never evicted, at least. What is before them is prefilled up to a
+multiple of ``STEP``, so that the next messages find the same beginning prefilled."""
 
 QUOTES = 3
 """Sentences of the documents that a response quotes."""
@@ -118,7 +120,7 @@ class Service:
         names: names by which requests may call it; the first is the one that is shown.
         options: how documents and long prompts are read.
         cache: where prefills are saved; ``None`` saves nothing.
-        memory: bytes of all contexts that stay in memory.
+        memory: bytes of all contexts and conversations that stay in memory.
         queue: requests under way at most.
         root: a folder whose files requests may name by relative paths; ``None`` for none.
     """
@@ -136,7 +138,8 @@ class Service:
     ) -> None:
         self.model, self.names, self.options, self.cache, self.queue = model, names, options, cache, queue
         self.scheduler = Scheduler()
-        self.contexts = Contexts(self.scheduler, memory)
+        self.conversations = Conversations(memory // 4)
+        self.contexts = Contexts(self.scheduler, memory - memory // 4, self.conversations.forget)
         self.uploads = Uploads(root)
         self.active = 0
         self.created = int(time.time())
@@ -213,6 +216,7 @@ class Service:
         async for event in self._prefilled(pipeline, source, recipe, request.max_tokens, answering):
             yield event
         assert answering.context is not None
+        kept = None if document else self.conversations.take(answering.context.context, asked["question"])
         job: Job[None] = self.scheduler.submit(
             pipeline.ask(
                 answering.context,
@@ -220,6 +224,7 @@ class Service:
                 max_tokens=request.max_tokens,
                 stop=request.stop,
                 answer_format=request.answer_format,
+                kept=kept,
                 **asked,
             )
         )
@@ -231,11 +236,15 @@ class Service:
                 elif isinstance(event, Quotes):
                     answering.quotes = event
                 elif isinstance(event, Token):
+                    if not written and kept is not None:
+                        answering.cached_tokens += kept.reused
                     written += event.id >= 0
                     answering.text += event.text
                     yield event
                 elif isinstance(event, Answer):
                     answering.answer = event
+            if kept is not None:
+                self.conversations.keep(kept)
         except JobCancelled:
             if not written:
                 raise
@@ -303,19 +312,14 @@ def turns(messages: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
 def split_prompt(pipeline: Pipeline, messages: Sequence[Message]) -> tuple[TokenizedDocument | None, list[int]]:
     """A conversation as a document to prefill and the ids that follow it.
 
-    A short conversation has no document. Of a long one the last message follows the document, or, if it is long itself,
-    its last ``QUESTION`` tokens.
+    A short conversation has no document. Of a long one at least the last ``EXACT`` tokens follow it. The cut depends on
+    nothing else, so an answer does not depend on what was read before.
     """
-    prompt = pipeline.prompt
     spoken = [(m.role, m.text) for m in messages]
-    ids = prompt.conversation(spoken)
+    ids = pipeline.prompt.conversation(spoken)
     if len(ids) <= SHORT:
         return None, ids
-    cut = len(ids) - QUESTION
-    if len(spoken) > 2 and spoken[-2][0] == "assistant":
-        before = prompt.conversation(spoken[:-1])
-        if len(before) > SHORT // 2 and len(ids) - len(before) <= SHORT and ids[: len(before)] == before:
-            cut = len(before)
+    cut = (len(ids) - EXACT) // STEP * STEP
     text = "\n\n".join(text for _, text in spoken)
     return TokenizedDocument(Document.of_text(text, "conversation"), ids[:cut]), ids[cut:]
 

@@ -184,12 +184,50 @@ def test_a_long_prompt_is_read_with_eviction_and_its_beginning_is_reused(server:
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert context["kept"] < context["tokens"] == context["kept"] + context["evicted"]
     again = server.post("/v1/chat/completions", {**ASK, "messages": messages}).json()
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == context["tokens"]
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] - 1
     assert again["choices"] == first["choices"]
     reply = first["choices"][0]["message"]["content"]
     more = [*messages, {"role": "assistant", "content": reply}, {"role": "user", "content": "And then?"}]
     third = server.post("/v1/chat/completions", {**ASK, "messages": more}).json()
-    assert third["usage"]["prompt_tokens_details"]["cached_tokens"] > SHORT // 2
+    assert third["usage"]["prompt_tokens_details"]["cached_tokens"] >= context["tokens"]
+
+
+@pytest.mark.parametrize("text", ["", TEXT])
+def test_a_conversation_reads_only_what_is_new_and_is_answered_the_same(start: Start, text: str) -> None:
+    """In memory, and by a server that has read nothing before; whichever turn comes first."""
+    asked = ["Who?", "Where is it?", "And when?", "Is the sky blue above it?"]
+    turns: list[list[dict[str, str]]] = []
+    with start() as running:
+        said, found = list[dict[str, str]](), []
+        for question in asked:
+            said = [*said, {"role": "user", "content": f"{text}{question}" if not said else question}]
+            turns.append(said)
+            found.append(running.post("/v1/chat/completions", {**ASK, "messages": said}).json())
+            said = [*said, {"role": "assistant", "content": found[-1]["choices"][0]["message"]["content"]}]
+    usage = [f["usage"] for f in found]
+    cached = [u["prompt_tokens_details"]["cached_tokens"] for u in usage]
+    assert cached[0] == 0
+    if not text:  # all but the end of the answer, its end mark and the new message
+        assert all(now >= before["prompt_tokens"] for now, before in zip(cached[1:], usage[:-1], strict=True))
+    assert all(c < u["prompt_tokens"] for c, u in zip(cached, usage, strict=True))
+    with start() as running:
+        for n in (3, 1):
+            again = running.post("/v1/chat/completions", {**ASK, "messages": turns[n]}).json()
+            assert again["choices"] == found[n]["choices"]
+            assert again["usage"]["prompt_tokens"] == usage[n]["prompt_tokens"]
+
+
+def test_conversations_leave_with_their_context_and_keep_the_limit(start: Start) -> None:
+    with start(memory=1) as running:
+        running.post("/v1/chat/completions", ASK)
+        assert running.service.conversations.nbytes == 0
+    with start(memory=1 << 30) as running:
+        running.post("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": TEXT}]})
+        running.post("/v1/chat/completions", ASK)
+        service = running.service
+        both = service.conversations.nbytes
+        service.conversations.forget(next(iter(service.contexts._ready.values())).context)
+        assert 0 < service.conversations.nbytes < both
 
 
 def test_what_was_saved_is_used_after_a_restart(start: Start, tmp_path: Any) -> None:
