@@ -14,10 +14,11 @@ from kvcli.cli.exit_codes import PARTLY_FAILED, error_object, to_kvcli_error
 from kvcli.cli.inputs import open_documents
 from kvcli.cli.report import Report
 from kvcli.cli.request import standard_input
-from kvcli.cli.setup import LoadedModel, OpenRun, banner, open_model, open_run, prefill_with_progress
+from kvcli.cli.setup import LoadedModel, OpenRun, banner, check, open_model, open_run, prefill_with_progress
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
+from kvcli.cli.views.activity import row
 from kvcli.errors import TooLongError
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.utils import process_memory
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
 
 def open_loop(options: RunOptions, request: Request, writer: AnswerWriter, *, stdin_is_questions: bool) -> AnswerLoop:
     """Read the input and load the model, to answer every question about all files together."""
-    options.check()
+    check(options)
     with interruptible("waiting for standard input"):
         stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
     inputs = open_documents(options, request.files, stdin)
-    run = open_run(inputs, open_model(inputs.options, inputs.saved), questions=len(request.questions))
+    run = open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=len(request.questions))
     banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
     return AnswerLoop(run, request.questions, writer)
 
 
 def answer_each(options: RunOptions, request: Request, writer: AnswerWriter) -> None:
     """Answer every question about each file by itself; the model is loaded once. Raises as :func:`finish`."""
-    options.check()
+    check(options)
     loaded = open_model(options)
     files, failed, without = request.files, 0, 0
     for n, name in enumerate(files, 1):
@@ -216,6 +217,8 @@ class AnswerLoop:
         run, options = self.runs, self.runs.options
         reread: Reread | None = None
         quotes: Quotes | None = None
+        if not options.quiet:
+            row.start("answer")
         start = first = time.perf_counter()
         parts, made = list[str](), 0
         events = run.pipeline.ask(

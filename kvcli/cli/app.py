@@ -12,6 +12,7 @@ def run(args: Sequence[str]) -> int:
     from kvcli.cli import defaults, exit_codes
     from kvcli.cli.signals import install_sigterm
     from kvcli.cli.views import terminal
+    from kvcli.cli.views.activity import row
     from kvcli.errors import UsageError
     from kvcli.utils import config_file
 
@@ -35,6 +36,8 @@ def run(args: Sequence[str]) -> int:
         if code == UsageError.exit and found:
             terminal.note("note", f"{config_file.path()} sets options too: kvcli config show")
         return code
+    finally:
+        row.clear()
     return 0
 
 
@@ -79,7 +82,10 @@ def _open_streams() -> None:
 
 def main() -> NoReturn:
     """The console script."""
+    from kvcli.cli.views import activity
+
     args = sys.argv[1:]
+    activity.announce(args)
     code = _by_engine(args) if args[:1] in (["ask"], ["prefill"]) else None
     sys.exit(run(args) if code is None else code)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 from kvcli.cli.views.wrap import FALLBACK, WordWrap, columns, wrapped
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
@@ -40,6 +41,7 @@ class AnswerWriter:
     def file(self) -> TextIO:
         """Opened at the first answer: a run that fails earlier overwrites nothing."""
         if self.path is None:
+            row.clear()
             return sys.stdout
         if self._file is None:
             try:

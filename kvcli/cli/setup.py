@@ -17,10 +17,12 @@ from kvcli.cli.request import Request, standard_input
 from kvcli.cli.resident import held
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
-from kvcli.errors import DamagedError, InputError, ResourceError
+from kvcli.errors import DamagedError, InputError, ModelError, ResourceError
 from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
 from kvcli.models.catalogue import DEFAULT
+from kvcli.types import CHUNK
 from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:
@@ -48,7 +50,49 @@ class LoadedModel:
     facts: dict[str, Any]
 
 
-def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
+def check(options: RunOptions) -> Recipe | None:
+    """Refuse what can be refused without torch; returns the recipe if one was named.
+
+    Raises:
+        UsageError: a recipe, sampling, device or dtype that is not valid.
+        ModelError: a model or heads file that does not exist.
+    """
+    from kvcli.models import resolve, spec
+    from kvcli.retaining_heads import named
+
+    recipe = options.check()
+    resolve.check_name(options.model or resolve.default_name())
+    spec.check_placement(options.device, options.dtype)
+    if options.heads is not None:
+        named.local(options.heads)
+    return recipe
+
+
+def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) -> None:
+    """Refuse a document that is too long for a recipe without eviction or a budget too small, before torch is imported.
+
+    Raises:
+        TooLongError, UsageError: with both numbers.
+    """
+    document, options = inputs.document, inputs.options
+    if "torch" in sys.modules or document is None or inputs.saved is not None:
+        return
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models import spec as model_spec
+    from kvcli.models.tokenizer import LightTokenizer
+    from kvcli.planning import memory
+
+    with suppress(ModelError):  # loading says why
+        spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
+        if options.budget is not None:
+            options.budget.units(spec, len(document.text))
+        if recipe is not None and recipe.policy.budget is None and len(document.text) > 2 * spec.max_positions:
+            prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
+            tokens, chunk = len(prompt.document(document.text)), options.chunk or CHUNK
+            memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
+
+
+def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs | None = None) -> LoadedModel:
     """Load the model, with progress on stderr.
 
     Raises:
@@ -64,7 +108,11 @@ def open_model(options: RunOptions, saved: Saved | None = None) -> LoadedModel:
         if saved is not None:
             names = (fingerprint(source, options.weights), former_fingerprint(source, options.weights))
             _check_model(saved, *names)
+        if inputs is not None:
+            _check_length(inputs, options.check(), source)
         _before_loading(quiet=quiet)
+        if not quiet:
+            row.start(f"loading {source.name}")
         from kvcli.retaining_heads import discovery
 
         start = perf_counter()
@@ -309,13 +357,13 @@ def open_request(
         stdin_is_questions: standard input is not a document.
         required: the hint of the error if there is no document; ``None`` allows that.
     """
-    options.check()
+    check(options)
     with interruptible("waiting for standard input"):
         stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
     inputs = open_documents(options, request.files, stdin)
     if required is not None and inputs.document is None:
         raise InputError("no document was given", required)
-    return open_run(inputs, open_model(inputs.options, inputs.saved), questions=questions)
+    return open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=questions)
 
 
 def banner(run: OpenRun, tokens: int, recipe: Recipe) -> None:
@@ -368,6 +416,8 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
             saved = event.tokens
         display.see(event)
 
+    if total and not run.options.quiet:
+        row.start(f"prefill  0/{total:,} tokens")
     display = ProgressDisplay(quiet=run.options.quiet, device=run.model.spec.device)
     events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
     try:

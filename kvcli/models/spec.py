@@ -57,9 +57,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         ModelError: the config does not say what is needed; names it.
     """
     device = _device(device)
-    dtype = dtype or default_dtype(device)
-    if dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
+    dtype = _known_dtype(dtype) or default_dtype(device)
     config = source.config
     text = text_config(config)
 
@@ -224,7 +222,7 @@ def intermediate_size(config: Any) -> int:
 
 def default_device() -> str:
     """The first CUDA GPU, else the CPU. Asks the driver if torch was built for CUDA."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has_cuda():
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has("cuda"):
         return "cpu"
     try:
         import pynvml
@@ -274,23 +272,49 @@ def _as_bfloat16(data: bytes, dtype: str) -> bytes:
 
 def _device(name: str | None) -> str:
     name = name or default_device()
-    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
-        raise UsageError(f"'{name}' is not a device", "--device cpu")
+    check_placement(name, None)
     if name != "cpu" and default_device() == "cpu":
-        raise UsageError(
-            f"this machine has no device '{name}'", "--device cpu, or --gpu 4090 for a GPU that is not here"
-        )
+        hint = "--device cpu, or --gpu 4090 for a GPU that is not here"
+        raise UsageError(f"this machine has no device '{name}'", hint)
     return "cuda:0" if name == "cuda" else name
 
 
-def _torch_has_cuda() -> bool:
+def check_placement(device: str | None, dtype: str | None) -> None:
+    """Refuse a device or dtype that cannot be, without torch; torch may still refuse others.
+
+    Raises:
+        UsageError: no such device or dtype.
+    """
+    _known_dtype(dtype)
+    if device is not None and re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise UsageError(f"'{device}' is not a device", "--device cpu")
+    if device not in (None, "cpu") and not _may_have_gpu():
+        raise UsageError(f"this machine has no device '{device}'", "--device cpu")
+
+
+def _may_have_gpu() -> bool:
+    """Whether torch may find a GPU. The driver's library does not know those of every board."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has("cuda|hip"):
+        return False
+    nodes = ("nv*", "dxg", "kfd")
+    return default_device() != "cpu" or any(next(Path("/dev").glob(name), None) for name in nodes)
+
+
+def _known_dtype(dtype: str | None) -> str | None:
+    if dtype is not None and dtype not in DTYPE_BYTES:
+        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
+    return dtype
+
+
+def _torch_has(kind: str) -> bool:
+    """Whether torch was built for a kind of GPU."""
     found = find_spec("torch")
     for place in (found.submodule_search_locations if found else None) or ():
         try:
             text = (Path(place) / "version.py").read_text()
         except OSError:
             return False
-        return re.search(r"^cuda\b.*= *['\"]", text, re.MULTILINE) is not None
+        return re.search(rf"^(?:{kind})\b.*= *['\"]", text, re.MULTILINE) is not None
     return False
 
 

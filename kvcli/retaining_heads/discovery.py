@@ -13,6 +13,7 @@ from kvcli.events import Download, drain
 from kvcli.retaining_heads import checkpoint
 from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads
+from kvcli.retaining_heads.named import local
 from kvcli.utils import files
 
 if TYPE_CHECKING:
@@ -83,11 +84,8 @@ def known() -> Iterator[tuple[Path, HeadsCard]]:
 
 
 def _named(where: str, *, offline: bool, watch: Callable[[Download], None] | None) -> Path:
-    path = Path(where).expanduser()
-    if path.exists():
+    if (path := local(where)) is not None:
         return path
-    if path.suffix in (".safetensors", ".bin") or where.startswith((".", "/", "~")):
-        raise ModelError(f"there is no heads file {where}", f"kvcli train -o {where}")
     from kvcli.models import hub
 
     return Path(drain(hub.heads(where, offline=offline), watch))

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 
 if TYPE_CHECKING:
     from rich.segment import Segment
@@ -135,6 +136,8 @@ class TerminalAnswer:
         """Show ``line`` in the live row, or remove the row."""
         from rich.cells import set_cell_size
 
+        row.clear()
+
         width = max(2, self.console.width)
         if self._live:
             # In a narrower window the row takes several.
@@ -183,6 +186,7 @@ class PlainAnswer:
             text = ("<think>\n" if thought else "\n</think>\n\n") + text
         text = self._held + terminal.strip_control(text)
         body = text.rstrip("\n")
+        row.clear()
         self._held = text[len(body) :]
         sys.stdout.write(body)
         sys.stdout.flush()
@@ -193,5 +197,6 @@ class PlainAnswer:
     def end(self, marks: str = "") -> None:
         """End the answer, complete or not; ``marks`` follow its last word."""
         self._held = ""
+        row.clear()
         sys.stdout.write(f" {marks}\n" if marks else "\n")
         sys.stdout.flush()

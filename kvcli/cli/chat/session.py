@@ -14,6 +14,7 @@ from kvcli.cli.chat.markdown_stream import PlainAnswer, TerminalAnswer
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
+from kvcli.cli.views.activity import row
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
@@ -182,6 +183,8 @@ class ChatSession:
                 else:
                     shown.write(text, thought=thought)
 
+        if self.interactive and not self.quiet:
+            row.start("thinking")
         if self.answers and not self.interactive:
             sys.stdout.write("\n")  # a blank line between answers
         try:

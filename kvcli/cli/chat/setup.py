@@ -43,7 +43,7 @@ class ChatSetup:
     """
 
     def __init__(self, options: RunOptions, files: Sequence[str], added: Sequence[str], folder: Path) -> None:
-        recipe = options.check()
+        recipe = setup.check(options)
         if recipe is not None and recipe.policy.query_aware:
             raise UsageError(f"'{recipe}' scores for one question and cannot be used in a chat", "--policy keydiff")
         self.added, self.folder = list(added), folder
@@ -53,7 +53,7 @@ class ChatSetup:
             terminal.warn(text, quiet=options.quiet)
         for name in added:
             inputs = self._joined(inputs, [name])
-        loaded = setup.open_model(inputs.options, inputs.saved)
+        loaded = setup.open_model(inputs.options, inputs.saved, inputs)
         self.run = setup.open_run(inputs, loaded, questions=0)
         self.report = Report()
 

@@ -138,12 +138,13 @@ def _absolute(name: str) -> str:
 
 
 def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
-    from kvcli.cli.chat.commands import Commands
-    from kvcli.cli.chat.session import ChatSession
     from kvcli.cli.chat.setup import ChatSetup
 
     interactive = sys.stdin.isatty()
     setup = ChatSetup(options, saved.files, saved.added, Path(saved.folder))
+    from kvcli.cli.chat.commands import Commands
+    from kvcli.cli.chat.session import ChatSession
+
     given = saved.sampling
     if drawn:
         from kvcli.engine.sampling import Sampling

@@ -18,6 +18,7 @@ from typing import Any
 
 from kvcli.cli.resident import protocol
 from kvcli.cli.resident.place import Place, UnsafePlace, open_place
+from kvcli.cli.views.activity import row
 
 COMMANDS = ("ask", "prefill")
 
@@ -208,6 +209,7 @@ class _Conversation:
             "keep_alive": self.seconds,
             "umask": mask,
             "streams": _streams(),
+            "row": row.hand_over(),
         }
         self.connection.settimeout(BUSY)
         try:
@@ -279,6 +281,7 @@ def _streams() -> list[dict[str, Any]]:
 
 def _say(args: Sequence[str], text: str) -> None:
     if not {"-q", "--quiet"} & {*args}:
+        row.clear()
         with contextlib.suppress(OSError):
             sys.stderr.write(f"kvcli: {text}\n")
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from kvcli.cli.resident import held, protocol
 from kvcli.cli.resident.place import open_place
+from kvcli.cli.views.activity import row
 from kvcli.utils.version import __version__
 
 CLEAN = frozenset((0, 2, 3, 6, 7, 10, 141))
@@ -259,6 +260,8 @@ class Engine:
             tempfile.tempdir = None
             _reset_peak()
             self.out.begin(job, request["streams"])
+            if request.get("row"):
+                row.take_over()
             yield
         finally:
             self.out.end()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from kvcli.cli.views import wrap
+from kvcli.cli.views.activity import row
 from kvcli.errors import KvcliError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def console(stream: TextIO) -> "Console":
     """A rich console that writes escape bytes to terminals only, even with ``FORCE_COLOR``."""
     from rich.console import Console
 
+    row.clear()
     tty = is_terminal(stream)
     return Console(
         file=stream,
@@ -109,6 +111,7 @@ def write(stream: TextIO, text: str, style: str | None = None) -> None:
 
         console(stream).print(Text(text, style=style))
     else:
+        row.clear()
         stream.write(text + "\n")
         stream.flush()
 
@@ -148,8 +151,8 @@ def error(problem: KvcliError) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Write a table to stdout: aligned columns, a bold heading on a terminal."""
-    body = [[oneline(cell) for cell in row] for row in rows]
+    body = [[oneline(cell) for cell in cells] for cells in rows]
     widths = [max(len(c) for c in column) for column in zip(columns, *body, strict=True)]
-    for i, row in enumerate([list(columns), *body]):
-        text = "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+    for i, cells in enumerate([list(columns), *body]):
+        text = "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
         write(sys.stdout, text, None if i else "bold")

@@ -121,7 +121,7 @@ CASES: dict[str, tuple[list[str], bytes | None]] = {
     "bytes that are no characters": (["-n", "6", "book.txt", os.fsdecode(b"Who\xff?")], None),
 }
 
-_TIMES = re.compile(r"\d[\d.,]*(?= ?(s|tok/s|MiB|KiB|GiB)\b)|(?<=measured )[+-][\d.]+ %")
+_TIMES = re.compile(r"\d[\d.,]*(?: ?[KMG]iB\b|(?= ?(s|tok/s)\b))|(?<=measured )[+-][\d.]+ %")
 _UNLIKE = ("timing", "memory")
 
 

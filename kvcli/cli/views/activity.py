@@ -1,0 +1,103 @@
+"""A row on stderr that shows what a long step does and since when. It imports little: it is the first thing on screen.
+
+The row goes when anything else is printed: :mod:`kvcli.cli.views.terminal` clears it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+TICK = 0.25
+"""Seconds between two states of the row."""
+
+ERASE = "\r\x1b[K"
+
+_SLOW = {"ask", "chat", "prefill", "kv", "eval", "bench", "train", "calibrate", "serve"}
+"""Commands that load a model."""
+
+
+class Activity:
+    """The row of this process. The seconds since its beginning change while other code runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._text = ""
+        self._began = 0.0
+        self._drawn = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, text: str) -> None:
+        """Show the row until something is printed. No effect if stderr is not a terminal."""
+        if not _terminal():
+            return
+        with self._lock:
+            if not self._text:
+                self._began = time.monotonic()
+            self._text = "".join(c for c in text if c.isprintable())
+            self._draw()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def clear(self) -> None:
+        """Remove the row, and end it."""
+        with self._lock:
+            self._text = ""
+            if self._drawn:
+                self._drawn = False
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(ERASE)
+                    sys.stderr.flush()
+
+    def hand_over(self) -> bool:
+        """End the row, but leave it on the terminal for the process that prints next; whether it is there."""
+        with self._lock:
+            drawn, self._drawn, self._text = self._drawn, False, ""
+        return drawn
+
+    def take_over(self) -> None:
+        """Another process has left its row on this terminal."""
+        self._drawn = True
+
+    def _draw(self) -> None:
+        seconds = time.monotonic() - self._began
+        row = f"{self._text} {'.' * (1 + int(seconds / TICK) % 3):<3}" + (f" {seconds:.0f} s" if seconds >= 1 else "")
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(ERASE + row[: _columns() - 1])
+            sys.stderr.flush()
+            self._drawn = True
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(TICK)
+            with self._lock:
+                if not self._text:
+                    self._thread = None
+                    return
+                self._draw()
+
+
+row = Activity()
+"""The terminal is one, and so is its row."""
+
+
+def announce(args: list[str]) -> None:
+    """Show at once that a command which loads a model has begun."""
+    if args[:1] and args[0] in _SLOW and not {"-h", "--help", "-q", "--quiet", "--quotes-only"} & {*args}:
+        row.start("starting kvcli")
+
+
+def _terminal() -> bool:
+    with contextlib.suppress(ValueError, AttributeError):
+        return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+    return False
+
+
+def _columns() -> int:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80

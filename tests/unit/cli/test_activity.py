@@ -1,0 +1,70 @@
+"""The row that shows that something is going on."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pyte
+import pytest
+
+from kvcli.cli.views import activity, terminal
+from kvcli.cli.views.activity import Activity
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal_on(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    return stream
+
+
+def shown(written: str) -> list[str]:
+    screen = pyte.Screen(80, 24)
+    pyte.Stream(screen).feed(written.replace("\n", "\r\n"))
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+def test_the_row_is_there_at_once_and_goes_when_something_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal_on(monkeypatch)
+    activity.row.start("loading a model")
+    assert shown(stderr.getvalue())[0].startswith("loading a model .")
+    terminal.note("model", "here it is")
+    assert shown(stderr.getvalue()) == ["model    here it is"]
+
+
+def test_what_moves_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal_on(monkeypatch)
+    row = Activity()
+    row.start("x" * 200)
+    for _ in range(3):
+        row._draw()
+    row.clear()
+    assert shown(stderr.getvalue()) == []
+
+
+def test_a_row_is_handed_over_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal_on(monkeypatch)
+    one, two = Activity(), Activity()
+    one.start("starting")
+    assert one.hand_over()
+    one.clear()
+    assert shown(stderr.getvalue())[0].startswith("starting .")
+    two.take_over()
+    two.clear()
+    assert shown(stderr.getvalue()) == []
+
+
+def test_nothing_is_written_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    row = Activity()
+    row.start("loading")
+    row.clear()
+    assert stream.getvalue() == ""
+    assert not row.hand_over()
