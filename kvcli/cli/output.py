@@ -8,7 +8,8 @@ from typing import Any, TextIO
 
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
-from kvcli.cli.views.wrap import FALLBACK, WordWrap, columns, wrapped
+from kvcli.cli.views.markdown import TerminalAnswer
+from kvcli.cli.views.wrap import columns, wrapped
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
@@ -32,7 +33,9 @@ class AnswerWriter:
         self._held = ""
         self._open = False
         self._answers = 0
-        self._wrap = WordWrap(FALLBACK) if wrap and path is None and terminal.is_terminal(sys.stdout) else None
+        self._terminal = path is None and terminal.is_terminal(sys.stdout)
+        self._shown: TerminalAnswer | None = None
+        self._markdown = wrap and self._terminal
         if path is not None:
             _refuse(Path(path))
             _refuse_inputs(Path(path), inputs)
@@ -56,11 +59,14 @@ class AnswerWriter:
         if not self.stream:
             return
         self._begin()
+        if self._shown is not None:
+            self._shown.write(text)
+            return
         text = self._held + terminal.strip_control(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]
         if body:
-            self.file.write(self._wrapped(body))
+            self.file.write(body)
             self.file.flush()
 
     def end(
@@ -83,7 +89,11 @@ class AnswerWriter:
             if not self.stream and first:
                 self._paragraphs((*first, ""))
             body = "" if self.stream else terminal.strip_control(text).rstrip("\n")
-            self.file.write(self._wrapped(body + (f" {marks}" if marks else ""), whole=True) + "\n")
+            if self._shown is not None:
+                self._shown.write(body)
+                self._shown.end(marks)
+            else:
+                self.file.write(body + (f" {marks}" if marks else "") + "\n")
             self._paragraphs(notes)
         self.file.flush()
         self._held, self._open = "", False
@@ -101,25 +111,22 @@ class AnswerWriter:
     def abandon(self) -> None:
         """End the line of an answer that an error cut short."""
         if self._open:
-            self.file.write(self._wrapped("", whole=True) + "\n")
+            if self._shown is not None:
+                self._shown.end()
+            else:
+                self.file.write("\n")
             self.file.flush()
         self._held, self._open = "", False
 
-    def _wrapped(self, text: str, *, whole: bool = False) -> str:
-        """The text in lines for a terminal; ``whole`` if nothing follows on its last line."""
-        if self._wrap is None:
-            return text
-        self._wrap.width = columns(sys.stdout)
-        return self._wrap.feed(text) + (self._wrap.flush() if whole else "")
-
     def _paragraphs(self, lines: Sequence[str]) -> None:
         for line in lines:
-            text = line if self._wrap is None else wrapped(line, columns(sys.stdout), indent=2)
+            text = wrapped(line, columns(sys.stdout), indent=2) if self._terminal else line
             self.file.write(f"{text}\n")
 
     def _begin(self) -> None:
         if not self._open:
             self._open = True
+            self._shown = TerminalAnswer() if self._markdown else None
             if self._answers:
                 self.file.write("\n")  # a blank line between answers
             self._answers += 1

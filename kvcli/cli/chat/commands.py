@@ -25,11 +25,7 @@ FOUND = 20
 MORE_QUOTES = 10
 AROUND = 500
 """Characters before and after a quote that ``/open`` shows."""
-KEYS = (
-    ("Alt-Enter, or \\ at the end", "start a new line"),
-    ("Ctrl-X Ctrl-E", "write in $EDITOR"),
-    ("Ctrl-C, Ctrl-D", "stop the answer, leave"),
-)
+KEYS = "Alt-Enter new line · Ctrl-X Ctrl-E editor · Ctrl-C stop the answer · Ctrl-D leave"
 
 
 class Commands:
@@ -63,10 +59,9 @@ class Commands:
         """/help — show this help."""
         for name in self.names():
             usage, _, about = (getattr(self, f"do_{name}").__doc__ or "").strip().partition(" — ")
-            _say(f"{usage:<28} {about}")
+            _say(f"{usage:<26} {about}")
         if self.session.interactive:
-            for what, about in KEYS:
-                _say(f"{what:<28} {about}")
+            _say(KEYS)
 
     def do_files(self, _rest: str) -> None:
         """/files — list the documents."""
@@ -119,7 +114,7 @@ class Commands:
             _say(terminal.strip_control(document.text[span.body : span.end].strip("\n")))
 
     def do_find(self, rest: str) -> None:
-        """/find TEXT — search the documents; upper and lower case are equal."""
+        """/find TEXT — search the documents."""
         if not rest:
             raise UsageError("no text to search for", "/find TEXT")
         document = self._document()
@@ -142,7 +137,7 @@ class Commands:
             _say(f"… and {len(places) - FOUND:,} more")
 
     def do_sources(self, rest: str) -> None:
-        """/sources [TURN] — show citations and likely sources of the last answer, or of a turn."""
+        """/sources [TURN] — show the citations of the last answer, or of a turn."""
         if rest and not rest.isdecimal():
             raise UsageError(f"'{rest}' is not a turn number", "/sources 2")
         found = self.session.sources(int(rest) if rest else None)
@@ -150,7 +145,7 @@ class Commands:
             _say(line)
 
     def do_quotes(self, rest: str) -> None:
-        """/quotes [N] — show N sentences that may answer the last question; 10 by default."""
+        """/quotes [N] — show 10 or N sentences that may answer."""
         if rest and not (rest.isdecimal() and int(rest)):
             raise UsageError(f"'{rest}' is not a number of sentences", "/quotes 10")
         session = self.session
@@ -192,7 +187,7 @@ class Commands:
         terminal.note("cleared", "all turns are removed; the documents stay", quiet=self.session.quiet)
 
     def do_system(self, rest: str) -> None:
-        """/system [TEXT|-] — show the system prompt, set it, or remove it with -."""
+        """/system [TEXT|-] — show or set the system prompt; - removes it."""
         setup, talk = self.session.setup, self.session.talk
         before = setup.options.system
         if not rest:
@@ -226,7 +221,7 @@ class Commands:
             terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
 
     def do_set(self, rest: str) -> None:
-        """/set [NAME VALUE] — temp, top_p, top_k, min_p, seed, max_tokens; think show|hide, cite on|off."""
+        """/set [NAME VALUE] — show or set temp, seed, max_tokens, think, cite, …"""
         session = self.session
         name, _, value = rest.partition(" ")
         value = value.strip()
@@ -263,7 +258,7 @@ class Commands:
             )
 
     def do_save(self, rest: str) -> None:
-        """/save [NAME] — continue under another name; every turn is saved anyway."""
+        """/save [NAME] — continue under another name."""
         if rest:
             self.session.move(transcript.named(rest))
         else:
@@ -271,7 +266,7 @@ class Commands:
         terminal.note("saved", f"kvcli chat --session {self.session.path.stem}", quiet=self.session.quiet)
 
     def do_load(self, rest: str) -> None:
-        """/load NAME — switch to another session about the same documents."""
+        """/load NAME — switch to another session."""
         session = self.session
         path = transcript.named(rest)
         if path == session.path:
@@ -290,7 +285,7 @@ class Commands:
         terminal.note("exported", str(path), quiet=self.session.quiet)
 
     def do_stats(self, _rest: str) -> None:
-        """/stats — show the session: documents, turns, tokens, sampling, speed."""
+        """/stats — show the turns, tokens, sampling and speed."""
         for label, text in self.session.stats():
             _say(f"{label:<10}{text}")
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.chat import transcript
 from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
-from kvcli.cli.chat.markdown_stream import PlainAnswer, TerminalAnswer
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
+from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted

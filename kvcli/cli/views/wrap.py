@@ -36,12 +36,13 @@ class WordWrap:
     Args:
         width: columns. It may be changed at any time.
         indent: blanks before each line that a break begins.
+        at: columns of the first line that are written already.
     """
 
-    def __init__(self, width: int, indent: int = 0) -> None:
+    def __init__(self, width: int, indent: int = 0, at: int = 0) -> None:
         self.width = width
         self.indent = indent if indent < width // 2 else 0
-        self._at = 0  # columns of this line that are written
+        self._at = at  # columns of this line that are written
         self._blank = ""  # before the next word, written only if the word stays on this line
         self._held = ""  # the end of the text: a word that may go on
         self._cut = False  # the last word is longer than a line, and what follows may belong to it
@@ -58,9 +59,14 @@ class WordWrap:
 
     def flush(self) -> str:
         """The rest. The next text begins a new line."""
-        rest = self._put(self._held) if self._held else ""
-        self._held = self._blank = self._line = ""
+        rest = self.rest()
+        self._blank = self._line = ""
         self._at, self._cut = 0, False
+        return rest
+
+    def rest(self) -> str:
+        """The word that may go on. The next text follows it on its line."""
+        rest, self._held = self._put(self._held) if self._held else "", ""
         return rest
 
     def _put(self, piece: str) -> str:
