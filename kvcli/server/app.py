@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -17,12 +18,13 @@ from starlette.routing import Route
 
 from kvcli.errors import KvcliError
 from kvcli.events import Answer, Prefill, Token
+from kvcli.server import response_events
 from kvcli.server.errors import ApiError, to_api_error
-from kvcli.server.requests import CompletionRequest, parse_chat, parse_completion
-from kvcli.server.responses import ChatShape, Shape, TextShape, completion, stream
+from kvcli.server.requests import CompletionRequest, parse_chat, parse_completion, parse_response
+from kvcli.server.responses import ChatShape, TextShape, completion, stream
 from kvcli.server.scheduler import JobCancelled
 from kvcli.server.security import Gate
-from kvcli.server.service import Service, new_answering
+from kvcli.server.service import Answering, Service, new_answering
 from kvcli.utils.version import __version__
 
 LARGEST = 256 << 20
@@ -47,6 +49,7 @@ def build(service: Service, *, hosts: frozenset[str] | None, token: str | None, 
             Route("/v1/models", routes.models, methods=["GET"]),
             Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/responses", routes.responses, methods=["POST"]),
             Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/files", routes.files, methods=["GET", "POST"]),
             Route("/v1/files/{file_id}", routes.file, methods=["GET", "DELETE"]),
@@ -85,25 +88,36 @@ class Routes:
         return {"id": name, "object": "model", "created": created, "owned_by": "kvcli"}
 
     async def chat(self, request: Request) -> Response:
-        return await self._complete(request, parse_chat, ChatShape)
+        whole, parts = partial(completion, ChatShape), partial(stream, ChatShape)
+        return await self._complete(request, parse_chat, ChatShape.prefix, whole, parts)
 
     async def completions(self, request: Request) -> Response:
-        return await self._complete(request, parse_completion, TextShape)
+        whole, parts = partial(completion, TextShape), partial(stream, TextShape)
+        return await self._complete(request, parse_completion, TextShape.prefix, whole, parts)
+
+    async def responses(self, request: Request) -> Response:
+        how = response_events
+        return await self._complete(request, parse_response, how.PREFIX, how.response, how.stream)
 
     async def _complete(
-        self, request: Request, parse: Callable[[dict[str, Any]], CompletionRequest], shape: Shape
+        self,
+        request: Request,
+        parse: Callable[[dict[str, Any]], CompletionRequest],
+        prefix: str,
+        whole: Callable[[str, Answering], dict[str, Any]],
+        parts: Callable[..., AsyncIterator[bytes]],
     ) -> Response:
         wanted = parse(await _json(request))
         self.service.check(wanted)
-        answering = new_answering(shape.prefix)
+        answering = new_answering(prefix)
         model = self.service.names[0]
         events = self.service.answer(wanted, answering)
         if not wanted.stream:
             await _unless_client_leaves(request, _drained(events))
-            return JSONResponse(completion(shape, model, answering))
+            return JSONResponse(whole(model, answering))
         begun = await _unless_client_leaves(request, _begun(events))
         return StreamingResponse(
-            stream(shape, model, answering, begun, include_usage=wanted.include_usage),
+            parts(model, answering, begun, include_usage=wanted.include_usage),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store"},
         )

@@ -88,10 +88,57 @@ def parse_completion(body: dict[str, Any]) -> CompletionRequest:
     return _request(body, (Message("user", prompt),), raw=True)
 
 
-def _request(body: dict[str, Any], messages: tuple[Message, ...], *, raw: bool) -> CompletionRequest:
-    for name, harmless in _REFUSED.items():
+_SAME = (
+    "model",
+    "documents",
+    "stream",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "tools",
+    "tool_choice",
+)
+_STATE = {"previous_response_id": (None,), "conversation": (None,), "background": (None, False), "prompt": (None,)}
+
+
+def parse_response(body: dict[str, Any]) -> CompletionRequest:
+    """The body of ``/v1/responses``, as text. Raises :class:`ApiError` that names the field."""
+    _refuse(body, {**_STATE, "top_logprobs": (None, 0)})
+    given = body.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items:
+        raise _wrong("input", "must be a text or a list with at least one message")
+    for i, item in enumerate(items):
+        if isinstance(item, dict) and item.get("type", "message") != "message":
+            raise ApiError(400, f"'input[{i}]' is no message", code="unsupported_content", param=f"input[{i}]")
+    instructions = _typed(body, "instructions", str, None)
+    system = [{"role": "system", "content": instructions}] if instructions else []
+    form = (_typed(body, "text", dict, None) or {}).get("format") or {"type": "text"}
+    chat = {name: body[name] for name in _SAME if name in body}
+    chat |= {"messages": [*system, *items], "max_completion_tokens": body.get("max_output_tokens")}
+    chat["response_format"] = {**form, "json_schema": form} if isinstance(form, dict) else form
+    try:
+        return parse_chat(chat)
+    except ApiError as error:
+        names = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
+        first = (error.param or "").partition("[")[0]
+        if first in names:
+            error.param = (error.param or "").replace(first, names[first], 1)
+            error.message = error.message.replace(first, names[first], 1)
+        raise
+
+
+def _refuse(body: dict[str, Any], fields: dict[str, tuple[Any, ...]]) -> None:
+    for name, harmless in fields.items():
         if name in body and body[name] not in harmless:
             raise ApiError(400, f"'{name}' is not supported", code="unsupported_parameter", param=name)
+
+
+def _request(body: dict[str, Any], messages: tuple[Message, ...], *, raw: bool) -> CompletionRequest:
+    _refuse(body, _REFUSED)
     options = _typed(body, "stream_options", dict, {}) or {}
     documents = _typed(body, "documents", list, []) or []
     if not all(isinstance(name, str) for name in documents):

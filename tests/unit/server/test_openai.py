@@ -70,6 +70,7 @@ def test_a_stop_text_is_never_sent_not_even_its_beginning(server: Running) -> No
     options = {**ASK, "max_tokens": 24, "stop": [stop]}
     answer = client.chat.completions.create(**options)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (cut, "stop")
+    assert answer.usage.completion_tokens == len(cut) + len(stop)  # a token is a byte here
     streamed = ""
     for chunk in client.chat.completions.create(**options, stream=True):
         streamed += chunk.choices[0].delta.content or ""
@@ -116,6 +117,10 @@ def test_a_last_assistant_message_is_continued(server: Running) -> None:
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://localhost:1/a"}}}},
+            "response_format",
+        ),
         ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -305,6 +310,37 @@ def busy(running: Running, body: Any) -> Iterator[None]:
         connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         eventually(lambda: running.service.scheduler.jobs)
         yield
+
+
+def test_a_prefill_goes_on_for_others_if_one_client_leaves(start: Start) -> None:
+    body = {**ASK, "messages": [{"role": "user", "content": TEXT * 2}]}
+    with start(chunk=16) as running, ThreadPoolExecutor(1) as pool:
+        with busy(running, body):
+            other = pool.submit(running.post, "/v1/chat/completions", body)
+            eventually(lambda: any(len(p.listeners) == 2 for p in running.service.contexts._under_way.values()))
+            (under_way,) = running.service.contexts._under_way.values()
+        found = other.result().json()
+        assert found["choices"][0]["finish_reason"] == "length"
+        assert under_way.task.result().context.nbytes == found["kvcli"]["context"]["bytes"]
+        assert not under_way.stop.is_set()
+
+
+def test_a_character_of_several_tokens_arrives_whole(server: Running) -> None:
+    """A token is a byte here, and the schema makes the model write long characters."""
+    schema = {"type": "object", "properties": {"x": {"enum": ["ü☃𝄞é"]}}, "required": ["x"]}
+    form = {"type": "json_schema", "json_schema": {"schema": {**schema, "additionalProperties": False}}}
+    chunks = list(
+        server.client().chat.completions.create(**{**ASK, "max_tokens": 60}, stream=True, response_format=form)
+    )
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert json.loads("".join(pieces)) == {"x": "ü☃𝄞é"}
+    assert [p for p in pieces if p in "ü☃𝄞é" and p] == ["ü", "☃", "𝄞", "é"]
+
+
+def test_the_newer_limit_counts(server: Running) -> None:
+    for limits in ({"max_completion_tokens": 3}, {"max_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 9}):
+        body = {"messages": ASK["messages"], **limits}
+        assert server.post("/v1/chat/completions", body).json()["usage"]["completion_tokens"] == 3
 
 
 def test_many_clients_get_the_answers_of_one(server: Running) -> None:
