@@ -41,10 +41,11 @@ class Recipe:
                 f"{self.storage.name} with a limit evicts KV pairs, and so does {self.policy.name}",
                 f"full+{format_policy(self.storage)}",
             )
-        if self.storage.row_codec is not None and self.policy.victims == "merge":
+        if self.storage.row_codec is not None and self.policy.changes_units:
+            name = self.policy.name if self.policy.victims == "drop" else f"victims={self.policy.victims}"
             raise UsageError(
-                f"victims=merge changes kept values, and {format_policy(self.storage)} encodes each of them only once",
-                f"leave out victims=merge, or use {self.storage.name} without fill=true",
+                f"{name} changes kept KV pairs, and {format_policy(self.storage)} encodes each of them only once",
+                f"{self.storage.name} without fill=true",
             )
 
     def __str__(self) -> str:

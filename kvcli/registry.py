@@ -21,6 +21,7 @@ _BASES = {"eviction": "EvictionPolicy", "storage": "KVStorage"}
 
 _NOT_POLICIES = {
     "base",
+    "hashing",
     "merging",
     "offload",
     "packed",

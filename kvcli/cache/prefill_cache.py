@@ -20,8 +20,6 @@ from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import Chunk, EvictionPolicy
-from kvcli.eviction.merging import merge
-from kvcli.eviction.selection import select
 from kvcli.storage.base import KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
@@ -291,21 +289,16 @@ class PrefillCacheLayer:
             (q, k), new = chunk.rotated, chunk.new
             scores = self.cache.storage.pool_scores(chunk.scores, q[:, :new], k[:, :units], chunk.pos, chunk.scale)
             recent = self.cache.limit - self.cache.limit // 2
-        if not step.evict or budget is None or units <= budget:
+        if not step.evict or budget is None or (units <= budget and not policy.evicts_early):
             self._append(chunk, scores)
             return
-        index = select(
-            scores,
-            budget,
-            sinks=chunk.pos < policy.sinks if policy.sinks else None,
-            recent=min(recent, units),
-        )
-        merged = merge(chunk.k, chunk.v, index, self.state) if policy.victims == "merge" else None
+        index = policy.choose(chunk, scores, budget, min(recent, units))
+        changed = policy.remains(chunk, index)
         k, v = self._stored_units(chunk)
-        self.count = budget
+        self.count = index.shape[1]
         compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
-        if merged is not None:
-            self.v[:, : self.count] = merged
+        if changed is not None:
+            self.k[:, : self.count], self.v[:, : self.count] = changed
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.kept + chunk.new

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from kvcli.errors import UsageError
 from kvcli.eviction.merging import Victims
-from kvcli.types import Positions, Scorer
+from kvcli.types import ModelSpec, Positions, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +49,9 @@ class EvictionPolicy:
 
     needs_heads: ClassVar[bool] = False
     """Whether the policy scores with the model's retaining heads."""
+
+    evicts_early: ClassVar[bool] = False
+    """Whether :meth:`choose` may evict units although no more than the budget are there."""
 
     observers: ClassVar[int] = 0
     """Maximum number of queries, at most 128, whose attention is recomputed at a time; the plan counts their logits."""
@@ -122,6 +126,42 @@ class EvictionPolicy:
         import torch
 
         return torch.cat([chunk.scores, self.score(chunk).float()], dim=1)
+
+    def choose(self, chunk: Chunk, scores: Tensor, budget: int, recent: int) -> Tensor:
+        """Choose the survivors: int64 ``[H_kv, c']`` with ``c' <= budget``, strictly increasing in each row.
+
+        Args:
+            chunk: the chunk. Statistics per unit in its ``state`` are to be reduced to the survivors'.
+            scores: float32 ``[H_kv, kept + new]`` from :meth:`rescore`.
+            budget: of the layer.
+            recent: number of newest units that must survive.
+        """
+        from kvcli.eviction.selection import select
+
+        return select(scores, budget, sinks=chunk.pos < self.sinks if self.sinks else None, recent=recent)
+
+    @property
+    def changes_units(self) -> bool:
+        """Whether :meth:`remains` changes keys or values of survivors."""
+        return self.victims != "drop"
+
+    def remains(self, chunk: Chunk, index: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return keys before RoPE and values ``[H_kv, c', D]`` that replace the survivors', or ``None``."""
+        if self.victims == "drop":
+            return None
+        from kvcli.eviction.merging import merge
+        from kvcli.eviction.selection import gather
+
+        return gather(chunk.k, index), merge(chunk.k, chunk.v, index, chunk.state)
+
+    def state_nbytes(self, spec: ModelSpec, units: int) -> int:
+        """Return the bytes of a layer's running statistics with ``units`` kept per KV head, but for a few numbers.
+
+        Args:
+            spec: the layer's sizes.
+            units: kept units.
+        """
+        return 4 * spec.kv_heads * units if self.victims == "merge" else 0
 
 
 class UnitView(Protocol):
@@ -203,11 +243,12 @@ class Chunk:
     def kept(self) -> int:
         return self.scores.shape[1]
 
-    def attention(self, first: int, last: int, block: int = 128) -> Tensor:
-        """Sum the attention weights that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
+    def blocks(self, first: int, last: int, block: int = 128) -> Iterator[tuple[int, Tensor]]:
+        """Recompute the logits of queries ``first .. last - 1`` of ``new + probe``, a block of queries at a time.
 
-        Post-softmax weights, summed over these queries and averaged over the query group: float32 ``[H_kv, u]``.
-        Computed in blocks, so that no more than ``[H, block, u + probe]`` exists at a time.
+        Yields:
+            the block's first query, and its causally masked logits ``[H_kv, H / H_kv, rows, u + probe]`` in the model's
+            dtype, with the scale. The caller may overwrite them.
         """
         import torch
 
@@ -215,12 +256,21 @@ class Chunk:
         kv_heads, keys, dim = k.shape
         group = q.shape[0] // kv_heads
         position = torch.arange(keys, device=k.device)
-        mass = torch.zeros(kv_heads, keys, dtype=torch.float32, device=k.device)
         for start in range(first, last, block):
             stop = min(start + block, last)
             rows = q[:, start:stop].reshape(kv_heads, group * (stop - start), dim)
             logits = (rows @ k.transpose(1, 2)).view(kv_heads, group, stop - start, keys) * self.scale
             future = position > self.kept + torch.arange(start, stop, device=k.device)[:, None]
-            weights = torch.softmax(logits.masked_fill_(future, float("-inf")), dim=-1)
-            mass += weights.sum(dim=(1, 2), dtype=torch.float32)
-        return mass[:, : self.kept + self.new] / group
+            yield start, logits.masked_fill_(future, float("-inf"))
+
+    def attention(self, first: int, last: int) -> Tensor:
+        """Sum the attention weights that each unit gets from queries ``first .. last - 1`` of ``new + probe``.
+
+        Post-softmax weights, summed over these queries and averaged over the query group: float32 ``[H_kv, u]``.
+        """
+        import torch
+
+        mass = torch.zeros(self.pos.shape[0], self.kept + self.new + self.probe, device=self.pos.device)
+        for _, logits in self.blocks(first, last):
+            mass += torch.softmax(logits, dim=-1).sum(dim=(1, 2), dtype=torch.float32)
+        return mass[:, : self.kept + self.new] / (self.q.shape[0] // self.pos.shape[0])

@@ -10,6 +10,8 @@ from kvcli.eviction.base import Chunk, EvictionPolicy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.types import ModelSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keydiff(EvictionPolicy):
@@ -30,3 +32,7 @@ class Keydiff(EvictionPolicy):
         total = F.normalize(chunk.new_k.float(), dim=-1).sum(dim=1, keepdim=True) + chunk.state.get("sum", 0)
         chunk.state["sum"] = total
         return -(k @ F.normalize(total, dim=-1).transpose(1, 2)).squeeze(-1)
+
+    def state_nbytes(self, spec: ModelSpec, units: int) -> int:
+        """See :meth:`kvcli.eviction.base.EvictionPolicy.state_nbytes`: the sum of keys too."""
+        return super().state_nbytes(spec, units) + 4 * spec.kv_heads * spec.head_dim

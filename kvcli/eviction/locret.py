@@ -11,6 +11,8 @@ from kvcli.eviction.base import Chunk, EvictionPolicy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kvcli.types import ModelSpec
+
 
 @dataclass(frozen=True, kw_only=True)
 class Locret(EvictionPolicy):
@@ -47,3 +49,7 @@ class Locret(EvictionPolicy):
         from kvcli.eviction.smoothing import smooth
 
         return smooth(chunk, self.score(chunk), self.pool)
+
+    def state_nbytes(self, spec: ModelSpec, units: int) -> int:
+        """See :meth:`kvcli.eviction.base.EvictionPolicy.state_nbytes`: the last scores too."""
+        return super().state_nbytes(spec, units) + 4 * spec.kv_heads * (self.pool - 1)

@@ -1,4 +1,4 @@
-"""Selection of surviving units from scores and protections."""
+"""Selection of surviving units."""
 
 import torch
 from torch import Tensor
@@ -22,3 +22,8 @@ def select(scores: Tensor, budget: int, *, sinks: Tensor | None = None, recent: 
     if recent:
         ranked[:, -recent:] = float("inf")
     return torch.topk(ranked, budget, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def gather(units: Tensor, index: Tensor) -> Tensor:
+    """Return the units ``index [H_kv, c]`` of ``[H_kv, u, D]``: ``[H_kv, c, D]``."""
+    return units.gather(1, index.unsqueeze(-1).expand(-1, -1, units.shape[2]))

@@ -29,6 +29,11 @@ def mean(scores: Tensor, width: int) -> Tensor:
     return F.avg_pool1d(scores, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
+def maximum(scores: Tensor, width: int) -> Tensor:
+    """Replace each score by the largest of its neighbourhood; arguments as for :func:`mean`."""
+    return F.max_pool1d(scores, width, stride=1, padding=width // 2)
+
+
 def smooth(chunk: Chunk, new_scores: Tensor, width: int) -> Tensor:
     """Smooth the scores of all units, independent of the chunk size: float32 ``[H_kv, kept + new]``.
 

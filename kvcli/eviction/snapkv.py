@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from kvcli.errors import UsageError
 from kvcli.eviction.base import Chunk, EvictionPolicy
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Filter = Literal["mean", "max"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,8 @@ class Snapkv(EvictionPolicy):
 
     Args:
         window: maximum number of observing queries.
-        pool: width of the mean filter that smooths scores over neighbours; odd.
+        pool: width of the filter that smooths scores over neighbours; odd.
+        how: the filter: ``mean`` or ``max``.
     """
 
     name: ClassVar[str] = "snapkv"
@@ -29,12 +33,20 @@ class Snapkv(EvictionPolicy):
     observers: ClassVar[int] = 128
     window: int = 64
     pool: int = 5
+    how: Filter = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise UsageError(f"{self.name}: window must be 1 or more, got {self.window}", "window=64")
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise UsageError(f"{self.name}: pool must be odd and 1 or more, got {self.pool}", "pool=5")
 
     def rescore(self, chunk: Chunk) -> Tensor:
         """Average and smooth the post-softmax attention of the observing queries: ``[H_kv, kept + new]``."""
-        import torch.nn.functional as F
+        from kvcli.eviction import smoothing
 
         rows = chunk.new + chunk.probe
         window = min(self.window, chunk.probe or chunk.new)
         mass = chunk.attention(rows - window, rows) / window
-        return F.avg_pool1d(mass, self.pool, stride=1, padding=self.pool // 2, count_include_pad=False)
+        return smoothing.maximum(mass, self.pool) if self.how == "max" else smoothing.mean(mass, self.pool)

@@ -9,8 +9,8 @@ from kvcli.types import ModelSpec
 _SCORE_AND_POSITION = 8  # bytes per unit beside key and value: a float32 score and an int32 position
 _HEADER = 4096  # metadata and fixed part of the header
 _TENSORS, _ENTRY = 11, 110  # tensors per layer in a saved prefill, and bytes of one's entry in the header
+_STATE = 4  # bytes of a statistic that a policy does not announce: about one unit's size per layer
 _STATE_TENSORS = 256  # states of recurrent layers, at most: two a layer
-_STATE = 4  # bytes of a running statistic; a policy keeps about one unit's size per layer
 
 
 def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text: int) -> int:
@@ -33,12 +33,11 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
     for layer in range(spec.layers):
         kept = kept_units(spec, recipe, tokens, layer)
         resume_units = min(kept_units(spec, recipe, resume_point, layer), kept)
-        evicted = resume_units if recipe.policy.victims == "merge" else min(resume_units, tokens - resume_point)
+        evicted = resume_units if recipe.policy.changes_units else min(resume_units, tokens - resume_point)
         own = spec.of_layer(layer)
         unit = recipe.storage.unit_nbytes(own, layer)
         total += own.kv_heads * (kept * (unit + _SCORE_AND_POSITION) + resume_units * (_SCORE_AND_POSITION + 1))
-        if recipe.policy.victims == "merge":
-            total += own.kv_heads * 4 * (kept + resume_units)
+        total += recipe.policy.state_nbytes(own, kept) + recipe.policy.state_nbytes(own, resume_units)
         total += own.kv_heads * (evicted * unit + 2 * _STATE * own.head_dim)
         if spec.sliding[layer] is None:
             total += sum(recipe.storage.observed_nbytes(own, layer, n) for n in (tokens, resume_point) if n)

@@ -15,7 +15,6 @@ from kvcli.utils.process_memory import host_available
 from kvcli.utils.sizes import format_bytes
 
 _POSITION = 4  # bytes of an int32 position
-_MASS = 4  # bytes of a unit's float32 mass, if evicted units are merged
 _SCORE_AND_POSITION = 4 + _POSITION  # bytes per unit beside key and value: a float32 score and a position
 
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
@@ -140,8 +139,12 @@ def plan(
     # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     rows = [spec.of_layer(i) for i in range(spec.layers)]
-    unit_metadata = _SCORE_AND_POSITION + (_MASS if recipe.policy.victims == "merge" else 0)
-    metadata = sum(count * own.kv_heads for own, count in zip(rows, kept, strict=True)) * unit_metadata
+    metadata = sum(count * own.kv_heads for own, count in zip(rows, kept, strict=True)) * _SCORE_AND_POSITION
+    statistics = sum(
+        recipe.policy.state_nbytes(own, count)
+        for own, count, window in zip(rows, kept, spec.sliding, strict=True)
+        if window is None
+    )
     fill = sum(n * rows[i].kv_heads * recipe.storage.unit_nbytes(rows[i], i) for i, n in enumerate(kept))
     host = 0
     held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
@@ -164,7 +167,7 @@ def plan(
         + spec.mapped_bytes
         - spec.host_weight_bytes
         + (spec.heads_bytes if recipe.policy.needs_heads else 0),
-        fill=fill + metadata + (observed if tokens else 0) + spec.state_bytes * bool(tokens),
+        fill=fill + metadata + (observed + statistics if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,
         tail=tail * spec.row_bytes + _STATES * spec.state_bytes,

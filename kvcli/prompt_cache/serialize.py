@@ -2,7 +2,7 @@
 
 A complete file also holds its *edge*: the prefill cache before the last chunk, from which a longer text continues (the
 last chunk is special: stabilizers do not apply to it). The edge is stored as a difference: the units that the last
-chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``victims=merge``), all
+chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``changes_units``), all
 units of the edge are stored.
 
     layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows if prefill quantized them

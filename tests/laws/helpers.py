@@ -15,6 +15,9 @@ from kvcli.recipe import parse
 
 T = TypeVar("T")
 
+WIDELY_TESTED = ["h2o", "keydiff", "knorm", "locret", "random", "snapkv", "streaming"]
+"""Policies whose laws are tested on many families; those of the others are in ``test_policies``."""
+
 
 def drain(events: Generator[object, None, T]) -> T:
     """Run a generator of events to its end; its return value."""

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from kvcli import registry
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.recipe import parse
 from tests import tiny
-from tests.laws.helpers import answer, drain
+from tests.laws.helpers import WIDELY_TESTED, answer, drain
 
-RECIPES = ["full", *(f"{name}(budget=24)" for name in registry.names("eviction") if name != "full")]
+RECIPES = ["full", *(f"{name}(budget=24)" for name in WIDELY_TESTED)]
 
 
 def context(model, recipe: str):

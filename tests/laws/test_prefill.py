@@ -13,9 +13,9 @@ from kvcli.eviction.selection import select
 from kvcli.eviction.smoothing import mean
 from kvcli.recipe import parse
 from tests import tiny
-from tests.laws.helpers import asked, drain, filled
+from tests.laws.helpers import WIDELY_TESTED, asked, drain, filled
 
-EVICTING = [name for name in registry.names("eviction") if name != "full"]
+EVICTING = WIDELY_TESTED
 CAUSAL = [name for name in EVICTING if registry.lookup("eviction", name).scores_are_final]
 SINGLE = {"locret": ", pool=1"}  # the laws of scores that a unit has from itself alone
 

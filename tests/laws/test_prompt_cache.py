@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcli import registry
 from kvcli.engine.generate import new_decode_cache
 from kvcli.errors import DamagedError
 from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
@@ -24,9 +23,9 @@ from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest, PrefillResult, cached_prefill, request_key
 from kvcli.recipe import parse
 from tests import tiny
-from tests.laws.helpers import answer
+from tests.laws.helpers import WIDELY_TESTED, answer
 
-POLICIES = [*registry.names("eviction"), "merging"]
+POLICIES = ["full", *WIDELY_TESTED, "merging"]
 FAMILIES = ["llama", "gemma3", "mistral-window", "phi3-longrope"]
 CHUNK = 16
 # Each family at some lengths and each length in some family: all pairs of the two say nothing new.

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvcli import registry
 from kvcli.cache.context import freeze
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
 from kvcli.engine.generate import new_decode_cache
@@ -18,11 +17,11 @@ from kvcli.storage.row_codec import RowCodec, RowLayer
 from kvcli_kernels.attention import ref
 from kvcli_kernels.quantize import hadamard, turn
 from tests import tiny
-from tests.laws.helpers import answer, distance, drain, filled
+from tests.laws.helpers import WIDELY_TESTED, answer, distance, drain, filled
 
 HOLDS = ["turbo(bits=2, fill=true)", "turbo(fill=true)", "turbo(bits=8, fill=true)"]
 FAMILIES = ["llama", "llama-mha", "phi3-longrope", "gemma3", "smollm3"]
-EVICTING = [name for name in registry.names("eviction") if name != "full"]
+EVICTING = WIDELY_TESTED
 QUESTION = tiny.document(9, seed=3)
 
 

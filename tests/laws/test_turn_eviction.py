@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from kvcli import registry
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.errors import InputError
 from kvcli.recipe import parse
 from tests import tiny
-from tests.laws.helpers import distance, drain, filled, reference
+from tests.laws.helpers import WIDELY_TESTED, distance, drain, filled, reference
 
-EVICTING = [name for name in registry.names("eviction") if name != "full"]
+EVICTING = WIDELY_TESTED
 FAMILIES = ["llama", "gemma3", "mistral-window", "phi3-longrope", "smollm3"]
 
 

@@ -22,7 +22,7 @@ def chunk(kept: int = 3, new: int = 5, *, probe: int = 0, start: int = 10, state
     units = kept + new
     k, v, q, scores = draw(2, units, 8), draw(2, units, 8), draw(4, new, 8), draw(2, kept)
     q_rotated, rotated = draw(4, new + probe, 8), draw(2, units + probe, 8)
-    places = torch.cat([torch.tensor([0, 4, 9][:kept]), torch.arange(start, start + new)])
+    places = torch.cat([torch.tensor([*[0, 4, 9][:kept], *range(10, 7 + kept)]), torch.arange(start, start + new)])
     return Chunk(
         layer=1,
         start=start,
