@@ -44,6 +44,8 @@ class Result:
         look: number of re-read passages.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
+        kl, gold_nll: of the task ``fidelity``, per question, in nats: mean KL per token of the answer, and mean loss
+            per token of the right answer.
         probability: that the text answers, as quotes are looked up; ``None`` for other tasks.
     """
 
@@ -68,6 +70,8 @@ class Result:
     host_bytes: int | None = None
     look: int = 0
     probability: float | None = None
+    kl: list[float] | None = None
+    gold_nll: list[float] | None = None
 
     @property
     def key(self) -> Key:

@@ -175,11 +175,8 @@ def run(
         DamagedError: ``rows`` come from other heads.
         ModelError: a recipe needs heads and the model has none.
     """
-    for recipe in {recipe for _, recipes in work for recipe in recipes if recipe.policy.needs_heads}:
-        new_prefill_cache(model, recipe, 1)  # missing heads fail now, not after hours of other recipes
-    heads = digest(model) if any(recipe.policy.needs_heads for _, recipes in work for recipe in recipes) else None
     wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
-    _same_heads(rows, wanted, heads)
+    heads = check_heads(model, rows, wanted)
     total, done = len(wanted), sum(key in rows.done for key in wanted)
     skipped: list[Skipped] = []
     spoken = Pipeline(model, chunk_size=chunk, system=prompt.system, raw=prompt.raw)
@@ -231,13 +228,24 @@ def digest(model: Model) -> str | None:
     return found.hexdigest()[:16]
 
 
-def _same_heads(rows: ResultsFile, wanted: Mapping[Key, Recipe], heads: str | None) -> None:
+def check_heads(model: Model, rows: ResultsFile, wanted: Mapping[Key, Recipe]) -> str | None:
+    """Check the retaining heads before anything is read; returns their digest if a recipe needs them.
+
+    Raises:
+        DamagedError: ``rows`` come from other heads.
+        ModelError: a recipe needs heads, or its storage a calibration, and the model has none.
+    """
+    needs = {recipe for recipe in wanted.values() if recipe.policy.needs_heads}
+    for recipe in needs:
+        new_prefill_cache(model, recipe, 1)  # missing heads fail now, not after hours of other recipes
+    heads = digest(model) if needs else None
     for key, recipe in wanted.items():
         row = rows.done.get(key)
         if row is not None and recipe.policy.needs_heads and row.heads != heads:
             raise DamagedError(
                 f"{rows.path} was made with other heads: {row.heads} there, {heads} here", "another name for --out"
             )
+    return heads
 
 
 def _row(job: CaseSpec, case: Case, recipe: Recipe, reading: CaseAnswers, heads: str | None) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -96,10 +96,11 @@ def command(
     multidoc    a question on one of many passages (--data)
     gold        the same questions, given only the right passage
     quotes      whether the sentences that are quoted hold the answer
+    fidelity    token probabilities along the answers of full attention
     data        benchmark files: L-Eval, LongBench, InfiniteBench, SQuAD
     """
-    alone = (words or [""])[0].strip().lower() == "quotes"
-    run = (_QuotesRun if alone else _Run)(words or [], options, compared, quiet=quiet)
+    kinds = {"quotes": _QuotesRun, "fidelity": _FidelityRun}
+    run = kinds.get((words or [""])[0].strip().lower(), _Run)(words or [], options, compared, quiet=quiet)
     run.load(model, compared.heads)
     run.prepare()
     skipped = run.measure()
@@ -107,14 +108,14 @@ def command(
     if not any(cell.rows for cell in found):
         raise skipped[0].problem
     if not as_json:
-        columns, body, notes = report.table(found)
+        columns, body, notes = run.table(found)
         terminal.table(columns, body)
         for text in [*notes, *run.notes()]:
             terminal.write(sys.stdout, terminal.oneline(text))
     result = {
         "schema": SCHEMA,
         "settings": run.rows.settings,
-        "cells": [cell.numbers() for cell in found],
+        "cells": [cell.numbers() | run.numbers(cell) for cell in found],
         **run.facts(),
         "out": None if options.out is None else str(options.out),
         "versions": versions(),
@@ -150,10 +151,8 @@ class _Run:
     def _check_inputs(self, words: Sequence[str]) -> None:
         """Refuse files, lengths and data that no task uses."""
         named, generated = words[0], [task.name for task in self.tasks if not task.hides]
-        if "quotes" in (task.name for task in self.tasks):
-            raise UsageError(
-                "'quotes' is measured alone, because it compares rankings and no recipes", "kvcli eval quotes"
-            )
+        if alone := [task.name for task in self.tasks if task.name in ("quotes", "fidelity")]:
+            raise UsageError(f"'{alone[0]}' is measured alone", f"kvcli eval {alone[0]}")
         if words[1:] and len(generated) == len(self.tasks):
             raise UsageError(f"'{named}' generates its texts and takes no FILE", f"kvcli eval {generated[0]}")
         if self.lengths is not None and not any(task.sized for task in self.tasks):
@@ -254,6 +253,14 @@ class _Run:
         """What the JSON has beside the cells."""
         return {}
 
+    def numbers(self, _cell: report.Cell) -> dict[str, Any]:
+        """What the JSON of a cell has beside what all tasks have."""
+        return {}
+
+    def table(self, found: list[report.Cell]) -> tuple[list[str], list[list[str]], list[str]]:
+        """Headings, rows and footnotes."""
+        return report.table(found)
+
     def notes(self) -> list[str]:
         """Lines below the table."""
         return []
@@ -353,6 +360,34 @@ class _QuotesRun(_Run):
     def notes(self) -> list[str]:
         found = self.facts()
         return [f"separation of right and wrong texts (AUROC): {found['separation']:.3f}"] if found else []
+
+
+class _FidelityRun(_Run):
+    """The evaluation of fidelity: full attention answers, and recipes are forced along its answers."""
+
+    def _check_inputs(self, words: Sequence[str]) -> None:
+        if self.options.query_aware or self.options.reread != "0":
+            raise UsageError("'fidelity' takes no --query-aware and no --reread", "leave them out")
+        if self.options.data:
+            self.tasks = [replace(task, make=None, sized=False) for task in self.tasks]
+            if words[1:] or self.lengths is not None:
+                raise UsageError("the texts of --data are complete: they take no FILE and no --lengths", "leave it out")
+
+    def _events(self) -> Iterator[Prefill | Finished]:
+        from kvcli.evaluate.fidelity import run_fidelity
+        from kvcli.pipeline import Pipeline
+
+        return run_fidelity(Pipeline(self.model, chunk_size=self.chunk), self.work, self.rows)
+
+    def numbers(self, cell: report.Cell) -> dict[str, Any]:
+        from kvcli.evaluate.fidelity import numbers
+
+        return numbers(cell)
+
+    def table(self, found: list[report.Cell]) -> tuple[list[str], list[list[str]], list[str]]:
+        from kvcli.evaluate.fidelity import table
+
+        return table(found)
 
 
 class _Screen:

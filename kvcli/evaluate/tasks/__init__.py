@@ -55,6 +55,9 @@ TASKS = {
         Task("multidoc", "a question on one of many passages (--data)", passages.multidoc, passages=True),
         Task("gold", "the same questions, given the right passage alone", passages.gold, passages=True, sized=False),
         Task("quotes", "whether the sentences that are quoted hold the answer", None, hides=True),
+        Task(
+            "fidelity", "token probabilities beside those of full attention", needle.fidelity, hides=True, several=True
+        ),
         Task("data", "the cases of benchmark files (--data)", None, sized=False, several=True),
     )
 }

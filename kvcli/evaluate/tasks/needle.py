@@ -118,6 +118,11 @@ def multiquery(wanted: CaseRequest, count: int = 8) -> Case:
     return Case(text, tuple(questions))
 
 
+def fidelity(wanted: CaseRequest) -> Case:
+    """Build a case with four facts of all phrasings, each asked for after the same prefill."""
+    return multiquery(wanted, 4)
+
+
 def _shape(wanted: CaseRequest) -> NeedleShape:
     values = VALUES[wanted.number % len(VALUES)]
     return wanted.rng.choice([shape for shape in SHAPES if shape.values == values])
