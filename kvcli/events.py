@@ -46,7 +46,8 @@ class Answer:
     """The end of one answer.
 
     ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. If ``stopped_repeating``, the
-    reason is ``length`` and the answer ended because it repeated itself. ``steps`` counts forward passes after the
+    reason is ``length`` and the answer ended because it repeated itself. If ``cut``, ``text`` lacks what was repeated
+    at its end, so it is not the text of all tokens. ``steps`` counts forward passes after the
     question's: fewer than tokens if drafts were accepted (:mod:`kvcli.engine.drafted_step`).
     """
 
@@ -58,6 +59,7 @@ class Answer:
     decode_s: float
     stopped_repeating: bool = False
     steps: int = 0
+    cut: bool = False
 
     @property
     def decode_tps(self) -> float:

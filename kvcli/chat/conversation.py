@@ -288,11 +288,14 @@ class Conversation:
             seconds = perf_counter() - began
             self.tail.set_context(self.context)
             self.tail.rewind(self.tail.length)  # recurrent layers may be ahead of an interrupted step
+            cut = answer is not None and answer.cut
+            if cut:  # the next turn reads the text that was kept
+                made = ground.prompt.reply(answer.text if answer else "")
             if answer is None and not made:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))
             else:
-                if again:  # remove the passages but keep earlier turns
+                if again or cut:  # remove the passages but keep earlier turns
                     self.tail.rewind(read)
                 self._ids += made
                 self._begun.append(begun)

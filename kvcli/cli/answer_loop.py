@@ -266,8 +266,8 @@ class AnswerLoop:
         made = answer.completion_tokens
         if answer.stopped_repeating:
             remarks.append(
-                f"the answer kept repeating itself and was stopped after {made:,} tokens;"
-                f" try --temp 0.7 or a larger model, or -n {limit} to let it continue"
+                f"the answer started repeating itself and was stopped after {made:,} tokens;"
+                f" try --repeat-penalty 1.1 or a larger model, or -n {limit} to let it continue"
             )
         elif answer.finish_reason == "length":
             short = made >= limit

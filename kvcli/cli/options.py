@@ -174,7 +174,7 @@ class AnswerOptions(OptionGroup):
 
     max_tokens: int | None = option(
         "-n, --max-tokens N",
-        f"Longest answer in tokens. Default: {ANSWER_TOKENS:,}, or less if it starts repeating itself.",
+        f"Longest answer in tokens. Default: {ANSWER_TOKENS:,}. If given, repetition is not cut off.",
         None,
         MAIN,
         min=1,
@@ -184,12 +184,16 @@ class AnswerOptions(OptionGroup):
     top_k: int | None = option("--top-k K", "Sample from the K likeliest tokens.")
     min_p: float | None = option("--min-p P", "Drop tokens below P times the likeliest one.")
     seed: int | None = option("--seed N", "Random seed for sampling.")
+    repeat_penalty: float | None = option(
+        "--repeat-penalty R", "Make tokens that the answer has already less likely: 1 is off, 1.1 is usual.", min=1.0
+    )
 
     @property
     def sampling(self) -> dict[str, Any]:
         """The fields of :class:`kvcli.engine.sampling.Sampling` that were given."""
         given = {"temperature": self.temp, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
-        return {name: value for name, value in {**given, "seed": self.seed}.items() if value is not None}
+        given |= {"seed": self.seed, "repeat_penalty": self.repeat_penalty}
+        return {name: value for name, value in given.items() if value is not None}
 
     def refuse_unused(self) -> None:
         """Raise ``UsageError`` for a sampling option that has no effect because the temperature is 0."""

@@ -15,8 +15,8 @@ from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
 from kvcli.engine.draft import Ids, PromptLookup
 from kvcli.engine.drafted_step import DraftedStep, drafts_pay
-from kvcli.engine.repetition import RepetitionDetector
-from kvcli.engine.sampling import Sampling, sample
+from kvcli.engine.repetition import RepetitionGuard
+from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
 from kvcli.events import Answer, Token
 from kvcli.models.model import Model
@@ -56,8 +56,8 @@ def generate(
         max_tokens: maximum length of the answer.
         stop: strings that end the answer and are not part of it.
         chunk: tokens per forward pass of a long question.
-        allow_repetition: do not end a greedy answer that repeats itself
-            (:class:`kvcli.engine.repetition.RepetitionDetector`).
+        allow_repetition: do not end a greedy answer that repeats itself, and cut nothing of it
+            (:class:`kvcli.engine.repetition.RepetitionGuard`).
         ahead: queue the next step before the token id reaches the host, so that a GPU never waits; by default on a GPU.
             Answers are the same.
         drafts: ids of a text that the answer may repeat, empty for the prompt alone: decode several drafted tokens at
@@ -90,19 +90,26 @@ def generate(
     for part in torch.split(question, chunk):
         logits = _advance(model, cache, part)
     detokenizer, token_copy = Detokenizer(model.tokenizer, stop), AsyncTokenCopy(model.device)
+    penalty = RepeatPenalty(settings.repeat_penalty)
+
+    def adjust(logits: Tensor) -> Tensor:
+        logits = penalty.apply(logits)
+        return logits if constraint is None else constraint.mask(logits)
+
     drafted: DraftedStep | None = None
     if drafts is not None and drafts_pay(model, cache):
         lookup = PromptLookup(drafts, ids, end)
-        mask = None if constraint is None else constraint.mask
-        drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature, mask=mask)
+        drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature, mask=adjust)
     step = drafted or make_decode_step(model, cache)
     first_token_at = started
     count, reason = 0, "length"
-    repetition = None if allow_repetition or settings.temperature else RepetitionDetector()
+    free = allow_repetition or settings.temperature or constraint is not None
+    guard = None if free else RepetitionGuard()
     stopped_repeating = False
     while count < max_tokens:
         assert logits is not None
-        token = sample(logits if constraint is None else constraint.mask(logits), settings, generator)
+        token = sample(adjust(logits), settings, generator)
+        penalty.push(token)
         token_copy.send(token)
         count += 1
         next_logits = step(token) if ahead and count < max_tokens else None
@@ -113,6 +120,8 @@ def generate(
             reason = "stop"
             break
         piece = detokenizer.push(token_id)
+        if guard is not None:
+            piece = guard.push(token_id, piece)
         if detokenizer.stopped:
             yield Token(token_id, piece)
             reason = "stop"
@@ -122,17 +131,19 @@ def generate(
         if complete:
             reason = "stop"
             break
-        if repetition is not None and repetition.push(token_id):
+        if guard is not None and guard.repeats:
             stopped_repeating = True
             break
         if count < max_tokens:
             logits = step(token) if next_logits is None else next_logits
             cache.extend(1)
-    rest = detokenizer.flush()
+    rest = detokenizer.flush() if not stopped_repeating else ""
+    if guard is not None:
+        rest = guard.close(rest)
     if rest:
         yield Token(-1, rest)
     yield Answer(
-        detokenizer.text,
+        detokenizer.text if guard is None else guard.text,
         reason,
         len(ids),
         count,
@@ -140,6 +151,7 @@ def generate(
         perf_counter() - first_token_at,
         stopped_repeating,
         count - 1 if drafted is None else drafted.passes,
+        guard is not None and guard.repeats,
     )
 
 

@@ -1,24 +1,108 @@
-"""Detection of greedy answers that repeat themselves."""
+"""The end of greedy answers that repeat themselves, and what of their text is kept."""
 
 from __future__ import annotations
 
+import re
 
-class RepetitionDetector:
-    """Detects a cycle at the end of an answer.
+_END = re.compile(r"""[.!?…]["'”’»)\]*]*(?=\s)|[。！？]|\n""")
+_FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"[\W\d_]*")
+"""Before the words of a sentence: white space, bullets and numbers, in which repeated items of a list differ."""
 
-    A greedy answer in a cycle never ends. A list may repeat a line a few times, so a cycle counts only after
-    :attr:`REPEATS` repetitions and at least :attr:`MIN_TOKENS` tokens. Its period is at most :attr:`MAX_PERIOD` tokens.
+
+class RepetitionGuard:
+    """Watches a greedy answer: it ends it at a sentence that it has had before, or in a loop of tokens.
+
+    A greedy answer that repeats a long sentence rarely comes back from it. Sentences are compared by their words
+    without case; those of fewer than :attr:`SENTENCE` characters and those of code blocks may be repeated. A loop is a
+    stretch of at least :attr:`LOOP` tokens, and of three times the same tokens, with a period of at most
+    :attr:`PERIOD` tokens. Text that may be a repetition is held back until it is none, so that nothing is printed which
+    is then cut. An answer without repetition is unchanged.
+
+    Attributes:
+        text: the answer so far, and after its end without what was repeated.
+        repeats: whether it has ended.
     """
 
-    REPEATS, MIN_TOKENS, MAX_PERIOD = 3, 192, 256
+    SENTENCE, LOOP, PERIOD = 30, 64, 256
+    _SUSPECT = 3
+    """Tokens equal to earlier ones after which a loop is suspected."""
 
     def __init__(self) -> None:
+        self.text, self.repeats = "", False
+        self._shown = 0  # characters that were returned
         self._ids: list[int] = []
+        self._starts: list[int] = []  # where the text of each token begins
         self._runs: dict[int, int] = {}
+        self._seen: set[str] = set()
+        self._sentence = 0  # where the unfinished sentence begins
 
-    def push(self, token: int) -> bool:
-        """Add a token; return whether the answer now ends in a cycle."""
-        before = self._ids[: -self.MAX_PERIOD - 1 : -1]
+    def push(self, token: int, piece: str) -> str:
+        """Add a token and its text; returns the text that can be printed now."""
+        self._starts.append(len(self.text))
+        self.text += piece
+        before = self._ids[: -self.PERIOD - 1 : -1]
         self._runs = {period: self._runs.get(period, 0) + 1 for period, id in enumerate(before, 1) if id == token}
         self._ids.append(token)
-        return any(run >= max(self.MIN_TOKENS, self.REPEATS * period) for period, run in self._runs.items())
+        if any(run >= max(self.LOOP, 2 * period) for period, run in self._runs.items()):
+            return self._cut(self._loop())
+        if self._repeated_sentence():
+            return self._cut(self._sentence)
+        return self._show(min(self._held_sentence(), self._loop()))
+
+    def close(self, rest: str = "") -> str:
+        """End the answer, whose last text is ``rest``; returns what is left to be printed."""
+        self.text += rest
+        if not self.repeats and self.text[self._sentence :].strip():
+            self.text += "\n"
+            repeated = self._repeated_sentence()
+            self.text = self.text[:-1]
+            if repeated:
+                return self._cut(self._sentence)
+        return self._show(len(self.text))
+
+    def _show(self, end: int) -> str:
+        out = self.text[self._shown : max(self._shown, end)]
+        self._shown += len(out)
+        return out
+
+    def _cut(self, at: int) -> str:
+        self.repeats = True
+        self.text = self.text[: max(self._shown, len(self.text[:at].rstrip()))]
+        return self._show(len(self.text))
+
+    def _loop(self) -> int:
+        """Where the longest stretch that equals earlier tokens begins; the end of the text if it is short."""
+        run = max(self._runs.values(), default=0)
+        return self._starts[-run] if run >= self._SUSPECT else len(self.text)
+
+    def _repeated_sentence(self) -> bool:
+        """Go over the sentences that are complete; whether one was there before, at which it stops."""
+        at = self._sentence
+        while (end := _END.search(self.text, at)) is not None:
+            at = end.end()
+            words = self._words(self.text[self._sentence : at])
+            if not words and end[0] != "\n":  # the number of an item
+                continue
+            if len(words) >= self.SENTENCE and not self._in_code():
+                if words in self._seen:
+                    return True
+                self._seen.add(words)
+            self._sentence = at
+        return False
+
+    def _held_sentence(self) -> int:
+        """Where the unfinished sentence begins if it may become one that was there; else the end of the text."""
+        part = self.text[self._sentence :]
+        if part.strip() and self._seen and not self._in_code():
+            words = self._words(part)
+            if any(sentence.startswith(words) for sentence in self._seen):
+                return self._sentence
+        return len(self.text)
+
+    def _words(self, text: str) -> str:
+        return " ".join(_WORD.findall(_NUMBER.sub("", text, count=1))).casefold()
+
+    def _in_code(self) -> bool:
+        return len(_FENCE.findall(self.text, 0, self._sentence)) % 2 == 1

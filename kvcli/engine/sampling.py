@@ -16,9 +16,12 @@ MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
 """What torch takes as a seed."""
 
 
+MAX_PENALTY = 10.0
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """Sampling parameters. Temperature 0 is greedy and ignores the rest.
+    """Sampling parameters. Temperature 0 is greedy and ignores the rest but the penalty.
 
     Args:
         temperature: divides the logits.
@@ -26,6 +29,8 @@ class Sampling:
         top_p: keep the smallest set of most probable tokens with at least this total probability.
         min_p: keep tokens with at least this probability relative to the most probable one.
         seed: of the random generator; ``None`` draws a new one.
+        repeat_penalty: divides positive and multiplies negative logits of tokens that the answer has already
+            (Keskar et al. 2019, arXiv 1909.05858); 1 for none. It applies at temperature 0 too.
     """
 
     temperature: float = 0.0
@@ -33,6 +38,7 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     seed: int | None = None
+    repeat_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
@@ -41,6 +47,8 @@ class Sampling:
             )
         if self.seed is not None and not MIN_SEED <= self.seed <= MAX_SEED:
             raise UsageError(f"the seed must be from {MIN_SEED} to {MAX_SEED}, got {self.seed}")
+        if not 1 <= self.repeat_penalty <= MAX_PENALTY:
+            raise UsageError(f"the repeat penalty must be from 1 to {MAX_PENALTY:g}, got {self.repeat_penalty}")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top-k must be 1 or more, got {self.top_k}")
         for name, value in (("top-p", self.top_p), ("min-p", self.min_p)):
@@ -55,6 +63,28 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+
+class RepeatPenalty:
+    """Makes the tokens of an answer less likely, on the logits' device and without synchronization."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self._seen: Tensor | None = None
+
+    def push(self, token: Tensor) -> None:
+        """Add a token of the answer, int64 ``[1]``."""
+        if self._seen is not None:
+            self._seen.index_fill_(0, token, True)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Penalized ``logits [vocab]``."""
+        if self.factor == 1:
+            return logits
+        if self._seen is None:
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+        lower = torch.where(logits > 0, logits / self.factor, logits * self.factor)
+        return torch.where(self._seen, lower, logits)
 
 
 def sample(logits: Tensor, settings: Sampling, generator: torch.Generator) -> Tensor:

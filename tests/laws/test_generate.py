@@ -1,14 +1,11 @@
 """Generation: what comes out is what the logits say, in pieces that add up."""
 
-import random
-
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from kvcli.engine.generate import generate, new_decode_cache
-from kvcli.engine.repetition import RepetitionDetector
-from kvcli.engine.sampling import Sampling, sample
+from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
 from kvcli.events import Answer, Token
 from kvcli.models.load import wrap
@@ -107,26 +104,6 @@ def test_what_sampling_may_choose(how: Sampling, allowed: set[int]) -> None:
     assert {int(sample(logits, how, generator)) for _ in range(200)} == allowed
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 63, 64, 65, 200, 256])
-def test_circles_are_noticed_after_three_more_turns(length: int) -> None:
-    circle = random.Random(length).sample(range(1000), length)
-    watch = RepetitionDetector()
-    opening = [watch.push(token) for token in range(2000, 2100)]
-    turning = [watch.push(circle[i % length]) for i in range(4 * length + RepetitionDetector.MIN_TOKENS)]
-    assert not any(opening)
-    assert turning.index(True) == length + max(RepetitionDetector.MIN_TOKENS, 3 * length) - 1
-
-
-def test_what_only_resembles_a_circle_goes_on() -> None:
-    """A list whose lines differ in one place, a line that comes three times, and a long silence of one token."""
-    for ids in (
-        [token for line in range(60) for token in (1, 2, 3, 1000 + line, 4)],
-        [token for block in range(4) for token in [*range(60)] * 3 + [2000 + block]],
-        [7] * RepetitionDetector.MIN_TOKENS,
-    ):
-        assert not any(map(RepetitionDetector().push, ids))
-
-
 @pytest.fixture(scope="module")
 def whirl():
     """A model whose layers add nothing, so that each token has one that follows it, always."""
@@ -146,9 +123,33 @@ def test_an_answer_in_circles_is_ended_where_that_is_asked_for(whirl, ahead: boo
     assert (answer.finish_reason, answer.stopped_repeating) == ("length", True)
     made = [t.id for t in tokens if t.id >= 0]
     assert made == [t.id for t in whole if t.id >= 0][: len(made)]
-    watch = RepetitionDetector()
-    assert [watch.push(token) for token in made].index(True) == len(made) - 1 < 1199
+    text = "".join(t.text for t in whole)
+    assert answer.cut
+    assert "".join(t.text for t in tokens) == answer.text == text[: len(answer.text)]
+    assert len(made) < 1199
     assert tail.length == 12 + answer.completion_tokens - 1
+
+
+def test_the_penalty_lowers_tokens_that_were_said_and_no_others() -> None:
+    penalty, logits = RepeatPenalty(2.0), torch.tensor([2.0, -2.0, 3.0])
+    assert torch.equal(penalty.apply(logits), logits)
+    penalty.push(torch.tensor([0]))
+    penalty.push(torch.tensor([1]))
+    assert penalty.apply(logits).tolist() == [1.0, -4.0, 3.0]
+    assert torch.equal(RepeatPenalty(1.0).apply(logits), logits)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_strong_penalty_ends_a_circle(whirl, ahead: bool) -> None:
+    """Each token has one that follows it, unless that is penalized."""
+    plain, _ = run(whirl, max_tokens=300)
+    ids = [t.id for t in plain]
+    given = {"max_tokens": 300, "ahead": ahead}
+    other, _ = run(whirl, sampling=Sampling(repeat_penalty=8.0), **given)
+    said = [t.id for t in other if t.id >= 0]
+    assert len(set(said)) > len(set(ids))
+    first = next(i for i, token in enumerate(ids) if token in ids[:i])
+    assert said[:first] == ids[:first]
 
 
 def test_a_drawn_answer_may_go_in_circles(whirl) -> None:

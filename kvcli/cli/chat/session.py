@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kvcli.events import Quote, Quotes
     from kvcli.retrieval.attribution import LikelySource
 
-SAMPLING = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed"}
+SAMPLING = {"temp": "temperature", **{name: name for name in ("top_p", "top_k", "min_p", "seed", "repeat_penalty")}}
 
 
 class ChatSession:
@@ -208,8 +208,8 @@ class ChatSession:
                         self._tell_quotes(cited, event.text)
                     if event.stopped_repeating:
                         terminal.warn(
-                            f"the answer kept repeating itself and was stopped after {event.completion_tokens:,}"
-                            f" tokens; try /set temp 0.7, or /set max_tokens {self.max_tokens} to let it continue",
+                            f"the answer started repeating itself and was stopped after {event.completion_tokens:,}"
+                            " tokens; try /set repeat_penalty 1.1, or a larger model",
                             quiet=self.quiet,
                         )
                     elif event.finish_reason == "length":

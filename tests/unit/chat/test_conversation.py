@@ -270,3 +270,18 @@ def test_what_turns_were_evicted_from_is_freed(talk: Talk) -> None:
     finally:
         gc.enable()
     assert say(chat, QUESTIONS[0]).text
+
+
+def test_a_turn_that_was_cut_is_remembered_as_it_was_printed(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next answer is that of a conversation which never had the repetition."""
+    monkeypatch.setattr("kvcli.engine.repetition.RepetitionGuard.LOOP", 4)
+    chat = talk(TEXT, room=600)
+    answer = say(chat, QUESTIONS[0], 200, allow_repetition=False)
+    assert answer.cut
+    assert chat.turns[0].answer == answer.text
+    other = talk(TEXT, room=600, turns=chat.turns)
+    assert say(chat, QUESTIONS[1]).text == say(other, QUESTIONS[1]).text
+    assert equal(held(chat), held(other))
+    chat.undo()
+    chat.undo()
+    assert chat.used == 0
