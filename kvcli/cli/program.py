@@ -18,6 +18,7 @@ PANELS = {
         "ask": "Ask a question about documents.",
         "chat": "Chat with a model, with or without documents.",
         "serve": "Answer over HTTP with one loaded model, as the OpenAI API does.",
+        "mcp": "Offer documents to other programs as tools, over the Model Context Protocol.",
         "ps": "List the engines that keep a model for the next kvcli ask.",
         "stop": "End the engines that keep a model, each after its command.",
     },
