@@ -22,6 +22,7 @@ _BASES = {"eviction": "EvictionPolicy", "storage": "KVStorage"}
 _NOT_POLICIES = {
     "base",
     "hashing",
+    "matching",
     "merging",
     "offload",
     "packed",

@@ -254,6 +254,9 @@ class PrefillCacheLayer:
                 scale=scale,
                 probe=step.probe,
                 heads=self.cache.heads,
+                probe_q=q[:, step.new :],
+                compact=self.compact,
+                rotate=partial(self.cache.rotary.rotate, self.index),
             )
             if self.cache.storage is not None:
                 self.cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from kvcli.errors import UsageError
-from kvcli.eviction.merging import Victims
+from kvcli.eviction.merging import MATCH_QUERIES, Victims
 from kvcli.types import ModelSpec, Positions, Scorer
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class EvictionPolicy:
         positions: RoPE positions of kept units (see :data:`kvcli.types.Positions`).
         pyramid: how unevenly the layers share the budget: the first keeps ``1 + pyramid`` of it, the last ``1 -
             pyramid``, linear in between. PyramidKV (Cai et al. 2024, arXiv 2406.02069) uses 0.95.
-        victims: evicted units are dropped (``drop``), or averaged into the most similar survivor's value (``merge``).
+        victims: evicted units are dropped (``drop``), averaged into the most similar survivor's value (``merge``), or
+            replaced by fitted values of all survivors, with which attention stays almost as it was (``match``).
     """
 
     budget: int | None = 1024
@@ -149,10 +150,12 @@ class EvictionPolicy:
         """Return keys before RoPE and values ``[H_kv, c', D]`` that replace the survivors', or ``None``."""
         if self.victims == "drop":
             return None
-        from kvcli.eviction.merging import merge
+        from kvcli.eviction import matching, merging
         from kvcli.eviction.selection import gather
 
-        return gather(chunk.k, index), merge(chunk.k, chunk.v, index, chunk.state)
+        if self.victims == "merge":
+            return gather(chunk.k, index), merging.merge(chunk.k, chunk.v, index, chunk.state)
+        return gather(chunk.k, index), matching.match(chunk, index, matching.references(chunk))
 
     def state_nbytes(self, spec: ModelSpec, units: int) -> int:
         """Return the bytes of a layer's running statistics with ``units`` kept per KV head, but for a few numbers.
@@ -161,6 +164,9 @@ class EvictionPolicy:
             spec: the layer's sizes.
             units: kept units.
         """
+        if self.victims == "match":
+            queries = max(1, MATCH_QUERIES * spec.kv_heads // spec.heads)
+            return queries * (spec.heads * spec.unit_bytes // 2 + 4)
         return 4 * spec.kv_heads * units if self.victims == "merge" else 0
 
 
@@ -204,6 +210,9 @@ class Chunk:
         scale: factor on the logits.
         probe: number of last queries and keys that belong to the question, not to the text.
         heads: the model's retaining heads, for policies with ``needs_heads``.
+        probe_q: ``[H, probe, D]``, the question's queries.
+        compact: whether places of RoPE are slots; otherwise they are positions in the document.
+        rotate: the layer's RoPE, ``(x [H, n, D], places) -> [H, n, D]``; see :class:`kvcli.types.Rotary`.
     """
 
     layer: int
@@ -219,6 +228,9 @@ class Chunk:
     scale: float
     probe: int = 0
     heads: Scorer | None = None
+    probe_q: Tensor | None = None
+    compact: bool = True
+    rotate: Callable[[Tensor, range | Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def k(self) -> Tensor:

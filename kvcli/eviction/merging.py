@@ -1,4 +1,4 @@
-"""Merging of evicted units into the most similar survivor."""
+"""What becomes of evicted units: merging into the most similar survivor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Victims = Literal["drop", "merge"]
+Victims = Literal["drop", "merge", "match"]
+
+MATCH_QUERIES = 256
+"""Reference queries per KV head of ``match`` (:mod:`kvcli.eviction.matching`)."""
 
 
 MERGED = "merged"
@@ -57,3 +60,32 @@ def merge(k: Tensor, v: Tensor, index: Tensor, state: dict[str, Tensor]) -> Tens
     )
     state[MERGED] = total
     return (weighted_sum / total.unsqueeze(-1)).to(v.dtype)
+
+
+SIZE = "size"
+"""Name of a running statistic: number of tokens that each kept unit holds, float32 ``[H_kv, c]``."""
+
+
+def sizes(state: dict[str, Tensor], pos: Tensor) -> Tensor:
+    """Return how many tokens each unit holds, 1 for new units: float32 ``[H_kv, u]``."""
+    import torch
+    import torch.nn.functional as F
+
+    old = state.get(SIZE, torch.zeros(pos.shape[0], 0, device=pos.device))
+    return F.pad(old, (0, pos.shape[1] - old.shape[1]), value=1.0)
+
+
+def average(x: Tensor, weight: Tensor, target: Tensor, count: int) -> Tensor:
+    """Average units by sets: ``[H_kv, count, D]`` in the dtype of ``x``.
+
+    Args:
+        x: ``[H_kv, u, D]``.
+        weight: float32 ``[H_kv, u]``, 0 or more; a set's sum is above 0.
+        target: int64 ``[H_kv, u]``, the set of each unit, below ``count``.
+        count: number of sets.
+    """
+    heads, _, dim = x.shape
+    total = weight.new_zeros(heads, count).scatter_add(1, target, weight).clamp_min(1e-30)
+    share = (weight / total.gather(1, target)).unsqueeze(-1)
+    summed = weight.new_zeros(heads, count, dim).scatter_add(1, target.unsqueeze(-1).expand_as(x), x.float() * share)
+    return summed.to(x.dtype)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
+from kvcli.eviction.merging import MATCH_QUERIES
 from kvcli.planning.positions import check_positions, kept_units
 from kvcli.recipe import Recipe
 from kvcli.storage.base import StorageBytes
@@ -135,7 +136,10 @@ def plan(
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
     scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
-    activations += max(attending, scoring)
+    # Weights of the reference queries of one KV head over old and new units, and their products.
+    queries = 2 * MATCH_QUERIES + probe * group if recipe.policy.victims == "match" else 0
+    fitting = 4 * queries * (3 * room + 3 * queries) + queries * spec.kv_heads * spec.head_dim * (4 + 2 * size)
+    activations += max(attending, scoring, fitting)
     # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     rows = [spec.of_layer(i) for i in range(spec.layers)]
