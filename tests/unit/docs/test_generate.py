@@ -33,10 +33,11 @@ def test_the_reference_has_every_command_and_every_recipe(generate: ModuleType) 
             assert f"| `{name}" in text
 
 
-def test_the_readme_has_a_row_for_each_recipe_and_fits_its_90_lines(generate: ModuleType) -> None:
+def test_the_readme_has_a_row_for_each_recipe_and_72_lines_beside_them(generate: ModuleType) -> None:
     text = (ROOT / "README.md").read_text()
     assert generate.with_recipes(text) == text, "stale: run make docs"
-    assert len(text.splitlines()) <= 90
+    rows = sum(len(generate.policies(axis)) for axis in ("eviction", "storage"))
+    assert len(text.splitlines()) - rows <= 74, "with the table's two lines of headings"
     with pytest.raises(ValueError, match="needs one"):
         generate.with_recipes("# kvcli\n")
 
