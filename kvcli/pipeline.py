@@ -28,7 +28,7 @@ from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.kept_tokens import KeptTokens
-from kvcli.engine.prompt import Prompt
+from kvcli.engine.prompt import ANSWER_RULE, Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, UsageError
@@ -266,6 +266,8 @@ class Pipeline:
         chunk_size: tokens per forward pass of prefill.
         system: system message.
         raw: no chat template: the text, then the question.
+        before, after: text before and after each question; by default none, and a line that asks for the exact words
+            of the text.
 
     Raises:
         UsageError: the recipe, budget or number of bits is not valid.
@@ -282,6 +284,8 @@ class Pipeline:
         chunk_size: int | None = None,
         system: str | None = None,
         raw: bool = False,
+        before: str = "",
+        after: str = ANSWER_RULE,
     ) -> None:
         self.model = model
         self.recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
@@ -289,7 +293,7 @@ class Pipeline:
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
         self.chunk_size = chunk_size or CHUNK
-        self.prompt = Prompt(model.tokenizer, system=system, raw=raw)
+        self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
         if kv_bits is not None:
             (self.recipe or recipes.parse("full")).with_bits(kv_bits)
 

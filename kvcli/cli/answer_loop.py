@@ -66,7 +66,7 @@ def _answer_file(
 ) -> tuple[int, int]:
     run = open_run(open_documents(options, (name,)), loaded, questions=len(request.questions))
     banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
-    loop = AnswerLoop(run, request.questions, writer)
+    loop = AnswerLoop(run, request.questions, writer, name if len(request.files) > 1 else "")
     return int(bool(loop.run(batch=True))), loop.without_citation
 
 
@@ -104,13 +104,15 @@ class AnswerLoop:
         run: documents, model and recipe.
         questions: in order.
         writer: where answers go.
+        name: of the document, if there are several.
 
     Attributes:
         without_citation: answers without a verified quote or about something that no sentence of the text seems to
             answer, counted with ``--cite strict``.
     """
 
-    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
+    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter, name: str = "") -> None:
+        self.name = name
         self.runs, self.questions, self.writer = run, questions, writer
         self.without_citation = 0
         self.context: DocumentContext | None = None
@@ -120,6 +122,9 @@ class AnswerLoop:
         """Answer all questions; returns how many failed."""
         run, options, failed = self.runs, self.runs.options, 0
         for n, question in enumerate(self.questions, 1):
+            self.writer.heading = " · ".join(
+                [*([self.name] if self.name else []), *([question.text] if len(self.questions) > 1 else [])]
+            )
             if len(self.questions) > 1:
                 terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:

@@ -244,6 +244,8 @@ class RunOptions:
     model: str | None = None
     system: str | None = None
     raw: bool = False
+    before: str = ""
+    after: str = ""
     max_tokens: int = ANSWER_TOKENS
     allow_repetition: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Answers go to stdout or to the file of ``-o``: as streamed text, as complete text, or as JSON."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,20 @@ from typing import Any, TextIO
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.markdown import TerminalAnswer
+from kvcli.cli.views.page import Section, as_html, as_markdown
 from kvcli.cli.views.wrap import columns, wrapped
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class AnswerWriter:
-    """Writes answers one after the other; each ends in exactly one newline."""
+    """Writes answers one after the other; each ends in exactly one newline.
+
+    Attributes:
+        heading: of the next answer, if there are several; written to pipes and files.
+    """
 
     def __init__(
         self,
@@ -25,8 +33,13 @@ class AnswerWriter:
         as_json: bool = False,
         inputs: Sequence[str] = (),
         wrap: bool = True,
+        headings: bool = True,
+        export: str | None = None,
     ) -> None:
         self.path = path
+        self.heading = ""
+        self._sections = list[Section]()
+        self._export = None if export is None else _check_page(export, inputs)
         self.as_json = as_json
         self.stream = stream and not as_json and path is None
         self._file: TextIO | None = None
@@ -36,6 +49,7 @@ class AnswerWriter:
         self._terminal = path is None and terminal.is_terminal(sys.stdout)
         self._shown: TerminalAnswer | None = None
         self._markdown = wrap and self._terminal
+        self._headings = headings and not as_json and not self._terminal
         if path is not None:
             _refuse(Path(path))
             _refuse_inputs(Path(path), inputs)
@@ -82,6 +96,9 @@ class AnswerWriter:
 
         ``marks`` follow its last word; ``notes`` are lines below it, ``first`` lines above it if it was not streamed.
         """
+        sources = tuple(_ANSI.sub("", line) for line in (*notes, *first))
+        asked = " · ".join(dict.fromkeys(filter(None, (self.heading, str(record.get("question", ""))))))
+        self._sections.append(Section(asked, f"{text.strip()} {marks}".strip(), sources))
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
@@ -129,11 +146,27 @@ class AnswerWriter:
             self._shown = TerminalAnswer() if self._markdown else None
             if self._answers:
                 self.file.write("\n")  # a blank line between answers
+            if self._headings and self.heading:
+                self.file.write(f"## {terminal.oneline(self.heading)}\n\n")
             self._answers += 1
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        if self._export is not None and self._sections:
+            title = self._sections[0].question if len(self._sections) == 1 else "Answers"
+            write = as_html if self._export.suffix == ".html" else as_markdown
+            self._export.write_text(write(title, self._sections), encoding="utf-8", errors="backslashreplace")
+
+
+def _check_page(name: str, inputs: Sequence[str]) -> Path:
+    """The path of ``--export``. Raises ``UsageError``."""
+    path = Path(name)
+    if path.suffix not in (".md", ".html"):
+        raise UsageError(f"--export {name}: the name must end in .md or .html", "--export answer.html")
+    _refuse(path)
+    _refuse_inputs(path, inputs)
+    return path
 
 
 def _refuse(path: Path) -> None:

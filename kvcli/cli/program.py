@@ -33,6 +33,7 @@ PANELS = {
         "train": "Train retaining heads for a model.",
         "calibrate": "Calibrate a model for the recipe full+infinigen.",
         "models": "Choose, list, download and describe models.",
+        "templates": "List, show and edit tasks for kvcli ask --template.",
         "config": "Show and change defaults of options.",
     },
     "Measure and check": {

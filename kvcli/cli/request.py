@@ -46,11 +46,16 @@ class Request:
 
 
 def parse_request(
-    words: Sequence[str], files: Sequence[str], questions: Sequence[str], question_files: Sequence[str]
+    words: Sequence[str],
+    files: Sequence[str],
+    questions: Sequence[str],
+    question_files: Sequence[str],
+    usual: str | None = None,
 ) -> Request:
     """Positional ``words``, ``-f`` files, ``-e`` questions and ``-Q`` files as one request.
 
-    Without ``-e`` and ``-Q`` the last word is the question. Every other word is a file.
+    Without ``-e`` and ``-Q`` the last word is the question. Every other word is a file. If the last one is a file too,
+    the ``usual`` question is asked.
     Raises ``UsageError``.
     """
     words = list(words)
@@ -60,6 +65,8 @@ def parse_request(
     for name in question_files:
         asked += _load(name)
     batch = bool(question_files) or len(asked) > 1
+    if not asked and usual is not None and (not words or _is_file(words[-1]) or Path(words[-1]).is_dir()):
+        asked = [Question(usual)]
     if not asked:
         if not words:
             raise UsageError("no question was given", EXAMPLE)

@@ -320,6 +320,8 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
         chunk_size=options.chunk,
         system=options.system,
         raw=options.raw,
+        before=options.before,
+        after=options.after,
     )
     with interruptible("splitting the document into tokens"):
         source = None if inputs.document is None else _tokenize(pipeline, inputs.document)

@@ -53,11 +53,15 @@ class Prompt:
         tokenizer: a transformers tokenizer.
         system: a system message; ``None`` leaves it to the template.
         raw: no chat template and none of our words: the text, then the question.
+        before: text before a question.
+        after: text after it. What surrounds a question does not change what is read before it.
     """
 
     tokenizer: Any
     system: str | None = None
     raw: bool = False
+    before: str = ""
+    after: str = ANSWER_RULE
 
     def document(self, text: str, *, question: str | None = None) -> list[int]:
         """Encode everything up to the end of the text: the input of prefill.
@@ -74,7 +78,7 @@ class Prompt:
         if self.raw:
             return self._encode(self._bos()) + ([] if question is None else self._plain(question + "\n\n")), ""
         before = TEXT_INTRO if question is None else QUERY_AWARE_INTRO
-        head, _ = self._cut(before + _TEXT + QUESTION_INTRO + _QUESTION + ANSWER_RULE, _TEXT)
+        head, _ = self._cut(before + _TEXT + QUESTION_INTRO + _QUESTION, _TEXT)
         opening, mark, head = head.rpartition(_FIRST)
         words = head.rstrip()
         first = self._template_and_text(opening, question or "") if mark else []
@@ -95,9 +99,10 @@ class Prompt:
             )
         if not document:
             before, after = self._cut(_QUESTION, _QUESTION)
+            text = self.before + text
             return self._template_and_text(before, text) + self._encode(after)
         middle = TEXT_END + PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO if passages else QUESTION_INTRO
-        _, rest = self._cut(TEXT_INTRO + _TEXT + middle + _QUESTION + ANSWER_RULE, _TEXT)
+        _, rest = self._cut(TEXT_INTRO + _TEXT + middle + self.before + _QUESTION + self.after, _TEXT)
         return self._passages_and_question(rest, joined, text)
 
     def _passages_and_question(self, template: str, passages: str, question: str) -> list[int]:
@@ -149,7 +154,7 @@ class Prompt:
         joined = "\n\n".join(passages)
         if self.raw:
             return self._plain("\n\n" + joined + "\n\n" * bool(passages) + text)
-        content = PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO + _QUESTION + ANSWER_RULE if passages else _QUESTION
+        content = PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO + _QUESTION + self.after if passages else _QUESTION
         _, rest = self._cut(_TEXT, _REPLY, {"role": "assistant", "content": _REPLY}, _user(content))
         if _QUESTION not in rest:
             raise _template_error()

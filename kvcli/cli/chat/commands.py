@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.chat import transcript
-from kvcli.cli.chat.session import SAMPLING, export
+from kvcli.cli.chat.export import export
+from kvcli.cli.chat.session import SAMPLING, short
 from kvcli.cli.request import require_utf8
 from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import citations, sparkline, terminal
@@ -25,6 +26,7 @@ FOUND = 20
 MORE_QUOTES = 10
 AROUND = 500
 """Characters before and after a quote that ``/open`` shows."""
+ALIASES = {"?": "help", "h": "help", "quit": "exit", "q": "exit", "bye": "exit"}
 KEYS = "Alt-Enter new line · Ctrl-X Ctrl-E editor · Ctrl-C stop the answer · Ctrl-D leave"
 
 
@@ -48,6 +50,7 @@ class Commands:
     def run(self, line: str) -> None:
         """Run one command. Raises ``UsageError`` if it does not exist, with the nearest name."""
         name, _, rest = line.removeprefix("/").partition(" ")
+        name = ALIASES.get(name, name)
         command = getattr(self, f"do_{name}", None)
         if command is None:
             near = difflib.get_close_matches(name, self.names(), n=1, cutoff=0.6)
@@ -179,7 +182,7 @@ class Commands:
             self.session.save()
         else:
             question = talk.undo().question
-        terminal.note("undone", question, quiet=self.session.quiet)
+        terminal.note("undone", short(question), quiet=self.session.quiet)
 
     def do_clear(self, _rest: str) -> None:
         """/clear — remove all turns; the documents stay."""
@@ -276,12 +279,12 @@ class Commands:
         terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=session.quiet)
 
     def do_export(self, rest: str) -> None:
-        """/export FILE.md|FILE.json — write the conversation to a file."""
+        """/export FILE.md|.html|.json — write the conversation to a file."""
         if not rest:
             raise UsageError("no file was named", "/export chat.md")
         path = Path(rest).expanduser()
         self.session.save()
-        export(path, self.session.saved)
+        export(path, self.session.saved, self.session.turn_sources)
         terminal.note("exported", str(path), quiet=self.session.quiet)
 
     def do_stats(self, _rest: str) -> None:

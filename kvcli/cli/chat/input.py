@@ -65,6 +65,10 @@ def keys() -> KeyBindings:
     def _choose(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None
 
+    @bindings.add("c-x", "c-e")
+    def _edit(event: KeyPressEvent) -> None:
+        event.current_buffer.open_in_editor(validate_and_handle=False)  # the message is sent by Enter
+
     @bindings.add("escape", "enter")
     def _line(event: KeyPressEvent) -> None:
         event.current_buffer.newline()
@@ -90,7 +94,7 @@ class InputLine:
             complete_while_typing=False,
             key_bindings=keys(),
             multiline=True,
-            enable_open_in_editor=True,
+            enable_open_in_editor=False,
             tempfile_suffix=".md",
             bottom_toolbar=lambda: FormattedText([("", self.bottom(terminal.oneline(session.status())))]),
             prompt_continuation="  ",

@@ -16,7 +16,7 @@ from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
 from kvcli.documents.quotes import QuoteIndex
-from kvcli.errors import InputError, KvcliError, ResourceError, UsageError
+from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
 from kvcli.pipeline import Citations
 from kvcli.utils import process_memory
@@ -97,6 +97,19 @@ class ChatSession:
         if self.talk.unanswered is not None:
             terminal.note("session", "the last question was not answered; /retry asks it again", quiet=self.quiet)
 
+    def recall(self) -> None:
+        """Print the last turn of a conversation that continues, dim."""
+        if self.talk.turns and not self.quiet:
+            turn = self.talk.turns[-1]
+            answer = strip_reasoning(turn.answer, thinking=self.setup.prompt.thinks)
+            for text in (f"> {short(turn.question)}", *answer.strip().split("\n")):
+                terminal.paragraph(sys.stdout, terminal.strip_control(text), "dim")
+
+    def turn_sources(self, turn: transcript.Turn) -> list[str]:
+        """The citations of an answer, one line each."""
+        document = self.setup.document
+        return [] if document is None else citations.lines(document, self._cited(turn.answer))
+
     def close(self) -> None:
         """Release the session for other processes."""
         self._lock.close()
@@ -155,7 +168,7 @@ class ChatSession:
         """Ask the last question again."""
         text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
         if text:
-            terminal.note("again", text, quiet=self.quiet)
+            terminal.note("again", short(text), quiet=self.quiet)
         self._show(self.talk.retry(**self._how()))
 
     def _how(self) -> dict[str, Any]:
@@ -412,22 +425,7 @@ def _by_words(turn: transcript.Turn) -> transcript.Turn:
     return transcript.Turn(**{**asdict(turn), "ids": ()})
 
 
-def export(path: Path, saved: Transcript) -> None:
-    """Write the conversation as .md or .json. Raises ``UsageError`` or ``ResourceError``."""
-    import json
-
-    if path.suffix not in (".md", ".json"):
-        raise UsageError(f"{path}: the name must end in .md or .json", "/export chat.md")
-    if path.suffix == ".json":
-        text = json.dumps(asdict(saved), ensure_ascii=False, indent=1) + "\n"
-    else:
-        files = ", ".join(Path(name).name for name in (*saved.files, *saved.added))
-        parts = [f"# {files or 'A conversation'}"]
-        for turn in saved.turns:
-            quoted = "\n".join(f"> {line}".rstrip() for line in turn.question.splitlines())
-            parts += [quoted, turn.answer.strip() or "(no answer)"]
-        text = "\n\n".join(parts) + "\n"
-    try:
-        transcript.write(path, text)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror}", "/export another/folder/chat.md") from None
+def short(text: str) -> str:
+    """A message in one row: a paste may have thousands of lines."""
+    text = terminal.oneline(text)
+    return text if len(text) <= 60 else f"{text[:56]} … ({len(text):,} characters)"

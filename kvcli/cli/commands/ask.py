@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import typer
 
-from kvcli.cli import answer_loop
+from kvcli.cli import answer_loop, templates
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -27,9 +27,11 @@ from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import Request, answer_format, parse_request, require_utf8
 from kvcli.cli.resident import held
+from kvcli.cli.templates import Template
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
+from kvcli.types import ANSWER_TOKENS
 
 
 class Ask(Command):
@@ -51,10 +53,13 @@ class QuestionOptions(OptionGroup):
     questions: list[str] | None = option("-e, --question TEXT", "Question; repeat to ask several.", None, MAIN)
     question_files: list[str] | None = option("-Q, --questions FILE", "File of questions: one per line, or JSON Lines.")
     each: bool = option("--each", "Ask about each file separately.", False)
+    template: str = option(
+        "-t, --template NAME", "Task: answer, quote, summary, …: kvcli templates ls", templates.DEFAULT, MAIN
+    )
 
-    def request(self, words: list[str]) -> Request:
-        """Documents and questions, in order. Raises ``UsageError``."""
-        found = parse_request(words, self.files or [], self.questions or [], self.question_files or [])
+    def request(self, words: list[str], usual: str | None) -> Request:
+        """Documents and questions, in order; ``usual`` is that of the template. Raises ``UsageError``."""
+        found = parse_request(words, self.files or [], self.questions or [], self.question_files or [], usual)
         if self.each and (not found.files or STDIN in found.files):
             raise UsageError("--each needs at least one file", 'kvcli ask --each *.txt "…"')
         return found
@@ -78,6 +83,12 @@ class AskOptions(AnswerOptions):
     reread: int | None = option(
         "--reread N", "Passages to re-read before the answer. Default: 3 if KV pairs were evicted.", min=0
     )
+
+    def under(self, task: Template) -> AskOptions:
+        """These options, and those of a template that were not given."""
+        own: dict[str, Any] = {key.replace("-", "_"): value for key, value in task.sampling.items()}
+        own["schema"] = task.schema if self.choices is None else None
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     @property
     def formatted(self) -> bool:
@@ -133,6 +144,8 @@ class AskOutput(OutputOptions):
 
     as_json: bool = as_json()
     output: str | None = option("-o, --output FILE", "Write the answer to FILE.")
+    export: str | None = option("--export FILE", "Also write question, answer and quotes to FILE.md or FILE.html.")
+    no_headings: bool = option("--no-headings", "In a pipe, no heading before each of several answers.", False)
     no_stream: bool = option("-S, --no-stream", "Print the answer only when it is complete.", False)
     stats: bool = option("--stats", "Print times, speed and memory to stderr.", False)
 
@@ -169,17 +182,22 @@ def command(
       kvcli ask invoice.pdf "Who pays how much?" --schema invoice.schema.json
     """
     held.refuse(engine.no_server)
-    request = question.request(words or [])
+    task = templates.load(question.template)
+    request = question.request(words or [], task.question)
+    answer, prompt = answer.under(task), prompt if prompt.raw else replace(prompt, system=prompt.system or task.system)
     answer.refuse_unused()
     quiet = answer.formatted and not citing.exit_status and not output.as_json
+    plain = citing.no_cite or citing.exit_status or output.as_json or output.output is not None
     cite = citations.mode(
-        "off" if quiet and citing.cite is None else citing.cite,
+        "off" if quiet and citing.cite is None else citing.cite or (None if plain else task.cite),
         no_cite=citing.no_cite,
         exit_status=citing.exit_status,
         as_json=output.as_json,
         output=output.output,
     )
     options = RunOptions.of(model, document, recipe, answer, citing, prompt, cache, output, cite=cite)
+    longest = answer.max_tokens or task.max_tokens or ANSWER_TOKENS
+    options = replace(options, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=longest)
     named = question.question_files or []
     inputs = [*request.files, *named]
     writer = AnswerWriter(
@@ -188,6 +206,8 @@ def command(
         as_json=output.as_json,
         inputs=inputs,
         wrap=not answer.formatted,
+        headings=not (output.no_headings or answer.formatted),
+        export=output.export,
     )
     try:
         if citing.quotes_only:

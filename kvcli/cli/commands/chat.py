@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from kvcli.cli.chat.commands import Commands
     from kvcli.cli.chat.session import ChatSession
 
-COMMAND = re.compile(r"/[a-z]*(\s|$)")
+LEAVE = ("exit", "quit", "bye", ":q", ":q!")
+"""Words that leave the chat when they are typed alone."""
+
+COMMAND = re.compile(r"/([a-z]*|\?)(\s|$)")
 """A command. A path or a pasted comment is a question."""
 
 UNSAVED = ("model", "system", "device", "offline")
@@ -156,6 +159,7 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
         if interactive:
             from kvcli.cli.chat.input import InputLine, confirm
 
+            session.recall()
             prompt = InputLine(session, Commands.names())
             terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=options.quiet)
             _loop(session, Commands(session, confirm), iter(prompt.read, None), debug=debug)
@@ -164,7 +168,7 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
     finally:
         session.close()
     if interactive and session.talk.turns:
-        terminal.note("saved", f"kvcli chat --session {session.path.stem}", quiet=options.quiet)
+        terminal.note("saved", f"kvcli chat --session {session.path.stem}, or kvcli chat -c", quiet=options.quiet)
     if session.failed and not interactive:
         raise typer.Exit(PARTLY_FAILED)
 
@@ -185,6 +189,8 @@ def _loop(session: ChatSession, commands: Commands, lines: Iterator[str | KvcliE
             if isinstance(line, KvcliError):
                 raise line
             text = line.strip()
+            if session.interactive and text.lower() in LEAVE:
+                return
             if COMMAND.match(text):
                 commands.run(require_utf8(text, "the command"))
             elif text:

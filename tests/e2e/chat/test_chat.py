@@ -210,7 +210,8 @@ def test_a_file_that_cannot_be_added_changes_nothing(
 
 def test_set_save_load_export(call: Call, tiny_model: Path, folder: Path, book: Path, data: Path) -> None:
     lines = (
-        b"Who?\n/set temp 0.9\n/set seed 3\n/set max_tokens 4\n/set\nWho?\n/undo\nWho?\n/export a.md\n/export a.json\n"
+        b"Who?\n/set temp 0.9\n/set seed 3\n/set max_tokens 4\n/set\nWho?\n/undo\nWho?\n"
+        b"/export a.md\n/export a.json\n/?\n/export a.html\n"
         b"/save evening\n/save evening\n/load nowhere\n/export a.txt\n/set temp x\n/set nothing 3\n/set top_p 7\n"
     )
     made = call("chat", "-m", tiny_model, "-n", "9", book, stdin=lines)
@@ -224,6 +225,8 @@ def test_set_save_load_export(call: Call, tiny_model: Path, folder: Path, book: 
     assert made.out.count(found[1][1]) >= 2, "the same seed draws the same answer"
     assert (folder / "a.md").read_text().endswith(f"> Who?\n\n{found[1][1]}\n")
     assert answers(folder / "a.json") == found
+    assert "<blockquote>Who?</blockquote>" in (folder / "a.html").read_text()
+    assert "/find TEXT" in made.out
     assert stat.S_IMODE((folder / "a.md").stat().st_mode) == 0o600
     other = call("chat", "-m", tiny_model, "-n", "9", book, stdin=b"/load evening\n/undo\n")
     assert other.code == 0, other.err
@@ -300,6 +303,6 @@ def test_an_answer_in_circles_is_ended_until_its_length_is_set(
 ) -> None:
     made = call("chat", "-m", tiny_model, book, stdin=b"Who?\n/set max_tokens 500\n/retry\n")
     assert made.code == 0, made.err
-    assert made.err.count("/set max_tokens 2048") == 1
+    assert made.err.count("/set repeat_penalty") == 1
     assert "500 tokens" in made.err
     assert len(answers(chats(data)[0])) == 1

@@ -247,7 +247,7 @@ def test_an_answer_in_circles_is_ended_unless_its_length_was_asked_for(
     made = ended.json["usage"]["completion_tokens"]
     assert made < 2048
     assert ended.json["finish_reason"] == "length"
-    assert any(f" {made:,} tokens" in w and "--temp 0.7" in w for w in ended.json["warnings"])
+    assert any(f" {made:,} tokens" in w and "--repeat-penalty" in w for w in ended.json["warnings"])
     longer = ask(call, tiny_model, "-n", str(made + 100), book, "Who?")
     assert longer["usage"]["completion_tokens"] == made + 100
     assert longer["answer"].startswith(ended.json["answer"])
