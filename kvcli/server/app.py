@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from kvcli.errors import KvcliError
 from kvcli.events import Answer, Prefill, Token
-from kvcli.server import response_events
+from kvcli.server import page, response_events
 from kvcli.server.errors import ApiError, to_api_error
 from kvcli.server.requests import CompletionRequest, parse_chat, parse_completion, parse_response
-from kvcli.server.responses import ChatShape, TextShape, completion, stream
+from kvcli.server.responses import ChatShape, TextShape, completion, sse, stream
 from kvcli.server.scheduler import JobCancelled
 from kvcli.server.security import Gate
 from kvcli.server.service import Answering, Service, new_answering
@@ -45,6 +45,7 @@ def build(service: Service, *, hosts: frozenset[str] | None, token: str | None, 
     routes = Routes(service)
     app = Starlette(
         routes=[
+            Route("/", page.show, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),
             Route("/v1/models", routes.models, methods=["GET"]),
             Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
@@ -53,6 +54,9 @@ def build(service: Service, *, hosts: frozenset[str] | None, token: str | None, 
             Route("/v1/completions", routes.completions, methods=["POST"]),
             Route("/v1/files", routes.files, methods=["GET", "POST"]),
             Route("/v1/files/{file_id}", routes.file, methods=["GET", "DELETE"]),
+            Route("/v1/files/{file_id}/prefill", routes.prefill, methods=["POST"]),
+            Route("/v1/files/{file_id}/passage", routes.passage, methods=["GET"]),
+            Route("/v1/files/{file_id}/pages/{page:int}", routes.picture, methods=["GET"]),
         ],
         exception_handlers={
             ApiError: _failed,
@@ -142,9 +146,46 @@ class Routes:
         self.service.uploads.delete(file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
+    async def prefill(self, request: Request) -> Response:
+        """Progress of the prefill as server-sent events; the prefill stops if its only client leaves."""
+        document = self.service.uploads.get(request.path_params["file_id"]).document
+        self.service.check_queue()
+
+        async def events() -> AsyncIterator[bytes]:
+            found = self.service.prefill_events(document)
+            try:
+                async with _closing(found):
+                    async for event in found:
+                        yield sse(event)
+            except Exception as error:
+                yield sse(to_api_error(error).body)
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+    async def passage(self, request: Request) -> Response:
+        return JSONResponse(self.service.uploads.passage(request.path_params["file_id"], *_range(request)))
+
+    async def picture(self, request: Request) -> Response:
+        where = request.path_params
+        drawn = await asyncio.to_thread(
+            self.service.uploads.picture, where["file_id"], where["page"], *_range(request, 0)
+        )
+        return Response(drawn, media_type="image/png", headers={"Cache-Control": "no-store", **page.NO_SNIFF})
+
 
 class ClientLeft(Exception):
     """The client closed the connection before its answer."""
+
+
+def _range(request: Request, default: int | None = None) -> tuple[int, int]:
+    """``start`` and ``end`` of the query: characters of a text."""
+    found = []
+    for name in ("start", "end"):
+        text = request.query_params.get(name, "" if default is None else str(default))
+        if not text.isascii() or not text.isdigit() or len(text) > 12:
+            raise ApiError(400, f"'{name}' must be a number", code="invalid_value", param=name)
+        found.append(int(text))
+    return found[0], found[1]
 
 
 async def _json(request: Request) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -93,7 +94,7 @@ def serve(
             try:
                 with _signals_drain(service, caught):
                     for name, document in documents:
-                        service.uploads.add(document, name)
+                        service.uploads.add(document, name, Path(name) if name.lower().endswith(".pdf") else None)
                         on_prefilled(name, await service.prefill(document))
             except (JobCancelled, PrefillInterrupted):  # stopped; what was read is saved
                 return
@@ -113,6 +114,7 @@ def serve(
     finally:  # a signal may have cut the event loop's own end short
         service.scheduler.drain()
         service.scheduler.join(60)
+        service.uploads.close()
     if caught:
         signal.raise_signal(caught[0])
 

@@ -10,6 +10,9 @@ from kvcli.server.errors import ApiError
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
+OPEN = frozenset({("GET", "/")})
+"""What needs no token: the page, which says nothing of the documents and asks for the token itself."""
+
 
 class Gate:
     """ASGI middleware: Host and Origin against DNS rebinding and foreign web pages, the token, the size of the body.
@@ -58,7 +61,7 @@ class Gate:
         origin = headers.get("origin", [])
         if origin and hostname(urlsplit(origin[0]).netloc) not in (self.hosts or {hostname(host[0])}):
             raise ApiError(403, "requests of other web pages are refused", code="wrong_origin")
-        if self.token is not None:
+        if self.token is not None and (scope["method"], scope["path"]) not in OPEN:
             kind, _, given = headers.get("authorization", [""])[0].partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self.token.encode()):
                 raise ApiError(

@@ -165,6 +165,10 @@ class Service:
             raise ApiError(404, f"the model here is {self.names[0]}", code="model_not_found", param="model")
         if request.documents and request.messages[-1].role == "assistant":
             raise ApiError(400, "a conversation about documents must end with a user message", param="messages")
+        self.check_queue()
+
+    def check_queue(self) -> None:
+        """Refuse a request that is one too many. Raises :class:`ApiError`."""
         if self.active >= self.queue:
             raise ApiError(
                 429,
@@ -180,6 +184,35 @@ class Service:
         recipe = await self._recipe(pipeline, source)
         context, _ = await self.contexts.get(pipeline, source, recipe, max_tokens=1)
         return context
+
+    async def prefill_events(self, document: Document) -> AsyncIterator[dict[str, Any]]:
+        """Prefill a document and say how far it is, in tokens and in bytes of KV cache; ``full_bytes`` if all was kept.
+
+        Raises:
+            KvcliError: it does not fit the model or the memory.
+        """
+        pipeline, answering = self._pipeline(None, False), new_answering("prefill")
+        source = await asyncio.to_thread(pipeline.tokenize, document)
+        recipe, row = await self._recipe(pipeline, source), self.model.spec.row_bytes
+        self.active += 1
+        try:
+            async for event in self._prefilled(pipeline, source, recipe, 1, answering):
+                bytes_ = {"bytes": event.kept * row, "full_bytes": event.done * row}
+                yield {"done": event.done, "total": event.total, "seconds": round(event.seconds, 2), **bytes_}
+        finally:
+            self.active -= 1
+        assert answering.context is not None
+        tokens, frozen = answering.context.tokens, answering.context.context
+        held = 0 if frozen is None else frozen.nbytes
+        cached = answering.cached_tokens
+        yield {
+            "done": tokens,
+            "total": tokens,
+            "bytes": held,
+            "full_bytes": tokens * row,
+            "cached": cached,
+            "ready": True,
+        }
 
     async def answer(self, request: CompletionRequest, answering: Answering) -> AsyncIterator[Prefill | Token | Answer]:
         """The events of one request; fills in ``answering`` as they come.

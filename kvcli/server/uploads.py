@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 import time
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kvcli import documents
-from kvcli.documents.document import Document
+from kvcli.documents.document import Document, Source
+from kvcli.documents.pdf.picture import picture
 from kvcli.server.errors import ApiError
+
+AROUND = 600
+"""Characters of a text that are shown before and after a passage."""
+
+LONGEST = 5_000
+"""Characters that are marked on a page."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +33,18 @@ class UploadedFile:
         name: the client's name for it, without folders.
         document: its text.
         created: seconds since 1970.
+        path: a PDF, from which pages are drawn; ``None`` for other formats.
     """
 
     id: str
     name: str
     document: Document
     created: int
+    path: Path | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As OpenAI's file object."""
+        """As OpenAI's file object, and what kvcli knows besides."""
         return {
             "id": self.id,
             "object": "file",
@@ -44,6 +56,7 @@ class UploadedFile:
             "kvcli": {
                 "characters": len(self.document.text),
                 "pages": self.document.pages,
+                "pictures": self.path is not None,
                 "warnings": list(self.document.warnings),
             },
         }
@@ -59,29 +72,34 @@ class Uploads:
     def __init__(self, root: Path | None = None) -> None:
         self.root = None if root is None else root.resolve(strict=True)
         self._files: dict[str, UploadedFile] = {}
+        self._folder: Path | None = None
 
     def __iter__(self) -> Any:
         return iter(list(self._files.values()))
 
-    def add(self, document: Document, name: str) -> UploadedFile:
-        """Register a document that was read already."""
+    def add(self, document: Document, name: str, path: Path | None = None) -> UploadedFile:
+        """Register a document that was read already; ``path`` is its file, if it is a PDF."""
         digest = hashlib.sha256(f"{document.sha256} {name}".encode()).hexdigest()
-        found = UploadedFile(f"file-{digest[:24]}", name, document, int(time.time()))
+        found = UploadedFile(f"file-{digest[:24]}", name, document, int(time.time()), path)
         return self._files.setdefault(found.id, found)
 
-    def read(self, data: bytes, filename: str) -> UploadedFile:
-        """Extract the text of an uploaded file. Takes a while: call it in a thread.
+    def read(self, data: bytes, filename: str, path: Path | None = None) -> UploadedFile:
+        """Extract the text of an uploaded file, or of one at ``path``. Takes a while: call it in a thread.
 
         Raises:
             InputError: there is no text in it, or its format is not supported.
         """
         name = PurePosixPath(filename.replace("\\", "/")).name or "upload"
         with tempfile.TemporaryDirectory(prefix="kvcli-upload-") as folder:
-            path = Path(folder, "file" + Path(name).suffix[:16])
+            copy = Path(folder, "file" + Path(name).suffix[:16])
+            copy.write_bytes(data)
+            document = documents.read([str(copy)])
+        pdf = data.startswith(b"%PDF")
+        if pdf and path is None:
+            path = self._place(document.sha256)
             path.write_bytes(data)
-            document = documents.read([str(path)])
         spans = tuple(replace(span, file=name) for span in document.spans)
-        return self.add(replace(document, files=(name,), spans=spans), name)
+        return self.add(replace(document, files=(name,), spans=spans), name, path if pdf else None)
 
     def get(self, file_id: str) -> UploadedFile:
         """Raises :class:`ApiError` (404) for an id that is unknown."""
@@ -109,7 +127,51 @@ class Uploads:
             return self.get(name)
         if not path.is_relative_to(self.root) or not path.is_file():
             return self.get(name)
-        return self.read(path.read_bytes(), str(path.relative_to(self.root)))
+        return self.read(path.read_bytes(), str(path.relative_to(self.root)), path)
+
+    def picture(self, file_id: str, page: int, start: int, end: int) -> bytes:
+        """A page as PNG, with the words from ``start`` to ``end`` of the text marked. Call it in a thread.
+
+        Raises:
+            ApiError: 404 if there is no such page, or the file has changed since it was read.
+        """
+        file = self.get(file_id)
+        data = b""
+        if file.path is not None:
+            with suppress(OSError):
+                data = file.path.read_bytes()
+        same = hashlib.sha256(data).hexdigest() == file.document.sha256
+        if not same or not any(span.page == page for span in file.document.spans):
+            raise ApiError(404, f"{file.name} has no picture of page {page}", code="page_not_found")
+        quote = (
+            file.document.text[start : min(end, start + LONGEST)].replace("\0", "").encode("utf-8", "ignore").decode()
+        )
+        return picture(Source(data, file.name, file.name), page, quote)
+
+    def _place(self, name: str) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="kvcli-uploads-"))
+            self._end = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder / name
+
+    def close(self) -> None:
+        """Delete the files that were kept to draw their pages."""
+        if self._folder is not None:
+            self._end()
+
+    def passage(self, file_id: str, start: int, end: int) -> dict[str, Any]:
+        """The text from ``start`` to ``end``, what is around it, and where it is. Raises :class:`ApiError`."""
+        document = self.get(file_id).document
+        if not 0 <= start < end <= len(document.text):
+            raise ApiError(400, f"the text has {len(document.text)} characters", param="start")
+        text = document.text
+        return {
+            "before": text[max(0, start - AROUND) : start],
+            "text": text[start:end],
+            "after": text[end : end + AROUND],
+            "line": document.line(start),
+            **document.at(start).place,
+        }
 
     def delete(self, file_id: str) -> None:
         """Forget a document; its saved prefill stays in the cache directory."""
