@@ -4,7 +4,8 @@
     python -m benchmarks.rows needle.jsonl --table needle --command "kvcli eval …" >> docs/results/data/quality.jsonl
 
 One row per task, recipe, number of reread passages and length. Questions that are right or wrong, one per text, give
-``right`` of ``n``; everything else gives the mean with its bootstrap interval, in per cent.
+``right`` of ``n``; everything else gives the mean with its bootstrap interval, in per cent. Cases of the task
+``fidelity`` give the means of ``kl`` and ``loss`` in nats and of ``same`` in per cent.
 """
 
 from __future__ import annotations
@@ -16,6 +17,26 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from kvcli.evaluate.intervals import estimate
+
+
+def fidelity(cases: list[dict[str, Any]], table: str, command: str) -> list[dict[str, Any]]:
+    """Rows of the task ``fidelity``, by budget and then by divergence."""
+    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for case in cases:
+        cells.setdefault((case["recipe"], case["length"]), []).append(case)
+    rows = []
+    for (recipe, length), found in cells.items():
+        row = {"table": table, "recipe": recipe, "length": length, "budget": found[0]["budget"]}
+        row["questions"] = sum(len(case["scores"]) for case in found)
+        for name, key, factor, digits in (("kl", "kl", 1, 4), ("same", "scores", 100, 1), ("loss", "gold_nll", 1, 2)):
+            values = estimate([case[key] for case in found])
+            row[name] = round(factor * values.mean, digits)
+            row[f"{name}_low"], row[f"{name}_high"] = (
+                None if v is None else round(factor * v, digits) for v in (values.low, values.high)
+            )
+        row["mib"] = round(max(case["device_bytes"] for case in found) / 2**20, 1)
+        rows.append({k: v for k, v in row.items() if v is not None} | provenance(command, n=len(found)))
+    return sorted(rows, key=lambda row: (row["budget"] or 0, row["kl"]))
 
 
 def summarize(cases: list[dict[str, Any]], table: str, command: str) -> list[dict[str, Any]]:
@@ -43,7 +64,9 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command that made FILE")
     options = parser.parse_args()
     cases = [json.loads(line) for line in options.file.read_text().splitlines()]
-    for row in summarize([case for case in cases if "recipe" in case], options.table, options.command):
+    cases = [case for case in cases if "recipe" in case]
+    make = fidelity if all(case.get("kl") for case in cases) else summarize
+    for row in make(cases, options.table, options.command):
         print(json.dumps(row, ensure_ascii=False))
 
 
