@@ -19,7 +19,7 @@ from kvcli.cache.base import State, with_sink
 from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
-from kvcli.eviction.base import Chunk, EvictionPolicy
+from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
 from kvcli.storage.base import KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
@@ -112,6 +112,12 @@ class PrefillCache:
     def take_state(self) -> State | None:
         """See :class:`kvcli.cache.base.KVCache`."""
         return self.state
+
+    def tell(self, surprise: Tensor) -> None:
+        """Give the last chunk's :data:`kvcli.eviction.base.SURPRISE` to all layers without a window."""
+        for layer in self._layers:
+            if layer.window is None:
+                layer.state[SURPRISE] = surprise
 
     @property
     def nbytes(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
@@ -67,7 +68,7 @@ def prefill_steps(
         if step.probe:
             batch = torch.cat([batch, question])
         cache.step = step
-        model.forward(batch, cache, logits=False)
+        _read(model, batch, cache)
         cache.seen += step.new
         yield Prefill(cache.seen, len(ids), cache.kept, perf_counter() - started)
     return cache
@@ -161,7 +162,7 @@ def evict_turns(
         cache.reserve(before + len(ids), min(chunk, len(ids)))
     for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
         cache.step = ChunkStep(cache.seen, len(part))
-        model.forward(part, cache, logits=False)
+        _read(model, part, cache)
         cache.seen += len(part)
         yield Prefill(cache.seen - before, len(ids), cache.kept, perf_counter() - started)
     return freeze_and_keep(cache, recipe)
@@ -173,6 +174,27 @@ def freeze_and_keep(cache: PrefillCache, recipe: Recipe) -> Context:
         context = freeze(cache, recipe.storage, release=False)
         cache.release()
     return context
+
+
+def _read(model: Model, ids: Tensor, cache: PrefillCache) -> None:
+    """Run a chunk and its probe through the model; tell the policy how surprising the chunk was, if it asks."""
+    if not cache.policy.uses_surprise:
+        model.forward(ids, cache, logits=False)
+        return
+    logits, new = model.forward(ids, cache, logits="all"), cache.step.new
+    assert logits is not None
+    with torch.inference_mode():
+        found = surprise(logits[: new - 1], ids[1:new])
+        cache.tell(torch.cat([found.max()[None] if new > 1 else found.new_zeros(1), found]))
+
+
+def surprise(logits: Tensor, ids: Tensor) -> Tensor:
+    """Compute ``-log p`` of each id under its row of logits ``[n, vocab]``: float32 ``[n]``."""
+    found = logits.new_empty(len(ids), dtype=torch.float32)
+    for start in range(0, len(ids), 64):  # float32 copies of a few rows only
+        rows, part = logits[start : start + 64].float(), ids[start : start + 64, None]
+        found[start : start + 64] = rows.logsumexp(dim=1) - rows.gather(1, part)[:, 0]
+    return found
 
 
 def last_chunk_boundary(tokens: int, chunk: int, tail: int) -> int:

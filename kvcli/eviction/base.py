@@ -13,6 +13,9 @@ from kvcli.types import ModelSpec, Positions, Scorer
 if TYPE_CHECKING:
     from torch import Tensor
 
+SURPRISE = "surprise"
+"""Name of a running statistic: ``-log p(token | text before it)`` of the last chunk's tokens, float32 ``[new]``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvictionPolicy:
@@ -50,6 +53,9 @@ class EvictionPolicy:
 
     needs_heads: ClassVar[bool] = False
     """Whether the policy scores with the model's retaining heads."""
+
+    uses_surprise: ClassVar[bool] = False
+    """Whether each layer's state has the previous chunk's :data:`SURPRISE`."""
 
     evicts_early: ClassVar[bool] = False
     """Whether :meth:`choose` may evict units although no more than the budget are there."""

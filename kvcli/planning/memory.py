@@ -140,6 +140,8 @@ def plan(
     queries = 2 * MATCH_QUERIES + probe * group if recipe.policy.victims == "match" else 0
     fitting = 4 * queries * (3 * room + 3 * queries) + queries * spec.kv_heads * spec.head_dim * (4 + 2 * size)
     activations += max(attending, scoring, fitting)
+    if recipe.policy.uses_surprise:  # logits of a whole chunk, and a block of them in float32
+        activations += spec.vocab * (chunk * size + 64 * 4)
     # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     rows = [spec.of_layer(i) for i in range(spec.layers)]
