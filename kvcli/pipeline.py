@@ -697,7 +697,7 @@ class Pipeline:
         document = context.document
         if document is None or context.context is None:
             return Citations()
-        quotes = tuple((index or QuoteIndex(document)).cite(answer))
+        quotes = tuple((index or QuoteIndex(document)).cite(answer, question))
         grounded = any(quote.status == "verified" for quote in quotes)
         likely: Sequence[LikelySource] = ()
         if likely_sources or (likely_sources is None and not grounded):

@@ -102,15 +102,25 @@ class QuoteIndex:
         """The document's text without kvcli's marks, to compare by."""
         return normalize(self.document.text, ((s.start, s.body) for s in self.document.spans if s.body > s.start))
 
-    def cite(self, answer: str) -> list[Citation]:
-        """The quotes of an answer in its order; no two of them share a character of it."""
+    def cite(self, answer: str, question: str = "") -> list[Citation]:
+        """The quotes of an answer in its order; no two share a character of it, or are the same place of the document.
+
+        Words of the ``question`` that the answer repeats without quotation marks are no quote.
+        """
+        asked = folded_quote(question)
         found = [c for start, end in marked(answer) if (c := self._marked(answer, start, end))]
         taken = [(c.answer_start, c.answer_end) for c in found]
         for start, end in unmarked(answer):
-            if all(end <= a or b <= start for a, b in taken) and (c := self._exact(answer, start, end, marked=False)):
+            echo = bool(asked) and folded_quote(answer[start:end]) in asked
+            free = not echo and all(end <= a or b <= start for a, b in taken)
+            if free and (c := self._exact(answer, start, end, marked=False)):
                 found.append(c)
                 taken.append((start, end))
-        return sorted(found, key=lambda c: c.answer_start)
+        once = list[Citation]()
+        for c in sorted(found, key=lambda c: c.answer_start):
+            if c.start is None or not any(e.start is not None and _within(c, e) for e in once):
+                once.append(c)
+        return once
 
     def _marked(self, answer: str, start: int, end: int) -> Citation | None:
         if not _WORD.search(answer, start, end):
@@ -175,6 +185,11 @@ class QuoteIndex:
                     parts.append("\n")
                 parts.append(self.document.text[max(start, span.body) : min(end, span.end)])
         return "".join(parts).strip()
+
+
+def _within(one: Citation, other: Citation) -> bool:
+    """Whether a place in the document is a part of another one."""
+    return (other.start or 0) <= (one.start or 0) and (one.end or 0) <= (other.end or 0)
 
 
 def folded_quote(text: str) -> str:

@@ -27,7 +27,7 @@ MORE_QUOTES = 10
 AROUND = 500
 """Characters before and after a quote that ``/open`` shows."""
 ALIASES = {"?": "help", "h": "help", "quit": "exit", "q": "exit", "bye": "exit"}
-KEYS = "Alt-Enter new line · Ctrl-X Ctrl-E editor · Ctrl-C stop the answer · Ctrl-D leave"
+KEYS = "Alt-Enter new line · Ctrl-X Ctrl-E editor · Ctrl-C stop · Ctrl-D leave"
 
 
 class Commands:
@@ -104,11 +104,12 @@ class Commands:
         terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
 
     def do_page(self, rest: str) -> None:
-        """/page N — show the text of a page."""
+        """/page N — show a page, by its number or its printed one."""
         document = self._document()
-        if not rest.isdecimal():
-            raise UsageError(f"'{rest}' is not a page number", "/page 12")
-        spans = [span for span in document.spans if span.page == int(rest)]
+        spans = [span for span in document.spans if span.page is not None and str(span.page) == rest]
+        spans = spans or [span for span in document.spans if span.label is not None and span.label == rest]
+        if not spans and not rest.isdecimal():
+            raise UsageError(f"'{rest}' is not the number of a page", "/page 12")
         if not spans:
             pages = [span.page for span in document.spans if span.page is not None]
             there = f"pages are {min(pages)} to {max(pages)}" if pages else "the document has no pages"
@@ -130,10 +131,9 @@ class Commands:
             at = text.find(wanted, at + len(wanted))
         for place in places[:FOUND]:
             span = document.at(place)
-            where = f"p. {span.page}" if span.page is not None else f"line {document.line(place)}"
-            name = f"{span.file} " if len(document.files) > 1 else ""
+            where = citations.where(document, span, document.line(place))
             around = document.text[max(0, place - 30) : place + len(wanted) + 40]
-            _say(f"{name}{where}: …{terminal.oneline(around)}…")
+            _say(f"{where}: …{terminal.oneline(around)}…")
         if not places:
             _say(f"'{rest}' was not found")
         elif len(places) > FOUND:
@@ -279,7 +279,7 @@ class Commands:
         terminal.note("session", f"{path.stem} · {terminal.plural(len(found.turns), 'turn')}", quiet=session.quiet)
 
     def do_export(self, rest: str) -> None:
-        """/export FILE.md|.html|.json — write the conversation to a file."""
+        """/export FILE.md — write the conversation as .md, .html or .json."""
         if not rest:
             raise UsageError("no file was named", "/export chat.md")
         path = Path(rest).expanduser()

@@ -108,7 +108,7 @@ class ChatSession:
     def turn_sources(self, turn: transcript.Turn) -> list[str]:
         """The citations of an answer, one line each."""
         document = self.setup.document
-        return [] if document is None else citations.lines(document, self._cited(turn.answer))
+        return [] if document is None else citations.lines(document, self._cited(turn.answer, turn.question))
 
     def close(self) -> None:
         """Release the session for other processes."""
@@ -214,7 +214,7 @@ class ChatSession:
                     self.answers += 1
                     self.tps = event.decode_tps
                     write(thoughts.flush())
-                    cited = self._cited(event.text) if self.cite else Citations()
+                    cited = self._cited(event.text, self.talk.turns[-1].question) if self.cite else Citations()
                     shown.end(citations.marks(cited))
                     if self.cite:
                         self._tell(cited)
@@ -265,16 +265,16 @@ class ChatSession:
         if not 1 <= number <= len(turns):
             raise InputError(f"there is no turn {number:,}; turns are 1 to {len(turns):,}", "/sources")
         turn = turns[number - 1]
-        cited = replace(self._cited(turn.answer), likely_sources=self._likely(turn), grounded=None)
+        cited = replace(self._cited(turn.answer, turn.question), likely_sources=self._likely(turn), grounded=None)
         return citations.lines(document, cited)
 
-    def _cited(self, answer: str) -> Citations:
+    def _cited(self, answer: str, question: str) -> Citations:
         document = self.setup.document
         if document is None:
             return Citations()
         if self._index is None or self._index.document is not document:
             self._index = QuoteIndex(document)
-        quotes = tuple(self._index.cite(strip_reasoning(answer, thinking=self.setup.prompt.thinks)))
+        quotes = tuple(self._index.cite(strip_reasoning(answer, thinking=self.setup.prompt.thinks), question))
         return Citations(quotes, (), any(quote.status == "verified" for quote in quotes))
 
     def _likely(self, turn: transcript.Turn) -> tuple[LikelySource, ...]:

@@ -82,11 +82,11 @@ def lines(document: Document, cited: Citations) -> list[str]:
 
 
 def where(document: Document, span: Span, line: int | None, last: int | None = None) -> str:
-    """``p. 12``, ``p. iv (page 12)``, ``Chapter 3, line 40``, ``lines 40–52``; with the file if there are several."""
+    """``p. 12``, ``p. 12 (printed iv)``, ``Chapter 3, line 40``, ``lines 40–52``; and the file of several."""
     parts = [span.file] if len(document.files) > 1 else []
     if span.page is not None:
         printed = span.label is not None and span.label != str(span.page)
-        parts.append(f"p. {span.label} (page {span.page})" if printed else f"p. {span.page}")
+        parts.append(f"p. {span.page} (printed {span.label})" if printed else f"p. {span.page}")
     else:
         parts += [span.section] if span.section else []
         parts.append(f"line {line}" if last is None or last == line else f"lines {line}–{last}")

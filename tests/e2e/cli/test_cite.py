@@ -52,7 +52,7 @@ def test_a_verified_quote_stands_below_the_answer(call: Call, tiny_model: Path, 
 
 def test_what_is_not_verified_is_no_quote(call: Call, tiny_model: Path, book: Path, saying: list[str]) -> None:
     saying += [INVENTED, REPAIRED]
-    outcome = call("ask", "-m", tiny_model, "--cite", book, "-e", "What?", "-e", "Which?")
+    outcome = call("ask", "-m", tiny_model, "--cite", "--no-headings", book, "-e", "What?", "-e", "Which?")
     invented, repaired = outcome.out.split("\n\n")
     answer, unverified, *likely = invented.splitlines()
     assert answer == INVENTED

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from kvcli.cli.views.citations import where
 from kvcli.documents import Document, Span, read
 from kvcli.documents.normalize import normalize
 from kvcli.documents.quotes import ALIKE, LEAST, Citation, QuoteIndex, marked
@@ -189,3 +191,22 @@ def test_any_answer_to_any_text_is_cited_without_overlap(answer: str, text: str)
         ends.append(citation.answer_end)
         assert citation.marked or citation.answer_end - citation.answer_start >= LEAST
         assert (citation.span is None) == (citation.status == "unverified")
+
+
+def test_the_same_place_is_cited_once() -> None:
+    answer = "“The ship sailed on.” It is true: “The ship sailed on”. “The ship sailed off entirely.”"
+    found = MOBY.cite(answer)
+    assert [c.status for c in found] == ["verified", "unverified"]
+
+
+def test_the_words_of_the_question_are_no_quote_unless_they_are_marked() -> None:
+    question = "Who says: I would sail about a little?"
+    assert MOBY.cite("I would sail about a little.", question) == []
+    assert len(MOBY.cite("“I would sail about a little”", question)) == 1
+    assert len(MOBY.cite("I would sail about a little.", "Who sails?")) == 1
+
+
+def test_a_page_is_named_as_a_viewer_counts_it() -> None:
+    document = replace(MOBY.document, spans=tuple(replace(s, label=f"x{s.page}") for s in MOBY.document.spans))
+    assert where(document, document.spans[1], None) == "p. 2 (printed x2)"
+    assert where(MOBY.document, MOBY.document.spans[1], None) == "p. 2"
