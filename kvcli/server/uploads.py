@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import time
+import uuid
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -96,7 +97,7 @@ class Uploads:
             document = documents.read([str(copy)])
         pdf = data.startswith(b"%PDF")
         if pdf and path is None:
-            path = self._place(document.sha256)
+            path = self._place(uuid.uuid4().hex)
             path.write_bytes(data)
         spans = tuple(replace(span, file=name) for span in document.spans)
         return self.add(replace(document, files=(name,), spans=spans), name, path if pdf else None)
@@ -175,4 +176,6 @@ class Uploads:
 
     def delete(self, file_id: str) -> None:
         """Forget a document; its saved prefill stays in the cache directory."""
-        del self._files[self.get(file_id).id]
+        file = self._files.pop(self.get(file_id).id)
+        if file.path is not None and file.path.parent == self._folder:
+            file.path.unlink(missing_ok=True)

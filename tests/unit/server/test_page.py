@@ -149,8 +149,12 @@ def test_a_document_is_read_with_progress_and_then_known(server: Running) -> Non
     assert httpx.post(f"{server.url}/v1/files/none/prefill").status_code == 404
 
 
-def test_no_picture_is_left_of_a_server_that_stopped(start: Start) -> None:
+def test_no_picture_is_left_of_a_removed_file_or_a_server_that_stopped(start: Start) -> None:
     with start() as running:
+        gone = upload(running, "tea.pdf", paper("Tea is served."))
+        path = running.service.uploads.get(gone["id"]).path
+        httpx.delete(f"{running.url}/v1/files/{gone['id']}")
+        assert not path.exists()
         upload(running, "meeting.pdf", paper("The meeting begins at noon."))
         (file,) = running.service.uploads
         assert file.path.is_file()
