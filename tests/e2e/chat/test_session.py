@@ -92,7 +92,7 @@ def every_command(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) ->
     talk.key(CTRL_C, "")
     steps = [
         ("Who?", 2, r"likely source|line \d"),
-        ("/help", 2, r"/export FILE\.md(.*\n)*Ctrl-X Ctrl-E"),
+        ("/help", 2, r"/export FILE\.md(.*\n)*.*Ctrl-X Ctrl-E"),
         ("/files", 2, r"book\.html · [\d,]+ characters"),
         ("/page 3", 2, r"no page 3"),
         ("/find KOKOVOKO", 2, r"line \d+: ….*Kokovoko"),
