@@ -45,7 +45,7 @@ class ModelSpec:
         former_fingerprint: the fingerprint that kvcli 0.1.0 gave to this model; files of that time contain it.
         host_weight_bytes: the part of ``weight_bytes`` in main memory, if the GPU is too small.
         state_bytes: size of the state of its recurrent layers; 0 if it has none. ``layers`` does not count them.
-        mapped_bytes: bfloat16 weights of the file, mapped beside float32 ones to decode with on a CPU.
+        mapped_bytes: narrower weights, mapped from a file beside the model's own, that a CPU decodes with.
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
     """

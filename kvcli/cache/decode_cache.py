@@ -206,7 +206,7 @@ class DecodeCacheLayer:
         q = cache.rotary.rotate(self.index, q, positions)
         self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
         self.v.index_copy_(1, position, v)
-        term = varlen_attention(q, self.k, self.v, scale, (position + 1).repeat(k.shape[0]))
+        term = varlen_attention(q, self.k, self.v, scale, (position + 1).expand(k.shape[0]).contiguous())
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
             term = merge(cache.context_layers[self.index].attend(q, scale, slots), term)

@@ -311,7 +311,7 @@ class AnswerLoop:
                 terminal.note(label, text)
         if options.verbose:
             spec = self.runs.model.spec
-            mapped = f" · decodes with {format_bytes(spec.mapped_bytes)} of bfloat16" if spec.mapped_bytes else ""
+            mapped = f" · decodes with {format_bytes(spec.mapped_bytes)} of other weights" if spec.mapped_bytes else ""
             terminal.note("model", f"fingerprint {spec.fingerprint}{mapped}", quiet=quiet)
         if self.writer.path is not None:
             terminal.note("answer", f"written to {self.writer.path}", quiet=quiet)

@@ -10,15 +10,24 @@ from torch import Tensor
 
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.models.model import Model
+from kvcli_kernels.backend import for_cpu
 
 DecodeStep = Callable[[Tensor], Tensor]
 """Maps a token id, int64 ``[1]``, to the next token's logits ``[vocab]``; does not extend the decode cache."""
 
 
 def make_decode_step(model: Model, cache: DecodeCache) -> DecodeStep:
-    """Return the decode step for a cache: a CUDA graph if ``KVCLI_CUDA_GRAPH=1`` and the steps are static."""
+    """Return the decode step for a cache.
+
+    Static steps are recorded and replayed on a CPU. On a GPU they become a CUDA graph if ``KVCLI_CUDA_GRAPH=1``.
+    """
     if model.device.type == "cuda" and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and dynamic_reason(cache) is None:
         return CudaGraphStep(model, cache)
+    recordable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
+    if recordable and for_cpu("attention") is not None and dynamic_reason(cache) is None:
+        from kvcli.engine.recorded_step import RecordedStep
+
+        return RecordedStep(model, cache)
 
     def step(token: Tensor) -> Tensor:
         return _forward_one(model, cache, token)

@@ -1,7 +1,12 @@
 """Linear layers with a fast product for few rows, which decoding on a CPU spends its time in.
 
-A float32 model whose file has bfloat16 weights reads them from the mapped file while it decodes: the same numbers in
-half the bytes, without memory of their own. Many rows, in prefill, take the float32 weights and torch's product.
+While it decodes, a model reads narrower weights than it has, mapped from a file:
+
+- a float32 model whose file has bfloat16 weights reads those: the same numbers in half the bytes;
+- a model that was made from a quantised file (GGUF) reads 8 bits a weight, in blocks of 32 with a scale. This changes a
+  weight by less than rounding to 4 bits did, but answers may differ in words.
+
+Many rows, in prefill, take the model's own weights and torch's product.
 """
 
 from __future__ import annotations
@@ -9,22 +14,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kvcli.models import weights
-from kvcli_kernels.linear import linear, serves
+from kvcli.utils import files
+from kvcli_kernels.linear import FEW_INT8, int8, linear, serves
+
+PACKED = "decode-int8.safetensors"
+"""In the directory of a converted model: its weights with 8 bits."""
 
 _SAMPLE = 64  # rows of a matrix that are compared with the file's
 
 
 class CpuDecodeLinear(nn.Linear):
-    """torch's linear layer with kvcli's kernels; ``stored`` is the weight as the file has it, if that is narrower."""
+    """torch's linear layer with kvcli's kernels.
+
+    Attributes:
+        stored: the weight as the file has it, if that is narrower.
+        packed: the weight with 8 bits (:class:`kvcli_kernels.linear.int8.Int8Weight`), if decoding takes that.
+    """
 
     stored: Tensor | None = None
+    packed: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None and input.numel() <= FEW_INT8 * input.shape[-1] and not torch.is_grad_enabled():
+            return self.packed.linear(input, self.bias)  # type: ignore[no-any-return]
         stored = self.stored
         weight = self.weight if stored is None or not serves(input, stored) else stored
         return linear(input, weight, self.bias)
@@ -48,6 +67,48 @@ def install(module: nn.Module) -> Callable[[bool], None]:
     return switch
 
 
+def map_packed(module: nn.Module, directory: Path) -> int:
+    """Give a model's layers weights of 8 bits, mapped from a file that is written the first time.
+
+    Args:
+        module: after :func:`install` and its switch.
+        directory: of a converted model, where the file is.
+
+    Returns:
+        bytes of those weights; 0 if the kernel's compiler is not installed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    layers = {n: m for n, m in module.named_modules() if type(m) is CpuDecodeLinear}
+    if (kernels := int8()) is None or not layers:
+        return 0
+    path = directory / PACKED
+    try:
+        if not path.is_file():
+            _write_packed(kernels, layers, path)
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            for name, layer in layers.items():
+                if f"{name}.codes" in names:
+                    weight = kernels.Int8Weight(file.get_tensor(f"{name}.codes"), file.get_tensor(f"{name}.scale"))
+                    layer.packed = weight if weight.stands_for(layer.weight) else kernels.pack(layer.weight)
+    except (OSError, SafetensorError):  # a folder that cannot be written, or a damaged file
+        for layer in layers.values():
+            layer.packed = kernels.pack(layer.weight)
+    return sum(layer.packed.nbytes for layer in layers.values() if layer.packed is not None)
+
+
+def _write_packed(kernels: ModuleType, layers: dict[str, CpuDecodeLinear], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = dict[str, Tensor]()
+    for name, layer in layers.items():
+        if (weight := kernels.pack(layer.weight)) is not None:
+            tensors |= {f"{name}.codes": weight.codes, f"{name}.scale": weight.scale}
+    with files.atomic_write(path) as temporary:
+        save_file(tensors, temporary)
+
+
 def map_stored(module: nn.Module, directory: Path) -> int:
     """Give the float32 layers of a loaded model the bfloat16 weights of its files, mapped, if they are the same.
 
@@ -61,6 +122,7 @@ def map_stored(module: nn.Module, directory: Path) -> int:
     from safetensors import safe_open
 
     layers = {n: m for n, m in module.named_modules() if type(m) is CpuDecodeLinear and m.weight.dtype == torch.float32}
+    layers = {n: m for n, m in layers.items() if m.packed is None}
     shared = {id(parameter): name for name, parameter in module.named_parameters()}  # a tied head is the embedding
     names = {name: shared.get(id(layer.weight), "") for name, layer in layers.items()}
     found = dict[str, int]()

@@ -194,6 +194,11 @@ def _check_extent(header: GgufHeader, path: Path) -> None:
         )
 
 
+def bits(path: Path) -> int:
+    """Bits per weight in a file, from its size."""
+    return round(8 * path.stat().st_size / max(1, read_header(path).parameters))
+
+
 def content_key(path: Path) -> str:
     """The sha256 of the file, whatever its path; all of it is read once and remembered."""
     return file_digest.sha256(path)

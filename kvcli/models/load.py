@@ -140,7 +140,9 @@ def load(
         cause = error.__cause__
         raise (None if cause is None else quantization.unreadable(source, cause)) or error from None
     if own is None:
-        model.spec = replace(model.spec, mapped_bytes=cpu_linear.map_stored(model.module, source.path))
+        packed = cpu_linear.map_packed(model.module, source.path) if source.int8 and weights == "bf16" else 0
+        mapped = packed + cpu_linear.map_stored(model.module, source.path)
+        model.spec = replace(model.spec, mapped_bytes=mapped)
     return model
 
 

@@ -35,6 +35,9 @@ CONVERTER = "v2"
 
 CARD = "kvcli.json"
 
+_DEFAULT_BITS = 4
+"""Of the default model's file, which converted models of kvcli 0.1.0 do not say."""
+
 
 Steps = Generator[Event, None, ModelSource]
 
@@ -216,7 +219,8 @@ def _converted(name: str, folder: Path) -> ModelSource:
         raise ModelError(error.message, f"kvcli models pull {name}") from None
     key = str(card.get("source", {}).get("key", ""))[:12]
     origin, notes = card.get("origin", "gguf"), tuple(card.get("notes", ()))
-    return ModelSource(name, folder, origin, key, card.get("licence"), notes)
+    bits = int(card.get("bits", _DEFAULT_BITS if origin == "wheel" else 0))  # older cards do not say
+    return ModelSource(name, folder, origin, key, card.get("licence"), notes, bits=bits)
 
 
 def card(directory: Path) -> dict[str, Any]:
@@ -261,7 +265,14 @@ def _convert(
                 file = yield from bring(work)
                 notes = yield from gguf.convert(file, work / "out", name)
                 title = Path(name).stem if origin == "gguf" else name
-                card = {"name": title, "origin": origin, "licence": licence, "source": source, "notes": notes}
+                card: dict[str, Any] = {
+                    "name": title,
+                    "origin": origin,
+                    "licence": licence,
+                    "source": source,
+                    "notes": notes,
+                }
+                card |= {"bits": gguf.bits(file)}
                 (work / "out" / CARD).write_text(json.dumps(card, indent=1))
                 weights.check(work / "out")
                 if folder.exists():

@@ -68,6 +68,7 @@ class ModelRotary:
         self.horizon = 1
         self._settled = None if rotary is None else inspect.unwrap(type(rotary).forward)
         self._tables: dict[tuple[str | None, torch.dtype], Angles] = {}
+        self._length = 1  # positions that tables were reserved for
 
     @property
     def length_dependent(self) -> bool:
@@ -93,7 +94,8 @@ class ModelRotary:
         if isinstance(positions, range):  # [1, H, n, D] with one row of angles for all heads
             return self.apply(x[None], *self._table(self.types[layer], positions, x))[0]
         if positions.dim() == 1:
-            angles = [t.index_select(1, positions) for t in self._tables[self.types[layer], x.dtype]]
+            table = self._table(self.types[layer], range(self._length), x)
+            angles = [t.index_select(1, positions) for t in table]
             return self.apply(x[None], *angles)[0]
         own = self._angles(self.types[layer], positions, x)
         return self.apply(x[:, None], *own)[:, 0]  # heads as a batch, each its own angles
@@ -115,6 +117,7 @@ class ModelRotary:
 
     def reserve(self, layer: int, x: Tensor, positions: int) -> None:
         """See :class:`kvcli.types.Rotary`."""
+        self._length = max(self._length, positions)
         if self.rotated[layer]:
             self._table(self.types[layer], range(positions), x)
 

@@ -22,6 +22,12 @@ class ModelSource:
     licence: str | None = None
     notes: tuple[str, ...] = ()  # warnings about this copy of the model
     complete: bool = True
+    bits: int = 0  # per weight in the quantised file that it was made from; 0 if there was none
+
+    @property
+    def int8(self) -> bool:
+        """Whether 8 bits a weight lose nothing beside what its file has lost: a CPU decodes with as many."""
+        return 0 < self.bits <= 8
 
     @property
     def fingerprint(self) -> str:

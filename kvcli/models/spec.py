@@ -104,19 +104,26 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
 
 
 def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any]) -> int:
-    """Bytes of the bfloat16 matrices that a float32 model decodes with (:mod:`kvcli.models.cpu_linear`)."""
-    if spec.device != "cpu" or spec.dtype != "float32":
+    """Bytes of the matrices that a CPU decodes with beside those of the model (:mod:`kvcli.models.cpu_linear`)."""
+    if spec.device != "cpu" or spec.dtype not in ("float32", "bfloat16"):
         return 0
     if source.complete:
         tensors = ((n, t["shape"], t["dtype"]) for n, t in _tensors(source, text))
     else:
         tensors = ((n, shape, "BF16") for n, shape in _from_config(spec, text))
     spare = () if text.get("tie_word_embeddings") else ("embed", "embed_tokens.weight")
-    return sum(
-        2 * math.prod(shape)
+    found = [
+        (shape, dtype)
         for name, shape, dtype in tensors
-        if dtype == "BF16" and len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
-    )
+        if len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
+    ]
+    total = 0
+    for (n, k), dtype in found:
+        if source.int8 and n % 8 == 0 and k % 32 == 0:
+            total += n * k + n * k // 8
+        elif dtype == "BF16" and spec.dtype == "float32":
+            total += 2 * n * k
+    return total
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.decode_step import StaticStep
 from kvcli.models.model import Model
 from kvcli.utils.copy_stream import CopyStream
+from kvcli_kernels import recording
 
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _INDEXED = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
@@ -61,14 +62,19 @@ class Tape(TorchDispatchMode):
         self.told.append((func, args, kwargs, out))
         return out
 
+    def call(self, work: Callable[[], Any], _inputs: Any, _outputs: Any) -> None:
+        """See :class:`kvcli_kernels.recording.Recorder`: a kernel of the CPU stands for one of a card."""
+        kernel(work)()
+
     @contextmanager
     def recording(self) -> Iterator[None]:
-        Tape.current = self
+        Tape.current, token = self, recording.recorder.set(self)
         try:
             with _Asked(self), self:
                 yield
         finally:
             Tape.current = None
+            recording.recorder.reset(token)
 
     def again(self) -> None:
         """Everything once more, in the same memory."""

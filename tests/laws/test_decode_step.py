@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from kvcli.engine.decode_step import StaticStep, dynamic_reason
+from kvcli.engine.decode_step import StaticStep, dynamic_reason, make_decode_step
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
+from kvcli.engine.recorded_step import RecordedStep
 from kvcli.engine.sampling import Sampling, sample
 from kvcli.events import Answer, Token
 from kvcli.recipe import parse
@@ -160,3 +161,69 @@ def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, reci
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def recorded(model, tail) -> RecordedStep:
+    step = make_decode_step(model, tail)
+    assert isinstance(step, RecordedStep)
+    return step
+
+
+def steps_alike(step, model, tail, other, ids) -> None:
+    """The recorded steps of a cache give the logits of plain ones of another, bit for bit."""
+    for number in ids:
+        token = torch.tensor([number])
+        assert torch.equal(step(token), model.forward(token, other, logits=True))
+        tail.extend(1)
+        other.extend(1)
+
+
+@pytest.mark.parametrize("recipe", [None, *HELD, *CODED])
+@pytest.mark.parametrize("family", ["llama", "phi3-longrope", "qwen3"])
+def test_a_recorded_step_is_a_plain_one_bit_for_bit(model, family: str, recipe: str | None) -> None:
+    tiny_model = model(family)
+    tail, other = (ready(tiny_model, recipe) for _ in range(2))
+    for cache in (tail, other):
+        cache.reserve(100)
+    step = recorded(tiny_model, tail)
+    steps_alike(step, tiny_model, tail, other, tiny.document(64, seed=6))
+    assert step.calls
+    for cache in (tail, other):  # rewound, with more room, and after several tokens at once
+        cache.rewind(20)
+        cache.reserve(200)
+        tiny_model.forward(torch.tensor(tiny.document(5, seed=7)), cache, logits=False)
+        cache.extend(5)
+    steps_alike(step, tiny_model, tail, other, tiny.document(12, seed=8))
+
+
+def test_recorded_steps_of_two_contexts_do_not_meet(model) -> None:
+    tiny_model = model("phi3-longrope")
+    recipes = ["knorm(budget=24)", "full"]
+    tails, others = ([ready(tiny_model, recipe) for recipe in recipes] for _ in range(2))
+    made = [recorded(tiny_model, tail) for tail in tails]
+    for number in tiny.document(16, seed=9):
+        for step, tail, other in zip(made, tails, others, strict=True):
+            steps_alike(step, tiny_model, tail, other, [number])
+    for tail in tails:  # a cache moves to another context
+        tail.set_context(tails[0].context)
+    others[1].set_context(others[0].context)
+    steps_alike(made[1], tiny_model, tails[1], others[1], tiny.document(12, seed=10))
+
+
+def test_a_step_that_reads_numbers_is_not_recorded(model, monkeypatch) -> None:
+    """If it shows while it is recorded, and if only the comparison finds it."""
+    tiny_model = model()
+    norm = tiny_model.module.base_model.norm
+    plain, drawn = norm.forward, iter(range(1000))
+    odd = {
+        "a number decides": lambda x: plain(x) * (2 if float(x.sum()) > 0 else 3),
+        "Python counts": lambda x: plain(x) * (2 if next(drawn) > 3 else 3),
+    }
+    for forward in odd.values():
+        tail = ready(tiny_model, HELD[0])
+        step = recorded(tiny_model, tail)
+        monkeypatch.setattr(norm, "forward", forward)
+        for number in tiny.document(10, seed=11):
+            step(torch.tensor([number]))
+            tail.extend(1)
+        assert step._failed

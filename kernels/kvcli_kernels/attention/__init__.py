@@ -3,10 +3,22 @@
 import torch
 from torch import Tensor
 
-from kvcli_kernels.attention import blocked
-from kvcli_kernels.attention.sdpa import attention
+from kvcli_kernels.attention import blocked, sdpa
+from kvcli_kernels.backend import for_cpu
 
 __all__ = ["attention", "causal_attention"]
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, q_start: int, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`kvcli_kernels.attention.ref.attention`."""
+    n = k.shape[1]
+    if q.shape[1] == 1 and q_start >= n - 1 and n and (window is None or q_start < window):
+        kernels = for_cpu("attention") if q.device.type == "cpu" else None
+        if kernels is not None and kernels.serves(q, k, v):
+            return kernels.attention(q, k, v, scale)  # type: ignore[no-any-return]
+    return sdpa.attention(q, k, v, scale, q_start, window)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:

@@ -1,12 +1,17 @@
 """A few rows times a weight: backends and their selection."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["linear", "prepare", "serves"]
+__all__ = ["FEW_INT8", "int8", "linear", "prepare", "serves"]
+
+FEW_INT8 = 16
+"""Maximum rows of a product with an 8-bit weight."""
 
 _FEW = {torch.bfloat16: 4, torch.float32: 16}
 """Maximum rows for which the compiled kernel is faster than torch's product in the rows' dtype."""
@@ -24,6 +29,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if serves(x, weight) and (kernels := for_cpu("linear")) is not None:
         return kernels.linear(x, weight, bias)  # type: ignore[no-any-return]
     return functional.linear(x, weight.to(x.dtype), bias)
+
+
+def int8() -> ModuleType | None:
+    """:mod:`kvcli_kernels.linear.int8`, if its compiler is installed."""
+    return for_cpu("linear", "int8")
 
 
 def prepare() -> None:

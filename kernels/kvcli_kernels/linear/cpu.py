@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvcli_kernels import recording
 from kvcli_kernels.backend import on_threads
 from kvcli_kernels.compiler import njit
 
@@ -16,14 +17,19 @@ _PART = 1 << 22  # minimum bytes of a weight per thread
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """See :func:`kvcli_kernels.linear.ref.linear`; sums are float32. A row's result does not depend on other rows."""
-    rows = x.reshape(-1, x.shape[-1]).float().numpy()
-    bits = weight.detach().contiguous().view(torch.uint16).numpy()
-    out = np.empty((len(rows), len(bits)), np.float32)
-    on_threads(lambda start, stop: _product(rows, bits, out, start, stop), len(bits), weight.nbytes // _PART)
-    y = torch.from_numpy(out)
+    rows = x.reshape(-1, x.shape[-1]).float().contiguous()
+    weight = weight.detach().contiguous()
+    y = torch.empty(len(rows), len(weight))
+    given, bits, out = recording.array(rows), recording.array(weight), recording.array(y)
+    parts = weight.nbytes // _PART
+
+    def work() -> None:
+        on_threads(lambda start, stop: _product(given, bits, out, start, stop), len(bits), parts)
+
+    recording.run(work, (rows, weight), (y,))
     if bias is not None:
         y += bias
-    return y.to(x.dtype).view(*x.shape[:-1], len(bits))
+    return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})

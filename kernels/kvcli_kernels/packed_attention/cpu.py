@@ -18,6 +18,7 @@ import torch
 from numpy.polynomial.chebyshev import cheb2poly, chebinterpolate
 from torch import Tensor
 
+from kvcli_kernels import recording
 from kvcli_kernels.backend import on_threads
 from kvcli_kernels.compiler import njit
 from kvcli_kernels.merge import merge
@@ -45,8 +46,15 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     """See :func:`kvcli_kernels.packed_attention.ref.packed_attention`."""
     (heads, m, dim), (kv_heads, n, _) = q.shape, k.codes.shape
     rows = (q.float() * scale).view(kv_heads, heads // kv_heads * m, dim)
-    parts = on_threads(_attention(rows, k, v), n, k.codes.numel() * 8 // k.bits // _PART, step=k.tile[0])
-    o, lse = reduce(merge, parts)
+    o, lse = torch.empty_like(rows), torch.empty(rows.shape[:2])
+
+    def work() -> None:
+        parts = on_threads(_attention(rows, k, v), n, k.codes.numel() * 8 // k.bits // _PART, step=k.tile[0])
+        found = reduce(merge, parts)
+        o.copy_(found[0])
+        lse.copy_(found[1])
+
+    recording.run(work, (rows,), (o, lse))
     return o.reshape(heads, m, dim).to(q.dtype), lse.view(heads, m)
 
 
@@ -68,7 +76,7 @@ def _attention(q: Tensor, k: Packed, v: Packed) -> Callable[[int, int], tuple[Te
         out = np.empty((*queries.shape[:2], codes.shape[2], 8 // v.bits, codes.shape[3]), np.float32)
         lse = np.empty((heads, rows), np.float32)
         logits(*keys, start, weights)
-        _softmax(weights, lse)
+        softmax(weights, lse)
         weighted(weights, *values, start, out)
         return torch.from_numpy(out)[:, :rows].mT.reshape(heads, rows, dim), torch.from_numpy(lse)
 
@@ -179,7 +187,7 @@ def _logits(bits: int, tile: int, terms: int, block: int, offset: bool) -> Calla
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _softmax(logits, lse):
+def softmax(logits, lse):
     """Turn logits ``[H, r, n]`` into weights in place; ``lse`` ``[H, r]`` may have fewer rows."""
     for h in range(lse.shape[0]):
         for r in range(lse.shape[1]):

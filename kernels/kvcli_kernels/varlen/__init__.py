@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kvcli_kernels.attention import attention
-from kvcli_kernels.backend import on_triton
+from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.varlen import ref
 
 __all__ = ["varlen_attention"]
@@ -19,4 +19,7 @@ def varlen_attention(
         from kvcli_kernels.varlen import triton
 
         return triton.varlen_attention(q, k, v, scale, lengths)
+    kernels = for_cpu("attention") if q.device.type == "cpu" and q.shape[1] == 1 else None
+    if kernels is not None and kernels.serves(q, k, v):
+        return kernels.attention(q, k, v, scale, lengths)  # type: ignore[no-any-return]
     return ref.varlen_attention(q, k, v, scale, lengths)

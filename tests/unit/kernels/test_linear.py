@@ -116,3 +116,43 @@ def test_ranges_make_up_the_whole(monkeypatch: pytest.MonkeyPatch, size: int, mo
     assert [i for part in parts for i in part] == list(range(size))
     assert len(parts) <= max(1, most)
     assert all(part[0] % step == 0 for part in parts)
+
+
+int8 = pytest.importorskip("kvcli_kernels.linear.int8", reason="numba is not installed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("high", "wide"), [(8, 32), (24, 96), (64, 576), (16, 1536), (40, 128)])
+def test_a_weight_of_8_bits_multiplies_as_its_numbers_do(high: int, wide: int, dtype: torch.dtype) -> None:
+    weight = draw(high, wide, seed=1)
+    packed = int8.pack(weight)
+    numbers = packed.dequantize()
+    largest = weight.float().abs().view(-1, 32).amax(1, keepdim=True)
+    assert ((numbers - weight.float()).abs().view(-1, 32) <= largest / 253).all()
+    assert packed.nbytes == high * wide * 9 // 8
+    x, bias = draw(2, 3, wide).to(dtype), draw(high, seed=2).to(dtype)
+    with torch.inference_mode():
+        found = packed.linear(x, bias)
+        rows = torch.stack([packed.linear(row, bias) for row in x.flatten(0, 1)]).view(2, 3, high)
+    assert torch.equal(found, rows)  # a row does not depend on the others
+    expected = ref.linear(x, numbers.to(torch.float32), bias)
+    assert torch.allclose(found.float(), expected.float(), rtol=2**-7, atol=1e-4)
+    assert packed.stands_for(weight)
+    assert not packed.stands_for(weight * 1.1)
+    assert not packed.stands_for(weight.T.contiguous())
+
+
+def test_quantised_numbers_lose_nothing_to_8_bits() -> None:
+    """Blocks whose numbers are whole multiples of a step, as files with 8 bits have them."""
+    codes = torch.randint(-127, 128, (16, 64), generator=torch.Generator().manual_seed(1)).float()
+    codes[:, ::32] = 127
+    assert torch.allclose(int8.pack(codes * 0.5).dequantize(), codes * 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 33), (7, 32), (0, 32), (8, 0)])
+def test_shapes_that_do_not_fit_8_bits(shape) -> None:
+    assert int8.pack(torch.zeros(shape)) is None
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    assert not int8.pack(torch.zeros(8, 64)).dequantize().any()

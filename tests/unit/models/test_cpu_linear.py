@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
@@ -120,3 +120,58 @@ def test_a_file_in_float32_is_not_mapped(tmp_path: Path) -> None:
     module.save_pretrained(tmp_path)
     model = wrap(module, None, name="llama", fingerprint=None)
     assert cpu_linear.map_stored(model.module, tmp_path) == 0
+
+
+def of_whole_blocks(seed: int) -> LlamaForCausalLM:
+    config = tiny.FAMILIES["llama-tied"]()
+    config.update({"hidden_size": 64, "intermediate_size": 96, "vocab_size": 128})
+    return tiny.randomise(LlamaForCausalLM(config), seed)
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    of_whole_blocks(1).to(torch.bfloat16).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_of_a_quantised_file_decodes_with_8_bits(converted: Path, dtype: str) -> None:
+    source = ModelSource("llama", converted, "gguf", bits=4)
+    said = model_spec.spec(source, device="cpu", dtype=dtype)
+    module = AutoModelForCausalLM.from_pretrained(converted, dtype=getattr(torch, dtype))
+    model = wrap(module, None, name="llama", fingerprint=None)
+    for _ in range(2):  # made, then mapped
+        taken = cpu_linear.map_packed(model.module, converted)
+        assert taken + cpu_linear.map_stored(model.module, converted) == said.mapped_bytes > 0
+    assert (converted / cpu_linear.PACKED).is_file()
+    assert all(layer.packed is not None for layer in layers(model))
+    many, few = torch.randn(1, 40, 64, dtype=module.dtype), torch.randn(1, 1, 64, dtype=module.dtype)
+    layer = layers(model)[0]
+    with torch.inference_mode():
+        assert torch.equal(layer(many), torch.nn.functional.linear(many, layer.weight))
+        apart = (layer(few).float() - few.float() @ layer.weight.float().T).norm() / layer(few).float().norm()
+    assert 0 < apart < 0.02
+
+
+def test_damaged_and_foreign_packed_weights_are_not_taken(converted: Path) -> None:
+    model = loaded(converted)
+    expected = [layer.packed for layer in layers(model) if cpu_linear.map_packed(model.module, converted)]
+    for content in (b"", b"no file of tensors", None):
+        if content is None:  # of another model
+            other = of_whole_blocks(9)
+            (converted / cpu_linear.PACKED).unlink()
+            cpu_linear.map_packed(wrap(other, None, name="other", fingerprint=None).module, converted)
+        else:
+            (converted / cpu_linear.PACKED).write_bytes(content)
+        fresh = loaded(converted)
+        assert cpu_linear.map_packed(fresh.module, converted) > 0
+        for layer in layers(fresh):
+            assert layer.packed.stands_for(layer.weight)
+    assert expected
+
+
+def test_files_of_few_bits_are_told_from_others() -> None:
+    assert ModelSource("m", Path(), "gguf", bits=4).int8
+    assert ModelSource("m", Path(), "gguf", bits=8).int8
+    assert not ModelSource("m", Path(), "gguf", bits=16).int8
+    assert not ModelSource("m", Path(), "directory").int8
