@@ -28,6 +28,7 @@ _READS = {"tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", 
 
 _aten = torch.ops.aten
 _CONSTANT = 1024  # numbers of a constant that is looked at
+_GROWTH = 256  # tokens, at least, by which a full cache grows
 _PLAIN = 6  # steps before the one that is recorded
 
 Call = Callable[[], object]
@@ -59,6 +60,9 @@ class RecordedStep(StaticStep):
 
     def __call__(self, token: Tensor) -> Tensor:
         with self.model.lock, torch.inference_mode():
+            room = self.cache.layers[0].k.shape[1]
+            if self.cache.length >= room:
+                self.cache.reserve(room + max(_GROWTH, room // 2))
             self._set_inputs(token)
             memory = id(self.cache.context), [layer.k.data_ptr() for layer in self.cache.layers]
             if self._failed or self._plain:
