@@ -164,8 +164,12 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return func.decompose(*args, **kwargs)
         if kind.view:
             return func(*args, **kwargs)
-        if kind.dynamic or (kind.indexed and any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1]))):
-            raise Unrecordable(str(func))
+        if (
+            func.namespace != "aten"
+            or kind.dynamic
+            or (kind.indexed and any(x.dtype in (torch.bool, torch.uint8) for x in _tensors(args[1])))
+        ):
+            raise Unrecordable(str(func))  # operators of others may do anything
         given = _tensors((*args, *kwargs.values()))
         if kind.written:
             return self._write(func, kind, args, kwargs, given)
@@ -300,11 +304,13 @@ def _into(func: Any, kind: _Kind, args: Any, kwargs: Any, results: Sequence[Tens
         )
         divide = partial(_aten.div_.Tensor, results[0], torch.tensor(count, dtype=args[0].dtype))
         return lambda: (sums(), divide())
+    if func is _aten._to_copy.default:
+        return partial(results[0].copy_, args[0])
     if kind.variant is not None:
         return partial(kind.variant, *args, **kwargs, **dict(zip(kind.outs, results, strict=True)))
 
     def call() -> None:
-        for old, new in zip(results, _tensors(func(*args, **kwargs)), strict=True):
+        for old, new in zip(results, _tensors((func(*args, **kwargs),)), strict=True):
             old.copy_(new)
 
     return call

@@ -11,6 +11,7 @@ from kvcli.engine.prefill import prefill
 from kvcli.engine.recorded_step import RecordedStep
 from kvcli.engine.sampling import Sampling, sample
 from kvcli.events import Answer, Token
+from kvcli.models.load import wrap
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import distance, drain
@@ -149,8 +150,6 @@ def test_drawing_is_multinomial() -> None:
 @pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)])
 @pytest.mark.parametrize("recipe", [HELD[0], *FETCHING])
 def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, recipe: str) -> None:
-    from kvcli.models.load import wrap
-
     monkeypatch.setenv("KVCLI_CUDA_GRAPH", graph)
     model = wrap(tiny.build("llama").to("cuda", torch.bfloat16), Bytes(), name="llama", fingerprint=None)
     answer = generate(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
@@ -179,15 +178,19 @@ def steps_alike(step, model, tail, other, ids) -> None:
 
 
 @pytest.mark.parametrize("recipe", [None, *HELD, *CODED])
-@pytest.mark.parametrize("family", ["llama", "phi3-longrope", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "phi3-longrope", "qwen3", "llama in bfloat16"])
 def test_a_recorded_step_is_a_plain_one_bit_for_bit(model, family: str, recipe: str | None) -> None:
-    tiny_model = model(family)
+    if "bfloat16" in family:
+        tiny_model = wrap(tiny.build("llama").to(torch.bfloat16), Bytes(), name="llama", fingerprint=None)
+    else:
+        tiny_model = model(family)
     tail, other = (ready(tiny_model, recipe) for _ in range(2))
     for cache in (tail, other):
         cache.reserve(100)
     step = recorded(tiny_model, tail)
     steps_alike(step, tiny_model, tail, other, tiny.document(64, seed=6))
     assert step.calls
+    assert step._checked
     for cache in (tail, other):  # rewound, with more room, and after several tokens at once
         cache.rewind(20)
         cache.reserve(200)
