@@ -36,7 +36,7 @@ CONVERTER = "v2"
 CARD = "kvcli.json"
 
 _DEFAULT_BITS = 4
-"""Of the default model's file, which converted models of kvcli 0.1.0 do not say."""
+"""Of the default model's file."""
 
 
 Steps = Generator[Event, None, ModelSource]

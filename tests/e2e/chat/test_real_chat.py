@@ -81,7 +81,7 @@ def test_an_evening_with_the_default_model(chat: Open, folder: Path, tmp_path: P
         ("/stats", r"turns +1, 0 "),
         ("/memory", r"prefill +[\d.]+ MiB"),
         ("/kv", r"512 of [\d,]+ tokens kept"),
-        ("/set", r"temperature 0 .*at most 16 tokens\nthink +show\ncite +on"),
+        ("/set", r"temperature 0.*at most 16 tokens\nthink +show\ncite +on"),
         ("/set temp hot", r"temp: 'hot'"),
         ("/set colour red", r"'colour red'"),
         ("/export talk.md", r"exported +talk\.md"),

@@ -174,9 +174,10 @@ def test_a_closed_stream(folder: Path, environment: dict[str, str], stream: str)
     assert done.returncode == (3 if stream == "stdin" else 0), done.stderr
 
 
-def test_a_pipe_that_is_waited_for_is_named(folder: Path, call: Any, monkeypatch: Any) -> None:
+def test_a_pipe_that_is_waited_for_is_named(tiny_model: Path, folder: Path, call: Any, monkeypatch: Any) -> None:
     import os
     import threading
+    import time
 
     from kvcli.cli.views import terminal
 
@@ -189,14 +190,22 @@ def test_a_pipe_that_is_waited_for_is_named(folder: Path, call: Any, monkeypatch
 
     def write() -> None:
         said.wait(60)
-        (folder / "late").write_text("The dog is called Pepper.")
+        for _ in range(600):  # without a reader the name cannot be opened
+            try:
+                pipe = os.open(folder / "late", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                time.sleep(0.1)
+            else:
+                os.write(pipe, b"The dog is called Pepper.")
+                os.close(pipe)
+                return
 
     monkeypatch.setattr(terminal, "note", note)
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    done = call("ask", "late", "Who?", "-m", folder / "no-model")
-    writer.join()
-    assert done.code == 4
+    done = call("ask", "late", "Who?", "-m", tiny_model, "-n", "2")
+    writer.join(60)
+    assert done.code == 0
     assert notes[0] == "waiting for late, a pipe"
 
 
