@@ -10,6 +10,7 @@ import typer
 from kvcli.cli.option_groups import MAIN, OptionGroup, annotation, option
 from kvcli.cli.request import require_utf8
 from kvcli.documents import Options, pages
+from kvcli.engine.prompt import ANSWER_RULE
 from kvcli.errors import UsageError
 from kvcli.planning.budget import Budget
 from kvcli.types import ANSWER_TOKENS, CHUNK
@@ -245,7 +246,7 @@ class RunOptions:
     system: str | None = None
     raw: bool = False
     before: str = ""
-    after: str = ""
+    after: str = ANSWER_RULE
     max_tokens: int = ANSWER_TOKENS
     allow_repetition: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)

@@ -272,7 +272,7 @@ def _convert(
                     "source": source,
                     "notes": notes,
                 }
-                card |= {"bits": gguf.bits(file)}
+                card |= {"bits": gguf.bits(file) if origin == "gguf" else _DEFAULT_BITS}
                 (work / "out" / CARD).write_text(json.dumps(card, indent=1))
                 weights.check(work / "out")
                 if folder.exists():

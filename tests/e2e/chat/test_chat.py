@@ -185,7 +185,7 @@ def test_add_and_system_read_on(call: Call, tiny_model: Path, folder: Path, book
     assert made.code == 0, made.err
     assert "resumed  3,072 of " in made.err
     assert "more stuff.txt · " in made.out
-    assert "more stuff.txt line 1: …" in made.out
+    assert "more stuff.txt, line 1: …" in made.out
     assert "He was the son of a king." in made.out
     assert "\nBe brief.\n" in made.out
     later = call("chat", "--session", "a", "-n", "9", stdin=b"/files\n/system\n")
