@@ -24,6 +24,7 @@ import torch
 
 import kvcli
 from benchmarks.provenance import provenance
+from kvcli.engine.decode_step import make_decode_step
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
@@ -55,12 +56,12 @@ class Kvcli:
         self.cache = new_decode_cache(self.model, context)
         with torch.inference_mode():
             self.cache.reserve(512)
+        self.next = make_decode_step(self.model, self.cache)
         return self.step(ids[-1])
 
     def step(self, token: int) -> int:
-        logits = self.model.forward(torch.tensor([token]), self.cache, logits=True)
+        logits = self.next(torch.tensor([token]))
         self.cache.extend(1)
-        assert logits is not None
         return int(logits.argmax())
 
 
