@@ -47,7 +47,7 @@ class RecordedStep(StaticStep):
     next one.
 
     Attributes:
-        calls: the operations of a step; ``None`` before the first step, and if steps cannot be recorded.
+        calls: the operations of a step; ``None`` until one is recorded, and if none can be.
     """
 
     def __init__(self, model: Model, cache: DecodeCache) -> None:
@@ -88,7 +88,8 @@ class RecordedStep(StaticStep):
     def _check(self) -> Tensor:
         replayed, plain = self.logits, self._run()
         self._checked = torch.equal(replayed, plain)
-        self._failed = not self._checked
+        if not self._checked:
+            self._failed, self.calls = True, None
         return plain
 
 
@@ -118,7 +119,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._written: set[int] = set()
         self._shared: set[int] = set()  # results that stand for several operations, so that none may write to them
         self._known: dict[Any, Tensor] = {}  # results of operations that may come again
-        self._readers: dict[int, list[Any]] = {}  # their keys, by the storages that they read
+        self._readers: dict[int, list[Any]] = {}  # their keys, by the storages that they read and are in
         self._constants: dict[Any, float | None] = {}
         self._paused = False
 
@@ -191,7 +192,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _remember(self, key: Any, result: Tensor, given: Sequence[Tensor]) -> None:
         self._known[key] = result
-        for x in given:
+        for x in (*given, result):
             self._readers.setdefault(_storage(x), []).append(key)
 
     def _write(self, func: Any, kind: _Kind, args: Any, kwargs: Any, given: Sequence[Tensor]) -> Any:
@@ -201,7 +202,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if storages & self._shared:
             raise Unrecordable(f"{func} writes to a result that stands for several")
         self._written |= storages
-        for storage in storages:  # what was computed from the old content
+        self._constants.clear()
+        for storage in storages:  # what was computed from the old content, or was the old content
             for key in self._readers.pop(storage, ()):
                 self._known.pop(key, None)
         out = func(*args, **kwargs)

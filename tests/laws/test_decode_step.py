@@ -232,3 +232,18 @@ def test_a_step_that_reads_numbers_is_not_recorded(model, monkeypatch) -> None:
             step(torch.tensor([number]))
             tail.extend(1)
         assert step._failed
+
+
+def test_a_result_that_is_written_to_does_not_stand_for_a_later_one(model, monkeypatch) -> None:
+    tiny_model = model()
+    norm = tiny_model.module.base_model.norm
+    plain = norm.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        first = torch.exp(x * 0.1)
+        first += 1
+        return plain(x) + first - torch.exp(x * 0.1)
+
+    monkeypatch.setattr(norm, "forward", forward)
+    tail, other = (ready(tiny_model, HELD[0]) for _ in range(2))
+    steps_alike(recorded(tiny_model, tail), tiny_model, tail, other, tiny.document(12, seed=12))
