@@ -5,6 +5,8 @@ torch's flash kernel is made for many queries: with one it reaches half the memo
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from kvcli_kernels import recording
@@ -43,12 +45,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | N
     buffers = _whole(k), _whole(v)
     queries, keys, values, used, out, total = map(recording.array, (rows, *buffers, lengths, o, lse))
     logits = np.empty((kv_heads, heads // kv_heads, n), np.float32)
-    kernel = _narrow if k.dtype == torch.bfloat16 else _wide
 
     def work() -> None:
         def part(start: int, stop: int) -> None:
             h = slice(start, stop)
-            kernel(queries[h], keys[h], values[h], np.float32(scale), used[h], logits[h], out[h], total[h])
+            _attend(queries[h], keys[h], values[h], np.float32(scale), used[h], logits[h], out[h], total[h])
 
         on_threads(part, kv_heads, n * kv_heads * dim // _PART)
 
@@ -66,76 +67,75 @@ def _whole(x: Tensor) -> Tensor:
     return x.as_strided((heads, rows, dim), x.stride())
 
 
-@njit(inline="always")
-def _float32(x):
-    return x
+def _number(stored):  # only its overload is compiled
+    raise NotImplementedError
 
 
-@njit(inline="always")
-def _bfloat16(bits):
-    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+@overload(_number, inline="always")
+def _number_of(stored):
+    """A key's or value's float32: a bfloat16 is in memory as the upper half of its bits."""
+    if stored == types.uint16:
+        return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
+    return lambda stored: stored
 
 
-def _kernels(value):
-    """Compile both products for a kind of keys and values; ``value`` makes a float32 of what is in memory."""
-
-    @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-    def multiply(q, k, scale, logits):
-        """``logits[g, i]`` of queries ``[G, D]`` and keys ``[n, D]``, four keys at a time."""
-        (group, dim), n = q.shape, logits.shape[1]
-        for i in range(0, n - 3, 4):
-            a, b, c, e = k[i], k[i + 1], k[i + 2], k[i + 3]
-            for g in range(group):
-                query = q[g]
-                s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-                for d in range(dim):
-                    x = query[d]
-                    s0 += x * value(a[d])
-                    s1 += x * value(b[d])
-                    s2 += x * value(c[d])
-                    s3 += x * value(e[d])
-                logits[g, i], logits[g, i + 1], logits[g, i + 2], logits[g, i + 3] = s0, s1, s2, s3
-        for i in range(n - n % 4, n):
-            key = k[i]
-            for g in range(group):
-                query, s0 = q[g], np.float32(0)
-                for d in range(dim):
-                    s0 += query[d] * value(key[d])
-                logits[g, i] = s0
-        logits *= scale
-
-    @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-    def sum_up(weights, v, out):
-        """``out[g]``, the sum of values ``[n, D]`` times weights ``[G, n]``."""
-        (group, dim), n = out.shape, weights.shape[1]
-        out[:] = 0
-        for i in range(0, n - 3, 4):
-            a, b, c, e = v[i], v[i + 1], v[i + 2], v[i + 3]
-            for g in range(group):
-                row = out[g]
-                u0, u1, u2, u3 = weights[g, i], weights[g, i + 1], weights[g, i + 2], weights[g, i + 3]
-                for d in range(dim):
-                    row[d] += u0 * value(a[d]) + u1 * value(b[d]) + u2 * value(c[d]) + u3 * value(e[d])
-        for i in range(n - n % 4, n):
-            a = v[i]
-            for g in range(group):
-                row, u0 = out[g], weights[g, i]
-                for d in range(dim):
-                    row[d] += u0 * value(a[d])
-
-    @njit(cache=True, nogil=True, error_model="numpy")
-    def attend(q, k, v, scale, lengths, logits, out, lse):
-        for h in range(q.shape[0]):
-            n = lengths[h]
-            if n == 0:
-                out[h], lse[h] = 0, -np.inf
-                continue
-            weights = logits[h, :, :n]
-            multiply(q[h], k[h], scale, weights)
-            softmax(logits[h : h + 1, :, :n], lse[h : h + 1])
-            sum_up(weights, v[h], out[h])
-
-    return attend
+# One compilation for each type of keys. Not closures over a conversion: numba finds none of those again on disk.
 
 
-_wide, _narrow = _kernels(_float32), _kernels(_bfloat16)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _multiply(q, k, scale, logits):
+    """``logits[g, i]`` of queries ``[G, D]`` and keys ``[n, D]``, four keys at a time."""
+    (group, dim), n = q.shape, logits.shape[1]
+    for i in range(0, n - 3, 4):
+        a, b, c, e = k[i], k[i + 1], k[i + 2], k[i + 3]
+        for g in range(group):
+            query = q[g]
+            s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for d in range(dim):
+                x = query[d]
+                s0 += x * _number(a[d])
+                s1 += x * _number(b[d])
+                s2 += x * _number(c[d])
+                s3 += x * _number(e[d])
+            logits[g, i], logits[g, i + 1], logits[g, i + 2], logits[g, i + 3] = s0, s1, s2, s3
+    for i in range(n - n % 4, n):
+        key = k[i]
+        for g in range(group):
+            query, s0 = q[g], np.float32(0)
+            for d in range(dim):
+                s0 += query[d] * _number(key[d])
+            logits[g, i] = s0
+    logits *= scale
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+def _sum_up(weights, v, out):
+    """``out[g]``, the sum of values ``[n, D]`` times weights ``[G, n]``."""
+    (group, dim), n = out.shape, weights.shape[1]
+    out[:] = 0
+    for i in range(0, n - 3, 4):
+        a, b, c, e = v[i], v[i + 1], v[i + 2], v[i + 3]
+        for g in range(group):
+            row = out[g]
+            u0, u1, u2, u3 = weights[g, i], weights[g, i + 1], weights[g, i + 2], weights[g, i + 3]
+            for d in range(dim):
+                row[d] += u0 * _number(a[d]) + u1 * _number(b[d]) + u2 * _number(c[d]) + u3 * _number(e[d])
+    for i in range(n - n % 4, n):
+        a = v[i]
+        for g in range(group):
+            row, u0 = out[g], weights[g, i]
+            for d in range(dim):
+                row[d] += u0 * _number(a[d])
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _attend(q, k, v, scale, lengths, logits, out, lse):
+    for h in range(q.shape[0]):
+        n = lengths[h]
+        if n == 0:
+            out[h], lse[h] = 0, -np.inf
+            continue
+        weights = logits[h, :, :n]
+        _multiply(q[h], k[h], scale, weights)
+        softmax(logits[h : h + 1, :, :n], lse[h : h + 1])
+        _sum_up(weights, v[h], out[h])

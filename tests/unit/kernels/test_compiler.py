@@ -1,8 +1,17 @@
-"""A ``.numba_config.yaml`` in the working directory decides nothing: it could name a folder of pickled code."""
+"""What numba compiles is found again by the next process, and only where kvcli put it.
 
+A ``.numba_config.yaml`` in the working directory decides nothing: it could name a folder of pickled code.
+"""
+
+import gc
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+from kvcli_kernels.backend import for_cpu
 
 PROGRAM = """
 from numba.core import config
@@ -22,3 +31,34 @@ def test_the_file_is_not_read(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "4096.0\n", done.stderr
     assert not (tmp_path / "planted").exists()
+
+
+ATTEND = """
+import torch
+from kvcli_kernels.attention import cpu
+for dtype in (torch.float32, torch.bfloat16):
+    q, k = torch.ones(2, 1, 16, dtype=dtype), torch.ones(1, 70, 16, dtype=dtype)
+    with torch.no_grad():
+        cpu.attention(q, k, k, 0.25)
+"""
+MISSES = "print(sum(sum(f.stats.cache_misses.values()) for f in (cpu._multiply, cpu._sum_up, cpu._attend)))"
+
+
+def test_the_next_process_compiles_nothing() -> None:
+    exec(ATTEND, {})
+    command = [sys.executable, "-c", ATTEND + MISSES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_no_kernel_is_a_closure_over_more_than_numbers() -> None:
+    # numba keeps compiled closures by the pickle of what they close over; that of a function differs by process
+    for operation, module in (("attention", "cpu"), ("linear", "cpu"), ("linear", "int8"), ("packed_attention", "cpu")):
+        kernels = for_cpu(operation, module)
+        assert kernels is not None
+    kernels._logits(4, 0, 0, 1, True), kernels._weighted(4, 0, 1, True)
+    compiled = [x for x in gc.get_objects() if issubclass(type(x), Dispatcher) and "kvcli" in x.py_func.__module__]
+    assert len(compiled) >= 8
+    for kernel in compiled:
+        cells = [cell.cell_contents for cell in kernel.py_func.__closure__ or ()]
+        assert all(isinstance(value, int | float | np.number) for value in cells), kernel.py_func
