@@ -83,7 +83,9 @@ def _open_streams() -> None:
 def main() -> NoReturn:
     """The console script."""
     from kvcli.cli.views import activity
+    from kvcli.models import light_imports
 
+    light_imports.install()
     args = sys.argv[1:]
     activity.announce(args)
     code = _by_engine(args) if args[:1] in (["ask"], ["prefill"]) else None

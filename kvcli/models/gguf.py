@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Convert
-from kvcli.models import gguf_rope
+from kvcli.models import gguf_rope, light_imports
 from kvcli.models.tensor_check import require_all
 from kvcli.utils import child_process, file_digest
 
@@ -247,6 +247,7 @@ def main() -> int:
     """The child process, given a GGUF file and a folder: everything heavy, nothing on a screen."""
     source, target = map(Path, sys.argv[1:])
     _report_progress()
+    light_imports.install()
     import transformers
 
     header = read_header(source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from kvcli.models import (
     cpu_linear,
     device_map,
     foreign_code,
+    light_imports,
     quantization,
     query_prediction,
     recurrent,
@@ -102,7 +104,7 @@ def load(
                 if wide is not None:
                     announce(wide.text)
                     places = wide.places
-            with quantization.suppress_output(source):
+            with quantization.suppress_output(source), nullcontext() if own else light_imports.stand_ins():
                 module, found = cls.from_pretrained(
                     source.path,
                     trust_remote_code=False,

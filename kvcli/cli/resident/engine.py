@@ -24,6 +24,7 @@ from typing import Any
 from kvcli.cli.resident import held, protocol
 from kvcli.cli.resident.place import open_place
 from kvcli.cli.views.activity import row
+from kvcli.models import light_imports
 from kvcli.utils.version import __version__
 
 CLEAN = frozenset((0, 2, 3, 6, 7, 10, 141))
@@ -407,5 +408,6 @@ def main() -> int:
     """``sys.argv``: the number of the listening socket, its name and its inode."""
     number, key, inode = sys.argv[1:]
     signal.signal(signal.SIGHUP, _ignore)
+    light_imports.install()
     Engine(socket.socket(fileno=int(number)), key, int(inode)).run()
     os._exit(0)  # torch and its threads have nothing to save

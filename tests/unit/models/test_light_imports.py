@@ -1,0 +1,80 @@
+"""kvcli's own processes import transformers without what they never use, and compute what a plain import does."""
+
+import json
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import kvcli
+from kvcli.models import light_imports
+from tests.e2e.conftest import save_tiny
+
+PROGRAM = """
+import json, sys
+import torch
+from kvcli.models import light_imports
+light_imports.install()
+import kvcli
+model = kvcli.load_model(sys.argv[1], device="cpu", dtype="float32")
+compiled = "torch._dynamo" in sys.modules
+pipeline = kvcli.Pipeline(model, "full")
+context = pipeline.prefill(kvcli.read_document(sys.argv[2]))
+answer = pipeline.answer(context, "Where?", max_tokens=9).text
+import torch._dynamo
+stood_in = [name for name, module in sys.modules.items() if type(module).__module__ == "kvcli.models.light_imports"]
+real = torch._dynamo.is_compiling() is False and torch._dynamo is sys.modules["torch._dynamo"]
+parameter = torch.nn.Parameter(torch.ones(2))
+parameter.grad = torch.ones(2)
+torch.optim.AdamW([parameter], lr=0.5).step()
+print(json.dumps([compiled, answer, stood_in, real, parameter.tolist()]))
+"""
+
+
+def test_the_same_answer_without_the_compiler(tmp_path: Path) -> None:
+    folder, text = save_tiny(tmp_path / "tiny"), tmp_path / "a.txt"
+    text.write_text("The keeper has left the key under the third stone. " * 9)
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(text)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    compiler, answer, stand_ins, real, parameter = json.loads(done.stdout)
+    assert not compiler
+    assert (stand_ins, real) == ([], True)  # what is imported later is the real thing
+    assert parameter != [1, 1]
+    pipeline = kvcli.Pipeline(kvcli.load_model(str(folder), device="cpu", dtype="float32"), "full")
+    assert answer == pipeline.answer(pipeline.prefill(kvcli.read_document(text)), "Where?", max_tokens=9).text
+
+
+def test_a_library_leaves_imports_alone() -> None:
+    program = "import sys, kvcli.pipeline; print(any('kvcli' in type(f).__module__ for f in sys.meta_path))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
+class _Strange:
+    """A loader of a module that cannot be imported with stand-ins."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def create_module(self, spec: ModuleSpec) -> None: ...
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.calls += 1
+        sys.modules[f"transformers.half_{self.calls}"] = ModuleType("half")
+        if self.calls == 1:
+            raise AttributeError("no such name")
+        module.done = True  # type: ignore[attr-defined]
+
+
+def test_an_import_that_fails_is_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange, module = _Strange(), ModuleType("transformers.strange")
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    light_imports._Loader(strange).exec_module(module)  # type: ignore[arg-type]
+    assert module.done
+    assert strange.calls == 2
+    assert "transformers.half_1" not in sys.modules
+    assert "transformers.half_2" in sys.modules
