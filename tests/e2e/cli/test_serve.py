@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -64,3 +65,39 @@ def test_it_serves_the_named_file_until_a_signal(
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, b""), err
+
+
+def test_in_the_background(tiny_model: Path, folder: Path, environment: dict[str, str]) -> None:
+    (folder / "house.txt").write_text(TEXT)
+    environment["XDG_RUNTIME_DIR"] = str(folder)
+
+    def kvcli(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [*PROGRAM, "serve", *args]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    options = ["-m", str(tiny_model), "--port", "0", "--policy", "keydiff(budget=64)", "house.txt"]
+    started = kvcli("--background", *options)
+    assert started.returncode == 0, started.stderr
+    (server,) = json.loads(kvcli("--status", "--json").stdout)["servers"]
+    assert server["address"] in started.stderr
+    assert server["documents"] == 1
+    assert httpx.get(f"{server['address']}/v1/files", timeout=60).json()["data"][0]["filename"] == "house.txt"
+    stopped = kvcli("--stop", "--port", str(server["port"]))
+    assert stopped.returncode == 0
+    assert server["address"] in stopped.stderr
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(server["address"], timeout=5)
+
+
+def test_in_the_background_an_error_is_that_of_the_foreground(call: Call, environment: dict[str, str]) -> None:
+    command = [*PROGRAM, "serve", "-m", "no/such-model", "--port", "0"]
+    codes = [
+        subprocess.run([*command, *more], env=environment, capture_output=True, timeout=300, check=False).returncode
+        for more in ([], ["--background"])
+    ]
+    assert codes == [4, 4]
+    assert call("serve", "--background", "--stop").code == 2
+    assert call("serve", "--status", "file.txt").code == 2
+    assert call("serve", "--json").code == 2
