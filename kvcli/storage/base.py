@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +132,23 @@ class StoredLayer(Attendable, Protocol):
         ``staging`` is memory that the cache's layers use in turn; by default the layer allocates its own.
         """
         ...
+
+
+class ResidentLayer:
+    """Base of stored layers that are on the device, all of them, and attend to every unit by static steps."""
+
+    host_nbytes = 0
+    shared_nbytes = 0
+    selects = False
+
+    @property
+    def dynamic_reason(self) -> str | None:
+        """See :class:`StoredLayer`."""
+        return None
+
+    def begin(self, staging: Staging | None = None) -> Self:  # noqa: ARG002
+        """See :class:`StoredLayer`; there is nothing to open."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli.storage.base import KeptUnits, KVStorage
+from kvcli.storage.base import KeptUnits, KVStorage, ResidentLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from kvcli.storage.staging import Staging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class Dense(KVStorage):
 
 
 @dataclass(frozen=True)
-class DenseLayer:
+class DenseLayer(ResidentLayer):
     """Rotated keys and values ``[H_kv, c, D]``."""
 
     k: Tensor
@@ -38,28 +36,9 @@ class DenseLayer:
         """Bytes of keys and values."""
         return self.k.nbytes + self.v.nbytes
 
-    @property
-    def host_nbytes(self) -> int:
-        return 0
-
-    @property
-    def shared_nbytes(self) -> int:
-        return 0
-
-    @property
-    def selects(self) -> bool:
-        return False
-
-    @property
-    def dynamic_reason(self) -> None:
-        return None
-
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.k, self.v
-
-    def begin(self, staging: Staging | None = None) -> DenseLayer:  # noqa: ARG002
-        return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvcli.errors import ModelError
-from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
+from kvcli.storage.base import KeptUnits, KVStorage, ResidentLayer, StorageBytes, StoredLayer
 from kvcli.storage.dense import DenseLayer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kvcli.storage.staging import Staging
     from kvcli.types import ModelSpec
     from kvcli_kernels.quantize import Packed
 
@@ -71,7 +70,7 @@ class PackedStorage(KVStorage):
 
 
 @dataclass(frozen=True)
-class PackedLayer:
+class PackedLayer(ResidentLayer):
     """Packed keys and values of ``[H_kv, c, D]``, and the rotation applied before packing."""
 
     k: Packed
@@ -86,22 +85,6 @@ class PackedLayer:
         """Bytes of codes, scales and offsets."""
         return self.k.nbytes + self.v.nbytes
 
-    @property
-    def host_nbytes(self) -> int:
-        return 0
-
-    @property
-    def shared_nbytes(self) -> int:
-        return 0
-
-    @property
-    def selects(self) -> bool:
-        return False
-
-    @property
-    def dynamic_reason(self) -> None:
-        return None
-
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.quantize import dequantize
@@ -110,9 +93,6 @@ class PackedLayer:
         if self.rotation is not None:
             k, v = k @ self.rotation, v @ self.rotation
         return k.to(self.dtype), v.to(self.dtype)
-
-    def begin(self, staging: Staging | None = None) -> PackedLayer:  # noqa: ARG002
-        return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rotate queries as the keys were, attend, and rotate outputs back; see

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvcli.storage.base import ResidentLayer
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from kvcli.storage.staging import Staging
     from kvcli.types import ModelSpec
 
 BLOCK = 2048
@@ -71,7 +72,7 @@ def basis(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RowLayer:
+class RowLayer(ResidentLayer):
     """A layer's kept units as rows of bytes, attended to during prefill and after freezing.
 
     Attributes:
@@ -97,14 +98,6 @@ class RowLayer:
         """Bytes of the rows."""
         return self.k.nbytes + self.v.nbytes
 
-    @property
-    def host_nbytes(self) -> int:
-        return 0
-
-    @property
-    def shared_nbytes(self) -> int:
-        return 0
-
     def keys(self, start: int, stop: int, *, rotated: bool = True) -> Tensor:
         """Decode the keys of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
         k = self.codec.decode(self.k[:, start:stop]).to(self.dtype)
@@ -113,10 +106,6 @@ class RowLayer:
     def values(self, start: int, stop: int) -> Tensor:
         """Decode the values of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""
         return self.codec.decode(self.v[:, start:stop]).to(self.dtype)
-
-    @property
-    def selects(self) -> bool:
-        return False
 
     @property
     def dynamic_reason(self) -> str | None:
@@ -130,9 +119,6 @@ class RowLayer:
         parts = [(self.keys(*b), self.values(*b)) for b in blocks(self.k.shape[1])] or [(self.keys(0, 0),) * 2]
         k, v = (torch.cat(side, dim=1) for side in zip(*parts, strict=True))
         return k, v
-
-    def begin(self, staging: Staging | None = None) -> RowLayer:  # noqa: ARG002
-        return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See :class:`kvcli.storage.base.StoredLayer`. Values are averaged in the rotated basis; only the average is

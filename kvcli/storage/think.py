@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.errors import UsageError
-from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
+from kvcli.storage.base import KeptUnits, KVStorage, ResidentLayer, StorageBytes, StoredLayer
 from kvcli.storage.dense import DenseLayer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcli.storage.staging import Staging
     from kvcli.types import ModelSpec
 
 _QUERIES = "think.queries"
@@ -94,7 +93,7 @@ class Think(KVStorage):
 
 
 @dataclass(frozen=True)
-class ThinkLayer:
+class ThinkLayer(ResidentLayer):
     """Keys with fewer channels, then whole ones.
 
     Attributes:
@@ -117,22 +116,6 @@ class ThinkLayer:
         """Bytes of keys, values and lists of channels."""
         return sum(t.nbytes for t in (self.narrow, self.exact, self.v, self.channels))
 
-    @property
-    def host_nbytes(self) -> int:
-        return 0
-
-    @property
-    def shared_nbytes(self) -> int:
-        return 0
-
-    @property
-    def selects(self) -> bool:
-        return False
-
-    @property
-    def dynamic_reason(self) -> None:
-        return None
-
     def keys(self, start: int, stop: int) -> Tensor:
         """Return keys with zeros for missing channels, of units that have fewer: ``[H_kv, stop - start, D]``."""
         part = self.narrow[:, start:stop]
@@ -144,9 +127,6 @@ class ThinkLayer:
         import torch
 
         return torch.cat([self.keys(0, self.narrow.shape[1]), self.exact], dim=1), self.v
-
-    def begin(self, staging: Staging | None = None) -> ThinkLayer:  # noqa: ARG002
-        return self
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Expand keys a block at a time; see :class:`kvcli.storage.base.StoredLayer`."""
