@@ -81,7 +81,7 @@ def row(turn: int, chat: Any, seconds: float) -> dict[str, float]:
         "turn": turn,
         **found,
         "objects": len(gc.get_objects()),
-        "absorbed": len(chat.absorbed),
+        "absorbed": len(chat.evictions),
         "seconds": round(seconds, 1),
     }
 
@@ -113,12 +113,12 @@ def main() -> None:
     for weights in model.module.parameters():
         weights.sum()  # their file is mapped: rows would else arrive with the words that need them
 
-    def ground() -> ChatContext:
+    def base() -> ChatContext:
         model.rotary.fix_length(2 * (options.room + options.chunk))
         work = new_prefill_cache(model, recipe, 0, chunk=options.chunk)
         return ChatContext(Prompt(model.tokenizer), recipe, options.chunk, work, None, options.room)
 
-    chat, rows, began = Conversation(model, ground), [], time.perf_counter()
+    chat, rows, began = Conversation(model, base), [], time.perf_counter()
     for turn in range(1, options.turns + 1):
         text = FACT if turn == 1 else f"Say one word about {THINGS[turn % len(THINGS)]}."
         for _ in chat.ask(text, max_tokens=options.tokens):

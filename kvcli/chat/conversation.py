@@ -1,8 +1,8 @@
 """A conversation about a document: ask, undo, retry, evict turns. No user interface, no file access.
 
-ground      the frozen document, and its prefill cache for further chunks
-absorbed    turns evicted into the context
-tail        later turns, exact and rewindable
+base       the frozen document, and its prefill cache for further chunks
+evictions  the numbers of turns after which turns were evicted into the context
+tail       later turns, exact and rewindable
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ChatContext:
         context: frozen from ``work``, until turns are evicted into it; ``None`` without a document.
         room: maximum tokens of the turns before they are evicted.
         total: maximum tokens of document and all turns, for recipes without eviction; ``None`` for no limit.
-        look: retrieves passages to re-read before a question, and the context that question and answer attend to.
+        reread: retrieves passages to re-read before a question, and the context that question and answer attend to.
             Passages do not stay in the decode cache and do not count against ``room``.
         draft_ids: ids of the document, in which drafts of answers are looked up.
     """
@@ -52,7 +52,7 @@ class ChatContext:
     context: Context | None
     room: int
     total: int | None = None
-    look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None
+    reread: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None
     draft_ids: Sequence[int] | Ids = ()
 
     def __post_init__(self) -> None:
@@ -72,9 +72,9 @@ class Conversation:
 
     Args:
         model: a loaded model.
-        ground: creates the chat context; called by :meth:`open`, and again to undo evicted turns, which is cheap if the
+        base: creates the chat context; called by :meth:`open`, and again to undo evicted turns, which is cheap if the
             document's prefill is saved.
-        turns, absorbed: of an earlier conversation (see :class:`kvcli.chat.transcript.Transcript`).
+        turns, evictions: of an earlier conversation (see :class:`kvcli.chat.transcript.Transcript`).
         unanswered: its question without an answer.
         changed: called after each change of these, to save them.
     """
@@ -82,16 +82,16 @@ class Conversation:
     def __init__(
         self,
         model: Model,
-        ground: Callable[[], ChatContext],
+        base: Callable[[], ChatContext],
         *,
         turns: Sequence[Turn] = (),
-        absorbed: Sequence[int] = (),
+        evictions: Sequence[int] = (),
         unanswered: str | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self._make, self.changed = model, ground, changed
-        self.turns, self.absorbed, self.unanswered = list(turns), list(absorbed), unanswered
-        self.ground: ChatContext | None = None
+        self.model, self._make, self.changed = model, base, changed
+        self.turns, self.evictions, self.unanswered = list(turns), list(evictions), unanswered
+        self.base: ChatContext | None = None
         self.context: Context | None = None
         self.tail: DecodeCache | None = None
         self._ids: list[int] = []
@@ -105,7 +105,7 @@ class Conversation:
     @property
     def nbytes(self) -> int:
         """Bytes of context, decode cache and prefill cache."""
-        work = None if self.ground is None else self.ground.work
+        work = None if self.base is None else self.base.work
         return sum(part.nbytes for part in (self.context, self.tail, work) if part is not None)
 
     def open(self) -> Generator[Prefill, None, None]:
@@ -113,17 +113,17 @@ class Conversation:
 
         The first question opens the conversation; call this earlier to separate the wait.
         """
-        if self.ground is not None:
+        if self.base is not None:
             return
-        ground = self._make()
-        self._stand(ground.context)
+        base = self._make()
+        self._start_from(base.context)
         done = 0
-        for end in self.absorbed:
-            self._retell(ground, done, end)
-            yield from self._absorb(ground)
+        for end in self.evictions:
+            self._queue_turns(base, done, end)
+            yield from self._evict_turns(base)
             done = end
-        self._retell(ground, done, len(self.turns))
-        self.ground = ground
+        self._queue_turns(base, done, len(self.turns))
+        self.base = base
 
     def ask(
         self, text: str, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
@@ -141,13 +141,13 @@ class Conversation:
         if not text.strip():
             raise InputError("the question is empty", "type a question, or /help")
         yield from self.open()
-        ground = self._opened()
-        longest, absorbed = yield from self._make_room(ground, text, max_tokens)
-        if absorbed:
-            yield TurnsEvicted(self.absorbed[-1], absorbed)
+        base = self._opened()
+        longest, evicted = yield from self._make_room(base, text, max_tokens)
+        if evicted:
+            yield TurnsEvicted(self.evictions[-1], evicted)
         self.unanswered = text
         self.changed()
-        yield from self._answer(ground, text, sampling, longest, allow_repetition)
+        yield from self._answer(base, text, sampling, longest, allow_repetition)
 
     def retry(
         self, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
@@ -173,94 +173,94 @@ class Conversation:
             del self._ids[begun.ids :]
             if self.tail is not None:
                 self.tail.rewind(min(begun.held, self.tail.length))
-        if self.absorbed and self.absorbed[-1] > len(self.turns):
-            self.absorbed = [end for end in self.absorbed if end <= len(self.turns)]
+        if self.evictions and self.evictions[-1] > len(self.turns):
+            self.evictions = [end for end in self.evictions if end <= len(self.turns)]
             self.forget_ground()
         self.changed()
         return turn
 
     def clear(self) -> None:
         """Remove all turns and keep the document."""
-        if self.absorbed:
+        if self.evictions:
             self.forget_ground()
         elif self.tail is not None:
             self.tail.rewind()
-        self.turns, self.absorbed, self.unanswered = [], [], None
+        self.turns, self.evictions, self.unanswered = [], [], None
         self._ids, self._begun = [], []
         self.changed()
 
     def forget_ground(self) -> None:
         """Create the context anew at the next question, as the document or the system message has changed."""
-        self.ground = self.context = self.tail = None
+        self.base = self.context = self.tail = None
         self._ids, self._begun = [], []
 
     def _opened(self) -> ChatContext:
-        assert self.ground is not None
-        return self.ground
+        assert self.base is not None
+        return self.base
 
-    def _stand(self, context: Context | None) -> None:
+    def _start_from(self, context: Context | None) -> None:
         self.context = context
         self.tail = new_decode_cache(self.model, context)
         self._ids, self._begun = [], []
 
-    def _retell(self, ground: ChatContext, first: int, end: int) -> None:
+    def _queue_turns(self, base: ChatContext, first: int, end: int) -> None:
         """Queue turns, to be read with the next question."""
         for i, turn in enumerate(self.turns[first:end], first):
             begun = _TurnStart(len(self._ids), len(self._ids))
-            self._ids += self._question(ground, turn.question, first=i == 0)
-            self._ids += turn.ids or ground.prompt.reply(turn.answer)
+            self._ids += self._question(base, turn.question, first=i == 0)
+            self._ids += turn.ids or base.prompt.reply(turn.answer)
             self._begun.append(begun)
 
-    def _question(self, ground: ChatContext, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
+    def _question(self, base: ChatContext, text: str, *, first: bool, again: Sequence[str] = ()) -> list[int]:
         if first:
-            return ground.prompt.question(text, document=ground.document, passages=again)
-        return ground.prompt.follow_up(text, passages=again)
+            return base.prompt.question(text, document=base.document, passages=again)
+        return base.prompt.follow_up(text, passages=again)
 
-    def _make_room(self, ground: ChatContext, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
+    def _make_room(self, base: ChatContext, text: str, max_tokens: int) -> Generator[Prefill, None, tuple[int, int]]:
         """Evict turns if necessary; return the maximum answer length and the number of evicted tokens."""
-        needed = len(self._question(ground, text, first=not self.turns))
-        wanted = min(max_tokens, ground.room // 2)
-        absorbed = 0
-        if self._ids and self.used + needed + wanted > ground.room and ground.total is None:
-            absorbed = self.used
+        needed = len(self._question(base, text, first=not self.turns))
+        wanted = min(max_tokens, base.room // 2)
+        evicted = 0
+        if self._ids and self.used + needed + wanted > base.room and base.total is None:
+            evicted = self.used
             try:
-                yield from self._absorb(ground)
+                yield from self._evict_turns(base)
             except BaseException:
                 self.forget_ground()  # layers may differ in what they have read
                 raise
-            self.absorbed.append(len(self.turns))
-        left = ground.room - self.used - needed
+            self.evictions.append(len(self.turns))
+        left = base.room - self.used - needed
         if left < 1:
-            if ground.total is not None and self._ids:
+            if base.total is not None and self._ids:
                 raise TooLongError(
-                    f"'{ground.recipe}' evicts nothing, and the chat fills the context ({ground.total:,} tokens)",
+                    f"'{base.recipe}' evicts nothing, and the chat fills the context ({base.total:,} tokens)",
                     "/clear, or start with --policy keydiff",
                 )
             raise TooLongError(
-                f"the message has {needed:,} tokens, and with its answer at most {ground.room:,} fit",
+                f"the message has {needed:,} tokens, and with its answer at most {base.room:,} fit",
                 "/add FILE, for a long text",
             )
-        return min(max_tokens, left), absorbed
+        return min(max_tokens, left), evicted
 
-    def _absorb(self, ground: ChatContext) -> Generator[Prefill, None, None]:
-        ground.context = self.context = self.tail = None  # the prefill cache replaces them
-        context = yield from evict_turns(self.model, ground.work, self._ids, ground.recipe, chunk=ground.chunk)
-        self._stand(context)
+    def _evict_turns(self, base: ChatContext) -> Generator[Prefill, None, None]:
+        base.context = self.context = self.tail = None  # the prefill cache replaces them
+        context = yield from evict_turns(self.model, base.work, self._ids, base.recipe, chunk=base.chunk)
+        self._start_from(context)
 
     def _answer(
-        self, ground: ChatContext, text: str, sampling: Sampling | None, longest: int, allow_repetition: bool
+        self, base: ChatContext, text: str, sampling: Sampling | None, longest: int, allow_repetition: bool
     ) -> Generator[Token | Answer, None, None]:
         assert self.tail is not None
         begun = _TurnStart(len(self._ids), self.tail.length)
         first, pending = not self.turns, self._ids[self.tail.length :]
         again: Sequence[str] = ()
         sight = self.context
-        if ground.look and ground.document and self.context:
-            again, sight = ground.look(self.context, text)
+        if base.reread and base.document and self.context:
+            again, sight = base.reread(self.context, text)
             if again and pending:
-                append_tokens(self.model, self.tail, pending, chunk=ground.chunk)
+                append_tokens(self.model, self.tail, pending, chunk=base.chunk)
                 pending = []
-        self._ids += self._question(ground, text, first=first)
+        self._ids += self._question(base, text, first=first)
         made: list[int] = []
         parts: list[str] = []
         answer: Answer | None = None
@@ -269,12 +269,12 @@ class Conversation:
         events = generate(
             self.model,
             self.tail,
-            pending + self._question(ground, text, first=first, again=again),
+            pending + self._question(base, text, first=first, again=again),
             sampling=sampling,
             max_tokens=longest,
-            chunk=ground.chunk,
+            chunk=base.chunk,
             allow_repetition=allow_repetition,
-            drafts=np.concatenate((as_ids(ground.draft_ids), as_ids(self._ids))),
+            drafts=np.concatenate((as_ids(base.draft_ids), as_ids(self._ids))),
         )
         try:
             for event in events:
@@ -290,7 +290,7 @@ class Conversation:
             self.tail.rewind(self.tail.length)  # recurrent layers may be ahead of an interrupted step
             cut = answer is not None and answer.cut
             if cut:  # the next turn reads the text that was kept
-                made = ground.prompt.reply(answer.text if answer else "")
+                made = base.prompt.reply(answer.text if answer else "")
             if answer is None and not made:
                 del self._ids[begun.ids :]
                 self.tail.rewind(min(begun.held, self.tail.length))

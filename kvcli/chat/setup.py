@@ -140,7 +140,7 @@ def chat_context(
         context=context,
         room=room,
         total=None if evicts_turns(recipe) else spec.max_positions,
-        look=reread,
+        reread=reread,
         draft_ids=() if source is None else source.draft_ids,
     )
 

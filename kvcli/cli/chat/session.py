@@ -72,7 +72,7 @@ class ChatSession:
             self.setup.model,
             self.setup.context,
             turns=self.saved.turns if same else [_by_words(turn) for turn in self.saved.turns],
-            absorbed=self.saved.absorbed,
+            evictions=self.saved.absorbed,
             unanswered=self.saved.unanswered,
             changed=self.save,
         )
@@ -147,7 +147,7 @@ class ChatSession:
     def save(self) -> None:
         """Save the conversation; an error of the disk is printed once and does not end the chat."""
         saved, talk, setup = self.saved, self.talk, self.setup
-        saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.absorbed, talk.unanswered
+        saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.evictions, talk.unanswered
         saved.fingerprint, saved.sampling = setup.model.spec.fingerprint, self.given
         saved.system, saved.added = setup.options.system, setup.added
         saved.hide_thoughts = self.hide_thoughts
@@ -204,7 +204,7 @@ class ChatSession:
             for event in events:
                 if isinstance(event, TurnsEvicted):
                     shown.wait("")
-                    self._absorbed(event)
+                    self._evicted(event)
                 elif isinstance(event, Token):
                     begun = True
                     write(thoughts.push(event.text))
@@ -354,9 +354,9 @@ class ChatSession:
         else:
             self.shown = found.quotes
 
-    def _absorbed(self, event: TurnsEvicted) -> None:
+    def _evicted(self, event: TurnsEvicted) -> None:
         """Print the first eviction of turns; later ones are not printed."""
-        if len(self.talk.absorbed) == 1:
+        if len(self.talk.evictions) == 1:
             text = (
                 f"{terminal.plural(event.turns, 'turn')} ({terminal.count(event.tokens)} tokens) were compressed to"
                 " free memory; details may be lost"
@@ -383,7 +383,7 @@ class ChatSession:
         """Memory use, by name."""
         talk, spec = self.talk, self.setup.model.spec
         used, total = process_memory.used_and_total(spec.device)
-        work = None if talk.ground is None else talk.ground.work
+        work = None if talk.base is None else talk.base.work
         rows = [
             ("weights", format_bytes(spec.weight_bytes)),
             ("KV cache", format_bytes(talk.context.nbytes if talk.context else 0)),
@@ -401,10 +401,10 @@ class ChatSession:
         rows = [("session", f"{self.path.stem} · {self.path}")]
         if setup.tokens:
             rows.append(("read", setup.report.reading()))
-        room = f" of {talk.ground.room:,}" if talk.ground else ""
+        room = f" of {talk.base.room:,}" if talk.base else ""
         return [
             *rows,
-            ("turns", f"{len(talk.turns):,}, {talk.absorbed[-1] if talk.absorbed else 0:,} of them compressed"),
+            ("turns", f"{len(talk.turns):,}, {talk.evictions[-1] if talk.evictions else 0:,} of them compressed"),
             ("tokens", f"{talk.used:,}{room} before turns are compressed · {made:,} generated"),
             ("sampling", f"{sampling} · at most {self.max_tokens:,} tokens"),
             *([("speed", f"{self.tps:.1f} tok/s")] if self.tps else []),

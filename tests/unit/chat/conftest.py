@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(ModelSource("tiny", path, "directory"), device="cpu", dtype="float32")
 
 
-def ground(
+def base(
     model: Model, text: str, recipe: str, *, room: int = 200, total: int | None = None, system: str | None = None
 ) -> ChatContext:
     """A document, read."""
@@ -50,11 +50,11 @@ def talk(model: Model) -> Talk:
         *,
         room: int = 200,
         total: int | None = None,
-        look: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None,
+        reread: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None,
         **more: object,
     ) -> Conversation:
         def make() -> ChatContext:
-            return replace(ground(model, text, recipe, room=room, total=total), look=look)
+            return replace(base(model, text, recipe, room=room, total=total), reread=reread)
 
         return Conversation(model, make, **more)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Token
 from kvcli.recipe import parse
 from tests.laws.helpers import drain, filled
-from tests.unit.chat.conftest import CHUNK, TEXT, Talk, ground
+from tests.unit.chat.conftest import CHUNK, TEXT, Talk, base
 
 QUESTIONS = [f"What is number {n}?" for n in range(12)]
 
@@ -37,8 +37,8 @@ def held(talk: Conversation) -> list[torch.Tensor]:
 def plain_ground(talk: Conversation) -> ChatContext:
     for _ in talk.open():
         pass
-    assert talk.ground is not None
-    return talk.ground
+    assert talk.base is not None
+    return talk.base
 
 
 def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
@@ -47,22 +47,22 @@ def equal(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("recipe", ["keydiff(budget=96, stabilizers=16)", "full"])
 def test_a_fact_of_the_first_turn_is_known_as_long_as_it_is_kept(talk: Talk, recipe: str) -> None:
-    """With a budget for everything, absorbed turns answer as those in the tail do."""
+    """With a budget for everything, evicted turns answer as those in the tail do."""
     short, long = talk(TEXT, recipe.replace("96", "4000"), room=120), talk(TEXT, "keydiff(budget=4000)", room=4000)
     answers = [say(long, q).text for q in QUESTIONS]
     assert [say(short, q).text for q in QUESTIONS] == answers
     assert len(set(answers)) > len(QUESTIONS) // 2, "answers depend on what was said"
-    assert len(short.absorbed) >= 3
-    assert not long.absorbed
+    assert len(short.evictions) >= 3
+    assert not long.evictions
 
 
 def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None:
     """What is behind the document and the answer to it are those of one text under the same recipe."""
     recipe = "keydiff(budget=96, stabilizers=0)"
     chat = talk(TEXT, recipe)
-    while not chat.absorbed:
+    while not chat.evictions:
         say(chat, QUESTIONS[len(chat.turns)])
-    prompt, end = ground(model, TEXT, recipe).prompt, chat.absorbed[0]
+    prompt, end = base(model, TEXT, recipe).prompt, chat.evictions[0]
     ids = prompt.question(chat.turns[0].question) + list(chat.turns[0].ids)
     for turn in chat.turns[1:end]:
         ids += prompt.follow_up(turn.question) + list(turn.ids)
@@ -79,7 +79,7 @@ def test_turns_are_read_as_the_documents_continuation(model, talk: Talk) -> None
 def test_a_further_question_is_what_the_template_makes_of_all_messages(model) -> None:
     """No token is between turns that the model's own template would not put there."""
     for system in (None, "Be brief."):
-        prompt = ground(model, "", "full", system=system).prompt
+        prompt = base(model, "", "full", system=system).prompt
         ids = prompt.question("Who?", document=False) + prompt.reply("Pip.") + prompt.follow_up("Who else?")
         messages = [{"role": "system", "content": system}] * bool(system) + [
             {"role": "user", "content": "Who?"},
@@ -94,7 +94,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
     """Each answer is that of all turns so far, plain, and of the last question with its passages before it."""
     shown = {question: (f"The answer to {question} is {n}.", "It rained.") for n, question in enumerate(QUESTIONS)}
     recipe = "keydiff(budget=96, stabilizers=16)"
-    chat = talk(TEXT, recipe, room=2000, look=lambda context, question: (shown[question], context))
+    chat = talk(TEXT, recipe, room=2000, reread=lambda context, question: (shown[question], context))
     plain = talk(TEXT, recipe, room=2000)
     prompt, text = plain_ground(plain).prompt, list[int]()
     for n, question in enumerate(QUESTIONS[:4]):
@@ -136,12 +136,12 @@ def test_undo_and_the_same_question_again_are_bit_identical(talk: Talk, turns: i
 def test_undo_of_what_was_absorbed(talk: Talk) -> None:
     """Turns that have been evicted into the context can be forgotten too, and the rest is as if they had never been."""
     chat, other = talk(), talk()
-    while len(chat.absorbed) < 2:
+    while len(chat.evictions) < 2:
         say(chat, QUESTIONS[len(chat.turns)])
-    left = chat.absorbed[0] - 1
+    left = chat.evictions[0] - 1
     while len(chat.turns) > left:
         chat.undo()
-    assert not chat.absorbed
+    assert not chat.evictions
     for question in QUESTIONS[:left]:
         say(other, question)
     assert say(chat, "And then?").text == say(other, "And then?").text
@@ -152,7 +152,7 @@ def test_clear_keeps_the_document(talk: Talk) -> None:
     chat = talk()
     for absorbed in (0, 1):
         say(chat, "What?")
-        while len(chat.absorbed) < absorbed:
+        while len(chat.evictions) < absorbed:
             say(chat, "What?")
         chat.clear()
         assert say(chat, "Who?").text == fresh
@@ -165,12 +165,12 @@ def test_going_on_from_what_was_saved(talk: Talk, text: str) -> None:
     chat = talk(text, room=120)
     states = []
     for question in QUESTIONS:
-        states.append((list(chat.turns), list(chat.absorbed)))
+        states.append((list(chat.turns), list(chat.evictions)))
         say(chat, question)
-    assert len(chat.absorbed) >= 2
-    for n in (0, 1, chat.absorbed[0], chat.absorbed[1], len(QUESTIONS) - 1):
+    assert len(chat.evictions) >= 2
+    for n in (0, 1, chat.evictions[0], chat.evictions[1], len(QUESTIONS) - 1):
         turns, absorbed = states[n]
-        resumed = talk(text, room=120, turns=turns, absorbed=absorbed)
+        resumed = talk(text, room=120, turns=turns, evictions=absorbed)
         assert say(resumed, QUESTIONS[n]).text == chat.turns[n].answer
 
 
@@ -219,8 +219,8 @@ def test_what_follows_an_interrupted_answer_follows_what_was_shown(talk: Talk) -
 
 def test_an_interrupted_absorption_is_done_again(talk: Talk) -> None:
     chat = talk()
-    while not chat.absorbed:
-        before = (list(chat.turns), list(chat.absorbed))
+    while not chat.evictions:
+        before = (list(chat.turns), list(chat.evictions))
         say(chat, question := QUESTIONS[len(chat.turns)])
     broken = talk(turns=before[0])
     list(broken.open())
@@ -261,10 +261,10 @@ def test_what_turns_were_evicted_from_is_freed(talk: Talk) -> None:
     gc.disable()
     try:
         old = [ref(chat.context), ref(chat.tail)]
-        while not chat.absorbed:
+        while not chat.evictions:
             say(chat, QUESTIONS[len(chat.turns)])
         assert [part() for part in old] == [None, None]
-        old = [ref(chat.context), ref(chat.tail), ref(chat.ground.work)]  # type: ignore[union-attr]
+        old = [ref(chat.context), ref(chat.tail), ref(chat.base.work)]  # type: ignore[union-attr]
         chat.clear()
         assert [part() for part in old] == [None, None, None]
     finally:

@@ -16,7 +16,7 @@ from kvcli.models.model import Model
 from kvcli.models.source import ModelSource
 from tests.e2e.conftest import Call, call, environment, folder  # noqa: F401
 from tests.handmade import knower
-from tests.unit.chat.conftest import TEXT, ground
+from tests.unit.chat.conftest import TEXT, base
 
 TURNS = 200
 ROOM = 256
@@ -35,14 +35,14 @@ def model(place: Path) -> Model:
 
 
 def begin(model: Model, text: str, recipe: str) -> Conversation:
-    return Conversation(model, lambda: ground(model, text, recipe, room=ROOM))
+    return Conversation(model, lambda: base(model, text, recipe, room=ROOM))
 
 
 def told(chat: Conversation) -> torch.Tensor:
     """Per unit of the only layer whether it is the digit of the first turn."""
     assert chat.context is not None
-    assert chat.ground is not None
-    prompt, document = chat.ground.prompt, TEXT if chat.ground.document else ""
+    assert chat.base is not None
+    prompt, document = chat.base.prompt, TEXT if chat.base.document else ""
     ids = (prompt.document(document) if document else []) + prompt.question(FACT, document=bool(document))
     place = len(ids) - 1 - ids[::-1].index(chat.model.tokenizer.convert_tokens_to_ids("7"))
     return chat.context.layers[0].pos[0] == place
@@ -64,8 +64,8 @@ def test_two_hundred_turns_at_fixed_memory(model: Model, text: str, recipe: str)
         rooms.append(chat.tail.nbytes)
         if n == 0:
             assert chat.used < ROOM
-    rounds = chat.absorbed[1]  # by then context, tail and fill have had all their units
-    assert absorbed == len(chat.absorbed) > 30
+    rounds = chat.evictions[1]  # by then context, tail and fill have had all their units
+    assert absorbed == len(chat.evictions) > 30
     assert max(sizes[rounds:]) <= max(sizes[:rounds])
     assert max(rooms[rounds:]) <= max(rooms[:rounds])
     assert chat.context is not None
@@ -77,7 +77,7 @@ def test_two_hundred_turns_at_fixed_memory(model: Model, text: str, recipe: str)
         with torch.inference_mode():
             chat.context.layers[0].v[:, told(chat)] = 0  # type: ignore[attr-defined]
     else:
-        first = chat.absorbed[0]
+        first = chat.evictions[0]
         assert set(answers[:first]) == {"h"}
         assert answers[first + 8 :] == ["?"] * (TURNS - first - 8)
         assert not told(chat).any()

@@ -10,7 +10,7 @@ from kvcli.chat.conversation import Conversation
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from tests.e2e.conftest import byte_tokenizer
-from tests.unit.chat.conftest import TEXT, ground
+from tests.unit.chat.conftest import TEXT, base
 from tests.unit.chat.test_conversation import QUESTIONS, say
 
 
@@ -23,7 +23,7 @@ def model() -> Model:
 
 @pytest.mark.parametrize("turns", [1, MARKS + 2])
 def test_undone_turns_leave_no_trace(model: Model, turns: int) -> None:
-    chat = Conversation(model, lambda: ground(model, TEXT, "keydiff(budget=96, stabilizers=16)", room=2000))
+    chat = Conversation(model, lambda: base(model, TEXT, "keydiff(budget=96, stabilizers=16)", room=2000))
     first = [say(chat, question).text for question in QUESTIONS[: turns + 1]]
     for _ in range(turns):
         chat.undo()
@@ -31,7 +31,7 @@ def test_undone_turns_leave_no_trace(model: Model, turns: int) -> None:
 
 
 def test_turns_are_evicted(model: Model) -> None:
-    chat = Conversation(model, lambda: ground(model, TEXT, "keydiff(budget=4000)", room=120))
-    long = Conversation(model, lambda: ground(model, TEXT, "keydiff(budget=4000)", room=4000))
+    chat = Conversation(model, lambda: base(model, TEXT, "keydiff(budget=4000)", room=120))
+    long = Conversation(model, lambda: base(model, TEXT, "keydiff(budget=4000)", room=4000))
     assert [say(chat, q).text for q in QUESTIONS[:6]] == [say(long, q).text for q in QUESTIONS[:6]]
-    assert chat.absorbed
+    assert chat.evictions
