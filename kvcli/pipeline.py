@@ -292,7 +292,8 @@ class Pipeline:
         self.cache = cache
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
-        self.chunk_size = chunk_size or CHUNK
+        published = model.heads_card if self.recipe is None else None
+        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or CHUNK
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
         if kv_bits is not None:
             (self.recipe or recipes.parse("full")).with_bits(kv_bits)
@@ -324,7 +325,8 @@ class Pipeline:
         units = None if self.budget is None else self.budget.units(spec, 0 if source is None else len(source.ids))
         missing = False
         if self.recipe is None:
-            recipe = recipes.default(spec, questions=questions, budget=units, heads=trained)
+            published = getattr(self.model.heads_card, "recipe", "")
+            recipe = recipes.default(spec, questions=questions, budget=units, heads=trained, published=published)
             if source is not None and recipe.policy.query_aware and saved and self.cache is not None:
                 general = recipes.default(spec, questions=0, budget=units, heads=trained)
                 if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):

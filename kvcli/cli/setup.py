@@ -20,7 +20,7 @@ from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, InputError, ModelError, ResourceError
-from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
+from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill, drain
 from kvcli.models.catalogue import DEFAULT
 from kvcli.types import CHUNK
 from kvcli.utils import files, process_memory
@@ -113,12 +113,10 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
         _before_loading(quiet=quiet)
         if not quiet:
             row.start(f"loading {source.name}")
-        from kvcli.retaining_heads import discovery
-
         start = perf_counter()
         bare = _bare(source, options)
         model = replace(bare.model)  # heads and calibration are those of this run
-        discovery.attach(model, options.heads, offline=options.offline)
+        _attach_heads(model, options.heads, offline=options.offline, quiet=quiet)
         load_s = perf_counter() - start
     card = model.heads_card
     heads = None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
@@ -131,6 +129,19 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
     spec = model.spec
     held.facts = {"model": spec.name, "device": spec.device, "dtype": spec.dtype, "weights": options.weights}
     return LoadedModel(model, load_s, 0 if spec.device.startswith("cuda") else bare.baseline_bytes, facts)
+
+
+def _attach_heads(model: Model, heads: str | None, *, offline: bool, quiet: bool) -> None:
+    """Find or download a model's retaining heads, with progress on stderr."""
+    from kvcli.retaining_heads.discovery import attach_events
+
+    def see(event: Event) -> None:
+        if isinstance(event, Notice):
+            terminal.note("heads", event.text, quiet=quiet)
+        display.see(event)
+
+    with ProgressDisplay(quiet=quiet) as display, closing(attach_events(model, heads, offline=offline)) as events:
+        drain(events, see)
 
 
 @dataclass(frozen=True)
@@ -224,11 +235,12 @@ def load_bare(
             device=options.device,
             dtype=options.dtype,
             weights=weights,
-            heads=heads,
-            find_heads=find_heads,
+            find_heads=False,
             offline=options.offline,
             on_notice=partial(terminal.note, "weights", quiet=quiet),
         )
+        if heads is not None or find_heads:
+            _attach_heads(model, heads, offline=options.offline, quiet=quiet)
         if recipes and (notice := calibration.attach(model, recipes)):
             terminal.note("queries", notice, quiet=quiet)
         return model

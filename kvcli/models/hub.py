@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import KvcliError, ModelError, ResourceError
-from kvcli.events import Download
+from kvcli.events import Download, Notice
 from kvcli.models import weights
 from kvcli.utils import files
 
@@ -104,30 +104,72 @@ def fetch(
     return Snapshot(path, commit, licence(path))
 
 
-def heads(repo: str, *, offline: bool, timeout: float = 10.0) -> Generator[Download, None, Path]:
-    """Retaining heads published as a repository: its safetensors, or its ``.bin`` files if it has none.
+def heads(
+    repo: str, *, offline: bool, most: int | None = None, timeout: float = 10.0
+) -> Generator[Download | Notice, None, Path]:
+    """Retaining heads published as a repository: its safetensors or its ``.bin`` files, whichever are smaller.
 
     The only pickle that kvcli ever fetches; it is opened with ``weights_only``, which runs no code.
+
+    Args:
+        repo: the hub id.
+        offline: use no network.
+        most: refuse to fetch more bytes; by default any size.
+        timeout: seconds for the first request.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
 
+    if (here := cached_heads(repo)) is not None:
+        return here
     if offline or switched_off():
-        try:
-            return Path(hub.snapshot_download(repo, local_files_only=True))
-        except Exception as error:
-            raise explain(error, repo, None) from error
+        raise ModelError(f"offline: {repo} is not in the hub's cache", f"hf download {repo} (with a network)")
     try:
         info = hub.HfApi(endpoint=constants.ENDPOINT).model_info(repo, files_metadata=True, timeout=timeout)
     except Exception as error:
         raise explain(error, repo, None) from error
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-    names = [n for n in sizes if n.endswith(".safetensors")] or [n for n in sizes if n.endswith(".bin")]
+    names = _heads_files(sizes)
     if not names:
         raise ModelError(f"{repo} has no safetensors and no .bin file, so no heads", "--heads FILE")
+    total = sum(sizes[name] for name in names)
+    if most is not None and total > most:
+        raise ModelError(f"{repo} has {total / 1e9:,.1f} GB, more than heads alone", f"--heads {repo}")
+    terms = getattr(info.card_data, "license", None) or "no licence named"
+    yield Notice(f"fetching {repo}, {total / 1e6:,.0f} MB, {terms}")
+    Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
+    files.require_space(Path(constants.HF_HUB_CACHE), total, repo)
     for name in names:
         yield from _file(repo, name, info.sha or "main", sizes[name])
-    return Path(str(hub.try_to_load_from_cache(repo, names[0], revision=info.sha))).parent
+    _call(lambda: hub.hf_hub_download(repo, names[0]), repo, None)  # tells the cache what "main" means
+    first = Path(str(hub.try_to_load_from_cache(repo, names[0], revision=info.sha)))
+    return first if len(names) == 1 else first.parent
+
+
+def cached_heads(repo: str) -> Path | None:
+    """The file or the folder of heads that :func:`heads` has fetched, if it is here as a whole."""
+    import huggingface_hub as hub
+
+    try:
+        here = Path(hub.snapshot_download(repo, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    names = _heads_files({path.name: path.stat().st_size for path in here.iterdir()})
+    if not names or not _all_parts(names):
+        return None
+    return here / names[0] if len(names) == 1 else here
+
+
+def _heads_files(sizes: dict[str, int]) -> list[str]:
+    """The safetensors or the ``.bin`` files of a repository's top folder, whichever are smaller."""
+    kinds = ([n for n in sorted(sizes) if n.endswith(kind) and "/" not in n] for kind in (".safetensors", ".bin"))
+    return min((names for names in kinds if names), key=lambda names: sum(sizes[n] for n in names), default=[])
+
+
+def _all_parts(names: list[str]) -> bool:
+    """Whether files that say ``-of-N`` are N."""
+    found = re.search(r"-of-0*(\d+)\.", names[0])
+    return found is None or len(names) == int(found[1])
 
 
 def _shards(repo: str, path: Path, sizes: dict[str, int]) -> list[str]:

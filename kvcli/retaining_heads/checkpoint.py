@@ -39,7 +39,9 @@ class HeadsCard:
         licence: of the heads.
         metrics: validation results.
         command: the training command.
-        made: date, and version of kvcli.
+        made: date and version of kvcli, or the repository of published heads.
+        recipe: with which their authors use published heads; empty for all others.
+        chunk: tokens per prefill step of that recipe; 0 for all others.
     """
 
     model: str = ""
@@ -54,6 +56,8 @@ class HeadsCard:
     metrics: dict[str, float] = field(default_factory=dict)
     command: str = ""
     made: str = ""
+    recipe: str = ""
+    chunk: int = 0
 
 
 def identity(model: Model) -> str:

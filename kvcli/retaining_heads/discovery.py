@@ -1,19 +1,21 @@
-"""Discovery of a model's heads: named by the user, trained by the user, or shipped with kvcli."""
+"""Discovery of a model's heads: named or trained by the user, shipped with kvcli, or published by Locret's authors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.errors import DamagedError, ModelError, ResourceError
-from kvcli.events import Download, drain
-from kvcli.retaining_heads import checkpoint
+from kvcli.events import Event, Notice, drain
+from kvcli.models import hub
+from kvcli.retaining_heads import checkpoint, published
 from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads
 from kvcli.retaining_heads.named import local
+from kvcli.retaining_heads.published import PublishedHeads
 from kvcli.utils import files
 
 if TYPE_CHECKING:
@@ -39,16 +41,22 @@ def attach(
     where: str | None = None,
     *,
     offline: bool = False,
-    watch: Callable[[Download], None] | None = None,
+    watch: Callable[[Event], None] | None = None,
 ) -> HeadsCard | None:
-    """Give a model its heads.
+    """Give a model its heads: :func:`attach_events` run to its end, ``watch`` called with its events."""
+    return drain(attach_events(model, where, offline=offline), watch)
+
+
+def attach_events(
+    model: Model, where: str | None = None, *, offline: bool = False
+) -> Generator[Event, None, HeadsCard | None]:
+    """Give a model its heads. Yields Download events and Notices.
 
     Args:
         model: a loaded model; its ``heads`` are set if heads are found.
         where: a file, a directory or a hub repository; by default the user's and the shipped heads of exactly this
-            model.
+            model, else those that Locret's authors published for it.
         offline: do not contact a hub.
-        watch: called with download events.
 
     Returns:
         the card of the heads, or ``None`` if there are none (only without ``where``).
@@ -57,11 +65,28 @@ def attach(
         ModelError: ``where`` does not exist, or its heads belong to another model; names what differs.
         DamagedError: the file is not a heads file.
     """
-    path = _search(model) if where is None else _named(where, offline=offline, watch=watch)
-    if path is None:
+    if where is not None:
+        path = local(where) or (yield from hub.heads(where, offline=offline))
+        return _attach(model, path, published.in_repo(where))
+    if (found := _search(model)) is not None:
+        return _attach(model, found, None)
+    if (known_heads := published.of_model(model.name)) is None:
         return None
+    most = 5 * known_heads.numbers(model.spec)  # float32, and something beside
+    try:
+        path = yield from hub.heads(known_heads.repo, offline=offline, most=most, timeout=2.0)
+        return _attach(model, path, known_heads)
+    except (ModelError, DamagedError) as error:
+        yield Notice(f"the published heads {known_heads.repo} are not used: {error.message}")
+        return None
+
+
+def _attach(model: Model, path: Path, source: PublishedHeads | None) -> HeadsCard:
     heads, card = checkpoint.load(path, activation=checkpoint.backbone_activation(model.module))
     checkpoint.check(heads, card, model, path)
+    if source is not None:
+        origin = {"model": source.model, "made": source.repo, "recipe": source.recipe, "chunk": source.chunk}
+        card = replace(card, **origin)  # type: ignore[arg-type]
     model.heads = heads = heads.to(model.device, model.dtype)
     model.heads_card = card
     model.spec = replace(model.spec, heads_bytes=sum(p.nbytes for p in heads.parameters()))
@@ -83,15 +108,7 @@ def known() -> Iterator[tuple[Path, HeadsCard]]:
                 continue
 
 
-def _named(where: str, *, offline: bool, watch: Callable[[Download], None] | None) -> Path:
-    if (path := local(where)) is not None:
-        return path
-    from kvcli.models import hub
-
-    return Path(drain(hub.heads(where, offline=offline), watch))
-
-
 def describe(heads: RetainingHeads, card: HeadsCard) -> str:
     """Describe heads in one line."""
-    origin = f"{card.steps:,} steps, {card.made}" if card.steps else "published checkpoint"
+    origin = f"{card.steps:,} steps, {card.made}" if card.steps else f"published checkpoint {card.made}".rstrip()
     return f"width {heads.width}, {heads.nbytes / 2**20:.0f} MiB, {origin}"

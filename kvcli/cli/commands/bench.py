@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -142,7 +143,8 @@ class _Bench:
         from kvcli.recipe import default
 
         spec, heads = self.model.spec, self.model.heads is not None
-        return combinations(named, budgets, spec, tokens, lambda units: default(spec, budget=units, heads=heads))
+        usual = partial(default, spec, heads=heads, published=getattr(self.model.heads_card, "recipe", ""))
+        return combinations(named, budgets, spec, tokens, lambda units: usual(budget=units))
 
     def _one(self, recipe: Recipe, tokens: int, checked: Check) -> BenchRow:
         from kvcli.bench.report import BenchRow

@@ -239,7 +239,9 @@ class _Run:
             )
 
         def usual(units: int | None) -> Recipe:
-            recipe = default(spec, questions=2 if task.several else 1, budget=units, heads=heads)
+            published = getattr(self.model.heads_card, "recipe", "")
+            several = 2 if task.several else 1
+            recipe = default(spec, questions=several, budget=units, heads=heads, published=published)
             return recipe if bits is None else recipe.with_bits(bits)
 
         return combinations(self.policies, self.budgets, spec, case.length or 0, usual)

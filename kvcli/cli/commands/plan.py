@@ -26,6 +26,7 @@ from kvcli.cli.views.progress import run_with_progress
 from kvcli.documents.document import document_json
 from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.planning.estimate import Target, Workload, forecast
+from kvcli.retaining_heads import published
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 from kvcli.utils import files as file_utils
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
     from kvcli.models.source import ModelSource
     from kvcli.recipe import Recipe
+    from kvcli.retaining_heads.published import PublishedHeads
     from kvcli.types import ModelSpec
 
 
@@ -77,11 +79,15 @@ def command(
 
     source, spec = _spec(model, target, quiet=quiet)
     tokens, asked = _count(source, prompt, text, run)
-    chunk = policy.chunk or types.CHUNK
+    theirs = None if spec.heads_bytes else _published(source, offline=model.offline)
+    if theirs is not None:
+        spec = replace(spec, heads_bytes=theirs.numbers(spec) * types.DTYPE_BYTES[spec.dtype])
+    chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else types.CHUNK)
     work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
     units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
     target = target or Target.this(spec.device)
-    found = [forecast(spec, each, work, target) for each in (_chosen(spec, named, units, policy), *others)]
+    usual = _chosen(spec, named, units, policy, theirs.recipe if theirs else "")
+    found = [forecast(spec, each, work, target) for each in (usual, *others)]
     outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16, ())
     if as_json:
         plan.to_json(outlook)
@@ -102,10 +108,10 @@ def _recipes(policy: PolicyOptions, others: list[str]) -> tuple[Recipe | None, l
     return named, [parse(text) for text in others]
 
 
-def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: PolicyOptions) -> Recipe:
+def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: PolicyOptions, published: str) -> Recipe:
     from kvcli.recipe import default
 
-    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes))
+    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes), published=published)
     if named is not None and units is not None:
         recipe = named.with_budget(units)
     return recipe if policy.kv_bits is None else recipe.with_bits(policy.kv_bits)
@@ -177,10 +183,20 @@ def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
 
 
 def _heads(source: ModelSource, spec: ModelSpec) -> int:
-    """Size of the retaining heads, looked for where ``ask`` finds them."""
+    """Size of the retaining heads on this machine, looked for where ``ask`` finds them."""
     from kvcli.models import spec as model_spec
 
     return model_spec.heads_bytes(source, spec, heads_folders())
+
+
+def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:
+    """The published heads that ``ask`` would use for a model without others."""
+    from kvcli.models import hub
+
+    known = published.of_model(source.name)
+    if known is None or (hub.cached_heads(known.repo) is None and (offline or hub.switched_off())):
+        return None
+    return known
 
 
 def heads_folders() -> list[Path]:
