@@ -11,6 +11,7 @@ from kvcli.cache.context import Context
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.errors import ModelError
 from kvcli.events import Token, drain
+from kvcli.models.cpu_linear import exact_weights
 from kvcli.models.model import Model
 from kvcli.models.self_test import TOLERANCE
 from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
@@ -21,6 +22,9 @@ TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
 HELD = 0.7
 """Maximum change of logits by a correct storage (relative RMS); unrelated logits differ by 1.4."""
 
+NARROW = 0.1
+"""Maximum change of logits by the weights of 8 bits that decoding may take."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -30,11 +34,14 @@ class Check:
         prefill: a question after a prefill without evictions, against one full forward.
         decode: the answer's tokens against one full forward over them: 0 if each is the best one.
         hold: the recipe's storage against dense storage of the same units; 0 for dense.
+        weights: the weights that few tokens are multiplied by (:mod:`kvcli.models.cpu_linear`) against the model's own;
+            0 if they are the same. The other three are of the model's own.
     """
 
     prefill: float
     decode: float
     hold: float
+    weights: float = 0.0
 
 
 def check(model: Model, recipe: Recipe) -> Check:
@@ -45,26 +52,30 @@ def check(model: Model, recipe: Recipe) -> Check:
     """
     document, question = (draw(model, n, seed) for n, seed in ((TOKENS, 1), (QUESTION, 2)))
     dense = Recipe(everything(recipe, TOKENS, model.spec.layers).policy, parse("full").storage)
-    context = _read(model, document, dense, question)
-    got = _question(model, context, question)
-    answer = [
-        event.id
-        for event in generate(model, new_decode_cache(model, context), question, max_tokens=ANSWER)
-        if isinstance(event, Token) and event.id >= 0
-    ]
+    with exact_weights(model.module):
+        context = _read(model, document, dense, question)
+        got = _question(model, context, question)
+        answer = [
+            event.id
+            for event in generate(model, new_decode_cache(model, context), question, max_tokens=ANSWER)
+            if isinstance(event, Token) and event.id >= 0
+        ]
+        hold = 0.0 if recipe.storage == dense.storage else _hold(model, recipe, dense, document, question, got)
     expected = _full(model, document + question + answer)
     said = expected[-len(answer) - 1 : -1]
     below = said.max(-1).values - said.gather(1, torch.tensor(answer, device=said.device)[:, None])[:, 0]
     found = Check(
         prefill=_apart(got, expected[TOKENS : TOKENS + QUESTION]),
         decode=float((below / said.square().mean(-1).sqrt()).max()),
-        hold=0.0 if recipe.storage == dense.storage else _hold(model, recipe, dense, document, question, got),
+        hold=hold,
+        weights=_apart(_question(model, context, question), got),
     )
     limit = TOLERANCE[model.spec.dtype]
     for name, value, most in (
         ("prefill", found.prefill, limit),
         ("decode", found.decode, 8 * limit),
         ("hold", found.hold, HELD),
+        ("weights", found.weights, NARROW),
     ):
         if not value <= most:
             raise ModelError(

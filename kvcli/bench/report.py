@@ -43,8 +43,8 @@ class BenchRow:
             f"{speed.kept:,}" + ("" if speed.bits in (16, 32) else f" at {speed.bits:.4g} bits"),
         ]
 
-    def to_json(self, top: Roofline, against: Speed | None) -> dict[str, Any]:
-        """Return JSON. ``against``: transformers' full attention at the same length, if measured."""
+    def to_json(self, top: Roofline, full: Speed | None, llamacpp: Speed | None = None) -> dict[str, Any]:
+        """Return JSON. ``full`` and ``llamacpp``: the other programs at the same length, if measured."""
         speed = self.speed
         head = {
             "recipe": self.recipe,
@@ -67,7 +67,8 @@ class BenchRow:
             "kept": speed.kept,
             "kv_bytes": speed.kv_bytes,
             "bits": round(speed.bits, 3),
-            "times_full": self.times(against),
+            "times_full": self.times(full),
+            "times_llamacpp": self.times(llamacpp),
         }
 
     def times(self, against: Speed | None) -> dict[str, float] | None:

@@ -12,7 +12,8 @@ Many rows, in prefill, take the model's own weights and torch's product.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +97,20 @@ def map_packed(module: nn.Module, directory: Path) -> int:
         for layer in layers.values():
             layer.packed = kernels.pack(layer.weight)
     return sum(layer.packed.nbytes for layer in layers.values() if layer.packed is not None)
+
+
+@contextmanager
+def exact_weights(module: nn.Module) -> Iterator[None]:
+    """Decode with the model's own weights in the block, not with 8 bits."""
+    layers = [m for m in module.modules() if type(m) is CpuDecodeLinear and m.packed is not None]
+    packed = [layer.packed for layer in layers]
+    try:
+        for layer in layers:
+            layer.packed = None
+        yield
+    finally:
+        for layer, weight in zip(layers, packed, strict=True):
+            layer.packed = weight
 
 
 def _write_packed(kernels: ModuleType, layers: dict[str, CpuDecodeLinear], path: Path) -> None:

