@@ -97,11 +97,11 @@ def main() -> None:
     model = load("smollm2-135m")
     discovery.attach(model, None)
     prompt = Prompt(model.tokenizer)
-    ruler = TokenCounter(prompt)
+    counter = TokenCounter(prompt)
     jobs = build_cases.case_specs(
         [tasks.lookup("needle")],
-        ruler=ruler,
-        haystack=Haystack(ruler, options.text.read_text(encoding="utf-8"), options.text.name),
+        counter=counter,
+        haystack=Haystack(counter, options.text.read_text(encoding="utf-8"), options.text.name),
         data=None,
         lengths=build_cases.lengths(options.length),
         cases=options.cases,

@@ -205,11 +205,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     bench = Bench(options)
-    ruler = TokenCounter(bench.prompt)
+    counter = TokenCounter(bench.prompt)
     jobs = build_cases.case_specs(
         [tasks.lookup(options.task)],
-        ruler=ruler,
-        haystack=Haystack(ruler, options.file.read_text() if options.file else None),
+        counter=counter,
+        haystack=Haystack(counter, options.file.read_text() if options.file else None),
         data=datasets.read(options.data) if options.data else None,
         lengths=build_cases.lengths(options.length),
         cases=options.cases,

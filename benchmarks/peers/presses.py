@@ -82,11 +82,11 @@ def main() -> None:
     discovery.attach(model, None)
     pipeline = Pipeline(model)
     prompt = pipeline.prompt
-    ruler = TokenCounter(prompt)
+    counter = TokenCounter(prompt)
     jobs = build_cases.case_specs(
         [tasks.lookup(name) for name in options.tasks.split(",")],
-        ruler=ruler,
-        haystack=Haystack(ruler, options.text.read_text(encoding="utf-8"), options.text.name),
+        counter=counter,
+        haystack=Haystack(counter, options.text.read_text(encoding="utf-8"), options.text.name),
         data=None,
         lengths=build_cases.lengths(options.lengths),
         cases=options.cases,

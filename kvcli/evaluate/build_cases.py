@@ -55,7 +55,7 @@ def looks(text: str, option: str = "--reread") -> tuple[int, ...]:
 def case_specs(
     tasks: Sequence[Task],
     *,
-    ruler: TokenCounter,
+    counter: TokenCounter,
     haystack: Haystack,
     data: Data | None,
     lengths: Sequence[int],
@@ -66,7 +66,7 @@ def case_specs(
 
     Args:
         tasks: the tasks.
-        ruler: counts tokens as the model reads them.
+        counter: counts tokens as the model reads them.
         haystack: the text in which facts are hidden.
         data: the files of ``--data``.
         lengths: token counts for generated texts.
@@ -88,7 +88,7 @@ def case_specs(
         passages = datasets.passages(data) if task.passages and data is not None else None
         for length in lengths if task.sized else [None]:
             for number in range(cases or CASES):
-                make = partial(_make, task.make, task.name, number, length, seed, ruler, haystack, passages)
+                make = partial(_make, task.make, task.name, number, length, seed, counter, haystack, passages)
                 found.append((task, CaseSpec(task.name, length, number, make)))
     return found
 
@@ -99,8 +99,8 @@ def _make(
     number: int,
     length: int | None,
     seed: int,
-    ruler: TokenCounter,
+    counter: TokenCounter,
     haystack: Haystack,
     passages: PassagePool | None,
 ) -> Case:
-    return make(CaseRequest(name, number, length or 0, seed, ruler, haystack, passages))
+    return make(CaseRequest(name, number, length or 0, seed, counter, haystack, passages))

@@ -80,7 +80,7 @@ class CaseRequest:
         number: index of the case, from 0.
         length: maximum tokens, the prompt's words around the text included.
         seed: of the run.
-        ruler: counts tokens.
+        counter: counts tokens.
         haystack: prose in which facts are hidden.
         passages: for multi-document QA.
     """
@@ -89,7 +89,7 @@ class CaseRequest:
     number: int
     length: int
     seed: int
-    ruler: TokenCounter
+    counter: TokenCounter
     haystack: Haystack
     passages: PassagePool | None = None
 

@@ -25,17 +25,17 @@ class Haystack:
     """Pieces of text with their token counts, between which facts are inserted.
 
     Args:
-        ruler: counts tokens.
+        counter: counts tokens.
         text: a document; without one, endless :data:`NOISE`.
         name: of the document, for errors.
     """
 
-    def __init__(self, ruler: TokenCounter, text: str | None = None, name: str = "the document") -> None:
-        self._ruler, self._name = ruler, name
+    def __init__(self, counter: TokenCounter, text: str | None = None, name: str = "the document") -> None:
+        self._ruler, self._name = counter, name
         self._pieces = [NOISE] if text is None else split(text)
         self._endless = text is None
-        self._ends = [0, *accumulate(ruler.pieces(self._pieces))]
-        self.tokens = None if text is None else ruler.document(text)
+        self._ends = [0, *accumulate(counter.pieces(self._pieces))]
+        self.tokens = None if text is None else counter.document(text)
         """Tokens read for the whole document; ``None`` for noise."""
 
     def hide(self, facts: Sequence[str], depths: Sequence[float], length: int, rng: random.Random) -> str:

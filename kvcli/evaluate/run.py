@@ -153,7 +153,7 @@ def run(
     rows: ResultsFile,
     *,
     chunk: int,
-    manner: ReadOptions = PLAIN,
+    read_options: ReadOptions = PLAIN,
 ) -> Generator[Prefill | Finished, None, list[Skipped]]:
     """Measure the cases that have no result yet.
 
@@ -163,7 +163,7 @@ def run(
         work: cases, and the recipes for each of them.
         rows: earlier results; new ones are added.
         chunk: tokens per forward pass.
-        manner: query-aware prefill and re-read passages, the same for all.
+        read_options: query-aware prefill and re-read passages, the same for all.
 
     Yields:
         prefill progress, and a :class:`Finished` after each case and recipe.
@@ -175,14 +175,14 @@ def run(
         DamagedError: ``rows`` come from other heads.
         ModelError: a recipe needs heads and the model has none.
     """
-    wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, manner)}
+    wanted = {key: recipe for job, recipes in work for recipe in recipes for key in keys(job, recipe, read_options)}
     heads = check_heads(model, rows, wanted)
     total, done = len(wanted), sum(key in rows.done for key in wanted)
     skipped: list[Skipped] = []
     spoken = Pipeline(model, chunk_size=chunk, system=prompt.system, raw=prompt.raw)
     bare = Pipeline(model, chunk_size=chunk, raw=True)
     for job, recipes in work:
-        missing = {r: [key.look for key in keys(job, r, manner) if key not in rows.done] for r in recipes}
+        missing = {r: [key.look for key in keys(job, r, read_options) if key not in rows.done] for r in recipes}
         case = job.make() if any(missing.values()) else None
         for recipe, looks in missing.items():
             while looks:
@@ -194,7 +194,7 @@ def run(
                         case.text,
                         [question.text for question in case.questions],
                         max_tokens=case.max_tokens,
-                        options=replace(manner, looks=tuple(looks)),
+                        options=replace(read_options, looks=tuple(looks)),
                     )
                 except (TooLongError, ResourceError) as problem:  # raised before prefill; fewer passages may fit
                     most = max(looks)
@@ -211,9 +211,9 @@ def run(
     return skipped
 
 
-def keys(job: CaseSpec, recipe: Recipe, manner: ReadOptions) -> list[Key]:
+def keys(job: CaseSpec, recipe: Recipe, read_options: ReadOptions) -> list[Key]:
     """Return the keys of a case's results under a recipe."""
-    return [Key(job.task, job.length, str(recipe), look, job.number) for look in manner.looks]
+    return [Key(job.task, job.length, str(recipe), look, job.number) for look in read_options.looks]
 
 
 def digest(model: Model) -> str | None:
@@ -286,7 +286,7 @@ def settings(
     chunk: int,
     document: str | None,
     data: str | None,
-    manner: ReadOptions = PLAIN,
+    read_options: ReadOptions = PLAIN,
 ) -> dict[str, str | int | None]:
     """Return the settings that rows of one file must share.
 
@@ -296,7 +296,7 @@ def settings(
         seed: of the cases.
         chunk: tokens per forward pass.
         document, data: digests of the inputs.
-        manner: the read options.
+        read_options: the read options.
     """
     words = hashlib.sha256(repr((prompt.document("text"), prompt.question("question"))).encode()).hexdigest()[:16]
     return {
@@ -306,7 +306,7 @@ def settings(
         "device": model.device.type,
         "seed": seed,
         "chunk-size": chunk,
-        "focus": int(manner.focus),
+        "focus": int(read_options.focus),
         "document": document,
         "data": data,
         "prompt": words,

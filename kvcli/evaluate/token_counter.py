@@ -39,12 +39,12 @@ class TokenCounter:
         return [counts[piece] for piece in pieces]
 
 
-def fit(build: Callable[[int], str], ruler: TokenCounter, length: int, *, least: int, what: str) -> int:
+def fit(build: Callable[[int], str], counter: TokenCounter, length: int, *, least: int, what: str) -> int:
     """Find how many items fit: ``build(n)`` has at most ``length`` tokens, and ``build(n + 1)`` rarely does.
 
     Args:
         build: builds the text with ``n`` items; more items make it longer.
-        ruler: counts tokens.
+        counter: counts tokens.
         length: maximum tokens.
         least: minimum number of items.
         what: their name, for the error.
@@ -52,17 +52,17 @@ def fit(build: Callable[[int], str], ruler: TokenCounter, length: int, *, least:
     Raises:
         UsageError: fewer than ``least`` fit.
     """
-    fewest = ruler.document(build(least))
+    fewest = counter.document(build(least))
     if fewest > length:
         raise UsageError(f"{length:,} tokens are too few for {least:,} {what}", f"--lengths {-(-fewest // 256) * 256}")
     n = 2 * least + 16
     for _ in range(5):  # secant method with one fixed end; two or three rounds suffice
-        each = (ruler.document(build(n)) - fewest) / (n - least)
+        each = (counter.document(build(n)) - fewest) / (n - least)
         guess = least + int((length - fewest) / max(each, 0.01))
         if guess in (n, least):
             n = guess
             break
         n = guess
-    while n > least and (over := ruler.document(build(n)) - length) > 0:
+    while n > least and (over := counter.document(build(n)) - length) > 0:
         n = max(least, n - 1 - int(over / max(each, 0.01)))
     return n

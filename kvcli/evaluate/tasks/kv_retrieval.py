@@ -12,9 +12,9 @@ ANSWER = 128
 """Maximum answer tokens: two UUIDs with digits split, as a model may repeat the key."""
 
 
-def kv(wanted: CaseRequest) -> Case:
+def kv(request: CaseRequest) -> Case:
     """Build a case with as many pairs as fit."""
-    rng = wanted.rng
+    rng = request.rng
     pairs: list[tuple[str, str]] = []
 
     def build(count: int) -> str:
@@ -22,8 +22,8 @@ def kv(wanted: CaseRequest) -> Case:
             pairs.append((vocabulary.uuid(rng), vocabulary.uuid(rng)))
         return show(pairs[:count])
 
-    count = fit(build, wanted.ruler, wanted.length, least=2, what="pairs of keys and values")
-    key, value = pairs[int(wanted.depth * count)]
+    count = fit(build, request.counter, request.length, least=2, what="pairs of keys and values")
+    key, value = pairs[int(request.depth * count)]
     return Case(build(count), (ask(key, value),), max_tokens=ANSWER)
 
 

@@ -69,30 +69,30 @@ SHAPES = (
 )
 
 
-def single(wanted: CaseRequest) -> Case:
+def single(request: CaseRequest) -> Case:
     """Build a case with one fact."""
-    rng, shape = wanted.rng, _shape(wanted)
+    rng, shape = request.rng, _shape(request)
     (key,), (value,) = _keys(shape, rng, 1), _values(shape, rng, 1)
-    text = wanted.haystack.hide([_say(shape, key, value)], [wanted.depth], wanted.length, rng)
-    return Case(text, (_ask(shape, key, [value]),), tags=_tags(wanted, shape))
+    text = request.haystack.hide([_say(shape, key, value)], [request.depth], request.length, rng)
+    return Case(text, (_ask(shape, key, [value]),), tags=_tags(request, shape))
 
 
-def multikey(wanted: CaseRequest, count: int = 4) -> Case:
+def multikey(request: CaseRequest, count: int = 4) -> Case:
     """Build a case with ``count`` facts of one phrasing about different keys, of which one is asked for."""
-    rng, shape = wanted.rng, _shape(wanted)
+    rng, shape = request.rng, _shape(request)
     keys, values = _keys(shape, rng, count), _values(shape, rng, count)
-    depths = [wanted.depth, *(rng.random() for _ in keys[1:])]
+    depths = [request.depth, *(rng.random() for _ in keys[1:])]
     facts = [_say(shape, k, v) for k, v in zip(keys, values, strict=True)]
-    text = wanted.haystack.hide(facts, depths, wanted.length, rng)
-    return Case(text, (_ask(shape, keys[0], values[:1]),), tags=_tags(wanted, shape))
+    text = request.haystack.hide(facts, depths, request.length, rng)
+    return Case(text, (_ask(shape, keys[0], values[:1]),), tags=_tags(request, shape))
 
 
-def multivalue(wanted: CaseRequest, count: int = 4) -> Case:
+def multivalue(request: CaseRequest, count: int = 4) -> Case:
     """Build a case with ``count`` values for one key, each in a sentence, all asked for at once."""
-    rng, shape = wanted.rng, _shape(wanted)
+    rng, shape = request.rng, _shape(request)
     (key,), values = _keys(shape, rng, 1), _values(shape, rng, count)
     facts = [_say(shape, key, v) for v in values]
-    text = wanted.haystack.hide(facts, [rng.random() for _ in facts], wanted.length, rng)
+    text = request.haystack.hide(facts, [rng.random() for _ in facts], request.length, rng)
     asked = _ask(shape, key, values)
     question = f"{asked.text} The text names {count} of them; list all."
     return Case(
@@ -103,9 +103,9 @@ def multivalue(wanted: CaseRequest, count: int = 4) -> Case:
     )
 
 
-def multiquery(wanted: CaseRequest, count: int = 8) -> Case:
+def multiquery(request: CaseRequest, count: int = 8) -> Case:
     """Build a case with ``count`` facts of all phrasings, each asked for after the same prefill."""
-    rng = wanted.rng
+    rng = request.rng
     shapes = rng.sample(SHAPES, count)
     taken: list[str] = []
     facts, questions = [], []
@@ -114,22 +114,22 @@ def multiquery(wanted: CaseRequest, count: int = 8) -> Case:
         taken += [key, value]
         facts.append(_say(shape, key, value))
         questions.append(_ask(shape, key, [value]))
-    text = wanted.haystack.hide(facts, [rng.random() for _ in facts], wanted.length, rng)
+    text = request.haystack.hide(facts, [rng.random() for _ in facts], request.length, rng)
     return Case(text, tuple(questions))
 
 
-def fidelity(wanted: CaseRequest) -> Case:
+def fidelity(request: CaseRequest) -> Case:
     """Build a case with four facts of all phrasings, each asked for after the same prefill."""
-    return multiquery(wanted, 4)
+    return multiquery(request, 4)
 
 
-def _shape(wanted: CaseRequest) -> NeedleShape:
-    values = VALUES[wanted.number % len(VALUES)]
-    return wanted.rng.choice([shape for shape in SHAPES if shape.values == values])
+def _shape(request: CaseRequest) -> NeedleShape:
+    values = VALUES[request.number % len(VALUES)]
+    return request.rng.choice([shape for shape in SHAPES if shape.values == values])
 
 
-def _tags(wanted: CaseRequest, shape: NeedleShape) -> dict[str, str]:
-    return {"values": shape.values, "depth": f"{25 * int(4 * wanted.depth)}-{25 * int(4 * wanted.depth) + 25} %"}
+def _tags(request: CaseRequest, shape: NeedleShape) -> dict[str, str]:
+    return {"values": shape.values, "depth": f"{25 * int(4 * request.depth)}-{25 * int(4 * request.depth) + 25} %"}
 
 
 def _say(shape: NeedleShape, key: str, value: str) -> str:

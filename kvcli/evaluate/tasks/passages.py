@@ -41,48 +41,48 @@ class PassagePool:
             )
 
 
-def multidoc(wanted: CaseRequest) -> Case:
+def multidoc(request: CaseRequest) -> Case:
     """Build a case of passages up to the length, with the right one at the case's depth."""
-    passages, gold, question, answers = _choose(wanted)
+    passages, gold, question, answers = _choose(request)
     others = [p for p in passages if p is not gold and p.text != gold.text and not _has(p, answers)]
-    wanted.rng.shuffle(others)
-    ruler, room = wanted.ruler, wanted.length - wanted.ruler.overhead
-    room -= ruler.pieces([gold.show(999)])[0]
+    request.rng.shuffle(others)
+    counter, room = request.counter, request.length - request.counter.overhead
+    room -= counter.pieces([gold.show(999)])[0]
     taken: list[PoolPassage] = []
-    for other, tokens in zip(others, ruler.pieces([p.show(999) for p in others]), strict=True):
+    for other, tokens in zip(others, counter.pieces([p.show(999) for p in others]), strict=True):
         if tokens > room:
             break
         room -= tokens
         taken.append(other)
     else:
-        if room > wanted.length // 20 + 1000:
+        if room > request.length // 20 + 1000:
             raise InputError(
-                f"{len(passages):,} passages are {wanted.length - room:,} tokens together, fewer than the"
-                f" {wanted.length:,} to be read",
+                f"{len(passages):,} passages are {request.length - room:,} tokens together, fewer than the"
+                f" {request.length:,} to be read",
                 "a smaller --lengths, or more passages with --data",
             )
     if not taken:
-        raise UsageError(f"{wanted.length:,} tokens are too few for two passages", "--lengths 2K")
-    at = int(wanted.depth * (len(taken) + 1))
+        raise UsageError(f"{request.length:,} tokens are too few for two passages", "--lengths 2K")
+    at = int(request.depth * (len(taken) + 1))
     text = "".join(p.show(n) for n, p in enumerate([*taken[:at], gold, *taken[at:]], 1))
     return Case(text, (CaseQuestion(question, answers, "any"),), tags={"documents": str(len(taken) + 1)})
 
 
-def gold(wanted: CaseRequest) -> Case:
+def gold(request: CaseRequest) -> Case:
     """Build the control of ``multidoc``'s case of that number: the right passage alone."""
-    _, passage, question, answers = _choose(wanted)
+    _, passage, question, answers = _choose(request)
     return Case(passage.show(1), (CaseQuestion(question, answers, "any"),))
 
 
-def _choose(wanted: CaseRequest) -> tuple[Sequence[PoolPassage], PoolPassage, str, tuple[str, ...]]:
+def _choose(request: CaseRequest) -> tuple[Sequence[PoolPassage], PoolPassage, str, tuple[str, ...]]:
     """Choose the question of a case: the same for every length, and distinct between cases if there are enough."""
-    if wanted.passages is None:
-        raise UsageError(f"'{wanted.task}' needs passages", f"kvcli eval {wanted.task} --data PASSAGES.jsonl")
-    found = wanted.passages.all
+    if request.passages is None:
+        raise UsageError(f"'{request.task}' needs passages", f"kvcli eval {request.task} --data PASSAGES.jsonl")
+    found = request.passages.all
     asked = [(p, q, a) for p in found for q, a in p.asked if a]
     order = list(range(len(asked)))
-    random.Random(f"passages {wanted.seed}").shuffle(order)
-    passage, question, answers = asked[order[wanted.number % len(order)]]
+    random.Random(f"passages {request.seed}").shuffle(order)
+    passage, question, answers = asked[order[request.number % len(order)]]
     return found, passage, question, answers
 
 

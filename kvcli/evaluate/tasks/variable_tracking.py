@@ -8,9 +8,9 @@ from kvcli.evaluate import vocabulary
 from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
 
 
-def variables(wanted: CaseRequest, hops: int = 4, chains: int = 2) -> Case:
+def variables(request: CaseRequest, hops: int = 4, chains: int = 2) -> Case:
     """Build ``chains`` chains of ``hops`` assignments each, in order at random positions; asks for the first chain."""
-    rng = wanted.rng
+    rng = request.rng
     numbers = vocabulary.fresh(lambda: vocabulary.number(rng, 5), chains)
     names = vocabulary.fresh(lambda: vocabulary.letters(rng), chains * (hops + 1))
     facts, depths = [], []
@@ -19,7 +19,7 @@ def variables(wanted: CaseRequest, hops: int = 4, chains: int = 2) -> Case:
         facts += [f"VAR {own[0]} = {value}"]
         facts += [f"VAR {new} = VAR {old}" for old, new in pairwise(own)]
         depths += sorted(rng.random() for _ in own)
-    text = wanted.haystack.hide(facts, depths, wanted.length, rng)
+    text = request.haystack.hide(facts, depths, request.length, rng)
     question = (
         f"Follow the assignments, VAR X = VAR Y and so on. Which {hops + 1} variables have the value {numbers[0]}?"
         " List all of them."

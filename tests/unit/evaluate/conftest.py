@@ -25,7 +25,7 @@ class Words:
 
 
 @pytest.fixture(scope="session")
-def ruler() -> TokenCounter:
+def counter() -> TokenCounter:
     return TokenCounter(Words())
 
 

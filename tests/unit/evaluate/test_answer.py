@@ -127,14 +127,18 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
 def test_a_run_adds_the_look_that_is_missing(model: Any) -> None:
     done, work = rows(model), [(job(0), [parse("keydiff(budget=128)")])]
     for looks, fresh in [((0,), [0]), ((0, 1), [1]), ((1, 0), [])]:
-        events, _ = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=ReadOptions(looks=looks)))
+        events, _ = drain(
+            run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=ReadOptions(looks=looks))
+        )
         assert [event.row.look for event in events if isinstance(event, Finished)] == fresh
 
 
 def test_passages_that_do_not_fit_leave_the_plain_answer(model: Any) -> None:
     """8 passages and 3,900 tokens are more than the tiny model's 4,096 positions."""
     work, done = [(job(0, text="The grass is green. " * 170), [parse("full")])], rows(model)
-    _, (left,) = drain(run(model, Prompt(model.tokenizer), work, done, chunk=64, manner=ReadOptions(looks=(0, 8))))
+    _, (left,) = drain(
+        run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=ReadOptions(looks=(0, 8)))
+    )
     assert left.key.look == 8
     assert [key.look for key in done.done] == [0]
 

@@ -88,9 +88,11 @@ def test_cases_without_a_right_answer_have_no_loss(model: Any) -> None:
     "words", [["fidelity,needle"], ["needle,fidelity"], ["fidelity", "--reread", "3"], ["fidelity", "--query-aware"]]
 )
 def test_what_it_cannot_do_is_refused_before_a_model_is_loaded(words: list[str]) -> None:
-    from kvcli.cli.commands.eval import CaseOptions, _FidelityRun, _Run
+    from kvcli.cli.evaluation import CaseOptions, Evaluation, FidelityEvaluation
     from kvcli.cli.options import ComparisonOptions
 
     options = CaseOptions(reread="3" if "--reread" in words else "0", query_aware="--query-aware" in words)
     with pytest.raises(UsageError, match="fidelity"):
-        (_FidelityRun if words[0] == "fidelity" else _Run)(words[:1], options, ComparisonOptions(), quiet=True)
+        (FidelityEvaluation if words[0] == "fidelity" else Evaluation)(
+            words[:1], options, ComparisonOptions(), quiet=True
+        )

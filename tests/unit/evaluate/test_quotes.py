@@ -70,10 +70,10 @@ def test_a_run_counts_quotes_that_hold_the_answer_and_goes_on(model: Any, tmp_pa
     assert run(model, nowhere).done[quotes.keys(nowhere)[0]].scores == [0.0]
 
 
-def test_every_phrasing_asks_for_its_fact_in_other_words(ruler: TokenCounter, book: str) -> None:
+def test_every_phrasing_asks_for_its_fact_in_other_words(counter: TokenCounter, book: str) -> None:
     for number in range(len(quotes.PHRASINGS)):
-        for haystack in (Haystack(ruler), Haystack(ruler, book)):
-            case = quotes.needle_case(CaseRequest("quotes", number, 1024, 0, ruler, haystack))
+        for haystack in (Haystack(counter), Haystack(counter, book)):
+            case = quotes.needle_case(CaseRequest("quotes", number, 1024, 0, counter, haystack))
             ((start, end),) = case.gold
             value = case.text[start:end]
             assert value not in case.question

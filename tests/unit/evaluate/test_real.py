@@ -27,9 +27,9 @@ pytestmark = pytest.mark.real
 def test_pass_keys_survive_half_of_the_cache() -> None:
     model = load(run_with_progress(resolve("smollm2-135m"), quiet=True))
     prompt = Prompt(model.tokenizer)
-    ruler = TokenCounter(prompt)
+    counter = TokenCounter(prompt)
     found = case_specs(
-        [lookup("passkey")], ruler=ruler, haystack=Haystack(ruler), data=None, lengths=[1024], cases=3, seed=0
+        [lookup("passkey")], counter=counter, haystack=Haystack(counter), data=None, lengths=[1024], cases=3, seed=0
     )
     recipe = parse("keydiff(budget=512)")
     rows = ResultsFile(None, settings(model, prompt, seed=0, chunk=512, document=None, data=None))

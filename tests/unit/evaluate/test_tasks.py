@@ -33,31 +33,36 @@ PASSAGES = PassagePool(
 
 
 def make(
-    name: str, ruler: TokenCounter, *, length: int = 4096, number: int = 0, seed: int = 0, text: str | None = None
+    name: str, counter: TokenCounter, *, length: int = 4096, number: int = 0, seed: int = 0, text: str | None = None
 ) -> Case:
     maker = TASKS[name].make
     assert maker is not None
-    return maker(CaseRequest(name, number, length, seed, ruler, Haystack(ruler, text), PASSAGES))
+    return maker(CaseRequest(name, number, length, seed, counter, Haystack(counter, text), PASSAGES))
 
 
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_text_is_as_long_as_was_asked_for(name: str, length: int, ruler: TokenCounter) -> None:
-    tokens = ruler.document(make(name, ruler, length=length).text)
+def test_a_text_is_as_long_as_was_asked_for(name: str, length: int, counter: TokenCounter) -> None:
+    tokens = counter.document(make(name, counter, length=length).text)
     assert tokens <= length
     assert tokens > length - 250
 
 
 @pytest.mark.parametrize("name", [*MADE, "gold"])
-def test_a_case_depends_on_seed_number_and_length_alone(name: str, ruler: TokenCounter) -> None:
-    assert make(name, ruler, number=3) == make(name, ruler, number=3)
-    others = [make(name, ruler), make(name, ruler, number=1), make(name, ruler, seed=1), make(name, ruler, number=2)]
+def test_a_case_depends_on_seed_number_and_length_alone(name: str, counter: TokenCounter) -> None:
+    assert make(name, counter, number=3) == make(name, counter, number=3)
+    others = [
+        make(name, counter),
+        make(name, counter, number=1),
+        make(name, counter, seed=1),
+        make(name, counter, number=2),
+    ]
     assert len({case.text for case in others}) == len(others)
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_reader_who_quotes_the_text_is_right(name: str, ruler: TokenCounter) -> None:
-    case = make(name, ruler)
+def test_a_reader_who_quotes_the_text_is_right(name: str, counter: TokenCounter) -> None:
+    case = make(name, counter)
     for question in case.questions:
         assert question.gold
         assert all(re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", case.text) for gold in question.gold)
@@ -66,27 +71,27 @@ def test_a_reader_who_quotes_the_text_is_right(name: str, ruler: TokenCounter) -
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if TASKS[name].hides])
-def test_facts_are_hidden_in_a_persons_own_text(name: str, ruler: TokenCounter, book: str) -> None:
-    text = make(name, ruler, length=2048, text=book).text
+def test_facts_are_hidden_in_a_persons_own_text(name: str, counter: TokenCounter, book: str) -> None:
+    text = make(name, counter, length=2048, text=book).text
     rest = [piece.strip() for piece in split(text) if piece.strip() not in book]
     assert 1 <= len(rest) <= 12
     assert all(piece in text for piece in rest)
-    starts = {make(name, ruler, length=2048, text=book, number=n).text[:300] for n in range(6)}
+    starts = {make(name, counter, length=2048, text=book, number=n).text[:300] for n in range(6)}
     assert len(starts) > 3
 
 
-def test_depths_cover_the_text_however_many_cases_there_are(ruler: TokenCounter) -> None:
+def test_depths_cover_the_text_however_many_cases_there_are(counter: TokenCounter) -> None:
     def depth(number: int) -> float:
-        case = make("passkey", ruler, length=20000, number=number)
+        case = make("passkey", counter, length=20000, number=number)
         return case.text.index(case.questions[0].gold[0]) / len(case.text)
 
     quarters = Counter(int(4 * depth(n)) for n in range(20))
     assert all(3 <= quarters[q] <= 7 for q in range(4))
 
 
-def test_a_needle_stands_between_sentences(ruler: TokenCounter, book: str) -> None:
+def test_a_needle_stands_between_sentences(counter: TokenCounter, book: str) -> None:
     for number in range(12):
-        case = make("needle", ruler, length=3000, text=book, number=number)
+        case = make("needle", counter, length=3000, text=book, number=number)
         value = case.questions[0].gold[0]
         (line,) = (piece for piece in split(case.text) if value in piece)
         before = case.text[: case.text.index(line)].rstrip()
@@ -94,26 +99,26 @@ def test_a_needle_stands_between_sentences(ruler: TokenCounter, book: str) -> No
         assert not before.endswith(("Mr.", "No."))
 
 
-def test_values_take_turns(ruler: TokenCounter) -> None:
-    kinds = [make("needle", ruler, number=n).tags["values"] for n in range(6)]
+def test_values_take_turns(counter: TokenCounter) -> None:
+    kinds = [make("needle", counter, number=n).tags["values"] for n in range(6)]
     assert kinds == ["number", "name", "word"] * 2
 
 
-def test_other_facts_of_the_same_kind_lead_astray(ruler: TokenCounter) -> None:
-    case = make("multikey", ruler)
+def test_other_facts_of_the_same_kind_lead_astray(counter: TokenCounter) -> None:
+    case = make("multikey", counter)
     sentence = next(piece for piece in split(case.text) if case.questions[0].gold[0] in piece)
     start = sentence.split(" ")[0]
     assert sum(piece.startswith(start) for piece in split(case.text)) >= 4
 
 
-def test_eight_facts_eight_questions(ruler: TokenCounter) -> None:
-    case = make("multiquery", ruler)
+def test_eight_facts_eight_questions(counter: TokenCounter) -> None:
+    case = make("multiquery", counter)
     assert len(case.questions) == 8
     assert len({q.text for q in case.questions}) == len({q.gold for q in case.questions}) == 8
 
 
-def test_a_chain_of_variables_holds_the_number_it_is_asked_for(ruler: TokenCounter) -> None:
-    case = make("variables", ruler)
+def test_a_chain_of_variables_holds_the_number_it_is_asked_for(counter: TokenCounter) -> None:
+    case = make("variables", counter)
     values: dict[str, str] = {}
     for name, value in re.findall(r"VAR (\w+) = (?:VAR )?(\w+)", case.text):
         values[name] = values.get(value, value)
@@ -126,17 +131,17 @@ def test_a_chain_of_variables_holds_the_number_it_is_asked_for(ruler: TokenCount
 @pytest.mark.parametrize(("name", "pattern"), [("common", r"\. (\w+)"), ("frequent", r"(?<=[ ])(\w+)")])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_the_most_frequent_words_are_the_most_frequent(
-    name: str, pattern: str, length: int, ruler: TokenCounter
+    name: str, pattern: str, length: int, counter: TokenCounter
 ) -> None:
-    case = make(name, ruler, length=length)
+    case = make(name, counter, length=length)
     _, _, text = case.text.partition(":")
     counts = Counter(re.findall(pattern, text))
     gold = set(case.questions[0].gold)
     assert min(counts[word] for word in gold) >= max(n for word, n in counts.items() if word not in gold)
 
 
-def test_one_document_of_many_has_the_answer(ruler: TokenCounter) -> None:
-    case, alone = make("multidoc", ruler), make("gold", ruler)
+def test_one_document_of_many_has_the_answer(counter: TokenCounter) -> None:
+    case, alone = make("multidoc", counter), make("gold", counter)
     (answer,) = case.questions[0].gold
     documents = case.text.strip().split("\n")
     assert len(documents) == int(case.tags["documents"]) > 10
@@ -145,22 +150,22 @@ def test_one_document_of_many_has_the_answer(ruler: TokenCounter) -> None:
     assert alone.text.partition("]")[2] in case.text
 
 
-def test_a_document_that_is_too_short_says_how_long_it_is(ruler: TokenCounter, book: str) -> None:
-    tokens = ruler.document(book)
+def test_a_document_that_is_too_short_says_how_long_it_is(counter: TokenCounter, book: str) -> None:
+    tokens = counter.document(book)
     with pytest.raises(InputError, match=f"{tokens:,} tokens, fewer than the 100,000"):
-        make("needle", ruler, text=book, length=100_000)
-    assert ruler.document(make("needle", ruler, text=book, length=tokens).text) > 0.98 * tokens
+        make("needle", counter, text=book, length=100_000)
+    assert counter.document(make("needle", counter, text=book, length=tokens).text) > 0.98 * tokens
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_too_few_tokens_are_refused(name: str, ruler: TokenCounter) -> None:
+def test_too_few_tokens_are_refused(name: str, counter: TokenCounter) -> None:
     with pytest.raises(UsageError, match="too few"):
-        make(name, ruler, length=12)
+        make(name, counter, length=12)
 
 
-def test_too_few_passages_are_refused(ruler: TokenCounter) -> None:
+def test_too_few_passages_are_refused(counter: TokenCounter) -> None:
     with pytest.raises(InputError, match="900 passages are"):
-        make("multidoc", ruler, length=200_000)
+        make("multidoc", counter, length=200_000)
 
 
 def test_nothing_is_measured_that_heads_are_trained_on() -> None:
