@@ -2,8 +2,9 @@
 
     python -m benchmarks.serve BOOK [--repeat 5] [-m MODEL] >> docs/results/data/resident-engine.jsonl
 
-The document is prefilled and saved first. Then each round asks the same question in a process of its own and by a
-resident engine, one after the other, so that both meet the same load. Prints one row for each way, with medians:
+The document is prefilled and saved first. Then each round asks the same question in a process of its own, in one that
+imports all of transformers (:mod:`kvcli.models.light_imports`), and by a resident engine, one after the other, so that
+all meet the same load. Prints one row for each way, with medians:
 seconds until the first byte of the answer and until the end, seconds of processor time of the command itself, and the
 machine's load. The answers must be equal.
 """
@@ -24,7 +25,20 @@ from time import perf_counter
 from benchmarks.provenance import provenance
 
 QUESTION = "Who tells the story?"
-WAYS = {"by itself": "0", "by the engine": "10m"}
+WHOLE = """\
+import sys
+from kvcli.models import light_imports
+light_imports.install = lambda: None
+from kvcli.cli.app import main
+main()
+"""
+PROGRAM = (str(Path(sys.executable).with_name("kvcli")),)
+WAYS = {
+    "by itself": (PROGRAM, "0"),
+    "by itself, with all of transformers": ((sys.executable, "-P", "-c", WHOLE), "0"),
+    "by the engine": (PROGRAM, "10m"),
+}
+"""The program, and how long an engine stays."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +51,11 @@ class Run:
     answer: bytes
 
 
-def run(words: list[str], environment: dict[str, str]) -> Run:
+def run(words: list[str], environment: dict[str, str], program: tuple[str, ...] = PROGRAM) -> Run:
     """Run ``kvcli WORDS`` and time it. Raises ``RuntimeError`` if it fails."""
     start = perf_counter()
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("kvcli")), *words],
+        [*program, *words],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -75,11 +89,11 @@ def main() -> None:
         base.pop("CI", None)
         run(["prefill", "-q", *model, options.book], {**base, "KVCLI_KEEP_ALIVE": "0"})
         try:
-            starting = run(words, {**base, "KVCLI_KEEP_ALIVE": WAYS["by the engine"]})
+            starting = run(words, {**base, "KVCLI_KEEP_ALIVE": WAYS["by the engine"][1]})
             found: dict[str, list[Run]] = {way: [] for way in WAYS}
             for _ in range(options.repeat):
-                for way, seconds in WAYS.items():
-                    found[way].append(run(words, {**base, "KVCLI_KEEP_ALIVE": seconds}))
+                for way, (program, seconds) in WAYS.items():
+                    found[way].append(run(words, {**base, "KVCLI_KEEP_ALIVE": seconds}, program))
         finally:
             run(["stop", "-q"], base)
     if len({one.answer for runs in found.values() for one in runs} | {starting.answer}) != 1:
