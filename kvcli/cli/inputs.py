@@ -15,6 +15,7 @@ from kvcli.cli.options import RunOptions
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN, Document, Options
 from kvcli.documents.document import join_documents
+from kvcli.documents.extract_cache import ExtractCache
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import CacheHeader, damaged, header, looks_like
 from kvcli.utils.from_json import from_json
@@ -64,6 +65,13 @@ def _document(found: CacheHeader) -> Document:
         return from_json(Document, {**about, "text": found.read("text").decode("utf-8", "surrogatepass")})
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(found.path, f"its document is invalid ({str(error)[:80]})") from None
+
+
+def kept_texts(options: RunOptions | None = None) -> ExtractCache | None:
+    """Where extracted texts are kept; ``None`` with ``--no-cache``. With ``--rebuild`` they are extracted anew."""
+    if options is None:
+        return ExtractCache.default()
+    return ExtractCache.default(reuse=not options.rebuild) if options.cache else None
 
 
 Load = Callable[[Sequence[str]], Document | None]
@@ -136,7 +144,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     start = perf_counter()
 
     def load(names: Sequence[str]) -> Document | None:
-        return documents.read(names, stdin, given.reading) if names or stdin is not None else None
+        return documents.read(names, stdin, given.reading, kept_texts(given)) if names or stdin is not None else None
 
     with _say_if_waiting(files, quiet=given.quiet):
         saved, document = read(files, load, given.reading)

@@ -41,6 +41,14 @@ def select(ranges: Ranges, total: int, name: str) -> list[int]:
     return sorted(chosen)
 
 
+def around(ranges: Ranges, total: int, near: int) -> list[int]:
+    """The chosen pages of a file with ``total`` pages, and up to ``near`` pages on either side of each, in order."""
+    chosen: set[int] = set()
+    for first, last in ranges or ((1, None),):
+        chosen.update(range(max(1, first - near), min(total, (last or total) + near) + 1))
+    return sorted(chosen)
+
+
 def shown(numbers: Iterable[int]) -> str:
     """``[1, 2, 3, 7]`` as ``1–3, 7``."""
     runs: list[list[int]] = []

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from kvcli.documents.document import Document, Extract, Options, Source, Span
+from kvcli.documents.extract_cache import ExtractCache
 from kvcli.documents.folder import walk
 from kvcli.documents.formats import kind
 from kvcli.documents.worker import READERS, Worker
@@ -27,13 +28,18 @@ CHARACTERS = 1 << 28
 """Characters of one document: a hundred times the longest novel."""
 
 
-def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Options | None = None) -> Document:
+def read(
+    paths: Sequence[str | Path],
+    stdin: bytes | None = None,
+    options: Options | None = None,
+    kept: ExtractCache | None = None,
+) -> Document:
     """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
 
     A directory stands for its files in the order of their names. Several files are joined with a line
     ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
-    begin as the first alone, and a saved reading of it is continued. Raises ``InputError``, and ``UsageError`` for
-    options that do not fit the files.
+    begin as the first alone, and a saved reading of it is continued. Texts are taken from ``kept``, and kept there.
+    Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
     """
     options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])
@@ -51,7 +57,7 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
             if not data:
                 check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
                 raise InputError(f"{shown} is empty: 0 bytes", check)
-            extract = _one(Source(data, shown, quoted, options), worker)
+            extract = _one(Source(data, shown, quoted, options), worker, kept)
             characters += sum(len(p.text) for p in extract.parts)
             if characters > CHARACTERS:
                 raise InputError(
@@ -67,7 +73,7 @@ def read(paths: Sequence[str | Path], stdin: bytes | None = None, options: Optio
     return _join(extracts, left, digest.hexdigest(), total, from_folder=len(files) != len(names))
 
 
-def _one(source: Source, worker: Worker) -> Extract:
+def _one(source: Source, worker: Worker, kept: ExtractCache | None) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
     found = kind(source.data, Path(source.name).suffix)
     readable = found.reader and (found.reader != "image" or source.options.ocr)
@@ -78,6 +84,9 @@ def _one(source: Source, worker: Worker) -> Extract:
         if found.damaged:
             raise InputError(name, hint)
         raise InputError(f"{name}, which is not supported: {READS}", hint)
+    place = None if kept is None or found.reader == "plain" else kept.path(source, found.reader)
+    if kept is not None and place is not None and (known := kept.get(place)) is not None:
+        return known
     if found.reader in READERS:
         extract = worker.extract(found.reader, source)
     else:
@@ -86,6 +95,8 @@ def _one(source: Source, worker: Worker) -> Extract:
         raise InputError(
             f"{source.name} is {found.name} without any text", f"look at it: kvcli extract {source.quoted}"
         )
+    if kept is not None and place is not None:
+        kept.put(place, source.name, extract)
     return extract
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
 from kvcli.cli import setup
-from kvcli.cli.inputs import Inputs, open_documents
+from kvcli.cli.inputs import Inputs, kept_texts, open_documents
 from kvcli.cli.options import RunOptions
 from kvcli.cli.report import Report
 from kvcli.cli.views import terminal
@@ -118,7 +118,7 @@ class ChatSetup:
 
     def _joined(self, inputs: Inputs, names: Sequence[str]) -> Inputs:
         with self._in_folder():
-            more = documents.read(names, None, inputs.options.reading)
+            more = documents.read(names, None, inputs.options.reading, kept_texts(inputs.options))
         document = more if inputs.document is None else join_documents(inputs.document, more)
         return replace(inputs, document=document)
 

@@ -14,6 +14,7 @@ from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
+from kvcli.documents.extract_cache import ExtractCache, KeptText
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
@@ -34,9 +35,11 @@ _AGAIN = "kvcli prefill FILE -o book.kv"
 def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
     """List saved prefills, the last used first."""
     library = CacheDirectory.default()
-    entries = library.entries()
+    entries, kept = library.entries(), _texts().entries()
     if as_json:
-        _print("readings", [_facts(e) for e in entries], limit=library.limit, bytes=sum(e.size for e in entries))
+        texts = [{"name": e.name, "bytes": e.size, "used": round(e.used, 3), "path": str(e.path)} for e in kept]
+        size = sum(e.size for e in entries)
+        _print("readings", [_facts(e) for e in entries], limit=library.limit, bytes=size, texts=texts)
         return
     rows = []
     for e in entries:
@@ -54,6 +57,9 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
     terminal.note(
         "cache", f"{readings}, {format_bytes(total)} of at most {format_bytes(library.limit)} · {library.folder}"
     )
+    if kept:
+        text = f"{terminal.plural(len(kept), 'extracted text')}, {format_bytes(sum(e.size for e in kept))}"
+        terminal.note("texts", f"{text} · {_texts().folder}")
 
 
 @app.command("show", cls=Command)
@@ -99,14 +105,19 @@ def rm(
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Delete saved prefills."""
+    """Delete saved prefills, and the extracted texts of their documents."""
     library = CacheDirectory.default()
     if bool(names) == everything:
         raise UsageError("give an ID or --all, not both or neither", "kvcli cache ls")
     entries = library.entries() if everything else [library.find(name) for name in names or ()]
+    names_of = {name for e in entries if e.header is not None for name in e.header.meta.files}
     for entry in entries:
         _delete(library, entry)
-    _deleted(entries, as_json=as_json, quiet=quiet)
+    try:
+        texts = _texts().remove(None if everything else names_of)
+    except OSError as error:
+        raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", "kvcli cache ls") from None
+    _deleted(entries, texts, as_json=as_json, quiet=quiet)
 
 
 @app.command("prune", cls=Command)
@@ -125,12 +136,12 @@ def prune(
     """Delete damaged entries, and the least recently used over the limit."""
     library = CacheDirectory.default()
     try:
-        gone = library.prune(
-            None if limit is None else parse_size(limit, "--limit"), older=None if days is None else days * 86400
-        )
+        size, older = None if limit is None else parse_size(limit, "--limit"), None if days is None else days * 86400
+        gone = library.prune(size, older=older)
+        texts = _texts().prune(size, older=older)
     except OSError as error:
         raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", f"ls -ld {library.folder}") from None
-    _deleted(gone, as_json=as_json, quiet=quiet)
+    _deleted(gone, texts, as_json=as_json, quiet=quiet)
 
 
 @app.command("verify", cls=Command)
@@ -280,12 +291,18 @@ def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
         raise ResourceError(f"cannot delete {entry.path}: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
-def _deleted(gone: list[CacheEntry], *, as_json: bool, quiet: bool) -> None:
-    total = sum(e.size for e in gone)
+def _deleted(gone: list[CacheEntry], texts: list[KeptText], *, as_json: bool, quiet: bool) -> None:
+    total = sum(e.size for e in gone) + sum(e.size for e in texts)
     if as_json:
-        _print("deleted", [e.key for e in gone], bytes=total)
+        _print("deleted", [e.key for e in gone], bytes=total, texts=[e.name for e in texts])
         return
-    terminal.note("deleted", f"{terminal.plural(len(gone), 'saved prefill')}, {format_bytes(total)}", quiet=quiet)
+    count = terminal.plural(len(gone), "saved prefill")
+    count += f" and {terminal.plural(len(texts), 'extracted text')}" if texts else ""
+    terminal.note("deleted", f"{count}, {format_bytes(total)}", quiet=quiet)
+
+
+def _texts() -> ExtractCache:
+    return ExtractCache.default() or ExtractCache(CacheDirectory.default().folder / "texts")
 
 
 def _print(name: str, value: Any, **more: Any) -> None:

@@ -50,7 +50,7 @@ def command(files: FILES = None, *, document: DocumentOptions, printed: ExtractO
     sink = AnswerWriter(printed.output, stream=False, as_json=printed.as_json, inputs=names)
     start = time.perf_counter()
     stdin = sys.stdin.buffer.read() if documents.STDIN in names else None
-    _, text = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen), chosen)
+    _, text = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen, inputs.kept_texts()), chosen)
     assert text is not None
     seconds = time.perf_counter() - start
     found = quality.measure(text)

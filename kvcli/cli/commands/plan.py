@@ -172,7 +172,7 @@ def _document(files: list[str], tokens: int | None, chosen: documents.Options) -
     if saved is not None:
         raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")
     stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
-    return documents.read(files, stdin, chosen)
+    return documents.read(files, stdin, chosen, inputs.kept_texts())
 
 
 def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:

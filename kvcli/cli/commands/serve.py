@@ -248,9 +248,10 @@ def _cache(options: RunOptions) -> CacheDirectory | None:
 
 def _read(options: RunOptions, name: str) -> Document:
     from kvcli import documents
+    from kvcli.cli.inputs import kept_texts
 
     with interruptible(f"reading {name}"):
-        document = documents.read([name], None, options.reading)
+        document = documents.read([name], None, options.reading, kept_texts(options))
     for text in document.warnings:
         terminal.warn(text, quiet=options.quiet)
     return document

@@ -1,5 +1,6 @@
 """PDF: pages with labels and the outline's sections; scans, encrypted and damaged files are refused by name."""
 
+import json
 from bisect import bisect_right
 from collections import Counter
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from kvcli.documents.document import Extract, Part, Source
 from kvcli.documents.flow import left_out
 from kvcli.documents.isolated import run
-from kvcli.documents.pages import named, select, shown
+from kvcli.documents.pages import around, named, select, shown
 from kvcli.documents.pdf import layout, paragraphs
 from kvcli.documents.pdf.damage import ends
 from kvcli.documents.pdf.fonts import UNKNOWN
 from kvcli.documents.pdf.heads import running_heads
+from kvcli.documents.pdf.pdfium import NEAR
 from kvcli.documents.pdf.words import Word
 from kvcli.errors import InputError
 
@@ -31,7 +33,9 @@ def extract(source: Source) -> Extract:
         if _is_unknown(page):
             page["words"] = [w for w in page["words"] if w[0].strip(UNKNOWN)]
         page["lines"] = layout.lines([Word(*w) for w in page["words"]], known)
-    heads = running_heads([p["lines"] for p in pages], [p["height"] for p in pages], [p["label"] for p in pages])
+    lines = [p["lines"] for p in pages]
+    read = len(around(source.options.pages, len(pages), NEAR))
+    heads = running_heads(lines, [p["height"] for p in pages], [p["label"] for p in pages], read)
     notes = _drop(pages, heads)
     hyphens = paragraphs.Hyphens(line.text for p in pages for line in p["lines"])
     texts = [paragraphs.flow(p["lines"], hyphens) for p in pages]
@@ -83,7 +87,8 @@ def extract(source: Source) -> Extract:
 def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the process of :mod:`kvcli.documents.pdf.pdfium` says of the document and of each page."""
     name, quoted, fetch = source.name, source.quoted, "fetch the file again"
-    answers = run("kvcli.documents.pdf.pdfium", source)
+    ranges = source.options.pages
+    answers = run("kvcli.documents.pdf.pdfium", source, json.dumps(ranges))
     head = next(answers, {"error": 0})
     if (code := head.get("error")) is not None:
         answers.close()
@@ -110,9 +115,9 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers.close()
         raise InputError(f"{name} has {head['pages']:,} pages; kvcli reads 1 to {PAGES:,}", fetch)
     pages = list(answers)
-    lost = [p["page"] for p in pages if "error" in p] + list(range(len(pages) + 1, head["pages"] + 1))
-    if wrong := sorted(set(lost) & set(select(source.options.pages, head["pages"], name))):
-        good = [n for n in range(1, head["pages"] + 1) if n not in set(lost)]
+    good = [p["page"] for p in pages if "error" not in p]
+    if wrong := sorted({*select(ranges, head["pages"], name)} - {*good}):
+        good = sorted({*good} & {*select(ranges, head["pages"], name)})
         rest = f"--pages {shown(good).replace('–', '-').replace(' ', '')} reads the others" if good else fetch
         raise InputError(f"{name} is damaged: {named(wrong)} cannot be read", rest)
     blank: dict[str, Any] = {"label": None, "height": 1.0, "words": [], "cut": 0}

@@ -48,12 +48,13 @@ class _Head:
 
 
 def running_heads(
-    pages: Sequence[Sequence[Line]], heights: Sequence[float], labels: Sequence[str | None]
+    pages: Sequence[Sequence[Line]], heights: Sequence[float], labels: Sequence[str | None], read: int
 ) -> list[dict[int, str]]:
     """For each page the indices of its running heads, feet and page numbers, and what kind of text each is.
 
     Two lines are of one kind if they differ only in the page's number. Only an unbroken run of such lines from the
     top or the bottom counts; so does a line that stands where heads stand and has the page's number in it.
+    ``read`` is the number of pages that were read; the others have no lines.
     """
     edges = [_edges(lines, height) for lines, height in zip(pages, heights, strict=True)]
     groups: dict[tuple[str, int], list[_Head]] = defaultdict(list)
@@ -85,7 +86,7 @@ def running_heads(
             if not end or end[0] in found[page] or len(pages[page][end[0]].text) > 120:
                 continue
             head = heads[page, side, end[0]]
-            often = sum(slots[side][round(head.y0 / 4) + d] for d in (-1, 0, 1)) >= max(REPEATS, len(pages) / 4)
+            often = sum(slots[side][round(head.y0 / 4) + d] for d in (-1, 0, 1)) >= max(REPEATS, read / 4)
             if often and "#" in head.kind.replace(head.text, "") and not _MONEY.search(head.text):
                 found[page][end[0]] = head.kind
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvcli.documents.isolated import bounded
+from kvcli.documents.pages import Ranges, around
 from kvcli.documents.pdf.annotations import annotations
 from kvcli.documents.pdf.damage import leaves, streams
 from kvcli.documents.pdf.fonts import Fonts
@@ -32,9 +33,15 @@ FEW = 1_500
 OBJECTS = 2_000
 """Page objects looked at for pictures."""
 
+NEAR = 10
+"""Pages on either side of chosen pages that are read with them."""
 
-def pieces(data: bytes) -> Iterator[dict[str, Any]]:
-    """The head of the document, then its pages; a failure is ``error``, for the document PDFium's number of it."""
+
+def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
+    """The head of the document, then its pages; a failure is ``error``, for the document PDFium's number of it.
+
+    Of chosen ``ranges`` the pages near them are read too: they tell running heads, and words that a hyphen divides.
+    """
     import pypdfium2 as pdfium
     from pypdfium2 import raw
 
@@ -57,7 +64,7 @@ def pieces(data: bytes) -> Iterator[dict[str, Any]]:
         "attached": list(_attached(document)),
     }
     fonts = Fonts(data)
-    for number in range(1, len(document) + 1):
+    for number in around(ranges, len(document), NEAR):
         try:
             yield _page(document, number, fonts)
         except pdfium.PdfiumError as error:
@@ -133,7 +140,7 @@ def _picture(page: Any) -> bool:
 def main() -> None:
     """Read a PDF from standard input; write one JSON object per line."""
     bounded()
-    for piece in pieces(sys.stdin.buffer.read()):
+    for piece in pieces(sys.stdin.buffer.read(), json.loads(sys.argv[1])):
         sys.stdout.write(json.dumps(piece) + "\n")
         sys.stdout.flush()
         bounded()

@@ -86,3 +86,20 @@ def test_no_torch_and_no_reader_that_is_not_needed(book: Path) -> None:
     for args, allowed in ((["--help"], []), (["extract", "-q", str(book)], []), (["extract", "-h"], [])):
         done = subprocess.run([sys.executable, "-c", "import json; " + code, *args], capture_output=True, check=True)
         assert json.loads(done.stderr) == allowed
+
+
+@pytest.mark.usefixtures("book")
+def test_the_cache_lists_and_deletes_extracted_texts(call: Call, validate: Validate) -> None:
+    first = call("extract", "-q", "book.pdf").out
+    assert call("extract", "-q", "book.pdf").out == first
+    listed = call("cache", "ls", "--json").json
+    validate(listed)
+    assert [text["name"] for text in listed["texts"]] == ["book.pdf"]
+    assert "texts    1 " in call("cache", "ls").err
+    place = Path(listed["texts"][0]["path"])
+    place.write_bytes(place.read_bytes()[:-1])
+    assert call("extract", "-q", "book.pdf").out == first
+    gone = call("cache", "rm", "--all", "--json").json
+    validate(gone)
+    assert gone["texts"] == ["book.pdf"]
+    assert not place.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unittest import mock
@@ -90,7 +91,7 @@ def sheets(
 def load(folder: Path, data: bytes, **options: object) -> Document:
     """What is read of a PDF; PDFium runs in this process, which is faster than a process of its own."""
     (folder / "sheets.pdf").write_bytes(data)
-    with mock.patch("kvcli.documents.pdf.run", lambda _module, source: pieces(source.data)):
+    with mock.patch("kvcli.documents.pdf.run", lambda _module, source, ranges: pieces(source.data, json.loads(ranges))):
         return read([folder / "sheets.pdf"], None, Options(**options))  # type: ignore[arg-type]
 
 

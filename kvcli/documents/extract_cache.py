@@ -1,0 +1,159 @@
+"""Extracted texts on disk: a document is laid out once, not again for each question.
+
+The key of an entry is the digest of the file's bytes, its name (messages have it), the options, and the versions of the
+readers. An entry that is damaged is as good as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from kvcli.documents.document import Extract, Part, Source
+from kvcli.errors import KvcliError
+from kvcli.utils import files
+from kvcli.utils.from_json import from_json
+from kvcli.utils.sizes import parse_size
+from kvcli.utils.version import __version__
+
+LIMIT = 1 << 30
+"""Bytes of all texts together, unless a twentieth of ``$KVCLI_CACHE_LIMIT`` is less."""
+
+_SHARE = 20
+_SUFFIX = ".text"
+_OLD = 24 * 3600
+"""Seconds after which a temporary file belongs to no process any more."""
+
+_LIBRARIES = ("pypdfium2", "pypdf", "lxml", "selectolax", "openpyxl", "striprtf", "rapidocr")
+
+
+@dataclass(frozen=True)
+class KeptText:
+    """One entry: its file, the name of the document, its size in bytes and when it was last used (seconds)."""
+
+    path: Path
+    name: str
+    size: int
+    used: float
+
+
+class ExtractCache:
+    """A folder of extracted texts; the least recently used are deleted first.
+
+    Args:
+        folder: 0700.
+        limit: bytes of all entries together.
+        reuse: whether :meth:`get` looks for entries; :meth:`put` replaces them in any case.
+    """
+
+    def __init__(self, folder: Path, limit: int = LIMIT, *, reuse: bool = True) -> None:
+        self.folder, self.limit, self.reuse = folder, limit, reuse
+
+    @classmethod
+    def default(cls, *, reuse: bool = True) -> ExtractCache | None:
+        """In kvcli's cache directory; ``None`` if that cannot be used."""
+        text = os.environ.get("KVCLI_CACHE_LIMIT")
+        try:
+            limit = LIMIT if text is None else min(LIMIT, parse_size(text, "KVCLI_CACHE_LIMIT") // _SHARE)
+            return cls(files.private_dir(files.cache_dir() / "texts"), limit, reuse=reuse)
+        except KvcliError:
+            return None
+
+    def path(self, source: Source, reader: str) -> Path:
+        """Where the text of a file is, or would be."""
+        options = source.options
+        about = [_versions(), reader, source.name, options.pages, options.ocr]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        digest.update(source.data)
+        return self.folder / f"{digest.hexdigest()}{_SUFFIX}"
+
+    def get(self, path: Path) -> Extract | None:
+        """The text of an entry; ``None`` if there is none, or a damaged one."""
+        if not self.reuse:
+            return None
+        try:
+            head, body = path.read_bytes().split(b"\n", 1)
+            if json.loads(head)["sha256"] != hashlib.sha256(body).hexdigest():
+                return None
+            found = json.loads(zlib.decompress(body))
+            extract = from_json(Extract, {**found, "parts": [asdict(Part(*part)) for part in found["parts"]]})
+            os.utime(path)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, zlib.error):
+            return None
+        return extract
+
+    def put(self, path: Path, name: str, extract: Extract) -> None:
+        """Keep a text. What the disk does not take is extracted again the next time."""
+        found = asdict(extract)
+        found["parts"] = [list(part.values()) for part in found["parts"]]
+        body = zlib.compress(json.dumps(found).encode(), 1)
+        head = json.dumps({"name": name, "sha256": hashlib.sha256(body).hexdigest()}).encode()
+        data = head + b"\n" + body
+        with suppress(OSError):
+            if len(data) <= self.limit:
+                self.prune(self.limit - len(data))
+                with files.atomic_write(path) as temporary:
+                    temporary.write_bytes(data)
+
+    def entries(self) -> list[KeptText]:
+        """All of them, the most recently used first."""
+        found = []
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            with suppress(OSError):  # deleted since
+                state = path.stat()
+                found.append(KeptText(path, _name(path), state.st_size, state.st_mtime))
+        return sorted(found, key=lambda e: (-e.used, e.path))
+
+    def remove(self, names: Iterable[str] | None = None) -> list[KeptText]:
+        """Delete the texts of the files with these names, or all; returns what was deleted. Raises ``OSError``."""
+        wanted = None if names is None else {*names}
+        gone = [e for e in self.entries() if wanted is None or e.name in wanted]
+        for entry in gone:
+            entry.path.unlink(missing_ok=True)
+        return gone
+
+    def prune(self, limit: int | None = None, *, older: float | None = None) -> list[KeptText]:
+        """Delete those unused for ``older`` seconds, and the least recently used until ``limit`` bytes are left.
+
+        Returns what was deleted. Raises ``OSError``.
+        """
+        limit, now = self.limit if limit is None else limit, time.time()
+        for left in self.folder.glob("*.tmp"):
+            with suppress(OSError):
+                if now - left.stat().st_mtime > _OLD:
+                    left.unlink()
+        entries, gone = self.entries(), list[KeptText]()
+        total = sum(e.size for e in entries)
+        for entry in reversed(entries):
+            if total > limit or (older is not None and now - entry.used > older):
+                entry.path.unlink(missing_ok=True)
+                total -= entry.size
+                gone.append(entry)
+        return gone
+
+
+def _name(path: Path) -> str:
+    """The name of the document in an entry; empty if the entry is damaged."""
+    with suppress(OSError, ValueError, TypeError, KeyError), path.open("rb") as file:
+        return str(json.loads(file.readline(1 << 16))["name"])
+    return ""
+
+
+@cache
+def _versions() -> list[object]:
+    """What a text depends on besides the file: kvcli, its readers as they are on this disk, and their libraries."""
+    modules = [p.stat() for p in Path(__file__).parent.rglob("*.py")]
+    found: list[object] = [__version__, len(modules), max(m.st_mtime_ns for m in modules)]
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found
