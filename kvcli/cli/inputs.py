@@ -7,15 +7,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 from kvcli import documents
 from kvcli.cli.options import RunOptions
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 from kvcli.documents import STDIN, Document, Options
 from kvcli.documents.document import join_documents
-from kvcli.documents.extract_cache import ExtractCache
+from kvcli.documents.kept import DocumentCache
+from kvcli.documents.reader import is_url
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import CacheHeader, damaged, header, looks_like
 from kvcli.utils.from_json import from_json
@@ -67,11 +70,21 @@ def _document(found: CacheHeader) -> Document:
         raise damaged(found.path, f"its document is invalid ({str(error)[:80]})") from None
 
 
-def kept_texts(options: RunOptions | None = None) -> ExtractCache | None:
-    """Where extracted texts are kept; ``None`` with ``--no-cache``. With ``--rebuild`` they are extracted anew."""
-    if options is None:
-        return ExtractCache.default()
-    return ExtractCache.default(reuse=not options.rebuild) if options.cache else None
+def read_documents(options: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Document:
+    """The text of files and web addresses. Texts and pages that the cache has are used again, unless options forbid it.
+
+    Raises ``InputError`` and ``UsageError`` as :func:`kvcli.documents.read`.
+    """
+    kept = DocumentCache.default(reuse=not options.rebuild) if options.cache else None
+    web = None
+    if urls := [name for name in files if is_url(name)]:
+        from kvcli.documents.web import Web
+
+        if not options.quiet:
+            row.start(f"fetching {urls[0]}")
+        say = partial(terminal.note, "web", quiet=options.quiet)
+        web = Web(options.offline, options.allow_private, kept, say)
+    return documents.read(files, stdin, options.reading, kept, web)
 
 
 Load = Callable[[Sequence[str]], Document | None]
@@ -144,7 +157,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     start = perf_counter()
 
     def load(names: Sequence[str]) -> Document | None:
-        return documents.read(names, stdin, given.reading, kept_texts(given)) if names or stdin is not None else None
+        return read_documents(given, names, stdin) if names or stdin is not None else None
 
     with _say_if_waiting(files, quiet=given.quiet):
         saved, document = read(files, load, given.reading)

@@ -144,6 +144,9 @@ class DocumentOptions(OptionGroup):
     include: list[str] | None = option("--include GLOB", "Only matching files of a directory; repeatable.")
     exclude: list[str] | None = option("--exclude GLOB", "No matching files of a directory; repeatable.")
     ocr: bool = option("--ocr", "Read scans and images; needs kvcli[ocr].", False)
+    allow_private: bool = option(
+        "--allow-private", "Fetch web addresses of this computer and its own network too.", False
+    )
 
     def reading(self) -> Options:
         """Raises ``UsageError`` for page ranges that are not valid."""
@@ -151,7 +154,7 @@ class DocumentOptions(OptionGroup):
         return Options(ranges, tuple(self.include or ()), tuple(self.exclude or ()), self.ocr)
 
     def settings(self) -> dict[str, Any]:
-        return {"reading": self.reading()}
+        return {"reading": self.reading(), "allow_private": self.allow_private}
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,7 @@ class RunOptions:
     cache: bool = True
     rebuild: bool = False
     reading: Options = field(default_factory=Options)
+    allow_private: bool = False
     device: str | None = None
     dtype: str | None = None
     weights: str = "bf16"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
-from kvcli.documents.reader import LARGEST
+from kvcli.documents.reader import LARGEST, is_url
 from kvcli.documents.text import decode
 from kvcli.errors import InputError, UsageError
 
@@ -98,7 +98,7 @@ def require_utf8(text: str, what: str) -> str:
 
 def _is_file(word: str) -> bool:
     try:
-        return Path(word).is_file()
+        return is_url(word) or Path(word).is_file()
     except (OSError, ValueError):
         return False
 

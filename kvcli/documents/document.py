@@ -108,12 +108,13 @@ class Extract:
 
 @dataclass(frozen=True)
 class Source:
-    """One file as a reader gets it: ``name`` for messages, ``quoted`` for commands in hints."""
+    """One file for a reader: ``name`` for messages, ``quoted`` for commands, ``suffix`` (``.pdf``) for its format."""
 
     data: bytes
     name: str
     quoted: str
     options: Options = Options()
+    suffix: str = ""
 
 
 def join_documents(first: Document, more: Document) -> Document:

@@ -21,7 +21,7 @@ def extract(source: Source) -> Extract:
             f"{source.name} has no text: its {len(source.data):,} bytes are white space",
             'a scanned document needs OCR: kvcli ask --ocr scan.pdf "…"',
         )
-    if source.name.lower().endswith(MARKDOWN):
+    if source.name.lower().endswith(MARKDOWN) or source.suffix in MARKDOWN:
         return Extract(sections(text), warnings=warnings)
     return Extract([Part(text)], warnings=warnings)
 

@@ -1,4 +1,6 @@
-"""Named files, directories and standard input to one :class:`Document`."""
+"""Named files, directories, web addresses and standard input to one :class:`Document`."""
+
+from __future__ import annotations
 
 import difflib
 import hashlib
@@ -8,13 +10,17 @@ import stat
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvcli.documents.document import Document, Extract, Options, Source, Span
-from kvcli.documents.extract_cache import ExtractCache
 from kvcli.documents.folder import walk
-from kvcli.documents.formats import kind
+from kvcli.documents.formats import HTML, PLAIN, kind
+from kvcli.documents.kept import DocumentCache
 from kvcli.documents.worker import READERS, Worker
 from kvcli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from kvcli.documents.web import Web
 
 STDIN = "-"
 """The name of standard input on a command line."""
@@ -32,14 +38,16 @@ def read(
     paths: Sequence[str | Path],
     stdin: bytes | None = None,
     options: Options | None = None,
-    kept: ExtractCache | None = None,
+    kept: DocumentCache | None = None,
+    web: Web | None = None,
 ) -> Document:
     """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
 
     A directory stands for its files in the order of their names. Several files are joined with a line
     ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
-    begin as the first alone, and a saved reading of it is continued. Texts are taken from ``kept``, and kept there.
-    Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
+    begin as the first alone, and a saved reading of it is continued. Texts are taken from ``kept``, and kept there;
+    without ``web`` no ``https://…`` is fetched. Raises ``InputError``, and ``UsageError`` for options that do not fit
+    the files.
     """
     options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])
@@ -52,12 +60,16 @@ def read(
     digest, total, characters = hashlib.sha256(), 0, 0
     with Worker() as worker:
         for name in files:
-            data = (stdin or b"") if name == STDIN else _load(name)
+            if is_url(name) and web is not None:
+                fetched = web.fetch(name)
+                data, suffix = fetched.data, fetched.suffix
+            else:
+                data, suffix = (stdin or b"") if name == STDIN else _load(name), Path(name).suffix
             shown, quoted = ("stdin", "FILE") if name == STDIN else (name, shlex.quote(name))
             if not data:
                 check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
                 raise InputError(f"{shown} is empty: 0 bytes", check)
-            extract = _one(Source(data, shown, quoted, options), worker, kept)
+            extract = _one(Source(data, shown, quoted, options, suffix), worker, kept)
             characters += sum(len(p.text) for p in extract.parts)
             if characters > CHARACTERS:
                 raise InputError(
@@ -73,9 +85,16 @@ def read(
     return _join(extracts, left, digest.hexdigest(), total, from_folder=len(files) != len(names))
 
 
-def _one(source: Source, worker: Worker, kept: ExtractCache | None) -> Extract:
+def is_url(name: str) -> bool:
+    """Whether a name is the address of a document on the web."""
+    return name.lower().startswith(("https://", "http://"))
+
+
+def _one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
-    found = kind(source.data, Path(source.name).suffix)
+    found = kind(source.data, source.suffix)
+    if found is HTML and is_url(source.name) and source.suffix == ".txt":
+        found = PLAIN  # a server that shows the source of a page says so
     readable = found.reader and (found.reader != "image" or source.options.ocr)
     if not readable:
         name, hint = f"{source.name} is {found.name}", found.hint.format(source.quoted)
@@ -162,6 +181,8 @@ def _join(
 
 
 def _load(name: str) -> bytes:
+    if is_url(name):
+        raise InputError(f"{name} is a web address, which is not fetched here", f"curl -s {shlex.quote(name)}")
     path = Path(name)
     try:
         info = path.stat()

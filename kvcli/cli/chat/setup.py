@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
 from kvcli.cli import setup
-from kvcli.cli.inputs import Inputs, kept_texts, open_documents
+from kvcli.cli.inputs import Inputs, open_documents, read_documents
 from kvcli.cli.options import RunOptions
 from kvcli.cli.report import Report
 from kvcli.cli.views import terminal
 from kvcli.documents.document import join_documents
+from kvcli.documents.reader import is_url
 from kvcli.errors import InputError, UsageError
 from kvcli.types import QUESTION_TOKENS
 from kvcli.utils.sizes import format_bytes
@@ -99,6 +100,8 @@ class ChatSetup:
     def remembered(self, name: str) -> str:
         """The name of a file as the session stores it."""
         path = Path(name).expanduser()
+        if is_url(name):
+            return name
         return str(path if Path.cwd() == self.folder else path.absolute())
 
     def add(self, names: Sequence[str]) -> None:
@@ -118,7 +121,7 @@ class ChatSetup:
 
     def _joined(self, inputs: Inputs, names: Sequence[str]) -> Inputs:
         with self._in_folder():
-            more = documents.read(names, None, inputs.options.reading, kept_texts(inputs.options))
+            more = read_documents(inputs.options, names)
         document = more if inputs.document is None else join_documents(inputs.document, more)
         return replace(inputs, document=document)
 

@@ -14,7 +14,7 @@ from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
-from kvcli.documents.extract_cache import ExtractCache, KeptText
+from kvcli.documents.kept import DocumentCache, Kept
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
@@ -291,7 +291,7 @@ def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
         raise ResourceError(f"cannot delete {entry.path}: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
-def _deleted(gone: list[CacheEntry], texts: list[KeptText], *, as_json: bool, quiet: bool) -> None:
+def _deleted(gone: list[CacheEntry], texts: list[Kept], *, as_json: bool, quiet: bool) -> None:
     total = sum(e.size for e in gone) + sum(e.size for e in texts)
     if as_json:
         _print("deleted", [e.key for e in gone], bytes=total, texts=[e.name for e in texts])
@@ -301,8 +301,8 @@ def _deleted(gone: list[CacheEntry], texts: list[KeptText], *, as_json: bool, qu
     terminal.note("deleted", f"{count}, {format_bytes(total)}", quiet=quiet)
 
 
-def _texts() -> ExtractCache:
-    return ExtractCache.default() or ExtractCache(CacheDirectory.default().folder / "texts")
+def _texts() -> DocumentCache:
+    return DocumentCache.default() or DocumentCache(CacheDirectory.default().folder / "texts")
 
 
 def _print(name: str, value: Any, **more: Any) -> None:

@@ -13,7 +13,7 @@ from kvcli import documents
 from kvcli.cli import inputs
 from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import option, takes_groups
-from kvcli.cli.options import FILES, DocumentOptions, PlainOutput, as_json
+from kvcli.cli.options import FILES, DocumentOptions, PlainOutput, RunOptions, as_json
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
@@ -41,7 +41,7 @@ def command(files: FILES = None, *, document: DocumentOptions, printed: ExtractO
     This is exactly the text that a model would get, with a report of its quality on stderr. FILE is a document or a
     saved prefill (book.kv). Loads no model.
     """
-    chosen, quiet = document.reading(), printed.quiet
+    options, quiet = RunOptions.of(document, quiet=printed.quiet), printed.quiet
     names = list(files or [])
     if not names:
         if sys.stdin.isatty():
@@ -50,7 +50,7 @@ def command(files: FILES = None, *, document: DocumentOptions, printed: ExtractO
     sink = AnswerWriter(printed.output, stream=False, as_json=printed.as_json, inputs=names)
     start = time.perf_counter()
     stdin = sys.stdin.buffer.read() if documents.STDIN in names else None
-    _, text = inputs.read(names, lambda rest: documents.read(rest, stdin, chosen, inputs.kept_texts()), chosen)
+    _, text = inputs.read(names, lambda rest: inputs.read_documents(options, rest, stdin), options.reading)
     assert text is not None
     seconds = time.perf_counter() - start
     found = quality.measure(text)

@@ -19,6 +19,7 @@ from kvcli.cli.options import (
     ModelOptions,
     PolicyOptions,
     PromptOptions,
+    RunOptions,
 )
 from kvcli.cli.request import require_utf8
 from kvcli.cli.views import plan, terminal
@@ -72,10 +73,10 @@ def command(
     """
     if run.gpu is not None and model.device is not None:
         raise UsageError("--gpu plans for another machine and --device for this one", "leave out --device")
-    settings, reading = policy.settings(), document.reading()
+    settings, options = policy.settings(), RunOptions.of(document, offline=model.offline, quiet=quiet)
     named, others = _recipes(policy, run.what_if or [])
     target = None if run.gpu is None else Target.gpu(run.gpu)
-    text = _document(list(files or []), run.tokens, reading)
+    text = _document(list(files or []), run.tokens, options)
 
     source, spec = _spec(model, target, quiet=quiet)
     tokens, asked = _count(source, prompt, text, run)
@@ -159,7 +160,7 @@ def _count(source: ModelSource, options: PromptOptions, text: Document | None, r
     return tokens, len(prompt.question(require_utf8(run.question, "the question")))
 
 
-def _document(files: list[str], tokens: int | None, chosen: documents.Options) -> Document | None:
+def _document(files: list[str], tokens: int | None, options: RunOptions) -> Document | None:
     from kvcli.cli import inputs
 
     if tokens is not None and files:
@@ -172,7 +173,7 @@ def _document(files: list[str], tokens: int | None, chosen: documents.Options) -
     if saved is not None:
         raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")
     stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
-    return documents.read(files, stdin, chosen, inputs.kept_texts())
+    return inputs.read_documents(options, files, stdin)
 
 
 def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:

@@ -247,11 +247,10 @@ def _cache(options: RunOptions) -> CacheDirectory | None:
 
 
 def _read(options: RunOptions, name: str) -> Document:
-    from kvcli import documents
-    from kvcli.cli.inputs import kept_texts
+    from kvcli.cli.inputs import read_documents
 
     with interruptible(f"reading {name}"):
-        document = documents.read([name], None, options.reading, kept_texts(options))
+        document = read_documents(options, [name])
     for text in document.warnings:
         terminal.warn(text, quiet=options.quiet)
     return document

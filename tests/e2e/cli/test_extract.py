@@ -103,3 +103,9 @@ def test_the_cache_lists_and_deletes_extracted_texts(call: Call, validate: Valid
     validate(gone)
     assert gone["texts"] == ["book.pdf"]
     assert not place.exists()
+
+
+def test_addresses_of_this_computer_need_an_option(call: Call) -> None:
+    outcome = call("extract", "http://127.0.0.1:9/")
+    assert outcome.code == 3
+    assert "--allow-private" in outcome.err

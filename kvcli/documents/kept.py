@@ -1,7 +1,7 @@
-"""Extracted texts on disk: a document is laid out once, not again for each question.
+"""Extracted texts and fetched web pages on disk: a document is fetched and laid out once, not for each question.
 
-The key of an entry is the digest of the file's bytes, its name (messages have it), the options, and the versions of the
-readers. An entry that is damaged is as good as none.
+The key of a text is the digest of the file's bytes, its name (messages have it), the options, and the versions of the
+readers; that of a web page is its address. An entry that is damaged is as good as none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from kvcli.documents.document import Extract, Part, Source
 from kvcli.errors import KvcliError
@@ -26,7 +27,7 @@ from kvcli.utils.sizes import parse_size
 from kvcli.utils.version import __version__
 
 LIMIT = 1 << 30
-"""Bytes of all texts together, unless a twentieth of ``$KVCLI_CACHE_LIMIT`` is less."""
+"""Bytes of all entries together, unless a twentieth of ``$KVCLI_CACHE_LIMIT`` is less."""
 
 _SHARE = 20
 _SUFFIX = ".text"
@@ -37,7 +38,7 @@ _LIBRARIES = ("pypdfium2", "pypdf", "lxml", "selectolax", "openpyxl", "striprtf"
 
 
 @dataclass(frozen=True)
-class KeptText:
+class Kept:
     """One entry: its file, the name of the document, its size in bytes and when it was last used (seconds)."""
 
     path: Path
@@ -46,20 +47,20 @@ class KeptText:
     used: float
 
 
-class ExtractCache:
-    """A folder of extracted texts; the least recently used are deleted first.
+class DocumentCache:
+    """A folder of texts and web pages; the least recently used are deleted first.
 
     Args:
         folder: 0700.
         limit: bytes of all entries together.
-        reuse: whether :meth:`get` looks for entries; :meth:`put` replaces them in any case.
+        reuse: whether entries are looked for; new ones replace them in any case.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT, *, reuse: bool = True) -> None:
         self.folder, self.limit, self.reuse = folder, limit, reuse
 
     @classmethod
-    def default(cls, *, reuse: bool = True) -> ExtractCache | None:
+    def default(cls, *, reuse: bool = True) -> DocumentCache | None:
         """In kvcli's cache directory; ``None`` if that cannot be used."""
         text = os.environ.get("KVCLI_CACHE_LIMIT")
         try:
@@ -71,49 +72,56 @@ class ExtractCache:
     def path(self, source: Source, reader: str) -> Path:
         """Where the text of a file is, or would be."""
         options = source.options
-        about = [_versions(), reader, source.name, options.pages, options.ocr]
+        about = [_versions(), reader, source.name, source.suffix, options.pages, options.ocr]
         digest = hashlib.sha256(json.dumps(about).encode())
         digest.update(source.data)
         return self.folder / f"{digest.hexdigest()}{_SUFFIX}"
 
     def get(self, path: Path) -> Extract | None:
         """The text of an entry; ``None`` if there is none, or a damaged one."""
-        if not self.reuse:
-            return None
+        _, body = self.load(path)
         try:
-            head, body = path.read_bytes().split(b"\n", 1)
-            if json.loads(head)["sha256"] != hashlib.sha256(body).hexdigest():
-                return None
             found = json.loads(zlib.decompress(body))
-            extract = from_json(Extract, {**found, "parts": [asdict(Part(*part)) for part in found["parts"]]})
-            os.utime(path)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, zlib.error):
+            return from_json(Extract, {**found, "parts": [asdict(Part(*part)) for part in found["parts"]]})
+        except (ValueError, TypeError, KeyError, RecursionError, zlib.error):
             return None
-        return extract
 
     def put(self, path: Path, name: str, extract: Extract) -> None:
-        """Keep a text. What the disk does not take is extracted again the next time."""
+        """Keep the text of the file ``name``."""
         found = asdict(extract)
         found["parts"] = [list(part.values()) for part in found["parts"]]
-        body = zlib.compress(json.dumps(found).encode(), 1)
-        head = json.dumps({"name": name, "sha256": hashlib.sha256(body).hexdigest()}).encode()
-        data = head + b"\n" + body
+        self.save(path, {"name": name}, zlib.compress(json.dumps(found).encode(), 1))
+
+    def load(self, path: Path) -> tuple[dict[str, Any], bytes]:
+        """What describes an entry, and its bytes; ``{}`` and no bytes if there is none, or a damaged one."""
+        if self.reuse:
+            with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                head, body = path.read_bytes().split(b"\n", 1)
+                about: dict[str, Any] = json.loads(head)
+                if about["digest"] == _digest(about, body):
+                    os.utime(path)
+                    return about, body
+        return {}, b""
+
+    def save(self, path: Path, about: dict[str, Any], body: bytes) -> None:
+        """Keep an entry. What the disk does not take is made again the next time."""
+        data = json.dumps({**about, "digest": _digest(about, body)}).encode() + b"\n" + body
         with suppress(OSError):
             if len(data) <= self.limit:
                 self.prune(self.limit - len(data))
                 with files.atomic_write(path) as temporary:
                     temporary.write_bytes(data)
 
-    def entries(self) -> list[KeptText]:
+    def entries(self) -> list[Kept]:
         """All of them, the most recently used first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with suppress(OSError):  # deleted since
                 state = path.stat()
-                found.append(KeptText(path, _name(path), state.st_size, state.st_mtime))
+                found.append(Kept(path, _name(path), state.st_size, state.st_mtime))
         return sorted(found, key=lambda e: (-e.used, e.path))
 
-    def remove(self, names: Iterable[str] | None = None) -> list[KeptText]:
+    def remove(self, names: Iterable[str] | None = None) -> list[Kept]:
         """Delete the texts of the files with these names, or all; returns what was deleted. Raises ``OSError``."""
         wanted = None if names is None else {*names}
         gone = [e for e in self.entries() if wanted is None or e.name in wanted]
@@ -121,7 +129,7 @@ class ExtractCache:
             entry.path.unlink(missing_ok=True)
         return gone
 
-    def prune(self, limit: int | None = None, *, older: float | None = None) -> list[KeptText]:
+    def prune(self, limit: int | None = None, *, older: float | None = None) -> list[Kept]:
         """Delete those unused for ``older`` seconds, and the least recently used until ``limit`` bytes are left.
 
         Returns what was deleted. Raises ``OSError``.
@@ -131,7 +139,7 @@ class ExtractCache:
             with suppress(OSError):
                 if now - left.stat().st_mtime > _OLD:
                     left.unlink()
-        entries, gone = self.entries(), list[KeptText]()
+        entries, gone = self.entries(), list[Kept]()
         total = sum(e.size for e in entries)
         for entry in reversed(entries):
             if total > limit or (older is not None and now - entry.used > older):
@@ -139,6 +147,12 @@ class ExtractCache:
                 total -= entry.size
                 gone.append(entry)
         return gone
+
+
+def _digest(about: dict[str, Any], body: bytes) -> str:
+    """Of all that an entry says."""
+    described = sorted((key, value) for key, value in about.items() if key != "digest")
+    return hashlib.sha256(json.dumps(described).encode() + body).hexdigest()
 
 
 def _name(path: Path) -> str:
