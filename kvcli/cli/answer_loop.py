@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from kvcli.cli import question_log
 from kvcli.cli.exit_codes import PARTLY_FAILED, error_object, to_kvcli_error
 from kvcli.cli.inputs import open_documents
 from kvcli.cli.report import Report
@@ -196,12 +197,13 @@ class AnswerLoop:
             sampling=settings,
             peak_bytes=process_memory.peak(spec.device),
         )
-        notes = citations.lines(run.document, cited) if run.document else []
+        links = sys.stdout if self.writer.path is None and not self.writer.as_json else None
+        notes = citations.lines(run.document, cited, links) if run.document else []
         first: list[str] = []
         if run.document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
             shown = self.writer.path is None and terminal.is_terminal(sys.stdout)
             lines = [quote_lines.heading(quotes)]
-            lines += quote_lines.lines(run.document, left_out, question.text, bold=shown)
+            lines += quote_lines.lines(run.document, left_out, question.text, bold=shown, links=links)
             covered = any(quote.supports for quote in quotes.quotes)
             if shown and not self.writer.stream and not covered:
                 first = lines  # pipes and files begin with the answer
@@ -209,6 +211,8 @@ class AnswerLoop:
                 notes += lines
         record = report.answer(question, answer)
         self.writer.end(answer.text, record, marks=citations.marks(cited), notes=notes, first=first)
+        if options.log and options.cache:
+            self._log(record, cited, quotes)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
         self._print_summary(report, answer, left)
@@ -235,6 +239,8 @@ class AnswerLoop:
             passages=passages,
             allow_repetition=options.allow_repetition,
             quotes=options.quotes if options.cite != "off" else 0,
+            history=options.history,
+            earlier=[question for question, _ in options.history[-1:]],
             from_quotes=options.from_quotes,
             answer_format=options.answer_format,
         )
@@ -295,6 +301,18 @@ class AnswerLoop:
                     context, question, answer.text, likely_sources=likely, index=self._index
                 )
         return cited
+
+    def _log(self, record: dict[str, Any], cited: Citations, quotes: Quotes | None) -> None:
+        """Log the answer, with the places that ``kvcli open`` opens by number."""
+        run, places = self.runs, list[question_log.Place]()
+        for c in cited.quotes:
+            at = c.span
+            places.append(question_log.Place(at.file if at else "", at.page if at else None, c.line, c.quote))
+        for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
+            places.append(question_log.Place(q.source, q.page, q.line, q.text))
+        named = run.document.files if run.document else ()
+        if problem := question_log.add(run.options, named, record, places, run.options.previous):
+            run.warn(problem)
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
         """After the answer: tokens read, kept and dropped, and statistics if asked for."""

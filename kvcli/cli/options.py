@@ -275,6 +275,9 @@ class RunOptions:
     dtype: str | None = None
     weights: str = "bf16"
     offline: bool = False
+    log: bool = False
+    history: tuple[tuple[str, str], ...] = ()
+    previous: int | None = None
     stats: bool = False
     quiet: bool = False
     verbose: bool = False

@@ -1,11 +1,14 @@
 """Answers go to stdout or to the file of ``-o``: as streamed text, as complete text, or as JSON."""
 
+from __future__ import annotations
+
 import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
@@ -15,7 +18,10 @@ from kvcli.cli.views.wrap import columns, wrapped
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+if TYPE_CHECKING:
+    from kvcli.documents.pdf.highlight import Mark
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;[^\x1b]*\x1b\\")
 
 
 class AnswerWriter:
@@ -39,6 +45,8 @@ class AnswerWriter:
         self.path = path
         self.heading = ""
         self._sections = list[Section]()
+        self._marks: list[Mark] = []
+        self._inputs = inputs
         self._export = None if export is None else _check_page(export, inputs)
         self.as_json = as_json
         self.stream = stream and not as_json and path is None
@@ -99,6 +107,8 @@ class AnswerWriter:
         sources = tuple(_ANSI.sub("", line) for line in (*notes, *first))
         asked = " · ".join(dict.fromkeys(filter(None, (self.heading, str(record.get("question", ""))))))
         self._sections.append(Section(asked, f"{text.strip()} {marks}".strip(), sources))
+        if self._export is not None and self._export.suffix == ".pdf":
+            self._marks += _marks_of(record, *_pdfs(self._inputs))
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
@@ -153,17 +163,50 @@ class AnswerWriter:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._export is not None and self._sections:
+        if self._export is not None and self._sections and self._export.suffix == ".pdf":
+            self._highlight(self._export)
+        elif self._export is not None and self._sections:
             title = self._sections[0].question if len(self._sections) == 1 else "Answers"
             write = as_html if self._export.suffix == ".html" else as_markdown
             self._export.write_text(write(title, self._sections), encoding="utf-8", errors="backslashreplace")
+
+    def _highlight(self, target: Path) -> None:
+        """Write a copy of the PDF with the quotes of all answers."""
+        from kvcli.documents.document import Source
+        from kvcli.documents.pdf.highlight import highlighted
+
+        (name,) = _pdfs(self._inputs)
+        copy, found = highlighted(Source(Path(name).read_bytes(), name, name), self._marks)
+        target.write_bytes(copy)
+        terminal.note("export", f"{target}: {terminal.plural(found, 'quote')} of {len(self._marks)} highlighted")
+
+
+def _marks_of(record: dict[str, Any], file: str) -> list[Mark]:
+    """Quotes of an answer that are in a file, as highlights with the question and the answer."""
+    from kvcli.documents.pdf.highlight import Mark
+
+    note = f"{record.get('question', '')}\n\n{record.get('answer', '')}"
+    cited = [(c["page"], c["quote"]) for c in record.get("citations", ()) if c["source"] == file]
+    shown = [(q["page"], q["text"]) for q in record.get("quotes", ()) if q["source"] == file]
+    return [Mark(page, quote, note) for page, quote in dict.fromkeys((*cited, *shown)) if page is not None]
+
+
+def _pdfs(names: Sequence[str]) -> list[str]:
+    found = []
+    for name in names:
+        with suppress(OSError, ValueError), Path(name).open("rb") as file:
+            found += [name] if file.read(5) == b"%PDF-" else []
+    return found
 
 
 def _check_page(name: str, inputs: Sequence[str]) -> Path:
     """The path of ``--export``. Raises ``UsageError``."""
     path = Path(name)
-    if path.suffix not in (".md", ".html"):
-        raise UsageError(f"--export {name}: the name must end in .md or .html", "--export answer.html")
+    if path.suffix not in (".md", ".html", ".pdf"):
+        raise UsageError(f"--export {name}: the name must end in .md, .html or .pdf", "--export answer.html")
+    if path.suffix == ".pdf" and len(found := _pdfs(inputs)) != 1:
+        why = "there is none among the documents" if not found else f"{len(found)} are among the documents"
+        raise UsageError(f"--export {name} is a copy of a PDF with highlights, and {why}", "--export answer.html")
     _refuse(path)
     _refuse_inputs(path, inputs)
     return path

@@ -17,6 +17,8 @@ PANELS = {
     "Ask": {
         "ask": "Ask a question about documents.",
         "chat": "Chat with a model, with or without documents.",
+        "open": "Open a place that the last answer of kvcli ask cites, at its page.",
+        "logs": "Show the last questions and answers of kvcli ask.",
         "serve": "Answer over HTTP with one loaded model, as the OpenAI API does.",
         "mcp": "Offer documents to other programs as tools, over the Model Context Protocol.",
         "ps": "List the engines that keep a model for the next kvcli ask.",

@@ -117,6 +117,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **{k: v for k, v in os.environ.items() if k not in dropped},
         "KVCLI_CACHE_DIR": str(tmp_path / "cache"),
+        "KVCLI_DATA_DIR": str(tmp_path / "data"),
         "KVCLI_CONFIG": str(tmp_path / "config.toml"),
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "1",

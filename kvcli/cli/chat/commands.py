@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.chat import transcript
+from kvcli.cli import viewer
 from kvcli.cli.chat.export import export
 from kvcli.cli.chat.session import SAMPLING, short
 from kvcli.cli.request import require_utf8
 from kvcli.cli.signals import Interrupted
 from kvcli.cli.views import citations, sparkline, terminal
+from kvcli.documents.reader import is_url
 from kvcli.errors import InputError, KvcliError, UsageError
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ class Commands:
         session.show_quotes(found.quotes, asked or turns[-1].question)
 
     def do_open(self, rest: str) -> None:
-        """/open N — show the text around the quote with this number."""
+        """/open N — show the text around the quote with this number, and its page in a viewer."""
         document, shown = self._document(), self.session.shown
         if not rest.isdecimal() or not 1 <= int(rest) <= len(shown):
             numbers = f"quotes are 1 to {len(shown)}" if shown else "no quotes were shown"
@@ -169,6 +171,9 @@ class Commands:
         before, after = document.text[start : quote.char_start], document.text[quote.char_end : end]
         _say(citations.where(document, document.at(quote.char_start), quote.line))
         _say(("…" if start else "") + before + f"»{quote.text}«" + after + ("…" if end < len(document.text) else ""))
+        name = quote.source if is_url(quote.source) else str(self.session.setup.folder / quote.source)
+        if self.session.interactive and (program := viewer.show(name, quote.page, quote.text)):
+            terminal.note("place", f"opened in {program}", quiet=self.session.quiet)
 
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""

@@ -305,7 +305,7 @@ class ChatSession:
                     raise
             finally:
                 waiting.wait("")
-        for line in citations.lines(document, cited):
+        for line in citations.lines(document, cited, sys.stdout):
             terminal.paragraph(sys.stdout, line, "dim", indent=4)
 
     def find_quotes(self, count: int, answer: str | None = None) -> Quotes:

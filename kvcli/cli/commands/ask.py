@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from kvcli.cli import answer_loop, templates
+from kvcli.cli import answer_loop, question_log, templates
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -52,6 +52,9 @@ class QuestionOptions(OptionGroup):
     files: list[str] | None = named_files()
     questions: list[str] | None = option("-e, --question TEXT", "Question; repeat to ask several.", None, MAIN)
     question_files: list[str] | None = option("-Q, --questions FILE", "File of questions: one per line, or JSON Lines.")
+    continued: bool = option(
+        "-c, --continue", "Continue the last question: its documents, options and answer.", False, MAIN
+    )
     each: bool = option("--each", "Ask about each file separately.", False)
     template: str = option(
         "-t, --template NAME", "Task: answer, quote, summary, …: kvcli templates ls", templates.DEFAULT, MAIN
@@ -144,13 +147,17 @@ class AskOutput(OutputOptions):
 
     as_json: bool = as_json()
     output: str | None = option("-o, --output FILE", "Write the answer to FILE.")
-    export: str | None = option("--export FILE", "Also write question, answer and quotes to FILE.md or FILE.html.")
+    export: str | None = option(
+        "--export FILE",
+        "Also write answer and quotes to FILE.md or .html; FILE.pdf is a copy of the PDF with the quotes highlighted.",
+    )
     no_headings: bool = option("--no-headings", "In a pipe, no heading before each of several answers.", False)
     no_stream: bool = option("-S, --no-stream", "Print the answer only when it is complete.", False)
+    no_log: bool = option("--no-log", "Keep question and answer out of kvcli logs.", False)
     stats: bool = option("--stats", "Print times, speed and memory to stderr.", False)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "stats": self.stats}
+        return {**super().settings(), "stats": self.stats, "log": not self.no_log}
 
 
 @takes_groups
@@ -198,6 +205,9 @@ def command(
     options = RunOptions.of(model, document, recipe, answer, citing, prompt, cache, output, cite=cite)
     longest = answer.max_tokens or task.max_tokens or ANSWER_TOKENS
     options = replace(options, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=longest)
+    if question.continued:
+        options, files = question_log.continued(options, question_log.latest(), request.files)
+        request = replace(request, files=files)
     named = question.question_files or []
     inputs = [*request.files, *named]
     writer = AnswerWriter(

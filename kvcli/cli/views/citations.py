@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from kvcli.cli import viewer
 from kvcli.cli.views import terminal
 from kvcli.errors import UsageError
 
@@ -65,20 +66,36 @@ def marks(cited: Citations) -> str:
     return "".join(f"[{n}]" for n, c in enumerate(cited.quotes, 1) if c.span is not None)
 
 
-def lines(document: Document, cited: Citations) -> list[str]:
-    """One line for each citation, then the likely sources if no quote is verified."""
-    out = []
+def lines(document: Document, cited: Citations, links: TextIO | None = None) -> list[str]:
+    """One line for each citation, then the likely sources if no quote is verified.
+
+    Args:
+        document, cited: the text, and what is cited of it.
+        links: the terminal that shows the lines; places are links if it shows links.
+    """
+    out = list[str]()
     for n, c in enumerate(cited.quotes, 1):
         if c.span is None:
-            out.append(f"[{n}] unverified, not in the document: {_short(c.quote)}")
+            out.append(terminal.oneline(f"[{n}] unverified, not in the document: {_short(c.quote)}"))
             continue
         found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % similar"
         places = f", first of {c.places:,} places" if c.places > 1 else ""
-        out.append(f'[{n}] {where(document, c.span, c.line)} "{_excerpt(document, c)}"  {found}{places}')
+        at = where(document, c.span, c.line)
+        text = terminal.oneline(f'[{n}] {at} "{_excerpt(document, c)}"  {found}{places}')
+        out.append(with_link(text, at, c.span, c.quote, links))
     if cited.likely_sources and not cited.grounded:
         named = [where(document, s.span, s.line, s.last) for s in cited.likely_sources]
-        out.append("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named))
-    return [terminal.oneline(line) for line in out]
+        out.append(terminal.oneline("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named)))
+    return out
+
+
+def with_link(line: str, at: str, span: Span, quote: str, links: TextIO | None) -> str:
+    """``line`` with its place ``at`` as a link to the file, if the terminal ``links`` shows links."""
+    place = terminal.oneline(at)
+    if links is None or place not in line:
+        return line
+    before, after = line.split(place, 1)
+    return f"{before}{viewer.linked(place, viewer.link(span.file, span.page, quote), links)}{after}"
 
 
 def where(document: Document, span: Span, line: int | None, last: int | None = None) -> str:

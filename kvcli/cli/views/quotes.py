@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import terminal
-from kvcli.cli.views.citations import where
+from kvcli.cli.views.citations import where, with_link
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -22,15 +22,22 @@ UNSUPPORTED = "The answer is not covered by these sentences of the text:"
 SUPPORTED = "From the text:"
 
 
-def lines(document: Document, quotes: Sequence[Quote], question: str, *, bold: bool) -> list[str]:
+def lines(
+    document: Document, quotes: Sequence[Quote], question: str, *, bold: bool, links: TextIO | None = None
+) -> list[str]:
     """One line for each quote, after its page or line.
 
     Args:
         document, quotes: what was asked, and what was found.
         question: its words are bold in the quotes.
         bold: whether the stream shows it.
+        links: the terminal that shows the lines; places are links if it shows links.
     """
-    return [f"{_where(document, quote)} {_text(quote, question, bold=bold)}" for quote in quotes]
+    found = []
+    for quote in quotes:
+        at, span = _where(document, quote), document.at(quote.char_start)
+        found.append(with_link(f"{at} {_text(quote, question, bold=bold)}", at, span, quote.text, links))
+    return found
 
 
 def heading(found: Quotes) -> str:
