@@ -13,7 +13,11 @@ A message says what happened, with the numbers; a hint is one command or one opt
 Any other exception is a defect of kvcli and exits with 1.
 """
 
-from typing import ClassVar
+import errno
+from typing import Any, ClassVar
+
+SCHEMA = "kvcli/1"
+"""Version of the JSON that kvcli writes."""
 
 
 class KvcliError(Exception):
@@ -26,6 +30,27 @@ class KvcliError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as an object of the schema ``kvcli/1``."""
+        body = {"code": self.code, "exit": self.exit, "message": self.message, "hint": self.hint}
+        return {"schema": SCHEMA, "error": body}
+
+    @staticmethod
+    def of(problem: BaseException) -> "KvcliError":
+        """The error to report for any exception."""
+        if isinstance(problem, KvcliError):
+            return problem
+        text = " ".join(str(problem).split())
+        kind = type(problem).__name__
+        if isinstance(problem, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
+            return ResourceError(f"out of memory: {text[:200]}", "use a smaller --budget or --chunk-size")
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            return ResourceError(f"no space left on the disk: {problem.filename or 'stdout'}", "df -h")
+        return KvcliError(
+            f"internal error: {kind}{': ' if text else ''}{text[:300]}",
+            "run the same command with --debug and report the output",
+        )
 
 
 class UsageError(KvcliError):

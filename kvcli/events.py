@@ -159,6 +159,18 @@ class Quotes:
 
 
 @dataclass(frozen=True)
+class Mapped:
+    """Progress over many documents: ``tokens`` were read in ``seconds``; ``share`` of all bytes is done, in [0, 1]."""
+
+    done: int
+    total: int
+    failed: int
+    tokens: int
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Reread:
     """Retrieved passages that the model reads again before the question.
 
@@ -185,6 +197,7 @@ Event = (
     | TurnsEvicted
     | Reread
     | Quotes
+    | Mapped
 )
 
 E = TypeVar("E")

@@ -481,11 +481,11 @@ class Pipeline:
             result.work,
         )
 
-    def fits(self, context: DocumentContext, question: str, *, max_tokens: int = ANSWER_TOKENS) -> bool:
+    def fits(self, context: DocumentContext, question: str | Sequence[int], *, max_tokens: int = ANSWER_TOKENS) -> bool:
         """Whether a question can be answered from a context, or the document must be read again for it."""
         if context.source is None:
             return True
-        asked = self.prompt.question(question)
+        asked = self._ids(question, document=True)
         _, longest = self.plan(context.source, context.recipe, question=asked, max_tokens=max_tokens)
         request = self._request(context.source, context.recipe, probe=asked, longest=longest)
         return request_key(self.model, request) == context.key
@@ -510,6 +510,7 @@ class Pipeline:
         drafts: bool = True,
         answer_format: AnswerFormat | None = None,
         kept: KeptTokens | None = None,
+        again: Sequence[str] = (),
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
@@ -533,6 +534,7 @@ class Pipeline:
                 An answer that ``max_tokens`` cuts ends with ``length`` and is not of this form.
             kept: tokens of an earlier question and its answer about this context. What both questions begin with is
                 not read again, unless passages are. Keeps this question and its answer in their place.
+            again: texts to read after the context, before the question; then no passages are looked for.
 
         Yields:
             :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
@@ -549,16 +551,16 @@ class Pipeline:
             )
         document, visible = context.document, context.context
 
-        def encoded(*again: str) -> list[int]:
+        def encoded(*texts: str) -> list[int]:
             asked, end = question, list[int]()
             if answer_format is not None:
                 asked = question + answer_format.rule if isinstance(question, str) else question
                 end = self.prompt.no_reasoning()
-            return self._ids(asked, document=document is not None, history=history, again=again) + end
+            return self._ids(asked, document=document is not None, history=history, again=texts) + end
 
-        ids = encoded()
+        ids = encoded(*again)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
-        count = 0 if document is None or not isinstance(question, str) else count
+        count = 0 if document is None or again or not isinstance(question, str) else count
         _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
         search: QuoteSearch | None = None
         if (quotes or from_quotes) and document is not None and isinstance(question, str):

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from kvcli.cli import question_log
-from kvcli.cli.exit_codes import PARTLY_FAILED, error_object, to_kvcli_error
+from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.inputs import open_documents
 from kvcli.cli.report import Report
 from kvcli.cli.request import standard_input
-from kvcli.cli.setup import LoadedModel, OpenRun, banner, check, open_model, open_run, prefill_with_progress
+from kvcli.cli.setup import OpenRun, banner, check, open_model, open_run, prefill_with_progress
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
-from kvcli.errors import TooLongError
+from kvcli.corpus.record import cut_short, length_remarks
+from kvcli.errors import UsageError
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
@@ -28,7 +29,10 @@ from kvcli.utils.sizes import format_bytes
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
-    from kvcli.cli.request import Question, Request
+    from kvcli.cli.request import Request
+    from kvcli.corpus.parts import Part, PartAnswer
+    from kvcli.corpus.task import Question
+    from kvcli.documents import Document
     from kvcli.documents.quotes import QuoteIndex
     from kvcli.pipeline import Citations, DocumentContext
 
@@ -39,36 +43,10 @@ def open_loop(options: RunOptions, request: Request, writer: AnswerWriter, *, st
     with interruptible("waiting for standard input"):
         stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
     inputs = open_documents(options, request.files, stdin)
-    run = open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=len(request.questions))
+    questions = 0 if options.over else len(request.questions)  # one reading serves all parts
+    run = open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=questions)
     banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
     return AnswerLoop(run, request.questions, writer)
-
-
-def answer_each(options: RunOptions, request: Request, writer: AnswerWriter) -> None:
-    """Answer every question about each file by itself; the model is loaded once. Raises as :func:`finish`."""
-    check(options)
-    loaded = open_model(options)
-    files, failed, without = request.files, 0, 0
-    for n, name in enumerate(files, 1):
-        terminal.note("file", f"[{n}/{len(files)}] {name}", quiet=options.quiet)
-        try:
-            bad, ungrounded = _answer_file(options, request, writer, loaded, name)
-            failed, without = failed + bad, without + ungrounded
-        except (typer.Exit, Interrupted, BrokenPipeError):
-            raise
-        except Exception as problem:
-            failed += 1
-            _report_failure(writer, {"file": name}, problem)
-    finish(failed, len(files), "file", without, options)
-
-
-def _answer_file(
-    options: RunOptions, request: Request, writer: AnswerWriter, loaded: LoadedModel, name: str
-) -> tuple[int, int]:
-    run = open_run(open_documents(options, (name,)), loaded, questions=len(request.questions))
-    banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
-    loop = AnswerLoop(run, request.questions, writer, name if len(request.files) > 1 else "")
-    return int(bool(loop.run(batch=True))), loop.without_citation
 
 
 def finish(failed: int, total: int, what: str, without_citation: int, options: RunOptions) -> None:
@@ -80,22 +58,47 @@ def finish(failed: int, total: int, what: str, without_citation: int, options: R
         raise typer.Exit(citations.UNGROUNDED)
 
 
-def _report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Exception) -> None:
+def report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Exception) -> None:
     """Report the error of one item of a batch; the next one is asked."""
     error = to_kvcli_error(problem)
     writer.abandon()
     if writer.as_json:
-        writer.end("", {**error_object(error), **which})
+        writer.end("", {**error.to_json(), **which})
     terminal.error(error)
 
 
-def _refuse_cut(answer: Answer, stopped: BaseException | None) -> NoReturn:
-    """Raise for an answer that is not of the form that was asked for; nothing of it is printed."""
-    if stopped is not None:
-        raise Interrupted("interrupted before the answer was complete", cause=stopped)
-    made = answer.completion_tokens
-    why = "kept repeating itself" if answer.stopped_repeating else "was cut"
-    raise TooLongError(f"the answer {why} after {made:,} tokens, before it was complete", f"-n {2 * made}")
+def print_answer(
+    writer: AnswerWriter,
+    record: dict[str, Any],
+    text: str,
+    document: Document | None,
+    question: str,
+    cited: Citations,
+    quotes: Quotes | None,
+) -> None:
+    """Finish an answer: its citations and the sentences that may answer follow it."""
+    links = sys.stdout if writer.path is None and not writer.as_json else None
+    notes = citations.lines(document, cited, links) if document else []
+    first: list[str] = []
+    if document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
+        shown = writer.path is None and terminal.is_terminal(sys.stdout)
+        lines = [quote_lines.heading(quotes)]
+        lines += quote_lines.lines(document, left_out, question, bold=shown, links=links)
+        covered = any(quote.supports for quote in quotes.quotes)
+        if shown and not writer.stream and not covered:
+            first = lines  # pipes and files begin with the answer
+        else:
+            notes += lines
+    writer.end(text, record, marks=citations.marks(cited), notes=notes, first=first)
+
+
+@dataclass(frozen=True)
+class FromLibrary:
+    """What a library adds to one question: passages to read again, the documents they are from, and quotes."""
+
+    passages: list[str]
+    document: Document
+    quotes: Quotes
 
 
 class AnswerLoop:
@@ -105,36 +108,36 @@ class AnswerLoop:
         run: documents, model and recipe.
         questions: in order.
         writer: where answers go.
-        name: of the document, if there are several.
 
     Attributes:
         without_citation: answers without a verified quote or about something that no sentence of the text seems to
             answer, counted with ``--cite strict``.
     """
 
-    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter, name: str = "") -> None:
-        self.name = name
+    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
         self.runs, self.questions, self.writer = run, questions, writer
         self.without_citation = 0
         self.context: DocumentContext | None = None
         self._index: QuoteIndex | None = None
+        self.library: FromLibrary | None = None
+        self._parts: list[Part] = []
+        self._part_answers: list[PartAnswer] = []
 
     def run(self, *, batch: bool) -> int:
         """Answer all questions; returns how many failed."""
         run, options, failed = self.runs, self.runs.options, 0
         for n, question in enumerate(self.questions, 1):
-            self.writer.heading = " · ".join(
-                [*([self.name] if self.name else []), *([question.text] if len(self.questions) > 1 else [])]
-            )
+            self.writer.heading = question.text if len(self.questions) > 1 else ""
             if len(self.questions) > 1:
                 terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:
-                passages, context = self._passages(question), self._reusable(question)
+                passages, probe = self._passages(question), self._probe(question)
+                context = self._reusable(probe)
                 if context is None:
                     self.context = None  # free its memory first
                     context = self.context = prefill_with_progress(
                         run,
-                        question=question.text,
+                        question=probe,
                         query_aware=options.query_aware and run.source is not None,
                         max_tokens=options.max_tokens,
                         passages=passages,
@@ -147,19 +150,39 @@ class AnswerLoop:
                     raise
                 failed += 1
                 name = {} if question.id is None else {"id": question.id}
-                _report_failure(self.writer, {**name, "question": question.text}, problem)
+                report_failure(self.writer, {**name, "question": question.text}, problem)
         return failed
 
-    def _reusable(self, question: Question) -> DocumentContext | None:
+    def _probe(self, question: Question) -> str | list[int]:
+        """What the prefill leaves room for: the question, or its ids with the longest part."""
+        run, over = self.runs, self.runs.options.over
+        if self.library is not None and not run.recipe.policy.query_aware:
+            return run.pipeline.prompt.question(question.text, passages=self.library.passages)
+        if over is None:
+            return question.text
+        if run.document is None:
+            raise UsageError("--over cuts a document, and none was given", 'kvcli ask FILE "…" --over chapters')
+        from kvcli.corpus import parts
+
+        if not self._parts:
+            with interruptible("cutting the document"):
+                self._parts = parts.cut(run.document, over, run.pipeline.prompt, parts.part_tokens(run.pipeline))
+        if run.recipe.policy.query_aware:
+            return question.text
+        return parts.longest_question(run.pipeline, run.document, self._parts, question.text)
+
+    def _reusable(self, probe: str | list[int]) -> DocumentContext | None:
         """The context of the previous question, if it can answer this one too."""
         run, options = self.runs, self.runs.options
         if self.context is None or (options.query_aware and run.source is not None):
             return None
-        return self.context if run.pipeline.fits(self.context, question.text, max_tokens=options.max_tokens) else None
+        return self.context if run.pipeline.fits(self.context, probe, max_tokens=options.max_tokens) else None
 
     def _passages(self, question: Question) -> int:
         """How many passages are read again before the answer."""
         run, passages = self.runs, self.runs.options.passages
+        if run.options.over or self.library is not None:
+            return 0
         if passages is not None:
             return passages
         ids = run.pipeline.prompt.question(question.text, document=run.source is not None)
@@ -173,11 +196,17 @@ class AnswerLoop:
         remarks: list[str] = []
         sampling = Sampling(**options.sampling)
         answer, reread, quotes, stopped = self._generate(context, question.text, sampling, passages)
+        document = run.document
+        if self.library is not None:
+            document = self.library.document
+            quotes = self.library.quotes if options.quotes and options.cite != "off" else None
         if options.answer_format is not None and answer.finish_reason != "stop":
-            _refuse_cut(answer, stopped)
+            if stopped is not None:
+                raise Interrupted("interrupted before the answer was complete", cause=stopped)
+            raise cut_short(answer)
         spec = run.model.spec
         speed_history.record(spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s)
-        self._check_length(answer, remarks)
+        remarks += length_remarks(answer, options.max_tokens)
         start = time.perf_counter()
         cited = self._cite(context, question.text, answer)
         if options.cite == "strict":
@@ -190,6 +219,7 @@ class AnswerLoop:
         report = Report.of(
             run,
             context,
+            document=document,
             reread=reread,
             cited=cited,
             quotes=quotes,
@@ -197,21 +227,11 @@ class AnswerLoop:
             sampling=settings,
             peak_bytes=process_memory.peak(spec.device),
         )
-        links = sys.stdout if self.writer.path is None and not self.writer.as_json else None
-        notes = citations.lines(run.document, cited, links) if run.document else []
-        first: list[str] = []
-        if run.document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
-            shown = self.writer.path is None and terminal.is_terminal(sys.stdout)
-            lines = [quote_lines.heading(quotes)]
-            lines += quote_lines.lines(run.document, left_out, question.text, bold=shown, links=links)
-            covered = any(quote.supports for quote in quotes.quotes)
-            if shown and not self.writer.stream and not covered:
-                first = lines  # pipes and files begin with the answer
-            else:
-                notes += lines
         record = report.answer(question, answer)
-        self.writer.end(answer.text, record, marks=citations.marks(cited), notes=notes, first=first)
-        if options.log and options.cache:
+        if options.over is not None:
+            record["parts"] = self._parts_json(context, question.text)
+        print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
+        if options.log and options.cache and self.library is None:
             self._log(record, cited, quotes)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
@@ -230,20 +250,29 @@ class AnswerLoop:
             row.start("answer")
         start = first = time.perf_counter()
         parts, made = list[str](), 0
-        events = run.pipeline.ask(
-            context,
-            question,
-            sampling=sampling,
-            max_tokens=options.max_tokens,
-            stop=options.stop,
-            passages=passages,
-            allow_repetition=options.allow_repetition,
-            quotes=options.quotes if options.cite != "off" else 0,
-            history=options.history,
-            earlier=[question for question, _ in options.history[-1:]],
-            from_quotes=options.from_quotes,
-            answer_format=options.answer_format,
-        )
+        events: Iterator[Any]
+        settings: dict[str, Any] = {
+            "sampling": sampling,
+            "max_tokens": options.max_tokens,
+            "stop": options.stop,
+            "allow_repetition": options.allow_repetition,
+            "quotes": options.quotes if options.cite != "off" else 0,
+            "answer_format": options.answer_format,
+        }
+        if self.library is not None:
+            events = run.pipeline.ask(context, question, again=self.library.passages, **{**settings, "quotes": 0})
+        elif options.over is None:
+            events = run.pipeline.ask(
+                context,
+                question,
+                passages=passages,
+                history=options.history,
+                earlier=[question for question, _ in options.history[-1:]],
+                from_quotes=options.from_quotes,
+                **settings,
+            )
+        else:
+            events = self._over(context, question, settings)
         try:
             for event in events:
                 if isinstance(event, Answer):
@@ -272,29 +301,54 @@ class AnswerLoop:
             return Answer(text, "interrupted", length, made, first - start, now - first), reread, quotes, stop
         raise RuntimeError("the engine ended without an answer")
 
-    def _check_length(self, answer: Answer, remarks: list[str]) -> None:
-        limit = self.runs.options.max_tokens
-        made = answer.completion_tokens
-        if answer.stopped_repeating:
-            remarks.append(
-                f"the answer started repeating itself and was stopped after {made:,} tokens;"
-                f" try --repeat-penalty 1.1 or a larger model, or -n {limit} to let it continue"
-            )
-        elif answer.finish_reason == "length":
-            short = made >= limit
-            why = "" if short else ": the model's context is full"
-            hint = f"; try -n {2 * made}" if short else ""
-            remarks.append(f"the answer was truncated at {made:,} tokens{why}{hint}")
+    def _over(self, context: DocumentContext, question: str, settings: dict[str, Any]) -> Iterator[Any]:
+        """The events of the last question, after each part was asked about."""
+        from kvcli.corpus.parts import PartAnswer, PartBegun, ask_over
 
-    def _cite(self, context: DocumentContext, question: str, answer: Answer) -> Citations:
+        quiet, self._part_answers = self.runs.options.quiet, []
+        for event in ask_over(
+            self.runs.pipeline, context, self._parts, question, join=self.runs.options.join, **settings
+        ):
+            if isinstance(event, PartBegun) and not quiet:
+                row.start("joining the answers" if event.part is None else f"part {event.number} of {event.total}")
+            elif isinstance(event, PartAnswer):
+                self._part_answers.append(event)
+                said = " ".join(event.answer.text.split())
+                title = f"[{event.number}/{event.total}] {event.part.title}: {said[:60]}{'…' * (len(said) > 60)}"
+                terminal.note("part", title, quiet=quiet)
+            elif not isinstance(event, PartBegun):
+                yield event
+
+    def _parts_json(self, context: DocumentContext, question: str) -> list[dict[str, Any]]:
+        """The answers of the parts, each with its place and its citations."""
+        out = []
+        for each in self._part_answers:
+            assert context.document is not None
+            cited = self._cite(context, question, each.answer, likely=False)
+            place = context.document.at(each.part.start).place
+            out.append(
+                {
+                    "title": each.part.title,
+                    **place,
+                    "char_start": each.part.start,
+                    "char_end": each.part.end,
+                    "answer": each.answer.text,
+                    "finish_reason": each.answer.finish_reason,
+                    "citations": cited.to_json()["citations"],
+                }
+            )
+        return out
+
+    def _cite(self, context: DocumentContext, question: str, answer: Answer, likely: bool | None = None) -> Citations:
         from kvcli.documents.quotes import QuoteIndex
         from kvcli.pipeline import Citations
 
         options, cited = self.runs.options, Citations()
         if options.cite != "off" and context.document is not None:
             if self._index is None:
-                self._index = QuoteIndex(context.document)
-            likely = True if self.writer.as_json else None
+                self._index = QuoteIndex(self.library.document if self.library else context.document)
+            likely = True if self.writer.as_json and likely is None else likely
+            likely = False if self.library is not None else likely  # the model has read one file of them
             likely = False if answer.finish_reason == "interrupted" else likely
             with interruptible("looking for quotes"):
                 cited = self.runs.pipeline.cite(

@@ -7,7 +7,6 @@
 2 to 7 are the leaves of :mod:`kvcli.errors`.
 """
 
-import errno
 import json
 import os
 import sys
@@ -19,9 +18,8 @@ import typer
 
 from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
-from kvcli.errors import KvcliError, ResourceError, UsageError
+from kvcli.errors import KvcliError, UsageError
 
-SCHEMA = "kvcli/1"
 PARTLY_FAILED = 8
 BROKEN_PIPE = 141
 
@@ -34,21 +32,7 @@ def to_kvcli_error(problem: BaseException) -> KvcliError:
         return Interrupted("interrupted", cause=problem)
     if hasattr(problem, "format_message"):  # click's errors, from whichever copy of click typer uses
         return _usage(problem)
-    if isinstance(problem, MemoryError) or _out_of_memory(problem):
-        return ResourceError(
-            f"out of memory: {terminal.oneline(str(problem))[:200]}", "use a smaller --budget or --chunk-size"
-        )
-    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"no space left on the disk: {problem.filename or 'stdout'}", "df -h")
-    text = terminal.oneline(str(problem))[:300]
-    return KvcliError(
-        f"internal error: {type(problem).__name__}{': ' if text else ''}{text}",
-        "run the same command with --debug and report the output",
-    )
-
-
-def _out_of_memory(problem: BaseException) -> bool:
-    return type(problem).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(problem)
+    return KvcliError.of(problem)
 
 
 def _usage(problem: Any) -> UsageError:
@@ -66,14 +50,8 @@ def _usage(problem: Any) -> UsageError:
 def print_error(problem: KvcliError, *, as_json: bool) -> None:
     """Print the error to stderr, and with ``--json`` to stdout too."""
     if as_json:
-        print(json.dumps(error_object(problem), ensure_ascii=False), flush=True)
+        print(json.dumps(problem.to_json(), ensure_ascii=False), flush=True)
     terminal.error(problem)
-
-
-def error_object(problem: KvcliError) -> dict[str, Any]:
-    """The JSON of an error."""
-    body = {"code": problem.code, "exit": problem.exit, "message": problem.message, "hint": problem.hint}
-    return {"schema": SCHEMA, "error": body}
 
 
 def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:

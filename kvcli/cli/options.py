@@ -17,6 +17,7 @@ from kvcli.types import ANSWER_TOKENS, CHUNK
 from kvcli.types import WEIGHTS as PRECISIONS
 
 if TYPE_CHECKING:
+    from kvcli.corpus.parts import Over
     from kvcli.engine.answer_format import AnswerFormat
     from kvcli.recipe import Recipe
 
@@ -262,6 +263,8 @@ class RunOptions:
     passages: int | None = None
     from_quotes: bool = False
     answer_format: AnswerFormat | None = None
+    over: Over | None = None
+    join: str | None = None
     cite: str = "off"
     quotes: int = 3
     quotes_only: bool = False

@@ -59,8 +59,7 @@ class AnswerWriter:
         self._markdown = wrap and self._terminal
         self._headings = headings and not as_json and not self._terminal
         if path is not None:
-            _refuse(Path(path))
-            _refuse_inputs(Path(path), inputs)
+            refuse_output(Path(path), inputs)
 
     @property
     def file(self) -> TextIO:
@@ -207,9 +206,14 @@ def _check_page(name: str, inputs: Sequence[str]) -> Path:
     if path.suffix == ".pdf" and len(found := _pdfs(inputs)) != 1:
         why = "there is none among the documents" if not found else f"{len(found)} are among the documents"
         raise UsageError(f"--export {name} is a copy of a PDF with highlights, and {why}", "--export answer.html")
+    refuse_output(path, inputs)
+    return path
+
+
+def refuse_output(path: Path, inputs: Sequence[str]) -> None:
+    """Refuse a path that cannot be written, or that is an input. Raises ``UsageError``."""
     _refuse(path)
     _refuse_inputs(path, inputs)
-    return path
 
 
 def _refuse(path: Path) -> None:

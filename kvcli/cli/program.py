@@ -16,6 +16,8 @@ from kvcli.utils.version import __version__
 PANELS = {
     "Ask": {
         "ask": "Ask a question about documents.",
+        "map": "Ask the same questions about each of many documents.",
+        "summarise": "Summarise a document: each part, then the whole.",
         "chat": "Chat with a model, with or without documents.",
         "open": "Open a place that the last answer of kvcli ask cites, at its page.",
         "logs": "Show the last questions and answers of kvcli ask.",
@@ -28,6 +30,7 @@ PANELS = {
         "plan": "Estimate memory, disk space and time of a run. Loads no model.",
         "extract": "Show the text that is extracted from documents.",
         "prefill": "Process documents now, so that later questions start at once.",
+        "library": "Keep documents together, to ask about all of them: kvcli ask @NAME.",
         "cache": "List, check and delete saved prefills.",
     },
     "Models and settings": {

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.inputs import open_documents
 from kvcli.cli.request import standard_input
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
-from kvcli.errors import UsageError
+from kvcli.corpus.record import quotes_json
+from kvcli.errors import SCHEMA, UsageError
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
-    from kvcli.cli.request import Question, Request
+    from kvcli.cli.request import Request
+    from kvcli.corpus.task import Question
     from kvcli.documents import Document
 
 
@@ -64,7 +65,7 @@ def _print(options: RunOptions, document: Document, questions: Sequence[Question
             "schema": SCHEMA,
             **({"id": question.id} if question.id is not None else {}),
             "question": question.text,
-            **quote_lines.as_json(found),
+            **quotes_json(found),
             "document": {"files": list(document.files), "pages": document.pages, "sha256": document.sha256},
             "warnings": list(document.warnings),
         }

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from kvcli.cli.exit_codes import SCHEMA
-from kvcli.cli.request import Question
-from kvcli.cli.views import citations, terminal
-from kvcli.cli.views import quotes as quote_lines
+from kvcli.cli.views import terminal
+from kvcli.corpus.record import answer_record, kv_record
+from kvcli.corpus.task import Question
 from kvcli.documents import Document
 from kvcli.events import Answer, Quotes, Reread
 from kvcli.utils.sizes import format_bytes
-from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
     from kvcli.cli.setup import OpenRun
@@ -31,12 +27,7 @@ class Report:
 
     document: Document | None = None
     tokens: int = 0
-    recipe: str = ""
-    budget: int | None = None
-    kept: int = 0
-    bits: float = 16
-    kv_bytes: int = 0
-    host_bytes: int = 0
+    kv: dict[str, Any] = field(default_factory=lambda: kv_record(None))
     cache: str = "off"
     reused: int = 0
     extract_s: float = 0.0
@@ -62,6 +53,7 @@ class Report:
         run: OpenRun,
         context: DocumentContext,
         *,
+        document: Document | None = None,
         reread: Reread | None = None,
         cited: Citations | None = None,
         quotes: Quotes | None = None,
@@ -72,16 +64,10 @@ class Report:
         """The report after an answer, or after prefill alone."""
         from kvcli.pipeline import Citations
 
-        kv = context.context
         return cls(
-            document=run.document,
+            document=document or run.document,
             tokens=context.tokens,
-            recipe=str(context.recipe),
-            budget=context.recipe.policy.budget,
-            kept=0 if kv is None else kv.kept,
-            bits=16 if kv is None else kv.bits,
-            kv_bytes=0 if kv is None else kv.nbytes,
-            host_bytes=0 if kv is None else kv.host_nbytes,
+            kv=kv_record(context),
             cache=context.cache,
             reused=context.reused,
             extract_s=run.inputs.extract_s,
@@ -104,38 +90,21 @@ class Report:
 
     def answer(self, question: Question, answer: Answer) -> dict[str, Any]:
         """The JSON object of one answer."""
-        document = self.document
+        body = answer_record(
+            question,
+            answer,
+            self.document,
+            tokens=self.tokens,
+            cited=self.cited,
+            quotes=self.quotes,
+            kv={**self.kv, "cache": self.cache},
+            reread=self.reread,
+            alone=self.from_quotes,
+            sampling=self.sampling,
+            warnings=self.warnings,
+        )
         return {
-            "schema": SCHEMA,
-            **({"id": question.id} if question.id is not None else {}),
-            "question": question.text,
-            "answer": answer.text,
-            "finish_reason": answer.finish_reason,
-            **citations.as_json(self.cited),
-            **quote_lines.as_json(self.quotes),
-            "document": {
-                "files": list(document.files) if document else [],
-                "pages": document.pages if document else None,
-                "without_text": [{"file": f, "page": page} for f, page in document.without_text] if document else [],
-                "tokens": self.tokens,
-                "dropped": 0,
-                "sha256": document.sha256 if document else None,
-            },
-            "kv": {
-                "recipe": self.recipe,
-                "budget": self.budget,
-                "kept": self.kept,
-                "bits": self.bits,
-                "bytes": self.kv_bytes,
-                "host_bytes": self.host_bytes,
-                "cache": self.cache,
-            },
-            "from_quotes": self.from_quotes,
-            "looked_again": [{"char_start": a, "char_end": b} for a, b in self.reread],
-            "usage": {
-                "prompt_tokens": self.tokens + answer.prompt_tokens,
-                "completion_tokens": answer.completion_tokens,
-            },
+            **body,
             "timing": {
                 "extract_s": round(self.extract_s, 4),
                 "load_s": round(self.load_s, 4),
@@ -153,9 +122,6 @@ class Report:
                 "plan_error_percent": self.plan_error,
             },
             "model": self.model,
-            "sampling": self.sampling,
-            "versions": versions(),
-            "warnings": list(self.warnings),
         }
 
     @property
@@ -170,10 +136,11 @@ class Report:
 
     def reading(self) -> str:
         """Tokens read, KV pairs kept per head, and their bits if they are quantized."""
-        bits = "" if self.bits in (16, 32) else f" at {self.bits:.4g} bits"
+        bits, kept = self.kv["bits"], self.kv["kept"]
+        bits = "" if bits in (16, 32) else f" at {bits:.4g} bits"
         return (
-            f"{terminal.count(self.tokens)} tokens · kept {terminal.count(self.kept)} KV pairs per head "
-            f"({terminal.share(self.kept, self.tokens)}){bits} · dropped 0 tokens"
+            f"{terminal.count(self.tokens)} tokens · kept {terminal.count(kept)} KV pairs per head "
+            f"({terminal.share(kept, self.tokens)}){bits} · dropped 0 tokens"
         )
 
     def statistics(self, answer: Answer) -> list[tuple[str, str]]:
@@ -197,21 +164,7 @@ class Report:
         memory = [
             f"peak {size(self.peak_bytes)}, {size(self.baseline_bytes)} of it before loading the model",
             f"planned for model and KV cache {size(self.planned_bytes)}{self._off()}",
-            f"KV cache {size(self.kv_bytes)} at {self.bits:.4g} bits"
-            + (f", and {size(self.host_bytes)} in RAM" if self.host_bytes else ""),
+            f"KV cache {size(self.kv['bytes'])} at {self.kv['bits']:.4g} bits"
+            + (f", and {size(self.kv['host_bytes'])} in RAM" if self.kv["host_bytes"] else ""),
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of the packages that an answer depends on, without importing them."""
-    found: dict[str, str | None] = {"kvcli": __version__, "python": sys.version.split()[0]}
-    return found | {name: installed(name) for name in ("torch", "transformers")}
-
-
-def installed(name: str) -> str | None:
-    """The version of a distribution, without importing it; ``None`` if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvcli.cli.views import terminal
+from kvcli.corpus.task import Question
 from kvcli.documents import STDIN
 from kvcli.documents.reader import LARGEST, is_url
 from kvcli.documents.text import decode
@@ -26,14 +27,6 @@ MEMORY_SHARE = 8
 """Standard input may take this part of the memory that is free; its text and its tokens take several times as much."""
 
 EXAMPLE = 'kvcli ask book.txt "Who is Pip?"'
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question; ``id`` comes from a JSON Lines file."""
-
-    text: str
-    id: Any = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def _is_file(word: str) -> bool:
 
 def _refuse_unquoted(words: list[str], last: str) -> None:
     """Refuse ``kvcli ask book.txt who is pip``: words before the last one that are not files."""
-    bare = [w for w in words if w != STDIN and not {"/", "."} & set(w) and not Path(w).exists()]
+    bare = [w for w in words if w != STDIN and w[:1] != "@" and not {"/", "."} & set(w) and not Path(w).exists()]
     if bare and words[-len(bare) :] == bare:
         files = [shlex.quote(w) for w in words if w not in bare]
         question = " ".join([*bare, last]).replace('"', "'")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shlex
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +40,11 @@ def read(
     options: Options | None = None,
     kept: DocumentCache | None = None,
     web: Web | None = None,
+    contents: Mapping[str, bytes] | None = None,
 ) -> Document:
     """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
+
+    ``contents`` are the bytes of files that are not here, by name.
 
     A directory stands for its files in the order of their names. Several files are joined with a line
     ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
@@ -55,16 +58,19 @@ def read(
         raise InputError("no document was given", 'kvcli ask FILE "…"')
     if names.count(STDIN) > 1:
         raise InputError("standard input is named twice", "name - once")
-    files, left = _expand(names, options)
+    files, left = expand(names, options)
     extracts: list[tuple[str, Extract]] = []
     digest, total, characters = hashlib.sha256(), 0, 0
     with Worker() as worker:
         for name in files:
+            suffix = Path(name).suffix
             if is_url(name) and web is not None:
                 fetched = web.fetch(name)
                 data, suffix = fetched.data, fetched.suffix
+            elif name == STDIN:
+                data = stdin or b""
             else:
-                data, suffix = (stdin or b"") if name == STDIN else _load(name), Path(name).suffix
+                data = contents[name] if contents and name in contents else load_file(name)
             shown, quoted = ("stdin", "FILE") if name == STDIN else (name, shlex.quote(name))
             if not data:
                 check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
@@ -119,7 +125,7 @@ def _one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extract:
     return extract
 
 
-def _expand(names: list[str], options: Options) -> tuple[list[str], list[str]]:
+def expand(names: list[str], options: Options) -> tuple[list[str], list[str]]:
     """Directories as their files; and what was left out of them."""
     files: list[str] = []
     notes: list[str] = []
@@ -180,7 +186,8 @@ def _join(
     )
 
 
-def _load(name: str) -> bytes:
+def load_file(name: str) -> bytes:
+    """The bytes of a file. Raises ``InputError``."""
     if is_url(name):
         raise InputError(f"{name} is a web address, which is not fetched here", f"curl -s {shlex.quote(name)}")
     path = Path(name)

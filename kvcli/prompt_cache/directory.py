@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvcli.errors import DamagedError, UsageError
+from kvcli.errors import DamagedError, KvcliError, UsageError
 from kvcli.prompt_cache.file_format import SUFFIX, CacheHeader, header
 from kvcli.prompt_cache.key import CacheKey
 from kvcli.utils import files
@@ -85,6 +86,16 @@ class CacheDirectory:
             with suppress(OSError):  # gone since
                 found.append(CacheEntry.of(path))
         return sorted(found, key=lambda e: (-e.used, e.key))
+
+    def documents(self) -> set[str]:
+        """The digests of the documents whose prefills are saved here."""
+        found = set[str]()
+        for entry in self.entries():
+            if entry.header is None:
+                continue
+            with suppress(OSError, ValueError, KeyError, KvcliError):
+                found.add(str(json.loads(entry.header.read("document"))["sha256"]))
+        return found
 
     def find(self, key: str) -> CacheEntry:
         """The one entry whose key begins with ``key``. Raises ``UsageError`` where it is none or several."""

@@ -231,11 +231,18 @@ class QuoteSearch:
         return sorted(chosen, key=lambda q: not q.supports)
 
     def _quote(self, candidate: Candidate, answer: str | None) -> Quote:
-        document, (start, end, _) = self.index.document, self.index.sentences[candidate.number]
-        span, text = document.at(start), document.text[start:end]
-        holds = None if answer is None else supports(text, self.question, answer, self.index.language)
-        line = document.line(start)
-        return Quote(text, span.file, span.page, line, start, end, self.answered * candidate.share, holds)
+        start, end, _ = self.index.sentences[candidate.number]
+        holds = None
+        if answer is not None:
+            holds = supports(self.index.document.text[start:end], self.question, answer, self.index.language)
+        return quote_of(self.index, candidate.number, self.answered * candidate.share, holds)
+
+
+def quote_of(index: SentenceIndex, number: int, score: float, holds: bool | None = None) -> Quote:
+    """A sentence of an index as a quote, with its score and whether it supports an answer."""
+    document, (start, end, _) = index.document, index.sentences[number]
+    span = document.at(start)
+    return Quote(document.text[start:end], span.file, span.page, document.line(start), start, end, score, holds)
 
 
 def supports(text: str, question: str, answer: str, language: str) -> bool:

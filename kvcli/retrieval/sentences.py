@@ -6,14 +6,14 @@ A sentence is found by its own words; those of its neighbours and of its heading
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from kvcli.documents.sentences import Sentence, split_sentences
+from kvcli.documents.sentences import Kind, Sentence, split_sentences
 from kvcli.retrieval.words import common_words, find_words, fold_words, language
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ K1, B = 1.2, 0.6
 
 NEIGHBOURS, HEADING = 0.25, 0.3
 """What the scores of the sentences on either side, and of the heading, count."""
+
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_ARRAYS = ("_begin", "_sentence", "_idf", "_weight")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,33 @@ class SentenceIndex:
         self.is_heading = headings
         at = np.where(headings, np.arange(count), -1)
         self.heading = np.maximum.accumulate(at) if count else at
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The index without the document, for :meth:`restore`."""
+        places = [(s.start, s.end, KINDS.index(s.kind)) for s in self.sentences]
+        words = "\n".join(self.terms).encode()
+        return {
+            "places": np.array(places, dtype=np.int64).reshape(-1, 3),
+            "terms": np.frombuffer(words, dtype=np.uint8),
+            "language": np.frombuffer(self.language.encode(), dtype=np.uint8),
+            **{name: getattr(self, name) for name in ("heading", *_ARRAYS)},
+        }
+
+    @classmethod
+    def restore(cls, document: Document, stored: Mapping[str, NDArray[Any]]) -> SentenceIndex:
+        """The index of a document from its :meth:`arrays`. Raises ``KeyError`` or ``ValueError`` for others."""
+        found = cls.__new__(cls)
+        found.document = document
+        found.sentences = [Sentence(int(a), int(b), KINDS[int(kind)]) for a, b, kind in stored["places"]]
+        words = stored["terms"].tobytes().decode()
+        found.terms = {word: n for n, word in enumerate(words.split("\n"))} if words else {}
+        found.language = stored["language"].tobytes().decode()
+        for name in ("heading", *_ARRAYS):
+            setattr(found, name, stored[name])
+        found.is_heading = stored["places"][:, 2] == KINDS.index("heading")
+        if len(found._begin) != len(found.terms) + 1 or len(found.heading) != len(found.sentences):
+            raise ValueError("the index does not fit its words")
+        return found
 
     def __len__(self) -> int:
         return len(self.sentences)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from kvcli.cli import answer_loop, question_log, templates
+from kvcli.cli import answer_loop, library_answers, map_loop, question_log, templates
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -33,6 +33,9 @@ from kvcli.documents import STDIN
 from kvcli.errors import UsageError
 from kvcli.types import ANSWER_TOKENS
 
+if TYPE_CHECKING:
+    from kvcli.corpus.parts import Over
+
 
 class Ask(Command):
     """``ask``: the last argument is the question, and the value of ``--cite`` may be left out."""
@@ -55,7 +58,9 @@ class QuestionOptions(OptionGroup):
     continued: bool = option(
         "-c, --continue", "Continue the last question: its documents, options and answer.", False, MAIN
     )
-    each: bool = option("--each", "Ask about each file separately.", False)
+    each: bool = option("--each", "Ask about each file separately; kvcli map does it for many.", False)
+    over: str | None = option("--over HOW", "Ask about each part, then join: chapters, pages:20 or tokens:8K.")
+    top: int | None = option("--top N", "Of a library (@NAME): passages to read again. Default: 4.", min=1)
     template: str = option(
         "-t, --template NAME", "Task: answer, quote, summary, …: kvcli templates ls", templates.DEFAULT, MAIN
     )
@@ -63,9 +68,33 @@ class QuestionOptions(OptionGroup):
     def request(self, words: list[str], usual: str | None) -> Request:
         """Documents and questions, in order; ``usual`` is that of the template. Raises ``UsageError``."""
         found = parse_request(words, self.files or [], self.questions or [], self.question_files or [], usual)
+        if self.over and self.each:
+            raise UsageError("--over and --each contradict each other", "leave out one of them")
         if self.each and (not found.files or STDIN in found.files):
             raise UsageError("--each needs at least one file", 'kvcli ask --each *.txt "…"')
         return found
+
+    def library(self, request: Request) -> str | None:
+        """The name of the library that is asked. Raises ``UsageError`` for options that have no part in it."""
+        name = library_answers.name_of(request)
+        if name is None and self.top is not None:
+            raise UsageError("--top is for a library", 'kvcli ask @papers "…" --top 6')
+        if name is not None and (self.over or self.each):
+            raise UsageError("--over and --each ask about files, and @NAME is a library", "name the files")
+        return name
+
+    def cutting(self, answer: AskOptions, *, quotes_only: bool) -> Over | None:
+        """How the document is cut. Raises ``UsageError`` for options that have no part in it."""
+        if self.over is None:
+            return None
+        from kvcli.corpus.parts import Over
+
+        given = {"--query-aware": answer.query_aware, "--from-quotes": answer.from_quotes, "--quotes-only": quotes_only}
+        given["--reread"] = answer.reread is not None
+        for name, used in given.items():
+            if used:
+                raise UsageError(f"{name} has no effect with --over, which reads each part again", f"leave out {name}")
+        return Over.parse(self.over)
 
 
 @dataclass(frozen=True)
@@ -177,13 +206,15 @@ def command(
 ) -> None:
     """Ask a question about documents.
 
-    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, or a saved prefill (book.kv).
-    Without FILE, piped standard input is the document. The last argument is the question; with -e or -Q every argument
-    is a FILE. The prefill is saved, so further questions about the same documents start at once.
+    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, or a saved prefill (book.kv);
+    @NAME is a library (kvcli library). Without FILE, piped standard input is the document. The last argument is the
+    question; with -e or -Q every argument is a FILE. The prefill is saved, so further questions about the same
+    documents start at once.
 
     \b
     Examples:
       kvcli ask book.pdf "Who tells the story?"
+      kvcli ask @papers "Which paper measures energy?"
       kvcli ask src/ --include '*.py' "Where is the cache written?"
       kvcli ask book.pdf -Q questions.txt --json > answers.jsonl
       kvcli ask invoice.pdf "Who pays how much?" --schema invoice.schema.json
@@ -204,11 +235,15 @@ def command(
     )
     options = RunOptions.of(model, document, recipe, answer, citing, prompt, cache, output, cite=cite)
     longest = answer.max_tokens or task.max_tokens or ANSWER_TOKENS
-    options = replace(options, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=longest)
+    over = question.cutting(answer, quotes_only=citing.quotes_only)
+    options = replace(
+        options, over=over, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=longest
+    )
     if question.continued:
         options, files = question_log.continued(options, question_log.latest(), request.files)
         request = replace(request, files=files)
     named = question.question_files or []
+    library = question.library(request)
     inputs = [*request.files, *named]
     writer = AnswerWriter(
         output.output,
@@ -223,8 +258,10 @@ def command(
         if citing.quotes_only:
             from_stdin = STDIN in named
             print_quotes(options, request, writer, stdin_is_questions=from_stdin, each=question.each)
+        elif library is not None:
+            library_answers.answer(options, library, request, writer, question.top or library_answers.TOP)
         elif question.each:
-            answer_loop.answer_each(options, request, writer)
+            map_loop.ask_each(options, request, writer)
         else:
             loop = answer_loop.open_loop(options, request, writer, stdin_is_questions=STDIN in named)
             failed = loop.run(batch=request.batch)

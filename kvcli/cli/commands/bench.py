@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcli import types
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
-from kvcli.cli.report import versions
 from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
-from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
+from kvcli.corpus.record import versions
+from kvcli.errors import SCHEMA, KvcliError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
 from kvcli.planning.budget import Budget, combinations
 

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
 from kvcli.documents.kept import DocumentCache, Kept
-from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
+from kvcli.errors import SCHEMA, DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
 from kvcli.utils.sizes import format_bytes, parse_size

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from kvcli.cli import defaults
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import UsageError
+from kvcli.errors import SCHEMA, UsageError
 from kvcli.utils import child_process, config_file
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Show and change defaults of options.")

@@ -5,15 +5,16 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from kvcli.cli import report
-from kvcli.cli.exit_codes import SCHEMA
+from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON
+from kvcli.cli.ray_option import LOCAL, RayCommand
 from kvcli.cli.views import terminal
-from kvcli.errors import KvcliError
+from kvcli.corpus.record import installed, versions
+from kvcli.errors import SCHEMA, KvcliError
 from kvcli.utils import files
 from kvcli.utils.sizes import format_bytes
 
@@ -21,14 +22,23 @@ ISA = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", 
 """CPU features that decide how fast bfloat16 arithmetic is."""
 
 
+class Doctor(RayCommand):
+    """``doctor``: the address of ``--ray`` may be left out."""
+
+
 def command(
     as_json: JSON = False,
+    ray: Annotated[
+        str | None, annotation("--ray [ADDRESS]", "Also show the machines of Ray: here, of auto, or of HOST:PORT.")
+    ] = None,
     _debug: DEBUG = False,
 ) -> None:
     """Check the installation: versions, devices, memory, default model.
 
     Measures how fast each device multiplies. Exits with 1 if there is a problem. Uses no network."""
     found = examine()
+    if ray is not None:
+        found["ray"] = _ray(None if ray == LOCAL else ray, found["problems"])
     if as_json:
         print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
     else:
@@ -40,12 +50,12 @@ def command(
 def examine() -> dict[str, Any]:
     """Examine the installation; problems are listed under ``problems``."""
     problems: list[str] = []
-    versions = report.versions()
-    problems += [f"{name} is not installed" for name, value in versions.items() if value is None]
+    found = versions()
+    problems += [f"{name} is not installed" for name, value in found.items() if value is None]
     devices = _devices(problems)
     cache = _cache(problems)
     return {
-        "versions": versions,
+        "versions": found,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
         "memory": _memory(),
@@ -68,7 +78,7 @@ def _cpu() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    numba = report.installed("numba")
+    numba = installed("numba")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"name": name, "cores": usable, "isa": [f for f in ISA if f in flags], "numba": numba}
 
@@ -130,6 +140,21 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
         return {"name": name, "present": False}
 
 
+def _ray(address: str | None, problems: list[str]) -> dict[str, Any]:
+    """The machines of a Ray cluster, each with its version of kvcli."""
+    from kvcli.corpus.ray_workers import cluster, nodes, refuse_version
+    from kvcli.utils.version import __version__
+
+    try:
+        with cluster(address) as ray:
+            machines = nodes(ray)
+            refuse_version(__version__, {node["host"]: node["kvcli"] for node in machines})
+    except KvcliError as error:
+        problems.append(error.message)
+        machines = []
+    return {"version": installed("ray"), "address": address, "nodes": machines}
+
+
 def _show(found: dict[str, Any]) -> None:
     cpu, memory, cache, model = found["cpu"], found["memory"], found["cache"], found["default_model"]
     size = format_bytes
@@ -152,6 +177,10 @@ def _show(found: dict[str, Any]) -> None:
     rows.append(("cache", f"{cache['path']} · {size(cache['bytes'])} used{writable}"))
     present = "downloaded" if model["present"] else "not downloaded: kvcli models pull"
     rows.append(("model", f"{model['name']} · {present}"))
+    for node in found.get("ray", {}).get("nodes", ()):
+        parts = [node["host"], terminal.plural(node["cpus"], "core"), terminal.plural(node["gpus"], "card")]
+        parts += [size(node["memory_bytes"]), f"kvcli {node['kvcli']}"]
+        rows.append(("ray", " · ".join(parts)))
     for label, text in rows:
         print(f"{label:<{terminal.LABEL}} {terminal.oneline(text)}")
     for problem in found["problems"]:

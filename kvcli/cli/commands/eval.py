@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from kvcli.cli.evaluation import CaseOptions, Evaluation, FidelityEvaluation, QuotesEvaluation
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import takes_groups
 from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
-from kvcli.cli.report import versions
 from kvcli.cli.views import terminal
+from kvcli.corpus.record import versions
+from kvcli.errors import SCHEMA
 
 
 class Eval(Command):

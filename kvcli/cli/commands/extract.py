@@ -11,14 +11,13 @@ from typing import Any
 
 from kvcli import documents
 from kvcli.cli import inputs
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import option, takes_groups
 from kvcli.cli.options import FILES, DocumentOptions, PlainOutput, RunOptions, as_json
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
 from kvcli.documents.quality import PageQuality, Quality
-from kvcli.errors import UsageError
+from kvcli.errors import SCHEMA, UsageError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     FILES,
@@ -26,7 +25,7 @@ from kvcli.cli.report import Report
 from kvcli.cli.request import Request, require_utf8
 from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import citations, plot, sparkline, terminal
-from kvcli.errors import InputError
+from kvcli.errors import SCHEMA, InputError
 
 if TYPE_CHECKING:
     from kvcli.cli.views.retention import PageRetention
@@ -93,7 +92,7 @@ def _show(run: OpenRun, read: DocumentContext, out: Path | None, *, as_json: boo
     found = page_retention(context, document, run.pipeline.prompt.offsets(document.text), tokens, spec.sliding)
     fine = equal_bins(tokens, FINE)
     if out is not None:
-        title = f"{terminal.title(document)} · {spec.name} · {report.reading()}\n{report.recipe}"
+        title = f"{terminal.title(document)} · {spec.name} · {report.reading()}\n{read.recipe}"
         plot.draw(out, retention_map(context, fine), found, tokens, title)
     if as_json:
         print(json.dumps(_object(report, fine, retention_map(context, fine), found), ensure_ascii=False))
@@ -128,9 +127,9 @@ def _object(
     return {
         "schema": SCHEMA,
         "map": {
-            "recipe": report.recipe,
+            "recipe": report.kv["recipe"],
             "tokens": report.tokens,
-            "kept": report.kept,
+            "kept": report.kv["kept"],
             "edges": edges,
             "layers": [[round(share, 5) for share in row] for row in rows],
             "pages": [

@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from kvcli.cli import defaults, question_log
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import UsageError
+from kvcli.errors import SCHEMA, UsageError
 from kvcli.utils import config_file
 
 ACTIONS = ("on", "off", "clear", "path")

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
-from kvcli.errors import ResourceError
+from kvcli.errors import SCHEMA, ResourceError
 from kvcli.utils import config_file
 from kvcli.utils.sizes import format_bytes
 

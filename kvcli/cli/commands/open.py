@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from kvcli.cli import question_log, viewer
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.question_log import Logged, Place
 from kvcli.cli.views import terminal
-from kvcli.errors import InputError
+from kvcli.errors import SCHEMA, InputError
 
 
 def command(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.cli.commands.cache import facts
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, option, takes_groups
 from kvcli.cli.options import (
     FILES,
@@ -28,7 +27,7 @@ from kvcli.cli.request import Request
 from kvcli.cli.resident import held
 from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import terminal
-from kvcli.errors import ResourceError, UsageError
+from kvcli.errors import SCHEMA, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from kvcli.pipeline import DocumentContext

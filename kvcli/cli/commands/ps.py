@@ -2,11 +2,10 @@
 
 import json
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.resident import client, place
 from kvcli.cli.views import terminal
-from kvcli.errors import ResourceError
+from kvcli.errors import SCHEMA, ResourceError
 from kvcli.utils.sizes import format_bytes
 
 NAMES = ("pid", "state", "model", "device", "dtype", "weights", "memory_bytes", "commands", "age_s", "leaves_in_s")

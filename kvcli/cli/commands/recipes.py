@@ -6,9 +6,9 @@ from dataclasses import MISSING, fields
 from statistics import mode
 from typing import Any, Literal
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
+from kvcli.errors import SCHEMA
 
 AXES: tuple[tuple[Literal["eviction", "storage"], str, str], ...] = (
     ("eviction", "keep", "eviction policies: which KV pairs are kept"),

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     CacheOptions,
@@ -31,7 +30,7 @@ from kvcli.cli.setup import open_model
 from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
-from kvcli.errors import ResourceError, UsageError
+from kvcli.errors import SCHEMA, ResourceError, UsageError
 from kvcli.utils.sizes import format_bytes, parse_size
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from kvcli.cli import templates
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import UsageError
+from kvcli.errors import SCHEMA, UsageError
 from kvcli.utils import child_process
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="List, show and edit tasks for kvcli ask --template.")

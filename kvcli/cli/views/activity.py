@@ -16,7 +16,7 @@ TICK = 0.25
 
 ERASE = "\r\x1b[K"
 
-_SLOW = {"ask", "chat", "prefill", "kv", "eval", "bench", "train", "calibrate", "serve"}
+_SLOW = {"ask", "chat", "prefill", "kv", "eval", "bench", "train", "calibrate", "serve", "map", "summarise"}
 """Commands that load a model."""
 
 

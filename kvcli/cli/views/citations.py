@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from kvcli.cli import viewer
 from kvcli.cli.views import terminal
@@ -124,51 +124,3 @@ def _excerpt(document: Document, c: Citation) -> str:
     opens = not before.strip() or before.rstrip()[-1] in _ENDS or before.endswith("\n\n")
     closes = not after or c.quote[-1] in _ENDS or after in _ENDS
     return ("" if opens else "…") + _short(c.quote) + ("" if closes else "…")
-
-
-# --- as JSON ------------------------------------------------------------------------------------------
-
-
-def as_json(cited: Citations) -> dict[str, Any]:
-    """``citations``, ``likely_sources`` and ``grounded`` of an answer's object."""
-    return {
-        "citations": [_citation(n, c) for n, c in enumerate(cited.quotes, 1)],
-        "likely_sources": [
-            {
-                **_place(s.span),
-                "line": s.line,
-                "char_start": s.start,
-                "char_end": s.end,
-                "score": round(s.score, 4),
-                "lift": round(s.lift, 4),
-                "words": round(s.words, 4),
-                "attention": round(s.attention, 4),
-                "kept": round(s.kept, 4),
-            }
-            for s in cited.likely_sources
-        ],
-        "grounded": cited.grounded,
-    }
-
-
-def _citation(n: int, c: Citation) -> dict[str, Any]:
-    return {
-        "n": n,
-        **_place(c.span),
-        "line": c.line,
-        "char_start": c.start,
-        "char_end": c.end,
-        "quote": c.quote,
-        "status": c.status,
-        "score": round(c.score, 1),
-        "places": c.places,
-        "marked": c.marked,
-        "answer_start": c.answer_start,
-        "answer_end": c.answer_end,
-    }
-
-
-def _place(span: Span | None) -> dict[str, Any]:
-    if span is None:
-        return {"source": None, "page": None, "label": None, "section": None}
-    return {"source": span.file, "page": span.page, "label": span.label, "section": span.section}

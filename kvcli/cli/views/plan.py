@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvcli.cli.exit_codes import SCHEMA
 from kvcli.cli.views import terminal
-from kvcli.errors import ResourceError
+from kvcli.errors import SCHEMA, ResourceError
 from kvcli.planning.estimate import Forecast, Target, Workload
 from kvcli.types import ModelSpec
 from kvcli.utils.sizes import format_bytes

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from kvcli.events import CacheHit, Convert, Download, Event, Prefill, Training, drain
+from kvcli.events import CacheHit, Convert, Download, Event, Mapped, Prefill, Training, drain
 from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 from kvcli.cli.views.terminal import console, count, duration, is_terminal, note, oneline, plural
 
 T = TypeVar("T")
+
+NOTE_S = 30.0
+"""Seconds between two lines about many documents if stderr is not a terminal."""
 
 
 class Meter:
@@ -70,6 +73,7 @@ class ProgressDisplay:
         self.drawn = 0.0
         self.remark = ""
         self.base = 0
+        self.said = 0.0
 
     def see(self, event: Event) -> None:
         """Show one event; events without progress are ignored."""
@@ -82,6 +86,8 @@ class ProgressDisplay:
             self.base = event.tokens
         elif isinstance(event, Training):
             self._train(event)
+        elif isinstance(event, Mapped):
+            self._map(event)
         elif isinstance(event, Convert):
             self._update(f"convert {event.name}", "tensor", event, event.done, event.total, now)
 
@@ -94,6 +100,21 @@ class ProgressDisplay:
         self._update("train", "step", event, event.step, event.total, event.seconds)
         if not self.live and not self.quiet and (event.step % 50 == 0 or event.step == event.total):
             note("train", f"{self.meters['train'].detail()} · {self.remark}")
+
+    def _map(self, event: Mapped) -> None:
+        rate = event.tokens / event.seconds if event.seconds else 0.0
+        parts = [f"{count(event.done)}/{count(event.total)} documents", f"{count(event.tokens)} tokens"]
+        parts += [f"{rate:,.0f} tok/s"] if rate else []
+        parts += [f"{count(event.failed)} failed"] if event.failed else []
+        left = event.seconds / event.share - event.seconds if event.share else None
+        if event.done < event.total and left is not None:
+            parts.append(f"{duration(left)} left")
+        self.remark = " · ".join(parts)
+        self._update("map", "document", event, event.done, event.total, event.seconds)
+        now = time.monotonic() - self.began
+        if not self.live and not self.quiet and (now - self.said > NOTE_S or event.done == event.total):
+            self.said = now
+            note("map", self.remark)
 
     def _update(self, key: str, unit: str, event: Event, done: int, total: int, seconds: float) -> None:
         if self.quiet:
@@ -134,6 +155,8 @@ class ProgressDisplay:
             detail += f" · {used / 2**30:.1f}/{total / 2**30:.1f} GiB"
         elif meter.unit == "step":
             detail += f" · {self.remark}"
+        elif meter.unit == "document":
+            detail = self.remark
         self.progress.update(
             self.bars[key],
             completed=meter.done,

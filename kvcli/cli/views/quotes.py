@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from kvcli.cli.views import terminal
 from kvcli.cli.views.citations import where, with_link
@@ -51,14 +50,6 @@ def uncited(found: Quotes, cited: Citations) -> list[Quote]:
     """The quotes of which no verified citation has shown a part already."""
     shown = [(c.start, c.end) for c in cited.quotes if c.start is not None and c.end is not None]
     return [q for q in found.quotes if not any(a < q.char_end and q.char_start < b for a, b in shown)]
-
-
-def as_json(found: Quotes | None) -> dict[str, Any]:
-    """``quotes`` and ``answer_in_text`` of an answer's object; nothing if none were looked for."""
-    if found is None:
-        return {}
-    quotes = [{**asdict(quote), "score": round(quote.score, 4)} for quote in found.quotes]
-    return {"quotes": quotes, "answer_in_text": round(found.likely, 4)}
 
 
 def _where(document: Document, quote: Quote) -> str:

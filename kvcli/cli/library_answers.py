@@ -1,0 +1,59 @@
+"""``kvcli ask @NAME``: the best passages of all files of a library, after the reading of the best file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvcli.cli import answer_loop
+from kvcli.cli.inputs import Inputs
+from kvcli.cli.setup import banner, check, open_model, open_run
+from kvcli.cli.signals import interruptible
+from kvcli.cli.views import terminal
+from kvcli.corpus.library import Library
+from kvcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvcli.cli.options import RunOptions
+    from kvcli.cli.output import AnswerWriter
+    from kvcli.cli.request import Request
+
+TOP = 4
+"""Passages that are read again before an answer."""
+
+
+def name_of(request: Request) -> str | None:
+    """The library of a request, if it names one. Raises ``UsageError`` if it names a file too."""
+    found = [name for name in request.files if name.startswith("@") and not Path(name).exists()]
+    if not found:
+        return None
+    if len(request.files) > 1:
+        raise UsageError(f"{found[0]} is a library, and another document was named too", "leave out one of them")
+    return found[0][1:]
+
+
+def answer(options: RunOptions, name: str, request: Request, writer: AnswerWriter, top: int) -> None:
+    """Answer every question about a library. Raises as :func:`kvcli.cli.answer_loop.finish`."""
+    check(options)
+    library, quiet = Library.find(name), options.quiet
+    changed = [entry.path for entry in library.entries.values() if entry.changed]
+    if changed:
+        what = terminal.plural(len(changed), "file")
+        terminal.warn(f"{what} changed or gone since, {changed[0]} first; kvcli library add {name} …", quiet=quiet)
+    terminal.note("library", f"@{name} · {terminal.plural(len(library.entries), 'file')}", quiet=quiet)
+    loaded = open_model(options)
+    failed = without = 0
+    for question in request.questions:
+        with interruptible("looking through the library"):
+            found = library.search(question.text, top)
+            whole, quotes = found.joined()
+        run = open_run(Inputs(options, found.best, None, 0.0), loaded, questions=0)
+        banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
+        named = terminal.plural(len(whole.files), "file")
+        terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
+        loop = answer_loop.AnswerLoop(run, [question], writer)
+        loop.library = answer_loop.FromLibrary(found.passages(), whole, quotes)
+        writer.heading = question.text if len(request.questions) > 1 else ""
+        failed += loop.run(batch=request.batch)
+        without += loop.without_citation
+    answer_loop.finish(failed, len(request.questions), "question", without, options)

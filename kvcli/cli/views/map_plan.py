@@ -1,0 +1,101 @@
+"""``kvcli map --plan``: tokens, time, memory and disk of a run over many documents; loads no weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kvcli import documents
+from kvcli.cli.views import terminal
+from kvcli.cli.views.progress import ProgressDisplay
+from kvcli.errors import KvcliError
+from kvcli.events import Mapped
+from kvcli.planning import memory, speed_history
+from kvcli.planning.disk import disk_bytes
+from kvcli.planning.estimate import Target
+from kvcli.types import CHUNK
+from kvcli.utils.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from kvcli.corpus.task import Settings, Task
+    from kvcli.models.source import ModelSource
+
+ANSWER = 64
+"""Tokens that an answer is assumed to have, if ``--max-tokens`` allows them."""
+
+
+def show(tasks: Sequence[Task], own: Settings, source: ModelSource, workers: int, *, quiet: bool) -> None:
+    """Print what a run takes: extracts and counts every document.
+
+    Args:
+        tasks: the documents and the questions that are left.
+        own: the settings of the run.
+        source: the model's files.
+        workers: how many there will be, each as fast as this machine was.
+    """
+    from kvcli import recipe as recipes
+    from kvcli.cli.commands.plan import heads_folders
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models import spec as model_spec
+    from kvcli.models.tokenizer import LightTokenizer
+
+    spec = model_spec.spec(source, device=own.device, dtype=own.dtype, held=own.weights)
+    spec = replace(spec, heads_bytes=model_spec.heads_bytes(source, spec, heads_folders()))
+    prompt = Prompt(LightTokenizer(source.path), system=own.system, raw=own.raw)
+    counts, disk, bad = list[int](), 0, 0
+    size, done, began = sum(task.size for task in tasks), 0, time.monotonic()
+    units = None if own.budget is None else own.budget.units(spec, 1 << 20)
+    alone = bool(tasks) and tasks[0].alone
+    recipe = recipes.default(spec, questions=1 if alone else 0, budget=units, heads=bool(spec.heads_bytes))
+    if own.policy is not None:
+        recipe = recipes.parse(own.policy)
+        recipe = recipe if units is None else recipe.with_budget(units)
+    recipe = recipe if own.kv_bits is None else recipe.with_bits(own.kv_bits)
+    chunk = own.chunk or CHUNK
+    with ProgressDisplay(quiet=quiet) as display:
+        for n, task in enumerate(tasks, 1):
+            try:
+                text = documents.read([task.name], None, own.reading).text
+                counts.append(len(prompt.document(text)))
+                disk += disk_bytes(
+                    spec, recipe, tokens=counts[-1], chunk=chunk, text=len(text.encode(errors="replace"))
+                )
+            except KvcliError as error:
+                bad += 1
+                terminal.error(error)
+            done += task.size
+            share = done / size if size else 1.0
+            display.see(Mapped(n, len(tasks), bad, sum(counts), time.monotonic() - began, share))
+    tokens, questions = sum(counts), sum(len(task.questions) for task in tasks)
+    rates = speed_history.measured(spec, recipe)
+    rows = [
+        ("corpus", f"{terminal.plural(len(counts), 'document')} · {questions:,} answers · {bad:,} cannot be read"),
+        ("tokens", f"{tokens:,} · longest document {max(counts, default=0):,}"),
+        ("model", f"{spec.name} {spec.dtype} · {spec.device} · {recipe}"),
+        ("time", _time(tokens, questions, min(ANSWER, own.max_tokens), rates, workers)),
+        ("disk", f"at most {format_bytes(disk)} of saved prefills" if own.cache else "no saved prefills"),
+    ]
+    if counts:
+        try:
+            plan, _ = memory.plan_run(
+                spec, recipe, tokens=max(counts), chunk=chunk, question=256, answer=own.max_tokens
+            )
+            target = Target.this(spec.device)
+            fits = "fits" if plan.total <= target.usable else "does not fit"
+            size_ = f"{format_bytes(plan.total)} per worker at the longest document"
+            rows.append(("memory", f"{size_}: {fits}; {target.name} has {format_bytes(target.usable)}"))
+        except KvcliError as error:
+            rows.append(("memory", error.message))
+    for label, text in rows:
+        print(f"{label:<{terminal.LABEL}}{terminal.oneline(text)}")
+
+
+def _time(tokens: int, answers: int, length: int, rates: speed_history.Rates, workers: int) -> str:
+    if not rates.prefill or not rates.decode:
+        return "unknown: no earlier run with this model and recipe on this machine"
+    seconds = (tokens / rates.prefill + answers * length / rates.decode) / workers
+    speeds = f"prefill {rates.prefill:,.0f} tok/s, answers {rates.decode:,.1f} tok/s"
+    each = f"{terminal.plural(workers, 'worker')} at the measured {speeds}"
+    return f"about {terminal.duration(seconds)} with answers of {length} tokens · {each}"

@@ -1,0 +1,415 @@
+"""Workers on Ray (extra ``kvcli[ray]``): an actor per card, or per few cores, each with the model loaded once.
+
+Documents go to the workers by content, or by a path that all machines share. A document goes to a worker on whose
+machine its prefill is saved, if there is one. A worker that dies loses only the document under way: another one takes
+it up, with the questions that have no answer yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from kvcli.corpus.schedule import Schedule
+from kvcli.corpus.task import Settings, Task
+from kvcli.corpus.worker import Answered, Failed, Finished, Item, Stopped, Worker
+from kvcli.documents.reader import load_file
+from kvcli.errors import KvcliError, ResourceError, UsageError
+from kvcli.events import Notice, Prefill
+from kvcli.utils import child_process
+from kvcli.utils.version import __version__
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+DEATHS = 3
+"""How often a worker may die over one document, or in a row while it starts, before that is an error."""
+
+ANSWERS_S, HEALTH_S = 5.0, 30.0
+"""Seconds for an address to take a connection, and for Ray there to say that it is well."""
+
+PROGRESS_S = 0.5
+"""Seconds between two messages of a worker about its prefill."""
+
+
+class RemoteWorker:
+    """The actor: loads the model, answers tasks one at a time, and hears :meth:`stop` meanwhile."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stopped = threading.Event()
+        self._worker: Worker | None = None
+
+    def load(self, version: str) -> dict[str, Any]:
+        """Load the model.
+
+        Args:
+            version: of kvcli on the machine of the command.
+
+        Returns:
+            ``host``, ``node``, ``fingerprint`` of the model, ``pid``, and ``holds``: digests of documents whose
+            prefills are saved here.
+
+        Raises:
+            ResourceError: this machine has another version.
+        """
+        import ray
+
+        host = socket.gethostname()
+        refuse_version(version, {host: __version__})
+        from kvcli.pipeline import load_model
+
+        own = self.settings
+        model = load_model(
+            own.model,
+            device=own.device,
+            dtype=own.dtype,
+            weights=own.weights,
+            heads=own.heads,
+            offline=own.offline,
+        )
+        self._worker = Worker(model, own)
+        cache = self._worker.pipeline.cache
+        return {
+            "host": host,
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "fingerprint": model.spec.fingerprint,
+            "holds": set() if cache is None else cache.documents(),
+        }
+
+    def answers(self, task: Task) -> Iterator[Item]:
+        """The answers, failures and progress of a task, as :meth:`Worker.answers` gives them."""
+        assert self._worker is not None
+        said = 0.0
+        with contextlib.suppress(Stopped):
+            for item in self._worker.answers(task, self._stopped.is_set):
+                if isinstance(item, Answered):
+                    yield replace(item, task=_named(task), found=None)
+                elif isinstance(item, Failed | Finished):
+                    yield replace(item, task=_named(task))
+                elif isinstance(item, Prefill) and time.monotonic() - said > PROGRESS_S:
+                    said = time.monotonic()
+                    yield item
+
+    def stop(self) -> None:
+        """End after this token or chunk; a prefill under way is saved."""
+        self._stopped.set()
+
+
+def _named(task: Task) -> Task:
+    return replace(task, data=None)
+
+
+def refuse_version(wanted: str, found: dict[str, str]) -> None:
+    """Refuse machines (by name) whose version of kvcli is another one. Raises ``ResourceError``."""
+    for host, version in found.items():
+        if version != wanted:
+            raise ResourceError(
+                f"{host} has kvcli {version}, and this machine has {wanted}",
+                f"on {host}: pip install kvcli=={wanted}",
+            )
+
+
+@dataclass
+class _Slot:
+    """One place for a worker: the actor, and what it is doing."""
+
+    actor: Any
+    loading: Any = None
+    stream: Any = None
+    task: Task | None = None
+    node: str = ""
+    pid: int = 0
+    answered: set[str] = field(default_factory=set)
+
+
+class RayWorkers:
+    """Workers on a Ray cluster; to be used in a ``with`` statement.
+
+    Args:
+        settings: of every answer.
+        fingerprint: of the model; a worker that loads another one is refused.
+        address: ``HOST:PORT`` or ``auto`` of a cluster; ``None`` starts one on this machine.
+        workers: how many; by default one per card, or one per ``cpus``.
+        cpus: cores of a worker.
+        shared_paths: workers open the files themselves, at the same absolute paths.
+
+    Raises:
+        ResourceError: Ray is not installed, does not answer, or has too few cores.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        fingerprint: str,
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        cpus: int = 1,
+        shared_paths: bool = False,
+    ) -> None:
+        self.settings, self.fingerprint = settings, fingerprint
+        self.address, self.cpus, self.shared_paths = address, cpus, shared_paths
+        self._wanted = workers
+        self._exit = contextlib.ExitStack()
+        self._slots = list[_Slot]()
+        self.resources: dict[str, float] = {}
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._exit.enter_context(cluster(self.address, cpus=None if self._wanted is None else self._wanted * self.cpus))
+        try:
+            import ray
+
+            self.resources = ray.cluster_resources()
+            cards = int(self.resources.get("GPU", 0)) if self.settings.device in (None, "cuda") else 0
+            cores = int(self.resources.get("CPU", 0))
+            self.count = self._wanted or cards or cores // self.cpus
+            if not self.count or (not cards and self.count * self.cpus > cores):
+                raise ResourceError(
+                    f"{self.count or 1} workers of {self.cpus} cores need more than the {cores} cores of the cluster",
+                    "a smaller --workers or --cpus-per-worker",
+                )
+            options = {"num_cpus": self.cpus, "num_gpus": 1 if cards else 0, "max_concurrency": 2}
+            self._actor = ray.remote(RemoteWorker).options(**options)
+            self._slots = [self._start() for _ in range(self.count)]
+        except BaseException:
+            self._exit.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        import ray
+
+        for slot in self._slots:
+            with contextlib.suppress(Exception):
+                ray.kill(slot.actor)
+        self._exit.close()
+
+    def pid_of(self, task: Task) -> int:
+        """The process that works at a document; 0 if none does. It may run on another machine."""
+        return next((slot.pid for slot in self._slots if slot.task and slot.task.sha256 == task.sha256), 0)
+
+    def items(self, tasks: Sequence[Task], stop: Callable[[], bool]) -> Iterator[Item]:
+        """What happens while all tasks are done, in the order of the workers' messages. Raises :class:`Stopped`."""
+        import ray
+
+        queue, deaths, starts, told = Schedule(tasks), Counter[str](), 0, False
+        while len(queue) or any(slot.stream for slot in self._slots):
+            if stop() and not told:
+                told = True
+                for slot in self._slots:
+                    slot.actor.stop.remote()
+            if told and not any(slot.stream for slot in self._slots):
+                raise Stopped
+            for slot in self._slots:
+                if slot.loading is None and slot.stream is None and not told and len(queue):
+                    yield from self._hand_out(slot, queue)
+            waiting = {slot.loading or slot.stream: slot for slot in self._slots if slot.loading or slot.stream}
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2) if waiting else ([], [])
+            for handle in ready:
+                slot = waiting[handle]
+                try:
+                    if slot.loading is not None:
+                        self._loaded(slot, queue)
+                        starts = 0
+                        continue
+                    item = ray.get(next(slot.stream))
+                    if isinstance(item, Answered):
+                        slot.answered.add(str(item.record["key"]))
+                    elif isinstance(item, Finished):
+                        queue.hold(slot.node, item.task.sha256)
+                    yield item
+                except StopIteration:
+                    slot.stream = slot.task = None
+                except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+                    starts += slot.loading is not None
+                    if starts > DEATHS * max(1, self.count) or (slot.loading is not None and _cannot_start(error)):
+                        raise ResourceError(
+                            f"a worker cannot start: {_last_line(error)}", "kvcli doctor --ray"
+                        ) from None
+                    yield from self._died(slot, queue, deaths)
+        if stop():
+            raise Stopped
+
+    def _start(self) -> _Slot:
+        actor = self._actor.remote(self.settings)
+        return _Slot(actor, loading=actor.load.remote(__version__))
+
+    def _loaded(self, slot: _Slot, queue: Schedule) -> None:
+        import ray
+
+        try:
+            about = ray.get(slot.loading)
+        except ray.exceptions.RayTaskError as error:
+            raise KvcliError.of(error.cause) from None
+        if about["fingerprint"] != self.fingerprint:
+            raise ResourceError(
+                f"{about['host']} has another model of this name: {about['fingerprint']}, here {self.fingerprint}",
+                "the same -m on all machines: a Hugging Face id, or a path that they share",
+            )
+        slot.node, slot.pid, slot.loading = about["node"], about["pid"], None
+        queue.hold(slot.node, *about["holds"])
+
+    def _hand_out(self, slot: _Slot, queue: Schedule) -> Iterator[Item]:
+        task = queue.take(slot.node)
+        try:
+            if task.data is None:
+                path = str(Path(task.name).absolute())
+                task = replace(task, path=path) if self.shared_paths else replace(task, data=load_file(task.name))
+        except KvcliError as error:
+            yield Failed(task, None, error)
+            return
+        slot.task, slot.answered = task, set()
+        slot.stream = slot.actor.answers.options(num_returns="streaming").remote(task)
+
+    def _died(self, slot: _Slot, queue: Schedule, deaths: Counter[str]) -> Iterator[Item]:
+        """Start a worker in the place of one that died, and put its document back."""
+        import ray
+
+        task, fresh = slot.task, self._start()
+        left = None if task is None else task.without(slot.answered)
+        with contextlib.suppress(Exception):
+            ray.kill(slot.actor)
+        self._slots[self._slots.index(slot)] = fresh
+        if task is None or left is None:
+            yield Notice("a worker died while it loaded the model; another one is started")
+            return
+        deaths[task.sha256] += 1
+        if deaths[task.sha256] >= DEATHS:
+            why = f"a worker died {DEATHS} times while it answered about {task.name}"
+            yield Failed(_named(task), None, ResourceError(why, "a smaller --budget, or --cpus-per-worker 2"))
+        elif left.questions:
+            yield Notice(f"a worker died while it answered about {task.name}; another one takes it up")
+            queue.put_back(_named(left))
+        else:
+            yield Finished(_named(task), 0)
+
+
+def _cannot_start(error: Exception) -> bool:
+    """Whether a worker died in its constructor: it cannot import kvcli, so another one cannot either."""
+    return "ModuleNotFoundError" in str(error) or "ImportError" in str(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
+
+
+# --- the cluster --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, connected; gives the module. A cluster that is started here ends with it.
+
+    The working directory is an empty one while Ray starts: Ray would put it on the module path of every worker, which
+    would then import the modules in it.
+
+    Args:
+        address: of a cluster; ``None`` starts one on this machine.
+        cpus: cores of the one that is started; by default those of this process.
+
+    Raises:
+        ResourceError: Ray is not installed, or does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        from ray.job_config import JobConfig
+    except ImportError:
+        raise ResourceError("Ray is not installed", "pip install 'kvcli[ray]'") from None
+    if address is not None and address != "auto":
+        _check_address(address)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        place = str(Path(__file__).resolve().parents[2])
+        options |= {"address": "local", "num_cpus": cpus or cores, "include_dashboard": False}
+        options["job_config"] = JobConfig(_py_driver_sys_path=[place])
+    else:
+        options["address"] = address
+    with tempfile.TemporaryDirectory(prefix="kvcli-") as folder:
+        with contextlib.chdir(folder):
+            try:
+                ray.init(**options)
+            except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+                where = "on this machine" if address is None else f"at {address}"
+                raise ResourceError(f"Ray does not start {where}: {_first_line(error)}", "kvcli doctor --ray") from None
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _first_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address at which no Ray answers, before Ray waits for it.
+
+    Raises ``UsageError`` or ``ResourceError``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"--ray {address} is not an address", "--ray HOST:6379, --ray auto, or --ray alone")
+    hint = "ray status, or --ray alone for workers on this machine"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_S).close()
+    except OSError as error:
+        raise ResourceError(f"nothing answers at {address}: {error.strerror or error}", hint) from None
+    command = child_process.library_module("ray.scripts.scripts", "health-check", "--address", address)
+    with child_process.running(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            well = process.wait(HEALTH_S) == 0
+        except subprocess.TimeoutExpired:
+            well = False
+    if not well:
+        raise ResourceError(f"what answers at {address} is not Ray, or not the same version of it", hint)
+
+
+def nodes(ray: Any) -> list[dict[str, Any]]:
+    """The machines of a cluster: name, cores, cards, bytes of memory, and the version of kvcli there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        own = ray.remote(_version).options(num_cpus=0, scheduling_strategy=strategy)
+        try:
+            version = ray.get(own.remote(), timeout=HEALTH_S)
+        except Exception as error:  # whatever the machine lacks
+            version = f"none ({_last_line(error)})"
+        resources = node["Resources"]
+        found.append(
+            {
+                "host": node["NodeManagerHostname"],
+                "cpus": int(resources.get("CPU", 0)),
+                "gpus": int(resources.get("GPU", 0)),
+                "memory_bytes": int(resources.get("memory", 0)),
+                "kvcli": version,
+            }
+        )
+    return found
+
+
+def _version() -> str:
+    from kvcli.utils.version import __version__ as here
+
+    return here

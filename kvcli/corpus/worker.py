@@ -1,0 +1,306 @@
+"""Answers of one document after another with one loaded model: what runs in this process and on every Ray worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from kvcli import documents
+from kvcli.corpus.record import answer_record, cut_short, kv_record, length_remarks
+from kvcli.corpus.task import Question, Settings, Task
+from kvcli.documents.quotes import QuoteIndex
+from kvcli.documents.reader import load_file
+from kvcli.engine.sampling import Sampling
+from kvcli.errors import InputError, KvcliError, ResourceError
+from kvcli.events import Answer, Event, Quotes, Reread
+from kvcli.pipeline import Citations, Pipeline, TokenizedDocument
+from kvcli.planning import speed_history
+from kvcli.prompt_cache.directory import CacheDirectory
+from kvcli.prompt_cache.prefill import PrefillInterrupted
+
+if TYPE_CHECKING:
+    from kvcli.documents import Document
+    from kvcli.models.model import Model
+    from kvcli.pipeline import DocumentContext
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A document was read as text."""
+
+    task: Task
+    document: Document
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What belongs to an answer and is not in its record; it does not leave the process."""
+
+    document: Document
+    context: DocumentContext
+    answer: Answer
+    cited: Citations
+    quotes: Quotes | None
+    reread: Reread | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer: its record, and in this process what it was made from."""
+
+    task: Task
+    question: Question
+    record: dict[str, Any]
+    found: Found | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question is being asked; tokens follow."""
+
+    task: Task
+    question: Question
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The error of one question, or of a whole document (``question`` is ``None``)."""
+
+    task: Task
+    question: Question | None
+    error: KvcliError
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Every question about a document was asked."""
+
+    task: Task
+    tokens: int
+
+
+Item = Event | Opened | Asked | Answered | Failed | Finished
+
+
+class Stopped(Exception):
+    """``stop`` returned true; what is not yet answered stays to be asked."""
+
+
+def failure_record(task: Task, question: Question | None, error: KvcliError) -> dict[str, Any]:
+    """The line of a failure."""
+    key = task.failure_key if question is None else task.keys[task.questions.index(question)]
+    asked = {} if question is None else {"question": question.text}
+    asked |= {} if question is None or question.id is None else {"id": question.id}
+    return {**error.to_json(), "key": key, "file": task.name, **asked}
+
+
+class Worker:
+    """A model and the settings of a run.
+
+    Args:
+        model: from :func:`kvcli.load_model`.
+        settings: of every answer.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.settings = settings
+        self.pipeline = Pipeline(
+            model,
+            settings.policy,
+            cache=_cache(settings),
+            budget=settings.budget,
+            kv_bits=settings.kv_bits,
+            chunk_size=settings.chunk,
+            system=settings.system,
+            raw=settings.raw,
+            before=settings.before,
+            after=settings.after,
+        )
+
+    def answers(self, task: Task, stop: Callable[[], bool] = lambda: False) -> Iterator[Item]:
+        """Read a document and answer its questions; errors are items.
+
+        Args:
+            task: the document and the questions.
+            stop: asked after each chunk and token.
+
+        Raises:
+            Stopped: ``stop`` returned true. A prefill that was interrupted is saved.
+        """
+        try:
+            data = task.data if task.path is None else load_file(task.path)
+            contents = None if data is None else {task.name: data}
+            document = documents.read([task.name], None, self.settings.reading, contents=contents)
+            if document.sha256 != task.sha256:
+                raise InputError(f"{task.name} changed while kvcli was running", "the same command again")
+            source = self.pipeline.tokenize(document)
+            yield Opened(task, document, len(source.ids))
+            choice = self.pipeline.choose_recipe(source, questions=1 if task.alone else 0, saved=False)
+        except Exception as problem:
+            yield Failed(task, None, KvcliError.of(problem))
+            return
+        yield from self._questions(task, source, choice.recipe, stop)
+        yield Finished(task, len(source.ids))
+
+    def _questions(
+        self, task: Task, source: TokenizedDocument, recipe: Any, stop: Callable[[], bool]
+    ) -> Iterator[Item]:
+        pipeline, settings = self.pipeline, self.settings
+        context: DocumentContext | None = None
+        index = QuoteIndex(source.document)
+        for question, key in zip(task.questions, task.keys, strict=True):
+            if stop():
+                raise Stopped
+            try:
+                ids = pipeline.prompt.question(question.text)
+                passages = settings.passages
+                if passages is None:
+                    passages = pipeline.default_passages(source, recipe, ids)
+                fits = context is not None and not settings.query_aware
+                if not (fits and context and pipeline.fits(context, question.text, max_tokens=settings.max_tokens)):
+                    context = None  # free its memory first
+                    events = pipeline.prefill_events(
+                        source,
+                        recipe=recipe,
+                        question=question.text,
+                        query_aware=settings.query_aware,
+                        max_tokens=settings.max_tokens,
+                        passages=passages,
+                        origin="map",
+                        rebuild=settings.rebuild,
+                        stop=stop,
+                    )
+                    context = yield from events
+                    _record_speed(pipeline, context)
+                yield Asked(task, question)
+                found = yield from self._answer(question, context, passages, index, stop)
+                yield Answered(task, question, self._record(task, question, key, found), found)
+            except (Stopped, PrefillInterrupted):
+                raise Stopped from None
+            except Exception as problem:
+                yield Failed(task, question, KvcliError.of(problem))
+
+    def _answer(
+        self, question: Question, context: DocumentContext, passages: int, index: QuoteIndex, stop: Callable[[], bool]
+    ) -> Generator[Item, None, Found]:
+        settings, pipeline = self.settings, self.pipeline
+        answer: Answer | None = None
+        quotes: Quotes | None = None
+        reread: Reread | None = None
+        events = pipeline.ask(
+            context,
+            question.text,
+            sampling=Sampling(**settings.sampling),
+            max_tokens=settings.max_tokens,
+            stop=settings.stop,
+            passages=passages,
+            allow_repetition=settings.allow_repetition,
+            quotes=settings.quotes,
+            from_quotes=settings.from_quotes,
+            answer_format=settings.answer_format,
+        )
+        with closing(events):  # type: ignore[type-var]
+            for event in events:
+                if isinstance(event, Answer):
+                    answer = event
+                elif isinstance(event, Quotes):
+                    quotes = event
+                elif isinstance(event, Reread):
+                    reread = event
+                yield event
+                if stop():
+                    raise Stopped
+        assert answer is not None
+        if settings.answer_format is not None and answer.finish_reason != "stop":
+            raise cut_short(answer)
+        speed_history.record(
+            pipeline.model.spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s
+        )
+        assert context.document is not None
+        cited = Citations()
+        if settings.cite:
+            likely = settings.likely_sources
+            cited = pipeline.cite(context, question.text, answer.text, likely_sources=likely, index=index)
+        return Found(context.document, context, answer, cited, quotes, reread)
+
+    def _record(self, task: Task, question: Question, key: str, found: Found) -> dict[str, Any]:
+        settings, spec = self.settings, self.pipeline.model.spec
+        again = found.reread
+        document = replace(found.document, files=(task.name,))
+        remarks = length_remarks(found.answer, settings.max_tokens)
+        record = answer_record(
+            question,
+            found.answer,
+            document,
+            tokens=found.context.tokens,
+            cited=found.cited,
+            quotes=found.quotes,
+            kv=kv_record(found.context),
+            reread=() if again is None else again.passages,
+            alone=again is not None and again.alone,
+            sampling={
+                **asdict(Sampling(**settings.sampling)),
+                "max_tokens": settings.max_tokens,
+                "stop": list(settings.stop),
+            },
+            warnings=[*document.warnings, *remarks],
+        )
+        schema, rest = record.pop("schema"), record
+        model = {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype}
+        fields = self._field_quotes(found, question) if settings.field_quotes else {}
+        return {"schema": schema, "key": key, "file": task.name, **rest, "model": model, **fields}
+
+    def _field_quotes(self, found: Found, question: Question) -> dict[str, Any]:
+        """``fields`` of a JSON answer: for each of its values the sentence that has it, and its page."""
+        from kvcli.corpus.table import cells
+
+        quotes = dict[str, Any]()
+        for name, value in cells(found.answer.text).items():
+            asked, said = f"{question.text} {name}", str(value)
+            found_in = self.pipeline.find_quotes(
+                found.document,
+                asked if value in (None, "", True, False) else f"{asked} {said}",
+                answer=said,
+                count=1,
+                by_model=False,
+            ).quotes
+            best = next((q for q in found_in if q.supports), None)
+            quotes[name] = None if best is None else {"quote": best.text, "page": best.page, "line": best.line}
+        return {"fields": quotes}
+
+
+def _cache(settings: Settings) -> CacheDirectory | None:
+    if not settings.cache:
+        return None
+    try:
+        return CacheDirectory.default()
+    except ResourceError:  # answers do not depend on it
+        return None
+
+
+def _record_speed(pipeline: Pipeline, context: DocumentContext) -> None:
+    read = context.tokens - context.reused
+    speed_history.record(pipeline.model.spec, context.recipe, read=read, read_s=context.prefill_s)
+
+
+class LocalWorkers:
+    """One worker, in this process.
+
+    Args:
+        worker: has the model.
+    """
+
+    count = 1
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def items(self, tasks: list[Task], stop: Callable[[], bool]) -> Iterator[Item]:
+        """What happens while the tasks are done one after the other. Raises :class:`Stopped`."""
+        for task in tasks:
+            if stop():
+                raise Stopped
+            yield from self.worker.answers(task, stop)
