@@ -28,7 +28,7 @@ from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.kept_tokens import KeptTokens
-from kvcli.engine.prompt import ANSWER_RULE, Prompt
+from kvcli.engine.prompt import ANSWER_RULE, PLAIN_STOPS, Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, UsageError
@@ -583,6 +583,8 @@ class Pipeline:
             ids = encoded(*texts) if texts else ids
             spans = tuple((p.start, p.end) for p in found.passages)
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began)
+        if self.prompt.plain and answer_format is None:
+            stop = (*stop, *PLAIN_STOPS)
         same = kept is not None and visible is context.context
         cache = kept.begin(self.model, visible, ids) if kept and same else new_decode_cache(self.model, visible)
         said = list(ids)

@@ -20,7 +20,7 @@ from kvcli.chat.transcript import Turn
 from kvcli.engine.draft import Ids, as_ids
 from kvcli.engine.generate import append_tokens, generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns
-from kvcli.engine.prompt import Prompt
+from kvcli.engine.prompt import PLAIN_STOPS, Prompt
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
@@ -274,6 +274,7 @@ class Conversation:
             max_tokens=longest,
             chunk=base.chunk,
             allow_repetition=allow_repetition,
+            stop=PLAIN_STOPS if base.prompt.plain else (),
             drafts=np.concatenate((as_ids(base.draft_ids), as_ids(self._ids))),
         )
         try:
@@ -288,7 +289,7 @@ class Conversation:
             seconds = perf_counter() - began
             self.tail.set_context(self.context)
             self.tail.rewind(self.tail.length)  # recurrent layers may be ahead of an interrupted step
-            cut = answer is not None and answer.cut
+            cut = answer is not None and (answer.cut or base.prompt.plain)  # a stop text is no part of the answer
             if cut:  # the next turn reads the text that was kept
                 made = base.prompt.reply(answer.text if answer else "")
             if answer is None and not made:

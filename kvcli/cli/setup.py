@@ -338,6 +338,9 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, warn: bool 
     with interruptible("splitting the document into tokens"):
         source = None if inputs.document is None else _tokenize(pipeline, inputs.document)
     choice = pipeline.choose_recipe(source, questions=questions, saved=not options.rebuild and inputs.saved is None)
+    if pipeline.prompt.plain:
+        text = "the model has no chat template; it completes the text with an answer of one paragraph"
+        terminal.note("prompt", text, quiet=quiet)
     if choice.heads_missing:
         spec = loaded.model.spec
         terminal.note("heads", f"none for {spec.name}; using {choice.recipe.policy.name}", quiet=quiet)

@@ -33,6 +33,19 @@ WORKED_EXAMPLES = (
     "Text: Anna Berg wrote the report for the council.\nQuestion: Who wrote the report?\nAnswer: Anna Berg\n\n"
 )
 
+# A model without a chat template completes texts. Worked examples far before the question confuse it (docs/log.md).
+_ABOUT = "Question about this text: "
+_PLAIN = {
+    TEXT_INTRO: "",
+    QUERY_AWARE_INTRO: f"{_ABOUT}{_FIRST}\n\n",
+    PASSAGES_INTRO: "",
+    TEXT_END: "\n\n",
+    QUESTION_INTRO: f"\n\n{_ABOUT}",
+    ANSWER_RULE: "",
+}
+PLAIN_STOPS = ("\n\n", "\nQuestion")
+"""Where the answer of such a model ends: it would ask and answer on."""
+
 # transformers keeps split_special_tokens as a state of the tokenizer, so two threads would disturb each other.
 _TOKENIZER = Lock()
 
@@ -62,6 +75,11 @@ class Prompt:
     raw: bool = False
     before: str = ""
     after: str = ANSWER_RULE
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model has no chat template, so that it completes a text."""
+        return not self.raw and not getattr(self.tokenizer, "chat_template", None)
 
     def document(self, text: str, *, question: str | None = None) -> list[int]:
         """Encode everything up to the end of the text: the input of prefill.
@@ -197,13 +215,28 @@ class Prompt:
         return before, behind
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            return self._bos() + "\n\n".join(m["content"] for m in messages) + "\n\nAnswer:"
+        if self.plain:
+            return self._bos() + self._completed(messages)
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # templates are programs and fail in ways of their own
             raise ModelError(f"the model's chat template fails: {error}", "use --raw, or leave out --system") from error
         return str(text)
+
+    @staticmethod
+    def _completed(messages: list[dict[str, str]]) -> str:
+        """The messages as a text with questions and answers, up to the next answer."""
+        text = ""
+        for message in messages:
+            content = message["content"]
+            for ours, plain in _PLAIN.items():
+                content = content.replace(ours, plain)
+            if message["role"] == "user":
+                about = _ABOUT in content
+                text += f"{content}\nAnswer from the text:" if about else f"Question: {content}\nAnswer:"
+            else:
+                text += f" {content}\n\n" if message["role"] == "assistant" else f"{content}\n\n"
+        return text
 
     def _bos(self) -> str:
         token = getattr(self.tokenizer, "bos_token", None) or ""

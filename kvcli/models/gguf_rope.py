@@ -11,6 +11,9 @@ from typing import Any
 
 from kvcli.errors import ModelError
 
+_LOGARITHM = {"deepseek2": 10.0, "mistral3": 1.0}
+"""``mscale_all_dim`` in units of what a file says; ``mscale`` is the same in all published models."""
+
 _EXACT = 1e-3
 """Relative error up to which found parameters are those that the factors were made with; files hold float32."""
 
@@ -80,8 +83,10 @@ def parameters(
         if (number("scaling.yarn_ext_factor") or 1.0) != 1.0:
             raise ModelError("its RoPE scaling is YaRN with an extrapolation factor, which transformers does not know")
         yarn = {**plain, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-        if number("scaling.yarn_log_multiplier"):
-            raise ModelError("its RoPE scaling is YaRN with a multiplier of its logarithm, which is not known here")
+        if multiplier := number("scaling.yarn_log_multiplier"):
+            if architecture not in _LOGARITHM:
+                raise ModelError("its RoPE scaling is YaRN with a multiplier of its logarithm, which is not known here")
+            yarn |= dict.fromkeys(("mscale", "mscale_all_dim"), round(multiplier * _LOGARITHM[architecture], 6))
         for theirs, ours in (("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
             if (value := number(f"scaling.{theirs}")) is not None:
                 yarn[ours] = value

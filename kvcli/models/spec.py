@@ -6,12 +6,10 @@ the laws are tested with.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -252,31 +250,6 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def heads_identity(source: ModelSource, spec: ModelSpec) -> str | None:
-    """The model's identity for retaining heads (:func:`kvcli.retaining_heads.checkpoint.identity`); ``None`` without
-    weights."""
-    for shard in weights.shards(source.path) if source.complete else ():
-        head = weights.header(shard)
-        last = ("model.norm.weight", "model.final_layernorm.weight")
-        for tensor in (t for name, t in json.loads(head).items() if name.endswith(last)):
-            begin, end = tensor["data_offsets"]
-            with shard.open("rb") as file:
-                file.seek(8 + len(head) + begin)
-                numbers = _as_bfloat16(file.read(end - begin), tensor["dtype"])
-            sizes = [spec.layers, spec.heads, spec.kv_heads, spec.head_dim, spec.hidden, spec.intermediate, spec.vocab]
-            return hashlib.sha256(json.dumps(sizes).encode() + numbers).hexdigest()[:12]
-    return None
-
-
-def _as_bfloat16(data: bytes, dtype: str) -> bytes:
-    import numpy as np
-
-    if dtype == "BF16":
-        return data
-    bits = np.frombuffer(data, np.float16 if dtype == "F16" else np.float32).astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()  # to the nearest, ties to even
-
-
 def _device(name: str | None) -> str:
     name = name or default_device()
     check_placement(name, None)
@@ -405,26 +378,3 @@ def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dic
     if held == "int8":
         return numbers + 4 * shape[0]  # one float32 scale a row
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)
-
-
-def heads_bytes(source: ModelSource, spec: ModelSpec, folders: list[Path]) -> int:
-    """Bytes of this model's retaining heads if one of these folders has them, else 0. Reads headers only."""
-    own = heads_identity(source, spec)
-    for folder in folders if own is not None else []:
-        for path in sorted(folder.glob("*.safetensors")):
-            identity, numbers = _card(path)
-            if identity == own:
-                return numbers * DTYPE_BYTES[spec.dtype]
-    return 0
-
-
-def _card(path: Path) -> tuple[str | None, int]:
-    """The model that a file of heads belongs to, and how many numbers the file has."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 2**24)))
-        found = json.loads(header.pop("__metadata__")["card"]).get("identity")
-        return str(found) if found else None, sum(math.prod(tensor["shape"]) for tensor in header.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-        return None, 0

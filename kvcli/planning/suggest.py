@@ -10,6 +10,7 @@ from kvcli.errors import ModelError
 from kvcli.events import drain
 from kvcli.models import spec as model_spec
 from kvcli.models.catalogue import ALIASES, DEFAULT, Alias
+from kvcli.models.heads_on_disk import heads_bytes
 from kvcli.models.resolve import resolve
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Forecast, Target, Workload, forecast
@@ -101,6 +102,6 @@ def _cost(device: str, dtype: str, folders: Sequence[Path]) -> float | None:
     except ModelError:
         return None
     spec = model_spec.spec(source, device=device, dtype=dtype)
-    heads = bool(model_spec.heads_bytes(source, spec, list(folders)))
+    heads = bool(heads_bytes(source, spec, list(folders)))
     rate = speed_history.measured(spec, default(spec, heads=heads)).prefill
     return None if rate is None else 1 / (rate * alias.parameters)

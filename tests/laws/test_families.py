@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import families
+from benchmarks import families, small_models
 from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
 from kvcli.engine.draft import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
@@ -30,7 +30,7 @@ EXACT = 2e-5
 
 @cache
 def load(kind: str) -> Model:
-    return wrap(families.build(kind), NullTokenizer(), name=kind, fingerprint=None)
+    return wrap(small_models.build(kind), NullTokenizer(), name=kind, fingerprint=None)
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
@@ -163,7 +163,7 @@ def test_an_interrupted_answer_can_be_taken_back(kind: str) -> None:
 )
 def test_a_lost_state_is_caught_in_its_layer(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Narrow dtypes round so much that logits alone would not tell."""
-    model = wrap(families.build(kind).to(dtype), None, name=kind, fingerprint=None)
+    model = wrap(small_models.build(kind).to(dtype), None, name=kind, fingerprint=None)
     monkeypatch.setattr(PrefillCache, "take_state", lambda _: model.empty_state())
     with pytest.raises(UnsupportedModel, match=r"output of model\.layers\.\d+ for"):
         self_test.check(model, remember=False)
@@ -174,7 +174,7 @@ def test_a_lost_state_is_caught_in_its_layer(kind: str, dtype: torch.dtype, monk
 )
 def test_what_the_configuration_names_is_crossed(kind: str, changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions that begin anew with each chunk, and windows that are not there: both seem right for 64 tokens."""
-    module = families.build(kind, 400, **changes)
+    module = small_models.build(kind, 400, **changes)
     wrap(module, None, name=kind, fingerprint=None)
     if kind == "ministral3":
         monkeypatch.setattr(PrefillCache, "position_ids", lambda _, count: torch.arange(count))
@@ -183,12 +183,12 @@ def test_what_the_configuration_names_is_crossed(kind: str, changes: dict, monke
         without = lambda self, q, k, v, scale, _window, sink: inner(self, q, k, v, scale, None, sink)  # noqa: E731
         monkeypatch.setattr(PrefillCacheLayer, "attend", without)
     with pytest.raises(UnsupportedModel, match="windows of 24"):
-        wrap(families.build(kind, 400, **changes), None, name=kind, fingerprint=None)
+        wrap(small_models.build(kind, 400, **changes), None, name=kind, fingerprint=None)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "granitemoehybrid", "qwen3_5_moe", "gemma4"])
 def test_rounding_to_bfloat16_refuses_no_model(kind: str) -> None:
-    wrap(families.build(kind).to(torch.bfloat16), None, name=kind, fingerprint=None)
+    wrap(small_models.build(kind).to(torch.bfloat16), None, name=kind, fingerprint=None)
 
 
 def test_learned_positions_are_refused() -> None:

@@ -185,9 +185,9 @@ def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
 
 def _heads(source: ModelSource, spec: ModelSpec) -> int:
     """Size of the retaining heads on this machine, looked for where ``ask`` finds them."""
-    from kvcli.models import spec as model_spec
+    from kvcli.models.heads_on_disk import heads_bytes
 
-    return model_spec.heads_bytes(source, spec, heads_folders())
+    return heads_bytes(source, spec, heads_folders())
 
 
 def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import families
+from benchmarks import small_models
 from kvcli.cache.decode_cache import MARKS
 from kvcli.chat.conversation import Conversation
 from kvcli.models.load import wrap
@@ -17,7 +17,7 @@ from tests.unit.chat.test_conversation import QUESTIONS, say
 @pytest.fixture(scope="module")
 def model() -> Model:
     tokenizer = byte_tokenizer()
-    module = families.build("lfm2", vocab_size=len(tokenizer), max_position_embeddings=4096)
+    module = small_models.build("lfm2", vocab_size=len(tokenizer), max_position_embeddings=4096)
     return wrap(module, tokenizer, name="lfm2", fingerprint=None)
 
 

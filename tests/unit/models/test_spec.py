@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import families
-from kvcli.models import load
+from benchmarks import families, small_models
+from kvcli.models import heads_on_disk, load
 from kvcli.models import spec as model_spec
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES
@@ -36,7 +36,7 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> Non
 def test_sizes_of_the_families_that_people_run(kind: str, dtype: str, tmp_path: Path, monkeypatch) -> None:
     """Heads that differ by layer, windows, recurrent states, a language model inside one for images."""
     monkeypatch.setattr(load.self_test, "check", lambda *_, **__: None)
-    module = families.build(kind).to(getattr(torch, dtype))
+    module = small_models.build(kind).to(getattr(torch, dtype))
     module.save_pretrained(tmp_path)
     loaded = load.wrap(module, None, name=kind, fingerprint=None).spec
     said = model_spec.spec(ModelSource(kind, tmp_path, "directory"), device="cpu", dtype=dtype)
@@ -70,16 +70,16 @@ def test_heads_are_found_by_what_is_on_disk(tmp_path: Path) -> None:
     model.module.save_pretrained(tmp_path)
     source = ModelSource("llama", tmp_path, "directory")
     spec = model_spec.spec(source, device="cpu")
-    assert model_spec.heads_identity(source, spec) == checkpoint.identity(model)
-    assert not model_spec.heads_bytes(source, spec, [folder])
+    assert heads_on_disk.heads_identity(source, spec) == checkpoint.identity(model)
+    assert not heads_on_disk.heads_bytes(source, spec, [folder])
     heads = model.heads
     assert heads is not None
     checkpoint.save(folder / "mine.safetensors", heads, checkpoint.HeadsCard(identity="another"))
     (folder / "broken.safetensors").write_bytes(b"\xff" * 9)
-    assert not model_spec.heads_bytes(source, spec, [folder])
+    assert not heads_on_disk.heads_bytes(source, spec, [folder])
     checkpoint.save(folder / "mine.safetensors", heads, checkpoint.HeadsCard(identity=checkpoint.identity(model)))
     loaded = sum(p.nbytes for p in heads.parameters())
-    assert model_spec.heads_bytes(source, spec, [folder]) * 4 == loaded * DTYPE_BYTES[spec.dtype]  # of float32
+    assert heads_on_disk.heads_bytes(source, spec, [folder]) * 4 == loaded * DTYPE_BYTES[spec.dtype]  # of float32
 
 
 def test_the_cpu_gets_the_same_dtype() -> None:
