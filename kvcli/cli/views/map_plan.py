@@ -39,10 +39,11 @@ def show(tasks: Sequence[Task], own: Settings, source: ModelSource, workers: int
     from kvcli.cli.commands.plan import heads_folders
     from kvcli.engine.prompt import Prompt
     from kvcli.models import spec as model_spec
+    from kvcli.models.heads_on_disk import heads_bytes
     from kvcli.models.tokenizer import LightTokenizer
 
     spec = model_spec.spec(source, device=own.device, dtype=own.dtype, held=own.weights)
-    spec = replace(spec, heads_bytes=model_spec.heads_bytes(source, spec, heads_folders()))
+    spec = replace(spec, heads_bytes=heads_bytes(source, spec, heads_folders()))
     prompt = Prompt(LightTokenizer(source.path), system=own.system, raw=own.raw)
     counts, disk, bad = list[int](), 0, 0
     size, done, began = sum(task.size for task in tasks), 0, time.monotonic()
