@@ -20,13 +20,12 @@ from zipfile import BadZipFile
 from kvcli.documents.document import Document, document_json, join_documents
 from kvcli.errors import DamagedError, ResourceError, UsageError
 from kvcli.events import Quote, Quotes
-from kvcli.retrieval.quotes import UNLIKELY, answered, candidates_by_words, quote_of
-from kvcli.retrieval.sentences import SentenceIndex
 from kvcli.utils import files
 from kvcli.utils.from_json import from_json
 
 if TYPE_CHECKING:
     from kvcli.documents import Options
+    from kvcli.retrieval.sentences import SentenceIndex
 
 FORMAT = 1
 """Version of ``library.json``."""
@@ -97,6 +96,8 @@ class Search:
 
     def joined(self) -> tuple[Document, Quotes]:
         """The documents of the hits as one, the best file first, and the quotes by their characters in it."""
+        from kvcli.retrieval.quotes import UNLIKELY
+
         documents = list({d.files: d for d in (self.best, *(hit.document for hit in self.hits))}.values())
         whole, starts = documents[0], {documents[0].files: 0}
         for more in documents[1:]:
@@ -223,6 +224,8 @@ class Library:
 
     def search(self, question: str, top: int) -> Search:
         """The best passages of all files for a question, at most ``top``. Raises ``DamagedError``."""
+        from kvcli.retrieval.quotes import answered, candidates_by_words
+
         rough = list[tuple[float, Entry]]()
         for entry in self.entries.values():
             index = self._index(entry, Document("", (entry.path,), entry.sha256, entry.size))
@@ -253,6 +256,8 @@ class Library:
     def _index(self, entry: Entry, document: Document) -> SentenceIndex:
         import numpy as np
 
+        from kvcli.retrieval.sentences import SentenceIndex
+
         path = self.folder / f"{entry.sha256}.npz"
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -265,6 +270,8 @@ class Library:
 
     def _store(self, document: Document) -> None:
         import numpy as np
+
+        from kvcli.retrieval.sentences import SentenceIndex
 
         with files.disk("the library was not changed"):
             with files.atomic_write(self.folder / f"{document.sha256}.npz") as temporary, temporary.open("wb") as file:
@@ -312,6 +319,8 @@ def _load(path: Path) -> dict[str, Entry]:
 
 def _hit(entry: Entry, index: SentenceIndex, number: int, score: float) -> Hit:
     """A sentence with whole sentences around it, up to the page's ends."""
+    from kvcli.retrieval.quotes import quote_of
+
     quote, sentences = quote_of(index, number, score), index.sentences
     span = index.document.at(quote.char_start)
     first = last = number

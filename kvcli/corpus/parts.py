@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from kvcli.documents.sentences import split_sentences
-from kvcli.engine.kept_tokens import KeptTokens
 from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, Token
 
@@ -235,6 +234,8 @@ def ask_over(
         :class:`PartBegun` and :class:`PartAnswer` for each part, and events of :meth:`kvcli.Pipeline.ask` for the last
         question; one ``Answer`` is the last.
     """
+    from kvcli.engine.kept_tokens import KeptTokens
+
     assert context.document is not None
     text, kept = context.document.text, KeptTokens()
     total, answers = len(parts), list[tuple[str, Answer]]()

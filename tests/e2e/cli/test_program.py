@@ -27,7 +27,18 @@ HEAVY = ("torch", "transformers", "huggingface_hub", "numpy")
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["ask", "-h"], ["models", "--help"], ["prefill", "-h"], ["cache", "-h"], ["doctor", "-h"], ["-V"]],
+    [
+        ["--help"],
+        ["ask", "-h"],
+        ["models", "--help"],
+        ["prefill", "-h"],
+        ["cache", "-h"],
+        ["doctor", "-h"],
+        ["map", "-h"],
+        ["summarise", "-h"],
+        ["library", "add", "-h"],
+        ["-V"],
+    ],
 )
 def test_help_is_quick(args: list[str], environment: dict[str, str]) -> None:
     """No help text waits for torch."""
