@@ -5,7 +5,7 @@ WORKERS ?= logical
 TAG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test fuzz golden format lint types docs results size check dist publish
+.PHONY: help test fuzz golden format lint types docs man results size check dist publish
 
 help:  ## print this list
 	@$(PYTHON) -c 'import re; [print(f"make {n:<9}{t}") for n, t in re.findall(r"^(\w+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
@@ -34,6 +34,9 @@ types:  ## check the types (mypy, strict)
 docs:  ## write the generated parts of docs/ and README.md; fail if they were stale
 	$(PYTHON) docs/generate.py
 	git diff --exit-code -- docs README.md
+
+man:  ## write the manual page build/kvcli.1 from the help
+	$(PYTHON) docs/man.py build/kvcli.1
 
 results:  ## write the tables and plots of docs/results/ from its data; fail if they were stale
 	$(PYTHON) -m benchmarks.results

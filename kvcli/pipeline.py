@@ -215,6 +215,12 @@ class Citations:
     likely_sources: tuple[LikelySource, ...] = ()
     grounded: bool | None = None
 
+    def covered(self, answer: str) -> float:
+        """The share of an answer's characters, blanks not counted, that verified quotes cover: 0 to 1."""
+        at = {i for i, c in enumerate(answer) if not c.isspace()}
+        found = {i for q in self.quotes if q.status == "verified" for i in range(q.answer_start, q.answer_end)}
+        return len(at & found) / len(at) if at else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """``citations``, ``likely_sources`` and ``grounded`` of an answer in JSON."""
         return {

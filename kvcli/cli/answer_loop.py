@@ -211,7 +211,14 @@ class AnswerLoop:
         cited = self._cite(context, question.text, answer)
         if options.cite == "strict":
             missing = quotes is not None and not quotes.found
-            self.without_citation += missing or not cited.grounded
+            share = cited.covered(answer.text)
+            uncovered = options.exit_status and share < options.covered
+            self.without_citation += missing or not cited.grounded or uncovered
+            if uncovered and cited.grounded:
+                remarks.append(
+                    f"{share:.0%} of the answer is in the text word for word, and --covered asks for"
+                    f" {options.covered:.0%}"
+                )
             if not cited.grounded:
                 remarks.append("the answer is not grounded: none of its quotes is in the document")
         run.warnings.extend(text for text in remarks if text not in run.warnings)

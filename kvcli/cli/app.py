@@ -24,6 +24,7 @@ def run(args: Sequence[str]) -> int:
         from kvcli.cli.program import command
 
         program = command()
+        program._main_shell_completion({}, "kvcli")  # exits if the shell asks for names
         found = {} if own[:1] == ["config"] else config_file.read()
         known = defaults.defaults(program, found, own[0] if own else "") if found else None
         with program.make_context("kvcli", list(args), default_map=known) as context:
@@ -87,6 +88,8 @@ def main() -> NoReturn:
 
     light_imports.install()
     args = sys.argv[1:]
+    if os.environ.get("_KVCLI_COMPLETE"):  # the shell asks for names
+        sys.exit(run(args))
     activity.announce(args)
     code = _by_engine(args) if args[:1] in (["ask"], ["prefill"]) else None
     sys.exit(run(args) if code is None else code)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Setting:
 def variable(names: str) -> str | None:
     """The environment variable of an option: ``KVCLI_MAX_TOKENS`` of ``-n, --max-tokens N``."""
     long = next((name for name in names.split(", ") if name.startswith("--")), None)
-    return None if long is None else PREFIX + long[2:].partition(" ")[0].replace("-", "_").upper()
+    return None if long is None else PREFIX + re.split("[ /]", long[2:])[0].replace("-", "_").upper()
 
 
 def options(command: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     0 answered    1 internal error    130 Ctrl-C    141 stdout was closed    143 SIGTERM
     2 usage       3 input       4 model       5 resources       6 too long       7 damaged
-    8 part of a batch failed    10 with --exit-status: an answer has no verified quote
+    8 part of a batch failed    10 with --exit-status: an answer is not covered by the text
 
 2 to 7 are the leaves of :mod:`kvcli.errors`.
 """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from kvcli.cli import completion
 from kvcli.cli.option_groups import MAIN, OptionGroup, annotation, option
 from kvcli.cli.request import require_utf8
 from kvcli.documents import Options, pages
@@ -58,7 +59,9 @@ class LoadOptions(OptionGroup):
 
     PANEL: ClassVar[str] = "Model"
 
-    model: str | None = option("-m, --model NAME", "Alias, Hugging Face id, folder or .gguf.", None, MAIN)
+    model: str | None = option(
+        "-m, --model NAME", "Alias, Hugging Face id, folder or .gguf.", None, MAIN, autocompletion=completion.models
+    )
     device: str | None = option("--device NAME", "cpu, cuda or cuda:N. Default: the first GPU.")
     dtype: str | None = option("--dtype NAME", "bfloat16, float16 or float32.")
     offline: bool = option(*_OFFLINE, False)
@@ -81,7 +84,7 @@ class PolicyOptions(OptionGroup):
 
     PANEL: ClassVar[str] = "KV cache"
 
-    policy: str | None = option("--policy RECIPE", f"{RECIPE_HELP}.")
+    policy: str | None = option("--policy RECIPE", f"{RECIPE_HELP}.", autocompletion=completion.recipes)
     budget: str | None = option("--budget N|P%|SIZE", f"{BUDGET_HELP}.", None, MAIN)
     kv_bits: int | None = option(*KV_BITS)
     chunk: int | None = option(*_CHUNK, min=1)
@@ -269,6 +272,7 @@ class RunOptions:
     quotes: int = 3
     quotes_only: bool = False
     exit_status: bool = False
+    covered: float = 0.0
     chunk: int | None = None
     cache: bool = True
     rebuild: bool = False

@@ -95,7 +95,6 @@ app = typer.Typer(
     cls=Program,
     help="Ask questions about whole books, manuals and code bases, on one consumer GPU or on a CPU.",
     epilog='Example: kvcli ask book.txt "Who tells the story?"',
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -169,7 +169,7 @@ def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -
     if named and sys.stdin.isatty():
         terminal.note("document", "type or paste the document, then press Ctrl-D on an empty line", quiet=quiet)
     else:
-        waiting = not select.select([sys.stdin], [], [], 2.0)[0]
+        waiting = sys.platform != "win32" and not select.select([sys.stdin], [], [], 2.0)[0]
         terminal.note("document", "waiting for standard input", quiet=quiet or not waiting)
     return read_stdin()
 

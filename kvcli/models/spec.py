@@ -266,6 +266,8 @@ def check_placement(device: str | None, dtype: str | None) -> None:
         UsageError: no such device or dtype.
     """
     _known_dtype(dtype)
+    if device is not None and re.fullmatch(r"mps|xpu", device):
+        raise UsageError(f"--device {device} is not supported: kvcli runs on CPUs and CUDA GPUs", "--device cpu")
     if device is not None and re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
         raise UsageError(f"'{device}' is not a device", "--device cpu")
     if device not in (None, "cpu") and not _may_have_gpu():

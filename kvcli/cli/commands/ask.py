@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from kvcli.cli import answer_loop, library_answers, map_loop, question_log, templates
+from kvcli.cli import answer_loop, completion, library_answers, map_loop, question_log, templates
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -62,7 +62,11 @@ class QuestionOptions(OptionGroup):
     over: str | None = option("--over HOW", "Ask about each part, then join: chapters, pages:20 or tokens:8K.")
     top: int | None = option("--top N", "Of a library (@NAME): passages to read again. Default: 4.", min=1)
     template: str = option(
-        "-t, --template NAME", "Task: answer, quote, summary, …: kvcli templates ls", templates.DEFAULT, MAIN
+        "-t, --template NAME",
+        "Task: answer, quote, summary, …: kvcli templates ls",
+        templates.DEFAULT,
+        MAIN,
+        autocompletion=completion.tasks,
     )
 
     def request(self, words: list[str], usual: str | None) -> Request:
@@ -159,7 +163,10 @@ class CiteOptions(OptionGroup):
     quotes: int = option("--quotes N", "Sentences of the document to print with an answer.", 3, min=0)
     quotes_only: bool = option("--quotes-only", "Print only the sentences that may answer; load no model.", False)
     exit_status: bool = option(
-        "--exit-status", "Exit with 10 if the text seems not to answer, or no quote is verified.", False
+        "--exit-status", "Exit with 10 if the text seems not to answer, or too little of the answer is in it.", False
+    )
+    covered: float = option(
+        "--covered PERCENT", "With --exit-status: least share of the answer that is in the text.", 30.0, min=0, max=100
     )
 
     def __post_init__(self) -> None:
@@ -167,7 +174,13 @@ class CiteOptions(OptionGroup):
             raise UsageError("--quotes-only with --quotes 0 prints nothing", "--quotes 3")
 
     def settings(self) -> dict[str, Any]:
-        return {"exit_status": self.exit_status, "quotes": self.quotes, "quotes_only": self.quotes_only}
+        share = self.covered / 100
+        return {
+            "exit_status": self.exit_status,
+            "covered": share,
+            "quotes": self.quotes,
+            "quotes_only": self.quotes_only,
+        }
 
 
 @dataclass(frozen=True)
@@ -206,10 +219,10 @@ def command(
 ) -> None:
     """Ask a question about documents.
 
-    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, or a saved prefill (book.kv);
-    @NAME is a library (kvcli library). Without FILE, piped standard input is the document. The last argument is the
-    question; with -e or -Q every argument is a FILE. The prefill is saved, so further questions about the same
-    documents start at once.
+    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, a web address (https://…), or
+    a saved prefill (book.kv); @NAME is a library (kvcli library). Without FILE, piped standard input is the document.
+    The last argument is the question; with -e or -Q every argument is a FILE. The prefill is saved, so further
+    questions about the same documents start at once.
 
     \b
     Examples:

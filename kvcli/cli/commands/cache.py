@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvcli.cli.help import Command, Group
+from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
@@ -121,12 +122,10 @@ def rm(
 
 @app.command("prune", cls=Command)
 def prune(
-    limit: Annotated[
-        str | None, typer.Option("--limit", metavar="SIZE", help="Shrink the cache to this size: 5GiB.")
-    ] = None,
+    limit: Annotated[str | None, annotation("--limit SIZE", "Shrink the cache to this size: 5GiB.")] = None,
     days: Annotated[
         float | None,
-        typer.Option("--unused", metavar="DAYS", min=0, help="Delete entries that were not used for so many days."),
+        annotation("--unused DAYS", "Delete entries that were not used for so many days.", min=0),
     ] = None,
     as_json: JSON = False,
     quiet: QUIET = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
+from kvcli.cli import completion
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -55,7 +56,13 @@ class ConversationOptions(OptionGroup):
 
     named: list[str] | None = named_files()
     resume: bool = option("-c, --continue", "Continue the last conversation.", False, MAIN)
-    session: str | None = option("--session NAME", "Start or continue the conversation NAME.", None, MAIN)
+    session: str | None = option(
+        "--session NAME",
+        "Start or continue the conversation NAME.",
+        None,
+        MAIN,
+        autocompletion=completion.sessions,
+    )
     cite: bool | None = option(
         "--cite/--no-cite", "Find quotes in the document. Default: on in a terminal.", None, MAIN
     )

@@ -10,6 +10,7 @@ import typer
 
 from kvcli.cli import defaults
 from kvcli.cli.help import Command, Group
+from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
 from kvcli.errors import SCHEMA, UsageError
@@ -26,7 +27,7 @@ Value = Annotated[list[str], typer.Argument(metavar="VALUE", help="Its default; 
 @app.command("show", cls=Command)
 def show(
     ctx: typer.Context,
-    origin: Annotated[bool, typer.Option("--origin", help="Also print where each setting is from.")] = False,
+    origin: Annotated[bool, annotation("--origin", "Also print where each setting is from.")] = False,
     as_json: JSON = False,
     _debug: DEBUG = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvcli.cli.help import Command, Group
+from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
@@ -120,12 +121,10 @@ def show(
 
 @app.command("suggest", cls=Command)
 def suggest(
-    gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="NAME|SIZE", help="For this GPU: 4090, 3060 or 8GB.")
-    ] = None,
+    gpu: Annotated[str | None, annotation("--gpu NAME|SIZE", "For this GPU: 4090, 3060 or 8GB.")] = None,
     tokens: Annotated[
         int,
-        typer.Option("--tokens", metavar="N", min=1, help="Length of the document in tokens.", show_default="100000"),
+        annotation("--tokens N", "Length of the document in tokens.", min=1, show_default="100000"),
     ] = 100_000,
     as_json: JSON = False,
     _debug: DEBUG = False,

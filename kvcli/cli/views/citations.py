@@ -76,9 +76,9 @@ def lines(document: Document, cited: Citations, links: TextIO | None = None) -> 
     out = list[str]()
     for n, c in enumerate(cited.quotes, 1):
         if c.span is None:
-            out.append(terminal.oneline(f"[{n}] unverified, not in the document: {_short(c.quote)}"))
+            out.append(terminal.oneline(f"[{n}] not in the text: {_short(c.quote)}"))
             continue
-        found = c.status if c.status == "verified" else f"{c.status}, {int(c.score)} % similar"
+        found = "found in text" if c.status == "verified" else f"nearly in text, {int(c.score)} % alike"
         places = f", first of {c.places:,} places" if c.places > 1 else ""
         at = where(document, c.span, c.line)
         text = terminal.oneline(f'[{n}] {at} "{_excerpt(document, c)}"  {found}{places}')

@@ -47,7 +47,7 @@ def test_a_verified_quote_stands_below_the_answer(call: Call, tiny_model: Path, 
         saying += [QUOTING + "\n\n"]
         outcome = call("ask", "-m", tiny_model, "--cite", *how, book, "What?")
         assert outcome.code == 0, outcome.err
-        assert outcome.out == f'{QUOTING} [1]\n[1] line 31 "{FACT}"  verified\n'
+        assert outcome.out == f'{QUOTING} [1]\n[1] line 31 "{FACT}"  found in text\n'
 
 
 def test_what_is_not_verified_is_no_quote(call: Call, tiny_model: Path, book: Path, saying: list[str]) -> None:
@@ -56,12 +56,12 @@ def test_what_is_not_verified_is_no_quote(call: Call, tiny_model: Path, book: Pa
     invented, repaired = outcome.out.split("\n\n")
     answer, unverified, *likely = invented.splitlines()
     assert answer == INVENTED
-    assert unverified == "[1] unverified, not in the document: a large white elephant"
+    assert unverified == "[1] not in the text: a large white elephant"
     assert '"' not in unverified
     assert all(line.startswith("likely source") and "line" in line for line in likely)
     answer, citation, *likely = repaired.splitlines()
     assert answer == REPAIRED + " [1]"
-    assert citation == f'[1] line 31 "{FACT[:-1]}"  repaired, 95 % similar'
+    assert citation == f'[1] line 31 "{FACT[:-1]}"  nearly in text, 95 % alike'
     assert all(line.startswith("likely source") for line in likely)
 
 
@@ -91,7 +91,7 @@ def test_the_answer_alone_where_stdout_is_no_terminal(
     assert call(*args, "-o", folder / "plain.txt").code == 0
     assert (folder / "plain.txt").read_text() == QUOTING + "\n"
     assert call(*args, "--cite", "-o", folder / "cited.txt").out == ""
-    assert "verified" in (folder / "cited.txt").read_text()
+    assert "found in text" in (folder / "cited.txt").read_text()
 
 
 def test_json_has_places_in_text_and_answer(
@@ -122,6 +122,7 @@ def test_json_has_places_in_text_and_answer(
     ("text", "options", "code"),
     [
         (QUOTING, ["--exit-status"], 0),
+        (QUOTING, ["--exit-status", "--covered", "95"], 10),
         (FACT, ["--cite", "strict", "--exit-status"], 0),
         (INVENTED, ["--cite", "strict"], 0),
         (INVENTED, ["--exit-status"], 10),
@@ -171,7 +172,7 @@ def test_a_saved_reading_is_cited_too(
     assert call("prefill", "-m", tiny_model, book, "-o", folder / "book.kv").code == 0
     book.unlink()
     outcome = call("ask", "-m", tiny_model, "--cite", folder / "book.kv", "What?")
-    assert f'[1] line 31 "{FACT}"  verified' in outcome.out
+    assert f'[1] line 31 "{FACT}"  found in text' in outcome.out
 
 
 @pytest.mark.parametrize(

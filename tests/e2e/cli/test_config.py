@@ -108,3 +108,12 @@ def test_settings_name_their_origin(call: Call, file: Path, monkeypatch: pytest.
         ("ask.temp", str(file)),
         ("chunk-size", "KVCLI_CHUNK_SIZE"),
     ]
+
+
+def test_a_switch_with_an_opposite_has_one_variable(
+    monkeypatch: pytest.MonkeyPatch, call: Call, tiny_model: Path
+) -> None:
+    monkeypatch.setenv("KVCLI_QUERY_AWARE", "1")
+    made = call("config", "show", "--json")
+    assert {"key": "query-aware", "value": "1", "origin": "KVCLI_QUERY_AWARE"} in made.json["settings"]
+    assert call("ask", "-m", tiny_model, "Who?", "--no-query-aware", "-n", "1", "-q").code == 0
