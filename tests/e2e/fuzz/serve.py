@@ -33,9 +33,9 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._end()
 
-    def run(self, module: str, source: Source) -> Iterator[dict[str, Any]]:
+    def run(self, module: str, source: Source, pages: str) -> Iterator[dict[str, Any]]:
         """The pieces of one file."""
-        assert module == "kvcli.documents.pdf.pdfium"
+        assert (module, pages) == ("kvcli.documents.pdf.pdfium", "[]")
         yield from self._pieces(source.data)  # all are there before the first is given: no reader leaves some behind
 
     def _pieces(self, data: bytes) -> list[dict[str, Any]]:
