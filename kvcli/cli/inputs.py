@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from kvcli import documents
 from kvcli.cli.options import RunOptions
@@ -22,6 +23,9 @@ from kvcli.documents.reader import is_url
 from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import CacheHeader, damaged, header, looks_like
 from kvcli.utils.from_json import from_json
+
+if TYPE_CHECKING:
+    from kvcli.documents.web import Web
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,19 @@ def read_documents(options: RunOptions, files: Sequence[str], stdin: bytes | Non
     Raises ``InputError`` and ``UsageError`` as :func:`kvcli.documents.read`.
     """
     kept = DocumentCache.default(reuse=not options.rebuild) if options.cache else None
-    web = None
-    if urls := [name for name in files if is_url(name)]:
-        from kvcli.documents.web import Web
+    return documents.read(files, stdin, options.reading, kept, web(options, files, kept))
 
-        if not options.quiet:
-            row.start(f"fetching {urls[0]}")
-        say = partial(terminal.note, "web", quiet=options.quiet)
-        web = Web(options.offline, options.allow_private, kept, say)
-    return documents.read(files, stdin, options.reading, kept, web)
+
+def web(options: RunOptions, files: Sequence[str], kept: DocumentCache | None) -> Web | None:
+    """How the web addresses among ``files`` are fetched; ``None`` if there are none."""
+    urls = [name for name in files if is_url(name)]
+    if not urls:
+        return None
+    from kvcli.documents.web import Web
+
+    if not options.quiet:
+        row.start(f"fetching {urls[0]}")
+    return Web(options.offline, options.allow_private, kept, partial(terminal.note, "web", quiet=options.quiet))
 
 
 Load = Callable[[Sequence[str]], Document | None]

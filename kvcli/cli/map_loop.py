@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
-from kvcli.cli import answer_loop
+from kvcli.cli import answer_loop, inputs
 from kvcli.cli.exit_codes import PARTLY_FAILED
 from kvcli.cli.report import Report
 from kvcli.cli.setup import LoadedModel, check, open_model
@@ -23,6 +23,7 @@ from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.corpus import table
 from kvcli.corpus.answers_file import AnswersFile
 from kvcli.corpus.task import Corpus, Settings, Task, corpus, find_files
+from kvcli.documents.kept import DocumentCache
 from kvcli.events import Mapped, Notice, Prefill, Token
 from kvcli.utils import process_memory
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kvcli.cli.output import AnswerWriter
     from kvcli.cli.request import Request
     from kvcli.corpus.worker import Answered, Item
+    from kvcli.documents.web import Web
     from kvcli.models.source import ModelSource
 
 
@@ -47,6 +49,10 @@ def settings(options: RunOptions, **more: Any) -> Settings:
     found = {name: getattr(options, name) for name in names}
     cite = options.cite != "off"
     return Settings(**found, cite=cite, quotes=options.quotes if cite else 0, **more)
+
+
+def _web(options: RunOptions, files: Sequence[str]) -> Web | None:
+    return inputs.web(options, files, DocumentCache.default(reuse=not options.rebuild) if options.cache else None)
 
 
 def resolve(options: RunOptions, own: Settings, *, alone: bool) -> tuple[ModelSource, str]:
@@ -150,7 +156,7 @@ class MapRun:
         own = settings(options, likely_sources=False, field_quotes=self.with_quotes)
         source, identity = resolve(options, own, alone=len(questions) == 1)
         with interruptible("looking at the documents"):
-            found = corpus(files, notes, questions, identity)
+            found = corpus(files, notes, questions, identity, _web(options, files))
         for note in found.notes:
             terminal.note("corpus", note, quiet=options.quiet)
         return own, source, found
@@ -315,7 +321,7 @@ def ask_each(options: RunOptions, request: Request, writer: AnswerWriter) -> Non
     files, notes = find_files(request.files, options.reading)
     likely = True if writer.as_json else None
     own = settings(options, likely_sources=likely)
-    found = corpus(files, notes, request.questions, "")
+    found = corpus(files, notes, request.questions, "", _web(options, files))
     for note in found.notes:
         terminal.note("file", note, quiet=options.quiet)
     printed = _Printed(options, writer, len(found.tasks) + len(found.unreadable), several=len(request.questions) > 1)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli.documents import Options
-from kvcli.documents.reader import expand, load_file
+from kvcli.documents.reader import expand, is_url, load_file
 from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.utils.file_digest import sha256
 
 if TYPE_CHECKING:
+    from kvcli.documents.web import Web
     from kvcli.engine.answer_format import AnswerFormat
     from kvcli.planning.budget import Budget
 
@@ -106,6 +107,7 @@ class Task:
         keys: of each question, what names its answer (:func:`answer_key`).
         failure_key: names the failure of the whole document.
         data: the file's bytes, if a worker cannot open it.
+        suffix: the ending that a file of its type has, if it came from the web.
         alone: whether the document gets one question in all.
         size: bytes.
         path: where a worker on another machine opens the file.
@@ -120,6 +122,7 @@ class Task:
     alone: bool = False
     size: int = 0
     path: str | None = None
+    suffix: str = ""
 
     def without(self, done: Iterable[str]) -> Task:
         """This task without the questions whose keys are ``done``."""
@@ -193,13 +196,20 @@ def find_files(names: Sequence[str], reading: Options) -> tuple[list[str], list[
     return files, notes
 
 
-def corpus(files: Sequence[str], notes: Sequence[str], questions: Sequence[Question], identity: str) -> Corpus:
+def corpus(
+    files: Sequence[str],
+    notes: Sequence[str],
+    questions: Sequence[Question],
+    identity: str,
+    web: Web | None = None,
+) -> Corpus:
     """The tasks of a run: every question about every different document.
 
     Args:
         files, notes: from :func:`find_files`.
         questions: in order; the same one twice is asked once.
         identity: from :meth:`Settings.identity`.
+        web: fetches the web addresses among the files.
     """
     tasks, unreadable, said = dict[str, Task](), list[Unreadable](), list(notes)
     asked = tuple(dict.fromkeys((q.text, json.dumps(q.id, sort_keys=True)) for q in questions))
@@ -207,8 +217,12 @@ def corpus(files: Sequence[str], notes: Sequence[str], questions: Sequence[Quest
     copies = list[tuple[str, str]]()
     for name in files:
         data: bytes | None = None
+        suffix = ""
         try:
-            if not Path(name).is_file():  # a pipe, which can be read once, or an error
+            if web is not None and is_url(name):
+                fetched = web.fetch(name)
+                data, suffix = fetched.data, fetched.suffix
+            elif not Path(name).is_file():  # a pipe, which can be read once, or an error
                 data = load_file(name)
             digest = sha256(Path(name)) if data is None else hashlib.sha256(data).hexdigest()
             size = Path(name).stat().st_size if data is None else len(data)
@@ -221,7 +235,7 @@ def corpus(files: Sequence[str], notes: Sequence[str], questions: Sequence[Quest
             continue
         keys = tuple(answer_key(digest, question, identity) for question in unique)
         failure = answer_key(digest, None, identity)
-        tasks[digest] = Task(name, digest, unique, keys, failure, data, len(unique) == 1, size)
+        tasks[digest] = Task(name, digest, unique, keys, failure, data, len(unique) == 1, size, suffix=suffix)
     if copies:
         (copy, first), count = copies[0], len(copies)
         which = f"{copy} is a copy of {first}" if count == 1 else f"{count:,} files are copies, {copy} of {first}"

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from kvcli import documents
 from kvcli.corpus.record import answer_record, cut_short, kv_record, length_remarks
 from kvcli.corpus.task import Question, Settings, Task
+from kvcli.documents.kept import DocumentCache
 from kvcli.documents.quotes import QuoteIndex
-from kvcli.documents.reader import load_file
+from kvcli.documents.reader import is_url, load_file
+from kvcli.documents.web import Fetched, Web
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, KvcliError, ResourceError
 from kvcli.events import Answer, Event, Quotes, Reread
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.models.model import Model
     from kvcli.pipeline import DocumentContext
+
+
+class _Given(Web):
+    """The document of a web address that was fetched before."""
+
+    def __init__(self, given: Fetched) -> None:
+        super().__init__(offline=True)
+        object.__setattr__(self, "given", given)
+
+    def fetch(self, _url: str) -> Fetched:
+        return self.given
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,9 @@ class Worker:
         try:
             data = task.data if task.path is None else load_file(task.path)
             contents = None if data is None else {task.name: data}
-            document = documents.read([task.name], None, self.settings.reading, contents=contents)
+            web = _Given(given=Fetched(data, task.suffix)) if data is not None and is_url(task.name) else None
+            kept = DocumentCache.default(reuse=not self.settings.rebuild) if self.settings.cache else None
+            document = documents.read([task.name], None, self.settings.reading, kept, web, contents)
             if document.sha256 != task.sha256:
                 raise InputError(f"{task.name} changed while kvcli was running", "the same command again")
             source = self.pipeline.tokenize(document)

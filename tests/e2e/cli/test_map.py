@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from kvcli.corpus.answers_file import AnswersFile
 from kvcli.errors import DamagedError
 from tests.e2e.conftest import PROGRAM, Call, Validate
+from tests.unit.documents.test_web import Site, site  # noqa: F401
 
 POLICY = ("--policy", "keydiff(budget=96)", "--chunk-size", "64", "-n", "6")
 QUESTIONS = ("-e", "Who is there?", "-e", "Where?")
@@ -286,3 +287,19 @@ def test_a_plan_counts_what_is_left_and_asks_nothing(ask: Map, folder: Path, doc
     tokens = {line["file"]: line["document"]["tokens"] for line in lines(folder / "a.jsonl")}
     assert f"{sum(tokens[name] for name in documents[1:]):,}" in planned.out
     assert "3 documents · 6 answers" in planned.out
+
+
+def test_a_web_address_is_fetched_once(ask: Map, call: Call, wide_model: Path, folder: Path, site: Site) -> None:  # noqa: F811
+    url = site.page("/house", b"<p>House 9 is blue. <p>Its owner is Anna.", "text/html")
+    done = ask(url, f"{site.at}/none", *QUESTIONS, "-o", "a.jsonl", "--allow-private", "--no-cache")
+    assert done.code == 8
+    assert site.asked == ["/house", "/none"]
+    *answers, failed = sorted(lines(folder / "a.jsonl"), key=lambda line: "error" in line)
+    assert [line["file"] for line in answers] == [url, url]
+    assert "404" in failed["error"]["message"]
+    each = call(
+        "ask", "-m", wide_model, *POLICY, "--each", "--json", "--no-cache", "--allow-private", url, "Who is there?"
+    )
+    assert each.code == 0, each.err
+    assert json.loads(each.out.splitlines()[0])["answer"] == answers[0]["answer"]
+    assert ask(url, *QUESTIONS, "-o", "b.jsonl", "--no-cache").code == 8  # a private address
