@@ -67,6 +67,24 @@ def report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Excepti
     terminal.error(error)
 
 
+def log(
+    options: RunOptions, files: Sequence[str], record: dict[str, Any], cited: Citations, quotes: Quotes | None
+) -> str | None:
+    """Log an answer, with the places that ``kvcli open`` opens by number, unless options forbid it.
+
+    Returns why it could not be logged.
+    """
+    if not (options.log and options.cache):
+        return None
+    places = list[question_log.Place]()
+    for c in cited.quotes:
+        at = c.span
+        places.append(question_log.Place(at.file if at else "", at.page if at else None, c.line, c.quote))
+    for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
+        places.append(question_log.Place(q.source, q.page, q.line, q.text))
+    return question_log.add(options, files, record, places, options.previous)
+
+
 def print_answer(
     writer: AnswerWriter,
     record: dict[str, Any],
@@ -238,8 +256,9 @@ class AnswerLoop:
         if options.over is not None:
             record["parts"] = self._parts_json(context, question.text)
         print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
-        if options.log and options.cache and self.library is None:
-            self._log(record, cited, quotes)
+        named = document.files if document else ()
+        if self.library is None and (problem := log(options, named, record, cited, quotes)):
+            self.runs.warn(problem)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
         self._print_summary(report, answer, left)
@@ -362,18 +381,6 @@ class AnswerLoop:
                     context, question, answer.text, likely_sources=likely, index=self._index
                 )
         return cited
-
-    def _log(self, record: dict[str, Any], cited: Citations, quotes: Quotes | None) -> None:
-        """Log the answer, with the places that ``kvcli open`` opens by number."""
-        run, places = self.runs, list[question_log.Place]()
-        for c in cited.quotes:
-            at = c.span
-            places.append(question_log.Place(at.file if at else "", at.page if at else None, c.line, c.quote))
-        for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
-            places.append(question_log.Place(q.source, q.page, q.line, q.text))
-        named = run.document.files if run.document else ()
-        if problem := question_log.add(run.options, named, record, places, run.options.previous):
-            run.warn(problem)
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
         """After the answer: tokens read, kept and dropped, and statistics if asked for."""

@@ -342,6 +342,7 @@ class _Printed:
     """Prints the answers of ``ask --each`` as they are generated."""
 
     loaded: LoadedModel | None = None
+    unlogged = False
 
     def __init__(self, options: RunOptions, writer: AnswerWriter, total: int, *, several: bool) -> None:
         self.options, self.writer, self.total, self.several = options, writer, total, several
@@ -424,6 +425,10 @@ class _Printed:
         record = {**report.answer(item.question, found.answer), "key": item.record["key"], "file": item.task.name}
         text = found.answer.text
         answer_loop.print_answer(self.writer, record, text, document, item.question.text, found.cited, found.quotes)
+        problem = answer_loop.log(options, (item.task.name,), record, found.cited, found.quotes)
+        if problem and not self.unlogged:
+            terminal.warn(problem, quiet=options.quiet)
+        self.unlogged = bool(problem)
         for remark in item.record["warnings"][len(document.warnings) :]:
             terminal.warn(remark, quiet=options.quiet)
         terminal.note("read", report.reading(), quiet=options.quiet)

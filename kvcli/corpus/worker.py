@@ -28,12 +28,11 @@ if TYPE_CHECKING:
     from kvcli.pipeline import DocumentContext
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Given(Web):
     """The document of a web address that was fetched before."""
 
-    def __init__(self, given: Fetched) -> None:
-        super().__init__(offline=True)
-        object.__setattr__(self, "given", given)
+    given: Fetched
 
     def fetch(self, _url: str) -> Fetched:
         return self.given

@@ -58,6 +58,13 @@ def test_a_question_is_logged_opened_and_continued(
     assert call("logs").out == ""
 
 
+def test_each_file_by_itself_is_logged(call: Call, tiny_model: Path, folder: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(f"{name}: the old man sat by the harbour and mended his nets. " * 3)
+    assert call("ask", "-m", tiny_model, "-n", "2", "--each", "-q", "a.txt", "b.txt", "Who mended nets?").code == 0
+    assert [e["files"] for e in call("logs", "--json").json["logs"]] == [["a.txt"], ["b.txt"]]
+
+
 def test_what_cannot_be_highlighted_is_refused_first(call: Call, folder: Path, book: Path) -> None:
     (folder / "a.txt").write_text("Words.")
     (folder / "other.pdf").write_bytes(book.read_bytes())
