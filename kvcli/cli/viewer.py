@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +12,7 @@ from urllib.parse import quote as percent
 
 from kvcli.cli.views import terminal
 from kvcli.documents.reader import is_url
+from kvcli.utils import child_process
 
 VIEWERS = {
     "evince": ("--page-index={page}", "{file}"),
@@ -92,6 +92,8 @@ def _has_screen() -> bool:
 
 
 def _start(command: list[str]) -> None:
-    null = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)
-    process.returncode = 0  # nobody waits for it
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        child_process.detach([shutil.which(command[0]) or command[0], *command[1:]], null)
+    finally:
+        os.close(null)

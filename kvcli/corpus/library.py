@@ -234,7 +234,8 @@ class Library:
             rough.append((float(scores.max(initial=0)) / max(query.total, 1e-6), entry))
         rough.sort(key=lambda pair: -pair[0])
         ranked = list[tuple[float, int, Entry]]()
-        indexes, likely = dict[str, SentenceIndex](), dict[str, float]()
+        indexes: dict[str, SentenceIndex] = {}
+        likely: dict[str, float] = {}
         for _, entry in rough[: max(FILES, top)]:
             index = indexes[entry.path] = self._index(entry, self.document(entry))
             candidates = candidates_by_words(index, question)

@@ -46,8 +46,9 @@ def test_only_one_module_starts_processes() -> None:
     assert len(sources) > 100
     found = {p.relative_to(ROOT): starts(p.read_text("utf-8")) for p in sources}
     assert {p: what for p, what in found.items() if what} == {
-        ALLOWED: ["subprocess.Popen"] * 3
-    }  # a child and an editor
+        ALLOWED: ["subprocess.Popen"] * 3,  # a child, a detached one and an editor
+        Path("kvcli/cli/resident/servers.py"): ["os.fork"],  # a copy of this process, which starts no program
+    }
 
 
 @pytest.mark.parametrize(
