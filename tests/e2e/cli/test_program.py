@@ -259,16 +259,11 @@ def test_progress_on_a_terminal(slow_model: Path, folder: Path, environment: dic
     assert "dropped 0 tokens" in text
 
 
-def test_a_narrow_terminal(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
-    child = on_a_terminal(["ask", "-m", str(tiny_model), "-n", "5", str(book), "Who?"], environment, 20)
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
-
-
-@pytest.mark.parametrize("env", [{"TERM": "dumb"}, {"NO_COLOR": "1"}])
-def test_no_colours(tiny_model: Path, book: Path, environment: dict[str, str], env: dict[str, str]) -> None:
-    child = on_a_terminal(["ask", "-m", str(tiny_model), "-n", "5", str(book), "Who?"], {**environment, **env})
+@pytest.mark.parametrize(("env", "columns"), [({"TERM": "dumb"}, 100), ({"NO_COLOR": "1"}, 20)])
+def test_a_narrow_terminal_and_no_colours(
+    tiny_model: Path, book: Path, environment: dict[str, str], env: dict[str, str], columns: int
+) -> None:
+    child = on_a_terminal(["ask", "-m", str(tiny_model), "-n", "5", str(book), "Who?"], {**environment, **env}, columns)
     child.expect(pexpect.EOF)
     child.close()
     text = child.logfile_read.getvalue()
