@@ -39,6 +39,9 @@ DEATHS = 3
 ANSWERS_S, HEALTH_S = 5.0, 30.0
 """Seconds for an address to take a connection, and for Ray there to say that it is well."""
 
+VERSION_S = 180.0
+"""Seconds for a machine to say its version. Ray may start a process for that, and gives it 60 s on a busy machine."""
+
 PROGRESS_S = 0.5
 """Seconds between two messages of a worker about its prefill."""
 
@@ -393,7 +396,7 @@ def nodes(ray: Any) -> list[dict[str, Any]]:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         own = ray.remote(_version).options(num_cpus=0, scheduling_strategy=strategy)
         try:
-            version = ray.get(own.remote(), timeout=HEALTH_S)
+            version = ray.get(own.remote(), timeout=VERSION_S)
         except Exception as error:  # whatever the machine lacks
             version = f"none ({_last_line(error)})"
         resources = node["Resources"]
