@@ -69,7 +69,7 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
     if head["unsure"]:
         found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
-    found.warnings += _attached(source, head["attached"])
+    found.warnings += _attached(source, head["attached"]) + _layers(source, head["layers"])
     found.notes += left_out(Counter(kind for n in chosen for kind in pages[n - 1].get("unread", ())), source.name)
     if head["strays"]:
         found.warnings.append(
@@ -180,6 +180,15 @@ def _attached(source: Source, names: list[str]) -> list[str]:
     shown_ = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
     save = f"save them with pdfdetach -saveall {source.quoted}"
     return [f"{source.name}: files within it were not read: {shown_}; {save}"] if names else []
+
+
+def _layers(source: Source, names: list[str] | None) -> list[str]:
+    """A warning of layers that are switched off, or of layers that cannot be told (``None``)."""
+    if names is None:
+        return [f"{source.name}: has layers, of which kvcli cannot tell which are switched off; all were read"]
+    shown_ = ", ".join(name[:60] or "unnamed" for name in names[:5])
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return [f"{source.name}: layers that are switched off were not read: {shown_}{more}"] if names else []
 
 
 def _is_unknown(page: dict[str, Any]) -> bool:

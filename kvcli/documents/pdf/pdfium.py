@@ -16,6 +16,7 @@ from kvcli.documents.pages import Ranges, around
 from kvcli.documents.pdf.annotations import annotations
 from kvcli.documents.pdf.damage import leaves, streams
 from kvcli.documents.pdf.fonts import Fonts
+from kvcli.documents.pdf.layers import has_layers, hidden, marked
 from kvcli.documents.pdf.words import Boxes, Letters, words
 
 CHARACTERS = 200_000
@@ -50,6 +51,13 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
     except pdfium.PdfiumError as error:
         yield {"error": getattr(error, "err_code", 0) or 0}
         return
+    layers: list[str] | None = []
+    if has_layers(data):
+        try:
+            copy, layers = marked(data)
+            document = pdfium.PdfDocument(copy) if layers else document
+        except Exception:  # pypdf reads less damage than PDFium, which opens the file as it is
+            layers = None
     with contextlib.suppress(pdfium.PdfiumError):
         document.init_forms()
     broken, unsure = (0, 0) if b"/Encrypt" in data else streams(data)
@@ -62,11 +70,12 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
         "outline": list(_outline(document)),
         "dynamic": document.get_formtype() == raw.FORMTYPE_XFA_FULL,
         "attached": list(_attached(document)),
+        "layers": layers,
     }
     fonts = Fonts(data)
     for number in around(ranges, len(document), NEAR):
         try:
-            yield _page(document, number, fonts)
+            yield _page(document, number, fonts, hides=bool(layers))
         except pdfium.PdfiumError as error:
             yield {"page": number, "error": str(error)[:200]}
 
@@ -90,14 +99,16 @@ def _attached(document: Any) -> Iterator[str]:
             yield document.get_attachment(i).get_name()[:200]
 
 
-def _page(document: Any, number: int, fonts: Fonts) -> dict[str, Any]:
+def _page(document: Any, number: int, fonts: Fonts, *, hides: bool = False) -> dict[str, Any]:
     page = document[number - 1]
     text = page.get_textpage()
     try:
         width, height = page.get_size()
         count = text.count_chars()
         boxes = Boxes(page, text)
-        letters = words(boxes, text, min(count, CHARACTERS), fonts.page(number)) if count > 0 else Letters([])
+        count_read = min(count, CHARACTERS)
+        unseen = hidden(text, count_read) if hides else ()
+        letters = words(boxes, text, count_read, fonts.page(number), unseen) if count > 0 else Letters([])
         turns = Counter(w.turns for w in letters.words).most_common(1)
         besides = annotations(page, document.formenv, boxes.shown, turns[0][0] if turns else 0)
         found: dict[str, Any] = {

@@ -64,9 +64,17 @@ class _Box(NamedTuple):
     turns: int
 
 
-def words(boxes: "Boxes", text: Any, count: int, fonts: PageFonts) -> Letters:
-    """The words among the first ``count`` characters of a page, in the order of its content stream, upright."""
+def words(boxes: "Boxes", text: Any, count: int, fonts: PageFonts, hidden: Sequence[int] = ()) -> Letters:
+    """The words among the first ``count`` characters of a page, in the order of its content stream, upright.
+
+    Characters at the places ``hidden`` are left out.
+    """
     characters = _characters(text, count)
+    if hidden:
+        letters = list(characters)
+        for i in hidden:
+            letters[i] = " "
+        characters = "".join(letters)
     characters, unknown, guessed = fonts.told(text, characters)
     found: list[Word] = []
     if RIGHT_TO_LEFT.search(characters):

@@ -45,9 +45,14 @@ EXPANDED = {"ﬁ": "fi"}
 
 
 def sheets(
-    contents: Sequence[str], *, page: str = "", catalog: str = "", objects: Mapping[int, bytes] | None = None
+    contents: Sequence[str],
+    *,
+    page: str = "",
+    catalog: str = "",
+    resources: str = "",
+    objects: Mapping[int, bytes] | None = None,
 ) -> bytes:
-    """A PDF with a page for each content stream; ``page`` and ``catalog`` are more entries of their dictionaries.
+    """A PDF with a page for each content stream; ``page``, ``catalog``, ``resources`` are more entries of dictionaries.
 
     Objects of one's own begin at 1000. Fonts: ``F`` (Helvetica), ``U`` and ``N`` (see ``LETTERS``), ``T``, a Type 3
     font that says its letters only by the names of its glyphs.
@@ -82,7 +87,7 @@ def sheets(
     for i, content in enumerate(contents):
         found[20 + 2 * i] = (
             "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources << /Font << /F 10 0 R /U 12 0 R "
-            f"/N 16 0 R /T 17 0 R >> >> /Contents {21 + 2 * i} 0 R {page} >>"
+            f"/N 16 0 R /T 17 0 R >> {resources} >> /Contents {21 + 2 * i} 0 R {page} >>"
         ).encode()
         found[21 + 2 * i] = _stream(b"", content.encode("latin-1"))
     return _file(found, None)
