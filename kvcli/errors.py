@@ -10,7 +10,7 @@
     └── DamagedError           damaged         7    a cache or session file: damaged or foreign
 
 A message says what happened, with the numbers; a hint is one command or one option that fixes it.
-Any other exception is a defect of kvcli and exits with 1.
+Any other exception is a bug in kvcli and exits with 1.
 """
 
 import errno

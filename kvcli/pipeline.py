@@ -432,7 +432,7 @@ class Pipeline:
             progress was saved, :class:`Notice` if saving or loading failed.
 
         Raises:
-            InputError: the recipe reads for one question and there is none.
+            InputError: the recipe depends on the question and there is none.
             TooLongError: the text does not fit the model's positions under this recipe.
             ResourceError: not enough memory.
             PrefillInterrupted: ``stop`` returned true.
@@ -441,7 +441,7 @@ class Pipeline:
         if recipe is None:
             recipe = self.choose_recipe(source, questions=0 if question is None else 1, saved=not rebuild).recipe
         if source is not None and recipe.policy.query_aware and question is None:
-            raise InputError(f"'{recipe}' reads for one question, and none was given", "--policy keydiff")
+            raise InputError(f"'{recipe}' depends on the question, and none was given", "--policy keydiff")
         if source is not None and query_aware:
             source, recipe = self._with_question_first(source, recipe, str(question or ""))
         asked = _RESERVED if question is None else self._ids(question, document=source is not None)

@@ -101,7 +101,7 @@ def chat_context(
         KvcliError: it does not fit the model or the memory, or was interrupted.
     """
     if recipe.policy.query_aware:
-        raise UsageError(f"'{recipe}' reads for one question, and a chat asks many", "--policy keydiff")
+        raise UsageError(f"'{recipe}' depends on the question, and a chat asks many", "--policy keydiff")
     spec, chunk = pipeline.model.spec, pipeline.chunk_size
     planned = plan_chat(pipeline, source, recipe, max_tokens=max_tokens)
     plan, room = planned.plan, planned.room

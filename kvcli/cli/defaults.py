@@ -167,4 +167,4 @@ def _value(param: Any, key: str, value: Any) -> Any:
 def _unknown(key: str, known: list[str]) -> UsageError:
     near = difflib.get_close_matches(key, known, 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"{config_file.path()}: {key} is no option of kvcli{hint}", "kvcli config edit")
+    return UsageError(f"{config_file.path()}: {key} is not an option of kvcli{hint}", "kvcli config edit")

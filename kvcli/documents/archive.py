@@ -67,7 +67,7 @@ class Archive:
             raise self.damaged(f"{name}: {e}") from None
         if len(data) > limit:
             raise InputError(
-                f"{self.source.name} is a ZIP bomb or no book: {name} unpacks to more than {limit >> 20:,} MiB", _AGAIN
+                f"{self.source.name} is not a usable book: {name} unpacks to more than {limit >> 20:,} MiB", _AGAIN
             )
         self.room -= len(data)
         return data

@@ -30,7 +30,7 @@ def extract(source: Source) -> Extract:
         _refuse_drm(archive, chapters)
         if lost:
             found.warnings.append(
-                f"{source.name} names parts that are no text of its own, which were not read: {_some(lost)}"
+                f"{source.name} names parts that are not its own text; they were not read: {_some(lost)}"
             )
         missing = [name for name in chapters if name not in archive.names]
         if len(missing) == len(chapters):

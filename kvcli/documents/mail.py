@@ -20,7 +20,7 @@ def extract(source: Source) -> Extract:
     assert isinstance(message, EmailMessage)
     if not message.keys():
         raise InputError(
-            f"{source.name} is no mail: it has no head", f"read it as text: cat {source.quoted} | kvcli ask"
+            f"{source.name} is not a mail: it has no header", f"read it as text: cat {source.quoted} | kvcli ask"
         )
     writer = Writer()
     for name in _HEAD:

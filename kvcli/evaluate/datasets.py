@@ -96,7 +96,7 @@ def passages(data: Data) -> PassagePool:
         made = public_benchmarks.passage(row)
         if made is None:
             raise InputError(
-                f"row {place + 1} of {stem} is no passage",
+                f"row {place + 1} of {stem} is not a passage",
                 'JSON Lines of {"title": …, "text": …, "question": …, "answers": […]}, or a SQuAD file',
             )
         key = (made.title, made.text)

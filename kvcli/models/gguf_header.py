@@ -106,7 +106,7 @@ def _read_one(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _read_header(file, path)
     except (struct.error, EOFError, UnicodeDecodeError, KeyError, MemoryError, OverflowError, RecursionError) as error:
-        raise ModelError(f"damaged GGUF file: {path} (its header makes no sense: {error})") from None
+        raise ModelError(f"damaged GGUF file: {path} (its header is invalid: {error})") from None
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from None
 

@@ -114,7 +114,7 @@ def _by_frequency(factors: Sequence[float], theta: float, original: int, window:
                 "original_max_position_embeddings": round(length),
             }
     if not all(math.isfinite(f) and f > 0 for f in factors):
-        raise ModelError("its tensor rope_freqs has factors that are no positive numbers")
+        raise ModelError("its tensor rope_freqs has factors that are not positive numbers")
     return {
         "rope_type": "longrope",
         "short_factor": list(factors),

@@ -224,9 +224,9 @@ def header(path: Path) -> CacheHeader:
     if not (1 <= meta.identity.chunk < _MOST and 0 <= meta.identity.horizon < _MOST and 0 <= meta.kept < _MOST):
         raise damaged(path, f"its numbers do not fit: chunks of {str(meta.identity.chunk)[:40]} tokens")
     if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
-        raise damaged(path, "its digest is no sha256")
+        raise damaged(path, "its digest is not a SHA-256")
     if odd := [name for name, value in asdict(meta.identity).items() if not _ascii(value)]:
-        raise damaged(path, f"its {odd[0]} is no text that kvcli writes")
+        raise damaged(path, f"its {odd[0]} is not a text that kvcli writes")
     return CacheHeader(path, meta, str(digest), tensors, size)
 
 

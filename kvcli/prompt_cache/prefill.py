@@ -248,7 +248,7 @@ def _lock(
         if stack.enter_context(library.lock(place)):
             return True, False
         if library.locked_here(place):
-            yield Notice("another kvcli is reading this text and saves it; this run saves nothing")
+            yield Notice("another kvcli process is saving the prefill of this text; this run saves nothing")
             return False, False
         yield Notice("another kvcli is reading this text; this one waits for it")
         while not stack.enter_context(library.lock(place, timeout=0.5)):

@@ -113,7 +113,7 @@ def parse_response(body: dict[str, Any]) -> CompletionRequest:
         raise _wrong("input", "must be a text or a list with at least one message")
     for i, item in enumerate(items):
         if isinstance(item, dict) and item.get("type", "message") != "message":
-            raise ApiError(400, f"'input[{i}]' is no message", code="unsupported_content", param=f"input[{i}]")
+            raise ApiError(400, f"'input[{i}]' is not a message", code="unsupported_content", param=f"input[{i}]")
     instructions = _typed(body, "instructions", str, None)
     system = [{"role": "system", "content": instructions}] if instructions else []
     form = (_typed(body, "text", dict, None) or {}).get("format") or {"type": "text"}

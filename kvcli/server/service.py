@@ -315,7 +315,7 @@ class Service:
     async def _recipe(self, pipeline: Pipeline, source: TokenizedDocument | None) -> Recipe:
         recipe = (await self.scheduler.call(lambda: pipeline.choose_recipe(source))).recipe
         if recipe.policy.query_aware:
-            raise UsageError(f"'{recipe}' reads for one question, and a server answers many", "--policy keydiff")
+            raise UsageError(f"'{recipe}' depends on the question, and a server answers many", "--policy keydiff")
         return recipe
 
     async def _cite(

@@ -301,7 +301,7 @@ def test_one_writer_at_a_time(model, library: CacheDirectory) -> None:
         assert mine
         reading, events = run(model(), work, place=place, library=library)
     assert [e.text for e in events if isinstance(e, Notice)] == [
-        "another kvcli is reading this text and saves it; this run saves nothing"
+        "another kvcli process is saving the prefill of this text; this run saves nothing"
     ]
     assert not place.exists()
     assert run(model(), work, place=place, library=library)[0].cache == "miss"

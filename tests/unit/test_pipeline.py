@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(model: Any) -> None:
         kvcli.Pipeline(model, budget="0%")
     with pytest.raises(UsageError):
         kvcli.Pipeline(model, kv_bits=3)
-    with pytest.raises(InputError, match="reads for one question"):
+    with pytest.raises(InputError, match="depends on the question"):
         kvcli.Pipeline(model, "snapkv(budget=128)").prefill(TEXT)
 
 

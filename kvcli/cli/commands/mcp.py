@@ -28,7 +28,7 @@ class RootOptions(OptionGroup):
         if self.root is None:
             raise UsageError("kvcli mcp needs the folder whose files may be read", "kvcli mcp --root DIR")
         if not Path(self.root).is_dir():
-            raise UsageError(f"--root {self.root} is no folder", "--root .")
+            raise UsageError(f"--root {self.root} is not a folder", "--root .")
         return Path(self.root)
 
 

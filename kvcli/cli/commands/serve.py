@@ -78,7 +78,7 @@ class ServerOptions(OptionGroup):
         if self.host.strip("[]") not in _LOOPBACK and not self.secret:
             raise UsageError(f"--host {self.host} can be reached by others, and there is no token", "--token TEXT")
         if self.root is not None and not Path(self.root).is_dir():
-            raise UsageError(f"--root {self.root} is no folder", "--root .")
+            raise UsageError(f"--root {self.root} is not a folder", "--root .")
         if self.memory is not None:
             parse_size(self.memory, "--memory")
         self.idle_seconds()

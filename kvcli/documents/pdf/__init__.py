@@ -59,22 +59,23 @@ def extract(source: Source) -> Extract:
     found.warnings += _letters(source, [pages[n - 1] for n in chosen], unknown)
     found.without_text = [n for n in chosen if not texts[n - 1].strip()]
     if bare:
-        found.warnings.append(f"{source.name}: {named(bare)} not read, pictures with hardly any text; --ocr reads them")
+        found.warnings.append(
+            f"{source.name}: {named(bare)} skipped: mostly pictures, with almost no text; --ocr reads them"
+        )
     shows = [n for n in chosen if pages[n - 1].get("picture") and n not in bare and not source.options.ocr]
     if shows:
         notes.append(f"{source.name}: pictures on pages {shown(shows)} were not read")
     for page in (pages[n - 1] for n in chosen if pages[n - 1]["cut"]):
         found.warnings.append(f"{source.name}: page {page['page']} is cut; {page['cut']:,} characters were not read")
     if not head["whole"]:
-        found.warnings.append(f"{source.name}: its table of contents for programs was broken and has been rebuilt")
+        found.warnings.append(f"{source.name}: its cross-reference table was damaged and has been rebuilt")
     if head["unsure"]:
         found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
     found.warnings += _attached(source, head["attached"]) + _layers(source, head["layers"])
     found.notes += left_out(Counter(kind for n in chosen for kind in pages[n - 1].get("unread", ())), source.name)
     if head["strays"]:
         found.warnings.append(
-            f"{source.name} has {head['strays']:,} page objects more than it shows;"
-            " they were taken out, or it is damaged"
+            f"{source.name} has {head['strays']:,} unlisted page objects; pages were removed, or it is damaged"
         )
     sections = _sections(head["outline"])
     for n in chosen:
@@ -95,7 +96,8 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if code == 4:
             decrypt = f"qpdf --decrypt --password=PASSWORD {quoted} open.pdf"
             raise InputError(
-                f"{name} is encrypted and asks for a password, which kvcli does not take; save it without one", decrypt
+                f"{name} is encrypted and asks for a password; remove it first, which kvcli cannot do",
+                decrypt,
             )
         raise InputError(f"{name} is damaged: PDFium cannot open it ({len(source.data):,} bytes)", fetch)
     if not ends(source.data):
@@ -185,7 +187,7 @@ def _attached(source: Source, names: list[str]) -> list[str]:
 def _layers(source: Source, names: list[str] | None) -> list[str]:
     """A warning of layers that are switched off, or of layers that cannot be told (``None``)."""
     if names is None:
-        return [f"{source.name}: has layers, of which kvcli cannot tell which are switched off; all were read"]
+        return [f"{source.name}: kvcli could not find out which layers are switched off; all were read"]
     shown_ = ", ".join(name[:60] or "unnamed" for name in names[:5])
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
     return [f"{source.name}: layers that are switched off were not read: {shown_}{more}"] if names else []
@@ -200,7 +202,7 @@ def _refuse_unknown(source: Source, unknown: set[int], chosen: list[int]) -> Non
     """Refuse a document of which half or more of the pages have letters that cannot be told."""
     if unknown and 2 * len(unknown) >= len(chosen):
         raise InputError(
-            f"{source.name}: the letters of {named(unknown)} cannot be told: the fonts have no map to Unicode",
+            f"{source.name}: the letters of {named(unknown)} could not be read: the fonts have no map to Unicode",
             "read the printed page: the same command with --ocr (pip install 'kvcli[ocr]')",
         )
 
@@ -213,7 +215,7 @@ def _letters(source: Source, pages: list[dict[str, Any]], unknown: set[int]) -> 
     some = {p["page"]: p["unknown"] for p in pages if p.get("unknown") and p["page"] not in unknown}
     if some:
         found.append(
-            f"{source.name}: {sum(some.values()):,} letters on {named(some)} cannot be told and are {UNKNOWN}: {why}"
+            f"{source.name}: {sum(some.values()):,} letters on {named(some)} could not be read and are {UNKNOWN}: {why}"
         )
     guessed = {p["page"] for p in pages if p.get("guessed")}
     if guessed:

@@ -35,9 +35,9 @@ def test_the_nearest_default_counts(call: Call, tiny_model: Path, file: Path, mo
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("buget = 3\n", "buget is no option of kvcli; did you mean budget?"),
-        ("[ask]\nbuget = 3\n", "ask.buget is no option"),
-        ("[aks]\nbudget = 3\n", "aks is no option of kvcli; did you mean ask?"),
+        ("buget = 3\n", "buget is not an option of kvcli; did you mean budget?"),
+        ("[ask]\nbuget = 3\n", "ask.buget is not an option"),
+        ("[aks]\nbudget = 3\n", "aks is not an option of kvcli; did you mean ask?"),
         ("[plan]\nsystem = ['a', 'b']\n", "system takes one value"),
         ("quiet = 'yes'\n", "quiet is true or false"),
         ("ask = 3\n", "ask is a command"),

@@ -135,9 +135,9 @@ def chosen(path: Path, ranges: str) -> tuple[Document, list[int]]:
     asked = list[int]()
     original = pdfium._page
 
-    def page(document: Any, number: int, fonts: Any) -> dict[str, Any]:
+    def page(document: Any, number: int, *more: Any, **options: Any) -> dict[str, Any]:
         asked.append(number)
-        return original(document, number, fonts)
+        return original(document, number, *more, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pdfium, "_page", page)

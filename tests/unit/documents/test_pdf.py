@@ -156,7 +156,7 @@ def test_a_scan_is_refused_and_its_stamps_are_no_text(tmp_path: Path) -> None:
 
 def test_pictures_among_pages_of_text_are_said(tmp_path: Path) -> None:
     document = load(tmp_path, pdf([Page(lines(PROSE)), Page(lines(OTHER)), Page(picture=True)]))
-    assert "page 3 not read, pictures with hardly any text" in document.warnings[0]
+    assert "page 3 skipped: mostly pictures" in document.warnings[0]
     assert [page for _, page in document.without_text] == [3]
 
 
