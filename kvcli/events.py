@@ -48,7 +48,7 @@ class Answer:
     ``finish_reason`` is ``stop``, ``length`` or ``interrupted``; times are in seconds. If ``stopped_repeating``, the
     reason is ``length`` and the answer ended because it repeated itself. If ``cut``, ``text`` lacks what was repeated
     at its end, so it is not the text of all tokens. ``steps`` counts forward passes after the
-    question's: fewer than tokens if drafts were accepted (:mod:`kvcli.engine.drafted_step`).
+    question's: fewer than tokens if drafts were accepted (:mod:`kvcli.engine.drafts`).
     """
 
     text: str

@@ -17,7 +17,7 @@ from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.chat.transcript import Turn
-from kvcli.engine.draft import Ids, as_ids
+from kvcli.engine.drafts import Ids, as_ids
 from kvcli.engine.generate import append_tokens, generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns
 from kvcli.engine.prompt import PLAIN_STOPS, Prompt

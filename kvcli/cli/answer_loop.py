@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from kvcli.cli import question_log
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
-from kvcli.cli.inputs import open_documents
-from kvcli.cli.report import Report
-from kvcli.cli.request import standard_input
-from kvcli.cli.setup import OpenRun, banner, check, open_model, open_run, prefill_with_progress
+from kvcli.cli.report import Report, reading
+from kvcli.cli.setup import OpenRun, prefill_with_progress
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
@@ -29,24 +27,11 @@ from kvcli.utils.sizes import format_bytes
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
-    from kvcli.cli.request import Request
     from kvcli.corpus.parts import Part, PartAnswer
-    from kvcli.corpus.task import Question
+    from kvcli.corpus.task import Question, Task
     from kvcli.documents import Document
     from kvcli.documents.quotes import QuoteIndex
     from kvcli.pipeline import Citations, DocumentContext
-
-
-def open_loop(options: RunOptions, request: Request, writer: AnswerWriter, *, stdin_is_questions: bool) -> AnswerLoop:
-    """Read the input and load the model, to answer every question about all files together."""
-    check(options)
-    with interruptible("waiting for standard input"):
-        stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
-    inputs = open_documents(options, request.files, stdin)
-    questions = 0 if options.over else len(request.questions)  # one reading serves all parts
-    run = open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=questions)
-    banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
-    return AnswerLoop(run, request.questions, writer)
 
 
 def finish(failed: int, total: int, what: str, without_citation: int, options: RunOptions) -> None:
@@ -126,18 +111,30 @@ class AnswerLoop:
         run: documents, model and recipe.
         questions: in order.
         writer: where answers go.
+        library: what a library adds to the only question.
+        task: the file that ``--each`` asks about: its name and keys belong to the records.
+        title: what each heading begins with.
 
     Attributes:
         without_citation: answers without a verified quote or about something that no sentence of the text seems to
             answer, counted with ``--cite strict``.
     """
 
-    def __init__(self, run: OpenRun, questions: Sequence[Question], writer: AnswerWriter) -> None:
+    def __init__(
+        self,
+        run: OpenRun,
+        questions: Sequence[Question],
+        writer: AnswerWriter,
+        *,
+        library: FromLibrary | None = None,
+        task: Task | None = None,
+        title: str = "",
+    ) -> None:
         self.runs, self.questions, self.writer = run, questions, writer
+        self.library, self.task, self.title = library, task, title
         self.without_citation = 0
         self.context: DocumentContext | None = None
         self._index: QuoteIndex | None = None
-        self.library: FromLibrary | None = None
         self._parts: list[Part] = []
         self._part_answers: list[PartAnswer] = []
 
@@ -145,8 +142,9 @@ class AnswerLoop:
         """Answer all questions; returns how many failed."""
         run, options, failed = self.runs, self.runs.options, 0
         for n, question in enumerate(self.questions, 1):
-            self.writer.heading = question.text if len(self.questions) > 1 else ""
-            if len(self.questions) > 1:
+            several = len(self.questions) > 1
+            self.writer.heading = " · ".join(filter(None, (self.title, question.text if several else "")))
+            if several and self.task is None:
                 terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:
                 passages, probe = self._passages(question), self._probe(question)
@@ -167,7 +165,8 @@ class AnswerLoop:
                 if not batch:
                     raise
                 failed += 1
-                name = {} if question.id is None else {"id": question.id}
+                name = {} if self.task is None else {"file": self.task.name}
+                name |= {} if question.id is None else {"id": question.id}
                 report_failure(self.writer, {**name, "question": question.text}, problem)
         return failed
 
@@ -217,7 +216,7 @@ class AnswerLoop:
         document = run.document
         if self.library is not None:
             document = self.library.document
-            quotes = self.library.quotes if options.quotes and options.cite != "off" else None
+            quotes = self.library.quotes if options.quotes and options.cite else None
         if options.answer_format is not None and answer.finish_reason != "stop":
             if stopped is not None:
                 raise Interrupted("interrupted before the answer was complete", cause=stopped)
@@ -227,7 +226,7 @@ class AnswerLoop:
         remarks += length_remarks(answer, options.max_tokens)
         start = time.perf_counter()
         cited = self._cite(context, question.text, answer)
-        if options.cite == "strict":
+        if options.strict:
             missing = quotes is not None and not quotes.found
             share = cited.covered(answer.text)
             uncovered = options.exit_status and share < options.covered
@@ -240,21 +239,14 @@ class AnswerLoop:
             if not cited.grounded:
                 remarks.append("the answer is not grounded: none of its quotes is in the document")
         run.warnings.extend(text for text in remarks if text not in run.warnings)
-        settings = {**asdict(sampling), "max_tokens": options.max_tokens, "stop": list(options.stop)}
-        report = Report.of(
-            run,
-            context,
-            document=document,
-            reread=reread,
-            cited=cited,
-            quotes=quotes,
-            cite_s=time.perf_counter() - start,
-            sampling=settings,
-            peak_bytes=process_memory.peak(spec.device),
-        )
+        peak, cite_s = process_memory.peak(spec.device), time.perf_counter() - start
+        report = Report(run, context, document, cited, quotes, reread, cite_s, peak)
         record = report.answer(question, answer)
         if options.over is not None:
             record["parts"] = self._parts_json(context, question.text)
+        if self.task is not None:
+            key = self.task.keys[self.task.questions.index(question)]
+            record |= {"key": key, "file": self.task.name}
         print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
         named = document.files if document else ()
         if self.library is None and (problem := log(options, named, record, cited, quotes)):
@@ -282,7 +274,7 @@ class AnswerLoop:
             "max_tokens": options.max_tokens,
             "stop": options.stop,
             "allow_repetition": options.allow_repetition,
-            "quotes": options.quotes if options.cite != "off" else 0,
+            "quotes": options.quotes,
             "answer_format": options.answer_format,
         }
         if self.library is not None:
@@ -370,7 +362,7 @@ class AnswerLoop:
         from kvcli.pipeline import Citations
 
         options, cited = self.runs.options, Citations()
-        if options.cite != "off" and context.document is not None:
+        if options.cite and context.document is not None:
             if self._index is None:
                 self._index = QuoteIndex(self.library.document if self.library else context.document)
             likely = True if self.writer.as_json and likely is None else likely
@@ -386,7 +378,7 @@ class AnswerLoop:
         """After the answer: tokens read, kept and dropped, and statistics if asked for."""
         options, quiet = self.runs.options, self.runs.options.quiet
         if self.runs.document:
-            terminal.note("read", report.reading(), quiet=quiet)
+            terminal.note("read", reading(report.context), quiet=quiet)
         if answer.finish_reason == "interrupted":
             made = answer.completion_tokens
             kept = f"after {terminal.plural(made, 'token')}" if made else "before the answer began"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvcli import documents, types
+from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option
 from kvcli.cli.options import KV_BITS, ComparisonOptions, ModelOptions
-from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay
@@ -21,7 +21,7 @@ from kvcli.evaluate import build_cases, report, tasks
 from kvcli.evaluate import datasets as data_files
 from kvcli.evaluate.case import ReadOptions
 from kvcli.evaluate.results_file import ResultsFile
-from kvcli.events import Prefill
+from kvcli.events import Prefill, drain
 from kvcli.planning.budget import combinations
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Evaluation:
 
         return combinations(self.policies, self.budgets, spec, case.length or 0, usual)
 
-    def _events(self) -> Iterator[Prefill | Finished]:
+    def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.run import run
 
         return run(self.model, self.prompt, self.work, self.rows, chunk=self.chunk, read_options=self.read_options)
@@ -202,11 +202,7 @@ class Evaluation:
         events = self._events()
         screen = _Progress(self.model.spec.device, quiet=self.quiet)
         try:
-            while True:
-                screen.see(next(events))
-        except StopIteration as end:
-            skipped: list[Skipped] = end.value or []
-            return skipped
+            return drain(events, screen.see) or []
         except INTERRUPTS as stop:
             kept = f"saved in {self.rows.path}" if self.rows.path else "not saved, because --out was not given"
             raise Interrupted(
@@ -269,7 +265,7 @@ class QuotesEvaluation(Evaluation):
         text = terminal.plural(len(self.cases), "question")
         terminal.note("model", f"{self.model.spec.name} {self.model.spec.dtype} · {text}", quiet=self.quiet)
 
-    def _events(self) -> Iterator[Prefill | Finished]:
+    def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.quotes import run_quotes
         from kvcli.pipeline import Pipeline
 
@@ -305,7 +301,7 @@ class FidelityEvaluation(Evaluation):
             if words[1:] or self.lengths is not None:
                 raise UsageError("the texts of --data are complete: they take no FILE and no --lengths", "leave it out")
 
-    def _events(self) -> Iterator[Prefill | Finished]:
+    def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.fidelity import run_fidelity
         from kvcli.pipeline import Pipeline
 

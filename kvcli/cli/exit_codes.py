@@ -47,15 +47,8 @@ def _usage(problem: Any) -> UsageError:
     return UsageError(message[:1].lower() + message[1:], f"{path} --help")
 
 
-def print_error(problem: KvcliError, *, as_json: bool) -> None:
-    """Print the error to stderr, and with ``--json`` to stdout too."""
-    if as_json:
-        print(json.dumps(problem.to_json(), ensure_ascii=False), flush=True)
-    terminal.error(problem)
-
-
 def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Print how the run ended; returns the exit code."""
+    """Print how the run ended, an error to stderr and with ``--json`` to stdout too; returns the exit code."""
     if isinstance(problem, typer.Exit):
         return problem.exit_code
     if isinstance(problem, typer.Abort):  # Ctrl-C or Ctrl-D at a yes-or-no question
@@ -69,7 +62,9 @@ def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
         traceback.print_exception(problem)
     error = to_kvcli_error(problem)
     try:
-        print_error(error, as_json=as_json)
+        if as_json:
+            print(json.dumps(error.to_json(), ensure_ascii=False), flush=True)
+        terminal.error(error)
     except BrokenPipeError:
         return silence_broken_pipe()
     return error.exit

@@ -74,12 +74,17 @@ def _document(found: CacheHeader) -> Document:
         raise damaged(found.path, f"its document is invalid ({str(error)[:80]})") from None
 
 
+def document_cache(options: RunOptions) -> DocumentCache | None:
+    """Where extracted texts are kept, unless options forbid it."""
+    return DocumentCache.default(reuse=not options.rebuild) if options.cache else None
+
+
 def read_documents(options: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Document:
     """The text of files and web addresses. Texts and pages that the cache has are used again, unless options forbid it.
 
     Raises ``InputError`` and ``UsageError`` as :func:`kvcli.documents.read`.
     """
-    kept = DocumentCache.default(reuse=not options.rebuild) if options.cache else None
+    kept = document_cache(options)
     return documents.read(files, stdin, options.reading, kept, web(options, files, kept))
 
 

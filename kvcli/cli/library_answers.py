@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from kvcli.cli import answer_loop
 from kvcli.cli.inputs import Inputs
-from kvcli.cli.setup import banner, check, open_model, open_run
+from kvcli.cli.model_loading import check, open_model
+from kvcli.cli.setup import banner, open_run
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.corpus.library import Library
@@ -48,12 +49,12 @@ def answer(options: RunOptions, name: str, request: Request, writer: AnswerWrite
             found = library.search(question.text, top)
             whole, quotes = found.joined()
         run = open_run(Inputs(options, found.best, None, 0.0), loaded, questions=0)
-        banner(run, 0 if run.source is None else len(run.source.ids), run.recipe)
+        banner(run)
         named = terminal.plural(len(whole.files), "file")
         terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
-        loop = answer_loop.AnswerLoop(run, [question], writer)
-        loop.library = answer_loop.FromLibrary(found.passages(), whole, quotes)
-        writer.heading = question.text if len(request.questions) > 1 else ""
+        passages = answer_loop.FromLibrary(found.passages(), whole, quotes)
+        title = question.text if len(request.questions) > 1 else ""
+        loop = answer_loop.AnswerLoop(run, [question], writer, library=passages, title=title)
         failed += loop.run(batch=request.batch)
         without += loop.without_citation
     answer_loop.finish(failed, len(request.questions), "question", without, options)

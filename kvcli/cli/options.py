@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from kvcli.cli import completion
 from kvcli.cli.option_groups import MAIN, OptionGroup, annotation, option
 from kvcli.cli.request import require_utf8
+from kvcli.corpus.task import Settings
 from kvcli.documents import Options, pages
 from kvcli.engine.prompt import ANSWER_RULE
 from kvcli.errors import UsageError
@@ -18,8 +19,8 @@ from kvcli.types import ANSWER_TOKENS, CHUNK
 from kvcli.types import WEIGHTS as PRECISIONS
 
 if TYPE_CHECKING:
+    from kvcli.cli.templates import Template
     from kvcli.corpus.parts import Over
-    from kvcli.engine.answer_format import AnswerFormat
     from kvcli.recipe import Recipe
 
 RECIPE_HELP = "What to keep, and how to store it: kvcli recipes"
@@ -137,6 +138,10 @@ class PromptOptions(OptionGroup):
         if self.system is not None:
             require_utf8(self.system, "the system prompt")
 
+    def under(self, task: Template) -> PromptOptions:
+        """These options, with the system prompt of a template if none was given."""
+        return self if self.raw else replace(self, system=self.system or task.system)
+
 
 @dataclass(frozen=True)
 class DocumentOptions(OptionGroup):
@@ -246,42 +251,22 @@ class OutputOptions(PlainOutput):
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """The options of a run, as far as they can be checked without a model; see the help of ``kvcli ask``."""
+class RunOptions(Settings):
+    """The options of a run, as far as they can be checked without a model; see the help of ``kvcli ask``.
 
-    model: str | None = None
-    system: str | None = None
-    raw: bool = False
-    before: str = ""
+    Attributes:
+        strict: warn of an answer without a verified quote.
+    """
+
     after: str = ANSWER_RULE
-    max_tokens: int = ANSWER_TOKENS
-    allow_repetition: bool = False
-    sampling: dict[str, Any] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    policy: str | None = None
-    budget: Budget | None = None
-    kv_bits: int | None = None
-    heads: str | None = None
-    query_aware: bool = False
-    passages: int | None = None
-    from_quotes: bool = False
-    answer_format: AnswerFormat | None = None
+    cite: bool = False
+    quotes: int = 3
+    strict: bool = False
     over: Over | None = None
     join: str | None = None
-    cite: str = "off"
-    quotes: int = 3
-    quotes_only: bool = False
     exit_status: bool = False
     covered: float = 0.0
-    chunk: int | None = None
-    cache: bool = True
-    rebuild: bool = False
-    reading: Options = field(default_factory=Options)
     allow_private: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    weights: str = "bf16"
-    offline: bool = False
     log: bool = False
     history: tuple[tuple[str, str], ...] = ()
     previous: int | None = None
@@ -293,6 +278,11 @@ class RunOptions:
     def of(cls, *groups: OptionGroup, **more: Any) -> RunOptions:
         """The settings of all ``groups``, and ``more`` by name."""
         return cls(**{name: value for group in groups for name, value in group.settings().items()}, **more)
+
+    def under(self, task: Template, longest: int | None) -> RunOptions:
+        """These options with what a template puts around a question; ``longest`` is the answer's limit, if given."""
+        limit = longest or task.max_tokens or ANSWER_TOKENS
+        return replace(self, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=limit)
 
     def check(self) -> Recipe | None:
         """Refuse a recipe, number of bits or sampling that is not valid; returns the recipe if one was named."""

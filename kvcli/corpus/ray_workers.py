@@ -98,9 +98,7 @@ class RemoteWorker:
         said = 0.0
         with contextlib.suppress(Stopped):
             for item in self._worker.answers(task, self._stopped.is_set):
-                if isinstance(item, Answered):
-                    yield replace(item, task=_named(task), found=None)
-                elif isinstance(item, Failed | Finished):
+                if isinstance(item, Answered | Failed | Finished):
                     yield replace(item, task=_named(task))
                 elif isinstance(item, Prefill) and time.monotonic() - said > PROGRESS_S:
                     said = time.monotonic()

@@ -14,7 +14,7 @@ from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
-    from kvcli.events import Answer, Quotes
+    from kvcli.events import Answer, Quotes, Reread
     from kvcli.pipeline import Citations, DocumentContext
 
 
@@ -27,8 +27,7 @@ def answer_record(
     cited: Citations,
     quotes: Quotes | None,
     kv: dict[str, Any],
-    reread: Sequence[tuple[int, int]],
-    alone: bool,
+    reread: Reread | None,
     sampling: dict[str, Any],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def answer_record(
         tokens: of the document.
         cited, quotes: where the answer is in the document.
         kv: from :func:`kv_record`.
-        reread: character ranges that were read again, and ``alone`` whether the model saw nothing else.
+        reread: what was read again before the answer.
         sampling, warnings: of the answer.
     """
     return {
@@ -59,8 +58,8 @@ def answer_record(
             "sha256": document.sha256 if document else None,
         },
         "kv": kv,
-        "from_quotes": alone,
-        "looked_again": [{"char_start": a, "char_end": b} for a, b in reread],
+        "from_quotes": reread is not None and reread.alone,
+        "looked_again": [{"char_start": a, "char_end": b} for a, b in (reread.passages if reread else ())],
         "usage": {
             "prompt_tokens": tokens + answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
@@ -71,17 +70,13 @@ def answer_record(
     }
 
 
-def kv_record(context: DocumentContext | None) -> dict[str, Any]:
+def kv_record(context: DocumentContext) -> dict[str, Any]:
     """What was kept of the KV cache, and in how many bits and bytes."""
-    kv = None if context is None else context.context
-    return {
-        "recipe": "" if context is None else str(context.recipe),
-        "budget": None if context is None else context.recipe.policy.budget,
-        "kept": 0 if kv is None else kv.kept,
-        "bits": 16 if kv is None else kv.bits,
-        "bytes": 0 if kv is None else kv.nbytes,
-        "host_bytes": 0 if kv is None else kv.host_nbytes,
-    }
+    kv, recipe = context.context, context.recipe
+    sizes: dict[str, Any] = {"kept": 0, "bits": 16, "bytes": 0, "host_bytes": 0}
+    if kv is not None:
+        sizes = {"kept": kv.kept, "bits": kv.bits, "bytes": kv.nbytes, "host_bytes": kv.host_nbytes}
+    return {"recipe": str(recipe), "budget": recipe.policy.budget, **sizes}
 
 
 def quotes_json(found: Quotes | None) -> dict[str, Any]:

@@ -43,7 +43,6 @@ class Settings:
             :meth:`kvcli.Pipeline.ask`; ``sampling`` are fields of ``Sampling``.
         query_aware: the question is put before the document too.
         cite: whether the answer's quotes are looked up.
-        likely_sources: as of :meth:`kvcli.Pipeline.cite`.
         reading: which parts of the documents are read.
         cache, rebuild: whether prefills are saved and used, and computed again.
         field_quotes: whether each field of a JSON answer gets the sentence that has its value.
@@ -73,11 +72,17 @@ class Settings:
     answer_format: AnswerFormat | None = None
     quotes: int = 0
     cite: bool = True
-    likely_sources: bool | None = False
     reading: Options = field(default_factory=Options)
     cache: bool = True
     rebuild: bool = False
     field_quotes: bool = False
+
+    @property
+    def sampling_record(self) -> dict[str, Any]:
+        """All settings of sampling, for the record of an answer."""
+        from kvcli.engine.sampling import Sampling
+
+        return {**dataclasses.asdict(Sampling(**self.sampling)), "max_tokens": self.max_tokens, "stop": list(self.stop)}
 
     def identity(self, fingerprint: str, *, alone: bool) -> str:
         """Digest of everything that an answer depends on but the document and the question.
@@ -87,8 +92,8 @@ class Settings:
             alone: whether each document gets one question: the default recipe may then read for it.
         """
         elsewhere = {"model", "device", "weights", "offline", "cache", "rebuild"}  # the fingerprint, or of no effect
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in elsewhere}
-        values |= {"fingerprint": fingerprint, "alone": alone and self.policy is None}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Settings) if f.name not in elsewhere}
+        values |= {"fingerprint": fingerprint, "alone": alone and self.policy is None, "likely_sources": False}
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()
 
 

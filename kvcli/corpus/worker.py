@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
@@ -23,7 +23,7 @@ from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.prefill import PrefillInterrupted
 
 if TYPE_CHECKING:
-    from kvcli.documents import Document
+    from kvcli.documents import Document, Options
     from kvcli.models.model import Model
     from kvcli.pipeline import DocumentContext
 
@@ -39,42 +39,12 @@ class _Given(Web):
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A document was read as text."""
-
-    task: Task
-    document: Document
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What belongs to an answer and is not in its record; it does not leave the process."""
-
-    document: Document
-    context: DocumentContext
-    answer: Answer
-    cited: Citations
-    quotes: Quotes | None
-    reread: Reread | None
-
-
-@dataclass(frozen=True)
 class Answered:
-    """One answer: its record, and in this process what it was made from."""
+    """One answer: its record."""
 
     task: Task
     question: Question
     record: dict[str, Any]
-    found: Found | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question is being asked; tokens follow."""
-
-    task: Task
-    question: Question
 
 
 @dataclass(frozen=True)
@@ -94,7 +64,7 @@ class Finished:
     tokens: int
 
 
-Item = Event | Opened | Asked | Answered | Failed | Finished
+Item = Event | Answered | Failed | Finished
 
 
 class Stopped(Exception):
@@ -107,6 +77,17 @@ def failure_record(task: Task, question: Question | None, error: KvcliError) -> 
     asked = {} if question is None else {"question": question.text}
     asked |= {} if question is None or question.id is None else {"id": question.id}
     return {**error.to_json(), "key": key, "file": task.name, **asked}
+
+
+def read_task(task: Task, reading: Options, kept: DocumentCache | None) -> Document:
+    """The text of a task's document. Raises ``InputError``, also if its bytes are not those of the task any more."""
+    data = task.data if task.path is None else load_file(task.path)
+    contents = None if data is None else {task.name: data}
+    web = _Given(given=Fetched(data, task.suffix)) if data is not None and is_url(task.name) else None
+    document = documents.read([task.name], None, reading, kept, web, contents)
+    if document.sha256 != task.sha256:
+        raise InputError(f"{task.name} changed while kvcli was running", "the same command again")
+    return document
 
 
 class Worker:
@@ -143,15 +124,8 @@ class Worker:
             Stopped: ``stop`` returned true. A prefill that was interrupted is saved.
         """
         try:
-            data = task.data if task.path is None else load_file(task.path)
-            contents = None if data is None else {task.name: data}
-            web = _Given(given=Fetched(data, task.suffix)) if data is not None and is_url(task.name) else None
             kept = DocumentCache.default(reuse=not self.settings.rebuild) if self.settings.cache else None
-            document = documents.read([task.name], None, self.settings.reading, kept, web, contents)
-            if document.sha256 != task.sha256:
-                raise InputError(f"{task.name} changed while kvcli was running", "the same command again")
-            source = self.pipeline.tokenize(document)
-            yield Opened(task, document, len(source.ids))
+            source = self.pipeline.tokenize(read_task(task, self.settings.reading, kept))
             choice = self.pipeline.choose_recipe(source, questions=1 if task.alone else 0, saved=False)
         except Exception as problem:
             yield Failed(task, None, KvcliError.of(problem))
@@ -189,17 +163,24 @@ class Worker:
                     )
                     context = yield from events
                     _record_speed(pipeline, context)
-                yield Asked(task, question)
-                found = yield from self._answer(question, context, passages, index, stop)
-                yield Answered(task, question, self._record(task, question, key, found), found)
+                body = yield from self._answer(task, question, context, passages, index, stop)
+                schema, rest = body.pop("schema"), body
+                yield Answered(task, question, {"schema": schema, "key": key, "file": task.name, **rest})
             except (Stopped, PrefillInterrupted):
                 raise Stopped from None
             except Exception as problem:
                 yield Failed(task, question, KvcliError.of(problem))
 
     def _answer(
-        self, question: Question, context: DocumentContext, passages: int, index: QuoteIndex, stop: Callable[[], bool]
-    ) -> Generator[Item, None, Found]:
+        self,
+        task: Task,
+        question: Question,
+        context: DocumentContext,
+        passages: int,
+        index: QuoteIndex,
+        stop: Callable[[], bool],
+    ) -> Generator[Item, None, dict[str, Any]]:
+        """Returns the record of an answer, without its key and file."""
         settings, pipeline = self.settings, self.pipeline
         answer: Answer | None = None
         quotes: Quotes | None = None
@@ -233,49 +214,36 @@ class Worker:
         speed_history.record(
             pipeline.model.spec, context.recipe, said=answer.completion_tokens - 1, said_s=answer.decode_s
         )
-        assert context.document is not None
+        document, spec = context.document, pipeline.model.spec
+        assert document is not None
         cited = Citations()
         if settings.cite:
-            likely = settings.likely_sources
-            cited = pipeline.cite(context, question.text, answer.text, likely_sources=likely, index=index)
-        return Found(context.document, context, answer, cited, quotes, reread)
-
-    def _record(self, task: Task, question: Question, key: str, found: Found) -> dict[str, Any]:
-        settings, spec = self.settings, self.pipeline.model.spec
-        again = found.reread
-        document = replace(found.document, files=(task.name,))
-        remarks = length_remarks(found.answer, settings.max_tokens)
+            cited = pipeline.cite(context, question.text, answer.text, likely_sources=False, index=index)
         record = answer_record(
             question,
-            found.answer,
-            document,
-            tokens=found.context.tokens,
-            cited=found.cited,
-            quotes=found.quotes,
-            kv=kv_record(found.context),
-            reread=() if again is None else again.passages,
-            alone=again is not None and again.alone,
-            sampling={
-                **asdict(Sampling(**settings.sampling)),
-                "max_tokens": settings.max_tokens,
-                "stop": list(settings.stop),
-            },
-            warnings=[*document.warnings, *remarks],
+            answer,
+            replace(document, files=(task.name,)),
+            tokens=context.tokens,
+            cited=cited,
+            quotes=quotes,
+            kv=kv_record(context),
+            reread=reread,
+            sampling=settings.sampling_record,
+            warnings=[*document.warnings, *length_remarks(answer, settings.max_tokens)],
         )
-        schema, rest = record.pop("schema"), record
         model = {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype}
-        fields = self._field_quotes(found, question) if settings.field_quotes else {}
-        return {"schema": schema, "key": key, "file": task.name, **rest, "model": model, **fields}
+        fields = self._field_quotes(document, question, answer.text) if settings.field_quotes else {}
+        return {**record, "model": model, **fields}
 
-    def _field_quotes(self, found: Found, question: Question) -> dict[str, Any]:
+    def _field_quotes(self, document: Document, question: Question, answer: str) -> dict[str, Any]:
         """``fields`` of a JSON answer: for each of its values the sentence that has it, and its page."""
         from kvcli.corpus.table import cells
 
         quotes = dict[str, Any]()
-        for name, value in cells(found.answer.text).items():
+        for name, value in cells(answer).items():
             asked, said = f"{question.text} {name}", str(value)
             found_in = self.pipeline.find_quotes(
-                found.document,
+                document,
                 asked if value in (None, "", True, False) else f"{asked} {said}",
                 answer=said,
                 count=1,

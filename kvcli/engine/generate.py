@@ -13,8 +13,7 @@ from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
-from kvcli.engine.draft import Ids, PromptLookup
-from kvcli.engine.drafted_step import DraftedStep, drafts_pay
+from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay
 from kvcli.engine.repetition import RepetitionGuard
 from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
@@ -61,7 +60,7 @@ def generate(
         ahead: queue the next step before the token id reaches the host, so that a GPU never waits; by default on a GPU.
             Answers are the same.
         drafts: ids of a text that the answer may repeat, empty for the prompt alone: decode several drafted tokens at
-            once (:mod:`kvcli.engine.drafted_step`) if the device and the context's storage gain from it. Answers are
+            once (:mod:`kvcli.engine.drafts`) if the device and the context's storage gain from it. Answers are
             the same. ``None`` decodes token by token.
         answer_format: of the answer, which has this form if it ends with ``stop``.
 

@@ -102,14 +102,26 @@ class Prompt:
         first = self._template_and_text(opening, question or "") if mark else []
         return first + self._encode(words), head[len(words) :]
 
-    def question(self, text: str, *, document: bool = True, passages: Sequence[str] = ()) -> list[int]:
+    def question(
+        self,
+        text: str,
+        *,
+        document: bool = True,
+        passages: Sequence[str] = (),
+        history: Sequence[tuple[str, str]] = (),
+    ) -> list[int]:
         """Encode a question and the template's answer prefix.
 
         Args:
             text: the question.
             document: whether it follows a document; otherwise it opens the conversation.
             passages: passages of the document to repeat before the question.
+            history: questions and answers between the document and the question.
         """
+        if history:
+            *earlier, (asked, reply) = history
+            ids = self.question(asked, document=document, history=earlier) + self.reply(reply)
+            return ids + self.follow_up(text, passages=passages)
         joined = "\n\n".join(passages)
         if self.raw:
             return ([] if document else self._encode(self._bos())) + self._plain(

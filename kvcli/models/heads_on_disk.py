@@ -1,4 +1,4 @@
-"""Which retaining heads on this disk belong to a model, from headers alone. Imports no torch."""
+"""Retaining heads on this disk: where they are, and which belong to a model, from headers alone. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from kvcli.errors import ModelError, ResourceError
 from kvcli.models import weights
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli.utils import files
+
+SHIPPED = Path(__file__).parents[1] / "retaining_heads" / "shipped"
 
 
 def heads_identity(source: ModelSource, spec: ModelSpec) -> str | None:
@@ -38,11 +44,37 @@ def _as_bfloat16(data: bytes, dtype: str) -> bytes:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()  # to the nearest, ties to even
 
 
-def heads_bytes(source: ModelSource, spec: ModelSpec, folders: list[Path]) -> int:
-    """Bytes of this model's retaining heads if one of these folders has them, else 0. Reads headers only."""
+def folder() -> Path:
+    """The directory in which ``kvcli train`` stores heads. Raises ``ResourceError``."""
+    return files.private_dir(files.data_dir() / "heads")
+
+
+def folders() -> list[Path]:
+    """Where heads are looked for: the user's own folder, if there can be one, and the heads shipped with kvcli."""
+    with suppress(ResourceError):
+        return [folder(), SHIPPED]
+    return [SHIPPED]
+
+
+def local(where: str) -> Path | None:
+    """The file or directory ``where`` that a user names; ``None`` if it can only be a hub repository.
+
+    Raises:
+        ModelError: it is the name of a file, and there is none.
+    """
+    path = Path(where).expanduser()
+    if path.exists():
+        return path
+    if path.suffix in (".safetensors", ".bin") or where.startswith((".", "/", "~")):
+        raise ModelError(f"there is no heads file {where}", f"kvcli train -o {where}")
+    return None
+
+
+def heads_bytes(source: ModelSource, spec: ModelSpec, places: Sequence[Path] | None = None) -> int:
+    """Bytes of this model's retaining heads if one of ``places`` (:func:`folders`) has them, else 0. Reads headers."""
     own = heads_identity(source, spec)
-    for folder in folders if own is not None else []:
-        for path in sorted(folder.glob("*.safetensors")):
+    for place in (folders() if places is None else places) if own is not None else ():
+        for path in sorted(place.glob("*.safetensors")):
             identity, numbers = _card(path)
             if identity == own:
                 return numbers * DTYPE_BYTES[spec.dtype]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from kvcli.errors import ModelError
 from kvcli.events import drain
@@ -56,7 +55,7 @@ class Suggestion:
         return self.forecast.fits and (self.seconds is None or self.seconds <= PATIENCE)
 
 
-def suggest(target: Target, *, device: str, dtype: str, tokens: int, folders: Sequence[Path]) -> list[Suggestion]:
+def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Suggestion]:
     """Every model of the catalogue on ``target``, the smallest first.
 
     Args:
@@ -64,10 +63,9 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int, folders: Se
         device: ``cpu`` or ``cuda:0``, as it is named there.
         dtype: of weights and cache.
         tokens: of the document.
-        folders: where retaining heads are; they tell which recipe's speed was measured.
     """
     work = Workload(tokens, tokens * TEXT_BYTES, CHUNK, QUESTION_TOKENS, ANSWER_TOKENS)
-    cost = _cost(device, dtype, folders) if target.here else None
+    cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():
         tried = [(held, _forecast(alias, held, device, dtype, work, target)) for held in WEIGHTS]
@@ -94,7 +92,7 @@ def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, 
     return smaller, forecast(spec, recipe.with_budget(smaller), work, target)
 
 
-def _cost(device: str, dtype: str, folders: Sequence[Path]) -> float | None:
+def _cost(device: str, dtype: str) -> float | None:
     """Seconds per parameter and token of prefill here, from runs of the default model."""
     alias = ALIASES[DEFAULT]
     try:
@@ -102,6 +100,6 @@ def _cost(device: str, dtype: str, folders: Sequence[Path]) -> float | None:
     except ModelError:
         return None
     spec = model_spec.spec(source, device=device, dtype=dtype)
-    heads = bool(heads_bytes(source, spec, list(folders)))
+    heads = bool(heads_bytes(source, spec))
     rate = speed_history.measured(spec, default(spec, heads=heads)).prefill
     return None if rate is None else 1 / (rate * alias.parameters)

@@ -19,9 +19,9 @@ from torch import Tensor
 from kvcli.engine.prefill import prefill_steps
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Prefill
+from kvcli.models.heads_on_disk import folder
 from kvcli.recipe import Recipe, parse
 from kvcli.retaining_heads import checkpoint
-from kvcli.retaining_heads.discovery import folder
 from kvcli.storage.infinigen import QUERIES
 from kvcli.types import CHUNK
 

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvcli.errors import DamagedError, ModelError, ResourceError
+from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Event, Notice, drain
 from kvcli.models import hub
+from kvcli.models.heads_on_disk import folders, local
 from kvcli.retaining_heads import checkpoint, published
 from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.module import RetainingHeads
-from kvcli.retaining_heads.named import local
 from kvcli.retaining_heads.published import PublishedHeads
-from kvcli.utils import files
 
 if TYPE_CHECKING:
     from kvcli.models.model import Model
-
-SHIPPED = Path(__file__).with_name("shipped")
-
-
-def folder() -> Path:
-    """Return the directory in which ``kvcli train`` stores heads."""
-    return files.private_dir(files.data_dir() / "heads")
-
-
-def _places() -> list[Path]:
-    """Where heads are looked for; a person's own folder only if there can be one."""
-    with suppress(ResourceError):
-        return [folder(), SHIPPED]
-    return [SHIPPED]
 
 
 def attach(
@@ -100,7 +84,7 @@ def _search(model: Model) -> Path | None:
 
 def known() -> Iterator[tuple[Path, HeadsCard]]:
     """Yield the user's heads, then the shipped ones. Skips unreadable files."""
-    for place in _places():
+    for place in folders():
         for path in sorted(place.glob("*.safetensors")):
             try:
                 yield path, checkpoint.read_card(path)

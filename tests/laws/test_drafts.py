@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kvcli.cache.context import Context
-from kvcli.engine.draft import PromptLookup, as_ids
+from kvcli.engine.drafts import PromptLookup, as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.sampling import Sampling

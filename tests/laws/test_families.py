@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import families, small_models
 from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
-from kvcli.engine.draft import as_ids
+from kvcli.engine.drafts import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill
 from kvcli.errors import ModelError, UnsupportedModel

@@ -81,29 +81,17 @@ class Commands:
 
     def do_add(self, rest: str) -> None:
         """/add FILE… — add documents after the others."""
-        setup, talk = self.session.setup, self.session.talk
+        setup = self.session.setup
         names = [setup.remembered(name) for name in _words(rest)]
         if not names:
             raise UsageError("no file was named", "/add FILE")
         before, added, tokens = setup.run, list(setup.added), setup.tokens
         setup.add(names)
         more = setup.tokens - tokens
-        try:
-            if not self.consent(f"process {more:,} more tokens, {setup.tokens:,} in all ({setup.estimate(more)})?"):
-                setup.restore(before, added)
-                return
-            talk.forget_ground()
-            for _ in talk.open():
-                pass
-        except (KvcliError, KeyboardInterrupt) as problem:
-            setup.restore(before, added)
-            talk.forget_ground()
-            if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
-                raise
-            terminal.note("stopped", "nothing was added; run /add again to resume")
-            return
-        self.session.save()
-        terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
+        question = f"process {more:,} more tokens, {setup.tokens:,} in all ({setup.estimate(more)})?"
+        stopped = "nothing was added; run /add again to resume"
+        if self._read_again(question, lambda: setup.restore(before, added), stopped):
+            terminal.note("read", setup.reading, quiet=self.session.quiet)
 
     def do_page(self, rest: str) -> None:
         """/page N — show a page, by its number or its printed one."""
@@ -196,7 +184,7 @@ class Commands:
 
     def do_system(self, rest: str) -> None:
         """/system [TEXT|-] — show or set the system prompt; - removes it."""
-        setup, talk = self.session.setup, self.session.talk
+        setup = self.session.setup
         before = setup.options.system
         if not rest:
             _say(before or "no system prompt is set")
@@ -210,23 +198,9 @@ class Commands:
             )
         setup.set_system(None if rest == "-" else require_utf8(rest, "the system prompt"))
         tokens = setup.tokens
-        try:
-            if tokens and not self.consent(f"process all {tokens:,} tokens again ({setup.estimate(tokens)})?"):
-                setup.set_system(before)
-                return
-            talk.forget_ground()
-            for _ in talk.open():
-                pass
-        except (KvcliError, KeyboardInterrupt) as problem:
-            setup.set_system(before)
-            talk.forget_ground()
-            if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
-                raise
-            terminal.note("stopped", "the system prompt is unchanged")
-            return
-        self.session.save()
-        if tokens:
-            terminal.note("read", setup.report.reading(), quiet=self.session.quiet)
+        question = f"process all {tokens:,} tokens again ({setup.estimate(tokens)})?" if tokens else None
+        if self._read_again(question, lambda: setup.set_system(before), "the system prompt is unchanged") and tokens:
+            terminal.note("read", setup.reading, quiet=self.session.quiet)
 
     def do_set(self, rest: str) -> None:
         """/set [NAME VALUE] — show or set temp, seed, max_tokens, think, cite, …"""
@@ -320,6 +294,26 @@ class Commands:
     def do_exit(self, _rest: str) -> None:
         """/exit — leave; kvcli chat -c continues."""
         self.leave = True
+
+    def _read_again(self, question: str | None, undo: Callable[[], None], stopped: str) -> bool:
+        """Read the documents after a change, if the user agrees to ``question``; else undo it. Whether it was kept."""
+        talk = self.session.talk
+        try:
+            if question is not None and not self.consent(question):
+                undo()
+                return False
+            talk.forget_ground()
+            for _ in talk.open():
+                pass
+        except (KvcliError, KeyboardInterrupt) as problem:
+            undo()
+            talk.forget_ground()
+            if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
+                raise
+            terminal.note("stopped", stopped)
+            return False
+        self.session.save()
+        return True
 
     def _document(self) -> Document:
         document = self.session.setup.document

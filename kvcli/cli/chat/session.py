@@ -6,10 +6,11 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvcli.chat import transcript
 from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
+from kvcli.cli.setup import banner
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
@@ -23,13 +24,15 @@ from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from kvcli.chat.conversation import Conversation
     from kvcli.chat.transcript import Transcript
     from kvcli.cli.chat.setup import ChatSetup
     from kvcli.events import Quote, Quotes
     from kvcli.retrieval.attribution import LikelySource
+
+T = TypeVar("T")
 
 SAMPLING = {"temp": "temperature", **{name: name for name in ("top_p", "top_k", "min_p", "seed", "repeat_penalty")}}
 
@@ -52,7 +55,7 @@ class ChatSession:
         self.quiet = setup.options.quiet
         self.max_tokens, self.allow_repetition = setup.options.max_tokens, setup.options.allow_repetition
         self.hide_thoughts = saved.hide_thoughts
-        self.cite = setup.options.cite != "off"
+        self.cite = setup.options.cite
         self.given = saved.sampling if given is None else given
         self.tps = 0.0
         self.failed = 0
@@ -82,7 +85,7 @@ class ChatSession:
     def open(self) -> None:
         """Process the document, or load its saved prefill, and the saved turns."""
         self._lock.enter_context(transcript.locked(self.path))
-        self.setup.banner()
+        banner(self.setup.run)
         with DeferredSignals() as patience:
             for _ in self.talk.open():
                 if patience.cause is not None:
@@ -90,7 +93,7 @@ class ChatSession:
         if patience.cause is not None:
             raise Interrupted("interrupted while loading the turns", "kvcli chat -c", cause=patience.cause)
         if self.setup.tokens:
-            terminal.note("read", self.setup.report.reading(), quiet=self.quiet)
+            terminal.note("read", self.setup.reading, quiet=self.quiet)
         turns = len(self.talk.turns)
         if turns:
             terminal.note("session", f"{self.path.stem} · {terminal.plural(turns, 'turn')}", quiet=self.quiet)
@@ -118,13 +121,17 @@ class ChatSession:
         """Save under another name from now on. Raises ``UsageError`` if that exists or is open."""
         if path.exists() and path != self.path:
             raise UsageError(f"the session {path.stem} already exists", "/save ANOTHER")
-        with ExitStack() as lock:
-            if path != self.path:
-                lock.enter_context(transcript.locked(path))
-                self._lock, before = lock.pop_all(), self._lock
-                before.close()
+        if path != self.path:
+            self._lock_only(path)
         self.path = path
         self.save()
+
+    def _lock_only(self, path: Path) -> None:
+        """Lock another file, and then release the one before. Raises ``UsageError`` if it is open elsewhere."""
+        with ExitStack() as lock:
+            lock.enter_context(transcript.locked(path))
+            self._lock, before = lock.pop_all(), self._lock
+        before.close()
 
     def load(self, path: Path, found: Transcript) -> None:
         """Switch to another conversation about the same documents.
@@ -136,10 +143,7 @@ class ChatSession:
             one, two = (transcript.absolute(r) if name == "files" else getattr(r, name) for r in (found, self.saved))
             if one != two:
                 raise UsageError(f"the session {path.stem} has other {name}", f"kvcli chat --session {path.stem}")
-        with ExitStack() as lock:
-            lock.enter_context(transcript.locked(path))
-            self._lock, before = lock.pop_all(), self._lock
-            before.close()
+        self._lock_only(path)
         self.saved, self.path, self.given = found, path, found.sampling
         self.hide_thoughts = found.hide_thoughts
         self.talk = self._conversation()
@@ -290,21 +294,27 @@ class ChatSession:
         text = strip_reasoning(turn.answer, thinking=prompt.thinks)
         return tuple(attribute(setup.model, prompt, context, document, turn.question, text, tokens=setup.tokens))
 
+    def _look_for(self, what: str, look: Callable[[], T]) -> T | None:
+        """Look for something after an answer, and say so. Ctrl-C ends the search, and in a pipe the chat."""
+        waiting = _screen()
+        waiting.wait(f"looking for {what} …")
+        try:
+            return look()
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            return None
+        finally:
+            waiting.wait("")
+
     def _tell(self, cited: Citations) -> None:
         """Print the citations of an answer, and likely sources if no quote is verified."""
         document = self.setup.document
         if document is None:
             return
         if not cited.grounded:
-            waiting = _screen()
-            waiting.wait("looking for sources …")
-            try:
-                cited = replace(cited, likely_sources=self._likely(self.talk.turns[-1]))
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-            finally:
-                waiting.wait("")
+            likely = self._look_for("sources", lambda: self._likely(self.talk.turns[-1]))
+            cited = replace(cited, likely_sources=likely or ())
         for line in citations.lines(document, cited, sys.stdout):
             terminal.paragraph(sys.stdout, line, "dim", indent=4)
 
@@ -337,17 +347,10 @@ class ChatSession:
         """Print the quotes of an answer that its citations do not show."""
         if self.setup.document is None or not self.setup.options.quotes:
             return
-        waiting = _screen()
-        waiting.wait("looking for quotes …")
-        try:
-            text = strip_reasoning(answer, thinking=self.setup.prompt.thinks)
-            found = self.find_quotes(self.setup.options.quotes, text)
-        except KeyboardInterrupt:
-            if not self.interactive:
-                raise
+        text = strip_reasoning(answer, thinking=self.setup.prompt.thinks)
+        found = self._look_for("quotes", lambda: self.find_quotes(self.setup.options.quotes, text))
+        if found is None:
             return
-        finally:
-            waiting.wait("")
         if left_out := quote_lines.uncited(found, cited):
             terminal.write(sys.stdout, quote_lines.heading(found), "dim")
             self.show_quotes(left_out, self.talk.turns[-1].question)
@@ -400,7 +403,7 @@ class ChatSession:
         sampling = ", ".join(f"{k} {v:g}" for k, v in self.settings().items() if v is not None) or "greedy"
         rows = [("session", f"{self.path.stem} · {self.path}")]
         if setup.tokens:
-            rows.append(("read", setup.report.reading()))
+            rows.append(("read", setup.reading))
         room = f" of {talk.base.room:,}" if talk.base else ""
         return [
             *rows,

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
-from kvcli.cli import setup
+from kvcli.cli import model_loading, setup
 from kvcli.cli.inputs import Inputs, open_documents, read_documents
 from kvcli.cli.options import RunOptions
-from kvcli.cli.report import Report
+from kvcli.cli.report import reading
 from kvcli.cli.views import terminal
 from kvcli.documents.document import join_documents
 from kvcli.documents.reader import is_url
@@ -40,11 +40,11 @@ class ChatSetup:
 
     Attributes:
         run: everything before prefill; replaced if documents or the system message change.
-        report: numbers of the last prefill.
+        reading: what the last prefill read and kept, in one line.
     """
 
     def __init__(self, options: RunOptions, files: Sequence[str], added: Sequence[str], folder: Path) -> None:
-        recipe = setup.check(options)
+        recipe = model_loading.check(options)
         if recipe is not None and recipe.policy.query_aware:
             raise UsageError(f"'{recipe}' scores for one question and cannot be used in a chat", "--policy keydiff")
         self.added, self.folder = list(added), folder
@@ -54,9 +54,9 @@ class ChatSetup:
             terminal.warn(text, quiet=options.quiet)
         for name in added:
             inputs = self._joined(inputs, [name])
-        loaded = setup.open_model(inputs.options, inputs.saved, inputs)
+        loaded = model_loading.open_model(inputs.options, inputs.saved, inputs)
         self.run = setup.open_run(inputs, loaded, questions=0)
-        self.report = Report()
+        self.reading = ""
 
     # --- what there is ---
 
@@ -82,12 +82,7 @@ class ChatSetup:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the documents, template included."""
-        return 0 if self.run.source is None else len(self.run.source.ids)
-
-    def banner(self) -> None:
-        """Print documents, model and recipe."""
-        setup.banner(self.run, self.tokens, self.recipe)
+        return self.run.tokens
 
     def sampling(self) -> dict[str, Any]:
         """The generation settings of the model."""
@@ -117,7 +112,7 @@ class ChatSetup:
     def set_system(self, system: str | None) -> None:
         """Change the system prompt. It precedes the document, which must be processed again."""
         inputs = replace(self.run.inputs, options=replace(self.options, system=system))
-        self.run = setup.open_run(inputs, self.run.loaded, questions=0, warn=False)
+        self.run = setup.open_run(inputs, self.run.loaded, questions=0, notes=False)
 
     def _joined(self, inputs: Inputs, names: Sequence[str]) -> Inputs:
         with self._in_folder():
@@ -174,5 +169,5 @@ class ChatSetup:
 
     def _prefill(self, run: setup.OpenRun, **options: Any) -> DocumentContext:
         read = setup.prefill_with_progress(run, **options)
-        self.report = Report.of(run, read)  # without the context, which belongs to the conversation
+        self.reading = reading(read)
         return read

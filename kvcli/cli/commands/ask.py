@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from kvcli.cli import answer_loop, completion, library_answers, map_loop, question_log, templates
+from kvcli.cli import answer_loop, completion, each_answers, library_answers, question_log, templates
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -27,11 +27,11 @@ from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import Request, answer_format, parse_request, require_utf8
 from kvcli.cli.resident import held
+from kvcli.cli.setup import banner, open_request
 from kvcli.cli.templates import Template
 from kvcli.cli.views import citations
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
-from kvcli.types import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.corpus.parts import Over
@@ -174,13 +174,7 @@ class CiteOptions(OptionGroup):
             raise UsageError("--quotes-only with --quotes 0 prints nothing", "--quotes 3")
 
     def settings(self) -> dict[str, Any]:
-        share = self.covered / 100
-        return {
-            "exit_status": self.exit_status,
-            "covered": share,
-            "quotes": self.quotes,
-            "quotes_only": self.quotes_only,
-        }
+        return {"exit_status": self.exit_status, "covered": self.covered / 100, "quotes": self.quotes}
 
 
 @dataclass(frozen=True)
@@ -235,7 +229,7 @@ def command(
     held.refuse(engine.no_server)
     task = templates.load(question.template)
     request = question.request(words or [], task.question)
-    answer, prompt = answer.under(task), prompt if prompt.raw else replace(prompt, system=prompt.system or task.system)
+    answer, prompt = answer.under(task), prompt.under(task)
     answer.refuse_unused()
     quiet = answer.formatted and not citing.exit_status and not output.as_json
     plain = citing.no_cite or citing.exit_status or output.as_json or output.output is not None
@@ -246,12 +240,12 @@ def command(
         as_json=output.as_json,
         output=output.output,
     )
-    options = RunOptions.of(model, document, recipe, answer, citing, prompt, cache, output, cite=cite)
-    longest = answer.max_tokens or task.max_tokens or ANSWER_TOKENS
     over = question.cutting(answer, quotes_only=citing.quotes_only)
-    options = replace(
-        options, over=over, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=longest
-    )
+    groups = (model, document, recipe, answer, citing, prompt, cache, output)
+    options = RunOptions.of(*groups, cite=cite != "off", strict=cite == "strict", over=over)
+    if cite == "off" and not citing.quotes_only:
+        options = replace(options, quotes=0)
+    options = options.under(task, answer.max_tokens)
     if question.continued:
         options, files = question_log.continued(options, question_log.latest(), request.files)
         request = replace(request, files=files)
@@ -274,9 +268,12 @@ def command(
         elif library is not None:
             library_answers.answer(options, library, request, writer, question.top or library_answers.TOP)
         elif question.each:
-            map_loop.ask_each(options, request, writer)
+            each_answers.answer(options, request, writer)
         else:
-            loop = answer_loop.open_loop(options, request, writer, stdin_is_questions=STDIN in named)
+            questions = 0 if over else len(request.questions)  # one reading serves all parts
+            run = open_request(options, request, questions=questions, stdin_is_questions=STDIN in named)
+            banner(run)
+            loop = answer_loop.AnswerLoop(run, request.questions, writer)
             failed = loop.run(batch=request.batch)
             answer_loop.finish(failed, len(request.questions), "question", loop.without_citation, options)
     finally:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli import types
+from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
-from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.corpus.record import versions
-from kvcli.errors import SCHEMA, KvcliError, ResourceError, TooLongError, UsageError
+from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
 from kvcli.planning.budget import Budget, combinations
 
@@ -242,16 +241,10 @@ def _speeds(rows: Sequence[BenchRow], name: str) -> dict[int, Speed | None]:
 def _print_json(bench: _Bench, rows: Sequence[BenchRow], top: Roofline) -> None:
     spec = bench.model.spec
     full, llama = _speeds(rows, FULL), _speeds(rows, LLAMA)
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "bench": [row.to_json(top, full.get(row.tokens), llama.get(row.tokens)) for row in rows],
-        "ceilings": {"matmul_flops": round(top.matmul), "bandwidth_bytes_per_s": round(top.bandwidth)},
-        "settings": {
-            "model": asdict(spec),
-            "chunk": bench.chunk,
-            "generated": bench.generate,
-            "repeat": bench.repeat,
-        },
-        "versions": versions(),
-    }
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    settings = {"model": asdict(spec), "chunk": bench.chunk, "generated": bench.generate, "repeat": bench.repeat}
+    terminal.print_json(
+        bench=[row.to_json(top, full.get(row.tokens), llama.get(row.tokens)) for row in rows],
+        ceilings={"matmul_flops": round(top.matmul), "bandwidth_bytes_per_s": round(top.bandwidth)},
+        settings=settings,
+        versions=versions(),
+    )

@@ -1,7 +1,6 @@
 """``kvcli cache``: saved prefills. Imports no torch."""
 
 import errno
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
 from kvcli.documents.kept import DocumentCache, Kept
-from kvcli.errors import SCHEMA, DamagedError, InputError, ResourceError, UsageError
+from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
 from kvcli.utils.sizes import format_bytes, parse_size
@@ -39,7 +38,7 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
     if as_json:
         texts = [{"name": e.name, "bytes": e.size, "used": round(e.used, 3), "path": str(e.path)} for e in kept]
         size = sum(e.size for e in entries)
-        _print("readings", [_facts(e) for e in entries], limit=library.limit, bytes=size, texts=texts)
+        terminal.print_json(readings=[facts(e) for e in entries], limit=library.limit, bytes=size, texts=texts)
         return
     rows = []
     for e in entries:
@@ -69,7 +68,7 @@ def show(name: One, as_json: JSON = False, _debug: DEBUG = False) -> None:
     if entry.header is None:
         raise _damaged(entry)
     if as_json:
-        _print("reading", _facts(entry))
+        terminal.print_json(reading=facts(entry))
         return
     meta, own = entry.header.meta, entry.header.meta.identity
     read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)} (interrupted)")
@@ -168,7 +167,7 @@ def verify(names: Some = None, as_json: JSON = False, quiet: QUIET = False, _deb
             f"kvcli cache rm {' '.join(own)}" if own else _AGAIN,
         )
     if as_json:
-        _print("verified", [e.key for e in entries])
+        terminal.print_json(verified=[e.key for e in entries])
 
 
 @app.command("export", cls=Command)
@@ -183,7 +182,7 @@ def export(
     entry, path = _entry(name), check_export_path(target)
     _copy(_whole(entry).path, path)
     if as_json:
-        _print("reading", facts(path))
+        terminal.print_json(reading=facts(CacheEntry.of(path)))
         return
     terminal.note("exported", f'{format_bytes(entry.size)} · kvcli ask {path} "…"', quiet=quiet)
 
@@ -216,7 +215,7 @@ def import_(
         if not as_json:
             terminal.note("imported", f"{name} as {place.stem[:_SHORT]}", quiet=quiet)
     if as_json:
-        _print("readings", [facts(p) for p in made])
+        terminal.print_json(readings=[facts(CacheEntry.of(p)) for p in made])
 
 
 @app.command("path", cls=Command)
@@ -224,17 +223,13 @@ def path(as_json: JSON = False, _debug: DEBUG = False) -> None:
     """Print the folder of saved prefills."""
     folder = CacheDirectory.default().folder
     if as_json:
-        _print("path", str(folder))
+        terminal.print_json(path=str(folder))
     else:
         print(folder)
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """JSON that describes the saved prefill in a file, or its damage."""
-    return _facts(CacheEntry.of(path))
-
-
-def _facts(entry: CacheEntry) -> dict[str, Any]:
+def facts(entry: CacheEntry) -> dict[str, Any]:
+    """JSON that describes a saved prefill, or its damage."""
     common = {"id": entry.id, "path": str(entry.path), "bytes": entry.size, "used": round(entry.used, 3)}
     if entry.header is None:
         return {**common, "fault": entry.fault}
@@ -292,7 +287,7 @@ def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
 def _deleted(gone: list[CacheEntry], texts: list[Kept], *, as_json: bool, quiet: bool) -> None:
     total = sum(e.size for e in gone) + sum(e.size for e in texts)
     if as_json:
-        _print("deleted", [e.key for e in gone], bytes=total, texts=[e.name for e in texts])
+        terminal.print_json(deleted=[e.key for e in gone], bytes=total, texts=[e.name for e in texts])
         return
     count = terminal.plural(len(gone), "saved prefill")
     count += f" and {terminal.plural(len(texts), 'extracted text')}" if texts else ""
@@ -301,10 +296,6 @@ def _deleted(gone: list[CacheEntry], texts: list[Kept], *, as_json: bool, quiet:
 
 def _texts() -> DocumentCache:
     return DocumentCache.default() or DocumentCache(CacheDirectory.default().folder / "texts")
-
-
-def _print(name: str, value: Any, **more: Any) -> None:
-    print(json.dumps({"schema": SCHEMA, name: value, **more}, ensure_ascii=False))
 
 
 def _ago(when: float) -> str:

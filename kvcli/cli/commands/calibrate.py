@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from kvcli import documents
+from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, annotation, takes_groups
 from kvcli.cli.options import DEBUG, QUIET, LoadOptions
-from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress

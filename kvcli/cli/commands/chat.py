@@ -71,7 +71,7 @@ class ConversationOptions(OptionGroup):
 
     def settings(self) -> dict[str, Any]:
         shown = sys.stdin.isatty() and terminal.is_terminal(sys.stdout) if self.cite is None else self.cite
-        return {"cite": "on" if shown else "off", "quotes": self.quotes}
+        return {"cite": shown, "quotes": self.quotes}
 
 
 @takes_groups

@@ -13,7 +13,7 @@ from kvcli.cli.help import Command, Group
 from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, UsageError
+from kvcli.errors import UsageError
 from kvcli.utils import child_process, config_file
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="Show and change defaults of options.")
@@ -37,7 +37,7 @@ def show(
     found = defaults.settings(program)
     if as_json:
         rows = [{"key": s.key, "value": s.value, "origin": s.origin} for s in found]
-        print(json.dumps({"schema": SCHEMA, "path": str(config_file.path()), "settings": rows}, ensure_ascii=False))
+        terminal.print_json(path=str(config_file.path()), settings=rows)
         return
     columns = ("option", "value", "origin")[: 3 if origin else 2]
     terminal.table(columns, [(s.key, _text(s.value), s.origin)[: len(columns)] for s in found])
@@ -59,8 +59,7 @@ def get(ctx: typer.Context, key: Key, as_json: JSON = False, _debug: DEBUG = Fal
     if found is None:
         raise UsageError(f"{key} is not set", f"kvcli config set {key} VALUE")
     if as_json:
-        body = {"key": key, "value": found.value, "origin": found.origin}
-        print(json.dumps({"schema": SCHEMA, **body}, ensure_ascii=False))
+        terminal.print_json(key=key, value=found.value, origin=found.origin)
     else:
         print(_text(found.value))
 

@@ -1,6 +1,5 @@
 """``kvcli doctor``: versions, devices, memory and the default model."""
 
-import json
 import os
 import platform
 from dataclasses import asdict
@@ -14,7 +13,8 @@ from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.ray_option import LOCAL, RayCommand
 from kvcli.cli.views import terminal
 from kvcli.corpus.record import installed, versions
-from kvcli.errors import SCHEMA, KvcliError
+from kvcli.errors import KvcliError
+from kvcli.events import drain
 from kvcli.utils import files
 from kvcli.utils.sizes import format_bytes
 
@@ -40,7 +40,7 @@ def command(
     if ray is not None:
         found["ray"] = _ray(None if ray == LOCAL else ray, found["problems"])
     if as_json:
-        print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
+        terminal.print_json(**found)
     else:
         _show(found)
     if found["problems"]:
@@ -131,11 +131,7 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
         return {"name": None, "present": False}
     name = resolve.default_name()
     try:
-        events = resolve.resolve(name, offline=True)
-        while True:
-            next(events)
-    except StopIteration as end:
-        return {"name": name, "present": True, "path": str(end.value.path)}
+        return {"name": name, "present": True, "path": str(drain(resolve.resolve(name, offline=True)).path)}
     except Exception:  # `kvcli models pull` reports what is wrong
         return {"name": name, "present": False}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated
 
@@ -14,7 +13,6 @@ from kvcli.cli.option_groups import takes_groups
 from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
 from kvcli.cli.views import terminal
 from kvcli.corpus.record import versions
-from kvcli.errors import SCHEMA
 
 
 class Eval(Command):
@@ -70,12 +68,10 @@ def command(
         terminal.table(columns, body)
         for text in [*notes, *run.notes()]:
             terminal.write(sys.stdout, terminal.oneline(text))
-    result = {
-        "schema": SCHEMA,
-        "settings": run.rows.settings,
-        "cells": [cell.numbers() | run.numbers(cell) for cell in found],
+    terminal.print_json(
+        settings=run.rows.settings,
+        cells=[cell.numbers() | run.numbers(cell) for cell in found],
         **run.facts(),
-        "out": None if options.out is None else str(options.out),
-        "versions": versions(),
-    }
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+        out=None if options.out is None else str(options.out),
+        versions=versions(),
+    )

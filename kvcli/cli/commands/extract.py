@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import unicodedata
@@ -17,7 +16,7 @@ from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views import terminal
 from kvcli.documents import Document, pages, quality
 from kvcli.documents.quality import PageQuality, Quality
-from kvcli.errors import SCHEMA, UsageError
+from kvcli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def command(files: FILES = None, *, document: DocumentOptions, printed: ExtractO
         if printed.report:
             _table(found)
         else:  # AnswerWriter.end strips; in a pipe or a file this is the text to the character
-            whole = json.dumps(_object(text, found, seconds), ensure_ascii=False) if printed.as_json else text.text
+            whole = terminal.to_json(**_object(text, found, seconds)) if printed.as_json else text.text
             shown = terminal.strip_control(whole) if terminal.is_terminal(sink.file) else whole
             sink.file.write(shown if shown.endswith("\n") else shown + "\n")
             sink.file.flush()
@@ -128,7 +127,6 @@ def _table(found: Quality) -> None:
 def _object(document: Document, found: Quality, seconds: float) -> dict[str, Any]:
     text = {k: v for k, v in asdict(document).items() if k not in ("without_text", "notes", "warnings")}
     return {
-        "schema": SCHEMA,
         "document": text,
         "quality": {
             "characters": found.characters,

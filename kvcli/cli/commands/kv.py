@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
@@ -21,11 +20,11 @@ from kvcli.cli.options import (
     RunOptions,
     as_json,
 )
-from kvcli.cli.report import Report
+from kvcli.cli.report import reading
 from kvcli.cli.request import Request, require_utf8
 from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import citations, plot, sparkline, terminal
-from kvcli.errors import SCHEMA, InputError
+from kvcli.errors import InputError
 
 if TYPE_CHECKING:
     from kvcli.cli.views.retention import PageRetention
@@ -74,10 +73,9 @@ def command(
     asked = None if drawn.question is None else require_utf8(drawn.question, "the question")
     request = Request(tuple(files or ()), (), False)
     run = open_request(options, request, questions=0 if asked is None else 1, required="kvcli kv FILE")
-    assert run.source is not None
     if run.recipe.policy.query_aware and asked is None:
         raise InputError(f"'{run.recipe}' scores for one question, and there is none", '-e "QUESTION"')
-    banner(run, len(run.source.ids), run.recipe)
+    banner(run)
     _show(run, prefill_with_progress(run, question=asked), out, as_json=drawn.as_json)
 
 
@@ -88,17 +86,17 @@ def _show(run: OpenRun, read: DocumentContext, out: Path | None, *, as_json: boo
     context, document, tokens = read.context, run.document, read.tokens
     assert context is not None
     assert document is not None
-    spec, report = run.model.spec, Report.of(run, read)
+    spec, facts = run.model.spec, reading(read)
     found = page_retention(context, document, run.pipeline.prompt.offsets(document.text), tokens, spec.sliding)
     fine = equal_bins(tokens, FINE)
     if out is not None:
-        title = f"{terminal.title(document)} · {spec.name} · {report.reading()}\n{read.recipe}"
+        title = f"{terminal.title(document)} · {spec.name} · {facts}\n{read.recipe}"
         plot.draw(out, retention_map(context, fine), found, tokens, title)
     if as_json:
-        print(json.dumps(_object(report, fine, retention_map(context, fine), found), ensure_ascii=False))
+        _print_json(run, read, fine, retention_map(context, fine), found)
     else:
         _print(document, retention_map(context, equal_bins(tokens, sparkline.WIDTH)), found)
-    terminal.note("read", report.reading(), quiet=run.options.quiet)
+    terminal.note("read", facts, quiet=run.options.quiet)
     if out is not None:
         terminal.note("plot", str(out), quiet=run.options.quiet)
 
@@ -121,15 +119,19 @@ def _print(document: Document, rows: list[list[float]], found: Sequence[PageRete
     terminal.table(("most kept", "kept", "tokens"), table)
 
 
-def _object(
-    report: Report, edges: list[int], rows: list[list[float]], found: Sequence[PageRetention]
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "map": {
-            "recipe": report.kv["recipe"],
-            "tokens": report.tokens,
-            "kept": report.kv["kept"],
+def _print_json(
+    run: OpenRun,
+    read: DocumentContext,
+    edges: list[int],
+    rows: list[list[float]],
+    found: Sequence[PageRetention],
+) -> None:
+    assert read.context is not None
+    terminal.print_json(
+        map={
+            "recipe": str(read.recipe),
+            "tokens": read.tokens,
+            "kept": read.context.kept,
             "edges": edges,
             "layers": [[round(share, 5) for share in row] for row in rows],
             "pages": [
@@ -148,5 +150,5 @@ def _object(
                 for p in found
             ],
         },
-        "warnings": list(report.warnings),
-    }
+        warnings=run.warnings,
+    )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from kvcli.cli.exit_codes import PARTLY_FAILED
 from kvcli.cli.help import Command, Group
 from kvcli.cli.inputs import Inputs
+from kvcli.cli.model_loading import LoadedModel, check, open_model
 from kvcli.cli.option_groups import annotation, takes_groups
 from kvcli.cli.options import (
     DEBUG,
@@ -24,12 +24,12 @@ from kvcli.cli.options import (
     RecipeOptions,
     RunOptions,
 )
-from kvcli.cli.setup import LoadedModel, check, open_model, open_run, prefill_with_progress
+from kvcli.cli.setup import open_run, prefill_with_progress
 from kvcli.cli.signals import Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.corpus.library import Entry, Library, names
 from kvcli.corpus.task import find_files
-from kvcli.errors import SCHEMA, InputError, KvcliError, UsageError
+from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.utils.file_digest import sha256
 
 app = typer.Typer(
@@ -106,7 +106,7 @@ def ls(
             {**asdict(entry), "changed": entry.changed, "read": _saved(entry)} for entry in library.entries.values()
         ]
         if as_json:
-            _print("library", {"name": library.name, "files": rows})
+            terminal.print_json(library={"name": library.name, "files": rows})
             return
         table = [
             (
@@ -130,7 +130,7 @@ def ls(
         for library in libraries
     ]
     if as_json:
-        _print("libraries", facts)
+        terminal.print_json(libraries=facts)
     elif facts:
         cells = [(f"@{row['name']}", f"{row['files']:,}", f"{row['characters']:,}") for row in facts]
         terminal.table(("library", "files", "characters"), cells)
@@ -174,7 +174,3 @@ def _read(library: Library, entry: Entry, options: RunOptions, loaded: LoadedMod
     run = open_run(Inputs(options, library.document(entry), None, 0.0), loaded, questions=0)
     context = prefill_with_progress(run, origin="library")
     library.keep_reading(entry, None if context.path is None or context.key is None else context.key.key)
-
-
-def _print(kind: str, value: Any) -> None:
-    print(json.dumps({"schema": SCHEMA, kind: value}, ensure_ascii=False))

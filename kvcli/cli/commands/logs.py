@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import suppress
@@ -15,7 +14,7 @@ from kvcli.cli import defaults, question_log
 from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, UsageError
+from kvcli.errors import UsageError
 from kvcli.utils import config_file
 
 ACTIONS = ("on", "off", "clear", "path")
@@ -59,7 +58,7 @@ def command(
 
 def _show(found: list[question_log.Logged], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"schema": SCHEMA, "logs": [_facts(entry) for entry in found]}, ensure_ascii=False))
+        terminal.print_json(logs=[_facts(entry) for entry in found])
         return
     for entry in found:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made))

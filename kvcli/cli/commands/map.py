@@ -13,6 +13,7 @@ import typer
 from kvcli.cli import templates
 from kvcli.cli.commands.ask import AskOptions
 from kvcli.cli.map_loop import MapRun
+from kvcli.cli.model_loading import open_model
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     CacheOptions,
@@ -27,17 +28,14 @@ from kvcli.cli.options import (
 from kvcli.cli.output import refuse_output
 from kvcli.cli.ray_option import LOCAL, RayCommand, RayOptions, cards
 from kvcli.cli.request import parse_request
-from kvcli.cli.setup import open_model
 from kvcli.cli.signals import install_sigterm, interruptible
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
-from kvcli.types import ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.cli.request import Request
     from kvcli.corpus.ray_workers import RayWorkers
-    from kvcli.corpus.task import Settings
     from kvcli.corpus.worker import LocalWorkers
     from kvcli.models.source import ModelSource
 
@@ -119,14 +117,21 @@ def command(
     """
     task = templates.load(question.template)
     request = question.request(words or [], task.question)
-    answer, prompt = answer.under(task), prompt if prompt.raw else replace(prompt, system=prompt.system or task.system)
+    answer, prompt = answer.under(task), prompt.under(task)
     answer.refuse_unused()
+    cite, quotes = not question.no_cite, 0 if question.no_cite else question.quotes
     options = RunOptions.of(
-        model, document, recipe, answer, prompt, cache, output, cite="off" if question.no_cite else "on"
-    )
-    longest = answer.max_tokens or task.max_tokens or ANSWER_TOKENS
-    after = f"\n{task.after}" * bool(task.after)
-    options = replace(options, before=task.before, after=after, max_tokens=longest, quotes=question.quotes)
+        model,
+        document,
+        recipe,
+        answer,
+        prompt,
+        cache,
+        output,
+        cite=cite,
+        quotes=quotes,
+        field_quotes=question.with_quotes,
+    ).under(task, answer.max_tokens)
     tables = tuple(Path(name) for name in question.tables or ())
     inputs = [*request.files, *(question.question_files or [])]
     for path in [*([question.output] if question.output else []), *map(str, tables)]:
@@ -138,7 +143,6 @@ def command(
         question.ordered,
         question.retry_failed,
         tables,
-        question.with_quotes,
         lambda *given: _workers(ray, *given),
     )
     if question.plan:
@@ -148,9 +152,7 @@ def command(
 
 
 @contextmanager
-def _workers(
-    ray: RayOptions, options: RunOptions, settings: Settings, source: ModelSource
-) -> Iterator[LocalWorkers | RayWorkers]:
+def _workers(ray: RayOptions, options: RunOptions, source: ModelSource) -> Iterator[LocalWorkers | RayWorkers]:
     """One worker in this process; with ``--ray``, or if there are several cards and Ray is installed, several."""
     from kvcli.corpus.record import installed
 
@@ -164,11 +166,11 @@ def _workers(
     if ray.ray is None:
         from kvcli.corpus.worker import LocalWorkers, Worker
 
-        yield LocalWorkers(Worker(open_model(options).model, settings))
+        yield LocalWorkers(Worker(open_model(options).model, options))
         return
     from kvcli.models.spec import fingerprint
 
-    with interruptible("starting Ray"), ray.make(settings, fingerprint(source, options.weights)) as workers:
+    with interruptible("starting Ray"), ray.make(options, fingerprint(source, options.weights)) as workers:
         install_sigterm()  # Ray has one of its own
         where = ray.address or "this machine"
         text = f"{terminal.plural(workers.count, 'worker')} on Ray at {where}; each loads {source.name}"

@@ -55,7 +55,7 @@ def command(
         raise UsageError(f"'{named}' scores for one question, and documents are read for many", "--policy keydiff")
 
     def load() -> Pipeline:
-        from kvcli.cli.setup import open_model
+        from kvcli.cli.model_loading import open_model
         from kvcli.pipeline import Pipeline
         from kvcli.prompt_cache.directory import CacheDirectory
 

@@ -1,6 +1,5 @@
 """``kvcli models``: models on this machine."""
 
-import json
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
-from kvcli.errors import SCHEMA, ResourceError
+from kvcli.errors import ResourceError
 from kvcli.utils import config_file
 from kvcli.utils.sizes import format_bytes
 
@@ -38,7 +37,7 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
 
     entries = local_models.ls()
     if as_json:
-        print(json.dumps({"schema": SCHEMA, "models": [local_models.to_json(e) for e in entries]}, ensure_ascii=False))
+        terminal.print_json(models=[local_models.to_json(e) for e in entries])
         return
     columns = ("name", "here", "size", "context", "licence", "model")
     rows = [
@@ -65,7 +64,7 @@ def pull(name: Name = None, quiet: QUIET = False, as_json: JSON = False, _debug:
     source = run_with_progress(resolve.resolve(name, refresh=True), quiet=quiet)
     if as_json:
         facts = run_with_progress(local_models.show(name, offline=True), quiet=True)
-        print(json.dumps({"schema": SCHEMA, "model": local_models.to_json(facts)}, ensure_ascii=False))
+        terminal.print_json(model=local_models.to_json(facts))
         return
     terminal.note(
         "model",
@@ -90,7 +89,7 @@ def show(
 
     facts = run_with_progress(local_models.show(name, offline=offline), quiet=quiet)
     if as_json:
-        print(json.dumps({"schema": SCHEMA, "model": local_models.to_json(facts)}, ensure_ascii=False))
+        terminal.print_json(model=local_models.to_json(facts))
         return
     per_token = f"{terminal.count(facts.kv_bytes_per_token)} bytes" if facts.kv_bytes_per_token else None
     rows = {
@@ -134,22 +133,18 @@ def suggest(
     Memory is estimated with the arithmetic of kvcli ask and its default recipe. Times are estimates from earlier runs
     of the default model on this machine. Exits with 5 if no model fits.
     """
-    from kvcli.cli.commands.plan import heads_folders
     from kvcli.models.spec import default_device, default_dtype
     from kvcli.planning import suggest as suggestions
     from kvcli.planning.estimate import Target
 
     device = "cuda:0" if gpu else default_device()
     target = Target.gpu(gpu) if gpu else Target.this(device)
-    found = suggestions.suggest(
-        target, device=device, dtype=default_dtype(device), tokens=tokens, folders=heads_folders()
-    )
+    found = suggestions.suggest(target, device=device, dtype=default_dtype(device), tokens=tokens)
     best = suggestions.best(found)
     if as_json:
         rows = [_suggestion_json(each, tokens) for each in found]
         body = {"target": target.name, "usable_bytes": target.usable, "tokens": tokens, "models": rows}
-        name = best.alias.name if best else None
-        print(json.dumps({"schema": SCHEMA, **body, "suggested": name}, ensure_ascii=False))
+        terminal.print_json(**body, suggested=best.alias.name if best else None)
     else:
         print(f"A document of {terminal.count(tokens)} tokens on {target.name}, {format_bytes(target.usable)} free:\n")
         columns = ["name", "parameters", "context", "weights", "memory", "kept", "prefill", "fits", "licence"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.question_log import Logged, Place
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, InputError
+from kvcli.errors import InputError
 
 
 def command(
@@ -36,7 +35,7 @@ def command(
     chosen = last.places if number is None else last.places[number - 1 : number]
     if as_json:
         found = [{"file": last.path(p.file), **_facts(last, p)} for p in chosen]
-        print(json.dumps({"schema": SCHEMA, "places": found}, ensure_ascii=False))
+        terminal.print_json(places=found)
     elif number is None:
         for n, place in enumerate(chosen, 1):
             print(terminal.oneline(f"{n}  {_where(place)}  “{place.quote}”"))

@@ -29,7 +29,6 @@ from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.planning.estimate import Target, Workload, forecast
 from kvcli.retaining_heads import published
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
-from kvcli.utils import files as file_utils
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -89,12 +88,12 @@ def command(
     target = target or Target.this(spec.device)
     usual = _chosen(spec, named, units, policy, theirs.recipe if theirs else "")
     found = [forecast(spec, each, work, target) for each in (usual, *others)]
-    outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16, ())
+    outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16)
     if as_json:
         plan.to_json(outlook)
     else:
         plan.show(outlook)
-    for note in (*(text.warnings if text else ()), *outlook.notes):
+    for note in text.warnings if text else ():
         terminal.warn(note, quiet=quiet)
     plan.exit_if_too_big(outlook)
 
@@ -121,6 +120,7 @@ def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: Po
 def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[ModelSource, ModelSpec]:
     """Where the model is, and its shape on this machine or on the ``target``."""
     from kvcli.models import spec as model_spec
+    from kvcli.models.heads_on_disk import heads_bytes
 
     source = _source(model, quiet=quiet)
     spec = model_spec.spec(
@@ -131,7 +131,7 @@ def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[M
     )
     if target is not None:
         spec = replace(spec, device="cuda:0")
-    return source, replace(spec, heads_bytes=_heads(source, spec))
+    return source, replace(spec, heads_bytes=heads_bytes(source, spec))
 
 
 def _source(model: ModelOptions, *, quiet: bool) -> ModelSource:
@@ -183,13 +183,6 @@ def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
     return Prompt(LightTokenizer(directory), system=system, raw=raw)
 
 
-def _heads(source: ModelSource, spec: ModelSpec) -> int:
-    """Size of the retaining heads on this machine, looked for where ``ask`` finds them."""
-    from kvcli.models.heads_on_disk import heads_bytes
-
-    return heads_bytes(source, spec, heads_folders())
-
-
 def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:
     """The published heads that ``ask`` would use for a model without others."""
     from kvcli.models import hub
@@ -198,11 +191,6 @@ def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:
     if known is None or (hub.cached_heads(known.repo) is None and (offline or hub.switched_off())):
         return None
     return known
-
-
-def heads_folders() -> list[Path]:
-    """Where ``ask`` finds retaining heads."""
-    return [file_utils.data_dir() / "heads", Path(documents.__file__).parents[1] / "retaining_heads" / "shipped"]
 
 
 def _text_bytes(document: Document | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +21,13 @@ from kvcli.cli.options import (
     as_json,
 )
 from kvcli.cli.output import check_export_path
-from kvcli.cli.report import Report
+from kvcli.cli.report import reading
 from kvcli.cli.request import Request
 from kvcli.cli.resident import held
 from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, ResourceError, UsageError
+from kvcli.errors import ResourceError, UsageError
+from kvcli.prompt_cache.directory import CacheEntry
 
 if TYPE_CHECKING:
     from kvcli.pipeline import DocumentContext
@@ -68,15 +68,13 @@ def command(
     if named is not None and named.policy.query_aware:
         raise UsageError(f"'{named}' scores for one question, and prefill has none", "--policy keydiff")
     run = open_request(options, Request(tuple(files or ()), (), False), questions=0, required="kvcli prefill FILE")
-    assert run.source is not None
-    banner(run, len(run.source.ids), run.recipe)
+    banner(run)
     context = prefill_with_progress(run, origin="prefill", path=None if options.cache else out)
     path = _keep(run, context, out)
-    report = Report.of(run, context)
-    terminal.note("read", report.reading(), quiet=options.quiet)
+    terminal.note("read", reading(context), quiet=options.quiet)
     if output.as_json:
-        reading = {**facts(path), "cache": report.cache, "prefill_s": round(report.prefill_s, 4)}
-        print(json.dumps({"schema": SCHEMA, "reading": reading, "warnings": list(report.warnings)}, ensure_ascii=False))
+        body = {**facts(CacheEntry.of(path)), "cache": context.cache, "prefill_s": round(context.prefill_s, 4)}
+        terminal.print_json(reading=body, warnings=run.warnings)
     else:
         print(path)
 

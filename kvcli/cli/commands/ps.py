@@ -1,11 +1,9 @@
 """``kvcli ps``: the engines that wait for the next ``kvcli ask``."""
 
-import json
-
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.resident import client, place
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, ResourceError
+from kvcli.errors import ResourceError
 from kvcli.utils.sizes import format_bytes
 
 NAMES = ("pid", "state", "model", "device", "dtype", "weights", "memory_bytes", "commands", "age_s", "leaves_in_s")
@@ -27,7 +25,7 @@ def ask(what: str) -> list[dict[str, object]]:
 def show(found: list[dict[str, object]], *, as_json: bool) -> None:
     """Print engines as a table or as JSON."""
     if as_json:
-        print(json.dumps({"schema": SCHEMA, "engines": [{name: e[name] for name in NAMES} for e in found]}))
+        terminal.print_json(engines=[{name: e[name] for name in NAMES} for e in found])
     elif not found:
         terminal.note("engines", "none; kvcli ask starts one")
     else:

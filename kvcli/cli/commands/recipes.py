@@ -1,14 +1,12 @@
 """``kvcli recipes``: values of ``--policy``."""
 
 import inspect
-import json
 from dataclasses import MISSING, fields
 from statistics import mode
 from typing import Any, Literal
 
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA
 
 AXES: tuple[tuple[Literal["eviction", "storage"], str, str], ...] = (
     ("eviction", "keep", "eviction policies: which KV pairs are kept"),
@@ -23,7 +21,7 @@ def command(
     """List the eviction policies and KV storages for --policy."""
     found = {key: policies(axis) for axis, key, _ in AXES}
     if as_json:
-        print(json.dumps({"schema": SCHEMA, **found}, ensure_ascii=False))
+        terminal.print_json(**found)
         return
     for _, key, meaning in AXES:
         shared = _shared(found[key])

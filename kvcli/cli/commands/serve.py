@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 import typer
 
+from kvcli.cli.model_loading import open_model
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     CacheOptions,
@@ -26,7 +27,6 @@ from kvcli.cli.options import (
 )
 from kvcli.cli.resident import servers
 from kvcli.cli.resident.place import UnsafePlace
-from kvcli.cli.setup import open_model
 from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN

@@ -19,6 +19,7 @@ from kvcli.cli.options import (
 )
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.request import Request
+from kvcli.cli.setup import banner, open_request
 from kvcli.corpus.parts import Over
 from kvcli.corpus.task import Question
 from kvcli.errors import UsageError
@@ -71,7 +72,7 @@ def command(
         "The text has summaries of the parts of one document, in order."
         f" Summarise the whole document in about {summary.words} words."
     )
-    options = RunOptions.of(model, document, recipe, prompt, cache, output, cite="off")
+    options = RunOptions.of(model, document, recipe, prompt, cache, output)
     options = replace(
         options,
         after="",
@@ -89,6 +90,8 @@ def command(
         export=output.export,
     )
     try:
-        answer_loop.open_loop(options, request, writer, stdin_is_questions=False).run(batch=False)
+        run = open_request(options, request, questions=0)
+        banner(run)
+        answer_loop.AnswerLoop(run, request.questions, writer).run(batch=False)
     finally:
         writer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from kvcli.cli import templates
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, UsageError
+from kvcli.errors import UsageError
 from kvcli.utils import child_process
 
 app = typer.Typer(cls=Group, no_args_is_help=True, help="List, show and edit tasks for kvcli ask --template.")
@@ -26,7 +25,7 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
     found = {name: (path, templates.read(path)) for name, path in templates.names().items()}
     if as_json:
         rows = [{"name": name, "path": str(path), **asdict(t)} for name, (path, t) in found.items()]
-        print(json.dumps({"schema": SCHEMA, "templates": rows}, ensure_ascii=False))
+        terminal.print_json(templates=rows)
         return
     rows_ = [
         (name, "shipped" if path.parent == templates.SHIPPED else "own", t.about) for name, (path, t) in found.items()

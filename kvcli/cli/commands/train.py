@@ -13,9 +13,9 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import typer
 
+from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import LoadOptions, PlainOutput
-from kvcli.cli.setup import load_bare
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
@@ -119,6 +119,7 @@ def command(
     if training.loss == "regression" and len(set(examples.labels.split(","))) > 1:
         raise UsageError(f"--loss regression needs one kind of label, not {examples.labels}", "--loss ordinal")
     span, quiet = examples.span(), output.quiet
+    from kvcli.models import heads_on_disk
     from kvcli.retaining_heads import checkpoint as file
     from kvcli.retaining_heads import data as training_data
     from kvcli.retaining_heads import discovery
@@ -129,7 +130,7 @@ def command(
     loaded = load_bare(model, quiet=quiet)
     given = {**vars(examples), **vars(training)}
     settings = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
-    path = output.output or discovery.folder() / f"{loaded.name.replace('/', '--')}.safetensors"
+    path = output.output or heads_on_disk.folder() / f"{loaded.name.replace('/', '--')}.safetensors"
     checkpoint = path.with_name(path.name + ".training")
     if output.restart:
         checkpoint.unlink(missing_ok=True)

@@ -19,31 +19,31 @@ from kvcli.types import CHUNK
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from kvcli.corpus.task import Settings, Task
+    from kvcli.cli.options import RunOptions
+    from kvcli.corpus.task import Task
     from kvcli.models.source import ModelSource
 
 ANSWER = 64
 """Tokens that an answer is assumed to have, if ``--max-tokens`` allows them."""
 
 
-def show(tasks: Sequence[Task], own: Settings, source: ModelSource, workers: int, *, quiet: bool) -> None:
+def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: int) -> None:
     """Print what a run takes: extracts and counts every document.
 
     Args:
         tasks: the documents and the questions that are left.
-        own: the settings of the run.
+        own: the options of the run.
         source: the model's files.
         workers: how many there will be, each as fast as this machine was.
     """
     from kvcli import recipe as recipes
-    from kvcli.cli.commands.plan import heads_folders
     from kvcli.engine.prompt import Prompt
     from kvcli.models import spec as model_spec
     from kvcli.models.heads_on_disk import heads_bytes
     from kvcli.models.tokenizer import LightTokenizer
 
     spec = model_spec.spec(source, device=own.device, dtype=own.dtype, held=own.weights)
-    spec = replace(spec, heads_bytes=heads_bytes(source, spec, heads_folders()))
+    spec = replace(spec, heads_bytes=heads_bytes(source, spec))
     prompt = Prompt(LightTokenizer(source.path), system=own.system, raw=own.raw)
     counts, disk, bad = list[int](), 0, 0
     size, done, began = sum(task.size for task in tasks), 0, time.monotonic()
@@ -55,7 +55,7 @@ def show(tasks: Sequence[Task], own: Settings, source: ModelSource, workers: int
         recipe = recipe if units is None else recipe.with_budget(units)
     recipe = recipe if own.kv_bits is None else recipe.with_bits(own.kv_bits)
     chunk = own.chunk or CHUNK
-    with ProgressDisplay(quiet=quiet) as display:
+    with ProgressDisplay(quiet=own.quiet) as display:
         for n, task in enumerate(tasks, 1):
             try:
                 text = documents.read([task.name], None, own.reading).text

@@ -1,6 +1,5 @@
 """A plan as lines, as a table of recipes, as JSON, and as an exit code."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from kvcli.cli.views import terminal
-from kvcli.errors import SCHEMA, ResourceError
+from kvcli.errors import ResourceError
 from kvcli.planning.estimate import Forecast, Target, Workload
 from kvcli.types import ModelSpec
 from kvcli.utils.sizes import format_bytes
@@ -31,7 +30,6 @@ class PlanReport:
     document: "Document | None"
     weights: str
     kv_bits: int
-    notes: Sequence[str]
 
 
 def show(outlook: PlanReport) -> None:
@@ -128,19 +126,19 @@ def to_json(outlook: PlanReport) -> None:
     """Print the plan as JSON."""
     spec, work, document = outlook.spec, outlook.work, outlook.document
     first, *others = [each.to_json(work.tokens) for each in outlook.found]
-    plan = {
-        "document": {"files": list(document.files) if document else [], "tokens": work.tokens},
-        "model": {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype, "device": spec.device},
-        "weights": outlook.weights,
-        "kv_bits": outlook.kv_bits,
-        "chunk": work.chunk,
-        "question_tokens": work.question,
-        "place": {"name": outlook.place.name, "usable_bytes": outlook.place.usable},
-        **first,
-        "what_if": others,
-        "notes": list(outlook.notes),
-    }
-    print(json.dumps({"schema": SCHEMA, "plan": plan}, ensure_ascii=False))
+    terminal.print_json(
+        plan={
+            "document": {"files": list(document.files) if document else [], "tokens": work.tokens},
+            "model": {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype, "device": spec.device},
+            "weights": outlook.weights,
+            "kv_bits": outlook.kv_bits,
+            "chunk": work.chunk,
+            "question_tokens": work.question,
+            "place": {"name": outlook.place.name, "usable_bytes": outlook.place.usable},
+            **first,
+            "what_if": others,
+        }
+    )
 
 
 def exit_if_too_big(outlook: PlanReport) -> None:

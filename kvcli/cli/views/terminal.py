@@ -4,16 +4,17 @@ No escape byte is written to a stream that is not a terminal, whatever the envir
 documents, models and file names are removed.
 """
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import wrap
 from kvcli.cli.views.activity import row
-from kvcli.errors import KvcliError
+from kvcli.errors import SCHEMA, KvcliError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -147,6 +148,16 @@ def error(problem: KvcliError) -> None:
     paragraph(sys.stderr, f"kvcli: {kind}{oneline(problem.message)}", "red", indent=2)
     if problem.hint:
         write(sys.stderr, f"  try: {oneline(problem.hint)}")  # a command to copy, in one piece
+
+
+def to_json(**body: Any) -> str:
+    """An object of the schema ``kvcli/1``, on one line."""
+    return json.dumps({"schema": SCHEMA, **body}, ensure_ascii=False)
+
+
+def print_json(**body: Any) -> None:
+    """Write such an object to stdout."""
+    print(to_json(**body), flush=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

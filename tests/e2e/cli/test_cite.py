@@ -38,7 +38,7 @@ def saying(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yield Token(i, piece)
         yield Answer(text, "stop", len(ids), len(text), 0.1, 0.1)
 
-    monkeypatch.setattr("kvcli.pipeline.generate", ask)
+    monkeypatch.setattr("kvcli.pipeline.pipeline.generate", ask)
     return answers
 
 

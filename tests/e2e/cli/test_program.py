@@ -298,7 +298,7 @@ def test_what_a_document_says_does_not_drive_the_terminal(
         yield Token(2, "\ttab\n\n")
         yield Answer("safe\x1b]0;title\x07\x1b[2J\ttab\n\n", "stop", 1, 2, 0.1, 0.1)
 
-    monkeypatch.setattr("kvcli.pipeline.generate", evil)
+    monkeypatch.setattr("kvcli.pipeline.pipeline.generate", evil)
     for options in ([], ["-S"]):
         outcome = call("ask", "-m", tiny_model, *options, book, "Who?")
         assert outcome.out == "safe]0;title[2J\ttab\n"

@@ -67,7 +67,9 @@ def test_one_quote_is_one_that_supports_the_answer(
     """The likeliest sentence by words is another one."""
     text = "The ferry leaves the pier of the ferry.\n\nA ferry leaves at noon.\n\nIt rained all day.\n"
     (folder / "ferry.txt").write_text(text)
-    monkeypatch.setattr("kvcli.pipeline.generate", lambda *_, **__: iter([Answer("At noon.", "stop", 1, 1, 0.1, 0.1)]))
+    monkeypatch.setattr(
+        "kvcli.pipeline.pipeline.generate", lambda *_, **__: iter([Answer("At noon.", "stop", 1, 1, 0.1, 0.1)])
+    )
     command = (
         "ask",
         "-m",
@@ -101,7 +103,7 @@ def test_quotes_come_before_an_answer_that_they_do_not_cover(
 ) -> None:
     """On a terminal, if the answer is not streamed. Pipes begin with the answer."""
     answer = Answer(said, "stop", 1, 1, 0.1, 0.1)
-    monkeypatch.setattr("kvcli.pipeline.generate", lambda *_, **__: iter([answer]))
+    monkeypatch.setattr("kvcli.pipeline.pipeline.generate", lambda *_, **__: iter([answer]))
     command = ("ask", "-q", "-S", "--cite", "-m", tiny_model, book, "When does the ferry leave?")
     assert call(*command).out.startswith(said)
     monkeypatch.setattr("kvcli.cli.views.terminal.is_terminal", lambda _stream: True)

@@ -113,7 +113,7 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
         options = ReadOptions(focus, looks)
         return drain(answer_case(pipeline, recipe, text, QUESTIONS, max_tokens=8, options=options))[1]
 
-    monkeypatch.setattr("kvcli.pipeline.generate", spy)
+    monkeypatch.setattr("kvcli.pipeline.pipeline.generate", spy)
     both = read(0, 2)
     together = [asked[0::2], asked[1::2]]
     assert all(len(plain) < len(again) for plain, again in zip(*together, strict=True))

@@ -13,7 +13,7 @@ from kvcli.planning.suggest import PATIENCE, Suggestion, best, suggest
 
 def on_gpu(gib: float, tokens: int = 100_000) -> list[Suggestion]:
     target = Target("a card", int(gib * 2**30), here=False)
-    return suggest(target, device="cuda:0", dtype="bfloat16", tokens=tokens, folders=[])
+    return suggest(target, device="cuda:0", dtype="bfloat16", tokens=tokens)
 
 
 @pytest.mark.parametrize("gib", [0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200])
@@ -55,13 +55,13 @@ def test_a_slow_machine_gets_what_it_can_read(monkeypatch: pytest.MonkeyPatch) -
     """Twice the parameters take twice the time; what takes too long is not suggested, whatever its memory."""
     here = Target("this machine", 2**40)
     monkeypatch.setattr("kvcli.planning.suggest._cost", lambda *_: 1e-11)
-    found = suggest(here, device="cpu", dtype="float32", tokens=100_000, folders=[])
+    found = suggest(here, device="cpu", dtype="float32", tokens=100_000)
     assert all(each.seconds == pytest.approx(each.alias.parameters * 1e-6) for each in found)
     chosen = best(found)
     assert chosen is not None
     assert chosen.seconds is not None
     assert chosen.seconds <= PATIENCE
-    longer = suggest(here, device="cpu", dtype="float32", tokens=10_000_000, folders=[])
+    longer = suggest(here, device="cpu", dtype="float32", tokens=10_000_000)
     chosen_longer = best(longer)
     assert chosen_longer is None or chosen_longer.alias.parameters < chosen.alias.parameters
 
@@ -69,5 +69,5 @@ def test_a_slow_machine_gets_what_it_can_read(monkeypatch: pytest.MonkeyPatch) -
 def test_without_a_measured_speed_nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_history, "measured", lambda *_: speed_history.Rates())
     target = replace(Target("this machine", 2**40))
-    found = suggest(target, device="cpu", dtype="float32", tokens=1000, folders=[])
+    found = suggest(target, device="cpu", dtype="float32", tokens=1000)
     assert all(each.fits for each in found)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from kvcli.engine.prefill import prefill_steps
 from kvcli.errors import DamagedError, ModelError
+from kvcli.models import heads_on_disk
 from kvcli.recipe import parse
 from kvcli.retaining_heads import checkpoint, discovery
 from kvcli.retaining_heads.checkpoint import HeadsCard
@@ -195,9 +196,9 @@ def test_heads_are_found_by_themselves_and_a_persons_own_come_first(model, tmp_p
     fresh = replace(model, heads=None)
     assert discovery.attach(fresh) is None
     assert fresh.heads is None
-    (discovery.folder() / "a-damaged.safetensors").write_bytes(b"x")
+    (heads_on_disk.folder() / "a-damaged.safetensors").write_bytes(b"x")
     mine = HeadsCard(model="mine", identity=checkpoint.identity(model), steps=1)
-    checkpoint.save(discovery.folder() / "mine.safetensors", RetainingHeads.like(model.spec, width=8), mine)
+    checkpoint.save(heads_on_disk.folder() / "mine.safetensors", RetainingHeads.like(model.spec, width=8), mine)
     assert discovery.attach(fresh) == mine
     assert fresh.heads is not None
 

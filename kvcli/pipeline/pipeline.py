@@ -1,31 +1,18 @@
-"""The library object: read documents once, then ask them many questions.
-
-    model = kvcli.load_model("smollm2-135m")
-    pipeline = kvcli.Pipeline(model, recipe="locret(budget=4096)", cache=kvcli.CacheDirectory.default())
-    context = pipeline.prefill(kvcli.read_document("book.txt"))
-    print(pipeline.answer(context, "Who tells the story?").text)
-
-The command line, chats, evaluation and benchmarks call this object. Nothing here prints, and no attribute is set after
-``__init__``, so several threads may share one pipeline or one model: contexts are immutable, each answer has a decode
-cache of its own, and the model takes one forward pass at a time.
-"""
+"""The library object: prefill, ask, answer, cite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from kvcli import documents
 from kvcli import recipe as recipes
-from kvcli.documents import pages as page_ranges
-from kvcli.documents.document import Document, document_json
-from kvcli.documents.quotes import Citation, QuoteIndex
+from kvcli.documents.document import Document
+from kvcli.documents.quotes import QuoteIndex
 from kvcli.engine.answer_format import AnswerFormat
-from kvcli.engine.draft import Ids, as_ids
+from kvcli.engine.drafts import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.kept_tokens import KeptTokens
 from kvcli.engine.prompt import ANSWER_RULE, PLAIN_STOPS, Prompt
@@ -33,17 +20,13 @@ from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
-from kvcli.models.load import load
-from kvcli.models.resolve import resolve
-from kvcli.models.source import ModelSource
+from kvcli.pipeline.results import AnswerResult, Citations, DocumentContext, RecipeChoice, TokenizedDocument, Usage
 from kvcli.planning import memory
 from kvcli.planning.budget import Budget
 from kvcli.planning.positions import max_position
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.key import CacheKey, digest
 from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill, is_prefilled, request_key
 from kvcli.retaining_heads import calibration
-from kvcli.retaining_heads.discovery import attach
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
@@ -51,8 +34,6 @@ from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
 from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
-    from kvcli.cache.context import Context
-    from kvcli.cache.prefill_cache import PrefillCache
     from kvcli.models.model import Model
     from kvcli.planning.memory import Plan
     from kvcli.recipe import Recipe
@@ -61,203 +42,6 @@ EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
 
 _RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
-
-
-def load_model(
-    name: str | ModelSource | None = None,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    weights: str = "bf16",
-    heads: str | None = None,
-    find_heads: bool = True,
-    offline: bool = False,
-    on_event: Callable[[Event], None] | None = None,
-    on_ready: Callable[[], None] = lambda: None,
-    on_notice: Callable[[str], None] = lambda _text: None,
-) -> Model:
-    """Load a language model and its retaining heads.
-
-    Args:
-        name: an alias (``smollm2-135m``), a directory, a GGUF file, a hub repository, or a resolved source; the
-            embedded default model if ``None``.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; the first GPU if there is one.
-        dtype: ``bfloat16``, ``float16`` or ``float32``; bfloat16 if the device multiplies it natively.
-        weights: how the layers' matrices are stored: ``bf16`` (as they are), ``int8`` or ``nf4``.
-        heads: a file or hub repository of retaining heads; by default those found for this model.
-        find_heads: look for retaining heads even if ``heads`` names none.
-        offline: use no network.
-        on_event: receives :class:`~kvcli.events.Download` and :class:`~kvcli.events.Convert` events.
-        on_ready: called when all code is loaded and no weights are.
-        on_notice: receives one line if the model does not fit the device as it is.
-
-    Raises:
-        ModelError: the model is unknown, damaged or not supported, or the heads belong to another model.
-        ResourceError: the weights do not fit the memory.
-    """
-    source = name if isinstance(name, ModelSource) else drain(resolve(name, offline=offline), on_event)
-    model = load(source, device=device, dtype=dtype, weights=weights, ready=on_ready, announce=on_notice)
-    if heads is not None or find_heads:
-        attach(model, heads, offline=offline, watch=on_event)
-    return model
-
-
-def read_document(
-    *paths: str | Path,
-    pages: str | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    ocr: bool = False,
-) -> Document:
-    """Extract the text of files and directories, in order.
-
-    Args:
-        paths: PDF, EPUB, office, HTML, mail, notebook, text or source files, or directories.
-        pages: page numbers to read, from 1: ``1-40,55``.
-        include, exclude: glob patterns for the files of a directory.
-        ocr: recognise the text of scanned pages and images.
-
-    Raises:
-        InputError: a file is missing, encrypted, unsupported or has no text.
-    """
-    ranges = () if pages is None else page_ranges.parse(pages)
-    options = documents.Options(ranges, tuple(include), tuple(exclude), ocr)
-    return documents.read([str(path) for path in paths], None, options)
-
-
-@dataclass(frozen=True)
-class TokenizedDocument:
-    """A document as the model reads it.
-
-    Attributes:
-        document: the text and where it comes from.
-        ids: token ids of the chat template's beginning and of the text.
-    """
-
-    document: Document
-    ids: list[int]
-
-    @cached_property
-    def digest(self) -> str:
-        """Digest of the ids; part of the cache key."""
-        return digest(self.ids)
-
-    @cached_property
-    def draft_ids(self) -> Ids:
-        """The ids in which drafts of answers are looked up (:mod:`kvcli.engine.draft`)."""
-        return as_ids(self.ids)
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """Files, pages and warnings of the document, as a saved prefill stores them."""
-        return document_json(self.document)
-
-
-@dataclass(frozen=True)
-class DocumentContext:
-    """A document that was read, or no document; immutable, and shared by any number of questions.
-
-    Attributes:
-        source: the document and its token ids; ``None`` if there is none.
-        recipe: the eviction policy and storage that were used.
-        context: the frozen KV cache; ``None`` without a document.
-        plan: memory that was planned for prefill and answer.
-        key: names the saved prefill; ``None`` without a document.
-        cache: ``hit`` (nothing computed), ``resumed`` (a part), ``miss`` (everything) or ``off`` (nothing is saved).
-        reused: tokens that were taken from a saved prefill.
-        reuse_s, prefill_s: seconds of loading and of computing.
-        path: the file of the saved prefill, if there is one.
-        prefill_cache: kept only for chats, which evict turns into it.
-    """
-
-    source: TokenizedDocument | None
-    recipe: Recipe
-    context: Context | None
-    plan: Plan
-    key: CacheKey | None = None
-    cache: Literal["hit", "resumed", "miss", "off"] = "off"
-    reused: int = 0
-    reuse_s: float = 0.0
-    prefill_s: float = 0.0
-    path: Path | None = None
-    prefill_cache: PrefillCache | None = None
-
-    @property
-    def document(self) -> Document | None:
-        return None if self.source is None else self.source.document
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that were read, template included."""
-        return 0 if self.source is None else len(self.source.ids)
-
-
-@dataclass(frozen=True)
-class RecipeChoice:
-    """A recipe for a document, and what the user should know about it."""
-
-    recipe: Recipe
-    heads_missing: bool = False
-    calibration: str | None = None
-
-
-@dataclass(frozen=True)
-class Citations:
-    """Where an answer's words are in the document.
-
-    Attributes:
-        quotes: passages that the answer quotes, verified against the text.
-        likely_sources: pages that the answer attends to most.
-        grounded: whether any quote is verified; ``None`` if nothing was looked up.
-    """
-
-    quotes: tuple[Citation, ...] = ()
-    likely_sources: tuple[LikelySource, ...] = ()
-    grounded: bool | None = None
-
-    def covered(self, answer: str) -> float:
-        """The share of an answer's characters, blanks not counted, that verified quotes cover: 0 to 1."""
-        at = {i for i, c in enumerate(answer) if not c.isspace()}
-        found = {i for q in self.quotes if q.status == "verified" for i in range(q.answer_start, q.answer_end)}
-        return len(at & found) / len(at) if at else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """``citations``, ``likely_sources`` and ``grounded`` of an answer in JSON."""
-        return {
-            "citations": [quote.to_json(n) for n, quote in enumerate(self.quotes, 1)],
-            "likely_sources": [source.to_json() for source in self.likely_sources],
-            "grounded": self.grounded,
-        }
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer: document and question, and the answer itself."""
-
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class AnswerResult:
-    """One complete answer.
-
-    Attributes:
-        text: the answer.
-        finish_reason: ``stop``, ``length`` or ``interrupted``.
-        usage: tokens.
-        citations: where its words are in the document.
-        passages: character ranges of the document that were read again before it.
-        first_token_s, decode_tps: latency in seconds, and tokens per second after the first one.
-    """
-
-    text: str
-    finish_reason: str
-    usage: Usage
-    citations: Citations
-    passages: tuple[tuple[int, int], ...]
-    first_token_s: float
-    decode_tps: float
 
 
 class Pipeline:
@@ -562,7 +346,7 @@ class Pipeline:
             if answer_format is not None:
                 asked = question + answer_format.rule if isinstance(question, str) else question
                 end = self.prompt.no_reasoning()
-            return self._ids(asked, document=document is not None, history=history, again=texts) + end
+            return self._ids(asked, document=document is not None, history=history, passages=texts) + end
 
         ids = encoded(*again)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
@@ -718,23 +502,8 @@ class Pipeline:
 
     # --- within ---
 
-    def _ids(
-        self,
-        question: str | Sequence[int],
-        *,
-        document: bool,
-        history: Sequence[tuple[str, str]] = (),
-        again: Sequence[str] = (),
-    ) -> list[int]:
-        if not isinstance(question, str):
-            return list(question)
-        if not history:
-            return self.prompt.question(question, document=document, passages=again)
-        (first, reply), *later = history
-        ids = self.prompt.question(first, document=document) + self.prompt.reply(reply)
-        for asked, reply in later:
-            ids += self.prompt.follow_up(asked) + self.prompt.reply(reply)
-        return ids + self.prompt.follow_up(question, passages=again)
+    def _ids(self, question: str | Sequence[int], **before: Any) -> list[int]:
+        return self.prompt.question(question, **before) if isinstance(question, str) else list(question)
 
     def _request(
         self,
