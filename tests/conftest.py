@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 import tempfile
 
 from hypothesis import HealthCheck, settings
 
 from tests import dtype
 
+# A process that finds no bytecode of torch and transformers compiles them: 20 s of processor time for a start, not 10.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Tiny tensors gain nothing from threads, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KVCLI_CACHE_DIR", tempfile.mkdtemp(prefix="kvcli-tests-"))

@@ -16,11 +16,14 @@ import pytest
 
 import kvcli.cli as kvcli_cli
 from tests import dtype
+from tests.e2e import forked
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers
 PROGRAM = [sys.executable, "-m", "kvcli"]
 if dtype.NAME:
     PROGRAM[1:] = ["-c", f"{dtype.START}from kvcli.cli.app import main; main()"]
+NO_HUB = Path(os.environ["KVCLI_CACHE_DIR"]) / "no-hub"
+"""Where nothing of the hub is found. One folder for all tests: libraries read its name once."""
 Kvcli = Callable[..., subprocess.CompletedProcess[bytes]]
 
 TEMPLATE = (
@@ -110,19 +113,26 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "slow", layers=8, hidden=256, window=65536)
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """No network, no colours forced, and no cache but a temporary one."""
+def surroundings() -> dict[str, str]:
+    """No network and no colours forced."""
     dropped = {"NO_COLOR", "FORCE_COLOR", "PYTHONPATH", "KVCLI_MODEL"}
     return {
         **{k: v for k, v in os.environ.items() if k not in dropped},
-        "KVCLI_CACHE_DIR": str(tmp_path / "cache"),
-        "KVCLI_DATA_DIR": str(tmp_path / "data"),
-        "KVCLI_CONFIG": str(tmp_path / "config.toml"),
-        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HOME": str(NO_HUB),
         "HF_HUB_OFFLINE": "1",
         "TERM": "xterm-256color",
         "OMP_NUM_THREADS": "1",  # on a busy machine two threads wait for each other
+    }
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The same, and no cache but a temporary one."""
+    return {
+        **surroundings(),
+        "KVCLI_CACHE_DIR": str(tmp_path / "cache"),
+        "KVCLI_DATA_DIR": str(tmp_path / "data"),
+        "KVCLI_CONFIG": str(tmp_path / "config.toml"),
     }
 
 
@@ -142,18 +152,17 @@ def shelf(environment: dict[str, str]) -> Path:
 
 @pytest.fixture
 def kvcli(folder: Path, environment: dict[str, str]) -> Kvcli:
-    """Run ``kvcli ARGS`` as a process, with nothing on standard input unless given."""
+    """Run ``kvcli ARGS`` as a process (tests/e2e/forked.py), with nothing on standard input unless given."""
 
     def run(*args: str | Path, stdin: bytes | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
         given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        return subprocess.run(
+        return forked.run(
             [*PROGRAM, *map(str, args)],
             cwd=folder,
             env={**environment, **env},
             capture_output=True,
-            timeout=120,
-            check=False,
-            **given,  # type: ignore[call-overload]
+            timeout=300,
+            **given,
         )
 
     return run

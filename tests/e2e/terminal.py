@@ -9,6 +9,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
+from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM
 
 PATIENCE = 180.0
@@ -39,7 +40,7 @@ class Talk:
         self.screen = Screen(columns, rows, history=100_000, ratio=0.001)
         self.stream = pyte.ByteStream(self.screen)
         clean = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}
-        self.child = pexpect.spawn(
+        self.child = forked.spawn(
             PROGRAM[0], [*PROGRAM[1:], "chat", *args], env=clean, cwd=str(folder), dimensions=size
         )
         self.child.delaybeforesend = None

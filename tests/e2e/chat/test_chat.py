@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e import golden
+from tests.e2e import forked, golden
 from tests.e2e.conftest import PROGRAM, Call, save_tiny
 
 TEXT = "Queequeg was a native of Kokovoko, an island far away to the West and South. " * 40
@@ -286,14 +285,8 @@ def test_a_session_of_other_files_and_one_that_is_damaged(
 
 def test_no_escape_byte_into_a_pipe(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
     command = [*PROGRAM, "chat", "-m", str(tiny_model), "-n", "5", str(book)]
-    done = subprocess.run(
-        command,
-        env={**environment, "FORCE_COLOR": "1"},
-        input=b"Who?\n/help\n",
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
+    env = {**environment, "FORCE_COLOR": "1"}
+    done = forked.run(command, env=env, input=b"Who?\n/help\n", capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert b"\x1b" not in done.stdout + done.stderr
 

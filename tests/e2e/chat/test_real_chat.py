@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ pytest.importorskip("pexpect")
 pytest.importorskip("pyte")
 
 from tests.e2e.cli.test_real import FILLER, _here  # noqa: F401
+from tests.e2e.conftest import surroundings
 from tests.e2e.terminal import Talk, squeezed
 
 pytestmark = pytest.mark.real
@@ -31,12 +31,10 @@ def chat(folder: Path, tmp_path: Path) -> Iterator[Open]:
     cache, opened = tmp_path / "cache", list[Talk]()
     cache.mkdir()
     (cache / "models").symlink_to(files.cache_dir() / "models")
-    dropped = {"NO_COLOR", "FORCE_COLOR", "KVCLI_MODEL"}
-    environment = {k: v for k, v in os.environ.items() if k not in dropped}
-    own = {"KVCLI_CACHE_DIR": str(cache), "KVCLI_DATA_DIR": str(tmp_path / "data"), "TERM": "xterm-256color"}
+    own = {"KVCLI_CACHE_DIR": str(cache), "KVCLI_DATA_DIR": str(tmp_path / "data")}
 
     def begin(*args: str) -> Talk:
-        opened.append(Talk([*args], environment | own, folder, (50, 110)))
+        opened.append(Talk([*args], surroundings() | own, folder, (50, 110)))
         return opened[-1]
 
     yield begin

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kvcli.corpus.answers_file import AnswersFile
 from kvcli.errors import DamagedError
+from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call, Validate
 from tests.unit.documents.test_web import Site, site  # noqa: F401
 
@@ -207,12 +208,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     for name in names:
         (folder / name).write_text(f"House {name} is blue. " * 4)
     args = ["map", "-m", str(wide_model), *names, "-e", "Who?", "--quotes", "0", "-n", "60", "-o"]
-    process = subprocess.Popen([*PROGRAM, *args, "a.jsonl"], cwd=folder, env=environment, stderr=subprocess.PIPE)
-    file, end = folder / "a.jsonl", time.monotonic() + 100
+    process = forked.Popen([*PROGRAM, *args, "a.jsonl"], cwd=folder, env=environment, stderr=subprocess.PIPE)
+    file, end = folder / "a.jsonl", time.monotonic() + 300
     while not (file.exists() and file.stat().st_size) and time.monotonic() < end and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=100)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
     assert b"Traceback" not in error
     kept = file.read_bytes()

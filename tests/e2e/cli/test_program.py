@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.models import devices
+from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call, Kvcli, Validate
 
 pexpect = pytest.importorskip("pexpect")
@@ -126,12 +127,12 @@ def test_whatever_the_locale(kvcli: Kvcli, tiny_model: Path, folder: Path) -> No
 def test_the_reader_goes_away(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
     """``kvcli ask … | head -c 1``: silence and 141."""
     command = [*PROGRAM, "ask", "-q", "-m", str(tiny_model), "-n", "3000", str(book), "Who?"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = forked.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
-    assert process.wait(60) == 141
+    assert process.wait(300) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -141,7 +142,7 @@ def test_the_reader_was_never_there(environment: dict[str, str]) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(
-            [*PROGRAM, *args], env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+            [*PROGRAM, *args], env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=300, check=False
         )
         os.close(writer)
         assert done.returncode == 141, args
@@ -156,7 +157,7 @@ PAUSES = (0.5, 3.0, 20.0)
 
 def start(model: Path, book: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
     command = [*PROGRAM, "ask", "-m", str(model), *options, str(book), "Who?"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return forked.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for(stream: io.BufferedReader, what: bytes) -> bytes:
@@ -187,7 +188,7 @@ def test_a_signal_while_reading(
             wait_for(process.stderr, b"model ")  # type: ignore[arg-type]
             time.sleep(pause)
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         assert process.returncode == code
         (said, hint) = err.decode().splitlines()
         found = re.search(tokens, said)
@@ -206,7 +207,7 @@ def test_a_signal_in_an_answer(slow_model: Path, book: Path, environment: dict[s
         assert process.stdout is not None
         first = process.stdout.read(5)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert (first + out).endswith(b"\n")
     assert (first + out).count(b"\n") == 1
@@ -226,7 +227,7 @@ def test_a_signal_in_an_answer_as_json(
             wait_for(process.stderr, b"prefill ")  # type: ignore[arg-type]
             time.sleep(pause)
             process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=300)
         assert process.returncode == 130
         validate(json.loads(out))
         assert json.loads(out)["finish_reason"] == "interrupted"
@@ -239,7 +240,7 @@ def test_a_signal_in_an_answer_as_json(
 
 
 def on_a_terminal(args: list[str], environment: dict[str, str], width: int = 120) -> pexpect.spawn:
-    child = pexpect.spawn(PROGRAM[0], PROGRAM[1:] + args, env=environment, dimensions=(24, width), timeout=60)
+    child = forked.spawn(PROGRAM[0], PROGRAM[1:] + args, env=environment, dimensions=(24, width), timeout=300)
     child.logfile_read = io.BytesIO()
     return child
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import PROGRAM, Validate
+from tests.e2e import forked
+from tests.e2e.conftest import PROGRAM, Validate, surroundings
 
 pytestmark = pytest.mark.real
 
@@ -17,10 +17,7 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 
 
 def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
-    environment = {k: v for k, v in os.environ.items() if k != "KVCLI_MODEL"}
-    return subprocess.run(
-        [*PROGRAM, "ask", *args], cwd=folder, env=environment, capture_output=True, timeout=300, check=False
-    )
+    return forked.run([*PROGRAM, "ask", *args], cwd=folder, env=surroundings(), capture_output=True, timeout=600)
 
 
 @pytest.fixture(autouse=True, scope="module")

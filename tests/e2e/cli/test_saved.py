@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import dtype
+from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call, Validate
 from tests.e2e.readings import POLICY, TEXT, ask, cache, saved
 
@@ -270,7 +271,7 @@ def test_a_killed_reading_is_resumed(
     command = [PROGRAM[0], "-c", code, "ask", *options]
 
     def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return forked.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def size() -> float:
         return max((p.stat().st_mtime for p in shelf.glob("*.kv")), default=0)
@@ -280,7 +281,7 @@ def test_a_killed_reading_is_resumed(
             time.sleep(0.02)
             assert process.poll() is None
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     first = size()
     with start() as process:
@@ -290,7 +291,7 @@ def test_a_killed_reading_is_resumed(
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert b"resumed " in err
     assert re.search(rb"[1-9][\d,]* saved", err)

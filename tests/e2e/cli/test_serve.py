@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from kvcli.server.run import bind
+from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call
 
 TEXT = "".join(f"House {n} is blue and the sky above it is number {n}. " for n in range(40))
@@ -46,7 +47,7 @@ def test_it_serves_the_named_file_until_a_signal(
 ) -> None:
     (folder / "house.txt").write_text(TEXT)
     options = ["-m", str(tiny_model), "--port", "0", "--policy", "keydiff(budget=64)", "house.txt"]
-    with subprocess.Popen(
+    with forked.Popen(
         [*PROGRAM, "serve", *options], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stderr is not None
@@ -57,13 +58,13 @@ def test_it_serves_the_named_file_until_a_signal(
             said += line
             url = re.search(rb"http://127\.0\.0\.1:\d+", line)
         address = url[0].decode()
-        file = httpx.get(f"{address}/v1/files", timeout=60).json()["data"][0]
+        file = httpx.get(f"{address}/v1/files", timeout=300).json()["data"][0]
         assert file["filename"] == "house.txt"
         question = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4, "documents": [file["id"]]}
-        answer = httpx.post(f"{address}/v1/chat/completions", json=question, timeout=60).json()
+        answer = httpx.post(f"{address}/v1/chat/completions", json=question, timeout=300).json()
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == answer["kvcli"]["context"]["tokens"]
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, b""), err
 
 
@@ -73,9 +74,7 @@ def test_in_the_background(tiny_model: Path, folder: Path, environment: dict[str
 
     def kvcli(*args: str) -> subprocess.CompletedProcess[str]:
         command = [*PROGRAM, "serve", *args]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        return forked.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
     options = ["-m", str(tiny_model), "--port", "0", "--policy", "keydiff(budget=64)", "house.txt"]
     started = kvcli("--background", *options)
@@ -83,7 +82,7 @@ def test_in_the_background(tiny_model: Path, folder: Path, environment: dict[str
     (server,) = json.loads(kvcli("--status", "--json").stdout)["servers"]
     assert server["address"] in started.stderr
     assert server["documents"] == 1
-    assert httpx.get(f"{server['address']}/v1/files", timeout=60).json()["data"][0]["filename"] == "house.txt"
+    assert httpx.get(f"{server['address']}/v1/files", timeout=300).json()["data"][0]["filename"] == "house.txt"
     stopped = kvcli("--stop", "--port", str(server["port"]))
     assert stopped.returncode == 0
     assert server["address"] in stopped.stderr
@@ -94,7 +93,7 @@ def test_in_the_background(tiny_model: Path, folder: Path, environment: dict[str
 def test_in_the_background_an_error_is_that_of_the_foreground(call: Call, environment: dict[str, str]) -> None:
     words = ["serve", "-m", "no/such-model", "--port", "0"]
     command = [*PROGRAM, *words, "--background"]
-    behind = subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False)
+    behind = forked.run(command, env=environment, capture_output=True, timeout=300)
     assert behind.returncode == call(*words).code == 4
     assert call("serve", "--background", "--stop").code == 2
     assert call("serve", "--status", "file.txt").code == 2

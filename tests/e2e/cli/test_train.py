@@ -11,7 +11,7 @@ import torch
 
 from kvcli.retaining_heads import checkpoint as file
 from kvcli.retaining_heads.trainer import saved
-from tests.e2e import golden
+from tests.e2e import forked, golden
 from tests.e2e.conftest import PROGRAM, Call
 
 PROSE = "It was a quiet day in {}. Nobody came up the hill, and nobody asked why. "
@@ -57,8 +57,8 @@ def test_killed_in_the_middle_it_ends_as_if_it_had_not_been(
     options = ("--steps", "80", "--check-every", "0", "--labels", "prob,repeat", *FEW)
     words = ["train", "-m", str(tiny_model), *data, "-o", "cut.safetensors", *options]
     checkpoint = folder / "cut.safetensors.training"
-    with subprocess.Popen([*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 100
+    with forked.Popen([*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 300
         while not checkpoint.exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -90,10 +90,8 @@ def test_ctrl_c_loses_no_finished_step(environment: dict[str, str], folder: Path
     words = ["train", "-m", str(tiny_model), "book.txt", "-o", "x.safetensors", "--steps", "30000", *FEW]
     checkpoint = folder / "x.safetensors.training"
 
-    with subprocess.Popen(
-        [*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 100
+    with forked.Popen([*PROGRAM, *words], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
         while not checkpoint.exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
