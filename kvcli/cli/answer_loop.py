@@ -148,7 +148,7 @@ class AnswerLoop:
                 terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:
                 passages, probe = self._passages(question), self._probe(question)
-                context = self._reusable(probe)
+                context = self._unread(question) or self._reusable(probe)
                 if context is None:
                     self.context = None  # free its memory first
                     context = self.context = prefill_with_progress(
@@ -187,6 +187,14 @@ class AnswerLoop:
         if run.recipe.policy.query_aware:
             return question.text
         return parts.longest_question(run.pipeline, run.document, self._parts, question.text)
+
+    def _unread(self, question: Question) -> DocumentContext | None:
+        """The document without prefill, if quotes alone answer the question."""
+        run, options = self.runs, self.runs.options
+        if not options.from_quotes or run.source is None or self.library is not None:
+            return None
+        earlier = [question for question, _ in options.history[-1:]]
+        return run.pipeline.unread(run.source, question.text, recipe=run.recipe, earlier=earlier)
 
     def _reusable(self, probe: str | list[int]) -> DocumentContext | None:
         """The context of the previous question, if it can answer this one too."""
@@ -377,7 +385,7 @@ class AnswerLoop:
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
         """After the answer: tokens read, kept and dropped, and statistics if asked for."""
         options, quiet = self.runs.options, self.runs.options.quiet
-        if self.runs.document:
+        if report.context.tokens:
             terminal.note("read", reading(report.context), quiet=quiet)
         if answer.finish_reason == "interrupted":
             made = answer.completion_tokens

@@ -147,8 +147,9 @@ class Worker:
                 passages = settings.passages
                 if passages is None:
                     passages = pipeline.default_passages(source, recipe, ids)
-                fits = context is not None and not settings.query_aware
-                if not (fits and context and pipeline.fits(context, question.text, max_tokens=settings.max_tokens)):
+                unread = pipeline.unread(source, question.text, recipe=recipe) if settings.from_quotes else None
+                kept = None if settings.query_aware else context
+                if unread is None and not (kept and pipeline.fits(kept, question.text, max_tokens=settings.max_tokens)):
                     context = None  # free its memory first
                     events = pipeline.prefill_events(
                         source,
@@ -163,7 +164,9 @@ class Worker:
                     )
                     context = yield from events
                     _record_speed(pipeline, context)
-                body = yield from self._answer(task, question, context, passages, index, stop)
+                asked = unread or context
+                assert asked is not None
+                body = yield from self._answer(task, question, asked, passages, index, stop)
                 schema, rest = body.pop("schema"), body
                 yield Answered(task, question, {"schema": schema, "key": key, "file": task.name, **rest})
             except (Stopped, PrefillInterrupted):

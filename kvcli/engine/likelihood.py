@@ -1,4 +1,4 @@
-"""How likely a model finds the same words after each of several texts, in one forward pass.
+"""How likely a model finds the same words after each of several texts, and how much they attend to each, in one pass.
 
 The texts are packed behind their common beginning: its keys are computed once, every text sees it and itself and no
 other, and no text is padded to the length of another.
@@ -7,6 +7,7 @@ other, and no text is padded to the length of another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from kvcli.engine.generate import append_tokens, new_decode_cache
 from kvcli.models.model import Model
 from kvcli_kernels.attention import attention
 
+MIDDLE = (1 / 3, 2 / 3)
+"""Layers whose attention is summed, as shares of the depth."""
+
+
+@dataclass(frozen=True)
+class WordsAfterTexts:
+    """What a model says of the same words after each of several texts.
+
+    Attributes:
+        likelihoods: the mean log-probability per token of the words after each text; at most 0.
+        attention: for each text, the part of its words' attention that a stretch of the text gets, averaged over words,
+            heads and the layers of :data:`MIDDLE`: 0 to 1. ``None`` for models with recurrent layers.
+    """
+
+    likelihoods: list[float]
+    attention: list[float] | None
+
 
 class PackedTexts:
     """A store of several texts side by side that begin alike.
@@ -23,11 +41,20 @@ class PackedTexts:
     Args:
         model: whose RoPE and layers they run through.
         shared: tokens of the common beginning.
-        lengths: tokens of each text behind it.
+        lengths: tokens of each text after it, with the words.
+        words: tokens of the words that each text ends with, whose attention is summed.
+        stretches: of each text, the tokens (start, end) that this attention is counted for.
     """
 
-    def __init__(self, model: Model, shared: int, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, model: Model, shared: int, lengths: Sequence[int], words: int, stretches: Sequence[tuple[int, int]]
+    ) -> None:
         self.rotary, self.shared, self.lengths = model.rotary, shared, lengths
+        self.words, self.stretches = words, stretches
+        self.attention = torch.zeros(len(lengths), device=model.device)
+        depth = model.spec.layers
+        first = min(depth - 1, round(MIDDLE[0] * depth))
+        self.watched = range(first, max(first + 1, round(MIDDLE[1] * depth)))
         self.max_position = shared + max(lengths)
         places = [torch.arange(shared), *(torch.arange(shared, shared + n) for n in lengths)]
         self.positions = torch.cat(places).to(model.device)
@@ -57,19 +84,34 @@ class _PackedLayer:
         k = store.rotary.rotate(self.index, k, store.positions)
         first = shared
         terms = [attention(q[:, :shared], k[:, :shared], v[:, :shared], scale, 0, window)] if shared else []
-        for length in store.lengths:
+        for n, length in enumerate(store.lengths):
             part = slice(first, first + length)
             keys = torch.cat((k[:, :shared], k[:, part]), dim=1)
             values = torch.cat((v[:, :shared], v[:, part]), dim=1)
             terms.append(attention(q[:, part], keys, values, scale, shared, window))
+            if self.index in store.watched:
+                a, b = (shared + i for i in store.stretches[n])
+                store.attention[n] += _attention_to(q[:, part][:, -store.words :], keys, scale, a, b)
             first += length
         return torch.cat([with_sink(term, sink) for term in terms], dim=1)
+
+
+def _attention_to(q: Tensor, k: Tensor, scale: float, start: int, stop: int) -> Tensor:
+    """The part of the attention of the last queries ``[H, w, D]`` that keys ``start`` to ``stop`` get, averaged.
+
+    Keys are ``[H_kv, n, D]``, the queries are of the last ``w`` of them. Windows and sinks are left out.
+    """
+    words, total = q.shape[1], k.shape[1]
+    grouped = q.float().reshape(k.shape[0], -1, words, q.shape[2])
+    scores = torch.einsum("hgwd,hnd->hgwn", grouped, k.float()) * scale
+    later = torch.ones(words, total, dtype=torch.bool, device=q.device).triu(total - words + 1)
+    return scores.masked_fill(later, float("-inf")).softmax(-1)[..., start:stop].sum(-1).mean()
 
 
 def _one_by_one(
     model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], words: Sequence[int]
 ) -> list[float]:
-    """:func:`mean_log_likelihoods` for models with recurrent layers: one text after the other."""
+    """The likelihoods of :func:`words_after` for models with recurrent layers: one text after the other."""
     cache = new_decode_cache(model, None)
     append_tokens(model, cache, beginning[:-1])
     cache.mark()
@@ -87,26 +129,29 @@ def _one_by_one(
 
 
 @torch.inference_mode()
-def mean_log_likelihoods(
-    model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], words: Sequence[int]
-) -> list[float]:
-    """The mean log-probability per token of some words after ``beginning`` and each text.
+def words_after(
+    model: Model,
+    beginning: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    words: Sequence[int],
+    stretches: Sequence[tuple[int, int]] = (),
+) -> WordsAfterTexts:
+    """How likely some words are after ``beginning`` and each text, and how much they attend to a stretch of it.
 
     Args:
         model: a loaded model.
         beginning: token ids that all texts begin with; at least one.
         texts: token ids; a text may be empty.
         words: token ids; at least one.
-
-    Returns:
-        one number per text, at most 0.
+        stretches: of each text, the tokens (start, end) whose attention counts; by default all.
     """
     if not texts:
-        return []
+        return WordsAfterTexts([], [])
     if model.spec.state_bytes:
-        return _one_by_one(model, beginning, texts, words)
+        return WordsAfterTexts(_one_by_one(model, beginning, texts, words), None)
     lengths = [len(text) + len(words) for text in texts]
-    store = PackedTexts(model, len(beginning), lengths)
+    stretches = stretches or [(0, len(text)) for text in texts]
+    store = PackedTexts(model, len(beginning), lengths, len(words), stretches)
     ids = [*beginning, *(i for text in texts for i in (*text, *words))]
     rows, first = list[int](), len(beginning)
     for text, length in zip(texts, lengths, strict=True):
@@ -120,4 +165,4 @@ def mean_log_likelihoods(
     scores = logits.float().view(len(texts), len(words), -1)
     wanted = torch.tensor(words, device=model.device).expand(len(texts), -1)[..., None]
     found: list[float] = (scores.gather(2, wanted)[..., 0] - scores.logsumexp(dim=2)).mean(dim=1).tolist()
-    return found
+    return WordsAfterTexts(found, (store.attention / len(store.watched)).tolist())

@@ -271,6 +271,28 @@ class Pipeline:
             result.work,
         )
 
+    def unread(
+        self,
+        document: Document | TokenizedDocument | str,
+        question: str,
+        *,
+        recipe: Recipe | None = None,
+        earlier: Sequence[str] = (),
+    ) -> DocumentContext | None:
+        """A document without prefill, for an answer from quotes alone; ``None`` if no sentence seems to answer.
+
+        Args:
+            document: the text.
+            question: what will be asked of it, with ``from_quotes``.
+            recipe: overrides :meth:`choose_recipe`.
+            earlier: as for :meth:`ask`.
+        """
+        source = self.tokenize(document)
+        if not QuoteSearch(source.document, question, earlier).found:
+            return None
+        recipe = recipe or self.choose_recipe(source).recipe
+        return DocumentContext(source, recipe, None, self.plan(None, recipe)[0])
+
     def fits(self, context: DocumentContext, question: str | Sequence[int], *, max_tokens: int = ANSWER_TOKENS) -> bool:
         """Whether a question can be answered from a context, or the document must be read again for it."""
         if context.source is None:
@@ -297,6 +319,7 @@ class Pipeline:
         by_model: bool = True,
         earlier: Sequence[str] = (),
         from_quotes: bool = False,
+        verbatim: bool = False,
         drafts: bool = True,
         answer_format: AnswerFormat | None = None,
         kept: KeptTokens | None = None,
@@ -318,6 +341,7 @@ class Pipeline:
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
             from_quotes: answer in one line from the three best sentences alone, after worked examples. If no sentence
                 seems to answer, from the context as usual.
+            verbatim: with ``from_quotes``: the answer is successive words of one of these sentences.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
                 the answer repeats it. Answers are the same.
             answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
@@ -333,7 +357,8 @@ class Pipeline:
 
         Raises:
             TooLongError: the question does not fit the model's positions.
-            UsageError: an answer format with ``stop`` or ``from_quotes``, which would cut it.
+            UsageError: an answer format with ``stop`` or ``from_quotes``, which would cut it; a document that was not
+                read, unless ``from_quotes`` is given and a sentence seems to answer.
         """
         if answer_format is not None and (stop or from_quotes):
             raise UsageError(
@@ -350,8 +375,9 @@ class Pipeline:
 
         ids = encoded(*again)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
-        count = 0 if document is None or again or not isinstance(question, str) else count
-        _, longest = self.plan(context.source, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
+        count = 0 if visible is None or again or not isinstance(question, str) else count
+        read = None if visible is None else context.source
+        _, longest = self.plan(read, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
         search: QuoteSearch | None = None
         if (quotes or from_quotes) and document is not None and isinstance(question, str):
             search = QuoteSearch(document, question, earlier, count=quotes)
@@ -363,7 +389,10 @@ class Pipeline:
                 search.rank_by_model(self.model, self.prompt)
             spans, texts = search.best(EXAMPLE_SENTENCES)
             ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
+            answer_format = AnswerFormat.words_of(texts) if verbatim else None
             yield Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
+        elif document is not None and visible is None:
+            raise UsageError("the document was not read, and no sentence seems to answer", "use Pipeline.prefill")
         if count and isinstance(question, str) and document is not None and visible is not None:
             began = perf_counter()
             found = retrieve_passages(
@@ -491,12 +520,12 @@ class Pipeline:
             index: of the document's text, if the caller has one.
         """
         document = context.document
-        if document is None or context.context is None:
+        if document is None:
             return Citations()
         quotes = tuple((index or QuoteIndex(document)).cite(answer, question))
         grounded = any(quote.status == "verified" for quote in quotes)
         likely: Sequence[LikelySource] = ()
-        if likely_sources or (likely_sources is None and not grounded):
+        if context.context is not None and (likely_sources or (likely_sources is None and not grounded)):
             likely = attribute(self.model, self.prompt, context.context, document, question, answer)
         return Citations(quotes, tuple(likely), grounded)
 

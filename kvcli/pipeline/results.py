@@ -55,7 +55,7 @@ class DocumentContext:
     Attributes:
         source: the document and its token ids; ``None`` if there is none.
         recipe: the eviction policy and storage that were used.
-        context: the frozen KV cache; ``None`` without a document.
+        context: the frozen KV cache; ``None`` without a document, and if it was not read (:meth:`Pipeline.unread`).
         plan: memory that was planned for prefill and answer.
         key: names the saved prefill; ``None`` without a document.
         cache: ``hit`` (nothing computed), ``resumed`` (a part), ``miss`` (everything) or ``off`` (nothing is saved).
@@ -84,7 +84,7 @@ class DocumentContext:
     @property
     def tokens(self) -> int:
         """Tokens that were read, template included."""
-        return 0 if self.source is None else len(self.source.ids)
+        return 0 if self.source is None or self.context is None else len(self.source.ids)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The sentences of a document that answer a question, ranked by words and by the model, each with a probability.
 
-By words: BM25 of the sentence and its neighbours, and the question's words and pairs of words that it has. By the
-model: how likely the question is after the sentence (Sachan et al. 2022, arXiv:2204.07496). The model is asked only
-about those candidates that the words leave open, in one forward pass. It sees worked examples first, which tell it that
-a question is about the last sentence of a text, and the sentence before the candidate, which may name what it calls
-"it". Without either, the ranking is hardly better than by words (docs/log.md).
+By words: BM25 of the sentence and its neighbours, the question's words and pairs of words that it has, the words that
+its paragraph has, and whether it has a number, time or name if the question asks for one. By the model: how likely the
+question is after the sentence (Sachan et al. 2022, arXiv:2204.07496), and how much the question attends to it. The
+model is asked only about those candidates that the words leave open, in one forward pass. It sees worked examples
+first, which tell it that a question is about the last sentence of a text, and the sentence before the candidate, which
+may name what it calls "it". Without either, the ranking is hardly better than by words (docs/log.md).
 
 A score is the probability that the text answers the question at all, by words, times the sentence's share of that.
 docs/results/quotes.md has how often the first quotes are right.
@@ -17,13 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from math import exp
+from math import exp, log
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from kvcli.documents.document import Document
 from kvcli.documents.sentences import split_sentences
 from kvcli.events import Quote, Quotes
+from kvcli.retrieval.answer_type import expected, has_type
 from kvcli.retrieval.sentences import HEADING, SentenceIndex
 from kvcli.retrieval.words import common_words, find_words, fold_words
 from kvcli.retrieval.words import language as language_of
@@ -57,12 +59,14 @@ UNLIKELY = 0.2
 SUPPORTED = 2 / 3
 """Part of a sentence of the answer, in words that the question does not have, that a supporting quote has."""
 
-# A softmax over candidates: the score of its own words and its heading, that of its neighbours (all over the sum of the
-# rarities of the question's words), the covered part of the question's words and of its pairs of words; and the gain.
-_BY_WORDS = (3.9, 2.0, 5.7, 1.9)
-_BY_MODEL = (0.6, 3.0)  # weights of the sum above and of the gain
+# A softmax over candidates. Values of a candidate: the score of its own words and its heading, that of its neighbours
+# (both over the sum of the rarities of the question's words); the covered part of the question's words in the sentence,
+# with the one before, in the paragraph; the covered part of its pairs of words; what is asked for; and a heading.
+_BY_WORDS = (4.0, 0.8, 1.0, 2.8, 5.6, 2.2, 2.9, -6.5)
+# Weights of this sum, of the gain and of the logarithm of the attention; and of the sum and the gain alone.
+_BY_MODEL, _BY_GAIN = (0.65, 3.7, 2.4), (0.9, 3.2)
 # A logistic regression over right and wrong texts: constant, and the best candidate's values.
-_ANSWERS = (-6.52, 5.42, 3.06, 6.83, 5.14)
+_ANSWERS = (-4.8, 4.0, 2.0, 0.0, 0.0, 4.7, 2.2, 0.0, 0.0)
 
 _PRONOUNS = frozenset(
     re.findall(
@@ -80,13 +84,14 @@ class Candidate:
 
     Attributes:
         number: of the sentence in the index.
-        values: what its words say: own score, neighbours' score, covered words, covered pairs; each about 0 to 1.
+        values: what its words say, each about 0 to 1: own score, neighbours' score, covered words of the sentence, with
+            the one before, of the paragraph, covered pairs, whether it has what is asked for, whether it is a heading.
         share: the probability that it is the one that answers, if any does.
         gain: by how much the mean log-probability of the question's tokens rises after it; ``None`` if not computed.
     """
 
     number: int
-    values: tuple[float, float, float, float]
+    values: tuple[float, ...]
     share: float = 0.0
     gain: float | None = None
 
@@ -113,15 +118,19 @@ def candidates_by_words(
     own, covered, total = index.scores(query), index.covered(query), max(query.total, 1e-6)
     beside, above = index.around(own), index.above(own)
     asked = set(pairwise(fold_words(find_words(question), index.language)))
+    kind = expected(question)
     found = []
     for i in index.best(index.ranked(query), count):
         start, end, _ = index.sentences[i]
-        said = set(pairwise(fold_words(find_words(index.document.text[start:end]), index.language)))
+        text = index.document.text[start:end]
+        said = set(pairwise(fold_words(find_words(text), index.language)))
         values = (
             float(own[i] + HEADING * above[i]) / total,
             float(beside[i]) / total,
-            float(covered[i]),
+            *map(float, covered[:, i]),
             len(asked & said) / max(1, len(asked)),
+            float(has_type(kind, text, question, index.language)),
+            float(index.is_heading[i]),
         )
         found.append(Candidate(i, values))
     shares = _softmax([c.strength for c in found])
@@ -137,19 +146,30 @@ def rank_by_model(
         model, prompt: a loaded model and its tokenizer; nothing need have been read.
         index, question, candidates: from :func:`candidates_by_words`.
     """
-    from kvcli.engine.likelihood import mean_log_likelihoods
+    from kvcli.engine.likelihood import words_after
 
     chosen = [c for c in candidates[:RANKED] if c.share >= OPEN]
     asked = prompt.reply(f" {' '.join(question.split())}")[-LONGEST_QUESTION:]
     if len(chosen) < 2 or not asked:
         return list(candidates)
     end = prompt.reply("\nQuestion:")
-    texts = [[*prompt.reply(f" {_with_previous(index, c.number)}")[-LONGEST_TEXT:], *end] for c in chosen]
-    *likely, without = mean_log_likelihoods(model, prompt.reply(EXAMPLES), [*texts, end], asked)
+    texts, stretches = [], []
+    for candidate in chosen:
+        before, own = _with_previous(index, candidate.number)
+        ids = prompt.reply(f" {before}{own}")[-LONGEST_TEXT:]
+        texts.append([*ids, *end])
+        stretches.append((max(0, len(ids) - len(prompt.reply(f" {own}"))), len(ids)))
+    found = words_after(model, prompt.reply(EXAMPLES), [*texts, end], asked, [*stretches, (0, 0)])
+    *likely, without = found.likelihoods
     gains = [value - without for value in likely]
-    by_words, by_model = _BY_MODEL
-    shares = _softmax([by_words * c.strength + by_model * gain for c, gain in zip(chosen, gains, strict=True)])
+    values = [gains] if found.attention is None else [gains, [log(part + 1e-6) for part in found.attention[:-1]]]
+    weights = _BY_GAIN if found.attention is None else _BY_MODEL
+    strengths = [
+        sum(w * v for w, v in zip(weights, (c.strength, *more), strict=True))
+        for c, *more in zip(chosen, *values, strict=True)
+    ]
     together = sum(c.share for c in chosen)
+    shares = _softmax(strengths)
     ranked = [replace(c, share=together * s, gain=g) for c, s, g in zip(chosen, shares, gains, strict=True)]
     return _sorted(ranked) + [c for c in candidates if c not in chosen]
 
@@ -162,15 +182,14 @@ def answered(candidates: Sequence[Candidate]) -> float:
     return 1 / (1 + exp(-sum(w * v for w, v in zip(_ANSWERS, (1.0, *best.values), strict=True))))
 
 
-def _with_previous(index: SentenceIndex, number: int) -> str:
-    """A sentence after the one before it, if both are in one paragraph: it may name what the sentence calls "it"."""
+def _with_previous(index: SentenceIndex, number: int) -> tuple[str, str]:
+    """The sentence before a sentence, if both are in one paragraph, with a blank at its end; and the sentence."""
     text, sentence = index.document.text, index.sentences[number]
-    parts = [text[sentence.start : sentence.end]]
-    if number and index.heading[number] == index.heading[number - 1]:
-        before = index.sentences[number - 1]
-        if "\n\n" not in text[before.end : sentence.start]:
-            parts.insert(0, text[before.start : before.end])
-    return " ".join(" ".join(parts).split())
+    own, before = " ".join(text[sentence.start : sentence.end].split()), ""
+    if number and index.paragraph[number] == index.paragraph[number - 1]:
+        earlier = index.sentences[number - 1]
+        before = " ".join(text[earlier.start : earlier.end].split()) + " "
+    return before, own
 
 
 def _softmax(values: Sequence[float]) -> list[float]:

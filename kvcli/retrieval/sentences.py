@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -121,6 +122,15 @@ class SentenceIndex:
     def __len__(self) -> int:
         return len(self.sentences)
 
+    @cached_property
+    def paragraph(self) -> NDArray[np.int64]:
+        """For each sentence the number of its paragraph, which ends at a blank line and at a heading: int64 ``[s]``."""
+        text, count = self.document.text, len(self)
+        gaps = (text.count("\n", a.end, b.start) > 1 for a, b in pairwise(self.sentences))
+        apart = np.fromiter(gaps, dtype=bool, count=max(0, count - 1)) | (self.heading[1:] != self.heading[:-1])
+        found: NDArray[np.int64] = np.concatenate(([0], np.cumsum(apart)))[:count].astype(np.int64)
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -156,10 +166,21 @@ class SentenceIndex:
         return total
 
     def covered(self, query: Query) -> NDArray[np.float32]:
-        """Which part of a question's words, weighted by rarity, each sentence has: float32 ``[s]`` in [0, 1]."""
-        total = np.zeros(len(self), dtype=np.float32)
+        """Which part of a question's words, weighted by rarity, are in reach of each sentence: float32 ``[3, s]``.
+
+        The rows are the sentence itself, with the one before it in its paragraph, and the whole paragraph; each in
+        [0, 1].
+        """
+        total = np.zeros((3, len(self)), dtype=np.float32)
+        paragraphs = np.zeros(int(self.paragraph[-1]) + 1 if len(self) else 0, dtype=np.float32)
         for term, idf in zip(query.terms, query.weights, strict=True):
-            total[self._sentence[self._begin[term] : self._begin[term + 1]]] += idf
+            own = self._sentence[self._begin[term] : self._begin[term + 1]]
+            after = own[own + 1 < len(self)] + 1
+            after = after[self.paragraph[after] == self.paragraph[after - 1]]
+            total[0, own] += idf
+            total[1, np.union1d(own, after)] += idf
+            paragraphs[np.unique(self.paragraph[own])] += idf
+        total[2] = paragraphs[self.paragraph]
         total /= max(query.total, 1e-6)
         return total
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import kvcli
 from kvcli import AnswerFormat, UsageError
+from kvcli.engine.sampling import Sampling
 from tests.e2e.conftest import byte_tokenizer, save_tiny
 
 TEXT = '{"who": "Ada", "when": 1843} and {"who": "Bob", "when": 7} are in this text. ' * 6
@@ -65,8 +66,6 @@ SCHEMAS = st.recursive(
 @settings(max_examples=12, deadline=None)
 @given(schema=SCHEMAS, temperature=st.sampled_from([0.0, 1.0, 8.0]), seed=st.integers(0, 99))
 def test_every_answer_is_valid(pipeline: Any, context: Any, schema: Any, temperature: float, seed: int) -> None:
-    from kvcli.engine.sampling import Sampling
-
     form, sampling = AnswerFormat.json_schema(schema), Sampling(temperature=temperature, seed=seed)
     found = pipeline.answer(context, "Who?", answer_format=form, sampling=sampling, max_tokens=900, cite=False)
     assert found.finish_reason == "stop"
@@ -82,6 +81,25 @@ def test_a_choice_is_one_of_them(pipeline: Any, context: Any, texts: list[str]) 
     found = pipeline.answer(context, "Who?", answer_format=AnswerFormat.choices(texts), cite=False)
     assert found.text in texts
     assert found.finish_reason == "stop"
+
+
+@settings(max_examples=8, deadline=None)
+@given(texts=st.lists(st.text('ab c"\\\né.', max_size=12), max_size=3), seed=st.integers(0, 99))
+def test_words_of_texts_are_successive_words_of_one_of_them(
+    pipeline: Any, context: Any, texts: list[str], seed: int
+) -> None:
+    if not any(text.strip() for text in texts):
+        with pytest.raises(UsageError):
+            AnswerFormat.words_of(texts)
+        return
+    sampling, form = Sampling(temperature=1.0, seed=seed), AnswerFormat.words_of(texts)
+    found = pipeline.answer(context, "Who?", answer_format=form, sampling=sampling, cite=False)
+    assert found.finish_reason == "stop"
+    assert found.text[0] == " "
+    assert found.text[-1] == "\n"
+    words = found.text[1:-1]
+    assert words
+    assert any(words in " ".join(text.split()) for text in texts)
 
 
 def test_a_form_that_allows_the_free_answer_changes_nothing(pipeline: Any, context: Any) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvcli.engine.likelihood import mean_log_likelihoods
+from kvcli.engine.likelihood import words_after
 from tests import tiny
 
 
@@ -14,10 +14,12 @@ def test_packed_texts_do_not_see_each_other(family: str) -> None:
     model = tiny.load(family)
     beginning, words = tiny.document(5, seed=1), tiny.document(4, seed=2)
     texts = [tiny.document(n, seed=n) if n else [] for n in (9, 1, 0, 23)]
-    found = mean_log_likelihoods(model, beginning, texts, words)
-    for text, value in zip(texts, found, strict=True):
-        alone = mean_log_likelihoods(model, beginning, [text], words)
-        assert alone == pytest.approx([value], abs=1e-4)
+    found = words_after(model, beginning, texts, words)
+    assert found.attention is not None
+    for text, value, attended in zip(texts, found.likelihoods, found.attention, strict=True):
+        alone = words_after(model, beginning, [text], words)
+        assert alone.likelihoods == pytest.approx([value], abs=1e-4)
+        assert alone.attention == pytest.approx([attended], abs=1e-4)
         ids = torch.tensor([[*beginning, *text, *words]])
         with torch.inference_mode(), model.reference() as module:
             logits = module(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
@@ -27,4 +29,20 @@ def test_packed_texts_do_not_see_each_other(family: str) -> None:
 
 
 def test_no_text_has_no_likelihood() -> None:
-    assert mean_log_likelihoods(tiny.load("llama"), [1], [], [2]) == []
+    assert words_after(tiny.load("llama"), [1], [], [2]).likelihoods == []
+
+
+def test_attention_to_the_stretches_of_a_text_sums_to_that_to_the_whole() -> None:
+    model = tiny.load("llama")
+    beginning, text, words = tiny.document(5, seed=1), tiny.document(12, seed=3), tiny.document(4, seed=2)
+    parts = words_after(model, beginning, [text] * 4, words, [(0, 5), (5, 12), (0, 12), (3, 3)]).attention
+    assert parts is not None
+    assert parts[0] + parts[1] == pytest.approx(parts[2])
+    assert 0 == parts[3] < min(parts[:3])
+    assert parts[2] < 1
+    with torch.inference_mode(), model.reference() as module:
+        module.set_attn_implementation("eager")
+        ids = torch.tensor([[*beginning, *text, *words]])
+        layers = module(input_ids=ids, output_attentions=True, use_cache=False).attentions[1:2]  # of three
+    expected = torch.stack([layer[0, :, -4:, 5:17].sum(-1).mean() for layer in layers]).mean().item()
+    assert parts[2] == pytest.approx(expected, abs=1e-4)

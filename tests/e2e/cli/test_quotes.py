@@ -92,9 +92,12 @@ def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path,
     record = call(*command, "--json", "When does the ferry leave?").json
     validate(record)
     assert record["from_quotes"] is True
+    assert (record["document"]["tokens"], record["kv"]["kept"]) == (0, 0), "the document is not read"
     spans = [TEXT[p["char_start"] : p["char_end"]] for p in record["looked_again"]]
     assert spans[-1] == "The ferry leaves at noon from the east pier."
-    assert call(*command, "--json", "Which regatta did Wren win?").json["from_quotes"] is False
+    usual = call(*command, "--json", "Which regatta did Wren win?").json
+    assert usual["from_quotes"] is False
+    assert usual["document"]["tokens"] > 0
 
 
 @pytest.mark.parametrize(("said", "covered"), [("At noon.", True), ("At dusk.", False)])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import kvcli
 from kvcli.documents.document import Document
+from kvcli.errors import UsageError
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.retrieval.quotes import UNLIKELY, QuoteSearch, candidates_by_words, names_before, shared_words, supports
 from kvcli.retrieval.sentences import SentenceIndex
@@ -91,6 +92,24 @@ def test_an_answer_from_quotes_sees_three_sentences_and_is_one_line(model: Any) 
     assert "\n" not in again[-1].text  # type: ignore[union-attr]
     usual = list(pipeline.ask(pipeline.prefill(TEXT), "Who won the regatta of Cork?", max_tokens=4, from_quotes=True))
     assert not any(isinstance(event, Reread) for event in usual)
+
+
+def test_an_answer_from_quotes_needs_no_prefill_and_is_the_same(model: Any) -> None:
+    pipeline = kvcli.Pipeline(model, "full")
+    question = "Which house has 7 doors?"
+    unread = pipeline.unread(TEXT, question)
+    assert unread is not None
+    assert (unread.context, unread.tokens) == (None, 0)
+    for options in ({}, {"verbatim": True}):
+        asked = {"max_tokens": 20, "from_quotes": True, **options}
+        from_text = pipeline.answer(unread, question, **asked)
+        assert from_text.text == pipeline.answer(pipeline.prefill(TEXT), question, **asked).text
+        sentences = [" ".join(TEXT[a:b].split()) for a, b in from_text.passages]
+        assert len(sentences) == 3
+    assert any(from_text.text.strip() in sentence for sentence in sentences), "words of a sentence"
+    assert pipeline.unread(TEXT, "Who won the regatta of Cork?") is None
+    with pytest.raises(UsageError):
+        pipeline.answer(unread, question)
 
 
 def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:

@@ -76,9 +76,13 @@ def test_scores_are_bm25_word_by_word(pieces: list[str], question: str) -> None:
     index = SentenceIndex(Document.of_text(text))
     query = index.query(question)
     own, covered = index.scores(query), index.covered(query)
-    assert own.shape == covered.shape == index.ranked(question).shape == (len(index),)
+    assert own.shape == covered[0].shape == index.ranked(question).shape == (len(index),)
+    assert (covered[0] <= covered[1]).all()
+    assert (covered[1] <= covered[2]).all()
+    by_paragraph = {int(p): set(covered[2][index.paragraph == p].tolist()) for p in index.paragraph}
+    assert all(len(values) == 1 for values in by_paragraph.values()), "a paragraph reaches all its words"
     asked = set(fold_words(find_words(question), index.language))
-    for sentence, score, part in zip(index.sentences, own, covered, strict=True):
+    for sentence, score, part in zip(index.sentences, own, covered[0], strict=True):
         has = set(fold_words(find_words(text[sentence.start : sentence.end]), index.language))
         assert (score > 0) == bool(has & {t for t, n in index.terms.items() if n in query.terms})
         assert 0 <= part <= 1.0001

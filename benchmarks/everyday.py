@@ -1,0 +1,129 @@
+"""What is written about everyday questions: right, half right or wrong, by keys that were written by hand.
+
+    python -m benchmarks.everyday --out everyday.jsonl
+    python -m benchmarks.everyday --out squad.jsonl --squad squad_second_half.json --cases 60 --ways examples,words
+
+The 56 questions are about eleven short documents in ``benchmarks/everyday/``: a licence, minutes, a lease, a manual
+page, source code … Each line of ``questions.jsonl`` has regular expressions, ignoring case: an answer is right if one
+of ``right`` is found in it, and half right if one of ``half`` is. With ``--squad`` an answer is right if it contains an
+answer of the data set, without articles and punctuation. Cases are appended to the file; a second run adds what is
+missing. At the end, rows for ``docs/results/data`` go to standard output.
+
+Ways: ``ask`` (the chat template over the document, with the rule of the default task), ``norule`` and ``few`` (the same
+without it, or with "Answer in a few words."), ``examples`` (worked examples and the three best sentences alone) and
+``words`` (the same, and the answer is successive words of one of them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import kvcli
+from benchmarks.provenance import provenance
+from kvcli.engine.prompt import ANSWER_RULE
+from kvcli.evaluate import datasets
+from kvcli.evaluate.metrics import normalise
+from kvcli.evaluate.quotes import sample, squad_cases
+
+FOLDER = Path(__file__).parent / "everyday"
+WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name in tables, words after a question, options of an answer
+    "ask": ("`kvcli ask`", ANSWER_RULE, {}),
+    "norule": ("no rule", "", {}),
+    "few": ('"Answer in a few words."', "\nAnswer in a few words.", {}),
+    "examples": ("worked examples, three sentences", "", {"from_quotes": True}),
+    "words": ("the same, words of a sentence", "", {"from_quotes": True, "verbatim": True}),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its document's text, and what judges an answer: 1, 0.5 or 0."""
+
+    text: str
+    question: str
+    right: tuple[str, ...]
+    half: tuple[str, ...] = ()
+    gold: tuple[str, ...] = ()
+
+    def judge(self, answer: str) -> float:
+        if self.gold:
+            return float(any(normalise(gold) in normalise(answer) for gold in self.gold))
+        found = (any(re.search(p, answer.strip(), re.IGNORECASE) for p in keys) for keys in (self.right, self.half))
+        return next((value for value, one in zip((1.0, 0.5), found, strict=True) if one), 0.0)
+
+
+def everyday() -> Iterator[Question]:
+    """The questions of the folder."""
+    for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        text = (FOLDER / row["file"]).read_text(encoding="utf-8")
+        yield Question(text, row["question"], tuple(row["right"]), tuple(row["half"]))
+
+
+def squad(path: str, count: int) -> Iterator[Question]:
+    """Questions of a SQuAD file about all its paragraphs as one text, as ``kvcli eval quotes`` draws them."""
+    for case in sample(squad_cases(datasets.read([path])), count, 0):
+        yield Question(case.text, case.question, (), gold=tuple({case.text[a:b] for a, b in case.gold}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--squad", metavar="FILE")
+    parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--model")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    questions = list(squad(options.squad, options.cases) if options.squad else everyday())
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = {(row["way"], row["question"]) for row in rows}
+    model = kvcli.load_model(options.model, offline=True)
+    with options.out.open("a", encoding="utf-8") as out:
+        for way in options.ways.split(","):
+            _, after, settings = WAYS[way]
+            pipeline = kvcli.Pipeline(model, after=after)
+            read = lru_cache(maxsize=1)(lambda text, pipeline=pipeline: pipeline.prefill(text))
+            for question in questions:
+                if (way, question.question) in done:
+                    continue
+                alone = "from_quotes" in settings
+                context = pipeline.unread(question.text, question.question) if alone else None
+                began, answer = perf_counter(), ""
+                if context is not None or not options.squad:  # otherwise no sentence of SQuAD's text seems to answer
+                    context = context or read(question.text)
+                    answer = pipeline.answer(context, question.question, cite=False, max_tokens=96, **settings).text
+                row = {"way": way, "question": question.question, "score": question.judge(answer)}
+                row |= {"answer": answer, "seconds": round(perf_counter() - began, 2)}
+                rows.append(row)
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.flush()
+    command = f"python -m benchmarks.everyday --out {options.out.name}"
+    if options.squad:
+        command += f" --squad {Path(options.squad).name} --cases {options.cases}"
+    for way in options.ways.split(","):
+        scores = [row["score"] for row in rows if row["way"] == way]
+        length = sum(len(row["answer"]) for row in rows if row["way"] == way) / max(1, len(scores))
+        found: dict[str, Any] = {
+            "table": "everyday",
+            "task": "SQuAD" if options.squad else "everyday",
+            "recipe": WAYS[way][0],
+        }
+        found |= {"right": scores.count(1.0), "half": scores.count(0.5), "characters": round(length)}
+        json.dump(found | provenance(command, n=len(scores)), sys.stdout, ensure_ascii=False)
+        print()
+
+
+if __name__ == "__main__":
+    main()
