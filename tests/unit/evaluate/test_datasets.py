@@ -133,7 +133,7 @@ def test_what_cannot_be_read_is_said_in_one_line(name: str, content: bytes, mess
 
 def test_rows_that_are_no_passages(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(SHAPES[0][0]))
-    with pytest.raises(InputError, match="row 1 of a is no passage"):
+    with pytest.raises(InputError, match="row 1 of a is not a passage"):
         datasets.passages(datasets.read([str(tmp_path / "a.jsonl")]))
     with pytest.raises(InputError, match="does not exist"):
         datasets.read([str(tmp_path / "missing.jsonl")])
