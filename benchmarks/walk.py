@@ -1,0 +1,186 @@
+"""What a person sees of kvcli's commands on a terminal of 80 columns, and when: recordings made in tmux.
+
+    python -m benchmarks.walk TEXT [PDF] [--out walk.md] >> docs/results/data/walk.jsonl
+
+Each command runs in a terminal of its own (tmux, 80 × 24), with an empty cache at first. Prints one row for each:
+seconds from Enter to the first sign, to the first word of the answer, and to the end, and the exit code. ``--out``
+writes the screens as Markdown: what was new on them, and when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.provenance import provenance
+
+COLUMNS, ROWS = 80, 24
+POLL_S, PATIENCE_S = 0.05, 900.0
+QUESTION = "Who tells the story?"
+NOTES = re.compile(r"(starting|loading|document|model|engine|heads|prefill|cached|resumed|reread|read|try|kvcli:) |\S*[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏━]")
+"""Rows that are about the work, not of the answer."""
+
+
+@dataclass
+class Recording:
+    """A command on a terminal: screens, as rows, with the seconds since Enter."""
+
+    command: str
+    screens: list[tuple[float, list[str]]] = field(default_factory=list)
+    end_s: float = 0.0
+    code: int | None = None
+
+    @property
+    def first_sign_s(self) -> float | None:
+        """Seconds until anything is on the screen."""
+        return next((s for s, rows in self.screens if any(rows)), None)
+
+    @property
+    def first_word_s(self) -> float | None:
+        """Seconds until a row that is not a note."""
+        return next((s for s, rows in self.screens if any(row and not NOTES.match(row) for row in rows)), None)
+
+
+class Terminal:
+    """A terminal in tmux with a server of its own."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.socket = f"kvcli-walk-{os.getpid()}"
+        self.status = folder / "status"
+        shell = ["env", "-i", *(f"{k}={v}" for k, v in environment.items()), "bash", "--norc", "--noprofile"]
+        size = ["-x", str(COLUMNS), "-y", str(ROWS)]
+        self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), shlex.join(shell))
+        self._tmux("set-option", "-g", "history-limit", "10000")
+
+    def _tmux(self, *words: str) -> str:
+        return subprocess.run(["tmux", "-L", self.socket, *words], check=True, capture_output=True, text=True).stdout
+
+    def screen(self) -> list[str]:
+        """The rows, those that have left the screen included, without empty ones at the end."""
+        return self._tmux("capture-pane", "-p", "-S", "-").rstrip().split("\n")
+
+    def run(self, command: str, typed: Sequence[tuple[str, str]] = ()) -> Recording:
+        """Run a command until it ends. Each of ``typed`` is a text that is waited for, and what is typed then."""
+        self.status.unlink(missing_ok=True)
+        self._tmux("send-keys", "clear; tmux clear-history; stty -echo; PS1=", "Enter")
+        time.sleep(1)
+        self._tmux("send-keys", "-l", f"clear; {command}; echo $? > {self.status}")
+        self._tmux("clear-history")
+        self._tmux("send-keys", "Enter")
+        start, recording, left = time.perf_counter(), Recording(command), list(typed)
+        seen = 0
+        while time.perf_counter() - start < PATIENCE_S:
+            rows, seconds = self.screen(), time.perf_counter() - start
+            if not recording.screens or rows != recording.screens[-1][1]:
+                recording.screens.append((seconds, rows))
+            text = "\n".join(rows)
+            if left and left[0][0] in text[seen:]:
+                seen = len(text)
+                self._tmux("send-keys", "-l", left.pop(0)[1])
+                self._tmux("send-keys", "Enter")
+            if self.status.exists() and self.status.read_text().strip():
+                recording.code, recording.end_s = int(self.status.read_text()), seconds
+                return recording
+            time.sleep(POLL_S)
+        raise RuntimeError(f"{command} did not end in {PATIENCE_S:.0f} s:\n" + "\n".join(self.screen()))
+
+    def close(self) -> None:
+        """End tmux."""
+        subprocess.run(["tmux", "-L", self.socket, "kill-server"], check=False, capture_output=True)
+
+
+def commands(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """Names, commands, and what is typed into them."""
+    ask = f'kvcli ask {text} "{QUESTION}" -n 40'
+    alone = f"KVCLI_KEEP_ALIVE=0 {ask}"
+    yield "kvcli --help", "kvcli --help", []
+    yield "ask, the very first time", alone, []
+    yield "ask again", alone, []
+    yield "ask, the engine is started", ask, []
+    yield "ask, by the engine", ask, []
+    yield "ask in a pipe", f'cat {text} | kvcli ask -q "{QUESTION}" -n 20 | head -1', []
+    if pdf:
+        yield "ask, pages of a PDF", f'kvcli ask {pdf} "What is it about?" --pages 2-3 --cite -n 40', []
+        yield "extract", f"kvcli extract {pdf} --pages 2 | head -5", []
+    yield "ask, an unknown model", f'kvcli ask {text} "{QUESTION}" -m nosuch', []
+    yield "ask, a missing file", f'kvcli ask nosuch.txt "{QUESTION}"', []
+    yield "plan", f"kvcli plan {text}", []
+    yield "recipes", "kvcli recipes", []
+    yield "cache ls", "kvcli cache ls", []
+    yield "chat", f"kvcli chat {text} -n 40", [("\n>", QUESTION), ("\n>", "/quit")]
+    yield "stop", "kvcli stop", []
+
+
+def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]:
+    """The recordings, each as what was new on its screens; of many screens ``frames``."""
+    for name, recording in recordings.items():
+        yield f"## {name}\n"
+        yield f"```\n$ {recording.command}"
+        screens = [(s, rows) for s, rows in recording.screens if any(rows)]
+        step = max(1, -(-len(screens) // frames))
+        chosen = sorted({*range(0, len(screens), step), len(screens) - 1}) if screens else []
+        before: list[str] = []
+        for i in chosen:
+            seconds, rows = screens[i]
+            same = next((k for k, (a, b) in enumerate(zip(rows, before, strict=False)) if a != b), min(len(rows), len(before)))
+            yield f"--- {seconds:.1f} s"
+            yield "\n".join(rows[same:])
+            before = rows
+        yield f"--- {recording.end_s:.1f} s, exit code {recording.code}\n```\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("pdf", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kvcli-walk-") as name:
+        folder = Path(name)
+        names = []
+        for path in filter(None, (args.text, args.pdf)):
+            (folder / path.name).write_bytes(path.read_bytes())
+            names.append(path.name)
+        environment = {
+            **{key: os.environ[key] for key in ("HOME", "LANG", "PIP_INDEX_URL", "PIP_CONFIG_FILE") if key in os.environ},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "TERM": "screen-256color",
+            "LC_ALL": "C.UTF-8",
+            "KVCLI_CACHE_DIR": str(folder / "cache"),
+            "XDG_RUNTIME_DIR": str(folder),
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        terminal = Terminal(environment, folder)
+        recordings = {}
+        try:
+            for name, command, typed in commands(names[0], names[1] if len(names) > 1 else None):
+                recording = recordings[name] = terminal.run(command, typed)
+                row = {
+                    "task": "walk",
+                    "command": name,
+                    "first_sign_s": recording.first_sign_s,
+                    "first_word_s": recording.first_word_s,
+                    "end_s": recording.end_s,
+                    "code": recording.code,
+                    "load": os.getloadavg()[0],
+                }
+                print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} | provenance("python -m benchmarks.walk book.txt manual.pdf", n=1)))
+                sys.stdout.flush()
+        finally:
+            terminal.close()
+            if args.out:
+                args.out.write_text("\n".join(markdown(recordings)))
+
+
+if __name__ == "__main__":
+    main()
