@@ -27,7 +27,10 @@ from benchmarks.provenance import provenance
 COLUMNS, ROWS = 80, 24
 POLL_S, PATIENCE_S = 0.05, 900.0
 QUESTION = "Who tells the story?"
-NOTES = re.compile(r"(starting|loading|document|model|engine|heads|prefill|cached|resumed|reread|read|try|kvcli:) |\S*[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏━]")
+NOTES = re.compile(
+    r"(starting|loading|download|convert|document|model|engine|heads|prefill|cached|resumed|reread|text|chat) "
+    r"| {4}|.*\b(stabilizers|keeping)\b"
+)
 """Rows that are about the work, not of the answer."""
 
 
@@ -72,7 +75,7 @@ class Terminal:
     def run(self, command: str, typed: Sequence[tuple[str, str]] = ()) -> Recording:
         """Run a command until it ends. Each of ``typed`` is a text that is waited for, and what is typed then."""
         self.status.unlink(missing_ok=True)
-        self._tmux("send-keys", "clear; tmux clear-history; stty -echo; PS1=", "Enter")
+        self._tmux("send-keys", "clear; stty -echo; PS1=", "Enter")
         time.sleep(1)
         self._tmux("send-keys", "-l", f"clear; {command}; echo $? > {self.status}")
         self._tmux("clear-history")
@@ -81,6 +84,8 @@ class Terminal:
         seen = 0
         while time.perf_counter() - start < PATIENCE_S:
             rows, seconds = self.screen(), time.perf_counter() - start
+            if any("echo $? >" in row for row in rows):
+                rows = []  # the command itself, before the screen is cleared
             if not recording.screens or rows != recording.screens[-1][1]:
                 recording.screens.append((seconds, rows))
             text = "\n".join(rows)
@@ -101,7 +106,7 @@ class Terminal:
 
 def commands(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
     """Names, commands, and what is typed into them."""
-    ask = f'kvcli ask {text} "{QUESTION}" -n 40'
+    ask = f'kvcli ask {text} "{QUESTION}"'
     alone = f"KVCLI_KEEP_ALIVE=0 {ask}"
     yield "kvcli --help", "kvcli --help", []
     yield "ask, the very first time", alone, []
@@ -110,14 +115,14 @@ def commands(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[
     yield "ask, by the engine", ask, []
     yield "ask in a pipe", f'cat {text} | kvcli ask -q "{QUESTION}" -n 20 | head -1', []
     if pdf:
-        yield "ask, pages of a PDF", f'kvcli ask {pdf} "What is it about?" --pages 2-3 --cite -n 40', []
-        yield "extract", f"kvcli extract {pdf} --pages 2 | head -5", []
+        yield "ask, pages of a PDF", f'kvcli ask {pdf} "How is a package orphaned?" --pages 20-22 --cite', []
+        yield "extract", f"kvcli extract {pdf} --pages 20 | head -5", []
     yield "ask, an unknown model", f'kvcli ask {text} "{QUESTION}" -m nosuch', []
     yield "ask, a missing file", f'kvcli ask nosuch.txt "{QUESTION}"', []
     yield "plan", f"kvcli plan {text}", []
     yield "recipes", "kvcli recipes", []
     yield "cache ls", "kvcli cache ls", []
-    yield "chat", f"kvcli chat {text} -n 40", [("\n>", QUESTION), ("\n>", "/quit")]
+    yield "chat", f"kvcli chat {text}", [("\n>", QUESTION), ("\n>", "/quit")]
     yield "stop", "kvcli stop", []
 
 
@@ -132,7 +137,8 @@ def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]
         before: list[str] = []
         for i in chosen:
             seconds, rows = screens[i]
-            same = next((k for k, (a, b) in enumerate(zip(rows, before, strict=False)) if a != b), min(len(rows), len(before)))
+            both = min(len(rows), len(before))
+            same = next((k for k in range(both) if rows[k] != before[k]), both)
             yield f"--- {seconds:.1f} s"
             yield "\n".join(rows[same:])
             before = rows
@@ -152,7 +158,7 @@ def main() -> None:
             (folder / path.name).write_bytes(path.read_bytes())
             names.append(path.name)
         environment = {
-            **{key: os.environ[key] for key in ("HOME", "LANG", "PIP_INDEX_URL", "PIP_CONFIG_FILE") if key in os.environ},
+            **{key: value for key, value in os.environ.items() if key in ("HOME", "LANG") or key.startswith("PIP_")},
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "TERM": "screen-256color",
             "LC_ALL": "C.UTF-8",
@@ -167,14 +173,15 @@ def main() -> None:
                 recording = recordings[name] = terminal.run(command, typed)
                 row = {
                     "task": "walk",
-                    "command": name,
+                    "recipe": name,
                     "first_sign_s": recording.first_sign_s,
                     "first_word_s": recording.first_word_s,
                     "end_s": recording.end_s,
                     "code": recording.code,
                     "load": os.getloadavg()[0],
                 }
-                print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} | provenance("python -m benchmarks.walk book.txt manual.pdf", n=1)))
+                row = {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}
+                print(json.dumps(row | provenance("python -m benchmarks.walk book.txt manual.pdf", n=1)))
                 sys.stdout.flush()
         finally:
             terminal.close()

@@ -383,9 +383,9 @@ class AnswerLoop:
         return cited
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
-        """After the answer: tokens read, kept and dropped, and statistics if asked for."""
+        """After the answer: statistics and details if asked for, what was left undone, and where it was written."""
         options, quiet = self.runs.options, self.runs.options.quiet
-        if report.context.tokens:
+        if report.context.tokens and (options.verbose or options.stats):
             terminal.note("read", reading(report.context), quiet=quiet)
         if answer.finish_reason == "interrupted":
             made = answer.completion_tokens

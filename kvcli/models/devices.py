@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kvcli.models.spec import default_dtype
+
 SIDE = 1024
 """Side of the square matrices that are multiplied to measure speed."""
 
@@ -15,11 +17,13 @@ SIDE = 1024
 class Device:
     """``cpu`` or ``cuda:N``; sizes in bytes, speed in 10^9 operations per second.
 
-    ``bf16_gflops`` is ``None`` if the device cannot multiply bfloat16 matrices; ``problem`` then says why.
+    ``gflops`` is the speed in ``dtype``, the device's default; ``None`` if it cannot multiply such matrices, and
+    ``problem`` then says why.
     """
 
     name: str
-    bf16_gflops: float | None
+    dtype: str
+    gflops: float | None
     problem: str | None = None
     card: str | None = None
     capability: str | None = None
@@ -33,21 +37,21 @@ def devices() -> list[Device]:
 
 
 def _measured(name: str) -> Device:
-    speed, problem = None, None
+    speed, problem, dtype = None, None, default_dtype(name)
     try:
-        speed = round(gflops(name), 1)
+        speed = round(gflops(name, dtype), 1)
     except RuntimeError as error:
         problem = str(error)
     if name == "cpu":
-        return Device(name, speed, problem)
+        return Device(name, dtype, speed, problem)
     free, total = torch.cuda.mem_get_info(name)
     major, minor = torch.cuda.get_device_capability(name)
-    return Device(name, speed, problem, torch.cuda.get_device_name(name), f"{major}.{minor}", total, free)
+    return Device(name, dtype, speed, problem, torch.cuda.get_device_name(name), f"{major}.{minor}", total, free)
 
 
-def gflops(device: str, seconds: float = 0.3) -> float:
-    """bfloat16 matrix multiplications for about ``seconds``, in 10^9 operations per second."""
-    a = torch.ones(SIDE, SIDE, dtype=torch.bfloat16, device=device)
+def gflops(device: str, dtype: str, seconds: float = 0.3) -> float:
+    """Matrix multiplications for about ``seconds``, in 10^9 operations per second."""
+    a = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype), device=device)
 
     def wait() -> None:
         if device != "cpu":

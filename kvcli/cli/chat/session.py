@@ -92,8 +92,6 @@ class ChatSession:
                     break
         if patience.cause is not None:
             raise Interrupted("interrupted while loading the turns", "kvcli chat -c", cause=patience.cause)
-        if self.setup.tokens:
-            terminal.note("read", self.setup.reading, quiet=self.quiet)
         turns = len(self.talk.turns)
         if turns:
             terminal.note("session", f"{self.path.stem} · {terminal.plural(turns, 'turn')}", quiet=self.quiet)

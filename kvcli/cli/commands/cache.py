@@ -1,6 +1,7 @@
 """``kvcli cache``: saved prefills. Imports no torch."""
 
 import errno
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -43,16 +44,20 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
     rows = []
     for e in entries:
         if e.header is None:
-            rows.append((e.key[:_SHORT], "damaged", "", "", format_bytes(e.size), _ago(e.used), ""))
+            rows.append((e.key[:_SHORT], "damaged", format_bytes(e.size), _ago(e.used), "", "", ""))
             continue
         meta = e.header.meta
         read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)}")
         named = meta.files[0] + (f" and {len(meta.files) - 1} more" if meta.files[1:] else "") if meta.files else "?"
-        rows.append((e.key[:_SHORT], read, meta.model, meta.identity.recipe, format_bytes(e.size), _ago(e.used), named))
+        recipe = re.sub(r"\(budget=(\d+)[^)]*\)", r" \1", meta.identity.recipe)
+        rows.append((e.key[:_SHORT], read, format_bytes(e.size), _ago(e.used), recipe, named, meta.model))
+    models = {row[-1] for row in rows} - {""}
     if rows:
-        terminal.table(("id", "tokens", "model", "recipe", "size", "used", "document"), rows)
+        columns = ("id", "tokens", "size", "used", "recipe", "document", "model")
+        shown = len(columns) - (len(models) == 1)  # one model is named below the table
+        terminal.table(columns[:shown], [row[:shown] for row in rows])
     total = sum(e.size for e in entries)
-    readings = terminal.plural(len(entries), "saved prefill")
+    readings = terminal.plural(len(entries), "saved prefill") + (f" of {models.pop()}" if len(models) == 1 else "")
     terminal.note(
         "cache", f"{readings}, {format_bytes(total)} of at most {format_bytes(library.limit)} · {library.folder}"
     )
@@ -91,9 +96,7 @@ def show(name: One, as_json: JSON = False, _debug: DEBUG = False) -> None:
         "used": _ago(entry.used),
         "path": str(entry.path),
     }
-    for label, value in rows.items():
-        if value:
-            print(f"{label:<12}{terminal.oneline(value)}")
+    terminal.facts(((label, value) for label, value in rows.items() if value), 12)
 
 
 @app.command("rm", cls=Command)

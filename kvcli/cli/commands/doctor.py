@@ -91,7 +91,7 @@ def _memory() -> dict[str, int]:
 
 
 def _devices(problems: list[str]) -> list[dict[str, Any]]:
-    """The devices that torch can use, each with a quick bfloat16 measurement."""
+    """The devices that torch can use, each with a quick measurement in the dtype that kvcli uses there."""
     try:
         from kvcli.models.devices import devices
     except Exception as error:  # a broken installation raises OSError, ImportError and worse
@@ -101,10 +101,10 @@ def _devices(problems: list[str]) -> list[dict[str, Any]]:
     for device in devices():
         if device.problem is not None:
             problems.append(
-                f"{device.name} cannot multiply bfloat16 matrices: {terminal.oneline(device.problem)[:120]}"
+                f"{device.name} cannot multiply {device.dtype} matrices: {terminal.oneline(device.problem)[:120]}"
             )
         facts = {k: v for k, v in asdict(device).items() if k != "problem"}
-        found.append({k: v for k, v in facts.items() if v is not None or k == "bf16_gflops"})
+        found.append({k: v for k, v in facts.items() if v is not None or k == "gflops"})
     return found
 
 
@@ -166,8 +166,8 @@ def _show(found: dict[str, Any]) -> None:
         if "card" in device:
             free = f"{size(device['free_bytes'])} of {size(device['total_bytes'])} free"
             parts += [device["card"], f"compute capability {device['capability']}", free]
-        gflops = device["bf16_gflops"]
-        parts += [f"{gflops:,.0f} GFLOP/s in bfloat16" if gflops else "no bfloat16"]
+        gflops, dtype = device["gflops"], device["dtype"]
+        parts += [f"{gflops:,.0f} GFLOP/s in {dtype}" if gflops else f"no {dtype}"]
         rows.append(("device", " · ".join(parts)))
     writable = "" if cache["writable"] else " · cannot be written"
     rows.append(("cache", f"{cache['path']} · {size(cache['bytes'])} used{writable}"))
@@ -177,9 +177,6 @@ def _show(found: dict[str, Any]) -> None:
         parts = [node["host"], terminal.plural(node["cpus"], "core"), terminal.plural(node["gpus"], "card")]
         parts += [size(node["memory_bytes"]), f"kvcli {node['kvcli']}"]
         rows.append(("ray", " · ".join(parts)))
-    for label, text in rows:
-        print(f"{label:<{terminal.LABEL}} {terminal.oneline(text)}")
-    for problem in found["problems"]:
-        print(f"{'problem':<{terminal.LABEL}} {terminal.oneline(problem)}")
+    terminal.facts([*rows, *(("problem", problem) for problem in found["problems"])], terminal.LABEL + 1)
     if not found["problems"]:
         print(f"{'result':<{terminal.LABEL}} ready")

@@ -51,7 +51,7 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
         )
         for e in entries
     ]
-    terminal.table(columns, rows)
+    terminal.table(columns, rows, optional=["model"])
     if any(e.default for e in entries):
         print("\n* default model; -m also takes a folder, a Hugging Face id or a .gguf file")
 
@@ -109,13 +109,10 @@ def show(
         "fingerprint": facts.fingerprint,
         "path": str(facts.path) if facts.path else None,
     }
-    for label, value in rows.items():
-        if value is not None:
-            print(f"{label:<14}{terminal.oneline(str(value))}")
-    for text in facts.notes:
-        print(f"{'note':<14}{terminal.oneline(text)}")
-    if not facts.local:
-        print(f"{'weights':<14}not downloaded: kvcli models pull {facts.name}")
+    shown = [(label, str(value)) for label, value in rows.items() if value is not None]
+    shown += [("note", text) for text in facts.notes]
+    shown += [] if facts.local else [("weights", f"not downloaded: kvcli models pull {facts.name}")]
+    terminal.facts(shown, 14)
 
 
 @app.command("suggest", cls=Command)
@@ -150,7 +147,8 @@ def suggest(
         columns = ["name", "parameters", "context", "weights", "memory", "kept", "prefill", "fits", "licence"]
         timed = any(each.seconds is not None for each in found)
         shown = [name for name in columns if timed or name != "prefill"]
-        terminal.table(shown, [[_suggestion_row(each)[name] for name in shown] for each in found])
+        cells = [[_suggestion_row(each)[name] for name in shown] for each in found]
+        terminal.table(shown, cells, optional=["parameters", "licence"])
         if any(each.alias.gated for each in found):
             print("\n* the hub wants its terms accepted before a download")
     if best is None:

@@ -1,6 +1,7 @@
 """``kvcli recipes``: values of ``--policy``."""
 
 import inspect
+import sys
 from dataclasses import MISSING, fields
 from statistics import mode
 from typing import Any, Literal
@@ -25,11 +26,14 @@ def command(
         return
     for _, key, meaning in AXES:
         shared = _shared(found[key])
-        print(f"{meaning}\n")
+        terminal.write(sys.stdout, f"{meaning}\n")
         rows = [(p["name"], p["summary"], _options(p["options"], shared)) for p in found[key]]
         terminal.table(("name", "summary", "fields"), rows)
-        print(f"\nfields of all: {_options(shared, {})}\n" if shared else "")
-    print('A recipe is POLICY or POLICY+STORAGE: kvcli ask --policy "locret(budget=4096)+int4" FILE "…"')
+        terminal.write(sys.stdout, "")
+        if shared:
+            terminal.paragraph(sys.stdout, f"fields of all: {_options(shared, {})}\n", indent=2)
+    terminal.write(sys.stdout, "A recipe is POLICY or POLICY+STORAGE:")
+    terminal.write(sys.stdout, '  kvcli ask --policy "locret(budget=4096)+int8" FILE "…"')
 
 
 def policies(axis: Literal["eviction", "storage"]) -> list[dict[str, Any]]:

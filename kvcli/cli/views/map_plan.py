@@ -89,8 +89,7 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
             rows.append(("memory", f"{size_}: {fits}; {target.name} has {format_bytes(target.usable)}"))
         except KvcliError as error:
             rows.append(("memory", error.message))
-    for label, text in rows:
-        print(f"{label:<{terminal.LABEL}}{terminal.oneline(text)}")
+    terminal.facts(rows)
 
 
 def _time(tokens: int, answers: int, length: int, rates: speed_history.Rates, workers: int) -> str:

@@ -68,8 +68,7 @@ def show(outlook: PlanReport) -> None:
         ]
     rows += [("disk", f"at most {format_bytes(first.disk)} for the saved prefill"), ("time", _time(first, outlook))]
     rows.append(("fits", _verdict(first, work)))
-    for label, text in rows:
-        print(f"{label:<{LABEL}}{terminal.oneline(text)}")
+    terminal.facts(rows, LABEL)
     if len(outlook.found) > 1:
         print()
         _compare(outlook)
@@ -137,6 +136,7 @@ def to_json(outlook: PlanReport) -> None:
             "place": {"name": outlook.place.name, "usable_bytes": outlook.place.usable},
             **first,
             "what_if": others,
+            "notes": list(document.warnings) if document else [],
         }
     )
 

@@ -160,10 +160,38 @@ def print_json(**body: Any) -> None:
     print(to_json(**body), flush=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table to stdout: aligned columns, a bold heading on a terminal."""
-    body = [[oneline(cell) for cell in cells] for cells in rows]
-    widths = [max(len(c) for c in column) for column in zip(columns, *body, strict=True)]
-    for i, cells in enumerate([list(columns), *body]):
+def facts(rows: Iterable[tuple[str, str]], width: int = LABEL) -> None:
+    """Write ``label    text`` rows to stdout; a label has ``width`` columns."""
+    for label, text in rows:
+        paragraph(sys.stdout, f"{label:<{width - 1}} {oneline(text)}", indent=width)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()) -> None:
+    """Write a table to stdout: aligned columns, a bold heading on a terminal.
+
+    A table that is wider than the terminal loses ``optional`` columns, the first of them first. Then long cells wrap.
+    """
+    body = [[oneline(cell) for cell in cells] for cells in [columns, *rows]]
+    room = wrap.columns(sys.stdout) if is_terminal(sys.stdout) else None
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    for name in optional:
+        if room and sum(widths) + 2 * len(widths) - 2 > room:
+            at = body[0].index(name)
+            body = [cells[:at] + cells[at + 1 :] for cells in body]
+            del widths[at]
+    if room and sum(widths) + 2 * len(widths) - 2 > room:
+        from rich.table import Table
+
+        narrow = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        short = sorted(widths)
+        while sum(short) + 2 * len(widths) + 8 * (len(widths) - len(short)) > room:  # 10 columns for each long one
+            short.pop()
+        for name, width in zip(body[0], widths, strict=True):
+            narrow.add_column(name, overflow="fold", no_wrap=bool(short) and width <= short[-1])
+        for cells in body[1:]:
+            narrow.add_row(*cells)
+        console(sys.stdout).print(narrow, width=room, soft_wrap=False)
+        return
+    for i, cells in enumerate(body):
         text = "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
         write(sys.stdout, text, None if i else "bold")

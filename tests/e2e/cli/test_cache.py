@@ -29,7 +29,7 @@ def test_looking_after_the_cache(
     one, two = (r["id"] for r in listed["readings"])
     text = call("cache", "ls")
     assert one[:10] in text.out
-    assert "keydiff(budget=200)" in text.out
+    assert "keydiff 200" in text.out
     assert "cache    2 " in text.err
     shown = call("cache", "show", one[:6])
     assert "Be brief." in shown.out

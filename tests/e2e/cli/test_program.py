@@ -89,7 +89,7 @@ def test_doctor(call: Call, validate: Validate, tmp_path: Path, monkeypatch: pyt
     assert found.json["problems"] == []
     assert found.json["cache"]["path"] == str(tmp_path / "cache")
     assert found.json["default_model"]["present"] is False
-    assert found.json["devices"][0]["bf16_gflops"] > 0
+    assert found.json["devices"][0]["gflops"] > 0
     assert "kvcli models pull" in call("doctor").out
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("KVCLI_CACHE_DIR", str(tmp_path / "file" / "cache"))
@@ -257,7 +257,7 @@ def test_progress_on_a_terminal(slow_model: Path, folder: Path, environment: dic
         r"prefill +[━╸╺]+ +\d+ % [\d,]+/[\d,]+ · [\d,]+ tok/s · [\d:.]+ s? ?left · [\d.]+/[\d.]+ GiB", bars
     )
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor comes back
-    assert "dropped 0 tokens" in text
+    assert "keeping" in text
 
 
 @pytest.mark.parametrize(("env", "columns"), [({"TERM": "dumb"}, 100), ({"NO_COLOR": "1"}, 20)])

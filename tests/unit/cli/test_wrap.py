@@ -6,10 +6,12 @@ import os
 import re
 from itertools import cycle, pairwise
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from kvcli.cli.views import terminal, wrap
 from kvcli.cli.views.wrap import FALLBACK, WordWrap, columns, wrapped
 
 TEXT = st.text(st.sampled_from("ab c,\n漢字é-"), max_size=200)
@@ -77,3 +79,18 @@ def test_escape_sequences_have_no_width(words: list[str], width: int) -> None:
 def test_a_stream_that_is_no_terminal_has_a_width() -> None:
     with open(os.devnull) as null:  # noqa: PTH123
         assert columns(null) == FALLBACK
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 80, 120])
+def test_no_row_of_a_table_is_wider_than_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "is_terminal", lambda _stream: True)
+    monkeypatch.setattr(wrap, "columns", lambda _stream: width)
+    rows = [("a1", "1,024", "word " * 10, "x" * 25), ("b22", "7", "short", "tail")]
+    terminal.table(("id", "n", "text", "path"), rows, optional=["path"])
+    terminal.facts([("label", "word " * 30), ("other", "short")])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.split().count("word") == 40
+    assert ("tail" in shown.split()) == (width >= 120)
