@@ -54,6 +54,8 @@ def test_help_is_quick(args: list[str], environment: dict[str, str]) -> None:
 
 def test_every_command_is_in_the_help(call: Call) -> None:
     text = call("-h").out
+    assert call("help").out == text
+    assert call("help", "cache", "ls").out == call("cache", "ls", "--help").out != text
     for command in ("ask", "prefill", "cache", "models", "recipes", "doctor"):
         assert re.search(rf"^  {command} ", text, re.MULTILINE)
     assert call().code == 2
