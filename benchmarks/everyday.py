@@ -6,23 +6,27 @@
 The 56 questions are about eleven short documents in ``benchmarks/everyday/``: a licence, minutes, a lease, a manual
 page, source code … Each line of ``questions.jsonl`` has regular expressions, ignoring case: an answer is right if one
 of ``right`` is found in it, and half right if one of ``half`` is. With ``--squad`` an answer is right if it contains an
-answer of the data set, without articles and punctuation. Cases are appended to the file; a second run adds what is
-missing. At the end, rows for ``docs/results/data`` go to standard output.
+answer of the data set, without articles and punctuation. Questions are asked in an order drawn by a seed, each in all
+ways. Cases are appended to the file; a second run adds what is missing. At the end, rows for ``docs/results/data`` go
+to standard output.
 
 Ways: ``ask`` (the chat template over the document, with the rule of the default task), ``norule`` and ``few`` (the same
-without it, or with "Answer in a few words."), ``examples`` (worked examples and the three best sentences alone) and
-``words`` (the same, and the answer is successive words of one of them).
+without it, or with "Answer in a few words."), ``examples`` (worked examples, and the three best sentences by words
+alone) and ``words`` (the same, and the answer is successive words of one of them). The last two ways leave out
+questions that no sentence seems to answer: there kvcli answers as ``ask`` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -41,8 +45,8 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name in tables, words af
     "ask": ("`kvcli ask`", ANSWER_RULE, {}),
     "norule": ("no rule", "", {}),
     "few": ('"Answer in a few words."', "\nAnswer in a few words.", {}),
-    "examples": ("worked examples, three sentences", "", {"from_quotes": True}),
-    "words": ("the same, words of a sentence", "", {"from_quotes": True, "verbatim": True}),
+    "examples": ("worked examples, three sentences", "", {"from_quotes": True, "by_model": False}),
+    "words": ("the same, words of a sentence", "", {"from_quotes": True, "by_model": False, "verbatim": True}),
 }
 
 
@@ -90,31 +94,36 @@ def main() -> None:
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(row["way"], row["question"]) for row in rows}
     model = kvcli.load_model(options.model, offline=True)
+    random.Random(0).shuffle(questions)
+    ways = options.ways.split(",")
+    pipelines = {way: kvcli.Pipeline(model, after=WAYS[way][1]) for way in ways}
+
+    @lru_cache(maxsize=16)
+    def read(text: str) -> Any:  # the words after a question change nothing before it
+        return pipelines[ways[0]].prefill(text)
+
     with options.out.open("a", encoding="utf-8") as out:
-        for way in options.ways.split(","):
-            _, after, settings = WAYS[way]
-            pipeline = kvcli.Pipeline(model, after=after)
-            read = lru_cache(maxsize=1)(lambda text, pipeline=pipeline: pipeline.prefill(text))
-            for question in questions:
-                if (way, question.question) in done:
-                    continue
-                alone = "from_quotes" in settings
-                context = pipeline.unread(question.text, question.question) if alone else None
-                began, answer = perf_counter(), ""
-                if context is not None or not options.squad:  # otherwise no sentence of SQuAD's text seems to answer
-                    context = context or read(question.text)
-                    answer = pipeline.answer(context, question.question, cite=False, max_tokens=96, **settings).text
-                row = {"way": way, "question": question.question, "score": question.judge(answer)}
-                row |= {"answer": answer, "seconds": round(perf_counter() - began, 2)}
-                rows.append(row)
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
-                out.flush()
+        for question, way in product(questions, ways):
+            settings, pipeline = WAYS[way][2], pipelines[way]
+            if (way, question.question) in done:
+                continue
+            alone = "from_quotes" in settings
+            context = pipeline.unread(question.text, question.question) if alone else read(question.text)
+            began, answer = perf_counter(), None
+            if context is not None:
+                answer = pipeline.answer(context, question.question, cite=False, max_tokens=96, **settings).text
+            row = {"way": way, "question": question.question, "answer": answer}
+            row |= {"score": question.judge(answer or ""), "seconds": round(perf_counter() - began, 2)}
+            rows.append(row)
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.flush()
     command = f"python -m benchmarks.everyday --out {options.out.name}"
     if options.squad:
         command += f" --squad {Path(options.squad).name} --cases {options.cases}"
-    for way in options.ways.split(","):
-        scores = [row["score"] for row in rows if row["way"] == way]
-        length = sum(len(row["answer"]) for row in rows if row["way"] == way) / max(1, len(scores))
+    for way in ways:
+        answered = [row for row in rows if row["way"] == way and row["answer"] is not None]
+        scores = [row["score"] for row in answered]
+        length = sum(len(row["answer"]) for row in answered) / max(1, len(scores))
         found: dict[str, Any] = {
             "table": "everyday",
             "task": "SQuAD" if options.squad else "everyday",

@@ -122,6 +122,12 @@ def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:
     assert not supports("He sailed in 1911.", "When did he sail?", "", "english")
 
 
+@pytest.mark.parametrize("question", ["How long is the guarantee?", "Which lamps are covered?"])
+def test_a_question_of_few_words_of_the_text_is_answered_by_it(question: str) -> None:
+    text = "Close the tap.\n\nThe guarantee is two years. Lamps are not covered.\n\nThe service has the number 0800."
+    assert QuoteSearch(Document.of_text(text), question).quotes().found
+
+
 def test_a_question_about_another_text_finds_nothing() -> None:
     document = Document.of_text(TEXT)
     assert QuoteSearch(document, "How many doors has house 7?").quotes().found
