@@ -12,7 +12,7 @@ import pyte
 from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM
 
-PATIENCE = 180.0
+PATIENCE = 600.0
 """Seconds without a byte until a screen is given up: other work may have the machine."""
 
 

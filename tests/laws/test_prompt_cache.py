@@ -397,7 +397,7 @@ def test_the_second_process_waits_and_takes_what_the_first_has_read(model, libra
         with pytest.raises(StopIteration) as end:
             next(events)
         same(model(), end.value.value, expected)
-        assert first.wait(30) == 0
+        assert first.wait(300) == 0
 
 
 def test_the_death_of_the_first_process_ends_the_waiting(model, library) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,7 @@
 """The real default model, end to end through the engine: few cases, each a truth that tiny models cannot show."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,13 +35,16 @@ def test_it_knows_the_capital_of_france(model) -> None:
 
 
 def test_pass_keys_in_8k_tokens_survive_a_budget_of_1000(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three keys in the last third of the text, of which a rounding may lose one.
+    """Of three keys in the last third of the text a rounding may lose one; the third is asked for if one was lost.
 
     The model's own full attention finds fewer at this length (docs/results). Of ten depths in steps of a ninth,
     bfloat16 keeps all ten keys and float32 loses the four from the second to the fifth.
     """
     monkeypatch.setattr(passkey, "_model", model)
-    rows = passkey.run("keydiff(budget=1000)", 8000, cases=[6, 7, 9], of=10, chunk=512, looks=[0])
+    rows = list[dict[str, Any]]()
+    for case in (9, 7, 6):
+        if sum(row["right"] for row in rows) < 2:
+            rows += passkey.run("keydiff(budget=1000)", 8000, cases=[case], of=10, chunk=512, looks=[0])
     assert all(row["read"] > 7900 and row["kept"] == 1000 for row in rows)
     assert sum(row["right"] for row in rows) >= 2, [row["answer"] for row in rows]
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("pexpect")
 pytest.importorskip("pyte")
 
-from tests.e2e.cli.test_real import FILLER, _here  # noqa: F401
+from tests.e2e.cli.test_real import FILLER, model  # noqa: F401
 from tests.e2e.conftest import surroundings
 from tests.e2e.terminal import Talk, squeezed
 

@@ -168,7 +168,7 @@ def test_a_closed_stream(folder: Path, environment: dict[str, str], stream: str)
         cwd=folder,
         env=environment,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == (3 if stream == "stdin" else 0), done.stderr
@@ -189,8 +189,8 @@ def test_a_pipe_that_is_waited_for_is_named(tiny_model: Path, folder: Path, call
         said.set()
 
     def write() -> None:
-        said.wait(60)
-        for _ in range(600):  # without a reader the name cannot be opened
+        said.wait(300)
+        for _ in range(3000):  # without a reader the name cannot be opened
             try:
                 pipe = os.open(folder / "late", os.O_WRONLY | os.O_NONBLOCK)
             except OSError:
@@ -204,7 +204,7 @@ def test_a_pipe_that_is_waited_for_is_named(tiny_model: Path, folder: Path, call
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
     done = call("ask", "late", "Who?", "-m", tiny_model, "-n", "2")
-    writer.join(60)
+    writer.join(300)
     assert done.code == 0
     assert notes[0] == "waiting for late, a pipe"
 

@@ -21,15 +21,15 @@ def ask(folder: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _here() -> None:
-    """Fetched once for the test run, by whichever test comes first."""
+def model() -> Path:
+    """Its directory. Fetched once for the test run, by whichever test comes first."""
     from kvcli.cli.views.progress import run_with_progress
     from kvcli.errors import KvcliError
     from kvcli.models.catalogue import DEFAULT
     from kvcli.models.resolve import resolve
 
     try:
-        run_with_progress(resolve(DEFAULT), quiet=True)
+        return Path(run_with_progress(resolve(DEFAULT), quiet=True).path)
     except KvcliError as error:
         pytest.skip(f"{error.message}: {error.hint}")
 
@@ -52,11 +52,22 @@ def test_a_fact_is_found_on_a_third_of_the_memory(haystack: Path, validate: Vali
     assert answer["kv"]["kept"] == 1024
 
 
-def test_longer_than_the_window_is_read_or_refused(folder: Path) -> None:
+def test_longer_than_the_window_is_read_or_refused(folder: Path, model: Path) -> None:
+    """Refused by the model as it is; read by one that is told of a shorter window, for 8,192 tokens take a minute."""
     (folder / "long.txt").write_text(FILLER * 365)
     refused = ask(folder, "--policy", "full", "long.txt", "What colour is the sky?")
     assert refused.returncode == 6
     assert b"8,192" in refused.stderr
-    read = ask(folder, "-n", "20", "long.txt", "What colour is the sky?")
+    (folder / "short").mkdir()
+    for file in model.iterdir():
+        (folder / "short" / file.name).symlink_to(file)
+    (folder / "short" / "config.json").unlink()
+    config = json.loads((model / "config.json").read_text()) | {"max_position_embeddings": 1024}
+    (folder / "short" / "config.json").write_text(json.dumps(config))
+    (folder / "long.txt").write_text(FILLER * 50)
+    refused = ask(folder, "-m", "short", "--policy", "full", "long.txt", "What colour is the sky?")
+    assert refused.returncode == 6
+    assert b"1,024" in refused.stderr
+    read = ask(folder, "-m", "short", "-n", "20", "long.txt", "What colour is the sky?")
     assert read.returncode == 0, read.stderr
     assert b"keeping 1,024 of " in read.stderr

@@ -33,6 +33,7 @@ def watched(module, name):
 for module, name in ((compact, "compact"), (merge, "merge"), (packed, "packed_attention"), (quantize, "quantize")):
     watched(module, name)
 
+os.environ["TRITON_INTERPRET"] = "0"  # not for the probe of the model
 model = tiny.load("llama")
 for hold in ("kivi(bits=4, group=8)", "turbo(bits=4)"):
     recipe = f"keydiff(budget=24)+{hold}"

@@ -39,7 +39,7 @@ class Running:
         return self.clients.enter_context(client)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+        return httpx.post(f"{self.url}{path}", json=body, timeout=300, **options)
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +84,14 @@ def start(model: Any) -> Start:
             daemon=True,
         )
         thread.start()
-        assert ready.wait(60)
+        assert ready.wait(300)
         host, port = listening.getsockname()[:2]
         try:
             with ExitStack() as clients:
                 yield Running(f"http://{host}:{port}", service, stops[0], thread, clients)
         finally:
             stops[0]()
-            thread.join(60)
+            thread.join(300)
             assert not thread.is_alive()
 
     return started
@@ -106,6 +106,6 @@ def server(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 def raw_request(url: str, head: str, body: bytes = b"") -> bytes:
     """Send a request byte for byte and return what comes back first."""
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
         return connection.recv(4096)

@@ -27,7 +27,7 @@ def paper(*texts: str) -> bytes:
 
 
 def upload(running: Running, name: str, data: bytes) -> Any:
-    answer = httpx.post(f"{running.url}/v1/files", files={"file": (name, data)}, timeout=60)
+    answer = httpx.post(f"{running.url}/v1/files", files={"file": (name, data)}, timeout=300)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -103,10 +103,10 @@ def test_a_page_is_a_picture_with_the_quote_marked(server: Running) -> None:
     file = upload(server, "meeting.pdf", data)
     assert file["kvcli"]["pictures"]
     where = f"{server.url}/v1/files/{file['id']}"
-    plain = pixels(httpx.get(f"{where}/pages/2", timeout=60).content)
+    plain = pixels(httpx.get(f"{where}/pages/2", timeout=300).content)
     (uploaded,) = [f for f in server.service.uploads if f.id == file["id"]]
     start = uploaded.document.text.index("town hall")
-    answer = httpx.get(f"{where}/pages/2?start={start}&end={start + 9}", timeout=60)
+    answer = httpx.get(f"{where}/pages/2?start={start}&end={start + 9}", timeout=300)
     assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == ("image/png", "nosniff")
     shown = pixels(answer.content)
     changed = (shown != plain).any(axis=2)
@@ -127,7 +127,7 @@ def test_line_ends_and_hyphens_do_not_hide_a_quote() -> None:
 
 
 def read(running: Running, file_id: str) -> Iterator[Any]:
-    answer = httpx.post(f"{running.url}/v1/files/{file_id}/prefill", timeout=60)
+    answer = httpx.post(f"{running.url}/v1/files/{file_id}/prefill", timeout=300)
     assert answer.headers["content-type"].startswith("text/event-stream")
     for part in answer.text.split("\n\n"):
         if part:

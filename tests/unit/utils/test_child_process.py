@@ -91,7 +91,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def output(command: list[str]) -> str:
     with child_process.running(command, stderr=subprocess.STDOUT, text=True) as process:
-        return str(process.communicate(timeout=60)[0])
+        return str(process.communicate(timeout=300)[0])
 
 
 def test_nothing_of_the_working_directory_runs(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
