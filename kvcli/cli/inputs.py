@@ -85,7 +85,8 @@ def read_documents(options: RunOptions, files: Sequence[str], stdin: bytes | Non
     Raises ``InputError`` and ``UsageError`` as :func:`kvcli.documents.read`.
     """
     kept = document_cache(options)
-    return documents.read(files, stdin, options.reading, kept, web(options, files, kept))
+    with _say_if_waiting(files, quiet=options.quiet):
+        return documents.read(files, stdin, options.reading, kept, web(options, files, kept))
 
 
 def web(options: RunOptions, files: Sequence[str], kept: DocumentCache | None) -> Web | None:
@@ -172,8 +173,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     def load(names: Sequence[str]) -> Document | None:
         return read_documents(given, names, stdin) if names or stdin is not None else None
 
-    with _say_if_waiting(files, quiet=given.quiet):
-        saved, document = read(files, load, given.reading)
+    saved, document = read(files, load, given.reading)
     if saved is None:
         return Inputs(given, document, None, perf_counter() - start)
     if given.rebuild:

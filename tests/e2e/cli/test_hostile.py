@@ -174,7 +174,10 @@ def test_a_closed_stream(folder: Path, environment: dict[str, str], stream: str)
     assert done.returncode == (3 if stream == "stdin" else 0), done.stderr
 
 
-def test_a_pipe_that_is_waited_for_is_named(tiny_model: Path, folder: Path, call: Any, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("command", ["ask", "extract"])
+def test_a_pipe_that_is_waited_for_is_named(
+    command: str, tiny_model: Path, folder: Path, call: Any, monkeypatch: Any
+) -> None:
     import os
     import threading
     import time
@@ -203,8 +206,9 @@ def test_a_pipe_that_is_waited_for_is_named(tiny_model: Path, folder: Path, call
     monkeypatch.setattr(terminal, "note", note)
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    done = call("ask", "late", "Who?", "-m", tiny_model, "-n", "2")
-    writer.join(300)
+    more = ("Who?", "-m", tiny_model, "-n", "2") if command == "ask" else ()
+    done = call(command, "late", *more)
+    writer.join(600)
     assert done.code == 0
     assert notes[0] == "waiting for late, a pipe"
 
