@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kvcli.utils.malloc import trim
+from kvcli.utils.process_memory import trim
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

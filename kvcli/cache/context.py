@@ -9,7 +9,7 @@ from functools import partial
 from kvcli.cache.base import State
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
-from kvcli.utils.malloc import trim
+from kvcli.utils.process_memory import trim
 
 
 @dataclass(frozen=True)

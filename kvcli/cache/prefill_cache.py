@@ -231,16 +231,17 @@ class PrefillCacheLayer:
         q_rotated = self.cache.rotary.rotate(self.index, q, rope_positions)
         units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
-            k_rotated, work_v, units = self._with_kept(k, v, pos)
-            out = _causal(q_rotated, k_rotated, work_v, scale, window, sink)
+            keys, values, units = self._with_kept(k, v, pos)
+        else:  # never in a layer with a window
+            stored, keys, values = self.stored(), self.cache.rotary.rotate(self.index, k, rope_positions), v
+            units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
+        if self.row_codec is not None and c:
+            new_term = attention(q_rotated, keys, values, scale, 0)
+            out = with_sink(merge_terms(stored.attend(q_rotated, scale, c), new_term), sink)
+        elif sink is None:
+            out = causal_attention(q_rotated, keys, values, scale, window)
         else:
-            stored, k_rotated = self.stored(), self.cache.rotary.rotate(self.index, k, rope_positions)
-            if c:
-                new_term = attention(q_rotated, k_rotated, v, scale, 0)
-                out = with_sink(merge_terms(stored.attend(q_rotated, scale, c), new_term), sink)
-            else:
-                out = _causal(q_rotated, k_rotated, v, scale, None, sink)
-            units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], k_rotated)
+            out = with_sink(attention(q_rotated, keys, values, scale, keys.shape[1] - q.shape[1], window), sink)
 
         u = c + step.new
         if self.window is not None:
@@ -343,9 +344,3 @@ class PrefillCacheLayer:
         self.v[:, : self.count] = v[:, first:]
         self.pos[:, : self.count] = pos[:, first:]
         self.scores[:, : self.count] = 0.0
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
-    if sink is None:
-        return causal_attention(q, k, v, scale, window)
-    return with_sink(attention(q, k, v, scale, k.shape[1] - q.shape[1], window), sink)

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from kvcli.errors import UsageError
 from kvcli.utils import config_file
-
-PREFIX = "KVCLI_"
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,6 @@ class Setting:
     key: str
     value: Any
     origin: str
-
-
-def variable(names: str) -> str | None:
-    """The environment variable of an option: ``KVCLI_MAX_TOKENS`` of ``-n, --max-tokens N``."""
-    long = next((name for name in names.split(", ") if name.startswith("--")), None)
-    return None if long is None else PREFIX + re.split("[ /]", long[2:])[0].replace("-", "_").upper()
 
 
 def options(command: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
@@ -20,10 +22,15 @@ class Command(TyperCommand):
 
     ``usage`` replaces the arguments of the usage line, which typer cannot derive if one list holds two kinds of them.
     ``takes_defaults`` is whether ``config.toml`` can set its options.
+    ``optional`` has each option whose value may be left out: a pattern of its values, and the one that is then meant.
     """
 
     usage: ClassVar[tuple[str, ...]] = ()
     takes_defaults: ClassVar[bool] = True
+    optional: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, with_values(args, self.optional))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [param for param in self.get_params(ctx) if param.param_type_name == "argument"]
@@ -31,6 +38,20 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
+
+
+def with_values(args: Sequence[str], optional: dict[str, tuple[str, str]]) -> list[str]:
+    """The arguments with the values of :attr:`Command.optional` options added that were left out."""
+    out, rest = list[str](), list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*out, word, *rest]
+        if word in optional:
+            pattern, usual = optional[word]
+            word = f"{word}={rest.pop(0) if rest and re.fullmatch(pattern, rest[0]) else usual}"
+        out.append(word)
+    return out
 
 
 class Group(TyperGroup):

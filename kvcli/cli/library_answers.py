@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvcli.cli import answer_loop
@@ -12,7 +11,6 @@ from kvcli.cli.setup import banner, open_run
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.corpus.library import Library
-from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
@@ -21,16 +19,6 @@ if TYPE_CHECKING:
 
 TOP = 4
 """Passages that are read again before an answer."""
-
-
-def name_of(request: Request) -> str | None:
-    """The library of a request, if it names one. Raises ``UsageError`` if it names a file too."""
-    found = [name for name in request.files if name.startswith("@") and not Path(name).exists()]
-    if not found:
-        return None
-    if len(request.files) > 1:
-        raise UsageError(f"{found[0]} is a library, and another document was named too", "leave out one of them")
-    return found[0][1:]
 
 
 def answer(options: RunOptions, name: str, request: Request, writer: AnswerWriter, top: int) -> None:

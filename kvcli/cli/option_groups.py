@@ -16,16 +16,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
-from kvcli.cli.defaults import variable
+PREFIX = "KVCLI_"
+"""Of environment variables."""
 
 MAIN = "Main options"
 """Panel of the options that people use most; always the first one."""
+
+
+def variable(names: str) -> str | None:
+    """The environment variable of an option: ``KVCLI_MAX_TOKENS`` of ``-n, --max-tokens N``."""
+    long = next((name for name in names.split(", ") if name.startswith("--")), None)
+    return None if long is None else PREFIX + re.split("[ /]", long[2:])[0].replace("-", "_").upper()
 
 
 def annotation(names: str, help: str, panel: str | None = None, **settings: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
-from kvcli.cli.views.markdown import TerminalAnswer
+from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
 from kvcli.cli.views.page import Section, as_html, as_markdown
 from kvcli.cli.views.wrap import columns, wrapped
 from kvcli.errors import InputError, UsageError
@@ -51,11 +51,9 @@ class AnswerWriter:
         self.as_json = as_json
         self.stream = stream and not as_json and path is None
         self._file: TextIO | None = None
-        self._held = ""
-        self._open = False
         self._answers = 0
         self._terminal = path is None and terminal.is_terminal(sys.stdout)
-        self._shown: TerminalAnswer | None = None
+        self._shown: TerminalAnswer | PlainAnswer | None = None
         self._markdown = wrap and self._terminal
         self._headings = headings and not as_json and not self._terminal
         if path is not None:
@@ -76,19 +74,9 @@ class AnswerWriter:
         return self._file
 
     def write(self, text: str) -> None:
-        """Write a piece of the answer. Line ends at its end wait for more text, because the last ones are dropped."""
-        if not self.stream:
-            return
-        self._begin()
-        if self._shown is not None:
-            self._shown.write(text)
-            return
-        text = self._held + terminal.strip_control(text)
-        body = text.rstrip("\n")
-        self._held = text[len(body) :]
-        if body:
-            self.file.write(body)
-            self.file.flush()
+        """Write a piece of the answer."""
+        if self.stream:
+            self._begin().write(text)
 
     def end(
         self,
@@ -111,18 +99,13 @@ class AnswerWriter:
         if self.as_json:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
-            self._begin()
-            if not self.stream and first:
-                self._paragraphs((*first, ""))
-            body = "" if self.stream else terminal.strip_control(text).rstrip("\n")
-            if self._shown is not None:
-                self._shown.write(body)
-                self._shown.end(marks)
-            else:
-                self.file.write(body + (f" {marks}" if marks else "") + "\n")
+            shown = self._begin()
+            if not self.stream:
+                self._paragraphs((*first, "") if first else ())
+                shown.write(text)
+            shown.end(marks)
             self._paragraphs(notes)
-        self.file.flush()
-        self._held, self._open = "", False
+        self._finish()
 
     def lines(self, lines: Sequence[str], record: dict[str, Any]) -> None:
         """Something that is no answer of a model: some lines, whose control characters are ours, or its JSON."""
@@ -131,33 +114,33 @@ class AnswerWriter:
             self._paragraphs(lines)
         else:
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.file.flush()
-        self._held, self._open = "", False
+        self._finish()
 
     def abandon(self) -> None:
         """End the line of an answer that an error cut short."""
-        if self._open:
-            if self._shown is not None:
-                self._shown.end()
-            else:
-                self.file.write("\n")
-            self.file.flush()
-        self._held, self._open = "", False
+        if self._shown is not None:
+            self._shown.end()
+            self._finish()
+
+    def _finish(self) -> None:
+        self.file.flush()
+        self._shown = None
 
     def _paragraphs(self, lines: Sequence[str]) -> None:
         for line in lines:
             text = wrapped(line, columns(sys.stdout), indent=2) if self._terminal else line
             self.file.write(f"{text}\n")
 
-    def _begin(self) -> None:
-        if not self._open:
-            self._open = True
-            self._shown = TerminalAnswer() if self._markdown else None
+    def _begin(self) -> TerminalAnswer | PlainAnswer:
+        """What shows the answer that comes now."""
+        if self._shown is None:
+            self._shown = TerminalAnswer() if self._markdown else PlainAnswer(self.file)
             if self._answers:
                 self.file.write("\n")  # a blank line between answers
             if self._headings and self.heading:
                 self.file.write(f"## {terminal.oneline(self.heading)}\n\n")
             self._answers += 1
+        return self._shown
 
     def close(self) -> None:
         if self._file is not None:
@@ -210,22 +193,12 @@ def _check_page(name: str, inputs: Sequence[str]) -> Path:
     return path
 
 
-def refuse_output(path: Path, inputs: Sequence[str]) -> None:
+def refuse_output(path: Path, inputs: Sequence[str] = ()) -> None:
     """Refuse a path that cannot be written, or that is an input. Raises ``UsageError``."""
-    _refuse(path)
-    _refuse_inputs(path, inputs)
-
-
-def _refuse(path: Path) -> None:
-    """Refuse a path that cannot be written, before prefill."""
     if path.is_dir():
         raise UsageError(f"{path} is a directory", f"-o {path}/answer.txt")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: there is no directory {path.parent}", f"mkdir -p {path.parent}")
-
-
-def _refuse_inputs(path: Path, inputs: Sequence[str]) -> None:
-    """Refuse to overwrite an input file."""
     for name in inputs:
         if name == str(path) or (path.is_file() and Path(name).is_file() and path.samefile(name)):
             raise UsageError(f"-o {path} would overwrite the input {name}", "another FILE for -o")
@@ -234,7 +207,7 @@ def _refuse_inputs(path: Path, inputs: Sequence[str]) -> None:
 def check_export_path(output: str) -> Path:
     """The path of a portable file: a new one, or an older saved prefill. Raises ``UsageError``."""
     path = Path(output)
-    _refuse(path)
+    refuse_output(path)
     if path.exists() and not looks_like(path):
         raise UsageError(f"{path} exists and is not a saved prefill; it was not overwritten", "-o book.kv")
     return path

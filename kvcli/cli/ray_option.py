@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option
@@ -16,27 +14,13 @@ if TYPE_CHECKING:
     from kvcli.corpus.task import Settings
 
 LOCAL = "local"
-_ADDRESS = re.compile(r"auto|local|(\w+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+")
-
-
-def words(args: Sequence[str]) -> list[str]:
-    """The arguments with the value of ``--ray`` added if what follows is no address."""
-    out, rest = list[str](), list(args)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*out, word, *rest]
-        if word == "--ray":
-            word = f"--ray={rest.pop(0) if rest and _ADDRESS.fullmatch(rest[0]) else LOCAL}"
-        out.append(word)
-    return out
+_ADDRESS = r"auto|local|(\w+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+"
 
 
 class RayCommand(Command):
     """A command with ``--ray [ADDRESS]``."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, words(args))
+    optional: ClassVar[dict[str, tuple[str, str]]] = {"--ray": (_ADDRESS, LOCAL)}
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ class Request:
     questions: tuple[Question, ...]
     batch: bool
 
+    @property
+    def library(self) -> str | None:
+        """The library that is named, if one is. Raises ``UsageError`` if a file is named too."""
+        found = [name for name in self.files if name.startswith("@") and not Path(name).exists()]
+        if found and len(self.files) > 1:
+            raise UsageError(f"{found[0]} is a library, and another document was named too", "leave out one of them")
+        return found[0][1:] if found else None
+
 
 def parse_request(
     words: Sequence[str],

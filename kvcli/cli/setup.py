@@ -17,7 +17,7 @@ from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.errors import InputError, ResourceError
-from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill, drain
+from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -82,8 +82,6 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, notes: bool
         questions: how many will be asked; 0 if unknown.
         notes: print the warnings of the document, and what is to know of the model.
     """
-    from kvcli.pipeline import Pipeline
-
     options, quiet = inputs.options, inputs.options.quiet or not notes
     warnings = list(inputs.document.warnings) if inputs.document else []
     for text in warnings:
@@ -97,18 +95,7 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, notes: bool
         except ResourceError as error:
             warnings.append(f"the prefill will not be saved: {error.message}")
             terminal.warn(warnings[-1], quiet=quiet)
-    pipeline = Pipeline(
-        loaded.model,
-        options.policy,
-        cache=cache,
-        budget=options.budget,
-        kv_bits=options.kv_bits,
-        chunk_size=options.chunk,
-        system=options.system,
-        raw=options.raw,
-        before=options.before,
-        after=options.after,
-    )
+    pipeline = options.pipeline(loaded.model, cache)
     with interruptible("splitting the document into tokens"):
         source = None if inputs.document is None else _tokenize(pipeline, inputs.document)
     choice = pipeline.choose_recipe(source, questions=questions, saved=not options.rebuild and inputs.saved is None)
@@ -213,7 +200,11 @@ def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:
     events = run.pipeline.prefill_events(run.source, stop=lambda: signals.cause is not None, **options)
     try:
         with signals, closing(events), display:
-            context = drain(events, see)
+            try:
+                while True:
+                    see(next(events))
+            except StopIteration as end:
+                context: DocumentContext = end.value
     except PrefillInterrupted as stopped:
         raise _interrupted(stopped.done, stopped.total, stopped.saved, signals.cause) from None
     except INTERRUPTS as stop:

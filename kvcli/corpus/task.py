@@ -21,7 +21,10 @@ from kvcli.utils.file_digest import sha256
 if TYPE_CHECKING:
     from kvcli.documents.web import Web
     from kvcli.engine.answer_format import AnswerFormat
+    from kvcli.models.model import Model
+    from kvcli.pipeline import Pipeline
     from kvcli.planning.budget import Budget
+    from kvcli.prompt_cache.directory import CacheDirectory
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,23 @@ class Settings:
     cache: bool = True
     rebuild: bool = False
     field_quotes: bool = False
+
+    def pipeline(self, model: Model, cache: CacheDirectory | None) -> Pipeline:
+        """The pipeline of these settings. Raises ``UsageError`` as :class:`kvcli.Pipeline`."""
+        from kvcli.pipeline import Pipeline
+
+        return Pipeline(
+            model,
+            self.policy,
+            cache=cache,
+            budget=self.budget,
+            kv_bits=self.kv_bits,
+            chunk_size=self.chunk,
+            system=self.system,
+            raw=self.raw,
+            before=self.before,
+            after=self.after,
+        )
 
     @property
     def sampling_record(self) -> dict[str, Any]:

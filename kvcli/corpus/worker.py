@@ -100,18 +100,7 @@ class Worker:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.settings = settings
-        self.pipeline = Pipeline(
-            model,
-            settings.policy,
-            cache=_cache(settings),
-            budget=settings.budget,
-            kv_bits=settings.kv_bits,
-            chunk_size=settings.chunk,
-            system=settings.system,
-            raw=settings.raw,
-            before=settings.before,
-            after=settings.after,
-        )
+        self.pipeline = settings.pipeline(model, _cache(settings))
 
     def answers(self, task: Task, stop: Callable[[], bool] = lambda: False) -> Iterator[Item]:
         """Read a document and answer its questions; errors are items.

@@ -68,7 +68,7 @@ def prefill_steps(
         if step.probe:
             batch = torch.cat([batch, question])
         cache.step = step
-        _read(model, batch, cache)
+        _tell_surprise(cache, batch, model.forward(batch, cache, logits="all" if policy.uses_surprise else False))
         cache.seen += step.new
         yield Prefill(cache.seen, len(ids), cache.kept, perf_counter() - started)
     return cache
@@ -162,7 +162,7 @@ def evict_turns(
         cache.reserve(before + len(ids), min(chunk, len(ids)))
     for part in torch.split(torch.tensor(ids, device=model.device, dtype=torch.long), chunk):
         cache.step = ChunkStep(cache.seen, len(part))
-        _read(model, part, cache)
+        _tell_surprise(cache, part, model.forward(part, cache, logits="all" if recipe.policy.uses_surprise else False))
         cache.seen += len(part)
         yield Prefill(cache.seen - before, len(ids), cache.kept, perf_counter() - started)
     return freeze_and_keep(cache, recipe)
@@ -176,13 +176,11 @@ def freeze_and_keep(cache: PrefillCache, recipe: Recipe) -> Context:
     return context
 
 
-def _read(model: Model, ids: Tensor, cache: PrefillCache) -> None:
-    """Run a chunk and its probe through the model; tell the policy how surprising the chunk was, if it asks."""
-    if not cache.policy.uses_surprise:
-        model.forward(ids, cache, logits=False)
+def _tell_surprise(cache: PrefillCache, ids: Tensor, logits: Tensor | None) -> None:
+    """Tell the policy how surprising a chunk was, if it asked for the logits."""
+    if logits is None:
         return
-    logits, new = model.forward(ids, cache, logits="all"), cache.step.new
-    assert logits is not None
+    new = cache.step.new
     with torch.inference_mode():
         found = surprise(logits[: new - 1], ids[1:new])
         cache.tell(torch.cat([found.max()[None] if new > 1 else found.new_zeros(1), found]))

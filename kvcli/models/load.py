@@ -34,8 +34,7 @@ from kvcli.models import (
     trial,
 )
 from kvcli.models.auto_class import auto_class
-from kvcli.models.model import Model
-from kvcli.models.output_head import OutputHead
+from kvcli.models.model import Model, OutputHead
 from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
 from kvcli.models.trial import Call

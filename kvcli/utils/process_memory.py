@@ -1,6 +1,9 @@
-"""Memory that this process has really taken, in bytes."""
+"""Memory of this process in bytes, what is left for it, and how it gives freed memory back."""
 
+import ctypes
 import sys
+from functools import cache
+from typing import Any
 
 
 def resident() -> int:
@@ -50,3 +53,17 @@ def available(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can (glibc)."""
+    if (give_back := _malloc_trim()) is not None:
+        give_back(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None

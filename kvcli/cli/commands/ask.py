@@ -41,9 +41,7 @@ class Ask(Command):
     """``ask``: the last argument is the question, and the value of ``--cite`` may be left out."""
 
     usage = ("[FILE]...", "QUESTION")
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, citations.words(args))
+    optional: ClassVar[dict[str, tuple[str, str]]] = {"--cite": ("|".join(citations.MODES), "on")}
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class QuestionOptions(OptionGroup):
 
     def library(self, request: Request) -> str | None:
         """The name of the library that is asked. Raises ``UsageError`` for options that have no part in it."""
-        name = library_answers.name_of(request)
+        name = request.library
         if name is None and self.top is not None:
             raise UsageError("--top is for a library", 'kvcli ask @papers "…" --top 6')
         if name is not None and (self.over or self.each):

@@ -10,7 +10,7 @@ import typer
 
 from kvcli.cli import defaults
 from kvcli.cli.help import Command, Group
-from kvcli.cli.option_groups import annotation
+from kvcli.cli.option_groups import annotation, variable
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
 from kvcli.errors import UsageError
@@ -121,7 +121,7 @@ def _change(program: Any, key: str, value: Any) -> None:
             file.write_bytes(before)
         raise
     terminal.note("config", f"{key} = {_text(value)} in {file}")
-    name = defaults.variable(f"--{key}")
+    name = variable(f"--{key}")
     if name and name in os.environ:
         terminal.warn(f"{name} in the environment comes before it: {os.environ[name]}")
 

@@ -56,17 +56,10 @@ def command(
 
     def load() -> Pipeline:
         from kvcli.cli.model_loading import open_model
-        from kvcli.pipeline import Pipeline
         from kvcli.prompt_cache.directory import CacheDirectory
 
-        return Pipeline(
-            open_model(options).model,
-            options.policy,
-            cache=CacheDirectory.default() if options.cache else None,
-            budget=options.budget,
-            kv_bits=options.kv_bits,
-            chunk_size=options.chunk,
-        )
+        cache = CacheDirectory.default() if options.cache else None
+        return options.pipeline(open_model(options).model, cache)
 
     from kvcli.server.mcp_tools import serve
 

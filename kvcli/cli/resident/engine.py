@@ -372,7 +372,7 @@ def _reset_peak() -> None:
 
 def _tidy() -> None:
     """Free what the command left, for other processes too. What stays is not looked through again the next time."""
-    from kvcli.utils.malloc import trim
+    from kvcli.utils.process_memory import trim
 
     gc.collect()
     gc.freeze()

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from kvcli.cli.views.citations import MODES
 from kvcli.errors import UsageError
 from kvcli.utils import config_file
 
 DEFAULT = "answer"
 SHIPPED = Path(__file__).parent
-CITE = ("off", "on", "strict")
 _NAME = re.compile(r"[\w][\w.-]{0,63}")
 
 
@@ -99,8 +99,8 @@ def read(file: Path) -> Template:
     kinds |= {"max-tokens": int, "sampling": dict}
     _check(file, found, kinds)
     _check(file, found.get("sampling", {}), _SAMPLING, "sampling.")
-    if found.get("cite", "on") not in CITE:
-        raise _wrong(file, f"cite is '{found['cite']}': expected {', '.join(CITE)}")
+    if found.get("cite", "on") not in MODES:
+        raise _wrong(file, f"cite is '{found['cite']}': expected {', '.join(MODES)}")
     if found.get("max-tokens", 1) < 1:
         raise _wrong(file, "max-tokens must be 1 or more")
     if "schema" in found:

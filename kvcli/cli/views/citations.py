@@ -7,7 +7,6 @@ the default in pipes and with ``-o``. ``strict`` also warns if no quote of an an
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from kvcli.cli import viewer
@@ -27,20 +26,6 @@ LONGEST = 240
 """Most characters of a quote on the terminal; JSON has all of it."""
 
 _ENDS = '.!?…"”’»。！？'
-
-
-def words(args: Sequence[str]) -> list[str]:
-    """The arguments with the mode of ``--cite`` added if it was left out, as in ``--cite FILE QUESTION``."""
-    out: list[str] = []
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*out, word, *rest]
-        if word == "--cite":
-            word = f"--cite={rest.pop(0) if rest and rest[0] in MODES else 'on'}"
-        out.append(word)
-    return out
 
 
 def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, output: str | None) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from typing import TextIO
 
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
@@ -272,9 +273,10 @@ def _dim(text: str) -> str:
 
 
 class PlainAnswer:
-    """An answer that is not on a terminal: streamed, ending in one newline."""
+    """An answer that is not on a terminal: streamed to stdout or a file, ending in one newline."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
         self._held = ""
         self._thought = False
 
@@ -298,5 +300,5 @@ class PlainAnswer:
 
     def _put(self, text: str) -> None:
         row.clear()
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        self._stream.write(text)
+        self._stream.flush()

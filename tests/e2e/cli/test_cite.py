@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from kvcli.cli.commands.ask import Ask
+from kvcli.cli.help import with_values
 from kvcli.cli.views import citations
 from kvcli.errors import UsageError
 from kvcli.events import Answer, Token
@@ -185,7 +187,7 @@ def test_a_saved_reading_is_cited_too(
     ],
 )
 def test_the_mode_may_be_left_out(args: list[str], expected: list[str]) -> None:
-    assert citations.words(args) == expected
+    assert with_values(args, Ask.optional) == expected
 
 
 def test_the_default_is_on_for_terminals_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
