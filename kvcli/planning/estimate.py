@@ -93,7 +93,7 @@ class Forecast:
     @property
     def bits(self) -> float | None:
         """Effective bits of a stored number, scales and indices included."""
-        return None if self.plan is None or not self.numbers else round(8 * self.plan.held / self.numbers, 4)
+        return None if self.plan is None or not self.numbers else round(8 * self.plan.context / self.numbers, 4)
 
     def read_s(self, tokens: int) -> float | None:
         """Return the seconds of prefill at the measured rate."""
@@ -107,7 +107,7 @@ class Forecast:
             "budget": self.recipe.policy.budget,
             "kept": self.kept,
             "memory": None if plan is None else {f"{name}_bytes": getattr(plan, name) for name in parts},
-            "held_bytes": None if plan is None else plan.held,
+            "held_bytes": None if plan is None else plan.context,
             "bits": self.bits,
             "disk_bytes": self.disk,
             "answer_tokens": self.longest,

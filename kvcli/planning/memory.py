@@ -37,31 +37,31 @@ class Plan:
 
     Attributes:
         weights: the model's parameters, and its retaining heads' if the policy uses them.
-        fill: kept units of all layers.
+        prefill: kept units of all layers.
         workspace: keys, values and rotated keys of one layer; keys and values of two layers if the storage offloads.
-        tail: question and answer.
+        answer: question and answer.
         activations: activations of one layer, and one row of logits.
         runtime: other memory that the process keeps on a CPU: freed temporaries, prepared products.
         text: token ids, and the tokenizer's memory, on a CPU.
         host: kept units in host memory beside a GPU, if the storage offloads; not part of ``total``. On a CPU they are
-            part of ``fill``.
-        held: size of the frozen context on any device, index included. Not part of the peak, which occurs during
+            part of ``prefill``.
+        context: size of the frozen context on any device, index included. Not part of the peak, which occurs during
             prefill.
     """
 
     weights: int
-    fill: int
+    prefill: int
     workspace: int
-    tail: int
+    answer: int
     activations: int
     runtime: int = 0
     text: int = 0
     host: int = 0
-    held: int = 0
+    context: int = 0
 
     @property
     def total(self) -> int:
-        cache = self.fill + self.workspace + self.tail + self.activations
+        cache = self.prefill + self.workspace + self.answer + self.activations
         return self.weights + cache + self.runtime + self.text
 
     def check(self, available: int, what: str) -> None:
@@ -84,7 +84,7 @@ class Plan:
             raise ResourceError(
                 f"not enough memory: the KV cache needs {format_bytes(needed)} besides the weights,"
                 f" and {what} has {format_bytes(available)} free"
-                f" (kept {format_bytes(self.fill)}, workspace {format_bytes(self.workspace)},"
+                f" (kept {format_bytes(self.prefill)}, workspace {format_bytes(self.workspace)},"
                 f" activations {format_bytes(self.activations)})",
                 "use a smaller --budget or --chunk-size",
             )
@@ -173,13 +173,13 @@ def plan(
         + spec.mapped_bytes
         - spec.host_weight_bytes
         + (spec.heads_bytes if recipe.policy.needs_heads else 0),
-        fill=fill + metadata + (observed + statistics if tokens else 0) + spec.state_bytes * bool(tokens),
+        prefill=fill + metadata + (observed + statistics if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,
-        tail=tail * spec.row_bytes + _STATES * spec.state_bytes,
+        answer=tail * spec.row_bytes + _STATES * spec.state_bytes,
         activations=activations,
         runtime=runtime,
-        held=sum(part.device + part.host for part in held) + shared,
+        context=sum(part.device + part.host for part in held) + shared,
     )
 
 
@@ -223,7 +223,7 @@ def plan_run(
     tail = question + extra + longest
     planned = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     if extra:
-        planned = replace(planned, tail=planned.tail + _visible_nbytes(spec, recipe, tokens))
+        planned = replace(planned, answer=planned.answer + _visible_nbytes(spec, recipe, tokens))
     return replace(planned, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
 
 
@@ -274,9 +274,9 @@ def with_resident_cache(plan: Plan, spec: ModelSpec, recipe: Recipe, *, tokens: 
         spec, recipe, tokens: as for :func:`plan`.
     """
     if recipe.storage.offloads:
-        return replace(plan, fill=2 * plan.fill, host=2 * plan.host)
+        return replace(plan, prefill=2 * plan.prefill, host=2 * plan.host)
     units = (kept_units(spec, recipe, tokens, i) * spec.of_layer(i).kv_heads for i in range(spec.layers))
-    return replace(plan, fill=plan.fill + plan.held + sum(units) * _POSITION + spec.state_bytes)
+    return replace(plan, prefill=plan.prefill + plan.context + sum(units) * _POSITION + spec.state_bytes)
 
 
 def largest_budget(

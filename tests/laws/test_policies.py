@@ -91,10 +91,10 @@ def test_planned_bytes_are_those_taken(model, policy: str) -> None:
     text = "full" if policy == "full" else recipe(policy, KEEPS_ALL_BYTES.get(policy, 24))
     plan = memory.plan(model().spec, parse(text), tokens=200, chunk=16, tail=0, probe=6)
     work = filled(model(), tiny.document(200), text, 16, probe=PROBE)
-    assert work.nbytes - work.workspace.nbytes <= plan.fill
+    assert work.nbytes - work.workspace.nbytes <= plan.prefill
     if policy not in ("corm", "sirllm"):  # a limit is no size, nor is a usual chunk
-        assert work.nbytes - work.workspace.nbytes == plan.fill
-        assert freeze(work, parse(text).storage).nbytes == plan.held
+        assert work.nbytes - work.workspace.nbytes == plan.prefill
+        assert freeze(work, parse(text).storage).nbytes == plan.context
 
 
 KEEPS_ALL_BYTES = {"locret": 40}  # so that its scores of 16 neighbours exist

@@ -121,10 +121,10 @@ def test_bytes_are_those_planned(model, family: str, hold: str, tokens: int) -> 
     recipe, spec = parse(f"knorm(budget=70)+{hold}"), model(family).spec
     work = filled(model(family), tiny.document(tokens), str(recipe), 16)
     plan = memory.plan(spec, recipe, tokens=tokens, chunk=16, tail=0)
-    assert plan.fill == work.nbytes - work.workspace.nbytes
+    assert plan.prefill == work.nbytes - work.workspace.nbytes
     assert plan.workspace >= work.workspace.nbytes
     context = freeze(work, recipe.storage)
-    assert plan.held == context.nbytes
+    assert plan.context == context.nbytes
     if not any(spec.sliding):
         assert context.bits == recipe.storage.bits + 16 / spec.head_dim  # type: ignore[attr-defined]
 

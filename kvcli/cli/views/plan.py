@@ -46,15 +46,17 @@ def show(outlook: PlanReport) -> None:
     if first.plan is not None:
         plan = first.plan
         kept = (
-            f", then {format_bytes(plan.held)} at {first.bits:.2f} bits" if first.recipe.storage.name != "dense" else ""
+            f", then {format_bytes(plan.context)} at {first.bits:.2f} bits"
+            if first.recipe.storage.name != "dense"
+            else ""
         )
         rows += [
             ("weights", format_bytes(plan.weights)),
-            ("KV cache", f"{format_bytes(plan.fill)} during prefill{kept}"),
+            ("KV cache", f"{format_bytes(plan.prefill)} during prefill{kept}"),
             ("workspace", f"{format_bytes(plan.workspace)} for chunks of {work.chunk:,} tokens"),
             (
                 "answer",
-                f"{format_bytes(plan.tail)} for a question of {work.question:,}"
+                f"{format_bytes(plan.answer)} for a question of {work.question:,}"
                 f" and an answer of {first.longest:,} tokens",
             ),
             ("activations", format_bytes(plan.activations)),
@@ -164,7 +166,7 @@ def exit_if_too_big(outlook: PlanReport) -> None:
     terminal.error(
         ResourceError(
             f"this needs {format_bytes(plan.total)}"
-            f" (weights {format_bytes(plan.weights)}, KV cache {format_bytes(plan.fill)})"
+            f" (weights {format_bytes(plan.weights)}, KV cache {format_bytes(plan.prefill)})"
             f" and {place.name} has {format_bytes(place.usable)}",
             hint,
         )

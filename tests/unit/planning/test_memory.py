@@ -24,7 +24,7 @@ def model():
 def test_planned_bytes_are_the_allocated_ones(model, recipe: str, tokens: int) -> None:
     plan = memory.plan(model.spec, parse(recipe), tokens=tokens, chunk=16, tail=0)
     fill = filled(model, tiny.document(tokens), recipe, 16)
-    assert plan.fill + plan.workspace * 2 // 3 == fill.nbytes
+    assert plan.prefill + plan.workspace * 2 // 3 == fill.nbytes
 
 
 def test_sliding_layers_are_planned_as_windows() -> None:
@@ -107,7 +107,7 @@ def test_planned_bytes_once_it_is_read_are_those_of_the_context(model, hold: str
     recipe = parse(f"knorm(budget=64)+{hold}")
     plan = memory.plan(model.spec, recipe, tokens=tokens, chunk=16, tail=9)
     context = freeze(filled(model, tiny.document(tokens), str(recipe), 16), recipe.storage)
-    assert plan.held == context.nbytes + context.host_nbytes
+    assert plan.context == context.nbytes + context.host_nbytes
     assert plan.total >= memory.plan(model.spec, parse("knorm(budget=64)"), tokens=tokens, chunk=16, tail=9).total
 
 
@@ -123,13 +123,13 @@ def test_what_freezing_takes_for_a_moment_is_planned(model) -> None:
     for hold in ("", "+int8", "+kivi(bits=2)", "+turbo(fill=true)"):
         recipe, plan = parse(f"knorm(budget=1000){hold}"), made(hold, 1000)
         work = filled(model, tiny.document(300), str(recipe), 16)
-        both = memory.with_resident_cache(plan, model.spec, recipe, tokens=10**6).fill
-        assert both == plan.fill + plan.held + 4 * 1000 * model.spec.kv_heads * model.spec.layers
+        both = memory.with_resident_cache(plan, model.spec, recipe, tokens=10**6).prefill
+        assert both == plan.prefill + plan.context + 4 * 1000 * model.spec.kv_heads * model.spec.layers
         small = memory.plan(model.spec, recipe, tokens=300, chunk=16, tail=0)
         kept = freeze(work, recipe.storage, release=False)
         own = work.nbytes - work.workspace.nbytes
         places = sum(layer.pos.nbytes for layer in kept.layers)
-        assert memory.with_resident_cache(small, model.spec, recipe, tokens=300).fill == own + kept.nbytes + places
+        assert memory.with_resident_cache(small, model.spec, recipe, tokens=300).prefill == own + kept.nbytes + places
 
 
 def test_the_kernels_blocks_are_as_planned() -> None:

@@ -71,8 +71,8 @@ def test_a_limited_pool_answers_and_is_what_was_planned(model, victims: str) -> 
     assert len(answer(model(), new_decode_cache(model(), held), tiny.document(5, seed=1))) == 12
     plan = memory.plan(model().spec, named, tokens=90, chunk=16, tail=0)
     more = memory.plan(model().spec, named, tokens=9000, chunk=16, tail=0)
-    assert plan.held == held.nbytes + held.host_nbytes
-    assert more.fill == plan.fill
+    assert plan.context == held.nbytes + held.host_nbytes
+    assert more.prefill == plan.prefill
 
 
 def test_who_was_wanted_is_worth_more() -> None:

@@ -30,10 +30,10 @@ def test_the_plan_says_what_a_context_takes(model, family: str, name: str, lengt
     plan = memory.plan(spec, recipe, tokens=length, chunk=16, tail=0)
     notes = sum(layer.count for layer in work.layers) * spec.kv_heads * 8
     gathered = sum(tensor.nbytes for layer in work.layers for tensor in layer.state.values())
-    assert plan.fill == context.nbytes + notes + gathered
+    assert plan.prefill == context.nbytes + notes + gathered
     assert plan.host == max(in_host, context.host_nbytes)
     here = memory.plan(model(family).spec, recipe, tokens=length, chunk=16, tail=0)
-    assert (here.fill, here.host) == (plan.fill + plan.host, 0)
+    assert (here.prefill, here.host) == (plan.prefill + plan.host, 0)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_the_plan_says_what_a_context_takes(model, family: str, name: str, lengt
 def test_a_small_card_holds_a_long_document(name: str, share: float) -> None:
     """Llama-3.1-8B's shape at 126K tokens with the published settings."""
     full, few = (memory.plan(LLAMA, parse(r), tokens=129_024, chunk=1024, tail=512) for r in ("full", f"full+{name}"))
-    notes = full.fill - full.held
-    assert few.fill - notes < full.held * share
+    notes = full.prefill - full.context
+    assert few.prefill - notes < full.context * share
     assert few.host == 129_024 * 8 * 512 * 32
     assert full.host == 0
 

@@ -70,8 +70,8 @@ def test_bytes_are_those_planned(model, family: str, tokens: int, fields: str) -
     recipe, spec = f"knorm(budget=70)+think({fields})", model(family).spec
     plan = memory.plan(spec, parse(recipe), tokens=tokens, chunk=16, tail=0)
     work = filled(model(family), tiny.document(tokens), recipe, 16)
-    assert plan.fill == work.nbytes - work.workspace.nbytes
-    assert plan.held == freeze(work, parse(recipe).storage).nbytes
+    assert plan.prefill == work.nbytes - work.workspace.nbytes
+    assert plan.context == freeze(work, parse(recipe).storage).nbytes
 
 
 def test_the_channels_do_not_depend_on_chunks(model) -> None:
