@@ -14,7 +14,8 @@ from kvcli.events import Token, drain
 from kvcli.models.cpu_linear import exact_weights
 from kvcli.models.model import Model
 from kvcli.models.self_test import TOLERANCE
-from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
+from kvcli.prompt_cache.prefill import cached_prefill
+from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import Recipe, parse
 
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40

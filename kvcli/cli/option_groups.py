@@ -8,7 +8,7 @@
     @takes_groups
     def command(files: FILES = None, *, prompt: PromptOptions) -> None: …
 
-Typer sees one parameter per field; the command gets one object per group.
+Typer sees one parameter per field; the command gets one object per group. A field of a group may be a group too.
 """
 
 from __future__ import annotations
@@ -64,13 +64,17 @@ class OptionGroup:
 
     def settings(self) -> dict[str, Any]:
         """The fields of :class:`~kvcli.cli.options.RunOptions` that this group sets; by default those of its names."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        found = dict[str, Any]()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            found |= value.settings() if isinstance(value, OptionGroup) else {field.name: value}
+        return found
 
 
 def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of ``command`` that is a group by the fields of the group, for typer."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if inspect.isclass(kind) and issubclass(kind, OptionGroup)}
+    groups = {name: kind for name, kind in hints.items() if _is_group(kind)}
     parameters = list[inspect.Parameter]()
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name in groups:
@@ -81,10 +85,7 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
-        built = {
-            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
-            for name, group in groups.items()
-        }
+        built = {name: _built(group, values) for name, group in groups.items()}
         command(**values, **built)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -92,9 +93,26 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _is_group(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, OptionGroup)
+
+
+def _built(group: type[OptionGroup], values: dict[str, Any]) -> OptionGroup:
+    """A group from the values of its options, which are taken out of ``values``."""
+    kinds = get_type_hints(group)
+    given = {
+        field.name: _built(kinds[field.name], values) if _is_group(kinds[field.name]) else values.pop(field.name)
+        for field in fields(group)
+    }
+    return group(**given)
+
+
 def _expanded(group: type[OptionGroup]) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(group)
     for field in fields(group):
+        if _is_group(hints[field.name]):
+            yield from _expanded(hints[field.name])
+            continue
         info = field.metadata["option"]
         info.rich_help_panel = info.rich_help_panel or group.PANEL
         kind = hints[field.name]

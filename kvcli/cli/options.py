@@ -180,6 +180,17 @@ class CacheOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class ReadOptions(OptionGroup):
+    """What a command that reads documents takes."""
+
+    model: ModelOptions
+    document: DocumentOptions
+    recipe: RecipeOptions
+    prompt: PromptOptions
+    cache: CacheOptions
+
+
+@dataclass(frozen=True)
 class AnswerOptions(OptionGroup):
     """How answers are generated. ``None`` is greedy in ``ask`` and the model's own setting in ``chat``."""
 

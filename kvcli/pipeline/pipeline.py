@@ -25,7 +25,8 @@ from kvcli.planning import memory
 from kvcli.planning.budget import Budget
 from kvcli.planning.positions import max_position
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill, is_prefilled, request_key
+from kvcli.prompt_cache.prefill import cached_prefill, is_prefilled
+from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages

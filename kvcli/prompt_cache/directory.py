@@ -1,4 +1,4 @@
-"""Where readings lie: one folder, bounded in bytes; the least recently used go first. Imports no torch."""
+"""The folder of saved prefills, bounded in bytes: the least recently used are deleted first. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kvcli.utils import files
 from kvcli.utils.sizes import parse_size
 
 LIMIT = 20 * 2**30
-"""Bytes that all readings together may take, unless ``$KVCLI_CACHE_LIMIT`` says otherwise."""
+"""Most bytes of all saved prefills, unless ``$KVCLI_CACHE_LIMIT`` is set."""
 
 _OLD = 24 * 3600
-"""Seconds after which a temporary file is nobody's any more."""
+"""Seconds after which a temporary file belongs to no process."""
 
 
 _HELD: set[Path] = set()
@@ -29,7 +29,7 @@ _HELD: set[Path] = set()
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file of the library; ``header`` is ``None`` where it is damaged, and ``fault`` then says why."""
+    """One file; if it is damaged, ``header`` is ``None``, and ``fault`` says why."""
 
     path: Path
     size: int
@@ -39,7 +39,7 @@ class CacheEntry:
 
     @classmethod
     def of(cls, path: Path) -> CacheEntry:
-        """The reading in a file, damaged or not. Raises ``OSError``."""
+        """The saved prefill in a file, damaged or not. Raises ``OSError``."""
         stat = path.stat()
         try:
             return cls(path, stat.st_size, stat.st_mtime, header(path))
@@ -48,20 +48,20 @@ class CacheEntry:
 
     @property
     def key(self) -> str:
-        """The file's name, which in the library is the reading's id."""
+        """The file's name without its suffix; in the cache directory it is the id."""
         return self.path.name.removesuffix(SUFFIX)
 
     @property
     def id(self) -> str:
-        """What the reading is called in any library."""
+        """The id of the saved prefill, wherever its file is."""
         return self.key if self.header is None else self.header.meta.identity.key
 
 
 class CacheDirectory:
-    """The folder of saved readings.
+    """The folder of saved prefills.
 
     Args:
-        folder: 0700; made if it is not there.
+        folder: of mode 0700; made if it does not exist.
         limit: bytes of all files together.
     """
 
@@ -76,11 +76,11 @@ class CacheDirectory:
         return cls(files.private_dir(files.cache_dir() / "readings"), limit)
 
     def place(self, identity: CacheKey) -> Path:
-        """Where a reading lies, or would."""
+        """The file of a saved prefill. It need not exist."""
         return self.folder / f"{identity.key}{SUFFIX}"
 
     def entries(self) -> list[CacheEntry]:
-        """All of them, the most recently used first."""
+        """All saved prefills, the last used first."""
         found = []
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # gone since
@@ -98,26 +98,26 @@ class CacheDirectory:
         return found
 
     def find(self, key: str) -> CacheEntry:
-        """The one entry whose key begins with ``key``. Raises ``UsageError`` where it is none or several."""
+        """The one entry whose key begins with ``key``. Raises ``UsageError`` for none or several."""
         found = [e for e in self.entries() if key and e.key.startswith(key)]
         if len(found) != 1:
-            count = f"{len(found)} saved readings begin" if found else "no saved reading begins"
+            count = f"{len(found)} saved prefills begin" if found else "no saved prefill begins"
             raise UsageError(f"{count} with '{key}'", "kvcli cache ls")
         return found[0]
 
     def resumable(self, identity: CacheKey) -> list[CacheHeader]:
-        """Readings of the same family that a longer text could continue, those that read most first."""
+        """Saved prefills that a longer text can continue, those that read most first."""
         found = [e.header for e in self.entries() if e.header is not None]
         same = [h for h in found if h.meta.edge and h.meta.identity.family == identity.family]
         return sorted(same, key=lambda h: -h.meta.edge)
 
     def touch(self, path: Path) -> None:
-        """It has been used now."""
+        """Mark a file as used now."""
         with suppress(OSError):
             os.utime(path)
 
     def remove(self, entry: CacheEntry) -> None:
-        """Delete one; raises ``OSError`` where that may not be."""
+        """Delete one. Raises ``OSError``."""
         entry.path.unlink(missing_ok=True)
         with suppress(OSError):
             (self.folder / "locks" / f"{entry.path.name}.lock").unlink(missing_ok=True)
@@ -167,11 +167,11 @@ class CacheDirectory:
             lock.release()
 
     def locked_here(self, path: Path) -> bool:
-        """Whether this very process is the writer of a file: then waiting for it could last for ever."""
+        """Whether this process itself writes the file, so that waiting for it could last for ever."""
         return path in _HELD
 
     def _sweep(self) -> None:
-        """Temporary files of writers that were killed long ago."""
+        """Delete temporary files of writers that were killed long ago."""
         for left in self.folder.glob("*.tmp"):
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _OLD:

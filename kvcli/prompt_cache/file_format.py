@@ -29,7 +29,7 @@ from kvcli.utils.from_json import from_json
 
 SUFFIX = ".kv"
 MAGIC = b'{"__metadata__": {"kvcli": '
-"""How the header of a reading begins."""
+"""How the header of a saved prefill begins."""
 
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _LONGEST_HEADER = 16 * 2**20

@@ -1,82 +1,32 @@
-"""From a document to a context by the shortest way: a saved reading, a checkpoint, a reading of its beginning, prefill.
+"""Prefill with saved prefills: loads the finished one, else resumes the one that read most of the text, else starts.
 
-A generator of events, like the engine's: what it takes up is said with :class:`~kvcli.events.CacheHit`, what it cannot
-do with :class:`~kvcli.events.Notice`. A reading that cannot be saved goes on.
+A generator of events, as the engine's. It yields :class:`~kvcli.events.CacheHit` if a saved prefill is used, and
+:class:`~kvcli.events.Notice` if one cannot be used or saved. A prefill that cannot be saved goes on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Literal
 
 import torch
 
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import PrefillCache
-from kvcli.engine.prefill import freeze_and_keep, last_chunk_boundary, new_prefill_cache, prefill_steps
+from kvcli.engine.prefill import freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.errors import DamagedError, KvcliError, ResourceError
 from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
 from kvcli.models.model import Model
 from kvcli.prompt_cache import file_format, serialize
+from kvcli.prompt_cache.checkpoint import Checkpointer
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.file_format import CacheHeader, LazyTensor, Meta
-from kvcli.prompt_cache.key import FORMAT, CacheKey, digest, pack
-from kvcli.recipe import Recipe
-from kvcli.utils.version import __version__
-
-EVERY_SECONDS = 30.0
-EVERY_TOKENS = 16384
-"""A checkpoint is written after so much, whichever comes first."""
-
-_SHARE = 10.0  # ... but a checkpoint takes no more than a tenth of the time
-
-
-@dataclass(frozen=True)
-class PrefillRequest:
-    """What is to be read, and how.
-
-    Attributes:
-        ids: the text, template head included.
-        recipe: which units survive.
-        chunk: tokens per forward pass.
-        horizon: RoPE positions that the reading and its answers will use (see
-        :func:`kvcli.engine.prefill.prefill_steps`). head: the template's ids in front of any text.
-        text: the document.
-        document: what else is known of it, as JSON.
-        probe: the question's ids, for policies that read for one.
-        origin: the command that reads.
-        system, raw: how the prompt was made.
-        ids_digest: of ``ids``, if the caller knows it; hashing a long text takes a while.
-        keep_cache: whether the prefill cache is kept beside the context, so that turns can be evicted into it later
-            (:func:`kvcli.engine.prefill.evict_turns`).
-    """
-
-    ids: Sequence[int]
-    recipe: Recipe
-    chunk: int
-    horizon: int
-    head: Sequence[int] = ()
-    text: str = ""
-    document: Any = None
-    probe: Sequence[int] = ()
-    origin: str = "ask"
-    system: str | None = None
-    raw: bool = False
-    keep_cache: bool = False
-    ids_digest: str = ""
-
-    @property
-    def edge(self) -> int:
-        """Tokens before the last chunk, whose eviction differs: how far a longer text could go along."""
-        return last_chunk_boundary(len(self.ids), self.chunk, self.recipe.policy.tail)
+from kvcli.prompt_cache.file_format import CacheHeader
+from kvcli.prompt_cache.key import CacheKey, digest
+from kvcli.prompt_cache.request import PrefillRequest, request_key
 
 
 @dataclass(frozen=True)
@@ -85,12 +35,12 @@ class PrefillResult:
 
     Attributes:
         context: ready to be asked.
-        cache: ``hit`` without any prefill, ``resumed`` after a part of it, ``miss`` after all of it, ``off`` where
-            nothing was to be saved.
-        reused: tokens that were not read again.
-        seconds: what taking them up took.
-        path: the reading's file, where it has one.
-        work: the fill, where the job was to keep it.
+        cache: ``hit`` if nothing was computed, ``resumed`` if a part was, ``miss`` if all was, ``off`` if nothing is
+            saved.
+        reused: tokens that were taken from a saved prefill.
+        seconds: that loading them took.
+        path: the file of the saved prefill, if there is one.
+        work: the prefill cache, if the request keeps it.
     """
 
     context: Context
@@ -102,28 +52,11 @@ class PrefillResult:
 
 
 class PrefillInterrupted(Exception):
-    """The reading was asked to stop: ``done`` of ``total`` tokens were read, and ``saved`` need not be read again."""
+    """``stop`` returned true: ``done`` of ``total`` tokens were read, and ``saved`` of them are saved."""
 
     def __init__(self, done: int, total: int, saved: int) -> None:
         super().__init__(f"stopped at {done} of {total} tokens, {saved} saved")
         self.done, self.total, self.saved = done, total, saved
-
-
-def request_key(model: Model, job: PrefillRequest) -> CacheKey:
-    """What a reading of this job by this model is called."""
-    keep = job.recipe.policy
-    return CacheKey(
-        version=FORMAT,
-        model=model.spec.fingerprint,
-        dtype=model.spec.dtype,
-        template=digest(job.head),
-        recipe=job.recipe.reading,
-        heads=_heads(model) if keep.needs_heads else "",
-        chunk=job.chunk,
-        question=digest(job.probe) if keep.query_aware else "",
-        horizon=job.horizon if model.rotary.length_dependent else 0,
-        text=job.ids_digest or digest(job.ids),
-    )
 
 
 def is_prefilled(path: Path) -> bool:
@@ -145,37 +78,37 @@ def cached_prefill(
     rebuild: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Prefill | CacheHit | Checkpoint | Notice, None, PrefillResult]:
-    """A context of a job.
+    """Compute the context of a request, from saved prefills as far as they go.
 
     Args:
         model: a loaded model.
         job: what to read.
-        key: :func:`request_key` of the job, if the caller has it.
-        place: the file of this reading, which is taken up where it is there and written where it is not.
-        library: bounds what is written, and is searched for readings of the text's beginning.
-        base: a saved reading that must fit: of this text, or of its beginning.
-        rebuild: take nothing up.
-        stop: asked after each chunk; once it says yes, the reading is saved as it is.
+        key: :func:`~kvcli.prompt_cache.request.request_key` of the request, if the caller has it.
+        place: the file of this prefill: used if it exists, else written.
+        library: bounds what is written, and is searched for prefills of the text's beginning.
+        base: a saved prefill that must fit: of this text, or of its beginning.
+        rebuild: use no saved prefill.
+        stop: asked after each chunk; if true, progress is saved.
 
     Raises:
-        DamagedError: ``base`` is damaged or of something else; names the field.
-        Paused: ``stop`` said yes.
+        DamagedError: ``base`` is damaged or of another text, model or recipe; names the field.
+        PrefillInterrupted: ``stop`` returned true.
         KvcliError: as for :func:`kvcli.engine.prefill.prefill_steps`.
     """
     job = replace(job, probe=job.probe if job.recipe.policy.query_aware else ())
     own, total = key or request_key(model, job), len(job.ids)
     sources = (place, library, base, rebuild)
-    work, found, seconds = yield from _take_up(model, job, own, *sources)
+    work, found, seconds = yield from _continued(model, job, own, *sources)
     reused = work.seen
 
     with ExitStack() as stack:
-        keeper = _Checkpointer(model, job, own, place if reused < total else None, library)
+        keeper = Checkpointer(model, job, own, place if reused < total else None, library)
         if keeper.place is not None and library is not None:
             mine, waited = yield from _lock(stack, keeper.place, library, total, stop)
             if not mine:
                 keeper.place = None
-            elif waited and not rebuild:  # what the other process has read is there now
-                work, found, seconds = yield from _take_up(model, job, own, *sources)
+            elif waited and not rebuild:  # the other process has saved it
+                work, found, seconds = yield from _continued(model, job, own, *sources)
                 reused = work.seen
                 if reused == total:
                     keeper.place = None
@@ -209,7 +142,7 @@ def cached_prefill(
     return PrefillResult(context, cache, reused, seconds, path, work if job.keep_cache else None)
 
 
-def _take_up(
+def _continued(
     model: Model,
     job: PrefillRequest,
     own: CacheKey,
@@ -218,7 +151,7 @@ def _take_up(
     base: Path | None,
     rebuild: bool,
 ) -> Generator[Notice, None, tuple[PrefillCache, CacheHeader | None, float]]:
-    """The best saved reading of a job, where it comes from and the seconds that it took; an empty one if none fits."""
+    """The prefill cache to continue, its file, and the seconds of loading; a new cache if none fits."""
     began, work = perf_counter(), _start(model, job)
     for header, demanded in _sources(model, own, job, place, library, base, rebuild):
         try:
@@ -239,10 +172,10 @@ def _take_up(
 def _lock(
     stack: ExitStack, place: Path, library: CacheDirectory, total: int, stop: Callable[[], bool]
 ) -> Generator[Notice, None, tuple[bool, bool]]:
-    """Be the writer of a reading, after another process if there is one: whether this one is, and whether it waited.
+    """Become the writer of a file, if need be after another process. Whether this process is, and whether it waited.
 
     Raises:
-        PrefillInterrupted: ``stop`` said yes.
+        PrefillInterrupted: ``stop`` returned true.
     """
     try:
         if stack.enter_context(library.lock(place)):
@@ -256,7 +189,7 @@ def _lock(
                 raise PrefillInterrupted(0, total, 0)
     except (OSError, ResourceError) as error:
         reason = getattr(error, "strerror", None) or error
-        yield Notice(f"this reading is not saved: {reason} ({place.parent})")
+        yield Notice(f"the prefill will not be saved: {reason} ({place.parent})")
         return False, False
     return True, True
 
@@ -274,7 +207,7 @@ def _sources(
     base: Path | None,
     rebuild: bool,
 ) -> Generator[tuple[CacheHeader | KvcliError, bool], None, None]:
-    """Files that may be taken up, best first, each with whether it must; an error stands for a file that cannot be."""
+    """Files that can be continued, best first, each with whether it must be; an error if one cannot be used."""
     if base is not None:
         header = _of_today(file_format.header(base), model)
         check_key(header, own)
@@ -317,7 +250,7 @@ def _begins(header: CacheHeader, job: PrefillRequest) -> bool:
 
 
 def check_key(header: CacheHeader, own: CacheKey) -> None:
-    """Refuse a reading that was made otherwise than ``own`` would be, whatever its text; names the first field.
+    """Refuse a saved prefill whose key differs from ``own`` in more than the text; names the first field.
 
     Raises:
         DamagedError: with both values.
@@ -349,103 +282,3 @@ def _restore(work: PrefillCache, header: CacheHeader, own: CacheKey) -> None:
         raise file_format.damaged(header.path, f"its checkpoint of {header.meta.seen} tokens is not between two chunks")
     with torch.inference_mode(), serialize.opened(header) as stored:
         serialize.restore(work, stored, "end" if same else "edge")
-
-
-class _Checkpointer:
-    """Writes a reading's checkpoints and its end to one file; gives up, once, when that cannot be."""
-
-    def __init__(
-        self, model: Model, job: PrefillRequest, own: CacheKey, place: Path | None, library: CacheDirectory | None
-    ) -> None:
-        self.model, self.job, self.own, self.place, self.library = model, job, own, place, library
-        self.saved = 0
-        self.tokens, self.cost, self.last = 0, 0.0, perf_counter()
-
-    def due(self, work: PrefillCache) -> bool:
-        """Whether it is time for a checkpoint."""
-        self.tokens = self.tokens or self.saved  # taken up from there
-        waited = perf_counter() - self.last
-        return (waited >= EVERY_SECONDS or work.seen - self.tokens >= EVERY_TOKENS) and waited >= _SHARE * self.cost
-
-    def save(self, work: PrefillCache) -> Generator[Checkpoint | Notice, None, None]:
-        """A checkpoint between two chunks."""
-        if self.place is None or self.saved == work.seen:
-            return
-        began = perf_counter()
-        with torch.inference_mode():
-            failed = self._write(work, work.seen, serialize.blobs(work))
-        self.last, self.tokens = perf_counter(), work.seen
-        self.cost = self.last - began
-        yield failed or Checkpoint(work.seen)
-
-    def finish(self, work: PrefillCache) -> Generator[Notice, None, None]:
-        """The end, and in the same file the edge, from the checkpoint that was written there."""
-        if self.place is None:
-            return
-        before = None
-        with ExitStack() as stack, torch.inference_mode():
-            if self.saved == self.job.edge > 0:
-                with suppress(OSError, DamagedError):  # somebody has pruned it
-                    before = stack.enter_context(serialize.opened(file_format.header(self.place)))
-            failed = self._write(work, self.job.edge if before else 0, serialize.blobs(work, before))
-        if failed:
-            yield failed
-
-    def _write(self, work: PrefillCache, edge: int, blobs: list[LazyTensor]) -> Notice | None:
-        assert self.place is not None
-        job = self.job
-        about = json.dumps(job.document).encode()
-        for name, data in (("text", job.text.encode("utf-8", "surrogatepass")), ("document", about)):
-            blobs.append(LazyTensor(name, "U8", (len(data),), lambda data=data: data))  # type: ignore[misc]
-        blobs.append(LazyTensor("ids", "I32", (len(job.ids),), lambda: pack(job.ids)))
-        size = sum(b.nbytes for b in blobs)
-        try:
-            if self.library is not None:
-                if size > self.library.limit:
-                    limit = f"{self.library.limit / 2**20:,.0f} MiB (KVCLI_CACHE_LIMIT)"
-                    raise OSError(None, f"it takes {size / 2**20:,.0f} MiB, and the limit of the cache is {limit}")
-                self.library.prune(self.library.limit - size, exclude=self.own.key)
-            file_format.write(self.place, self._meta(work, edge), blobs)
-            self.saved = work.seen
-        except OSError as error:
-            where, self.place = self.place, None
-            return Notice(f"the prefill cannot be saved: {error.strerror or error} ({where.parent})")
-        return None
-
-    def _meta(self, work: PrefillCache, edge: int) -> Meta:
-        job, spec = self.job, self.model.spec
-        files = job.document.get("files", ()) if isinstance(job.document, dict) else ()
-        return Meta(
-            identity=self.own,
-            seen=work.seen,
-            tokens=len(job.ids),
-            edge=edge,
-            prefix=digest(job.ids[:edge]),
-            kept=work.kept,
-            model=spec.name,
-            files=tuple(str(name) for name in files),
-            origin=job.origin,
-            made=datetime.now(UTC).isoformat(timespec="seconds"),
-            program=f"kvcli {__version__}, torch {torch.__version__}",
-            device=spec.device,
-            system=job.system,
-            raw=job.raw,
-            recipe=str(job.recipe),
-        )
-
-
-_HEADS_DIGESTS: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
-
-
-def _heads(model: Model) -> str:
-    """Digest of a model's retaining heads: every weight, and how they are applied. Computed once per module."""
-    heads: Any = model.heads
-    if not isinstance(heads, torch.nn.Module):
-        return hashlib.sha256(str(getattr(heads, "activation", "")).encode()).hexdigest()[:32]
-    if heads not in _HEADS_DIGESTS:
-        total = hashlib.sha256(str(getattr(heads, "activation", "")).encode())
-        for name, tensor in sorted(heads.state_dict().items()):
-            total.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        _HEADS_DIGESTS[heads] = total.hexdigest()[:32]
-    return _HEADS_DIGESTS[heads]

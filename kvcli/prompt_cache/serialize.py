@@ -43,7 +43,7 @@ _NAMES = {
 
 
 class Tensors:
-    """The tensors of a reading's file, one at a time, on the CPU. Raises ``DamagedError`` for what is not there."""
+    """The tensors of a file, one at a time, on the CPU. Raises ``DamagedError`` for one that is missing."""
 
     def __init__(self, header: CacheHeader, handle: Any) -> None:
         self.header, self._handle = header, handle
@@ -62,7 +62,7 @@ class Tensors:
 
 @contextmanager
 def opened(header: CacheHeader) -> Iterator[Tensors]:
-    """The tensors behind a header."""
+    """The tensors of a file."""
     try:
         with safe_open(header.path, framework="pt", device="cpu") as handle:
             yield Tensors(header, handle)
@@ -71,10 +71,10 @@ def opened(header: CacheHeader) -> Iterator[Tensors]:
 
 
 def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
-    """A fill's tensors, and with a checkpoint of the same reading its edge.
+    """The tensors of a prefill cache, and with a checkpoint of the same prefill its edge.
 
     Args:
-        fill: at a chunk boundary or at its end.
+        fill: the prefill cache, at a chunk boundary or at its end.
         edge: the checkpoint before the last chunk; it must stay open until the blobs are written.
     """
     made: list[LazyTensor] = []
@@ -122,10 +122,10 @@ def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
 
 
 def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) -> None:
-    """Put units back into an empty fill of the same model and recipe.
+    """Put units back into an empty prefill cache of the same model and recipe.
 
     Raises:
-        DamagedError: shapes, kinds or places that no such fill could have had.
+        DamagedError: shapes, dtypes or positions that no such cache has.
     """
     meta = file.header.meta
     whole = where == "end" or meta.edge == meta.seen

@@ -18,7 +18,7 @@ from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillRequest, request_key
+from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.recipe import default, parse
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 from tests.laws.test_prompt_cache import interrupted, run, same

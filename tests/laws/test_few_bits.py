@@ -175,7 +175,7 @@ def test_numbers_beyond_float16_are_refused() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_saved_and_loaded_packs_the_same_bytes(model, tmp_path: Path, family: str, hold: str) -> None:
     from kvcli.prompt_cache.directory import CacheDirectory
-    from kvcli.prompt_cache.prefill import request_key
+    from kvcli.prompt_cache.request import request_key
     from tests.laws.test_prompt_cache import job, run
 
     work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), CacheDirectory(tmp_path)

@@ -10,7 +10,7 @@ from kvcli.cache.context import freeze
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill_steps
 from kvcli.planning import disk, memory
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import request_key
+from kvcli.prompt_cache.request import request_key
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import WIDELY_TESTED, asked, distance, drain, filled, reference

@@ -20,7 +20,8 @@ from kvcli.errors import DamagedError
 from kvcli.events import CacheHit, Checkpoint, Notice, Prefill
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillRequest, PrefillResult, cached_prefill, request_key
+from kvcli.prompt_cache.prefill import PrefillInterrupted, PrefillResult, cached_prefill
+from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import WIDELY_TESTED, answer
@@ -337,8 +338,8 @@ def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> Non
 
 def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirectory, monkeypatch) -> None:
     """A kill at any time loses no more than that many tokens; a checkpoint is as large as the budget, not the text."""
-    monkeypatch.setattr("kvcli.prompt_cache.prefill.EVERY_TOKENS", 64)
-    monkeypatch.setattr("kvcli.prompt_cache.prefill._SHARE", 0.0)
+    monkeypatch.setattr("kvcli.prompt_cache.checkpoint.EVERY_TOKENS", 64)
+    monkeypatch.setattr("kvcli.prompt_cache.checkpoint._SHARE", 0.0)
     work = job(400)
     place = library.place(request_key(model(), work))
     sizes, seen = set(), [0]

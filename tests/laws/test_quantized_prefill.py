@@ -215,7 +215,7 @@ def test_absorbing_is_reading_on(model) -> None:
 @pytest.mark.parametrize("after", [16, 48])
 def test_saved_loaded_and_continued_are_identical(model, tmp_path: Path, family: str, policy: str, after: int) -> None:
     from kvcli.prompt_cache.directory import CacheDirectory
-    from kvcli.prompt_cache.prefill import request_key
+    from kvcli.prompt_cache.request import request_key
     from tests.laws.test_prompt_cache import interrupted, job, run
 
     recipe = parse(f"{policy}(budget=30, stabilizers=8, sinks=2, tail=9)+turbo(fill=true)")

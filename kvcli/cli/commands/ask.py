@@ -12,13 +12,9 @@ from kvcli.cli.help import Command
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     AnswerOptions,
-    CacheOptions,
-    DocumentOptions,
     EngineOptions,
-    ModelOptions,
     OutputOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
     as_json,
     named_files,
@@ -199,13 +195,9 @@ def command(
     words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     question: QuestionOptions,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
+    read: ReadOptions,
     answer: AskOptions,
     citing: CiteOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
     engine: EngineOptions,
     output: AskOutput,
 ) -> None:
@@ -227,7 +219,7 @@ def command(
     held.refuse(engine.no_server)
     task = templates.load(question.template)
     request = question.request(words or [], task.question)
-    answer, prompt = answer.under(task), prompt.under(task)
+    answer, read = answer.under(task), replace(read, prompt=read.prompt.under(task))
     answer.refuse_unused()
     quiet = answer.formatted and not citing.exit_status and not output.as_json
     plain = citing.no_cite or citing.exit_status or output.as_json or output.output is not None
@@ -239,8 +231,8 @@ def command(
         output=output.output,
     )
     over = question.cutting(answer, quotes_only=citing.quotes_only)
-    groups = (model, document, recipe, answer, citing, prompt, cache, output)
-    options = RunOptions.of(*groups, cite=cite != "off", strict=cite == "strict", over=over)
+    shown = {"cite": cite != "off", "strict": cite == "strict", "over": over}
+    options = RunOptions.of(read, answer, citing, output, **shown)
     if cite == "off" and not citing.quotes_only:
         options = replace(options, quotes=0)
     options = options.under(task, answer.max_tokens)

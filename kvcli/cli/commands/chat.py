@@ -17,12 +17,8 @@ from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     AnswerOptions,
-    CacheOptions,
-    DocumentOptions,
-    ModelOptions,
     OutputOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
     named_files,
 )
@@ -79,12 +75,8 @@ def command(
     files: Annotated[list[str] | None, typer.Argument(metavar="FILE", help="Documents.")] = None,
     *,
     conversation: ConversationOptions,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
+    read: ReadOptions,
     answer: AnswerOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
     output: OutputOptions,
 ) -> None:
     """Chat with a model, with or without documents.
@@ -97,9 +89,10 @@ def command(
     if STDIN in names:
         raise UsageError("standard input holds the questions and cannot be a document", "kvcli chat FILE")
     path, saved = _session(names, resume=conversation.resume, name=conversation.session)
+    model, recipe, prompt = read.model, read.recipe, read.prompt
     if recipe.heads is not None:
         recipe = replace(recipe, heads=_absolute(recipe.heads))
-    groups: list[OptionGroup] = [model, document, recipe, prompt]
+    groups: list[OptionGroup] = [model, read.document, recipe, prompt]
     given = {name: value for group in groups for name, value in asdict(group).items() if name not in UNSAVED}
     saved.options |= {name: value for name, value in given.items() if value not in (None, False, "bf16")}
     if model.model is not None:
@@ -107,7 +100,7 @@ def command(
     saved.system = saved.system if prompt.system is None else prompt.system
     known = {**saved.options, "model": saved.model, "system": saved.system}
     restored = [replace(g, **{name: known[name] for name in asdict(g) if known.get(name)}) for g in groups]
-    options = RunOptions.of(*restored, answer, cache, output, conversation)
+    options = RunOptions.of(*restored, answer, read.cache, output, conversation)
     _run(options, saved, path, answer.sampling, debug=output.debug)
 
 

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     FILES,
-    CacheOptions,
-    DocumentOptions,
-    ModelOptions,
     OutputOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
     as_json,
 )
@@ -54,11 +50,7 @@ def command(
     files: FILES = None,
     *,
     drawn: MapOptions,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
+    read: ReadOptions,
     output: OutputOptions,
 ) -> None:
     """Show which parts of a document stayed in the KV cache.
@@ -69,7 +61,7 @@ def command(
     out = None if drawn.plot is None else Path(drawn.plot)
     if out is not None:
         plot.check(out)
-    options = RunOptions.of(model, document, recipe, prompt, cache, output)
+    options = RunOptions.of(read, output)
     asked = None if drawn.question is None else require_utf8(drawn.question, "the question")
     request = Request(tuple(files or ()), (), False)
     run = open_request(options, request, questions=0 if asked is None else 1, required="kvcli kv FILE")

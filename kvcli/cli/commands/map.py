@@ -16,12 +16,8 @@ from kvcli.cli.map_loop import MapRun
 from kvcli.cli.model_loading import open_model
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
-    CacheOptions,
-    DocumentOptions,
-    ModelOptions,
     OutputOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
     named_files,
 )
@@ -93,12 +89,8 @@ def command(
     ] = None,
     *,
     question: MapOptions,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
+    read: ReadOptions,
     answer: AskOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
     ray: RayOptions,
     output: OutputOptions,
 ) -> None:
@@ -117,21 +109,12 @@ def command(
     """
     task = templates.load(question.template)
     request = question.request(words or [], task.question)
-    answer, prompt = answer.under(task), prompt.under(task)
+    answer, read = answer.under(task), replace(read, prompt=read.prompt.under(task))
     answer.refuse_unused()
     cite, quotes = not question.no_cite, 0 if question.no_cite else question.quotes
-    options = RunOptions.of(
-        model,
-        document,
-        recipe,
-        answer,
-        prompt,
-        cache,
-        output,
-        cite=cite,
-        quotes=quotes,
-        field_quotes=question.with_quotes,
-    ).under(task, answer.max_tokens)
+    options = RunOptions.of(read, answer, output, cite=cite, quotes=quotes, field_quotes=question.with_quotes).under(
+        task, answer.max_tokens
+    )
     tables = tuple(Path(name) for name in question.tables or ())
     inputs = [*request.files, *(question.question_files or [])]
     for path in [*([question.output] if question.output else []), *map(str, tables)]:

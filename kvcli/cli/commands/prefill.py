@@ -10,13 +10,9 @@ from kvcli.cli.commands.cache import facts
 from kvcli.cli.option_groups import MAIN, option, takes_groups
 from kvcli.cli.options import (
     FILES,
-    CacheOptions,
-    DocumentOptions,
     EngineOptions,
-    ModelOptions,
     OutputOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
     as_json,
 )
@@ -45,11 +41,7 @@ class PrefillOutput(OutputOptions):
 def command(
     files: FILES = None,
     *,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
+    read: ReadOptions,
     engine: EngineOptions,
     output: PrefillOutput,
 ) -> None:
@@ -61,9 +53,9 @@ def command(
     """
     held.refuse(engine.no_server)
     out = None if output.output is None else check_export_path(output.output)
-    if cache.no_cache and out is None:
+    if read.cache.no_cache and out is None:
         raise UsageError("--no-cache without -o would save nothing", "-o book.kv")
-    options = RunOptions.of(model, document, recipe, prompt, cache, output)
+    options = RunOptions.of(read, output)
     named = options.check()
     if named is not None and named.policy.query_aware:
         raise UsageError(f"'{named}' scores for one question, and prefill has none", "--policy keydiff")

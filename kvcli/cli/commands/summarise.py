@@ -10,11 +10,7 @@ from kvcli.cli.commands.ask import AskOutput
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     FILES,
-    CacheOptions,
-    DocumentOptions,
-    ModelOptions,
-    PromptOptions,
-    RecipeOptions,
+    ReadOptions,
     RunOptions,
 )
 from kvcli.cli.output import AnswerWriter
@@ -46,11 +42,7 @@ def command(
     files: FILES = None,
     *,
     summary: SummaryOptions,
-    model: ModelOptions,
-    document: DocumentOptions,
-    recipe: RecipeOptions,
-    prompt: PromptOptions,
-    cache: CacheOptions,
+    read: ReadOptions,
     output: AskOutput,
 ) -> None:
     """Summarise a document: each part, then the whole.
@@ -72,7 +64,7 @@ def command(
         "The text has summaries of the parts of one document, in order."
         f" Summarise the whole document in about {summary.words} words."
     )
-    options = RunOptions.of(model, document, recipe, prompt, cache, output)
+    options = RunOptions.of(read, output)
     options = replace(
         options,
         after="",

@@ -263,7 +263,7 @@ def test_a_killed_reading_is_resumed(
     """
     (folder / "long.txt").write_text(TEXT * 6)
     code = (
-        f"{dtype.START}import sys; from kvcli.prompt_cache import prefill as module;"
+        f"{dtype.START}import sys; from kvcli.prompt_cache import checkpoint as module;"
         "module.EVERY_TOKENS = 1024; module._SHARE = 0.0;"
         "from kvcli.cli.app import main; main()"
     )

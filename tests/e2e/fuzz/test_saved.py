@@ -11,7 +11,8 @@ import pytest
 from kvcli.cli import inputs
 from kvcli.errors import DamagedError
 from kvcli.prompt_cache import file_format
-from kvcli.prompt_cache.prefill import PrefillRequest, PrefillResult, cached_prefill
+from kvcli.prompt_cache.prefill import PrefillResult, cached_prefill
+from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse
 from tests import tiny
 from tests.e2e.fuzz.conftest import TIMES, clear, in_time

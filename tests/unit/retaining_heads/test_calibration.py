@@ -10,7 +10,8 @@ from kvcli.errors import DamagedError, ModelError
 from kvcli.models.model import Model
 from kvcli.planning.disk import disk_bytes
 from kvcli.prompt_cache.directory import CacheDirectory
-from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill, request_key
+from kvcli.prompt_cache.prefill import cached_prefill
+from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.recipe import parse
 from kvcli.retaining_heads import calibration, checkpoint
 from kvcli.storage.infinigen import QUERIES, PartialKeys

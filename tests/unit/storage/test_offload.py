@@ -11,7 +11,8 @@ from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill
 from kvcli.errors import UsageError
-from kvcli.prompt_cache.prefill import PrefillRequest, cached_prefill
+from kvcli.prompt_cache.prefill import cached_prefill
+from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse
 from kvcli.retrieval import attribution
 from kvcli.retrieval.attention import attention_by_position, question_attention

@@ -91,7 +91,7 @@ def test_rewinding_and_asking_again_is_the_same(model) -> None:
 
 def test_a_resumed_prefill_has_the_same_channels(model, tmp_path) -> None:
     from kvcli.prompt_cache.directory import CacheDirectory
-    from kvcli.prompt_cache.prefill import request_key
+    from kvcli.prompt_cache.request import request_key
     from tests.laws.test_prompt_cache import interrupted, job, run
 
     work, library = job(recipe=parse("keydiff(budget=30)+think(window=24)")), CacheDirectory(tmp_path)
