@@ -126,6 +126,24 @@ def default(
     return parse(f"{name}(budget={units}{protected})")
 
 
+def choose(
+    spec: ModelSpec,
+    named: Recipe | None,
+    *,
+    questions: int = 1,
+    budget: int | None = None,
+    bits: int | None = None,
+    heads: bool = False,
+    published: str = "",
+) -> Recipe:
+    """Return the recipe of a run: the ``named`` one or the :func:`default`, with budget and bits if given."""
+    if named is None:
+        recipe = default(spec, questions=questions, budget=budget, heads=heads, published=published)
+    else:
+        recipe = named if budget is None else named.with_budget(budget)
+    return recipe if bits is None else recipe.with_bits(bits)
+
+
 def format_policy(policy: EvictionPolicy | KVStorage) -> str:
     """Format one policy canonically, as :func:`parse` accepts it."""
     shown = [

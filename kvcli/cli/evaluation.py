@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kvcli.evaluate.case import CaseSpec
     from kvcli.evaluate.haystack import Haystack
     from kvcli.evaluate.quotes import QuoteCase
+    from kvcli.evaluate.results_file import Key
     from kvcli.evaluate.run import Finished, Skipped
     from kvcli.evaluate.token_counter import TokenCounter
     from kvcli.models.model import Model
@@ -160,7 +161,7 @@ class Evaluation:
 
     def _recipes(self, task: tasks.Task, case: CaseSpec) -> list[Recipe]:
         """Every recipe with every budget; if none was named, the one that ``ask`` would use."""
-        from kvcli.recipe import default
+        from kvcli.recipe import choose
 
         spec, bits, heads = self.model.spec, self.options.kv_bits, self.model.heads is not None
         if case.length is None and any(budget.unit == "%" for budget in self.budgets):
@@ -168,11 +169,11 @@ class Evaluation:
                 f"the texts of '{case.task}' differ in length, so P % has no single value", "--budget 1024"
             )
 
+        published = getattr(self.model.heads_card, "recipe", "")
+        questions = 2 if task.several else 1
+
         def usual(units: int | None) -> Recipe:
-            published = getattr(self.model.heads_card, "recipe", "")
-            several = 2 if task.several else 1
-            recipe = default(spec, questions=several, budget=units, heads=heads, published=published)
-            return recipe if bits is None else recipe.with_bits(bits)
+            return choose(spec, None, questions=questions, budget=units, bits=bits, heads=heads, published=published)
 
         return combinations(self.policies, self.budgets, spec, case.length or 0, usual)
 
@@ -215,13 +216,17 @@ class Evaluation:
 
     def cells(self, skipped: list[Skipped]) -> list[report.Cell]:
         """The cells of the table, in the order of the arguments."""
-        from kvcli.evaluate.run import keys
-
-        wanted = dict.fromkeys(
-            key for job, recipes in self.work for recipe in recipes for key in keys(job, recipe, self.read_options)
-        )
+        wanted = dict.fromkeys(self._keys())
         order = dict.fromkeys((key.task, key.recipe, key.length, key.look) for key in wanted)
         return report.cells([row for key, row in self.rows.done.items() if key in wanted], skipped, list(order))
+
+    def _keys(self) -> Iterator[Key]:
+        """The keys of all rows, in the order of the arguments."""
+        from kvcli.evaluate.run import keys
+
+        for job, recipes in self.work:
+            for recipe in recipes:
+                yield from keys(job, recipe, self.read_options)
 
 
 class QuotesEvaluation(Evaluation):
@@ -271,17 +276,15 @@ class QuotesEvaluation(Evaluation):
 
         return run_quotes(Pipeline(self.model), self.cases, self.rows)
 
-    def cells(self, skipped: list[Skipped]) -> list[report.Cell]:
+    def _keys(self) -> Iterator[Key]:
         from kvcli.evaluate.quotes import keys
 
-        wanted = dict.fromkeys(keys(self.cases))
-        order = dict.fromkeys((key.task, key.recipe, key.length, key.look) for key in wanted)
-        return report.cells([row for key, row in self.rows.done.items() if key in wanted], skipped, list(order))
+        yield from keys(self.cases)
 
     def facts(self) -> dict[str, Any]:
-        from kvcli.evaluate.quotes import keys, separation
+        from kvcli.evaluate.quotes import separation
 
-        wanted = set(keys(self.cases))
+        wanted = set(self._keys())
         found = separation(row for key, row in self.rows.done.items() if key in wanted)
         return {} if found is None else {"separation": round(found, 4)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -114,20 +115,15 @@ class Pipeline:
         """
         spec, trained = self.model.spec, self.model.heads is not None
         units = None if self.budget is None else self.budget.units(spec, 0 if source is None else len(source.ids))
-        missing = False
-        if self.recipe is None:
-            published = getattr(self.model.heads_card, "recipe", "")
-            recipe = recipes.default(spec, questions=questions, budget=units, heads=trained, published=published)
-            if source is not None and recipe.policy.query_aware and saved and self.cache is not None:
-                general = recipes.default(spec, questions=0, budget=units, heads=trained)
-                if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):
-                    recipe = general
-            missing = source is not None and not trained
-        else:
-            recipe = self.recipe if units is None else self.recipe.with_budget(units)
-        if self.kv_bits is not None:
-            recipe = recipe.with_bits(self.kv_bits)
-        return RecipeChoice(recipe, missing, calibration.attach(self.model, [recipe]))
+        published = getattr(self.model.heads_card, "recipe", "")
+        chosen = partial(recipes.choose, spec, self.recipe, budget=units, bits=self.kv_bits, heads=trained)
+        recipe = chosen(questions=questions, published=published)
+        free = self.recipe is None and source is not None
+        if free and source and recipe.policy.query_aware and saved and self.cache is not None:
+            general = chosen(questions=0)
+            if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):
+                recipe = general
+        return RecipeChoice(recipe, free and not trained, calibration.attach(self.model, [recipe]))
 
     def plan(
         self,

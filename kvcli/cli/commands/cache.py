@@ -3,6 +3,8 @@
 import errno
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,12 +115,10 @@ def rm(
         raise UsageError("give an ID or --all, not both or neither", "kvcli cache ls")
     entries = library.entries() if everything else [library.find(name) for name in names or ()]
     names_of = {name for e in entries if e.header is not None for name in e.header.meta.files}
-    for entry in entries:
-        _delete(library, entry)
-    try:
+    with _deleting(library):
+        for entry in entries:
+            library.remove(entry)
         texts = _texts().remove(None if everything else names_of)
-    except OSError as error:
-        raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", "kvcli cache ls") from None
     _deleted(entries, texts, as_json=as_json, quiet=quiet)
 
 
@@ -135,12 +135,10 @@ def prune(
 ) -> None:
     """Delete damaged entries, and the least recently used over the limit."""
     library = CacheDirectory.default()
-    try:
-        size, older = None if limit is None else parse_size(limit, "--limit"), None if days is None else days * 86400
+    size, older = None if limit is None else parse_size(limit, "--limit"), None if days is None else days * 86400
+    with _deleting(library):
         gone = library.prune(size, older=older)
         texts = _texts().prune(size, older=older)
-    except OSError as error:
-        raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", f"ls -ld {library.folder}") from None
     _deleted(gone, texts, as_json=as_json, quiet=quiet)
 
 
@@ -280,11 +278,12 @@ def _copy(source: Path, target: Path) -> None:
         raise ResourceError(f"cannot write {target}: {error.strerror}", hint) from None
 
 
-def _delete(library: CacheDirectory, entry: CacheEntry) -> None:
+@contextmanager
+def _deleting(library: CacheDirectory) -> Iterator[None]:
     try:
-        library.remove(entry)
+        yield
     except OSError as error:
-        raise ResourceError(f"cannot delete {entry.path}: {error.strerror}", f"ls -ld {library.folder}") from None
+        raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
 def _deleted(gone: list[CacheEntry], texts: list[Kept], *, as_json: bool, quiet: bool) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli import documents, types
+from kvcli import recipe as recipes
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     DEBUG,
@@ -32,7 +32,6 @@ from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
-    from kvcli.engine.prompt import Prompt
     from kvcli.models.source import ModelSource
     from kvcli.recipe import Recipe
     from kvcli.retaining_heads.published import PublishedHeads
@@ -86,7 +85,14 @@ def command(
     work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
     units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
     target = target or Target.this(spec.device)
-    usual = _chosen(spec, named, units, policy, theirs.recipe if theirs else "")
+    usual = recipes.choose(
+        spec,
+        named,
+        budget=units,
+        bits=policy.kv_bits,
+        heads=bool(spec.heads_bytes),
+        published=theirs.recipe if theirs else "",
+    )
     found = [forecast(spec, each, work, target) for each in (usual, *others)]
     outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16)
     if as_json:
@@ -100,21 +106,10 @@ def command(
 
 def _recipes(policy: PolicyOptions, others: list[str]) -> tuple[Recipe | None, list[Recipe]]:
     """The recipe that was named, or ``None``, and those to compare it with. Raises ``UsageError``."""
-    from kvcli.recipe import parse
-
-    named = None if policy.policy is None else parse(policy.policy)
+    named = None if policy.policy is None else recipes.parse(policy.policy)
     if policy.kv_bits is not None:
-        (named or parse("full")).with_bits(policy.kv_bits)
-    return named, [parse(text) for text in others]
-
-
-def _chosen(spec: ModelSpec, named: Recipe | None, units: int | None, policy: PolicyOptions, published: str) -> Recipe:
-    from kvcli.recipe import default
-
-    recipe = named or default(spec, budget=units, heads=bool(spec.heads_bytes), published=published)
-    if named is not None and units is not None:
-        recipe = named.with_budget(units)
-    return recipe if policy.kv_bits is None else recipe.with_bits(policy.kv_bits)
+        (named or recipes.parse("full")).with_bits(policy.kv_bits)
+    return named, [recipes.parse(text) for text in others]
 
 
 def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[ModelSource, ModelSpec]:
@@ -153,7 +148,10 @@ def _count(source: ModelSource, options: PromptOptions, text: Document | None, r
         return run.tokens or 0, QUESTION_TOKENS
     if source.origin == "catalogue":
         raise ModelError(f"{source.name}: its tokenizer is not on this machine", f"kvcli models pull {source.name}")
-    prompt = _prompt(source.path, options.system, options.raw)
+    from kvcli.engine.prompt import Prompt
+    from kvcli.models.tokenizer import LightTokenizer
+
+    prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
     tokens = run.tokens or 0 if text is None else len(prompt.document(text.text))
     if run.question is None:
         return tokens, QUESTION_TOKENS
@@ -174,13 +172,6 @@ def _document(files: list[str], tokens: int | None, options: RunOptions) -> Docu
         raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")
     stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
     return inputs.read_documents(options, files, stdin)
-
-
-def _prompt(directory: Path, system: str | None, raw: bool) -> Prompt:
-    from kvcli.engine.prompt import Prompt
-    from kvcli.models.tokenizer import LightTokenizer
-
-    return Prompt(LightTokenizer(directory), system=system, raw=raw)
 
 
 def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:

@@ -49,11 +49,14 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
     size, done, began = sum(task.size for task in tasks), 0, time.monotonic()
     units = None if own.budget is None else own.budget.units(spec, 1 << 20)
     alone = bool(tasks) and tasks[0].alone
-    recipe = recipes.default(spec, questions=1 if alone else 0, budget=units, heads=bool(spec.heads_bytes))
-    if own.policy is not None:
-        recipe = recipes.parse(own.policy)
-        recipe = recipe if units is None else recipe.with_budget(units)
-    recipe = recipe if own.kv_bits is None else recipe.with_bits(own.kv_bits)
+    recipe = recipes.choose(
+        spec,
+        None if own.policy is None else recipes.parse(own.policy),
+        questions=1 if alone else 0,
+        budget=units,
+        bits=own.kv_bits,
+        heads=bool(spec.heads_bytes),
+    )
     chunk = own.chunk or CHUNK
     with ProgressDisplay(quiet=own.quiet) as display:
         for n, task in enumerate(tasks, 1):
