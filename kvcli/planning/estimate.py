@@ -101,12 +101,13 @@ class Forecast:
 
     def to_json(self, tokens: int) -> dict[str, Any]:
         plan, seconds = self.plan, self.read_s(tokens)
-        parts = ("weights", "fill", "workspace", "tail", "activations", "runtime", "text", "host", "total")
+        named = {"prefill": "fill", "answer": "tail"}  # the names of these parts in the JSON
+        parts = ("weights", "prefill", "workspace", "answer", "activations", "runtime", "text", "host", "total")
         return {
             "recipe": str(self.recipe),
             "budget": self.recipe.policy.budget,
             "kept": self.kept,
-            "memory": None if plan is None else {f"{name}_bytes": getattr(plan, name) for name in parts},
+            "memory": None if plan is None else {f"{named.get(p, p)}_bytes": getattr(plan, p) for p in parts},
             "held_bytes": None if plan is None else plan.context,
             "bits": self.bits,
             "disk_bytes": self.disk,
