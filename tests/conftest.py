@@ -39,3 +39,8 @@ def pytest_collection_finish() -> None:
     """Leave what imports have made out of later garbage collections: a million objects, half a second each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """As before, so that nothing that is frozen is reported as a leak when Python ends."""
+    gc.unfreeze()
