@@ -186,16 +186,20 @@ class DecodeCacheLayer:
         start = 0 if context is None else context.starts[self.index]
         positions = range(start + begin, start + end)
         q = cache.rotary.rotate(self.index, q, positions)
-        if end > self.k.shape[1]:
-            self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
-        self.k[:, begin:end] = cache.rotary.rotate(self.index, k, positions)
-        self.v[:, begin:end] = v
-        term = attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
+        term = self.attend_own(q, cache.rotary.rotate(self.index, k, positions), v, scale, window)
         if context is not None:
             slots = context.layers[self.index].pos.shape[1]
             if slots:
                 term = merge(cache.context_layers[self.index].attend(q, scale, slots + begin), term)
         return with_sink(term, sink)
+
+    def attend_own(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+        """Store rotated keys and values, and attend to this cache alone: ``(o [H, m, D], lse [H, m])``."""
+        begin, end = self.cache.length, self.cache.length + q.shape[1]
+        if end > self.k.shape[1]:
+            self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
+        self.k[:, begin:end], self.v[:, begin:end] = k, v
+        return attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
 
     def _attend_at(
         self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, sink: Tensor | None

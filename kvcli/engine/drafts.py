@@ -121,6 +121,7 @@ class DraftedStep:
 
     Attributes:
         passes: forward passes so far.
+        plain: the step without drafts.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class DraftedStep:
         self.model, self.cache, self.lookup, self.end, self.greedy = model, cache, lookup, end, greedy
         self.mask = mask or (lambda logits: logits)
         self.passes = 0
-        self._plain: DecodeStep = make_decode_step(model, cache)
+        self.plain: DecodeStep = make_decode_step(model, cache)
         self._draft: list[int] = []
         self._rows: Tensor | None = None
         self._used = 0
@@ -144,23 +145,36 @@ class DraftedStep:
     def __call__(self, token: Tensor) -> Tensor:
         chosen = int(token)
         self.lookup.push(chosen)
-        if self._rows is not None and self._draft[self._used : self._used + 1] == [chosen]:
+        if self.knows(chosen):
             self._used += 1
         else:
             self._check_draft(token)
         if self._rows is not None:
             logits = self._rows[self._used]
-            if not self.greedy or not _near_tie(self.mask(logits), logits, self.model.spec.dtype):
+            if not self.greedy or not near_tie(self.mask(logits), logits, self.model.spec.dtype):
                 return logits
             self._rows = None
         self.passes += 1
-        return self._plain(token)
+        return self.plain(token)
 
-    def _check_draft(self, token: Tensor) -> None:
-        """Run a token and a draft after it, if there is one."""
+    def knows(self, token: int) -> bool:
+        """Whether the logits after a token were computed with an earlier draft."""
+        return self._rows is not None and self._draft[self._used : self._used + 1] == [token]
+
+    def skip(self, token: int) -> None:
+        """Leave out the step of a token whose logits come from elsewhere."""
+        self.lookup.push(token)
+        self._end_draft()
+        self.passes += 1
+
+    def _end_draft(self) -> None:
         if self._rows is not None:
             self.lookup.report(self._used)
             self._rows = None
+
+    def _check_draft(self, token: Tensor) -> None:
+        """Run a token and a draft after it, if there is one."""
+        self._end_draft()
         self._draft, self._used = self.lookup.draft(min(DRAFT, self.end - self.cache.length - 1)), 0
         if self._draft:
             self.passes += 1
@@ -168,6 +182,7 @@ class DraftedStep:
             self._rows = self.model.forward(ids, self.cache, logits="all")
 
 
-def _near_tie(allowed: Tensor, logits: Tensor, dtype: str) -> bool:
+def near_tie(allowed: Tensor, logits: Tensor, dtype: str) -> bool:
+    """Whether rounding may decide which of the ``allowed`` logits is the largest: ``-inf`` is excluded from them."""
     first, second = allowed.float().topk(2).values
     return bool(first - second <= _TIE[dtype] * logits.float().std())

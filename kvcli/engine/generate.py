@@ -11,9 +11,10 @@ from torch import Tensor
 from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.answer_format import AnswerFormat
+from kvcli.engine.batched_step import Paused, Step, batches_pay
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
-from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay
+from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay, near_tie
 from kvcli.engine.repetition import RepetitionGuard
 from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
@@ -41,6 +42,7 @@ def generate(
     ahead: bool | None = None,
     drafts: Ids | None = None,
     answer_format: AnswerFormat | None = None,
+    together: bool = False,
 ) -> Iterator[Token | Answer]:
     """Append a question to a decode cache and generate the answer.
 
@@ -63,6 +65,8 @@ def generate(
             once (:mod:`kvcli.engine.drafts`) if the device and the context's storage gain from it. Answers are
             the same. ``None`` decodes token by token.
         answer_format: of the answer, which has this form if it ends with ``stop``.
+        together: yield a :class:`kvcli.engine.batched_step.Paused` before each step that may be computed with those of
+            other answers. Answers are the same.
 
     Yields:
         a :class:`Token` per token of the answer, then one :class:`Answer`.
@@ -99,7 +103,9 @@ def generate(
     if drafts is not None and drafts_pay(model, cache):
         lookup = PromptLookup(drafts, ids, end)
         drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature, mask=adjust)
-    step = drafted or make_decode_step(model, cache)
+    plain = make_decode_step(model, cache) if drafted is None else drafted.plain
+    step = drafted or plain
+    together = together and not ahead and batches_pay(model, cache)
     first_token_at = started
     count, reason = 0, "length"
     free = allow_repetition or settings.temperature or constraint is not None
@@ -134,6 +140,15 @@ def generate(
             stopped_repeating = True
             break
         if count < max_tokens:
+            waiting = Step(model, cache, token)
+            if together and (drafted is None or not drafted.knows(token_id)):
+                yield Paused(-1, "", waiting)
+            if waiting.logits is not None:
+                next_logits = waiting.logits
+                if drafted is not None:
+                    drafted.skip(token_id)
+                if not settings.temperature and near_tie(adjust(next_logits), next_logits, model.spec.dtype):
+                    next_logits = plain(token)
             logits = step(token) if next_logits is None else next_logits
             cache.extend(1)
     rest = detokenizer.flush() if not stopped_repeating else ""

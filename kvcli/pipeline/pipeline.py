@@ -321,6 +321,7 @@ class Pipeline:
         answer_format: AnswerFormat | None = None,
         kept: KeptTokens | None = None,
         again: Sequence[str] = (),
+        together: bool = False,
     ) -> Iterator[Reread | Quotes | Token | Answer]:
         """Answer a question, token by token.
 
@@ -346,6 +347,7 @@ class Pipeline:
             kept: tokens of an earlier question and its answer about this context. What both questions begin with is
                 not read again, unless passages are. Keeps this question and its answer in their place.
             again: texts to read after the context, before the question; then no passages are looked for.
+            together: as for :func:`kvcli.engine.generate.generate`.
 
         Yields:
             :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
@@ -416,6 +418,7 @@ class Pipeline:
                 allow_repetition=allow_repetition,
                 drafts=None if not drafts else as_ids(()) if context.source is None else context.source.draft_ids,
                 answer_format=answer_format,
+                together=together,
             ):
                 if isinstance(event, Answer):
                     event = replace(event, prompt_tokens=len(ids))

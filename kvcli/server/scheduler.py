@@ -1,16 +1,18 @@
 """One thread runs all work of the model: prefills and answers take turns, chunk by chunk and token by token.
 
 Each job is a generator of :class:`kvcli.Pipeline`; one step of it is one chunk of a prefill or one token of an answer.
-A short answer therefore waits for at most one step of each other job, however long these are.
+A short answer therefore waits for at most one step of each other job, however long these are. Answers that wait for
+their next token get it in one forward pass (:mod:`kvcli.engine.batched_step`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Generic, TypeVar
+
+from kvcli.engine.batched_step import Paused, Step, step_together
 
 T = TypeVar("T")
 _END = object()
@@ -27,11 +29,15 @@ class Job(Generic[T]):
         steps: yields events; its return value becomes :attr:`result`.
         stop: an event that makes ``steps`` end by itself, after it has saved its progress; without one, a cancelled job
             is closed between two steps.
+
+    Attributes:
+        waits_for: the decode step that the job waits for.
     """
 
     def __init__(self, steps: Iterator[Any], stop: threading.Event | None) -> None:
         self.steps, self.stop = steps, stop
         self.cancelled = False
+        self.waits_for: Step | None = None
         self.result: T | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -44,6 +50,13 @@ class Job(Generic[T]):
 
     def step(self) -> bool:
         """Run one step in the calling thread; returns whether there are more."""
+        resumed, self.waits_for = self.waits_for is not None, None
+        more = self._advance()
+        if more and resumed and self.waits_for is None:  # the token is sent; on to where its own step is needed
+            more = self._advance()
+        return more
+
+    def _advance(self) -> bool:
         try:
             if self.cancelled and self.stop is None:
                 close = getattr(self.steps, "close", None)
@@ -57,7 +70,10 @@ class Job(Generic[T]):
         except BaseException as error:  # delivered to whoever waits; the scheduler must go on
             self._deliver(error)
         else:
-            self._deliver(event)
+            if isinstance(event, Paused):
+                self.waits_for = event.step
+            else:
+                self._deliver(event)
             return True
         return False
 
@@ -87,8 +103,7 @@ class Scheduler:
     """Runs jobs in turn, in one thread of its own."""
 
     def __init__(self) -> None:
-        self._jobs: deque[Job[Any]] = deque()
-        self._current: Job[Any] | None = None
+        self._jobs: list[Job[Any]] = []
         self._changed = threading.Condition()
         self._draining = False
         self._thread = threading.Thread(target=self._run, name="kvcli-scheduler", daemon=True)
@@ -124,7 +139,7 @@ class Scheduler:
     def jobs(self) -> int:
         """Jobs that are not finished."""
         with self._changed:
-            return len(self._jobs) + (self._current is not None)
+            return len(self._jobs)
 
     def drain(self) -> None:
         """Accept no more jobs; end each one after its current step. Prefills save their progress."""
@@ -132,8 +147,6 @@ class Scheduler:
             self._draining = True
             for job in self._jobs:
                 job.cancel()
-            if self._current is not None:
-                self._current.cancel()
             self._changed.notify()
 
     def join(self, timeout: float | None = None) -> None:
@@ -147,9 +160,14 @@ class Scheduler:
                     self._changed.wait()
                 if not self._jobs:
                     return
-                job = self._current = self._jobs.popleft()
-            more = job.step()
-            with self._changed:
-                self._current = None
-                if more:
-                    self._jobs.append(job)
+                jobs = list(self._jobs)
+            for job in jobs:
+                if not job.step():
+                    with self._changed:
+                        self._jobs.remove(job)
+            waiting = [job.waits_for for job in jobs if job.waits_for is not None]
+            try:
+                step_together(waiting)
+            except Exception:  # too little memory, say: each answer then steps alone, and may say so itself
+                for step in waiting:
+                    step.logits = None

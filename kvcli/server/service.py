@@ -258,6 +258,7 @@ class Service:
                 stop=request.stop,
                 answer_format=request.answer_format,
                 kept=kept,
+                together=True,
                 **asked,
             )
         )

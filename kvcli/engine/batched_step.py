@@ -1,0 +1,77 @@
+"""One decode step of several answers in one forward pass: the weights are read once for all of them.
+
+:func:`kvcli.engine.generate.generate` yields a :class:`Paused` before each step, if it is asked to. Whoever runs
+several answers collects these, and :func:`step_together` computes their logits. An answer that gets none steps alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvcli.cache.batch_cache import BatchCache
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.events import Token
+from kvcli.models.model import Model
+from kvcli_kernels.linear import FEW_INT8
+
+MOST = FEW_INT8
+"""Answers of a forward pass at most. With more rows, a model with weights of 8 bits takes its wider ones, which say
+something else."""
+
+
+@dataclass(eq=False)
+class Step:
+    """A decode step that an answer waits for.
+
+    Attributes:
+        model, cache, token: as for :data:`kvcli.engine.decode_step.DecodeStep`; the cache has room for the token.
+        logits: the next token's, ``[vocab]``, once they are computed.
+    """
+
+    model: Model
+    cache: DecodeCache
+    token: Tensor
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Paused(Token):
+    """No token, but an answer that waits for a step; whoever takes it for a token reads an empty text."""
+
+    step: Step
+
+
+def batches_pay(model: Model, cache: DecodeCache) -> bool:
+    """Whether steps in a batch are faster, and their results the same.
+
+    On a GPU they are not measured. Recurrent layers take one sequence. Storages outside the device's memory, or that
+    select units, are opened for one answer.
+    """
+    layers = () if cache.context is None else cache.context.layers
+    plain = not any(layer.selects or layer.host_nbytes or layer.shared_nbytes for layer in layers)
+    return model.device.type == "cpu" and not cache.recurrent and plain
+
+
+def step_together(steps: Sequence[Step]) -> None:
+    """Compute the logits of steps of one model, in as few forward passes as possible; does not extend the caches.
+
+    A step that would be alone in its forward pass gets no logits.
+    """
+    by_length: dict[int | None, list[Step]] = {}
+    for step in steps:
+        length = step.cache.max_position if step.model.rotary.length_dependent else None
+        by_length.setdefault(length, []).append(step)
+    for alike in by_length.values():
+        passes = -(-len(alike) // MOST)
+        for batch in (alike[i::passes] for i in range(passes)):
+            if len(batch) > 1:
+                cache = BatchCache([step.cache for step in batch])
+                with torch.inference_mode():
+                    logits = batch[0].model.forward(torch.cat([step.token for step in batch]), cache, logits="all")
+                assert logits is not None
+                for step, row in zip(batch, logits, strict=True):
+                    step.logits = row
