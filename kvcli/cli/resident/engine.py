@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import os
 import queue
 import signal
@@ -23,6 +22,7 @@ from typing import Any
 
 from kvcli.cli.resident import held, protocol
 from kvcli.cli.resident.place import open_place
+from kvcli.cli.resident.streams import Streams
 from kvcli.cli.views.activity import row
 from kvcli.models import light_imports
 from kvcli.utils.version import __version__
@@ -58,6 +58,12 @@ class Job:
         """Tell the client, if it is still there."""
         with contextlib.suppress(OSError):
             protocol.send(self.connection, **message)
+
+    def used_stream(self, what: str) -> None:
+        """Tell the client once that a stream is used: from then on the command cannot be run a second time."""
+        if what not in self.used:
+            self.used.add(what)
+            self.tell(**{what: True})
 
     def follow(self, lines: protocol.Lines) -> None:
         """Read what the client says until it leaves; runs in a thread."""
@@ -128,7 +134,7 @@ class Engine:
         self.idle = IDLE
         self.served = 0
         self.started = self.last = time.monotonic()
-        self.out = _Streams()
+        self.out = Streams()
         self.place = open_place()
 
     def run(self) -> None:
@@ -260,7 +266,7 @@ class Engine:
             _replace(request["environment"])
             tempfile.tempdir = None
             _reset_peak()
-            self.out.begin(job, request["streams"])
+            self.out.begin(job.used_stream, request["streams"])
             if request.get("row"):
                 row.take_over()
             yield
@@ -269,67 +275,6 @@ class Engine:
             _replace(environment)
             os.umask(mask)
             os.chdir("/")
-
-
-class _Streams:
-    """``sys.stdin``, ``sys.stdout`` and ``sys.stderr`` of the commands, one after the other."""
-
-    def __init__(self) -> None:
-        self.job: Job | None = None
-        self.log = os.dup(2)
-
-    def say(self, what: str) -> None:
-        """Tell the client once that a stream is used: from then on the command cannot be run a second time."""
-        if self.job is not None and what not in self.job.used:
-            self.job.used.add(what)
-            self.job.tell(**{what: True})
-
-    def begin(self, job: Job, settings: list[dict[str, Any]]) -> None:
-        """Open the three as the client had them. New ones each time: a file and a pipe differ in what they can do."""
-        self.job = job
-        stdin, stdout, stderr = settings
-        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Input(self)), **stdin)
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Output(self)), **stdout)
-        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), **stderr)
-
-    def end(self) -> None:
-        """Write what is left, and point all three to nothing."""
-        self._flush()
-        self.job = None
-        null = os.open(os.devnull, os.O_RDWR)
-        for number, other in enumerate((null, null, self.log)):
-            os.dup2(other, number)
-        os.close(null)
-        self._flush()  # what a closed pipe did not take
-
-    def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-
-
-class _Input(io.FileIO):
-    def __init__(self, streams: _Streams) -> None:
-        super().__init__(0, "r", closefd=False)
-        self.streams = streams
-
-    def readinto(self, buffer: Any) -> Any:
-        self.streams.say("read")
-        return super().readinto(buffer)
-
-    def readall(self) -> Any:
-        self.streams.say("read")
-        return super().readall()
-
-
-class _Output(io.FileIO):
-    def __init__(self, streams: _Streams) -> None:
-        super().__init__(1, "w", closefd=False)
-        self.streams = streams
-
-    def write(self, data: Any) -> Any:
-        self.streams.say("wrote")
-        return super().write(data)
 
 
 def _run(job: Job) -> int | None:

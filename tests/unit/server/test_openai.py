@@ -83,10 +83,7 @@ def test_a_stop_text_is_never_sent_not_even_its_beginning(server: Running) -> No
     [
         [{"role": "user", "content": [{"type": "text", "text": "Who?"}]}],
         [{"role": "system", "content": ""}, {"role": "user", "content": "Who?"}],
-        [
-            {"role": "user", "content": "Who?"},
-            {"role": "assistant", "content": None, "tool_calls": []},
-        ],
+        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": None, "tool_calls": []}],
     ],
 )
 def test_messages_that_mean_the_same_are_answered_the_same(server: Running, messages: Any) -> None:
