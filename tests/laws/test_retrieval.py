@@ -182,6 +182,6 @@ def test_the_plan_knows_of_what_is_copied(family: str) -> None:
     new = sum(seen.nbytes for seen, held in zip(sight.layers, context.layers, strict=True) if seen is not held)
     work = {"tokens": 3000, "chunk": 64, "question": 5, "answer": 8}
     spec = replace(model.spec, max_positions=8192)
-    plans = [memory.plan_run(spec, recipe, **work, passages=n)[0].tail for n in (1, 0)]
+    plans = [memory.plan_run(spec, recipe, **work, passages=n)[0].answer for n in (1, 0)]
     passage = model.spec.layers * model.spec.kv_heads * memory.PASSAGE * model.spec.unit_bytes
     assert new <= plans[0] - plans[1] - passage <= 2.5 * new

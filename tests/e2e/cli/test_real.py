@@ -70,4 +70,4 @@ def test_longer_than_the_window_is_read_or_refused(folder: Path, model: Path) ->
     assert b"1,024" in refused.stderr
     read = ask(folder, "-m", "short", "-n", "20", "long.txt", "What colour is the sky?")
     assert read.returncode == 0, read.stderr
-    assert b"keeping 1,024 of " in read.stderr
+    assert b"keeping 256 of 1,248 tokens" in read.stderr

@@ -310,7 +310,7 @@ def test_a_saved_reading_is_held_in_any_bits(call: Call, tiny_model: Path, book:
     common = ("ask", "-m", tiny_model, "--json", "--policy", "keydiff(budget=64)", "-n", "4")
     found = {}
     for bits in (4, 16, 2, 8, 4):
-        done = call(*common, "--kv-bits", str(bits), book, "Who?")
+        done = call(*common, "-v", "--kv-bits", str(bits), book, "Who?")
         answer = done.json
         assert (f" at {answer['kv']['bits']:.4g} bits · dropped" in done.err) == (bits < 16)  # with scales
         assert answer["kv"]["cache"] == ("miss" if not found else "hit")
