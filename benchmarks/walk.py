@@ -128,6 +128,12 @@ def commands(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[
 
 def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]:
     """The recordings, each as what was new on its screens; of many screens ``frames``."""
+    yield (
+        "# Recordings\n\n"
+        f"What commands show on a terminal of {COLUMNS} columns, and when. `python -m benchmarks.walk book.txt "
+        "manual.pdf --out docs/recordings.md`\nmakes this page in tmux. A line `--- 3.2 s` says when the rows after it "
+        f"were new; of many screens at most {frames} are here.\n"
+    )
     for name, recording in recordings.items():
         yield f"## {name}\n"
         yield f"```\n$ {recording.command}"
@@ -140,7 +146,7 @@ def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]
             both = min(len(rows), len(before))
             same = next((k for k in range(both) if rows[k] != before[k]), both)
             yield f"--- {seconds:.1f} s"
-            yield "\n".join(rows[same:])
+            yield "\n".join(rows[same:][: ROWS // 2])
             before = rows
         yield f"--- {recording.end_s:.1f} s, exit code {recording.code}\n```\n"
 
