@@ -16,7 +16,7 @@ def run(args: Sequence[str]) -> int:
     from kvcli.errors import UsageError
     from kvcli.utils import config_file
 
-    args = [*args[1:], "--help"] if args[:1] in (["help"], ("help",)) else args
+    args = [*args[1:], "--help"] if [*args[:1]] == ["help"] else args
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
     found: dict[str, Any] = {}
     _environment()

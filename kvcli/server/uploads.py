@@ -109,10 +109,6 @@ class Uploads:
         except KeyError:
             raise ApiError(404, f"no such file: {file_id}", code="file_not_found") from None
 
-    def id_of(self, name: str) -> str:
-        """The id of a document by its name. Raises ``KeyError``."""
-        return next(file.id for file in self._files.values() if file.name == name)
-
     def find(self, name: str) -> UploadedFile:
         """A document by its id or, below the root, by its relative path. Takes a while: call it in a thread.
 

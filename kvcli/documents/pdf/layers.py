@@ -5,6 +5,7 @@ annotations that are off (PDF 2.0, 8.11), and :func:`hidden` tells the character
 """
 
 import contextlib
+import ctypes
 import re
 import zlib
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def hidden(text: Any, count: int) -> list[int]:
         item = raw.FPDFText_GetTextObject(text.raw, i)
         if not item:
             continue
-        address = raw.ctypes.addressof(item.contents)
+        address = ctypes.addressof(item.contents)
         if address not in known:
             marks = (raw.FPDFPageObj_GetMark(item, k) for k in range(max(0, raw.FPDFPageObj_CountMarks(item))))
             known[address] = any(_name(mark) == MARK for mark in marks)
@@ -98,8 +99,6 @@ def hidden(text: Any, count: int) -> list[int]:
 
 def _name(mark: Any) -> str:
     """The entry ``Name`` of the properties of a mark."""
-    import ctypes
-
     from pypdfium2 import raw
 
     buffer, size = (ctypes.c_ushort * 64)(), ctypes.c_ulong()
