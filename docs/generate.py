@@ -19,7 +19,13 @@ from kvcli.recipe import format_policy
 
 TARGET = Path(__file__).parent / "reference.md"
 README = Path(__file__).parent.parent / "README.md"
-HEADINGS: dict[registry.Axis, str] = {"eviction": "eviction policies", "storage": "KV storage"}
+HEADINGS: dict[registry.Axis, str] = {
+    "eviction": "eviction policies",
+    "share": "layer sharing",
+    "fold": "folds",
+    "sparse_prefill": "sparse prefill",
+    "storage": "KV storage",
+}
 
 _TABLE = re.compile(r"(?<=<!-- recipes -->\n).*?(?=<!-- end -->)", re.DOTALL)
 _PAPER = re.compile(r"(\w+) et al\. (\d{4})\b.*?arXiv[: ](\d{4}\.\d{5})")
@@ -63,6 +69,8 @@ def reference(texts: dict[str, str]) -> str:
     """docs/reference.md, from the help text of each command."""
     parts = ["# Reference", "", "Written by `make docs` from the program; do not edit.", ""]
     for axis, heading in HEADINGS.items():
+        if not registry.names(axis):
+            continue
         parts += [f"## Recipes: {heading}", "", "| name | what it does | fields | paper |", "| --- | --- | --- | --- |"]
         for cls in policies(axis):
             fields = ", ".join(f.name for f in dataclasses.fields(cls)) or "none"
@@ -78,7 +86,7 @@ def recipes() -> str:
     """The table of README.md."""
     lines = ["| recipe | what it does | paper |", "| --- | --- | --- |"]
     for axis in HEADINGS:
-        sign = "+" if axis == "storage" else ""
+        sign = "" if axis == "eviction" else "+"
         lines += [f"| `{sign}{cls().name}` | {summary(cls)} | {paper(cls)} |" for cls in policies(axis)]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,9 @@
-"""Recipes: one string names an eviction policy and a KV storage: ``keydiff(budget=1024)``, ``full``,
-``locret(budget=16384)+kivi(bits=4)``.
+"""Recipes: one string names an eviction policy, and at most one term of each other axis: ``keydiff(budget=1024)``,
+``full``, ``locret(budget=16384)+kivi(bits=4)``.
 
-Grammar: ``policy[(field=value, …)][+storage[(field=value, …)]]``. The canonical form always prints the budget; it omits
-other fields with default values, and ``dense`` storage.
+Grammar: ``policy[(field=value, …)][+term[(field=value, …)]]…``, terms in any order; a term's name says its axis
+(:data:`kvcli.registry.Axis`). The canonical form has the order of the axes. It always prints the budget, and omits
+other fields with default values, terms that do nothing, and ``dense`` storage.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import dataclasses
 import re
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcli import registry
 from kvcli.errors import UsageError
+from kvcli.fold.base import Fold
+from kvcli.share.base import LayerSharing
+from kvcli.sparse_prefill.base import SparsePrefill
 
 if TYPE_CHECKING:
     from kvcli.eviction.base import EvictionPolicy
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 _TERM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(?:\(([^()]*)\))?\s*")
+_PLUS = re.compile(r"\+(?![^()]*\))")  # outside parentheses
+_OMITTED = ("dense", "none")
 
 KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
 """The storage that ``--kv-bits`` stands for; ``kvcli plan`` and run reports count the scales too."""
@@ -30,10 +36,21 @@ KV_BITS = {16: "dense", 8: "int8", 4: "kivi(bits=4)", 2: "kivi(bits=2)"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """An eviction policy (which units survive) and a KV storage (how survivors are stored and attended)."""
+    """One term per axis; those with a default change nothing unless they are given.
+
+    Attributes:
+        policy: which units survive.
+        storage: how survivors are stored and attended.
+        share: which layers use the units of another layer.
+        fold: what becomes of units that are evicted.
+        sparse_prefill: which units a chunk attends to.
+    """
 
     policy: EvictionPolicy
     storage: KVStorage
+    share: LayerSharing = field(default_factory=LayerSharing)
+    fold: Fold = field(default_factory=Fold)
+    sparse_prefill: SparsePrefill = field(default_factory=SparsePrefill)
 
     def __post_init__(self) -> None:
         if self.storage.limit is not None and self.policy.budget is not None:
@@ -49,8 +66,7 @@ class Recipe:
             )
 
     def __str__(self) -> str:
-        text = format_policy(self.policy)
-        return text if format_policy(self.storage) == "dense" else f"{text}+{format_policy(self.storage)}"
+        return _join(self.policy, self.share, self.fold, self.sparse_prefill, self.storage)
 
     def with_budget(self, budget: int) -> Recipe:
         """Return the recipe with another budget.
@@ -66,10 +82,11 @@ class Recipe:
     def reading(self) -> str:
         """The part of the recipe that determines the prefill: two recipes with equal parts can share a saved prefill.
 
-        It is the eviction policy, plus the storage if the storage affects prefill. Any other storage is chosen
-        afterwards.
+        It is the whole recipe if the storage affects prefill. Any other storage is chosen afterwards.
         """
-        return str(self) if self.storage.affects_prefill else format_policy(self.policy)
+        if self.storage.affects_prefill:
+            return str(self)
+        return _join(self.policy, self.share, self.fold, self.sparse_prefill)
 
     def units(self, layer: int, layers: int) -> int | None:
         """Return the units per KV head that one of ``layers`` layers keeps, without the protected tail; ``None`` for
@@ -84,7 +101,7 @@ class Recipe:
         """
         if bits not in KV_BITS:
             raise UsageError(f"--kv-bits {bits}: expected one of {', '.join(map(str, KV_BITS))}", "--kv-bits 4")
-        storage = _parse_policy("storage", KV_BITS[bits], KV_BITS[bits])
+        storage = _parse_term("storage", KV_BITS[bits], KV_BITS[bits])
         if self.storage.name != "dense" and self.storage != storage:
             raise UsageError(
                 f"--kv-bits {bits} means {KV_BITS[bits]}, and '{self}' stores {format_policy(self.storage)}",
@@ -97,10 +114,31 @@ def parse(text: str) -> Recipe:
     """Parse a recipe string.
 
     Raises:
-        UsageError: unknown policy, unknown field, wrong type of value, or broken syntax; names what exists.
+        UsageError: unknown or impossible terms, unknown field, wrong type of value, or broken syntax.
     """
-    policy, plus, storage = text.partition("+")
-    return Recipe(_parse_policy("eviction", policy, text), _parse_policy("storage", storage if plus else "dense", text))
+    first, *others = _PLUS.split(text)
+    name, _ = _split(first, text)
+    axis = registry.axis_of(name)
+    if axis not in (None, "eviction"):
+        raise UsageError(
+            f"'{name}' is a {registry.KINDS[axis]}, and a recipe begins with an eviction policy", f"full+{text.strip()}"
+        )
+    terms: dict[registry.Axis, Any] = {}
+    for other in others:
+        name, _ = _split(other, text)
+        axis = registry.axis_of(name)
+        if axis is None:
+            known = ", ".join(n for a in registry.KINDS if a != "eviction" for n in registry.names(a))
+            raise UsageError(f"unknown term '+{name}'; expected one of {known}", "kvcli recipes")
+        if axis in terms or axis == "eviction":
+            before = _split(first, text)[0] if axis == "eviction" else terms[axis].name
+            raise UsageError(
+                f"'{before}' and '{name}' in '{text.strip()}': a recipe takes one {registry.KINDS[axis]}",
+                "kvcli recipes",
+            )
+        terms[axis] = _parse_term(axis, other, text)
+    storage = terms.pop("storage", None) or _parse_term("storage", "dense", text)
+    return Recipe(_parse_term("eviction", first, text), storage, **terms)
 
 
 def default(
@@ -144,8 +182,8 @@ def choose(
     return recipe if bits is None else recipe.with_bits(bits)
 
 
-def format_policy(policy: EvictionPolicy | KVStorage) -> str:
-    """Format one policy canonically, as :func:`parse` accepts it."""
+def format_policy(policy: EvictionPolicy | KVStorage | LayerSharing | Fold | SparsePrefill) -> str:
+    """Format one term canonically, as :func:`parse` accepts it."""
     shown = [
         f"{f.name}={_print(getattr(policy, f.name))}"
         for f in dataclasses.fields(policy)
@@ -158,13 +196,22 @@ def _print(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _parse_policy(axis: registry.Axis, text: str, whole: str) -> Any:
+def _join(*terms: Any) -> str:
+    return "+".join(text for text in map(format_policy, terms) if text not in _OMITTED)
+
+
+def _split(text: str, whole: str) -> tuple[str, str]:
+    """Return the name and the fields of a term."""
     match = _TERM.fullmatch(text)
     if match is None:
         raise UsageError(
             f"cannot read the recipe '{whole}': expected name(field=value, …), got '{text.strip()}'", "kvcli recipes"
         )
-    name, arguments = match.group(1).lower().replace("-", "_"), match.group(2) or ""
+    return match.group(1).lower().replace("-", "_"), match.group(2) or ""
+
+
+def _parse_term(axis: registry.Axis, text: str, whole: str) -> Any:
+    name, arguments = _split(text, whole)
     cls = registry.lookup(axis, name)
     hints = typing.get_type_hints(cls)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if hints[f.name] is not types.NoneType}

@@ -1,8 +1,7 @@
-"""Discovery of policies: one module per policy in ``kvcli.eviction`` and ``kvcli.storage``, plus installed entry
-points.
+"""Discovery of the terms of recipes: one module per term in the package of its axis, plus installed entry points.
 
-A policy is named after its module, so listing names does not import torch. Plugins use an entry point of the group
-``kvcli.eviction`` or ``kvcli.storage`` with the policy's name and class.
+A term is named after its module, so listing names does not import torch. Plugins use an entry point of the group
+``kvcli.AXIS`` with the term's name and class. No two axes have a name in common.
 """
 
 from __future__ import annotations
@@ -11,15 +10,31 @@ import importlib
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kvcli.errors import UsageError
 
-Axis = Literal["eviction", "storage"]
+Axis = Literal["eviction", "share", "fold", "sparse_prefill", "storage"]
+"""Packages of terms, in the order of a recipe."""
 
-_BASES = {"eviction": "EvictionPolicy", "storage": "KVStorage"}
+KINDS: dict[Axis, str] = {
+    "eviction": "eviction policy",
+    "share": "layer sharing",
+    "fold": "fold",
+    "sparse_prefill": "sparse prefill",
+    "storage": "KV storage",
+}
+"""What a term of each axis is called."""
 
-_NOT_POLICIES = {
+_BASES: dict[Axis, str] = {
+    "eviction": "EvictionPolicy",
+    "share": "LayerSharing",
+    "fold": "Fold",
+    "sparse_prefill": "SparsePrefill",
+    "storage": "KVStorage",
+}
+
+_NOT_TERMS = {
     "base",
     "hashing",
     "matching",
@@ -37,7 +52,7 @@ def _builtin(axis: Axis) -> list[str]:
     spec = find_spec(f"kvcli.{axis}")
     assert spec is not None
     paths = spec.submodule_search_locations
-    return [m.name for m in pkgutil.iter_modules(paths) if m.name not in _NOT_POLICIES]
+    return [m.name for m in pkgutil.iter_modules(paths) if m.name not in _NOT_TERMS]
 
 
 def _plugins(axis: Axis) -> dict[str, EntryPoint]:
@@ -45,15 +60,27 @@ def _plugins(axis: Axis) -> dict[str, EntryPoint]:
 
 
 def names(axis: Axis) -> list[str]:
-    """List all policies of an axis, sorted, without importing them."""
+    """List all terms of an axis, sorted, without importing them."""
     return sorted({*_builtin(axis), *_plugins(axis)})
 
 
-def lookup(axis: Axis, name: str) -> type[Any]:
-    """Return the class of a policy.
+def axis_of(name: str) -> Axis | None:
+    """Return the axis of a term; ``None`` for an unknown name.
 
     Raises:
-        UsageError: no policy has this name, or a plugin's class is not a policy.
+        UsageError: plugins give the name to two axes.
+    """
+    axes: list[Axis] = [axis for axis in get_args(Axis) if name in names(axis)]
+    if len(axes) > 1:
+        raise UsageError(f"'{name}' is a {KINDS[axes[0]]} and a {KINDS[axes[1]]}", "remove a plugin: pip list")
+    return axes[0] if axes else None
+
+
+def lookup(axis: Axis, name: str) -> type[Any]:
+    """Return the class of a term.
+
+    Raises:
+        UsageError: no term of the axis has this name, or a plugin's class is not one.
     """
     base: type[Any] = getattr(importlib.import_module(f"kvcli.{axis}.base"), _BASES[axis])
     if name in _builtin(axis):
@@ -63,7 +90,7 @@ def lookup(axis: Axis, name: str) -> type[Any]:
         return cls
     plugin = _plugins(axis).get(name)
     if plugin is None:
-        raise UsageError(f"unknown {axis} policy '{name}'; expected one of {', '.join(names(axis))}", "kvcli recipes")
+        raise UsageError(f"unknown {KINDS[axis]} '{name}'; expected one of {', '.join(names(axis))}", "kvcli recipes")
     cls = plugin.load()
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UsageError(f"the plugin '{name}' ({plugin.value}) is not a kvcli.{axis}.base.{base.__name__}")

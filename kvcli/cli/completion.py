@@ -15,12 +15,13 @@ def models(incomplete: str) -> list[str]:
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Eviction policies; after a ``+`` also the storages."""
+    """Eviction policies; after a ``+`` the terms of all other axes."""
     from kvcli import registry
 
-    policy, plus, _ = incomplete.rpartition("+")
-    names = registry.names("storage") if plus else registry.names("eviction")
-    return _fitting([f"{policy}{plus}{name}" for name in names], incomplete)
+    before, plus, _ = incomplete.rpartition("+")
+    axes: list[registry.Axis] = [axis for axis in registry.KINDS if (axis == "eviction") is not bool(plus)]
+    names = [name for axis in axes for name in registry.names(axis)]
+    return _fitting([f"{before}{plus}{name}" for name in names], incomplete)
 
 
 def tasks(incomplete: str) -> list[str]:

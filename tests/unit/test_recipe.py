@@ -1,6 +1,7 @@
 """Recipes parse, print back, and say what exists when they are wrong."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 
 from kvcli import registry
 from kvcli.errors import UsageError
+from kvcli.fold.base import Fold
 from kvcli.recipe import default, parse
+from kvcli.share.base import LayerSharing
+from kvcli.sparse_prefill.base import SparsePrefill
 from tests import tiny
 
 _SPEC = tiny.load("llama").spec
@@ -69,7 +73,14 @@ def test_spaces_case_and_underscores_are_free() -> None:
         ("keydiff(budget=5, budget=6)", "twice"),
         ("keydiff(1024)", "field=value"),
         ("keydiff(budget=1024", "cannot read"),
-        ("keydiff+locrat", "storage policy 'locrat'"),
+        ("keydiff+locrat", "+locrat"),
+        ("keydiff+int8+locrat", "+locrat"),
+        ("kivi(bits=2)", "begins with an eviction policy"),
+        ("keydiff+h2o", "one eviction policy"),
+        ("keydiff+kivi(bits=2)+int8", "one KV storage"),
+        ("keydiff+dense+dense", "one KV storage"),
+        ("keydiff++int8", "cannot read"),
+        ("keydiff+", "cannot read"),
         ("full(budget=5)", "no field 'budget'"),
         ("", "cannot read"),
     ],
@@ -99,7 +110,7 @@ def test_the_default_fits_any_budget(budget: int, questions: int) -> None:
     assert keep.name == ("snapkv" if questions == 1 else "keydiff")
 
 
-@pytest.mark.parametrize("axis", ["eviction", "storage"])
+@pytest.mark.parametrize("axis", registry.KINDS)
 def test_every_policy_is_one_documented_file(axis: registry.Axis) -> None:
     for name in registry.names(axis):
         cls = registry.lookup(axis, name)
@@ -107,6 +118,59 @@ def test_every_policy_is_one_documented_file(axis: registry.Axis) -> None:
         assert dataclasses.is_dataclass(cls)
         assert cls.__dataclass_params__.frozen
         assert len((cls.__doc__ or "").splitlines()[0]) > 20
+
+
+def test_no_two_axes_have_a_name_in_common() -> None:
+    names = [name for axis in registry.KINDS for name in registry.names(axis)]
+    assert len(names) == len(set(names))
+    assert all(name in registry.names(registry.axis_of(name)) for name in names)
+    assert registry.axis_of("none") is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Share(LayerSharing):
+    name = "pairs"
+    map: str = "0"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fold(Fold):
+    name = "sums"
+    rank: int = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Sparse(SparsePrefill):
+    name = "blocks"
+    mass: float = 0.5
+
+
+_TERMS = {"share": _Share, "fold": _Fold, "sparse_prefill": _Sparse}
+
+
+@given(order=st.permutations(["pairs(map=0_0)", "sums(rank=3)", "blocks(mass=1e+2)", "kivi(bits=2)"]))
+def test_terms_stand_in_any_order_and_print_in_one(order: list[str]) -> None:
+    lookup, names = registry.lookup, registry.names
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "names", lambda axis: [_TERMS[axis].name] if axis in _TERMS else names(axis))
+        patch.setattr(registry, "lookup", lambda axis, name: _TERMS[axis] if axis in _TERMS else lookup(axis, name))
+        for size in range(len(order) + 1):
+            recipe = parse("+".join(["h2o(budget=9)", *order[:size]]))
+            text = str(recipe)
+            terms = re.findall("pairs|sums|blocks|kivi", text)
+            assert terms == [t for t in ("pairs", "sums", "blocks", "kivi") if t in "+".join(order[:size])]
+            assert parse(text) == recipe
+            assert recipe.reading == text.removesuffix("+kivi(bits=2)")
+        with pytest.raises(UsageError, match="one fold"):
+            parse("h2o+sums+kivi+sums(rank=2)")
+        with pytest.raises(UsageError, match="begins with an eviction policy"):
+            parse("sums+h2o")
+
+
+def test_without_them_terms_change_no_text() -> None:
+    recipe = parse("h2o(budget=9)+kivi(bits=2)")
+    assert (recipe.share, recipe.fold, recipe.sparse_prefill) == (LayerSharing(), Fold(), SparsePrefill())
+    assert recipe == type(recipe)(recipe.policy, recipe.storage)
 
 
 def test_names_need_no_torch() -> None:

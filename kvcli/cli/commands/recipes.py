@@ -4,13 +4,17 @@ import inspect
 import sys
 from dataclasses import MISSING, fields
 from statistics import mode
-from typing import Any, Literal
+from typing import Any
 
+from kvcli import registry
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
 
-AXES: tuple[tuple[Literal["eviction", "storage"], str, str], ...] = (
+AXES: tuple[tuple[registry.Axis, str, str], ...] = (
     ("eviction", "keep", "eviction policies: which KV pairs are kept"),
+    ("share", "share", "layer sharings: which layers use the KV pairs of another layer"),
+    ("fold", "fold", "folds: what becomes of evicted KV pairs"),
+    ("sparse_prefill", "prefill", "sparse prefills: which KV pairs a chunk attends to"),
     ("storage", "hold", "KV storages: how they are stored after prefill"),
 )
 
@@ -19,12 +23,14 @@ def command(
     as_json: JSON = False,
     _debug: DEBUG = False,
 ) -> None:
-    """List the eviction policies and KV storages for --policy."""
+    """List the eviction policies, KV storages and other terms of recipes for --policy."""
     found = {key: policies(axis) for axis, key, _ in AXES}
     if as_json:
         terminal.print_json(**found)
         return
     for _, key, meaning in AXES:
+        if not found[key]:
+            continue
         shared = _shared(found[key])
         terminal.write(sys.stdout, f"{meaning}\n")
         rows = [(p["name"], p["summary"], _options(p["options"], shared)) for p in found[key]]
@@ -32,14 +38,12 @@ def command(
         terminal.write(sys.stdout, "")
         if shared:
             terminal.paragraph(sys.stdout, f"fields of all: {_options(shared, {})}\n", indent=2)
-    terminal.write(sys.stdout, "A recipe is POLICY or POLICY+STORAGE:")
+    terminal.write(sys.stdout, "A recipe is POLICY or POLICY+TERM+…, with one term of each kind at most:")
     terminal.write(sys.stdout, '  kvcli ask --policy "locret(budget=4096)+int8" FILE "…"')
 
 
-def policies(axis: Literal["eviction", "storage"]) -> list[dict[str, Any]]:
-    """Name, summary and fields with their defaults of every policy on ``axis``."""
-    from kvcli import registry
-
+def policies(axis: registry.Axis) -> list[dict[str, Any]]:
+    """Name, summary and fields with their defaults of every term on ``axis``."""
     found = []
     for name in registry.names(axis):
         policy = registry.lookup(axis, name)

@@ -1,0 +1,1 @@
+"""Layer sharings, one file each."""

@@ -1,0 +1,19 @@
+"""The interface of a layer sharing: which layers use the keys and values of another layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSharing:
+    """Shares no layer. A frozen dataclass whose fields are its hyper-parameters.
+
+    A layer that borrows stores no units: its queries attend to the kept units of the layer that it borrows from, in
+    prefill and in decoding. Memory falls with the number of borrowing layers. Prefill depends on it, so it is a part of
+    :attr:`kvcli.recipe.Recipe.reading`.
+    """
+
+    name: ClassVar[str] = "none"
+    """The sharing's name in recipes, equal to its module's name; ``none`` for this one, which no recipe writes."""

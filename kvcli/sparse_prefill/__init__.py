@@ -1,0 +1,1 @@
+"""Sparse prefills, one file each."""
