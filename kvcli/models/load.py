@@ -25,6 +25,7 @@ from kvcli.models import (
     device_map,
     foreign_code,
     light_imports,
+    packed_experts,
     quantization,
     query_prediction,
     recurrent,
@@ -103,7 +104,11 @@ def load(
                 if wide is not None:
                     announce(wide.text)
                     places = wide.places
-            with quantization.suppress_output(source), nullcontext() if own else light_imports.stand_ins():
+            with (
+                quantization.suppress_output(source),
+                packed_experts.packing(weights),
+                nullcontext() if own else light_imports.stand_ins(),
+            ):
                 module, found = cls.from_pretrained(
                     source.path,
                     trust_remote_code=False,
@@ -116,6 +121,7 @@ def load(
                     **held,
                 )
             tensor_check.require_all(found, source.name, spare=own is not None)
+            quantization.accept_wide(module, weights)
             if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:

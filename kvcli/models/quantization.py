@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from typing import Any
@@ -174,6 +175,19 @@ def linear(plain: nn.Linear, held: str) -> nn.Module:
         made.weight = made.weight.to(weight.device)
     made.bias = bias
     return made  # type: ignore[no-any-return]
+
+
+def accept_wide(module: nn.Module, held: str) -> None:
+    """Give int8 matrices at most three dimensions: bitsandbytes 0.50 fails at large numbers in more of them."""
+
+    def forward(given: torch.Tensor, inner: Any) -> torch.Tensor:
+        if given.dim() <= 3:
+            return inner(given)  # type: ignore[no-any-return]
+        return inner(given.flatten(0, -2)).unflatten(0, given.shape[:-1])  # type: ignore[no-any-return]
+
+    for part in module.modules() if held == "int8" else ():
+        if isinstance(part, _bitsandbytes(held).nn.Linear8bitLt):
+            part.forward = partial(forward, inner=part.forward)
 
 
 def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:

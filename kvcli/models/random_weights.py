@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from kvcli.errors import InputError, ModelError
-from kvcli.models import quantization
+from kvcli.models import packed_experts, quantization
 from kvcli.models.auto_class import auto_class
 from kvcli.models.load import placed, wrap
 from kvcli.models.model import Model
@@ -59,7 +59,7 @@ def build(path: Path, *, device: str | None = None, dtype: str | None = None, we
 
 def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -> PreTrainedModel:
     try:
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = json.loads(text, object_hook=_infinite)
         for name in ("auto_map", "quantization_config"):
             values.pop(name, None)
         config = AutoConfig.for_model(**values)
@@ -75,12 +75,24 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
         fill_weights(part, device, generator)
         if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
             module.set_submodule(name, quantization.linear(part, held))
+        for last, _ in list(part.named_parameters(recurse=False)) if held != "bf16" else ():
+            if packed_experts.packable(part, last):
+                packed_experts.pack(part, last, packed_experts.PackedExperts(getattr(part, last), held))
     for name, part in list(module.named_modules()):
-        if any(b.device.type == "meta" for b in part.buffers(recurse=False)) and hasattr(part, "config"):
+        missing = {last: b for last, b in part.named_buffers(recurse=False) if b.device.type == "meta"}
+        if missing and hasattr(part, "config"):
             with torch.device(device):  # frequencies are no parameters
                 module.set_submodule(name, type(part)(config=part.config))
+        elif missing:  # experts' biases
+            part._buffers.update({last: torch.zeros_like(b, device=device) for last, b in missing.items()})
     module.tie_weights()
+    quantization.accept_wide(module, held)
     return module.eval()
+
+
+def _infinite(found: dict[str, Any]) -> Any:
+    """Numbers that JSON does not have, as transformers writes them."""
+    return float(found["__float__"]) if set(found) == {"__float__"} else found
 
 
 def fill_weights(part: nn.Module, device: str, generator: torch.Generator) -> None:

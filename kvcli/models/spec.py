@@ -368,15 +368,19 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
         yield f"{at}norms", (2 * spec.hidden,)
 
 
+_WHOLE = re.compile(r"(?<!un)embed|lm_head|\b(wte|wpe)\b|\.(gate|router)(\.layer)?\.weight$|bias$")
+
+
 def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:
-    """Bytes of one tensor. Only matrices of layers are quantised; their scales are included."""
+    """Bytes of one tensor. Embeddings, routers, biases and convolutions stay whole; scales are included."""
     numbers = math.prod(shape)
     few = packing and not unpacked(packing.get("quant_method"), device)
-    if len(shape) != 2 or "layers." not in name or (held == "bf16" and not few):
+    whole = len(shape) not in (2, 3) or _WHOLE.search(name) or (len(shape) == 3 and "conv" in name)
+    if whole or (held == "bf16" and not few) or (len(shape) == 3 and numbers // shape[0] % _NF4_BLOCK):
         return numbers * size
     if few:  # a scale of 16 bits and a zero point for each group
         group = packing.get("group_size") or packing.get("q_group_size") or 128
         return (numbers * _bits(packing) + numbers // (group if group > 0 else 128) * (16 + _bits(packing))) // 8
     if held == "int8":
-        return numbers + 4 * shape[0]  # one float32 scale a row
+        return numbers + 4 * math.prod(shape[:-1])  # one float32 scale a row
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)

@@ -1,0 +1,113 @@
+"""Experts in few bits: bitsandbytes skips them, because a layer holds the matrices of all in one tensor.
+
+They are packed while loading, one layer at a time, and unpacked one expert at a time when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+BLOCK = 64
+"""Numbers of nf4 that share one float32 scale."""
+
+
+class PackedExperts(nn.Module):
+    """One matrix per expert; ``self[i]`` is that of expert ``i``, unpacked.
+
+    Args:
+        matrices: ``[experts, n, k]``.
+        held: ``int8``, with a float32 scale for each row, or ``nf4``, with one for 64 numbers.
+    """
+
+    def __init__(self, matrices: Tensor, held: str) -> None:
+        super().__init__()
+        self.shape, self.dtype = matrices.shape, matrices.dtype
+        if held == "int8":
+            scale = matrices.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+            packed, self.code = (matrices / scale).round().to(torch.int8), None
+        else:
+            from bitsandbytes.functional import quantize_4bit
+
+            packed, state = quantize_4bit(matrices.contiguous(), blocksize=BLOCK, quant_type="nf4")
+            packed, scale = packed.view(len(matrices), -1), state.absmax.view(len(matrices), -1)
+            self.code = state.code
+        self.packed = nn.Parameter(packed, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    def __getitem__(self, expert: int | Tensor) -> Tensor:
+        packed, scale = self.packed[int(expert)], self.scale[int(expert)]
+        if self.code is None:
+            return (packed * scale).to(self.dtype)
+        from bitsandbytes.functional import QuantState, dequantize_4bit
+
+        code = self.code.to(packed.device)
+        state = QuantState(scale, self.shape[1:], code, BLOCK, "nf4", self.dtype)
+        return dequantize_4bit(packed.view(-1, 1), state)  # type: ignore[no-any-return]
+
+
+def packable(module: nn.Module, name: str) -> bool:
+    """Whether a parameter has the matrices of all experts of a layer."""
+    shape: tuple[int, ...] = getattr(getattr(module, name, None), "shape", ())
+    return hasattr(module, "is_concatenated") and len(shape) == 3 and shape[1] * shape[2] % BLOCK == 0
+
+
+def pack(module: nn.Module, name: str, parts: PackedExperts) -> None:
+    """Put packed matrices in the place of the others, which may be gone by now."""
+    delattr(module, name)
+    setattr(module, name, parts)
+    config: Any = module.config
+    config._experts_implementation = "eager"  # the one that takes matrices by their expert
+
+
+@contextmanager
+def packing(held: str) -> Iterator[None]:
+    """Let ``from_pretrained`` pack experts too. Other threads must not load a quantised model meanwhile."""
+    name = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}.get(held)
+    if name is None:
+        yield
+        return
+    usual: Any = AUTO_QUANTIZER_MAPPING[name]
+    packed: dict[str, PackedExperts] = {}
+
+    class Pack(ConversionOps):  # type: ignore[misc]
+        def __init__(self, linear: ConversionOps) -> None:
+            self.linear = linear
+
+        def convert(self, input_dict: dict[str, Any], *, model: nn.Module, **options: Any) -> dict[str, Any]:
+            made: dict[str, Any] = {}
+            for full, value in input_dict.items():
+                path, _, last = full.rpartition(".")
+                if not packable(model.get_submodule(path), last):
+                    made |= self.linear.convert({full: value}, model=model, **options)
+                    continue
+                packed[full] = PackedExperts(value[0] if isinstance(value, list) else value, held)
+                made[full] = packed[full].packed
+            return made
+
+    class Quantizer(usual):  # type: ignore[misc]
+        def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+            path, _, last = param_name.rpartition(".")
+            wanted = packable(model.get_submodule(path), last)
+            return wanted or bool(super().param_needs_quantization(model, param_name, **options))
+
+        def get_quantize_ops(self) -> ConversionOps:
+            return Pack(super().get_quantize_ops())
+
+        def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
+            for full, parts in packed.items():
+                path, _, last = full.rpartition(".")
+                pack(model.get_submodule(path), last, parts)
+            return super()._process_model_after_weight_loading(model, **options)
+
+    AUTO_QUANTIZER_MAPPING[name] = Quantizer
+    try:
+        yield
+    finally:
+        AUTO_QUANTIZER_MAPPING[name] = usual

@@ -1,0 +1,78 @@
+"""Experts in few bits: as planned, close to the others, and each one as it was packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import small_models
+from kvcli.bench import check
+from kvcli.models import load as loading
+from kvcli.models import random_weights
+from kvcli.models import spec as model_spec
+from kvcli.models.packed_experts import PackedExperts
+from kvcli.models.source import ModelSource
+from kvcli.recipe import parse
+from tests.e2e.conftest import byte_tokenizer
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 96, 64), (2, 24, 32)])
+def test_each_expert_is_unpacked_alone(shape: tuple[int, int, int], dtype: torch.dtype, held: str) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    packed = PackedExperts(matrices, held)
+    for i, matrix in enumerate(matrices):
+        found = packed[torch.tensor(i)]
+        assert (found.shape, found.dtype) == (matrix.shape, dtype)
+        alone = PackedExperts(matrix[None], held)
+        assert torch.equal(found, alone[0])
+        distance = (found.float() - matrix.float()).norm() / matrix.float().norm()
+        assert distance < (0.02 if held == "int8" else 0.2)
+    assert packed.packed.nbytes == matrices.numel() // (1 if held == "int8" else 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [
+        *((kind, "nf4") for kind in ("qwen3_5_moe", "qwen3_moe", "gpt_oss", "mixtral", "lfm2_moe", "granitemoehybrid")),
+        *((kind, "int8") for kind in ("qwen3_moe", "gpt_oss", "glm4_moe_lite", "deepseek_v2")),
+        *((kind, "nf4") for kind in ("glm4_moe_lite", "laguna", "glm4_moe")),
+    ],
+)
+def test_what_is_loaded_is_as_planned(kind: str, held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts of one checkpoint tensor each, of one tensor a layer, transposed ones with biases; latent attention."""
+    monkeypatch.setattr(loading.self_test, "check", lambda *_, **__: None)
+    small_models.build(kind).to(torch.bfloat16).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    source = ModelSource(kind, tmp_path, "directory")
+    model = loading.load(source, device="cpu", dtype="bfloat16", weights=held)
+    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", held=held)
+    whole = model_spec.spec(source, device="cpu", dtype="bfloat16")
+    assert model.spec.weight_bytes == pytest.approx(planned.weight_bytes, rel=2e-3)
+    assert model.spec.weight_bytes < (0.75 if held == "int8" else 0.5) * whole.weight_bytes
+    experts = [part for part in model.module.modules() if isinstance(part, PackedExperts)]
+    assert experts
+    built = random_weights.build(tmp_path, device="cpu", dtype="bfloat16", weights=held)
+    assert built.spec.weight_bytes == pytest.approx(model.spec.weight_bytes, rel=1e-3)
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_it_reads_and_answers(held: str, tmp_path: Path) -> None:
+    small_models.build("qwen3_moe").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    source = ModelSource("moe", tmp_path, "directory")
+    model = loading.load(source, device="cpu", dtype="float32", weights=held)
+    check.check(model, parse("keydiff(budget=64)"))
+    few = model.module
+    with model.reference(), torch.inference_mode():
+        ids = torch.arange(40)[None]
+        got = few(ids).logits.float()
+        for name, part in list(few.named_modules()):
+            if isinstance(part, PackedExperts):
+                owner, _, last = name.rpartition(".")
+                delattr(few.get_submodule(owner), last)
+                setattr(few.get_submodule(owner), last, torch.stack([part[i] for i in range(len(part.packed))]))
+        assert torch.equal(got, few(ids).logits.float())
