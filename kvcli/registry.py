@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -56,7 +58,13 @@ def _builtin(axis: Axis) -> list[str]:
 
 
 def _plugins(axis: Axis) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"kvcli.{axis}")}
+    return {point.name: point for point in _entry_points(axis, tuple(sys.path))}
+
+
+@lru_cache(maxsize=8)
+def _entry_points(axis: Axis, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Reads the metadata of every installed package, which takes 20 ms."""
+    return tuple(entry_points(group=f"kvcli.{axis}"))
 
 
 def names(axis: Axis) -> list[str]:

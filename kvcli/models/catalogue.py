@@ -1,12 +1,13 @@
 """Models with a short name, and the sizes of those that ``kvcli models suggest`` chooses from.
 
 Sizes are those of each model's published config. A test computes the number of parameters from them, and compares it
-with the published one.
+with the published one. Of models for images and text, these are the sizes of the part for text.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class Alias:
         sliding: width of the sliding windows; 0 if there are none.
         every: of so many layers, one attends to everything.
         gated: whether the hub wants its terms accepted before a download.
+        linear: parameters in matrices that ``--weights`` quantises, experts included; 0 if the sizes above say it.
+        experts: parameters of all experts, and ``used`` of so many experts per token.
+        more: what else its config says, for models with experts, recurrent layers or heads that differ by layer.
     """
 
     name: str
@@ -48,6 +52,15 @@ class Alias:
     sliding: int = 0
     every: int = 1
     gated: bool = False
+    linear: int = 0
+    experts: int = 0
+    used: tuple[int, int] = (1, 1)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses."""
+        return self.parameters - self.experts + self.experts * self.used[0] // self.used[1]
 
     @property
     def bytes(self) -> int:
@@ -69,6 +82,7 @@ class Alias:
             "max_position_embeddings": self.window,
             "tie_word_embeddings": self.tied,
             **windows,
+            **self.more,
         }
 
     def source(self) -> ModelSource:
@@ -85,6 +99,47 @@ class _Sizes(ModelSource):
     def fingerprint(self) -> str:
         return ""
 
+
+def known(name: str) -> Alias | None:
+    """The entry of an alias or a hub id."""
+    return ALIASES.get(name) or next(
+        (alias for alias in ALIASES.values() if alias.repo == name.partition("@")[0]), None
+    )
+
+
+def _pattern(layers: int, every: int, others: str = "sliding_attention") -> list[str]:
+    """Kinds of layers, of which each ``every``-th attends to everything."""
+    return ["full_attention" if (i + 1) % every == 0 else others for i in range(layers)]
+
+
+def _mixed(layers: int, full: tuple[int, ...], others: str, name: str) -> list[str]:
+    return [name if i in full else others for i in range(layers)]
+
+
+def _qwen(values: int, **more: Any) -> dict[str, Any]:
+    delta = {"linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+    return {
+        "full_attention_interval": 4,
+        "linear_num_value_heads": values,
+        "linear_conv_kernel_dim": 4,
+        **delta,
+        **more,
+    }
+
+
+def _experts(config: str, used: int, number: int, width: int, name: str = "num_experts", **more: Any) -> dict[str, Any]:
+    chosen = "top_k_experts" if config == "gemma4_text" else "num_experts_per_tok"
+    return {"model_type": config, name: number, chosen: used, "moe_intermediate_size": width, **more}
+
+
+_MAMBA = {"mamba_d_head": 64, "mamba_d_state": 128, "mamba_d_conv": 4, "mamba_n_groups": 1, "mamba_expand": 2}
+_GEMMA_4: dict[str, Any] = {
+    "global_head_dim": 512,
+    "sliding_window": 1_024,
+    "attention_k_eq_v": True,
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+}
 
 _ROWS = (
     Alias(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 8_192, "apache-2.0",
@@ -127,7 +182,67 @@ _ROWS = (
           48, 5_120, 13_824, 40, 8, 128, 152_064),
     Alias("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, 40_960, "apache-2.0",
           64, 5_120, 25_600, 64, 8, 128, 151_936),
+    Alias("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", 1_720_574_976, 262_144, "apache-2.0",
+          28, 2_048, 6_144, 16, 8, 128, 151_936, tied=True),
+    Alias("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", 8_190_735_360, 262_144, "apache-2.0",
+          36, 4_096, 12_288, 32, 8, 128, 151_936),
+    Alias("granite-4-h-tiny", "ibm-granite/granite-4.0-h-tiny", 6_939_037_248, 131_072, "apache-2.0",
+          40, 1_536, 512, 12, 4, 128, 100_352, tied=True, linear=6_780_125_184, experts=6_039_797_760, used=(6, 64),
+          more={"model_type": "granitemoehybrid", "num_local_experts": 64, "num_experts_per_tok": 6,
+                "shared_intermediate_size": 1_024, "layer_types": _mixed(40, (5, 15, 25, 35), "mamba", "attention"),
+                "mamba_n_heads": 48, **_MAMBA}),
+    Alias("lfm2-8b-a1b", "LiquidAI/LFM2-8B-A1B", 8_339_929_856, 128_000, "other",
+          24, 2_048, 7_168, 32, 8, 64, 65_536, tied=True, linear=8_204_058_624, experts=7_751_073_792, used=(4, 32),
+          more=_experts("lfm2_moe", 4, 32, 1_792, num_dense_layers=2, conv_L_cache=3,
+                        layer_types=_mixed(24, (2, 6, 10, 14, 18, 21), "conv", "full_attention"))),
+    Alias("qwen3.5-9b", "Qwen/Qwen3.5-9B", 8_953_803_264, 262_144, "apache-2.0",
+          32, 4_096, 12_288, 16, 4, 256, 248_320, linear=6_918_504_448,
+          more=_qwen(32, model_type="qwen3_5_text")),
+    Alias("gpt-oss-20b", "unsloth/gpt-oss-20b-BF16", 20_914_757_184, 131_072, "apache-2.0",
+          24, 2_880, 2_880, 64, 8, 64, 201_088, linear=19_747_307_520, experts=19_110_297_600, used=(4, 32),
+          more={"model_type": "gpt_oss", "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128,
+                "layer_types": _pattern(24, 2)}),
+    Alias("gemma-4-26b-a4b", "google/gemma-4-26B-A4B-it", 25_233_141_760, 262_144, "apache-2.0",
+          30, 2_816, 2_112, 16, 8, 256, 262_144, tied=True,
+          linear=24_494_243_840, experts=22_837_985_280, used=(8, 128),
+          more=_experts("gemma4_text", 8, 128, 704, enable_moe_block=True, num_global_key_value_heads=2, **_GEMMA_4,
+                        layer_types=_pattern(30, 6))),
+    Alias("qwen3.6-27b", "Qwen/Qwen3.6-27B", 26_895_998_464, 262_144, "apache-2.0",
+          64, 5_120, 17_408, 24, 4, 256, 248_320, linear=24_350_556_160,
+          more=_qwen(48, model_type="qwen3_5_text")),
+    Alias("glm-4.7-flash", "zai-org/GLM-4.7-Flash", 29_943_390_976, 202_752, "mit",
+          47, 2_048, 10_240, 20, 20, 64, 154_880, linear=29_302_718_464, experts=27_783_069_696, used=(4, 64),
+          more=_experts("glm4_moe_lite", 4, 64, 1_536, "n_routed_experts", n_shared_experts=1, kv_lora_rank=512,
+                        q_lora_rank=768, qk_nope_head_dim=192, qk_rope_head_dim=64, v_head_dim=256)),
+    Alias("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B-Instruct-2507", 30_532_122_624, 262_144, "apache-2.0",
+          48, 2_048, 6_144, 32, 4, 128, 151_936, linear=29_896_998_912, experts=28_991_029_248, used=(8, 128),
+          more=_experts("qwen3_moe", 8, 128, 768)),
+    Alias("gemma-4-31b", "google/gemma-4-31B-it", 30_697_345_280, 262_144, "apache-2.0",
+          60, 5_376, 21_504, 32, 16, 256, 262_144, tied=True, linear=29_286_727_680,
+          more={"model_type": "gemma4_text", "num_global_key_value_heads": 4, **_GEMMA_4,
+                "layer_types": _pattern(60, 6)}),
+    Alias("nemotron-3-nano", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", 31_577_937_344, 262_144, "other",
+          52, 2_688, 1_856, 32, 2, 128, 131_072, linear=30_864_433_152, experts=29_374_808_064, used=(6, 128),
+          more=_experts("nemotron_h", 6, 128, 1_856, "n_routed_experts", n_shared_experts=1, conv_kernel=4, n_groups=8,
+                        moe_shared_expert_intermediate_size=3_712, mamba_num_heads=64, mamba_head_dim=64,
+                        ssm_state_size=128,
+                        hybrid_override_pattern="MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME")),
+    Alias("granite-4-h-small", "ibm-granite/granite-4.0-h-small", 32_207_337_984, 131_072, "apache-2.0",
+          40, 4_096, 768, 32, 8, 128, 100_352, tied=True, linear=31_782_338_560, experts=27_179_089_920, used=(10, 72),
+          more={"model_type": "granitemoehybrid", "num_local_experts": 72, "num_experts_per_tok": 10,
+                "shared_intermediate_size": 1_536, "layer_types": _mixed(40, (5, 15, 25, 35), "mamba", "attention"),
+                "mamba_n_heads": 128, **_MAMBA}),
+    Alias("qwen3.6-35b-a3b", "Qwen/Qwen3.6-35B-A3B", 34_660_610_688, 262_144, "apache-2.0",
+          40, 2_048, 512, 16, 2, 256, 248_320, linear=33_621_360_640, experts=32_212_254_720, used=(8, 256),
+          more=_experts("qwen3_5_moe_text", 8, 256, 512, shared_expert_intermediate_size=512, **_qwen(32))),
+    Alias("qwen3-next-80b-a3b", "Qwen/Qwen3-Next-80B-A3B-Instruct", 79_674_391_296, 262_144, "apache-2.0",
+          48, 2_048, 5_120, 16, 2, 256, 151_936, linear=79_000_338_432, experts=77_309_411_328, used=(10, 512),
+          more=_experts("qwen3_next", 10, 512, 512, shared_expert_intermediate_size=512, **_qwen(32))),
+    Alias("glm-4.5-air", "zai-org/GLM-4.5-Air", 106_852_245_504, 131_072, "mit",
+          46, 4_096, 10_944, 96, 8, 128, 151_552, linear=105_586_098_176, experts=99_656_663_040, used=(8, 128),
+          more=_experts("glm4_moe", 8, 128, 1_408, "n_routed_experts", n_shared_experts=1, first_k_dense_replace=1,
+                        attention_bias=True)),
 )  # fmt: skip
 
-ALIASES = {alias.name: alias for alias in _ROWS}
+ALIASES = {alias.name: alias for alias in sorted(_ROWS, key=lambda alias: alias.parameters)}
 """Every alias by its name, the smallest model first."""

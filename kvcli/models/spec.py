@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvcli.errors import ModelError, UsageError
-from kvcli.models import weights
+from kvcli.models import catalogue, weights
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -350,6 +350,14 @@ def _stored(
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
     """Bytes of the matrices of a Llama-like model; biases and norms are negligible."""
+    alias = catalogue.known(spec.name)
+    if alias is not None and alias.linear:
+        once = spec.vocab * spec.hidden
+        yield "layers.experts.all", (alias.experts // spec.hidden, spec.hidden)
+        yield "layers.all", ((alias.linear - alias.experts) // spec.hidden, spec.hidden)
+        yield from [("embed", (spec.vocab, spec.hidden)), ("lm_head", (spec.vocab, spec.hidden))][: 2 - alias.tied]
+        yield "norms", (alias.parameters - alias.linear - (2 - alias.tied) * once,)
+        return
     if spec.state_bytes or spec.shapes:
         raise ModelError(f"{spec.name}: its config does not say how large it is", f"kvcli models pull {spec.name}")
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):

@@ -39,8 +39,8 @@ class Suggestion:
         budget: units to keep if the default budget does not fit; ``None`` for the default.
         weights: precision of its weights: the first of :data:`kvcli.types.WEIGHTS` that fits, else the smallest.
         forecast: what the run takes.
-        seconds: of prefill, from the measured speed of the default model and the numbers of parameters; ``None`` if
-            nothing was measured, or for another machine.
+        seconds: of prefill, from the measured speed of the default model and the parameters that a token uses; ``None``
+            if nothing was measured, or for another machine.
     """
 
     alias: Alias
@@ -68,11 +68,11 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
     cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():
-        tried = [(held, _forecast(alias, held, device, dtype, work, target)) for held in WEIGHTS]
-        weights, (budget, best) = next((each for each in tried if each[1][1].fits), tried[-1])
-        found.append(
-            Suggestion(alias, budget, weights, best, None if cost is None else cost * alias.parameters * tokens)
-        )
+        for weights in WEIGHTS:
+            budget, best = _forecast(alias, weights, device, dtype, work, target)
+            if best.fits:
+                break
+        found.append(Suggestion(alias, budget, weights, best, None if cost is None else cost * alias.active * tokens))
     return found
 
 
@@ -93,7 +93,7 @@ def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, 
 
 
 def _cost(device: str, dtype: str) -> float | None:
-    """Seconds per parameter and token of prefill here, from runs of the default model."""
+    """Seconds per active parameter and token of prefill here, from runs of the default model."""
     alias = ALIASES[DEFAULT]
     try:
         source = drain(resolve(DEFAULT, offline=True, only_config=True))

@@ -202,10 +202,11 @@ def use(
 def _suggestion_row(found: "Suggestion") -> dict[str, str]:
     alias, plan = found.alias, found.forecast.plan
     slow = found.forecast.fits and not found.fits
-    billions = alias.parameters / 1e9
+    sizes = sorted({alias.parameters, alias.active}, reverse=True)
+    billions, *active = (f"{n / 1e9:.2f} B" if n < 1e9 else f"{n / 1e9:.1f} B" for n in sizes)
     return {
         "name": alias.name + (" *" if alias.gated else ""),
-        "parameters": f"{billions:.2f} B" if billions < 1 else f"{billions:.1f} B",
+        "parameters": billions + (f" ({active[0]} used)" if active else ""),
         "context": terminal.count(alias.window),
         "weights": found.weights,
         "memory": format_bytes(plan.total) if plan else "-",
@@ -218,7 +219,13 @@ def _suggestion_row(found: "Suggestion") -> dict[str, str]:
 
 def _suggestion_json(found: "Suggestion", tokens: int) -> dict[str, object]:
     alias = found.alias
-    facts = {"name": alias.name, "model": alias.repo, "parameters": alias.parameters, "window": alias.window}
+    facts: dict[str, object] = {
+        "name": alias.name,
+        "model": alias.repo,
+        "parameters": alias.parameters,
+        "window": alias.window,
+    }
+    facts["active_parameters"] = alias.active
     terms = {"licence": alias.licence, "gated": alias.gated}
     seconds = None if found.seconds is None else round(found.seconds, 1)
     run = {"weights": found.weights, "fits": found.fits, "prefill_s": seconds}

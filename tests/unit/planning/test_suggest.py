@@ -33,9 +33,7 @@ def test_the_largest_that_fits(gib: float) -> None:
 
 
 def test_a_larger_card_never_gets_a_smaller_model() -> None:
-    sizes = [
-        chosen.alias.parameters if (chosen := best(on_gpu(gib))) else 0 for gib in (0.1, 1, 2, 4, 8, 12, 16, 24, 48)
-    ]
+    sizes = [chosen.alias.parameters if (chosen := best(on_gpu(gib))) else 0 for gib in (0.1, 1, 4, 8, 12, 24, 48)]
     assert sizes == sorted(sizes)
     assert sizes[0] == 0
     assert len(set(sizes)) > 5
@@ -43,7 +41,7 @@ def test_a_larger_card_never_gets_a_smaller_model() -> None:
 
 def test_a_smaller_budget_is_one_that_fits() -> None:
     """A budget below the default one is used if the default one does not fit, and only then."""
-    for gib in (3.4, 5.4, 7.4, 11.4, 15.4):
+    for gib in (3.4, 7.4, 15.4):
         for each in on_gpu(gib):
             if each.budget is not None:
                 assert each.forecast.fits
@@ -56,7 +54,7 @@ def test_a_slow_machine_gets_what_it_can_read(monkeypatch: pytest.MonkeyPatch) -
     here = Target("this machine", 2**40)
     monkeypatch.setattr("kvcli.planning.suggest._cost", lambda *_: 1e-11)
     found = suggest(here, device="cpu", dtype="float32", tokens=100_000)
-    assert all(each.seconds == pytest.approx(each.alias.parameters * 1e-6) for each in found)
+    assert all(each.seconds == pytest.approx(each.alias.active * 1e-6) for each in found)
     chosen = best(found)
     assert chosen is not None
     assert chosen.seconds is not None
