@@ -78,6 +78,14 @@ class Recipe:
             raise UsageError(f"'{self}' keeps every KV pair and takes no budget", "--policy keydiff --budget N")
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, budget=budget))
 
+    def for_model(self, spec: ModelSpec) -> Recipe:
+        """Return the recipe with everything that depends on the model, so that :attr:`reading` says all.
+
+        Raises:
+            ModelError: the model cannot run the recipe, or a calibration is missing.
+        """
+        return dataclasses.replace(self, share=self.share.for_model(spec))
+
     @property
     def reading(self) -> str:
         """The part of the recipe that determines the prefill: two recipes with equal parts can share a saved prefill.

@@ -39,6 +39,7 @@ _BASES: dict[Axis, str] = {
 _NOT_TERMS = {
     "base",
     "hashing",
+    "maps",
     "matching",
     "merging",
     "offload",

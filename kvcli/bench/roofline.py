@@ -86,12 +86,12 @@ def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, pr
         spec, recipe, tokens, chunk, probe: as for :func:`kvcli.planning.memory.plan`.
     """
     matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
-    total = 0.0
+    total, owners = 0.0, recipe.share.owners(spec)
     for start in range(0, tokens, chunk):
         new = min(chunk, tokens - start) + probe
         total += matrices * new
         for layer in range(spec.layers):
-            seen = kept_units(spec, recipe, start, layer)
+            seen = kept_units(spec, recipe, start, owners[layer])
             total += 4.0 * spec.heads * spec.head_dim * new * (seen + (new + 1) / 2)
     return total
 

@@ -23,6 +23,7 @@ class Context:
         bits: effective bits per kept number: all bytes, scales and indices included, over keys and values of all units.
         max_position: RoPE positions of prefill and answers; matters if frequencies depend on the length.
         state: of the model's recurrent layers after the document, if it has such layers. Not to be changed.
+        owners: per layer the layer whose stored layer it uses, the same object; empty if each has its own.
     """
 
     layers: Sequence[StoredLayer]
@@ -31,6 +32,15 @@ class Context:
     bits: float
     max_position: int | None = None
     state: State | None = None
+    owners: tuple[int, ...] = ()
+
+    def owner(self, layer: int) -> int:
+        """Return the layer whose keys and values a layer uses: its own index unless it borrows."""
+        return self.owners[layer] if self.owners else layer
+
+    @property
+    def _own(self) -> list[StoredLayer]:
+        return [layer for i, layer in enumerate(self.layers) if self.owner(i) == i]
 
     @property
     def kept(self) -> int:
@@ -41,12 +51,12 @@ class Context:
     def nbytes(self) -> int:
         """Bytes of the kept units on the device: scales, indices and staging included."""
         shared = max((layer.shared_nbytes for layer in self.layers), default=0)
-        return sum(layer.nbytes for layer in self.layers) + shared
+        return sum(layer.nbytes for layer in self._own) + shared
 
     @property
     def host_nbytes(self) -> int:
         """Bytes of kept units in host memory, if the storage offloads."""
-        return sum(layer.host_nbytes for layer in self.layers)
+        return sum(layer.host_nbytes for layer in self._own)
 
 
 def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = True) -> Context:
@@ -69,7 +79,11 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
     layers: list[StoredLayer] = []
     starts: list[int] = []
     numbers = 0
-    for layer in prefill_cache.layers:
+    for layer, owner in zip(prefill_cache.layers, prefill_cache.owners, strict=True):
+        if layer.borrows:
+            layers.append(layers[owner])
+            starts.append(starts[owner])
+            continue
         c = layer.count
         pos = layer.pos[:, :c].clone()
         starts.append(c if layer.compact else prefill_cache.seen)
@@ -109,6 +123,12 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
     if state is not None and not release:
         state = state.copy()
     context = Context(
-        layers, starts, prefill_cache.seen, 8 * prefill_cache.dtype.itemsize, prefill_cache.max_position, state
+        layers,
+        starts,
+        prefill_cache.seen,
+        8 * prefill_cache.dtype.itemsize,
+        prefill_cache.max_position,
+        state,
+        prefill_cache.owners if prefill_cache.last_borrowers else (),
     )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

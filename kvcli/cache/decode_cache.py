@@ -58,6 +58,7 @@ class DecodeCache:
         self.length = 0
         self.position: Tensor | None = None
         self.staging = Staging()
+        self.owners = tuple(range(spec.layers)) if context is None or not context.owners else context.owners
         self.context: Context | None = None
         self.context_layers: list[Attendable] = []
         self.set_context(context)
@@ -73,7 +74,7 @@ class DecodeCache:
         return None if self.context is None else self.context.max_position
 
     def set_context(self, context: Context | None) -> None:
-        """Attend to another context of the same document; the cached tokens stay unchanged."""
+        """Attend to another context of the same document and recipe; the cached tokens stay unchanged."""
         if context is self.context:  # what its layers remember is still of use
             return
         self.context = context
@@ -94,7 +95,9 @@ class DecodeCache:
     def nbytes(self) -> int:
         """Bytes of the cached tokens, without reserved capacity, and of the states of recurrent layers."""
         states = [] if self._state is None else [self._state, *(s for length, s in self._marks.items() if length)]
-        return self.length * self.spec.row_bytes + sum(state.nbytes for state in states)
+        rows = (self.spec.of_layer(i) for i, owner in enumerate(self.owners) if owner == i)
+        row_bytes = sum(row.kv_heads * row.unit_bytes for row in rows)
+        return self.length * row_bytes + sum(state.nbytes for state in states)
 
     def reserve(self, tokens: int) -> None:
         """Allocate buffers and rotations for ``tokens`` tokens in total, so that no step allocates."""
@@ -193,9 +196,18 @@ class DecodeCacheLayer:
                 term = merge(cache.context_layers[self.index].attend(q, scale, slots + begin), term)
         return with_sink(term, sink)
 
+    @property
+    def owner(self) -> DecodeCacheLayer:
+        """The layer whose keys and values this one uses: itself unless it borrows."""
+        layer: DecodeCacheLayer = self.cache._layers[self.cache.owners[self.index]]
+        return layer
+
     def attend_own(self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
         """Store rotated keys and values, and attend to this cache alone: ``(o [H, m, D], lse [H, m])``."""
         begin, end = self.cache.length, self.cache.length + q.shape[1]
+        owner = self.owner
+        if owner is not self:  # a lower layer, which has stored its own
+            return attention(q, owner.k[:, :end], owner.v[:, :end], scale, begin, window)
         if end > self.k.shape[1]:
             self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
         self.k[:, begin:end], self.v[:, begin:end] = k, v
@@ -208,9 +220,11 @@ class DecodeCacheLayer:
         cache, context = self.cache, self.cache.context
         positions = position + (0 if context is None else context.starts[self.index])
         q = cache.rotary.rotate(self.index, q, positions)
-        self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
-        self.v.index_copy_(1, position, v)
-        term = varlen_attention(q, self.k, self.v, scale, (position + 1).expand(k.shape[0]).contiguous())
+        owner = self.owner
+        if owner is self:
+            self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
+            self.v.index_copy_(1, position, v)
+        term = varlen_attention(q, owner.k, owner.v, scale, (position + 1).expand(k.shape[0]).contiguous())
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
             term = merge(cache.context_layers[self.index].attend(q, scale, slots), term)
@@ -219,7 +233,7 @@ class DecodeCacheLayer:
     def reserve(self, tokens: int) -> None:
         """Allocate finite buffers for ``tokens`` tokens, and angles for their positions."""
         context, used = self.cache.context, self.cache.length
-        if tokens > self.k.shape[1]:
+        if tokens > self.k.shape[1] and self.owner is self:
             for name in ("k", "v"):
                 old: Tensor = getattr(self, name)
                 new = old.new_zeros(old.shape[0], tokens, old.shape[2])

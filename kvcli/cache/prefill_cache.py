@@ -7,7 +7,7 @@ so the peak is all layers' budgets plus one chunk of one layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from weakref import proxy
@@ -63,6 +63,8 @@ class PrefillCache:
         calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for storages that use
             it.
         state: an empty state, for models with recurrent layers.
+        owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default each
+            its own.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class PrefillCache:
         storage: KVStorage | None = None,
         calibration: dict[int, Tensor] | None = None,
         state: State | None = None,
+        owners: Sequence[int] | None = None,
     ) -> None:
+        self.owners = tuple(owners or range(spec.layers))
+        self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
         self.calibration, self.dtype, self.state = calibration or {}, dtype, state
         self.step = ChunkStep()
@@ -88,10 +93,9 @@ class PrefillCache:
         self.limit = None if storage is None else storage.limit
         self.row_codec = None if storage is None else storage.row_codec
         self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
-        capacities = [self._capacity(*layer, tokens) for layer in zip(spec.sliding, self.budgets, strict=True)]
         self._layers = [
-            PrefillCacheLayer(proxy(self), i, window, capacity, dtype, device)
-            for i, (window, capacity) in enumerate(zip(spec.sliding, capacities, strict=True))
+            PrefillCacheLayer(proxy(self), i, window, self._capacity(i, tokens), dtype, device)
+            for i, window in enumerate(spec.sliding)
         ]
         host = storage is not None and storage.offloads
         self.workspace = Workspace.make(self._workspace_numbers(chunk), dtype, device, host=host)
@@ -116,7 +120,7 @@ class PrefillCache:
     def tell(self, surprise: Tensor) -> None:
         """Give the last chunk's :data:`kvcli.eviction.base.SURPRISE` to all layers without a window."""
         for layer in self._layers:
-            if layer.window is None:
+            if layer.window is None and not layer.borrows:
                 layer.state[SURPRISE] = surprise
 
     @property
@@ -148,9 +152,8 @@ class PrefillCache:
 
     def reserve(self, tokens: int, chunk: int) -> None:
         """Allocate buffers for ``tokens`` tokens in total, in chunks of at most ``chunk``; kept units stay."""
-        capacities = [self._capacity(*layer, tokens) for layer in zip(self.spec.sliding, self.budgets, strict=True)]
-        for layer, capacity in zip(self._layers, capacities, strict=True):
-            layer.reserve(capacity)
+        for i, layer in enumerate(self._layers):
+            layer.reserve(self._capacity(i, tokens))
         self.workspace.reserve(self._workspace_numbers(chunk))
 
     def _workspace_numbers(self, chunk: int) -> int:
@@ -158,10 +161,39 @@ class PrefillCache:
         exact = (layer for layer in self._layers if layer.row_codec is None)
         return max((layer.heads * layer.dim * (layer.capacity + chunk) for layer in exact), default=0)
 
-    def _capacity(self, window: int | None, budget: int | None, tokens: int) -> int:
+    def _capacity(self, layer: int, tokens: int) -> int:
+        if self.owners[layer] != layer:
+            return 0
+        window, budget = self.spec.sliding[layer], self.budgets[layer]
         if window is not None:
             return min(tokens, window - 1)
         return tokens if budget is None else min(tokens, budget + self.policy.tail)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a chunk attends to in one layer, before eviction: rotated keys, values, and ``kept`` units in codes."""
+
+    keys: Tensor
+    values: Tensor
+    stored: RowLayer | None
+    kept: int
+
+    def attend(self, q: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
+        if self.stored is not None and self.kept:
+            new_term = attention(q, self.keys, self.values, scale, 0)
+            return with_sink(merge_terms(self.stored.attend(q, scale, self.kept), new_term), sink)
+        if sink is None:
+            return causal_attention(q, self.keys, self.values, scale, window)
+        return with_sink(attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1], window), sink)
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """A layer's view while others borrow it, and the eviction that waits for them."""
+
+    view: _View
+    evict: Callable[[], None]
 
 
 @dataclass
@@ -180,6 +212,7 @@ class PrefillCacheLayer:
     device: torch.device
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
+    lent: _Lent | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         own = self.cache.spec.of_layer(self.index)
@@ -224,29 +257,34 @@ class PrefillCacheLayer:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
     ) -> Tensor:
         """Attend, score and evict; see :class:`kvcli.cache.base.KVCacheLayer`."""
-        step, c, m = self.cache.step, self.count, q.shape[1]
+        cache, step, m = self.cache, self.cache.step, q.shape[1]
+        owner = cache.layers[cache.owners[self.index]]
+        c = owner.count
         rope_positions = range(c, c + m) if self.compact else range(step.start, step.start + m)
+        q_rotated = cache.rotary.rotate(self.index, q, rope_positions)
+        if owner is not self:
+            assert owner.lent is not None
+            out = owner.lent.view.attend(q_rotated, scale, window, sink)
+            if self.index == cache.last_borrowers[owner.index]:
+                owner.lent.evict()
+                owner.lent = None
+            self._end_chunk()
+            return out
         pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
-        q_rotated = self.cache.rotary.rotate(self.index, q, rope_positions)
         units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
             keys, values, units = self._with_kept(k, v, pos)
+            view = _View(keys, values, None, c)
         else:  # never in a layer with a window
-            stored, keys, values = self.stored(), self.cache.rotary.rotate(self.index, k, rope_positions), v
+            keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
+            view = _View(keys, v, stored, c)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
-        if self.row_codec is not None and c:
-            new_term = attention(q_rotated, keys, values, scale, 0)
-            out = with_sink(merge_terms(stored.attend(q_rotated, scale, c), new_term), sink)
-        elif sink is None:
-            out = causal_attention(q_rotated, keys, values, scale, window)
-        else:
-            out = with_sink(attention(q_rotated, keys, values, scale, keys.shape[1] - q.shape[1], window), sink)
+        out = view.attend(q_rotated, scale, window, sink)
 
         u = c + step.new
-        if self.window is not None:
-            self._keep_window(units.k, units.v, pos[:, :u])
-        else:
+        evict = partial(self._keep_window, units.k, units.v, pos[:, :u]) if self.window is not None else None
+        if evict is None:
             chunk = Chunk(
                 layer=self.index,
                 start=step.start,
@@ -260,17 +298,29 @@ class PrefillCacheLayer:
                 q_rotated=q_rotated,
                 scale=scale,
                 probe=step.probe,
-                heads=self.cache.heads,
+                heads=cache.heads,
                 probe_q=q[:, step.new :],
                 compact=self.compact,
-                rotate=partial(self.cache.rotary.rotate, self.index),
+                rotate=partial(cache.rotary.rotate, self.index),
             )
-            if self.cache.storage is not None:
-                self.cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
-            self._evict(chunk)
+            if cache.storage is not None:
+                cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
+            evict = partial(self._evict, chunk)
+        if self.index in cache.last_borrowers:
+            self.lent = _Lent(view, evict)
+        else:
+            evict()
+        self._end_chunk()
+        return out
+
+    def _end_chunk(self) -> None:
         if self.index + 1 == len(self.cache.layers):
             self.cache.workspace.wait()
-        return out
+
+    @property
+    def borrows(self) -> bool:
+        """Whether the layer has no units and uses those of another one."""
+        return self.cache.owners[self.index] != self.index
 
     @property
     def compact(self) -> bool:
@@ -288,6 +338,8 @@ class PrefillCacheLayer:
         c, m, u = self.count, k.shape[1], self.count + self.cache.step.new
         work_k, work_v = (t[:, : c + m] for t in self.cache.workspace.view(self.cache.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
+        if self.index in self.cache.last_borrowers:  # the next layers compute in the workspace
+            work_k, work_v = work_k.clone(), work_v.clone()
         k_rotated = self.cache.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
         return k_rotated, work_v, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)
 

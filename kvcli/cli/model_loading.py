@@ -227,6 +227,8 @@ def load_bare(
         )
         if heads is not None or find_heads:
             _attach_heads(model, heads, offline=options.offline, quiet=quiet)
+        for recipe in recipes:
+            recipe.for_model(model.spec)  # what is missing is said before hours of other recipes
         if recipes and (notice := calibration.attach(model, recipes)):
             terminal.note("queries", notice, quiet=quiet)
         return model

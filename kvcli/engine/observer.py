@@ -64,6 +64,7 @@ class ObserverLayer:
     def __init__(self, observer: Observer, index: int) -> None:
         self.observer, self.index = observer, index
         self.label: Tensor | None = None
+        self.new: tuple[Tensor, Tensor] | None = None  # keys and values for layers that borrow them
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
@@ -72,6 +73,12 @@ class ObserverLayer:
         observer, stored = self.observer, self.observer.context.layers[self.index]
         n, start = stored.pos.shape[1], observer.context.starts[self.index]
         kept_k, kept_v = stored.dense()
+        if (owner := observer.context.owner(self.index)) != self.index:
+            lent = observer.layers[owner].new
+            assert lent is not None
+            k, v = lent
+        elif observer.context.owners:
+            self.new = k, v
         outputs, first = [], 0
         for question, answer in observer.tails:
             m = question + answer

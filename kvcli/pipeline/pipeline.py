@@ -63,6 +63,7 @@ class Pipeline:
 
     Raises:
         UsageError: the recipe, budget or number of bits is not valid.
+        ModelError: the recipe needs a calibration that does not exist.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Pipeline:
         after: str = ANSWER_RULE,
     ) -> None:
         self.model = model
-        self.recipe = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+        named = recipes.parse(recipe) if isinstance(recipe, str) else recipe
+        self.recipe = None if named is None else named.for_model(model.spec)
         self.cache = cache
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
@@ -221,6 +223,7 @@ class Pipeline:
         source = None if document is None else self.tokenize(document)
         if recipe is None:
             recipe = self.choose_recipe(source, questions=0 if question is None else 1, saved=not rebuild).recipe
+        recipe = recipe.for_model(self.model.spec)
         if source is not None and recipe.policy.query_aware and question is None:
             raise InputError(f"'{recipe}' depends on the question, and none was given", "--policy keydiff")
         if source is not None and query_aware:

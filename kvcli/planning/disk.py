@@ -34,6 +34,9 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
         kept = kept_units(spec, recipe, tokens, layer)
         resume_units = min(kept_units(spec, recipe, resume_point, layer), kept)
         evicted = resume_units if recipe.policy.changes_units else min(resume_units, tokens - resume_point)
+        total += _TENSORS * _ENTRY
+        if recipe.share.owners(spec)[layer] != layer:
+            continue
         own = spec.of_layer(layer)
         unit = recipe.storage.unit_nbytes(own, layer)
         total += own.kv_heads * (kept * (unit + _SCORE_AND_POSITION) + resume_units * (_SCORE_AND_POSITION + 1))
@@ -41,5 +44,4 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
         total += own.kv_heads * (evicted * unit + 2 * _STATE * own.head_dim)
         if spec.sliding[layer] is None:
             total += sum(recipe.storage.observed_nbytes(own, layer, n) for n in (tokens, resume_point) if n)
-        total += _TENSORS * _ENTRY
     return total

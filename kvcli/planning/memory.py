@@ -111,7 +111,7 @@ def plan(
         tail: tokens of question and answer.
         probe: question tokens that follow each chunk, for query-aware policies.
     """
-    size = DTYPE_BYTES[spec.dtype]
+    size, owners = DTYPE_BYTES[spec.dtype], recipe.share.owners(spec)
     kept = [kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
@@ -127,6 +127,7 @@ def plan(
         workspace = max(kv * dim * (n + chunk) for _, ((_, kv, dim), n) in shapes) * size * parts
     if codec is not None and coded_units:
         workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
+    workspace += _lent_nbytes(spec, recipe, kept, chunk)
     # Residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     row = spec.vocab * (size + 4)
@@ -148,14 +149,16 @@ def plan(
     metadata = sum(count * own.kv_heads for own, count in zip(rows, kept, strict=True)) * _SCORE_AND_POSITION
     statistics = sum(
         recipe.policy.state_nbytes(own, count)
-        for own, count, window in zip(rows, kept, spec.sliding, strict=True)
-        if window is None
+        for i, (own, count, window) in enumerate(zip(rows, kept, spec.sliding, strict=True))
+        if window is None and owners[i] == i
     )
     fill = sum(n * rows[i].kv_heads * recipe.storage.unit_nbytes(rows[i], i) for i, n in enumerate(kept))
     host = 0
-    held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept)]
+    held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept) if owners[layer] == layer]
     observed = sum(
-        recipe.storage.observed_nbytes(rows[i], i, tokens) for i, window in enumerate(spec.sliding) if window is None
+        recipe.storage.observed_nbytes(rows[i], i, tokens)
+        for i, window in enumerate(spec.sliding)
+        if window is None and owners[i] == i
     )
     shared = max((part.shared for part in held), default=0)
     if recipe.storage.offloads:
@@ -176,11 +179,22 @@ def plan(
         prefill=fill + metadata + (observed + statistics if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,
-        answer=tail * spec.row_bytes + _STATES * spec.state_bytes,
+        answer=tail * sum(row.kv_heads * row.unit_bytes for i, row in enumerate(rows) if owners[i] == i)
+        + _STATES * spec.state_bytes,
         activations=activations,
         runtime=runtime,
         context=sum(part.device + part.host for part in held) + shared,
     )
+
+
+def _lent_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -> int:
+    """Return the most bytes of keys, values and rotated keys that layers keep at once for those that borrow them."""
+    most, owners, size = 0, recipe.share.owners(spec), DTYPE_BYTES[spec.dtype]
+    last = {owner: i for i, owner in enumerate(owners) if owner != i}
+    for layer in range(spec.layers):
+        rows = [(spec.of_layer(o), kept[o] + chunk) for o, end in last.items() if o <= layer <= end]
+        most = max(most, sum(3 * own.kv_heads * own.head_dim * units * size for own, units in rows))
+    return most
 
 
 def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:
@@ -259,7 +273,9 @@ def default_passages(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int
     Raises:
         TooLongError: as :func:`check_positions`.
     """
-    kept = min((kept_units(spec, recipe, tokens, i) for i, w in enumerate(spec.sliding) if w is None), default=tokens)
+    owners = recipe.share.owners(spec)
+    whole = (i for i, window in enumerate(spec.sliding) if window is None and owners[i] == i)
+    kept = min((kept_units(spec, recipe, tokens, i) for i in whole), default=tokens)
     if kept >= tokens:
         return 0
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=question)

@@ -8,7 +8,9 @@ from kvcli.types import ModelSpec
 
 
 def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
-    """Return units per KV head that a layer keeps after ``tokens``."""
+    """Return units per KV head that a layer keeps after ``tokens``; 0 if it borrows those of another layer."""
+    if recipe.share.owners(spec)[layer] != layer:
+        return 0
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)

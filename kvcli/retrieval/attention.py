@@ -63,7 +63,10 @@ def narrow_context(context: Context, labels: Sequence[Tensor | None], text: rang
         the context itself where all of it stays.
     """
     layers: list[StoredLayer] = []
-    for held, label in zip(context.layers, labels, strict=True):
+    for i, (held, label) in enumerate(zip(context.layers, labels, strict=True)):
+        if (owner := context.owner(i)) != i:
+            layers.append(layers[owner])
+            continue
         if label is None:
             layers.append(held)
             continue

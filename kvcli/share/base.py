@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from kvcli.types import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,3 +19,19 @@ class LayerSharing:
 
     name: ClassVar[str] = "none"
     """The sharing's name in recipes, equal to its module's name; ``none`` for this one, which no recipe writes."""
+
+    def for_model(self, spec: ModelSpec) -> Self:  # noqa: ARG002
+        """Return the sharing with everything that depends on the model.
+
+        Raises:
+            ModelError: the model cannot share so, or a calibration is missing.
+        """
+        return self
+
+    def owners(self, spec: ModelSpec) -> tuple[int, ...]:
+        """Return per layer the layer whose units it uses: itself, or a lower layer that uses its own.
+
+        Raises:
+            ModelError: as :meth:`for_model`.
+        """
+        return tuple(range(spec.layers))

@@ -26,6 +26,7 @@ CASES = [
     ("llama", "knorm(budget=24)+turbo(bits=4)"),
     ("mistral-window", "full"),
     ("phi3-longrope", "full+int8"),
+    ("llama", "full+kvsharer(map=0_0_1)"),
 ]
 SETTINGS = [
     {},

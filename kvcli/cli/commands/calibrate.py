@@ -1,11 +1,13 @@
-"""``kvcli calibrate TEXT…``: directions in which a model's queries vary, for the storage ``infinigen``."""
+"""``kvcli calibrate TEXT…``: directions in which a model's queries vary, for the storage ``infinigen``; with
+``--share``, layers that can use another layer's KV pairs, for ``kvsharer``."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +18,11 @@ from kvcli.cli.options import DEBUG, QUIET, LoadOptions
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
+from kvcli.errors import ModelError
 from kvcli.utils.version import __version__
+
+if TYPE_CHECKING:
+    from kvcli.models.model import Model
 
 
 @takes_groups
@@ -25,12 +31,16 @@ def command(
     *,
     model: LoadOptions,
     tokens: Annotated[int, annotation("--tokens N", "Process the first N tokens.", MAIN, min=16)] = 2048,
+    share: Annotated[
+        int | None, annotation("--share N", "Calibrate kvsharer instead: N layers use another layer's KV.", MAIN, min=1)
+    ] = None,
     quiet: QUIET = False,
     _debug: DEBUG = False,
 ) -> None:
-    """Calibrate a model for the recipe full+infinigen.
+    """Calibrate a model for the recipe full+infinigen, or with --share for kvsharer.
 
-    Measures the model's queries over the text, once, and saves the result where kvcli ask finds it.
+    Measures the model over the text, once, and saves the result where kvcli ask finds it. By default it measures the
+    model's queries.
     """
     document = documents.read(data)
     loaded = load_bare(model, quiet=quiet)
@@ -38,6 +48,9 @@ def command(
     from kvcli.retaining_heads import calibration, checkpoint
 
     ids = Prompt(loaded.tokenizer).document(document.text)[: min(tokens, loaded.spec.max_positions)]
+    if share is not None:
+        _share(loaded, ids, share, _digests(data), quiet=quiet)
+        return
     with interruptible("measuring"):
         moments = run_with_progress(calibration.measure(loaded, ids), quiet=quiet, device=loaded.spec.device)
     spec, where = loaded.spec, calibration.path(loaded)
@@ -48,9 +61,35 @@ def command(
         heads=spec.heads,
         head_dim=spec.head_dim,
         tokens=len(ids),
-        data=[{"name": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in data if p.is_file()],
-        made=f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}",
+        data=_digests(data),
+        made=_made(),
     )
     calibration.save(where, moments, card)
     terminal.note("queries", f"{len(moments)} layers of {loaded.name} · {len(ids):,} tokens", quiet=quiet)
     print(where)
+
+
+def _share(model: Model, ids: Sequence[int], count: int, data: list[dict[str, str]], *, quiet: bool) -> None:
+    from kvcli.retaining_heads import sharing
+    from kvcli.share import maps
+
+    with interruptible("searching"):
+        owners, cosine = run_with_progress(sharing.search(model, ids, count), quiet=quiet, device=model.spec.device)
+    found = [layer for layer, owner in enumerate(owners) if owner != layer]
+    if not found:
+        raise ModelError(f"no layer of {model.name} can use another one's KV: no pair leaves its output similar")
+    if len(found) < count:
+        terminal.warn(f"{len(found):,} layers share and not {count:,}: no further pair is similar enough", quiet=quiet)
+    facts = {"cosine": round(cosine, 3), "tokens": len(ids), "data": data, "made": _made()}
+    where = maps.save(model.spec, owners, facts)
+    layers = ", ".join(f"{layer} from {owners[layer]}" for layer in found)
+    terminal.note("sharing", f"layer {layers} · cosine {cosine:.2f} · {len(ids):,} tokens", quiet=quiet)
+    print(where)
+
+
+def _digests(data: list[Path]) -> list[dict[str, str]]:
+    return [{"name": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in data if p.is_file()]
+
+
+def _made() -> str:
+    return f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}"

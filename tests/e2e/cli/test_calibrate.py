@@ -28,3 +28,28 @@ def test_made_once_and_found_by_ask(
     after = call(*ask, "full+infinigen(skew=file)")
     assert after.code == 0
     assert "calibrated on book.txt, 200 tokens" in after.err
+
+
+def test_a_share_map_is_made_once_and_found_by_ask(
+    call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "book.txt").write_text("Call me Ishmael. " * 60)
+    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
+    ask = ("ask", "book.txt", "Who?", "-n", "3", "--policy")
+    refused = call(*ask, "full+kvsharer")
+    assert refused.code == 4
+    assert "kvcli calibrate" in refused.err
+    for policy, code in (("map=1_0", 2), ("map=0_0_0_0_0_0_0_0_0", 4), ("layers=2", 2)):
+        wrong = call(*ask, f"full+kvsharer({policy})")
+        assert wrong.code == code
+        assert len(wrong.err.strip().splitlines()) <= 2
+    assert call("calibrate", "book.txt", "--share", "900").code == 2
+    monkeypatch.setattr("kvcli.retaining_heads.sharing.SIMILAR", -1.0)
+    made = call("calibrate", "book.txt", "--tokens", "200", "--share", "1")
+    assert made.code == 0, made.err
+    assert Path(made.out.strip()).parent == tmp_path / "data" / "share"
+    first, second = call(*ask, "full+kvsharer"), call(*ask, "full+kvsharer")
+    assert first.code == second.code == 0, first.err
+    assert first.out == second.out
+    assert call("plan", "book.txt", "--policy", "full+kvsharer").code == 0
