@@ -4,21 +4,55 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 
 def auto_class(config: PretrainedConfig) -> Any:
     """The class whose ``from_pretrained`` and ``from_config`` make a model of this type; imports the model's code.
 
-    Models for images and text are used for text alone.
+    Models for images and text are used for text alone: their parts for images are neither made nor loaded.
     """
-    causal, images = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    if causal.get(type(config), None) is None and images.get(type(config), None) is not None:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    causal, images = (
+        found.get(type(config), None) for found in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    )
+    made = causal or images
+    if images is None or made is not images or isinstance(made, tuple):
+        return AutoModelForCausalLM
+
+    class TextOnly(made):  # type: ignore[misc, valid-type]
+        def __init__(self, config: PretrainedConfig, *args: Any, **options: Any) -> None:
+            super().__init__(config, *args, **options)
+            dropped = drop_towers(self)
+            usual = self._keys_to_ignore_on_load_unexpected or ()
+            self._keys_to_ignore_on_load_unexpected = {*usual, *(rf"(^|\.){name}\." for name in dropped)}
+
+        @classmethod
+        def from_config(cls, config: PretrainedConfig, *, trust_remote_code: bool = False, **options: Any) -> Any:
+            assert not trust_remote_code
+            return cls._from_config(config, **options)
+
+    TextOnly.__name__ = TextOnly.__qualname__ = made.__name__
+    TextOnly.__module__ = made.__module__
+    return TextOnly
+
+
+def drop_towers(module: PreTrainedModel) -> list[str]:
+    """Take out what is beside the language model on the way to it, but for the output matrix; return the names."""
+    decoder, head = module.get_decoder(), module.get_output_embeddings()
+    path = next((name for name, part in module.named_modules() if part is decoder), "")
+    dropped = []
+    owner: nn.Module = module
+    for step in path.split(".") if path else ():
+        for name, part in list(owner.named_children()):
+            if name != step and part is not head and next(part.parameters(), None) is not None:
+                setattr(owner, name, nn.Identity())
+                dropped.append(name)
+        owner = owner.get_submodule(step)
+    return dropped

@@ -106,7 +106,7 @@ def load(
                     places = wide.places
             with (
                 quantization.suppress_output(source),
-                packed_experts.packing(weights),
+                packed_experts.packing(weights, own),
                 nullcontext() if own else light_imports.stand_ins(),
             ):
                 module, found = cls.from_pretrained(

@@ -52,13 +52,35 @@ class PackedExperts(nn.Module):
         return dequantize_4bit(packed.view(-1, 1), state)  # type: ignore[no-any-return]
 
 
+class StoredExperts(nn.Module):
+    """The same for a checkpoint that comes in MXFP4: its blocks and scales as they are.
+
+    Args:
+        blocks: uint8 ``[experts, n, k / 32, 16]``, two numbers each.
+        scales: uint8 ``[experts, n, k / 32]``, exponents.
+        dtype: of what is unpacked: ``[k, n]``, as gpt-oss has it.
+    """
+
+    def __init__(self, blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.packed = nn.Parameter(blocks, requires_grad=False)
+        self.scale = nn.Parameter(scales, requires_grad=False)
+
+    def __getitem__(self, expert: int | Tensor) -> Tensor:
+        from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+        one = slice(int(expert), int(expert) + 1)
+        return convert_moe_packed_tensors(self.packed[one], self.scale[one], dtype=self.dtype)[0]  # type: ignore[no-any-return]
+
+
 def packable(module: nn.Module, name: str) -> bool:
     """Whether a parameter has the matrices of all experts of a layer."""
     shape: tuple[int, ...] = getattr(getattr(module, name, None), "shape", ())
     return hasattr(module, "is_concatenated") and len(shape) == 3 and shape[1] * shape[2] % BLOCK == 0
 
 
-def pack(module: nn.Module, name: str, parts: PackedExperts) -> None:
+def pack(module: nn.Module, name: str, parts: nn.Module) -> None:
     """Put packed matrices in the place of the others, which may be gone by now."""
     delattr(module, name)
     setattr(module, name, parts)
@@ -67,14 +89,19 @@ def pack(module: nn.Module, name: str, parts: PackedExperts) -> None:
 
 
 @contextmanager
-def packing(held: str) -> Iterator[None]:
-    """Let ``from_pretrained`` pack experts too. Other threads must not load a quantised model meanwhile."""
-    name = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}.get(held)
-    if name is None:
+def packing(held: str, own: str | None = None) -> Iterator[None]:
+    """Let ``from_pretrained`` pack experts too. Other threads must not load a quantised model meanwhile.
+
+    Args:
+        held: one of :data:`kvcli.types.WEIGHTS`.
+        own: how the checkpoint is quantised itself.
+    """
+    name = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}.get(held, own)
+    if name != "mxfp4" and held == "bf16":
         yield
         return
     usual: Any = AUTO_QUANTIZER_MAPPING[name]
-    packed: dict[str, PackedExperts] = {}
+    packed: dict[str, nn.Module] = {}
 
     class Pack(ConversionOps):  # type: ignore[misc]
         def __init__(self, linear: ConversionOps) -> None:
@@ -87,9 +114,21 @@ def packing(held: str) -> Iterator[None]:
                 if not packable(model.get_submodule(path), last):
                     made |= self.linear.convert({full: value}, model=model, **options)
                     continue
-                packed[full] = PackedExperts(value[0] if isinstance(value, list) else value, held)
+                packed[full] = PackedExperts(_only(value), held)
                 made[full] = packed[full].packed
             return made
+
+    class Keep(ConversionOps):  # type: ignore[misc]
+        def __init__(self, _quantizer: Any) -> None:
+            pass
+
+        def convert(
+            self, input_dict: dict[str, Any], *, model: nn.Module, full_layer_name: str, **_: Any
+        ) -> dict[str, Any]:
+            parts = {name.rpartition("_")[2]: _only(value) for name, value in input_dict.items()}
+            dtype = model.get_parameter(full_layer_name).dtype
+            packed[full_layer_name] = StoredExperts(parts["blocks"], parts["scales"], dtype)
+            return {full_layer_name: packed[full_layer_name].packed}
 
     class Quantizer(usual):  # type: ignore[misc]
         def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
@@ -99,6 +138,9 @@ def packing(held: str) -> Iterator[None]:
 
         def get_quantize_ops(self) -> ConversionOps:
             return Pack(super().get_quantize_ops())
+
+        def get_load_operations(self) -> dict[str, Any]:
+            return {**super().get_load_operations(), **({"dequantize": Keep} if name == "mxfp4" else {})}
 
         def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
             for full, parts in packed.items():
@@ -111,3 +153,7 @@ def packing(held: str) -> Iterator[None]:
         yield
     finally:
         AUTO_QUANTIZER_MAPPING[name] = usual
+
+
+def _only(value: Any) -> Tensor:
+    return value[0] if isinstance(value, list) else value  # type: ignore[no-any-return]

@@ -83,6 +83,10 @@ def reading(source: ModelSource, device: str) -> dict[str, Any]:
             f"{source.name} is quantised with {own}, which needs {' and '.join(missing)}, and that is not installed",
             _install(missing),
         )
+    if own == "mxfp4":  # experts stay packed (kvcli.models.packed_experts), without a kernel
+        from transformers import Mxfp4Config
+
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
     if own != "compressed-tensors":
         return {}
     from transformers import CompressedTensorsConfig
@@ -130,7 +134,8 @@ def cast_leftovers(module: nn.Module, dtype: torch.dtype) -> None:
     """Give all of a model that was unpacked one dtype: transformers leaves tensors that were not packed in theirs."""
     if getattr(getattr(module, "config", None), "quantization_config", None) is None:
         for parameter in module.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
 
 
 def _missing(own: str | None, device: str) -> list[str]:

@@ -67,6 +67,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
 
     heads, hidden, kinds = need("num_attention_heads"), need("hidden_size"), layer_kinds(text)
     text = {**text, "num_hidden_layers": len(kinds) or need("num_hidden_layers")}
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     windows = sliding_windows(SimpleNamespace(**text))
     attending = [i for i in range(text["num_hidden_layers"]) if not kinds or _attends(kinds[i])]
     shapes = tuple(_shape(text, heads, hidden, i) for i in attending)
@@ -303,12 +304,22 @@ def _torch_has(kind: str) -> bool:
 _Shape = tuple[str, tuple[int, ...]]
 
 
+_TEXT = re.compile(r"(^|\.)(language_model|text_model)\.")
+_IMAGES = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|multi_modal_projector)\.")
+_LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
+
+
 def _tensors(source: ModelSource, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    tied = bool(config.get("tie_word_embeddings"))
-    for shard in weights.shards(source.path):
-        for name, tensor in json.loads(weights.header(shard)).items():
-            if name == "__metadata__" or name.endswith("inv_freq") or (tied and name == "lm_head.weight"):
-                continue
+    """Tensors that are loaded: none of the parts for images, nor of layers that predict further tokens."""
+    tied, layers = bool(config.get("tie_word_embeddings")), config.get("num_hidden_layers") or math.inf
+    found = {n: t for shard in weights.shards(source.path) for n, t in json.loads(weights.header(shard)).items()}
+    parts = any(_TEXT.search(name) for name in found)
+    for name, tensor in found.items():
+        if name == "__metadata__" or name.endswith("inv_freq") or (tied and name.endswith("lm_head.weight")):
+            continue
+        other = (parts and not _TEXT.search(name) and "lm_head" not in name) or _IMAGES.search(name)
+        later = (layer := _LAYER.search(name)) is not None and int(layer[2]) >= layers
+        if not (other or later or name.startswith("mtp.")):
             yield name, tensor
 
 
@@ -386,6 +397,8 @@ def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dic
     whole = len(shape) not in (2, 3) or _WHOLE.search(name) or (len(shape) == 3 and "conv" in name)
     if whole or (held == "bf16" and not few) or (len(shape) == 3 and numbers // shape[0] % _NF4_BLOCK):
         return numbers * size
+    if few and packing.get("quant_method") == "mxfp4":  # experts only, with a scale of 8 bits for 32 numbers
+        return numbers * 17 // 32 if ".experts." in name else numbers * size
     if few:  # a scale of 16 bits and a zero point for each group
         group = packing.get("group_size") or packing.get("q_group_size") or 128
         return (numbers * _bits(packing) + numbers // (group if group > 0 else 128) * (16 + _bits(packing))) // 8

@@ -68,7 +68,7 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
     cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():
-        for weights in WEIGHTS:
+        for weights in WEIGHTS[: 1 if "quantization_config" in alias.config else None]:
             budget, best = _forecast(alias, weights, device, dtype, work, target)
             if best.fits:
                 break

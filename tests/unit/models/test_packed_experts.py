@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import small_models
 from kvcli.bench import check
+from kvcli.errors import UsageError
 from kvcli.models import load as loading
 from kvcli.models import random_weights
 from kvcli.models import spec as model_spec
@@ -76,3 +78,42 @@ def test_it_reads_and_answers(held: str, tmp_path: Path) -> None:
                 delattr(few.get_submodule(owner), last)
                 setattr(few.get_submodule(owner), last, torch.stack([part[i] for i in range(len(part.packed))]))
         assert torch.equal(got, few(ids).logits.float())
+
+
+def test_mxfp4_stays_as_it_comes(tmp_path: Path) -> None:
+    """gpt-oss as published: experts in MXFP4 take no more memory than their file, and give the same logits unpacked."""
+    from safetensors.torch import save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    plain, stored = tmp_path / "plain", tmp_path / "stored"
+    module = small_models.build("gpt_oss").to(torch.bfloat16)
+    draw = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, value in module.state_dict().items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            tensors[name] = value
+            continue
+        experts, k, n = value.shape
+        blocks = torch.randint(256, (experts, n, k // 32, 16), generator=draw, dtype=torch.uint8)
+        scales = torch.randint(120, 126, (experts, n, k // 32), generator=draw, dtype=torch.uint8)
+        module.get_parameter(name).data = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    module.save_pretrained(plain)
+    module.config.save_pretrained(stored)
+    config = json.loads((stored / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (stored / "config.json").write_text(json.dumps(config))
+    save_file(tensors, stored / "model.safetensors", metadata={"format": "pt"})
+    for place in (plain, stored):
+        byte_tokenizer().save_pretrained(place)
+    whole = loading.load(ModelSource("plain", plain, "directory"), device="cpu", dtype="bfloat16")
+    source = ModelSource("stored", stored, "directory")
+    model = loading.load(source, device="cpu", dtype="bfloat16")
+    assert model.spec.weight_bytes == model_spec.spec(source, device="cpu", dtype="bfloat16").weight_bytes
+    assert model.spec.weight_bytes < 0.6 * whole.spec.weight_bytes
+    ids = torch.arange(40)[None]
+    with model.reference() as few, whole.reference() as all_bits, torch.inference_mode():
+        whole.module.config._experts_implementation = "eager"
+        assert torch.equal(few(ids).logits, all_bits(ids).logits)
+    with pytest.raises(UsageError, match="quantised already"):
+        loading.load(source, device="cpu", dtype="bfloat16", weights="nf4")
