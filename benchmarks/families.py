@@ -101,6 +101,8 @@ def judge(kind: str, window: int, recipes: tuple[str, ...] = RECIPES) -> dict[st
         if not error <= TOLERANCE:
             return {"verdict": "wrong", "error": error, "message": ""}
         for recipe in recipes:
+            if model.spec.capped and "+" in recipe:
+                continue  # refused, in one line
             _use(model, ids[:TOKENS].tolist(), ids[TOKENS:].tolist(), recipe)
     except Exception as failed:
         return {"verdict": "fails", "message": f"{type(failed).__name__}: {_line(failed)}"}

@@ -48,6 +48,7 @@ class ModelSpec:
         mapped_bytes: narrower weights, mapped from a file beside the model's own, that a CPU decodes with.
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
+        capped: whether attention logits are capped.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ModelSpec:
     state_bytes: int = 0
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
+    capped: bool = False
 
     @property
     def unit_bytes(self) -> int:

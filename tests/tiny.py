@@ -79,10 +79,10 @@ def build(family: str, *, seed: int = 0) -> PreTrainedModel:
     return randomise(AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32), seed)
 
 
-def refused(seed: int = 0) -> PreTrainedModel:
-    """A model that kvcli must refuse: Gemma-2 caps its attention logits."""
+def capped(seed: int = 0) -> PreTrainedModel:
+    """Gemma 2, which caps its attention logits, here so low that it shows."""
     torch.manual_seed(seed)
-    config = Gemma2Config(**SIZES, head_dim=8, sliding_window=16)
+    config = Gemma2Config(**SIZES, head_dim=8, sliding_window=16, attn_logit_softcapping=2.0)
     return randomise(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
 
 

@@ -79,7 +79,8 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
 
     Raises:
         ModelError: the policy needs retaining heads, or the storage a calibration, and the model has none; or the
-            policy reads for one question, and the model has recurrent layers.
+            policy reads for one question, and the model has recurrent layers; or the storage cannot cap logits, and
+            the model does.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -96,6 +97,11 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
             f"'{recipe.policy.name}' reads the question after each chunk, and the recurrent layers of {model.name}"
             " would remember it",
             "--policy keydiff",
+        )
+    if model.spec.capped and recipe.storage.name != "dense":
+        raise ModelError(
+            f"'+{recipe.storage.name}' cannot cap attention logits, as {model.name} does",
+            f"--policy '{recipe.policy.name}', without a storage",
         )
     return PrefillCache(
         model.spec,

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
+from kvcli_kernels.attention import CappedScale
 
 NAME = "kvcli"
 
@@ -61,6 +62,7 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **flags: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over a kvcli KV cache.
@@ -74,6 +76,7 @@ def attend(
         scaling: factor on the logits; ``D ** -0.5`` if the model gives none.
         sliding_window: the layer's own window.
         s_aux: ``[H]``, the layer's attention sinks: a logit per head that takes part in the softmax and has no value.
+        softcap: what the layer caps its logits to; ``None`` if it does not.
         flags: everything else that the model passes; unknown values are refused.
 
     Returns:
@@ -101,6 +104,7 @@ def attend(
             f" q {tuple(query.shape)}, k {tuple(key.shape)}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = CappedScale(scale, softcap) if softcap else scale
     width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
     v = pad(value[0], (0, missing)) if missing else value[0]
     out = cache.layers[index].attend(query[0], key[0], v, scale, sliding_window, s_aux)

@@ -30,7 +30,7 @@ def auto_class(config: PretrainedConfig) -> Any:
         def __init__(self, config: PretrainedConfig, *args: Any, **options: Any) -> None:
             super().__init__(config, *args, **options)
             dropped = drop_towers(self)
-            usual = self._keys_to_ignore_on_load_unexpected or ()
+            usual: Any = getattr(self, "_keys_to_ignore_on_load_unexpected", None) or ()
             self._keys_to_ignore_on_load_unexpected = {*usual, *(rf"(^|\.){name}\." for name in dropped)}
 
         @classmethod

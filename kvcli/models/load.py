@@ -263,6 +263,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         max_positions=config.max_position_embeddings,
         sliding=tuple(call.window for call in calls),
         shapes=shapes if len(set(shapes)) > 1 else (),
+        capped=any(call.capped for call in calls),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),
         weight_bytes=0,

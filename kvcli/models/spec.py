@@ -91,6 +91,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         weight_bytes=0,
         state_bytes=_state_bytes(text, kinds, DTYPE_BYTES[dtype]),
         shapes=shapes if len(set(shapes)) > 1 else (),
+        capped=bool(text.get("attn_logit_softcapping")),
     )
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
     if source.complete and packing:

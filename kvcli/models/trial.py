@@ -29,6 +29,7 @@ class Call:
         name, module: the attention layer.
         q, k, v: ``[H, m, D]`` as they reach the attention, rotated if the layer rotates.
         window: the layer's sliding window.
+        capped: whether the layer caps its logits.
         source: index of an earlier call whose keys these are, if layers share them.
         hidden: ``[1, m, hidden]``, the layer's input; ``None`` if it has none of that name.
     """
@@ -39,6 +40,7 @@ class Call:
     k: Tensor
     v: Tensor
     window: int | None
+    capped: bool = False
     source: int | None = None
     hidden: Tensor | None = None
 
@@ -62,11 +64,12 @@ def _observe(
     _attention_mask: Tensor | None = None,
     scaling: float | None = None,  # noqa: ARG001  # the names are transformers'
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_flags: Any,
 ) -> tuple[Tensor, None]:
     """Record and return zeros, so that no layer's input depends on what rotates before it."""
     trial, names = _running[-1]
-    made = Call(names.get(module, "?"), module, query[0], key[0], value[0], sliding_window)
+    made = Call(names.get(module, "?"), module, query[0], key[0], value[0], sliding_window, bool(softcap))
     alike = (i for i, c in enumerate(trial.calls) if c.k.data_ptr() == made.k.data_ptr() and c.k.shape == made.k.shape)
     made.source = next(alike, None)
     trial.calls.append(made)

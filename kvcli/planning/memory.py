@@ -18,6 +18,7 @@ from kvcli.utils.sizes import format_bytes
 _POSITION = 4  # bytes of an int32 position
 _SCORE_AND_POSITION = 4 + _POSITION  # bytes per unit beside key and value: a float32 score and a position
 
+_CAPPED_ROWS = 64  # of kvcli_kernels.attention; a test compares them
 _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test compares them
 # Bytes that oneDNN caches per shape of a product, and the number of shapes. Measured with mallinfo2 on the default
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
@@ -136,6 +137,8 @@ def plan(
     # A block of logits and its softmax in attention, or logits, mask and softmax of the observing queries.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
+    if spec.capped:  # logits, their tanh and weights in float32
+        attending = 3 * spec.heads * min(chunk, _CAPPED_ROWS) * room * 4
     scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
     # Weights of the reference queries of one KV head over old and new units, and their products.
     queries = 2 * MATCH_QUERIES + probe * group if recipe.policy.victims == "match" else 0

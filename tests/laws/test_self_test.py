@@ -14,10 +14,13 @@ def test_families_pass(model, family: str) -> None:
     assert self_test.difference(model(family)) < 1e-5
 
 
-def test_capped_logits_are_refused_with_a_report() -> None:
+def test_what_kvcli_does_not_understand_is_refused_with_a_report() -> None:
+    module = tiny.build("llama")
+    layer = module.get_submodule("model.layers.0.self_attn")
+    layer.register_forward_pre_hook(lambda _m, args, kwargs: (args, {**kwargs, "tilt": 50.0}), with_kwargs=True)
     with pytest.raises(UnsupportedModel) as error:
-        wrap(tiny.refused(), None, name="gemma2", fingerprint=None)
-    for part in ("Gemma2Attention", "layer 0", "softcap=50.0", "(1, 4,"):
+        wrap(module, None, name="llama", fingerprint=None)
+    for part in ("LlamaAttention", "layer 0", "tilt=50.0", "(1, 4,"):
         assert part in error.value.message
 
 

@@ -3,10 +3,14 @@
 import torch
 from torch import Tensor
 
-from kvcli_kernels.attention import blocked, sdpa
+from kvcli_kernels.attention import blocked, ref, sdpa
+from kvcli_kernels.attention.ref import CappedScale
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["attention", "causal_attention"]
+__all__ = ["CAPPED_ROWS", "CappedScale", "attention", "causal_attention"]
+
+CAPPED_ROWS = 64
+"""Queries whose capped logits exist at the same time: no flash kernel of torch caps them."""
 
 
 def attention(
@@ -14,6 +18,10 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`kvcli_kernels.attention.ref.attention`."""
     n = k.shape[1]
+    if isinstance(scale, CappedScale):
+        rows = enumerate(torch.split(q, CAPPED_ROWS, dim=1))
+        terms = [ref.attention(part, k, v, scale, q_start + i * CAPPED_ROWS, window) for i, part in rows]
+        return torch.cat([o for o, _ in terms], dim=1), torch.cat([lse for _, lse in terms], dim=1)
     if q.shape[1] == 1 and q_start >= n - 1 and n and (window is None or q_start < window):
         kernels = for_cpu("attention") if q.device.type == "cpu" else None
         if kernels is not None and kernels.serves(q, k, v):
@@ -34,7 +42,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int 
         ``[H, m, D]``.
     """
     m, n = q.shape[1], k.shape[1]
-    narrow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None
+    narrow = (
+        not isinstance(scale, CappedScale) and q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None
+    )
     if narrow and m > 1 and n <= blocked.MAX_KEYS:
         return blocked.causal_attention(q, k, v, scale)
     return attention(q, k, v, scale, n - m, window)[0]

@@ -4,6 +4,18 @@ import torch
 from torch import Tensor
 
 
+class CappedScale(float):
+    """A factor on logits that are then capped to ``cap * tanh(logits / cap)`` (Gemma 2, arXiv:2408.00118)."""
+
+    cap: float
+
+    def __new__(cls, value: float, cap: float) -> "CappedScale":
+        """A factor and a cap, in the units of the scaled logits."""
+        made = super().__new__(cls, value)
+        made.cap = cap
+        return made
+
+
 def visible(m: int, n: int, q_start: int, window: int | None, device: torch.device) -> Tensor | None:
     """Mask of the ``n`` keys at positions 0.. that each of ``m`` queries at ``q_start..`` attends to: bool ``[m, n]``.
 
@@ -26,7 +38,7 @@ def attention(
         q: ``[H, m, D]``, rotated.
         k: ``[H_kv, n, D]``, rotated.
         v: ``[H_kv, n, D]``.
-        scale: factor on the logits.
+        scale: factor on the logits; a :class:`CappedScale` caps them too.
         q_start: position of the first query, counted from the first key. ``n - m`` is causal attention with the queries
             last; with ``n`` or more, every query attends to every key.
         window: a query attends only to keys less than this far before it.
@@ -38,6 +50,8 @@ def attention(
     kv_heads, n, _ = k.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
     logits = torch.einsum("hgmd,hnd->hgmn", grouped, k.float()) * scale
+    if isinstance(scale, CappedScale):
+        logits = scale.cap * torch.tanh(logits / scale.cap)
     mask = visible(m, n, q_start, window, q.device)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
