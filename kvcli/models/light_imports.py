@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
+from kvcli.models import class_list
+
 _UNUSED = (
     "transformers.generation.continuous_batching",
     "transformers.generation.continuous_batching.cache",
@@ -22,6 +24,7 @@ _UNUSED = (
     "sympy",
 )
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
+_LISTS = "transformers.utils.import_utils"
 _IMPORTERS = frozenset(
     f"transformers.{name}"
     for name in ("activations", "cache_utils", "generation.utils", "integrations", "masking_utils", "modeling_utils")
@@ -42,20 +45,31 @@ class _Finder(MetaPathFinder):
     """Finds the modules that import the unused ones, and has them executed with stand-ins."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, _: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name in _IMPORTERS else None
-        if spec is None or spec.loader is None:
+        loader = _Loader if name in _IMPORTERS else _ClassList if name == _LISTS else None
+        spec = PathFinder.find_spec(name, path) if loader else None
+        if loader is None or spec is None or spec.loader is None:
             return None
-        spec.loader = _Loader(spec.loader)
+        spec.loader = loader(spec.loader)
         return spec
 
 
-class _Loader(Loader):
+class _Wrapped(Loader):
+    """Loads a module by the loader that it has anyway."""
+
     def __init__(self, loader: Loader):
         self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
+
+class _ClassList(_Wrapped):
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        class_list.keep(module)
+
+
+class _Loader(_Wrapped):
     def exec_module(self, module: ModuleType) -> None:
         before = set(sys.modules)
         try:
