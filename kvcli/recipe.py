@@ -65,6 +65,13 @@ class Recipe:
                 f"{self.storage.name} without fill=true",
             )
 
+        if self.storage.row_codec is not None and self.sparse_prefill.name != "none":
+            raise UsageError(
+                f"{self.sparse_prefill.name} chooses among exact keys, and {format_policy(self.storage)} encodes them"
+                " during prefill",
+                f"{self.storage.name} without fill=true",
+            )
+
     def __str__(self) -> str:
         return _join(self.policy, self.share, self.fold, self.sparse_prefill, self.storage)
 

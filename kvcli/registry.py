@@ -48,6 +48,7 @@ _NOT_TERMS = {
     "selection",
     "smoothing",
     "staging",
+    "vertical_slash",
 }
 
 

@@ -20,6 +20,7 @@ from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
+from kvcli.sparse_prefill.base import SparsePrefill
 from kvcli.storage.base import KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
@@ -65,6 +66,7 @@ class PrefillCache:
         state: an empty state, for models with recurrent layers.
         owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default each
             its own.
+        sparse: which keys a chunk attends to; by default all.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class PrefillCache:
         calibration: dict[int, Tensor] | None = None,
         state: State | None = None,
         owners: Sequence[int] | None = None,
+        sparse: SparsePrefill | None = None,
     ) -> None:
+        self.sparse = sparse or SparsePrefill()
         self.owners = tuple(owners or range(spec.layers))
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
@@ -178,11 +182,14 @@ class _View:
     values: Tensor
     stored: RowLayer | None
     kept: int
+    sparse: SparsePrefill
 
     def attend(self, q: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
         if self.stored is not None and self.kept:
             new_term = attention(q, self.keys, self.values, scale, 0)
             return with_sink(merge_terms(self.stored.attend(q, scale, self.kept), new_term), sink)
+        if sink is None and window is None:
+            return self.sparse.attend(q, self.keys, self.values, scale)
         if sink is None:
             return causal_attention(q, self.keys, self.values, scale, window)
         return with_sink(attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1], window), sink)
@@ -275,10 +282,10 @@ class PrefillCacheLayer:
         units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
             keys, values, units = self._with_kept(k, v, pos)
-            view = _View(keys, values, None, c)
+            view = _View(keys, values, None, c, cache.sparse)
         else:  # never in a layer with a window
             keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
-            view = _View(keys, v, stored, c)
+            view = _View(keys, v, stored, c, cache.sparse)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
         out = view.attend(q_rotated, scale, window, sink)
 

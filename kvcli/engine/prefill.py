@@ -116,6 +116,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         calibration=model.calibration if recipe.storage.calibrated != "never" else None,
         state=model.empty_state(),
         owners=recipe.share.owners(model.spec),
+        sparse=recipe.sparse_prefill,
     )
 
 

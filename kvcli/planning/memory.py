@@ -143,7 +143,7 @@ def plan(
     # Weights of the reference queries of one KV head over old and new units, and their products.
     queries = 2 * MATCH_QUERIES + probe * group if recipe.policy.victims == "match" else 0
     fitting = 4 * queries * (3 * room + 3 * queries) + queries * spec.kv_heads * spec.head_dim * (4 + 2 * size)
-    activations += max(attending, scoring, fitting)
+    activations += max(attending, scoring, fitting, recipe.sparse_prefill.work_nbytes(spec, room, chunk))
     if recipe.policy.uses_surprise:  # logits of a whole chunk, and a block of them in float32
         activations += spec.vocab * (chunk * size + 64 * 4)
     # The process keeps freed memory, and oneDNN prepares and caches each shape of a product.

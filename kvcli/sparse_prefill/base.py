@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from kvcli.types import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,3 +21,23 @@ class SparsePrefill:
 
     name: ClassVar[str] = "none"
     """Its name in recipes, equal to its module's name; ``none`` for this one, which no recipe writes."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attend causally in a layer without window and attention sinks.
+
+        Args:
+            q: ``[H, m, D]``, rotated queries of the last ``m`` keys.
+            k: ``[H_kv, n, D]``, rotated keys of kept units and the chunk.
+            v: ``[H_kv, n, D]``.
+            scale: factor on the logits.
+
+        Returns:
+            ``[H, m, D]``.
+        """
+        from kvcli_kernels.attention import causal_attention
+
+        return causal_attention(q, k, v, scale)
+
+    def work_nbytes(self, spec: ModelSpec, units: int, chunk: int) -> int:  # noqa: ARG002
+        """Return the temporary bytes beside dense attention's, for a chunk whose last query sees ``units``."""
+        return 0
