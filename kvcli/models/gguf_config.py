@@ -118,8 +118,11 @@ def _by_kind(keys: _Keys, found: Config, sliding: Config | None = None) -> Confi
 
 
 def _llama(keys: _Keys, _found: Config) -> Config:
-    if keys.get("expert_count"):
-        raise ModelError("it is a mixture of experts (Mixtral), which is not read from a GGUF")
+    if experts := keys.get("expert_count"):
+        if keys.has("ffn_gate.0.weight"):
+            raise ModelError("it is a Mixtral of an old converter, with a tensor for each expert; fetch a newer file")
+        used = {"num_local_experts": experts, "num_experts_per_tok": keys.need("expert_used_count")}
+        return {"model_type": "mixtral", "sliding_window": None, **used}
     return {"mlp_bias": keys.has("ffn_up.bias")}
 
 
@@ -292,16 +295,14 @@ def _routed(keys: _Keys) -> Config:
 
 
 def _deepseek2(keys: _Keys, found: Config) -> Config:
-    if not keys.get("expert_count"):
-        raise ModelError("it is a model of DeepSeek's architecture without experts, which is not read from a GGUF")
-    rotated = int(keys.need("rope.dimension_count"))
+    rotated, experts = int(keys.need("rope.dimension_count")), keys.get("expert_count")
     dense, sigmoid = int(keys.get("leading_dense_block_count", 0)), keys.has("exp_probs_b.bias")
     # Files of early converters keep every head's sizes under the plain keys.
     key, value = (keys.get(f"attention.{n}_length_mla") or keys.need(f"attention.{n}_length") for n in ("key", "value"))
     made = {
-        **_routed(keys),
-        "model_type": "deepseek_v3" if sigmoid else "deepseek_v2",
-        "first_k_dense_replace": dense,
+        **(_routed(keys) if experts else {}),
+        "model_type": "deepseek_v3" if sigmoid or not experts else "deepseek_v2",
+        "first_k_dense_replace": dense if experts else keys.layers,
         "num_key_value_heads": found["num_attention_heads"],
         "q_lora_rank": keys.get("attention.q_lora_rank"),
         "kv_lora_rank": keys.need("attention.kv_lora_rank"),

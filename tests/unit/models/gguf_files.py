@@ -185,6 +185,8 @@ def metadata(config: Any, architecture: str) -> dict[str, Any]:
         if get("mlp_layer_types"):
             found["leading_dense_block_count"] = config.mlp_layer_types.count("dense")
             found["tokenizer.ggml.pre"] = "glm4"
+    if architecture == "deepseek2" and get("first_k_dense_replace") == layers:
+        found = {key: value for key, value in found.items() if not key.startswith(("expert_", "leading_"))}
     if architecture == "glm4moe":
         found["rope.dimension_count"] = int(head * rope["partial_rotary_factor"])
     if architecture == "gemma4":

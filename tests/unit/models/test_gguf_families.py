@@ -24,6 +24,7 @@ _LATENT = {**_YARN, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "llama", {"rope_parameters": _YARN}),
     ("mistral", "llama", {"sliding_window": None}),
+    ("mixtral", "llama", {"sliding_window": None}),
     ("ministral3", "mistral3", {}),
     ("qwen2", "qwen2", {}),
     ("qwen3", "qwen3", {}),
@@ -47,6 +48,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("glm4_moe_lite", "deepseek2", {}),
     ("deepseek_v2", "deepseek2", {}),
     ("deepseek_v3", "deepseek2", {"rope_parameters": _LATENT}),
+    ("deepseek_v3", "deepseek2", {"first_k_dense_replace": 4}),
     ("glm4_moe", "glm4moe", {"use_qk_norm": True}),
     ("olmo3", "olmo2", {}),
     ("exaone4", "exaone4", {}),
