@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import families, small_models
+from kvcli.cache.context import freeze
 from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
 from kvcli.engine.drafts import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
@@ -17,6 +18,7 @@ from kvcli.models import self_test
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import NullTokenizer
+from kvcli.planning.memory import plan
 from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.recipe import default, parse
@@ -49,6 +51,19 @@ def test_nothing_is_lost_with_a_budget_of_the_whole_text(kind: str) -> None:
     tail = new_decode_cache(model, drain(prefill(model, body, parse("full"), chunk=57)))
     said = answer(model, tail, question, count=4)
     assert said == [int(row.argmax()) for row in reference(model, body + question + said)[-5:-1]]
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys([*KINDS, *HYBRIDS]))
+def test_what_is_taken_is_what_was_planned(kind: str) -> None:
+    """Keys and values of the layers that attend, with their windows and heads, and one state of the others."""
+    model, recipe = load(kind), parse("keydiff(budget=64)")
+    work = filled(model, ids(130), str(recipe), chunk=57)
+    planned = plan(model.spec, recipe, tokens=130, chunk=57, tail=0)
+    assert work.nbytes - work.workspace.nbytes == planned.prefill
+    assert work.workspace.nbytes <= planned.workspace
+    context = freeze(work, recipe.storage)
+    assert context.nbytes == planned.context
+    assert model.spec.state_bytes == (0 if work.state is None else work.state.nbytes)
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys([*KINDS, *HYBRIDS]))
