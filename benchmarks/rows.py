@@ -36,7 +36,7 @@ def fidelity(cases: list[dict[str, Any]], table: str, command: str) -> list[dict
             )
         row["mib"] = round(max(case["device_bytes"] for case in found) / 2**20, 1)
         rows.append({k: v for k, v in row.items() if v is not None} | provenance(command, n=len(found)))
-    return sorted(rows, key=lambda row: (row["budget"] or 0, row["kl"]))
+    return sorted(rows, key=lambda row: (row.get("budget") or 0, row["kl"]))
 
 
 def summarize(cases: list[dict[str, Any]], table: str, command: str) -> list[dict[str, Any]]:

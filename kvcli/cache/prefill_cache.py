@@ -274,6 +274,7 @@ class PrefillCacheLayer:
             out = owner.lent.view.attend(q_rotated, scale, window, sink)
             if self.index == cache.last_borrowers[owner.index]:
                 owner.lent.evict()
+                cache.workspace.wait()  # copies to host memory read what the owner lent
                 owner.lent = None
             self._end_chunk()
             return out

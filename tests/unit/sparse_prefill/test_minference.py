@@ -12,7 +12,7 @@ from kvcli.recipe import parse
 from kvcli.sparse_prefill import minference, vertical_slash
 from kvcli.sparse_prefill.minference import MInference
 from kvcli.sparse_prefill.vertical_slash import BLOCK, chosen, pattern, sums
-from kvcli_kernels.attention import causal_attention
+from kvcli_kernels.attention import CappedScale, causal_attention
 from tests import tiny
 from tests.laws.helpers import asked, distance, drain, filled
 
@@ -78,6 +78,14 @@ def test_everything_chosen_is_dense(monkeypatch: pytest.MonkeyPatch, m: int, n: 
     assert torch.equal(MInference(vertical=n, slash=1).attend(q, k, v, SCALE), dense)
     monkeypatch.setattr(vertical_slash, "_largest", lambda values, _count: torch.ones_like(values, dtype=torch.bool))
     assert torch.allclose(MInference(vertical=9, slash=5).attend(q, k, v, SCALE), dense, atol=1e-5)
+
+
+def test_capped_logits_are_dense() -> None:
+    q, k, v = tensors(64, 300)
+    capped = CappedScale(SCALE, 2.0)
+    expected = causal_attention(q, k, v, capped)
+    assert torch.equal(MInference(vertical=1, slash=1).attend(q, k, v, capped), expected)
+    assert not torch.allclose(expected, causal_attention(q, k, v, SCALE), atol=1e-3)
 
 
 def test_sinks_neighbours_and_the_query_itself_are_chosen() -> None:
