@@ -27,8 +27,9 @@ class MInference(SparsePrefill):
     Differences: all heads have the vertical-slash pattern and the same sizes, as in the authors' released searches but
     for a few heads; there is no search. The patterns are estimated for each chunk, over kept units and the chunk.
     Layers with a sliding window, attention sinks or capped logits attend to everything, and so does every layer while
-    it has at most ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the patterns. Memory and
-    answers are those of the policy. It gathers keys in plain tensor operations, without a kernel of its own.
+    it has at most ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the
+    patterns. Memory and answers are those of the policy. It gathers keys in plain tensor operations, without a kernel
+    of its own.
 
     Args:
         vertical: columns per head.
