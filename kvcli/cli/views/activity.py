@@ -16,8 +16,10 @@ TICK = 0.25
 
 ERASE = "\r\x1b[K"
 
-_SLOW = {"ask", "chat", "prefill", "kv", "eval", "bench", "train", "calibrate", "serve", "map", "summarise"}
-"""Commands that load a model."""
+_SLOW = frozenset(
+    "ask bench calibrate chat doctor eval extract kv library map plan prefill serve summarise train".split()
+)
+"""Commands that take a second or more: most load a model, others read documents."""
 
 
 class Activity:
@@ -86,7 +88,7 @@ row = Activity()
 
 
 def announce(args: list[str]) -> None:
-    """Show at once that a command which loads a model has begun."""
+    """Show at once that a slow command has begun."""
     if args[:1] and args[0] in _SLOW and not {"-h", "--help", "-q", "--quiet", "--quotes-only"} & {*args}:
         row.start("starting kvcli")
 

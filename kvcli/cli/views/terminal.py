@@ -157,6 +157,7 @@ def to_json(**body: Any) -> str:
 
 def print_json(**body: Any) -> None:
     """Write such an object to stdout."""
+    row.clear()
     print(to_json(**body), flush=True)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pyte
 import pytest
 
+from kvcli.cli import commands
 from kvcli.cli.views import activity, terminal
 from kvcli.cli.views.activity import Activity
 
@@ -68,3 +70,15 @@ def test_nothing_is_written_to_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     row.clear()
     assert stream.getvalue() == ""
     assert not row.hand_over()
+
+
+def test_json_takes_the_place_of_the_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stderr = terminal_on(monkeypatch)
+    activity.row.start("starting")
+    terminal.print_json(answer=1)
+    assert shown(stderr.getvalue()) == []
+    assert '"answer": 1' in capsys.readouterr().out
+
+
+def test_slow_commands_are_commands() -> None:
+    assert {path.stem for path in Path(commands.__file__).parent.glob("*.py")} > activity._SLOW
