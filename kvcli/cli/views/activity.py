@@ -16,10 +16,8 @@ TICK = 0.25
 
 ERASE = "\r\x1b[K"
 
-_SLOW = frozenset(
-    "ask bench calibrate chat doctor eval extract kv library map plan prefill serve summarise train".split()
-)
-"""Commands that take a second or more: most load a model, others read documents."""
+_QUICK = {"cache", "config", "logs", "mcp", "models", "open", "ps", "recipes", "stop", "templates"}
+"""Commands that load no model and read no document."""
 
 
 class Activity:
@@ -89,7 +87,12 @@ row = Activity()
 
 def announce(args: list[str]) -> None:
     """Show at once that a slow command has begun."""
-    if args[:1] and args[0] in _SLOW and not {"-h", "--help", "-q", "--quiet", "--quotes-only"} & {*args}:
+    if (
+        args
+        and args[0].isalpha()
+        and args[0] not in {*_QUICK, "help"}
+        and not {"-h", "--help", "-q", "--quiet", "--quotes-only"} & {*args}
+    ):
         row.start("starting kvcli")
 
 

@@ -1,6 +1,7 @@
 """PDF: pages with labels and the outline's sections; scans, encrypted and damaged files are refused by name."""
 
 import json
+import re
 from bisect import bisect_right
 from collections import Counter
 from typing import Any
@@ -131,23 +132,27 @@ def _drop(pages: list[dict[str, Any]], heads: list[dict[int, str]]) -> list[str]
     """Take running heads out of the pages; says what was taken.
 
     The first of its kind stays if nothing else in the document says the same: it may be the only title. A page
-    that is all head keeps it, if it is no scan.
+    that is all head keeps what no page with a body has, if it is no scan.
     """
     body = {
-        paragraphs.clean(line.text)
+        _words(line.text)
         for page, drop in zip(pages, heads, strict=True)
         for i, line in enumerate(page["lines"])
         if i not in drop
     }
+    filled = [len(drop) < len(page["lines"]) for page, drop in zip(pages, heads, strict=True)]
+    running = {kind for full, drop in zip(filled, heads, strict=True) if full for kind in drop.values()}
     seen: Counter[str] = Counter()
-    for page, drop in zip(pages, heads, strict=True):
+    for full, page, drop in zip(filled, pages, heads, strict=True):
         lines = page["lines"]
-        if len(drop) == len(lines) and not page.get("picture"):
+        if not full and not page.get("picture") and not running.issuperset(drop.values()):
             continue
         for i, text in sorted(drop.items()):
-            kind = paragraphs.clean(text)
-            if kind not in body and any(c.isalpha() for c in kind):
-                body.add(kind)
+            kind, words = paragraphs.clean(text), _words(text)
+            number = 2 if words[1:2] and words[1].isdecimal() else 0
+            said = words, words[number:]  # "Chapter 4. Packages" says what "PACKAGES" says
+            if any(map(str.isalpha, words)) and body.isdisjoint(said):
+                body.add(words)
                 del drop[i]
             else:
                 seen[kind] += 1
@@ -156,6 +161,10 @@ def _drop(pages: list[dict[str, Any]], heads: list[dict[int, str]]) -> list[str]
     shown_ = ", ".join(f"“{t[:60]}” ×{n}" for t, n in common[:5])
     more = f" and {len(common) - 5} more" if len(common) > 5 else ""
     return [f"running heads and feet left out: {shown_}{more}"] if common else []
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[^\W_]+", paragraphs.clean(text).casefold()))
 
 
 def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[str]) -> None:

@@ -80,5 +80,22 @@ def test_json_takes_the_place_of_the_row(monkeypatch: pytest.MonkeyPatch, capsys
     assert '"answer": 1' in capsys.readouterr().out
 
 
-def test_slow_commands_are_commands() -> None:
-    assert {path.stem for path in Path(commands.__file__).parent.glob("*.py")} > activity._SLOW
+@pytest.mark.parametrize("args", [["plan", "a.txt"], ["ask", "a.txt", "Why?"], ["extract", "a.pdf"]])
+def test_slow_commands_show_that_they_have_begun(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    stderr = terminal_on(monkeypatch)
+    activity.announce(args)
+    assert shown(stderr.getvalue())[0].startswith("starting kvcli .")
+    activity.row.clear()
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["--help"], ["help"], ["recipes"], ["plan", "--help"], ["extract", "-q", "a.pdf"]]
+)
+def test_quick_and_quiet_commands_show_nothing(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    stderr = terminal_on(monkeypatch)
+    activity.announce(args)
+    assert stderr.getvalue() == ""
+
+
+def test_quick_commands_are_commands() -> None:
+    assert {path.stem for path in Path(commands.__file__).parent.glob("*.py")} > activity._QUICK

@@ -72,3 +72,21 @@ def test_chapters_in_heads_go_but_for_the_first_of_each(tmp_path: Path) -> None:
     tops = [f"Chapter {1 + i // 6}" for i in range(18)]
     lines = body(load(tmp_path, book(tops, [str(i + 1) for i in range(18)]))).splitlines()
     assert [line for line in lines if line.startswith("Chapter")] == ["Chapter 1", "Chapter 2", "Chapter 3"]
+
+
+def test_a_head_goes_if_the_heading_of_its_chapter_says_the_same(tmp_path: Path) -> None:
+    """The heading is in capitals and has no number; a page that has nothing but its head is a blank page."""
+    page = shown("Chapter 4. The Old Harbour", 72, 750) + "".join(
+        shown(t, 72, 600 - 14 * i) for i, t in enumerate(PROSE)
+    )
+    blank = shown("Chapter 4. The Old Harbour", 72, 750)
+    opening = shown("THE OLD HARBOUR", 72, 650, 18) + page
+    document = load(tmp_path, sheets([opening, page, page, blank, page]))
+    assert "Chapter 4" not in body(document)
+    assert "THE OLD HARBOUR" in body(document)
+    assert [len(document.text[s.body : s.end].strip()) > 0 for s in document.spans] == [True, True, True, False, True]
+
+
+def test_pages_of_nothing_but_their_heads_are_read(tmp_path: Path) -> None:
+    document = load(tmp_path, sheets([shown("The Old Harbour", 72, 750)] * 5))
+    assert body(document).count("The Old Harbour") == 5
