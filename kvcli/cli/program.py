@@ -34,7 +34,7 @@ PANELS = {
         "cache": "List, check and delete saved prefills.",
     },
     "Models and settings": {
-        "recipes": "List the eviction policies and KV storages for --policy.",
+        "recipes": "List what --policy takes: eviction policies, KV storages and further terms.",
         "train": "Train retaining heads for a model.",
         "calibrate": "Calibrate a model for the recipe full+infinigen.",
         "models": "Choose, list, download and describe models.",

@@ -23,7 +23,7 @@ def command(
     as_json: JSON = False,
     _debug: DEBUG = False,
 ) -> None:
-    """List the eviction policies, KV storages and other terms of recipes for --policy."""
+    """List what --policy takes: eviction policies, KV storages and further terms."""
     found = {key: policies(axis) for axis, key, _ in AXES}
     if as_json:
         terminal.print_json(**found)
