@@ -40,6 +40,9 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         ids: a text; pieces of :data:`PIECE` tokens are used, and what is left is not.
         count: layers that borrow at the end; fewer if no other pair is similar enough.
 
+    Yields:
+        a :class:`Prefill` after each reading of all pieces; its total grows with the pairs that are refused.
+
     Returns:
         the owners (:meth:`kvcli.share.base.LayerSharing.owners`), and the cosine with them.
 
@@ -62,6 +65,8 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         plain.append(hidden)
         found = [_units(cache, i) for i in range(layers)]
         units = [a + b for a, b in zip(units, found, strict=True)] if units else found
+    once = read = len(pieces) * PIECE
+    yield Prefill(read, read + count * once, PIECE, perf_counter() - started)
     for layer, owner in _unlike(model, units):
         if owners[layer] != layer or sum(o != i for i, o in enumerate(owners)) == count:
             continue
@@ -73,8 +78,9 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         mean = sum(similar) / len(similar)
         if mean > SIMILAR:
             owners, cosine = tried, mean
-        done = sum(o != i for i, o in enumerate(owners))
-        yield Prefill(len(ids) * done // count, len(ids), done, perf_counter() - started)
+        read += once
+        missing = count - sum(o != i for i, o in enumerate(owners))
+        yield Prefill(read, read + missing * once, PIECE, perf_counter() - started)
     return owners, cosine
 
 
