@@ -44,7 +44,7 @@ class PackedExperts(nn.Module):
     def __getitem__(self, expert: int | Tensor) -> Tensor:
         packed, scale = self.packed[int(expert)], self.scale[int(expert)]
         if self.code is None:
-            return (packed * scale).to(self.dtype)
+            return packed.float().mul_(scale).to(self.dtype)
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
         code = self.code.to(packed.device)
