@@ -36,7 +36,7 @@ PANELS = {
     "Models and settings": {
         "recipes": "List what --policy takes: eviction policies, KV storages and further terms.",
         "train": "Train retaining heads for a model.",
-        "calibrate": "Calibrate a model for the recipe full+infinigen.",
+        "calibrate": "Calibrate a model for the recipe full+infinigen, or with --share for kvsharer.",
         "models": "Choose, list, download and describe models.",
         "templates": "List, show and edit tasks for kvcli ask --template.",
         "config": "Show and change defaults of options.",
