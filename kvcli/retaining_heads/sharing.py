@@ -74,8 +74,7 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         if not all(maps.alike(model.spec, i, o) for i, o in enumerate(tried)):
             continue
         pairs = zip(plain, (_read(model, piece, tried)[1] for piece in pieces), strict=True)
-        similar = [float(cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in pairs]
-        mean = sum(similar) / len(similar)
+        mean = sum(float(cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in pairs) / len(pieces)
         if mean > SIMILAR:
             owners, cosine = tried, mean
         read += once
