@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -52,6 +52,7 @@ _NOT_TERMS = {
 }
 
 
+@cache
 def _builtin(axis: Axis) -> list[str]:
     spec = find_spec(f"kvcli.{axis}")
     assert spec is not None

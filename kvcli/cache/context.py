@@ -112,6 +112,8 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
             dict(layer.state),
             prefill_cache.calibration.get(layer.index),
             partial(prefill_cache.rotary.angles, layer.index, raw[:, :1]),
+            None if prefill_cache.basis is None or layer.window is not None else prefill_cache.basis(layer.index),
+            len(prefill_cache.layers),
         )
         numbers += 2 * raw.numel()
         layers.append(storage.freeze(kept))

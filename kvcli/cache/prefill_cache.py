@@ -21,7 +21,7 @@ from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
 from kvcli.sparse_prefill.base import SparsePrefill
-from kvcli.storage.base import KVStorage
+from kvcli.storage.base import Basis, KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import attention, causal_attention
@@ -63,6 +63,7 @@ class PrefillCache:
             GPU, and each layer's are copied to the workspace while the previous layer computes.
         calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for storages that use
             it.
+        basis: computes a layer's :class:`kvcli.storage.base.Basis`, for storages that use it.
         state: an empty state, for models with recurrent layers.
         owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default each
             its own.
@@ -82,6 +83,7 @@ class PrefillCache:
         heads: Scorer | None = None,
         storage: KVStorage | None = None,
         calibration: dict[int, Tensor] | None = None,
+        basis: Callable[[int], Basis] | None = None,
         state: State | None = None,
         owners: Sequence[int] | None = None,
         sparse: SparsePrefill | None = None,
@@ -90,7 +92,7 @@ class PrefillCache:
         self.owners = tuple(owners or range(spec.layers))
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
-        self.calibration, self.dtype, self.state = calibration or {}, dtype, state
+        self.calibration, self.basis, self.dtype, self.state = calibration or {}, basis, dtype, state
         self.step = ChunkStep()
         self.seen = 0
         self.max_position: int | None = None
@@ -142,6 +144,7 @@ class PrefillCache:
             self.heads,
             self.storage,
             self.calibration,
+            self.basis,
             self.workspace.copy_stream,
         )
         shared = {id(part): part for part in parts}

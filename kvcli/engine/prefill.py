@@ -12,6 +12,7 @@ from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
 from kvcli.errors import InputError, ModelError
 from kvcli.events import Prefill
+from kvcli.models.bases import basis_of
 from kvcli.models.model import Model
 from kvcli.recipe import Recipe
 from kvcli.types import CHUNK
@@ -78,9 +79,9 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
     """Create an empty prefill cache for ``tokens`` tokens, with ``probe`` question tokens after each chunk.
 
     Raises:
-        ModelError: the policy needs retaining heads, or the storage a calibration, and the model has none; or the
-            policy reads for one question, and the model has recurrent layers; or the storage cannot cap logits, and
-            the model does.
+        ModelError: the policy needs retaining heads, or the storage a calibration or known weights, and the model has
+            none; or the policy reads for one question, and the model has recurrent layers; or the storage cannot cap
+            logits, and the model does.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -114,6 +115,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         heads=model.heads if recipe.policy.needs_heads else None,
         storage=recipe.storage,
         calibration=model.calibration if recipe.storage.calibrated != "never" else None,
+        basis=basis_of(model) if recipe.storage.needs_basis else None,
         state=model.empty_state(),
         owners=recipe.share.owners(model.spec),
         sparse=recipe.sparse_prefill,

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from kvcli.types import ModelSpec
 
 
+class Basis(NamedTuple):
+    """The left singular vectors of the weights of a layer's keys and values, largest singular value first.
+
+    Attributes:
+        k, v: float32 ``[H_kv, D, D]``, orthonormal columns.
+        k_bias, v_bias: float32 ``[H_kv, D]``, what the layer adds to the products; zeros for keys with a norm.
+    """
+
+    k: Tensor
+    k_bias: Tensor
+    v: Tensor
+    v_bias: Tensor
+
+
 @dataclass(frozen=True)
 class KeptUnits:
     """The units that one layer kept of a document.
@@ -30,6 +44,8 @@ class KeptUnits:
         state: the statistics that :meth:`KVStorage.observe` gathered during prefill.
         angles: maps a number of positions to cos and sin ``[positions, D]``, if ``rotate`` treats halves as pairs.
         calibration: second moment of the layer's queries over another text, float32 ``[H, D, D]``, or ``None``.
+        basis: subspaces of the layer's keys and values, for storages with ``needs_basis``.
+        layers: number of layers of the model.
     """
 
     k: Tensor
@@ -43,6 +59,8 @@ class KeptUnits:
     state: dict[str, Tensor] = field(default_factory=dict)
     calibration: Tensor | None = None
     angles: Callable[[int], tuple[Tensor, Tensor] | None] | None = None
+    basis: Basis | None = None
+    layers: int = 1
 
 
 class StorageBytes(NamedTuple):
@@ -160,6 +178,9 @@ class KVStorage:
 
     offloads: ClassVar[bool] = False
     """Whether keys and values are in host memory, already during prefill."""
+
+    needs_basis: ClassVar[bool] = False
+    """Whether the storage uses :class:`Basis`."""
 
     def observe(self, state: dict[str, Tensor], layer: int, q: Tensor, start: int) -> None:
         """Gather statistics of rotated queries during prefill.
