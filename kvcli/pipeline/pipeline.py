@@ -32,7 +32,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
-from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
+from kvcli.types import ANSWER_TOKENS, CHUNK, DTYPE_BYTES, QUESTION_TOKENS
 from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
+
+SMALL = 150_000_000
+"""Parameters of a model for which quotes alone are better than a document of which a part is kept. The largest model
+that was measured has 135 million (docs/results/everyday.md)."""
 
 _RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
 
@@ -158,6 +162,11 @@ class Pipeline:
         return memory.default_passages(
             self.model.spec, recipe, tokens=len(source.ids), chunk=self.chunk_size, question=len(question)
         )
+
+    def prefers_quotes(self, source: TokenizedDocument, recipe: Recipe) -> bool:
+        """Whether the model answers better from quotes alone: it is small, and would keep only a part of the text."""
+        small = self.model.spec.weight_bytes <= SMALL * DTYPE_BYTES[self.model.spec.dtype]
+        return small and self.default_passages(source, recipe, _RESERVED) > 0
 
     # --- prefill ---
 
@@ -381,6 +390,7 @@ class Pipeline:
         read = None if visible is None else context.source
         _, longest = self.plan(read, context.recipe, question=ids, max_tokens=max_tokens, passages=count)
         search: QuoteSearch | None = None
+        reread: Reread | None = None
         if (quotes or from_quotes) and document is not None and isinstance(question, str):
             search = QuoteSearch(document, question, earlier, count=quotes)
             if quotes:
@@ -392,7 +402,8 @@ class Pipeline:
             spans, texts = search.best(EXAMPLE_SENTENCES)
             ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
             answer_format = AnswerFormat.words_of(texts) if verbatim else None
-            yield Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
+            reread = Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
+            yield reread
         elif document is not None and visible is None:
             raise UsageError("the document was not read, and no sentence seems to answer", "use Pipeline.prefill")
         if count and isinstance(question, str) and document is not None and visible is not None:
@@ -407,6 +418,7 @@ class Pipeline:
         if self.prompt.plain and answer_format is None:
             stop = (*stop, *PLAIN_STOPS)
         same = kept is not None and visible is context.context
+        begun = reread is None  # what continues "Answer:" begins with a blank
         cache = kept.begin(self.model, visible, ids) if kept and same else new_decode_cache(self.model, visible)
         said = list(ids)
         try:
@@ -424,13 +436,17 @@ class Pipeline:
                 together=together,
             ):
                 if isinstance(event, Answer):
-                    event = replace(event, prompt_tokens=len(ids))
+                    text = event.text.lstrip() if reread else event.text
+                    event = replace(event, text=text, prompt_tokens=len(ids))
                     if search is not None and quotes:
                         if by_model and not search.by_model:
                             search.rank_by_model(self.model, self.prompt)
                         yield search.quotes(event.text)
                 elif event.id >= 0:
                     said.append(event.id)
+                if not begun and isinstance(event, Token):
+                    event = replace(event, text=event.text.lstrip())
+                    begun = bool(event.text)
                 yield event
         finally:
             if kept is not None and same:

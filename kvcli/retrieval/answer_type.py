@@ -29,6 +29,12 @@ _NAME = (
 )
 _ASKED = re.compile(rf"\b(?:(?P<number>{_NUMBER})|(?P<time>{_TIME})|(?P<name>{_NAME}))\b")
 
+_WHOLE = re.compile(
+    r"\b(?:summar\w+|overview|outline|gist|main (?:points?|ideas?|topics?)|list|all|every|each|compare|about(?=\W*$)"
+    r"|zusammenfass\w*|überblick|liste|alle[nrs]?|jede[nrs]?|vergleiche?|worum|résum\w*|tous|toutes|chaque|compare[rz]"
+    r"|resum\w+|lista|todos|todas|cada|riassu\w+|elenc\w+|tutt[ei]|ogni|перескажи\w*|кратко|список|все|каждый)\b"
+)
+
 _NUMERALS = {
     "english": "one two three four five six seven eight nine ten eleven twelve dozen hundred thousand million billion"
     " half third quarter twice once",
@@ -53,6 +59,11 @@ _TIMES = {
     " вторник среду четверг пятницу субботу воскресенье полдень полночь",
 }
 _WORD = re.compile(r"[^\W_]+")
+
+
+def whole(question: str) -> bool:
+    """Whether a question asks for all of a text, as summaries and lists do, which no single sentence answers."""
+    return bool(_WHOLE.search(" ".join(question.lower().split())))
 
 
 def expected(question: str) -> AnswerType | None:
