@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli import registry
 from kvcli.errors import UsageError
-from kvcli.fold.base import Fold
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
 
@@ -42,14 +41,12 @@ class Recipe:
         policy: which units survive.
         storage: how survivors are stored and attended.
         share: which layers use the units of another layer.
-        fold: what becomes of units that are evicted.
         sparse_prefill: which units a chunk attends to.
     """
 
     policy: EvictionPolicy
     storage: KVStorage
     share: LayerSharing = field(default_factory=LayerSharing)
-    fold: Fold = field(default_factory=Fold)
     sparse_prefill: SparsePrefill = field(default_factory=SparsePrefill)
 
     def __post_init__(self) -> None:
@@ -73,7 +70,7 @@ class Recipe:
             )
 
     def __str__(self) -> str:
-        return _join(self.policy, self.share, self.fold, self.sparse_prefill, self.storage)
+        return _join(self.policy, self.share, self.sparse_prefill, self.storage)
 
     def with_budget(self, budget: int) -> Recipe:
         """Return the recipe with another budget.
@@ -101,7 +98,7 @@ class Recipe:
         """
         if self.storage.affects_prefill:
             return str(self)
-        return _join(self.policy, self.share, self.fold, self.sparse_prefill)
+        return _join(self.policy, self.share, self.sparse_prefill)
 
     def units(self, layer: int, layers: int) -> int | None:
         """Return the units per KV head that one of ``layers`` layers keeps, without the protected tail; ``None`` for
@@ -197,7 +194,7 @@ def choose(
     return recipe if bits is None else recipe.with_bits(bits)
 
 
-def format_policy(policy: EvictionPolicy | KVStorage | LayerSharing | Fold | SparsePrefill) -> str:
+def format_policy(policy: EvictionPolicy | KVStorage | LayerSharing | SparsePrefill) -> str:
     """Format one term canonically, as :func:`parse` accepts it."""
     shown = [
         f"{f.name}={_print(getattr(policy, f.name))}"

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kvcli import registry
 from kvcli.errors import UsageError
-from kvcli.fold.base import Fold
 from kvcli.recipe import default, parse
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
@@ -134,21 +133,15 @@ class _Share(LayerSharing):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Fold(Fold):
-    name = "sums"
-    rank: int = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sparse(SparsePrefill):
     name = "blocks"
     mass: float = 0.5
 
 
-_TERMS = {"share": _Share, "fold": _Fold, "sparse_prefill": _Sparse}
+_TERMS = {"share": _Share, "sparse_prefill": _Sparse}
 
 
-@given(order=st.permutations(["pairs(map=0_0)", "sums(rank=3)", "blocks(mass=1e+2)", "kivi(bits=2)"]))
+@given(order=st.permutations(["pairs(map=0_0)", "blocks(mass=1e+2)", "kivi(bits=2)"]))
 def test_terms_stand_in_any_order_and_print_in_one(order: list[str]) -> None:
     lookup, names = registry.lookup, registry.names
     with pytest.MonkeyPatch.context() as patch:
@@ -157,19 +150,19 @@ def test_terms_stand_in_any_order_and_print_in_one(order: list[str]) -> None:
         for size in range(len(order) + 1):
             recipe = parse("+".join(["h2o(budget=9)", *order[:size]]))
             text = str(recipe)
-            terms = re.findall("pairs|sums|blocks|kivi", text)
-            assert terms == [t for t in ("pairs", "sums", "blocks", "kivi") if t in "+".join(order[:size])]
+            terms = re.findall("pairs|blocks|kivi", text)
+            assert terms == [t for t in ("pairs", "blocks", "kivi") if t in "+".join(order[:size])]
             assert parse(text) == recipe
             assert recipe.reading == text.removesuffix("+kivi(bits=2)")
-        with pytest.raises(UsageError, match="one fold"):
-            parse("h2o+sums+kivi+sums(rank=2)")
+        with pytest.raises(UsageError, match="one "):
+            parse("h2o+blocks+kivi+blocks(mass=2)")
         with pytest.raises(UsageError, match="begins with an eviction policy"):
-            parse("sums+h2o")
+            parse("blocks+h2o")
 
 
 def test_without_them_terms_change_no_text() -> None:
     recipe = parse("h2o(budget=9)+kivi(bits=2)")
-    assert (recipe.share, recipe.fold, recipe.sparse_prefill) == (LayerSharing(), Fold(), SparsePrefill())
+    assert (recipe.share, recipe.sparse_prefill) == (LayerSharing(), SparsePrefill())
     assert recipe == type(recipe)(recipe.policy, recipe.storage)
 
 

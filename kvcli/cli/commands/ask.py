@@ -107,8 +107,8 @@ class AskOptions(AnswerOptions):
     )
     from_quotes: bool | None = option(
         "--from-quotes/--no-from-quotes",
-        "Answer in one line from the three likeliest sentences alone. Default: small models do, if the text is longer than"
-        " the budget.",
+        "Answer in one line from the three likeliest sentences alone. Default: if the model is small and the text"
+        " longer than the budget.",
     )
     schema: str | None = option("--schema FILE", "Answer in JSON that this JSON Schema allows, on one line.")
     choices: str | None = option("--choices A,B,…", "Answer with one of these texts.")

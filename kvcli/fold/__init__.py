@@ -1,1 +1,0 @@
-"""Folds, one file each."""
