@@ -200,8 +200,8 @@ class AnswerLoop:
     def by_quotes(self, question: Question) -> bool:
         """Whether quotes alone are to answer, if there are any that seem to."""
         run = self.runs
-        if run.source is None or self.library is not None:
-            return False
+        if run.source is None or self.library is not None or (run.options.from_quotes is None and run.inputs.saved):
+            return False  # a saved prefill that was named is to be used
         return run.options.by_quotes(run.pipeline, run.source, run.recipe, question.text)
 
     def _reusable(self, probe: str | list[int]) -> DocumentContext | None:

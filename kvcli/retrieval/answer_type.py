@@ -30,9 +30,10 @@ _NAME = (
 _ASKED = re.compile(rf"\b(?:(?P<number>{_NUMBER})|(?P<time>{_TIME})|(?P<name>{_NAME}))\b")
 
 _WHOLE = re.compile(
-    r"\b(?:summar\w+|overview|outline|gist|main (?:points?|ideas?|topics?)|list|all|every|each|compare|about(?=\W*$)"
-    r"|zusammenfass\w*|überblick|liste|alle[nrs]?|jede[nrs]?|vergleiche?|worum|résum\w*|tous|toutes|chaque|compare[rz]"
-    r"|resum\w+|lista|todos|todas|cada|riassu\w+|elenc\w+|tutt[ei]|ogni|перескажи\w*|кратко|список|все|каждый)\b"
+    r"\b(?:summar\w+|overview|outline|gist|main (?:points?|ideas?|topics?)|list|all|every|each|compare|differ\w*"
+    r"|about(?=\W*$)"
+    r"|zusammenfass\w*|überblick|liste|alle[nrs]?|jede[nrs]?|vergleiche?|unterschied\w*|worum|résum\w*|tous|toutes|chaque|compare[rz]|différ\w+"
+    r"|resum\w+|lista|todos|todas|cada|diferenc\w+|riassu\w+|elenc\w+|tutt[ei]|ogni|перескажи\w*|кратко|список|все|каждый)\b"
 )
 
 _NUMERALS = {

@@ -130,6 +130,17 @@ def test_a_small_model_answers_about_a_long_text_from_quotes_unless_options_say_
     assert (record["document"]["tokens"] > 0) is not from_quotes
 
 
+def test_a_saved_prefill_that_is_named_is_used(
+    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KVCLI_FROM_QUOTES")
+    book.write_text("It rained all day, and nobody came.\n\n" * 900 + TEXT)
+    saved = book.with_suffix(".kv")
+    assert call("prefill", "-m", tiny_model, book, "-o", saved).code == 0
+    record = call("ask", "-m", tiny_model, "-n", "4", "--json", saved, "When does the ferry leave?").json
+    assert record["from_quotes"] is False
+
+
 @pytest.mark.parametrize(("largest", "copies"), [(1000, 900), (10**9, 1)])
 def test_large_models_and_texts_that_are_kept_whole_are_read(
     call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int

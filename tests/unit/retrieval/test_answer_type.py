@@ -53,6 +53,7 @@ def test_the_sentence_with_a_number_is_before_one_with_as_many_of_the_words() ->
         ("Summarise the third letter.", True),
         ("What is this book about?", True),
         ("List all characters.", True),
+        ("Where do they differ?", True),
         ("Gib mir eine Zusammenfassung", True),
         ("Quels sont tous les personnages ?", True),
         ("When does the ferry leave?", False),
