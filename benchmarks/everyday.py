@@ -2,18 +2,21 @@
 
     python -m benchmarks.everyday --out everyday.jsonl
     python -m benchmarks.everyday --out squad.jsonl --squad squad_second_half.json --cases 60 --ways examples,words
+    python -m benchmarks.everyday --out needles.jsonl --needles book.txt --length 8192 --cases 12 --ways ask,ranked
 
 The 56 questions are about eleven short documents in ``benchmarks/everyday/``: a licence, minutes, a lease, a manual
 page, source code … Each line of ``questions.jsonl`` has regular expressions, ignoring case: an answer is right if one
 of ``right`` is found in it, and half right if one of ``half`` is. With ``--squad`` an answer is right if it contains an
-answer of the data set, without articles and punctuation. Questions are asked in an order drawn by a seed, each in all
-ways. Cases are appended to the file; a second run adds what is missing. At the end, rows for ``docs/results/data`` go
-to standard output.
+answer of the data set, without articles and punctuation. With ``--needles`` each text is a part of a book with four
+facts of one kind, and a question in other words about one of them. Questions are asked in an order drawn by a seed,
+each in all ways. Cases are appended to the file; a second run adds what is missing. At the end, rows for
+``docs/results/data`` go to standard output.
 
 Ways: ``ask`` (the chat template over the document, with the rule of the default task), ``norule`` and ``few`` (the same
-without it, or with "Answer in a few words."), ``examples`` (worked examples, and the three best sentences by words
-alone) and ``words`` (the same, and the answer is successive words of one of them). The last two ways leave out
-questions that no sentence seems to answer: there kvcli answers as ``ask`` does.
+without it, or with "Answer in a few words."), ``ranked`` (worked examples, and the three best sentences as the model
+ranks them), ``examples`` (the same, ranked by words alone) and ``words`` (the same, and the answer is successive words
+of one of them). The last three ways leave out questions that no sentence seems to answer: there kvcli answers as
+``ask`` does.
 """
 
 from __future__ import annotations
@@ -37,14 +40,18 @@ import kvcli
 from benchmarks.provenance import provenance
 from kvcli.engine.prompt import ANSWER_RULE
 from kvcli.evaluate import datasets
+from kvcli.evaluate.case import CaseRequest
+from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.metrics import normalise
-from kvcli.evaluate.quotes import sample, squad_cases
+from kvcli.evaluate.quotes import needle_case, sample, squad_cases
+from kvcli.evaluate.token_counter import TokenCounter
 
 FOLDER = Path(__file__).parent / "everyday"
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name in tables, words after a question, options of an answer
     "ask": ("`kvcli ask`", ANSWER_RULE, {}),
     "norule": ("no rule", "", {}),
     "few": ('"Answer in a few words."', "\nAnswer in a few words.", {}),
+    "ranked": ("worked examples, three sentences, ranked by the model", "", {"from_quotes": True}),
     "examples": ("worked examples, three sentences", "", {"from_quotes": True, "by_model": False}),
     "words": ("the same, words of a sentence", "", {"from_quotes": True, "by_model": False, "verbatim": True}),
 }
@@ -81,22 +88,37 @@ def squad(path: str, count: int) -> Iterator[Question]:
         yield Question(case.text, case.question, (), gold=tuple({case.text[a:b] for a, b in case.gold}))
 
 
+def needles(pipeline: kvcli.Pipeline, path: str, length: int, count: int) -> Iterator[Question]:
+    """Facts in parts of a book, as ``kvcli eval quotes`` hides them."""
+    counter = TokenCounter(pipeline.prompt)
+    haystack = Haystack(counter, Path(path).read_text(encoding="utf-8"), path)
+    for number in range(count):
+        case = needle_case(CaseRequest("quotes", number, length, 0, counter, haystack))
+        yield Question(case.text, case.question, (), gold=tuple({case.text[a:b] for a, b in case.gold}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--squad", metavar="FILE")
+    parser.add_argument("--needles", metavar="BOOK")
+    parser.add_argument("--length", type=int, default=8192, help="tokens of a text with needles")
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--model")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    questions = list(squad(options.squad, options.cases) if options.squad else everyday())
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(row["way"], row["question"]) for row in rows}
     model = kvcli.load_model(options.model, offline=True)
-    random.Random(0).shuffle(questions)
     ways = options.ways.split(",")
     pipelines = {way: kvcli.Pipeline(model, after=WAYS[way][1]) for way in ways}
+
+    if options.needles:
+        questions = list(needles(pipelines[ways[0]], options.needles, options.length, options.cases))
+    else:
+        questions = list(squad(options.squad, options.cases) if options.squad else everyday())
+        random.Random(0).shuffle(questions)
 
     @lru_cache(maxsize=16)
     def read(text: str) -> Any:  # the words after a question change nothing before it
@@ -120,13 +142,17 @@ def main() -> None:
     command = f"python -m benchmarks.everyday --out {options.out.name}"
     if options.squad:
         command += f" --squad {Path(options.squad).name} --cases {options.cases}"
+    if options.needles:
+        command += f" --needles {Path(options.needles).name} --length {options.length} --cases {options.cases}"
+    if options.ways != ",".join(WAYS):
+        command += f" --ways {options.ways}"
     for way in ways:
         answered = [row for row in rows if row["way"] == way and row["answer"] is not None]
         scores = [row["score"] for row in answered]
         length = sum(len(row["answer"]) for row in answered) / max(1, len(scores))
         found: dict[str, Any] = {
             "table": "everyday",
-            "task": "SQuAD" if options.squad else "everyday",
+            "task": "needles" if options.needles else "SQuAD" if options.squad else "everyday",
             "recipe": WAYS[way][0],
         }
         found |= {"right": scores.count(1.0), "half": scores.count(0.5), "characters": round(length)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,11 +13,10 @@ from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.tasks import Task
 from kvcli.evaluate.tasks.passages import PassagePool
 from kvcli.evaluate.token_counter import TokenCounter
+from kvcli.utils.sizes import parse_tokens
 
 CASES = 10
 """Default number of cases per task and length."""
-
-_LENGTH = re.compile(r"([\d_]+)\s*([KM]?)", re.IGNORECASE)
 
 
 def lengths(text: str, option: str = "--lengths") -> list[int]:
@@ -27,13 +25,7 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
     Raises:
         UsageError: not a length.
     """
-    found = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        match = _LENGTH.fullmatch(part)
-        tokens = int(match[1].replace("_", "") or 0) << {"": 0, "K": 10, "M": 20}[match[2].upper()] if match else 0
-        if not tokens:
-            raise UsageError(f"{option} {part} is not a number of tokens", f"{option} 4K,8K,16384")
-        found.append(tokens)
+    found = [parse_tokens(part, option) for part in filter(None, map(str.strip, text.split(",")))]
     if not found:
         raise UsageError(f"{option} is empty", f"{option} 4K,8K")
     return list(dict.fromkeys(found))

@@ -13,7 +13,7 @@ from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import ResourceError
 from kvcli.utils import config_file
-from kvcli.utils.sizes import format_bytes
+from kvcli.utils.sizes import format_bytes, parse_tokens
 
 if TYPE_CHECKING:
     from kvcli.planning.suggest import Suggestion
@@ -120,7 +120,9 @@ def suggest(
     gpu: Annotated[str | None, annotation("--gpu NAME|SIZE", "For this GPU: 4090, 3060 or 8GB.")] = None,
     tokens: Annotated[
         int,
-        annotation("--tokens N", "Length of the document in tokens.", min=1, show_default="100000"),
+        annotation(
+            "--tokens N", "Tokens of the document: 8192, 100K or 1M.", parser=parse_tokens, show_default="100000"
+        ),
     ] = 100_000,
     as_json: JSON = False,
     _debug: DEBUG = False,

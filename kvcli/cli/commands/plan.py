@@ -29,6 +29,7 @@ from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.planning.estimate import Target, Workload, forecast
 from kvcli.retaining_heads import published
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
+from kvcli.utils.sizes import parse_tokens
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
@@ -45,7 +46,9 @@ class PlanOptions(OptionGroup):
     PANEL: ClassVar[str] = "Run"
 
     gpu: str | None = option("--gpu NAME|SIZE", "Plan for this GPU: 4090, 3060 or 8GB.", None, MAIN)
-    tokens: int | None = option("--tokens N", "Assume a document of N tokens.", None, MAIN, min=1)
+    tokens: int | None = option(
+        "--tokens N", "Assume a document of N tokens: 8192, 100K or 1M.", None, MAIN, parser=parse_tokens
+    )
     what_if: list[str] | None = option("--what-if RECIPE", "Compare with this recipe; repeatable.", None, MAIN)
     question: str | None = option("-e, --question TEXT", "The question. Default: 256 tokens.")
     max_tokens: int = option("-n, --max-tokens N", "Longest answer in tokens.", ANSWER_TOKENS, min=1)
@@ -166,7 +169,7 @@ def _document(files: list[str], tokens: int | None, options: RunOptions) -> Docu
     if tokens is not None:
         return None
     if not files:
-        raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100000")
+        raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100K")
     saved, _ = inputs.find(files)
     if saved is not None:
         raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")

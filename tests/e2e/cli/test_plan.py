@@ -247,3 +247,13 @@ def test_a_window_that_is_too_short_names_the_policy_that_reads_on(call: Call, t
     assert outcome.code == 6
     assert "keydiff" in outcome.out
     assert "--policy 'keydiff" in outcome.err
+
+
+@pytest.mark.parametrize(("written", "tokens"), [("5000", 5000), ("5K", 5120), ("1m", 1024**2), ("5_000", 5000)])
+def test_tokens_may_be_written_in_thousands(call: Call, tiny_model: Path, written: str, tokens: int) -> None:
+    assert call("plan", "--json", "-m", tiny_model, "--tokens", written).json["plan"]["document"]["tokens"] == tokens
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "K", "5G", "1e9", ""])
+def test_no_number_of_tokens(call: Call, tiny_model: Path, written: str) -> None:
+    assert call("plan", "-m", tiny_model, f"--tokens={written}").code == 2
