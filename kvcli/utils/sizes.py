@@ -19,9 +19,9 @@ def parse_size(text: str, what: str) -> int:
     return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
 
 
-def parse_tokens(text: str, what: str = "--tokens") -> int:
+def parse_tokens(text: str | int, what: str = "--tokens") -> int:
     """``4K`` as 4,096 tokens; M is 1,024². Raises ``UsageError``, also for 0."""
-    match = _TOKENS.fullmatch(text.strip())
+    match = _TOKENS.fullmatch(str(text).strip())
     tokens = int(match[1].replace("_", "") or 0) << {"": 0, "K": 10, "M": 20}[match[2].upper()] if match else 0
     if not tokens:
         raise UsageError(f"{what} {text} is not a number of tokens", f"{what} 8192, 4K or 1M")
