@@ -42,6 +42,8 @@ def test_nothing_fits(call: Call) -> None:
     made = call("models", "suggest", "--gpu", "0.1GB", "--json")
     assert made.code == 5
     assert call("models", "suggest", "--gpu", "nonsense").code == 2
+    assert call("models", "suggest", "--gpu", "8GB", "--json").json["tokens"] == 100_000
+    assert call("models", "suggest", "--gpu", "8GB", "--tokens", "50K", "--json").json["tokens"] == 51_200
     assert call("models", "suggest", "--tokens", "0").code == 2
 
 
