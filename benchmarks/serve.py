@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20)
     options = parser.parse_args()
     model = ["-m", options.model] if options.model else []
-    words = ["ask", "-q", "--no-from-quotes", *model, "-n", str(options.tokens), options.book, QUESTION]
+    words = ["ask", "-q", *model, "-n", str(options.tokens), options.book, QUESTION]
     with tempfile.TemporaryDirectory() as runtime:
         base = {**os.environ, "XDG_RUNTIME_DIR": runtime}
         base.pop("CI", None)

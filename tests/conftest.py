@@ -17,7 +17,6 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("KVCLI_CACHE_DIR", tempfile.mkdtemp(prefix="kvcli-tests-"))
 os.environ["KVCLI_CONFIG"] = os.path.join(os.environ["KVCLI_CACHE_DIR"], "no-config.toml")  # noqa: PTH118
-os.environ["KVCLI_FROM_QUOTES"] = "no"  # the tiny models read the document; tests of quotes say otherwise
 os.environ["KVCLI_KEEP_ALIVE"] = "0"  # no engine stays after a command; tests of engines say otherwise
 os.environ["XDG_RUNTIME_DIR"] = os.environ["KVCLI_CACHE_DIR"]  # nor is an engine of this user met
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as kvcli does, but before anything imports transformers

@@ -133,7 +133,6 @@ class AnswerLoop:
         self.runs, self.questions, self.writer = run, questions, writer
         self.library, self.task, self.title = library, task, title
         self.without_citation = 0
-        self._streams = writer.stream
         self.context: DocumentContext | None = None
         self._index: QuoteIndex | None = None
         self._parts: list[Part] = []
@@ -192,17 +191,10 @@ class AnswerLoop:
     def _unread(self, question: Question) -> DocumentContext | None:
         """The document without prefill, if quotes alone answer the question."""
         run, options = self.runs, self.runs.options
-        if run.source is None or not self.by_quotes(question):
+        if not options.from_quotes or run.source is None or self.library is not None:
             return None
         earlier = [question for question, _ in options.history[-1:]]
         return run.pipeline.unread(run.source, question.text, recipe=run.recipe, earlier=earlier)
-
-    def by_quotes(self, question: Question) -> bool:
-        """Whether quotes alone are to answer, if there are any that seem to."""
-        run = self.runs
-        if run.source is None or self.library is not None or (run.options.from_quotes is None and run.inputs.saved):
-            return False  # a saved prefill that was named is to be used
-        return run.options.by_quotes(run.pipeline, run.source, run.recipe, question.text)
 
     def _reusable(self, probe: str | list[int]) -> DocumentContext | None:
         """The context of the previous question, if it can answer this one too."""
@@ -280,7 +272,6 @@ class AnswerLoop:
         run, options = self.runs, self.runs.options
         reread: Reread | None = None
         quotes: Quotes | None = None
-        self.writer.stream = self._streams
         if not options.quiet:
             row.start("answer")
         start = first = time.perf_counter()
@@ -303,7 +294,7 @@ class AnswerLoop:
                 passages=passages,
                 history=options.history,
                 earlier=[question for question, _ in options.history[-1:]],
-                from_quotes=context.context is None or bool(options.from_quotes),
+                from_quotes=options.from_quotes,
                 **settings,
             )
         else:
@@ -319,7 +310,6 @@ class AnswerLoop:
                     start = first = time.perf_counter() if not made else first
                 if isinstance(event, Reread):
                     reread = event
-                    self.writer.stream &= not event.alone
                     if event.passages:
                         count = terminal.plural(len(event.passages), "sentence" if event.alone else "passage")
                         alone = ", and nothing else" if event.alone else ""

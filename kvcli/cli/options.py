@@ -21,8 +21,6 @@ from kvcli.types import WEIGHTS as PRECISIONS
 if TYPE_CHECKING:
     from kvcli.cli.templates import Template
     from kvcli.corpus.parts import Over
-    from kvcli.pipeline import Pipeline
-    from kvcli.pipeline.results import TokenizedDocument
     from kvcli.recipe import Recipe
 
 RECIPE_HELP = "What to keep, and how to store it: kvcli recipes"
@@ -296,11 +294,6 @@ class RunOptions(Settings):
         """These options with what a template puts around a question; ``longest`` is the answer's limit, if given."""
         limit = longest or task.max_tokens or ANSWER_TOKENS
         return replace(self, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=limit)
-
-    def by_quotes(self, pipeline: Pipeline, source: TokenizedDocument, recipe: Recipe, question: str) -> bool:
-        """As for a corpus; parts of a document and conversations are read, unless chosen otherwise."""
-        usual = self.over is None and not self.history
-        return (usual or self.from_quotes is True) and super().by_quotes(pipeline, source, recipe, question)
 
     def check(self) -> Recipe | None:
         """Refuse a recipe, number of bits or sampling that is not valid; returns the recipe if one was named."""

@@ -144,8 +144,8 @@ def open_request(
     return open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=questions)
 
 
-def banner(run: OpenRun, *, by_quotes: bool = False) -> None:
-    """One line for the document and one for the model, before prefill, if ``by_quotes`` does not make it needless."""
+def banner(run: OpenRun) -> None:
+    """One line for the document and one for the model, before prefill."""
     from kvcli.planning.positions import kept_units
 
     spec, document, quiet, tokens, recipe = run.model.spec, run.document, run.options.quiet, run.tokens, run.recipe
@@ -153,8 +153,6 @@ def banner(run: OpenRun, *, by_quotes: bool = False) -> None:
         terminal.note("document", f"{terminal.title(document)} · {tokens:,} tokens", quiet=quiet)
         kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
         text = f"{recipe} · keeping {kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})"
-        if by_quotes:
-            text = f"answers from quotes, or reads with {recipe}"
     else:
         text = "no document"
     held = spec.dtype if run.options.weights == "bf16" else run.options.weights

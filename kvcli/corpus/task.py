@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.documents import Options
 from kvcli.documents.reader import expand, is_url, load_file
-from kvcli.engine.prompt import ANSWER_RULE
 from kvcli.errors import InputError, KvcliError, UsageError
-from kvcli.retrieval.answer_type import whole
 from kvcli.utils.file_digest import sha256
 
 if TYPE_CHECKING:
@@ -25,10 +23,8 @@ if TYPE_CHECKING:
     from kvcli.engine.answer_format import AnswerFormat
     from kvcli.models.model import Model
     from kvcli.pipeline import Pipeline
-    from kvcli.pipeline.results import TokenizedDocument
     from kvcli.planning.budget import Budget
     from kvcli.prompt_cache.directory import CacheDirectory
-    from kvcli.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     passages: int | None = None
     query_aware: bool = False
-    from_quotes: bool | None = None
+    from_quotes: bool = False
     answer_format: AnswerFormat | None = None
     quotes: int = 0
     cite: bool = True
@@ -83,14 +79,6 @@ class Settings:
     cache: bool = True
     rebuild: bool = False
     field_quotes: bool = False
-
-    def by_quotes(self, pipeline: Pipeline, source: TokenizedDocument, recipe: Recipe, question: str) -> bool:
-        """Whether quotes alone are to answer: as chosen, else as the pipeline prefers if no option says how to read."""
-        if self.from_quotes is not None:
-            return self.from_quotes
-        chosen = (self.policy, self.budget, self.kv_bits, self.chunk, self.system, self.stop, self.answer_format)
-        usual = self.passages is None and not (self.query_aware or self.raw or self.before or any(chosen))
-        return usual and self.after == ANSWER_RULE and not whole(question) and pipeline.prefers_quotes(source, recipe)
 
     def pipeline(self, model: Model, cache: CacheDirectory | None) -> Pipeline:
         """The pipeline of these settings. Raises ``UsageError`` as :class:`kvcli.Pipeline`."""

@@ -136,8 +136,7 @@ class Worker:
                 passages = settings.passages
                 if passages is None:
                     passages = pipeline.default_passages(source, recipe, ids)
-                by_quotes = settings.by_quotes(pipeline, source, recipe, question.text)
-                unread = pipeline.unread(source, question.text, recipe=recipe) if by_quotes else None
+                unread = pipeline.unread(source, question.text, recipe=recipe) if settings.from_quotes else None
                 kept = None if settings.query_aware else context
                 if unread is None and not (kept and pipeline.fits(kept, question.text, max_tokens=settings.max_tokens)):
                     context = None  # free its memory first
@@ -187,7 +186,7 @@ class Worker:
             passages=passages,
             allow_repetition=settings.allow_repetition,
             quotes=settings.quotes,
-            from_quotes=context.context is None or bool(settings.from_quotes),
+            from_quotes=settings.from_quotes,
             answer_format=settings.answer_format,
         )
         with closing(events):  # type: ignore[type-var]

@@ -32,7 +32,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
-from kvcli.types import ANSWER_TOKENS, CHUNK, DTYPE_BYTES, QUESTION_TOKENS
+from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
 from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 
 EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
-
-SMALL = 150_000_000
-"""Parameters of a model for which quotes alone are better than a document of which a part is kept. The largest model
-that was measured has 135 million (docs/results/everyday.md)."""
 
 _RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
 
@@ -162,11 +158,6 @@ class Pipeline:
         return memory.default_passages(
             self.model.spec, recipe, tokens=len(source.ids), chunk=self.chunk_size, question=len(question)
         )
-
-    def prefers_quotes(self, source: TokenizedDocument, recipe: Recipe) -> bool:
-        """Whether the model answers better from quotes alone: it is small, and would keep only a part of the text."""
-        small = self.model.spec.weight_bytes <= SMALL * DTYPE_BYTES[self.model.spec.dtype]
-        return small and self.default_passages(source, recipe, _RESERVED) > 0
 
     # --- prefill ---
 

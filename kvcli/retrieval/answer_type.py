@@ -29,13 +29,6 @@ _NAME = (
 )
 _ASKED = re.compile(rf"\b(?:(?P<number>{_NUMBER})|(?P<time>{_TIME})|(?P<name>{_NAME}))\b")
 
-_WHOLE = re.compile(
-    r"\b(?:summar\w+|overview|outline|gist|main (?:points?|ideas?|topics?)|list|all|every|each|compare|differ\w*"
-    r"|about(?=\W*$)"
-    r"|zusammenfass\w*|überblick|liste|alle[nrs]?|jede[nrs]?|vergleiche?|unterschied\w*|worum|résum\w*|tous|toutes|chaque|compare[rz]|différ\w+"
-    r"|resum\w+|lista|todos|todas|cada|diferenc\w+|riassu\w+|elenc\w+|tutt[ei]|ogni|перескажи\w*|кратко|список|все|каждый)\b"
-)
-
 _NUMERALS = {
     "english": "one two three four five six seven eight nine ten eleven twelve dozen hundred thousand million billion"
     " half third quarter twice once",
@@ -60,11 +53,6 @@ _TIMES = {
     " вторник среду четверг пятницу субботу воскресенье полдень полночь",
 }
 _WORD = re.compile(r"[^\W_]+")
-
-
-def whole(question: str) -> bool:
-    """Whether a question asks for all of a text, as summaries and lists do, which no single sentence answers."""
-    return bool(_WHOLE.search(" ".join(question.lower().split())))
 
 
 def expected(question: str) -> AnswerType | None:

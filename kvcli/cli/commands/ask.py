@@ -105,10 +105,8 @@ class AskOptions(AnswerOptions):
         "Put the question before the document as well. The prefill then serves only this question.",
         False,
     )
-    from_quotes: bool | None = option(
-        "--from-quotes/--no-from-quotes",
-        "Answer in one line from the three likeliest sentences alone. Default: if the model is small and the text"
-        " longer than the budget.",
+    from_quotes: bool = option(
+        "--from-quotes", "Answer in one line from the three likeliest sentences alone. Helps small models.", False
     )
     schema: str | None = option("--schema FILE", "Answer in JSON that this JSON Schema allows, on one line.")
     choices: str | None = option("--choices A,B,…", "Answer with one of these texts.")
@@ -246,7 +244,7 @@ def command(
     inputs = [*request.files, *named]
     writer = AnswerWriter(
         output.output,
-        stream=not (output.no_stream or answer.formatted),
+        stream=not (output.no_stream or answer.from_quotes or answer.formatted),
         as_json=output.as_json,
         inputs=inputs,
         wrap=not answer.formatted,
@@ -264,8 +262,8 @@ def command(
         else:
             questions = 0 if over else len(request.questions)  # one reading serves all parts
             run = open_request(options, request, questions=questions, stdin_is_questions=STDIN in named)
+            banner(run)
             loop = answer_loop.AnswerLoop(run, request.questions, writer)
-            banner(run, by_quotes=all(loop.by_quotes(question) for question in request.questions))
             failed = loop.run(batch=request.batch)
             answer_loop.finish(failed, len(request.questions), "question", loop.without_citation, options)
     finally:

@@ -54,9 +54,8 @@ def test_a_wrong_file_is_one_line(call: Call, file: Path, text: str | bytes, wor
     assert "Traceback" not in made.err
 
 
-def test_set_get_and_unset(call: Call, file: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_get_and_unset(call: Call, file: Path, tiny_model: Path) -> None:
     """A comment stays; what was set is used; what is not valid is not written."""
-    monkeypatch.delenv("KVCLI_FROM_QUOTES")
     file.write_text("# mine\nseed = 3  # lucky\n")
     assert call("config", "set", "model", tiny_model).code == 0
     assert call("config", "set", "ask.stop", "one", "two").code == 0
@@ -102,7 +101,6 @@ def test_a_broken_file_can_be_edited(call: Call, file: Path, monkeypatch: pytest
 
 
 def test_settings_name_their_origin(call: Call, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KVCLI_FROM_QUOTES")
     file.write_text("[ask]\ntemp = 0.5\n")
     monkeypatch.setenv("KVCLI_CHUNK_SIZE", "64")
     rows = json.loads(call("config", "show", "--json").out)["settings"]

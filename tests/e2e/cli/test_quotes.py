@@ -92,64 +92,13 @@ def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path,
     record = call(*command, "--json", "When does the ferry leave?").json
     validate(record)
     assert record["from_quotes"] is True
+    assert record["answer"] == record["answer"].lstrip()
     assert (record["document"]["tokens"], record["kv"]["kept"]) == (0, 0), "the document is not read"
     spans = [TEXT[p["char_start"] : p["char_end"]] for p in record["looked_again"]]
     assert spans[-1] == "The ferry leaves at noon from the east pier."
     usual = call(*command, "--json", "Which regatta did Wren win?").json
     assert usual["from_quotes"] is False
     assert usual["document"]["tokens"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "question", "from_quotes"),
-    [
-        (("--budget", "128"), "When does the ferry leave?", False),
-        ((), "When does the ferry leave?", True),
-        (("--no-from-quotes",), "When does the ferry leave?", False),
-        (("--policy", "keydiff(budget=64)"), "When does the ferry leave?", False),
-        (("--reread", "0"), "When does the ferry leave?", False),
-        (("-t", "summary"), "When does the ferry leave?", False),
-        (("--choices", "noon,dusk"), "When does the ferry leave?", False),
-        ((), "List all that the ferry and the harbour master do.", False),
-        ((), "Which regatta did Wren win?", False),
-    ],
-)
-def test_a_small_model_answers_about_a_long_text_from_quotes_unless_options_say_how(
-    call: Call,
-    tiny_model: Path,
-    book: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
-    question: str,
-    from_quotes: bool,
-) -> None:
-    monkeypatch.delenv("KVCLI_FROM_QUOTES")
-    book.write_text("It rained all day, and nobody came.\n\n" * 900 + TEXT)
-    record = call("ask", "-m", tiny_model, "-n", "4", *options, "--json", book, question).json
-    assert record["from_quotes"] is from_quotes
-    assert (record["document"]["tokens"] > 0) is not from_quotes
-
-
-def test_a_saved_prefill_that_is_named_is_used(
-    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("KVCLI_FROM_QUOTES")
-    book.write_text("It rained all day, and nobody came.\n\n" * 900 + TEXT)
-    saved = book.with_suffix(".kv")
-    assert call("prefill", "-m", tiny_model, book, "-o", saved).code == 0
-    record = call("ask", "-m", tiny_model, "-n", "4", "--json", saved, "When does the ferry leave?").json
-    assert record["from_quotes"] is False
-
-
-@pytest.mark.parametrize(("largest", "copies"), [(1000, 900), (10**9, 1)])
-def test_large_models_and_texts_that_are_kept_whole_are_read(
-    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch, largest: int, copies: int
-) -> None:
-    monkeypatch.delenv("KVCLI_FROM_QUOTES")
-    monkeypatch.setattr("kvcli.pipeline.pipeline.SMALL", largest)
-    book.write_text("It rained all day, and nobody came.\n\n" * copies + TEXT)
-    record = call("ask", "-m", tiny_model, "-n", "4", "--json", book, "When does the ferry leave?").json
-    assert record["from_quotes"] is False
 
 
 @pytest.mark.parametrize(("said", "covered"), [("At noon.", True), ("At dusk.", False)])

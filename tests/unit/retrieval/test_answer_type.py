@@ -3,7 +3,7 @@
 import pytest
 
 from kvcli.documents.document import Document
-from kvcli.retrieval.answer_type import expected, has_type, whole
+from kvcli.retrieval.answer_type import expected, has_type
 from kvcli.retrieval.quotes import candidates_by_words
 from kvcli.retrieval.sentences import SentenceIndex
 
@@ -45,21 +45,3 @@ def test_the_sentence_with_a_number_is_before_one_with_as_many_of_the_words() ->
     index = SentenceIndex(Document.of_text(text))
     assert candidates_by_words(index, "How many steps has the tower?")[0].number == 1
     assert candidates_by_words(index, "What is the bell of the tower?")[0].number == 0
-
-
-@pytest.mark.parametrize(
-    ("question", "all_of_it"),
-    [
-        ("Summarise the third letter.", True),
-        ("What is this book about?", True),
-        ("List all characters.", True),
-        ("Where do they differ?", True),
-        ("Gib mir eine Zusammenfassung", True),
-        ("Quels sont tous les personnages ?", True),
-        ("When does the ferry leave?", False),
-        ("What did Wren say about the ferry?", False),
-        ("Who allowed the alliance?", False),
-    ],
-)
-def test_questions_about_the_whole_text(question: str, all_of_it: bool) -> None:
-    assert whole(question) is all_of_it
