@@ -159,10 +159,9 @@ def default(
     """Return the default recipe: the best one measured for the case (docs/results).
 
     ``published``, the recipe of published heads, if there is one; ``locret`` if the model has other heads. Without
-    heads ``snapkv`` for one question and ``keydiff`` for several, which share a prefill. Models with recurrent layers,
-    which would remember the question, get ``keydiff`` too. The budget, unless given, is an eighth of the model's
-    window, at most 16,384 units. The sinks cover the template's head; few stabilizers leave most of the budget to the
-    scores.
+    heads ``snapkv`` for one question and ``keydiff`` for several, which share a prefill. The budget, unless
+    given, is an eighth of the model's window, at most 16,384 units. The sinks cover the template's head; few
+    stabilizers leave most of the budget to the scores.
     """
     if published:
         recipe = parse(published)
@@ -172,7 +171,7 @@ def default(
         return dataclasses.replace(recipe, policy=dataclasses.replace(recipe.policy, budget=budget, stabilizers=fewer))
     units = budget or max(256, min(16384, spec.max_positions // 8))
     protected = f", stabilizers={min(64, units // 8)}, sinks={min(48, units // 8)}" if units >= 8 else ""
-    name = "locret" if heads else "snapkv" if questions == 1 and not spec.state_bytes else "keydiff"
+    name = "locret" if heads else "snapkv" if questions == 1 else "keydiff"
     return parse(f"{name}(budget={units}{protected})")
 
 

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 from weakref import proxy
 
 import torch
@@ -39,6 +40,8 @@ class ChunkStep:
         probe: number of question tokens after it; they attend, help to score and are dropped.
         last: whether it is the last chunk of the body, so that stabilizers do not apply.
         evict: whether units may be evicted; not in the protected tail of a document.
+        part: what a forward pass has of the chunk. The state of recurrent layers must not see the question, so such
+            models read the text first and then the question, with a copy of the state; layers evict after that.
     """
 
     start: int = 0
@@ -46,6 +49,7 @@ class ChunkStep:
     probe: int = 0
     last: bool = False
     evict: bool = True
+    part: Literal["all", "text", "question"] = "all"
 
 
 class PrefillCache:
@@ -117,11 +121,12 @@ class PrefillCache:
 
     def position_ids(self, count: int) -> Tensor:
         """See :class:`kvcli.cache.base.KVCache`."""
-        return torch.arange(self.step.start, self.step.start + count, device=self._layers[0].device)
+        start = self.step.start + (self.step.new if self.step.part == "question" else 0)
+        return torch.arange(start, start + count, device=self._layers[0].device)
 
     def take_state(self) -> State | None:
         """See :class:`kvcli.cache.base.KVCache`."""
-        return self.state
+        return self.state.copy() if self.state is not None and self.step.part == "question" else self.state
 
     def tell(self, surprise: Tensor) -> None:
         """Give the last chunk's :data:`kvcli.eviction.base.SURPRISE` to all layers without a window."""
@@ -223,6 +228,8 @@ class PrefillCacheLayer:
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     lent: _Lent | None = field(default=None, repr=False)
+    waiting: tuple[Tensor, ...] = field(default=(), repr=False)
+    """Queries, keys and values of a chunk whose question follows in another pass."""
 
     def __post_init__(self) -> None:
         own = self.cache.spec.of_layer(self.index)
@@ -267,14 +274,20 @@ class PrefillCacheLayer:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
     ) -> Tensor:
         """Attend, score and evict; see :class:`kvcli.cache.base.KVCacheLayer`."""
-        cache, step, m = self.cache, self.cache.step, q.shape[1]
+        cache, step, rows = self.cache, self.cache.step, q.shape[1]
+        if step.part == "text":
+            self.waiting = (q, k, v)
+        elif step.part == "question":
+            q, k, v = (torch.cat(pair, dim=1) for pair in zip(self.waiting, (q, k, v), strict=True))
+            self.waiting = ()
+        m = q.shape[1]
         owner = cache.layers[cache.owners[self.index]]
         c = owner.count
         rope_positions = range(c, c + m) if self.compact else range(step.start, step.start + m)
         q_rotated = cache.rotary.rotate(self.index, q, rope_positions)
         if owner is not self:
             assert owner.lent is not None
-            out = owner.lent.view.attend(q_rotated, scale, window, sink)
+            out = owner.lent.view.attend(q_rotated[:, -rows:], scale, window, sink)
             if self.index == cache.last_borrowers[owner.index]:
                 owner.lent.evict()
                 cache.workspace.wait()  # copies to host memory read what the owner lent
@@ -291,11 +304,15 @@ class PrefillCacheLayer:
             keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
             view = _View(keys, v, stored, c, cache.sparse)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
-        out = view.attend(q_rotated, scale, window, sink)
+        out = view.attend(q_rotated[:, -rows:], scale, window, sink)
 
         u = c + step.new
-        evict = partial(self._keep_window, units.k, units.v, pos[:, :u]) if self.window is not None else None
-        if evict is None:
+        evict: Callable[[], None]
+        if step.part == "text":
+            evict = cache.workspace.wait  # nothing is evicted before the question
+        elif self.window is not None:
+            evict = partial(self._keep_window, units.k, units.v, pos[:, :u])
+        else:
             chunk = Chunk(
                 layer=self.index,
                 start=step.start,

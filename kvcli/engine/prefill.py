@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -66,10 +67,14 @@ def prefill_steps(
         if step.start < cache.seen:
             continue
         batch = tokens[step.start : step.start + step.new]
-        if step.probe:
+        apart = bool(step.probe) and cache.state is not None
+        if step.probe and not apart:
             batch = torch.cat([batch, question])
-        cache.step = step
+        cache.step = replace(step, part="text") if apart else step
         _tell_surprise(cache, batch, model.forward(batch, cache, logits="all" if policy.uses_surprise else False))
+        if apart:
+            cache.step = replace(step, part="question")
+            model.forward(question, cache, logits=False)
         cache.seen += step.new
         yield Prefill(cache.seen, len(ids), cache.kept, perf_counter() - started)
     return cache
@@ -80,8 +85,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
 
     Raises:
         ModelError: the policy needs retaining heads, or the storage a calibration or known weights, and the model has
-            none; or the policy reads for one question, and the model has recurrent layers; or the storage cannot cap
-            logits, and the model does.
+            none; or the storage cannot cap logits, and the model does.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -92,12 +96,6 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         raise ModelError(
             f"'{recipe}' needs a calibration, and none exists for {model.name}",
             f"kvcli calibrate -m {model.name} FILE…, or another skew",
-        )
-    if recipe.policy.query_aware and model.spec.state_bytes:
-        raise ModelError(
-            f"'{recipe.policy.name}' reads the question after each chunk, and the recurrent layers of {model.name}"
-            " would remember it",
-            "--policy keydiff",
         )
     if model.spec.capped and recipe.storage.name != "dense":
         raise ModelError(

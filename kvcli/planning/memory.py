@@ -129,6 +129,9 @@ def plan(
     if codec is not None and coded_units:
         workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
     workspace += _lent_nbytes(spec, recipe, kept, chunk)
+    if probe and spec.state_bytes:  # queries, keys and values of all layers wait for the question
+        rows = [spec.of_layer(i) for i in range(spec.layers)]
+        workspace += sum((own.heads + 2 * own.kv_heads) * own.head_dim for own in rows) * (chunk - probe) * size
     # Residual stream, queries and outputs, the feed-forward's two halves and their product, and one row of logits.
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     row = spec.vocab * (size + 4)

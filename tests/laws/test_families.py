@@ -1,5 +1,6 @@
 """The types that people run, small and with wide weights: the laws hold for each, with transformers as the judge."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import torch
 
 from benchmarks import families, small_models
 from kvcli.cache.context import freeze
-from kvcli.cache.prefill_cache import PrefillCache, PrefillCacheLayer
+from kvcli.cache.prefill_cache import ChunkStep, PrefillCache, PrefillCacheLayer
 from kvcli.engine.drafts import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, new_prefill_cache, prefill
-from kvcli.errors import ModelError, UnsupportedModel
+from kvcli.errors import UnsupportedModel
 from kvcli.events import Answer, Token
 from kvcli.models import self_test
 from kvcli.models.load import wrap
@@ -211,9 +212,40 @@ def test_learned_positions_are_refused() -> None:
         load("biogpt")
 
 
-def test_a_policy_that_reads_for_one_question_is_refused_and_not_the_default() -> None:
-    model = load("qwen3_5")
-    with pytest.raises(ModelError, match="recurrent") as error:
-        new_prefill_cache(model, parse("snapkv(budget=40)"), 100, chunk=30)
-    assert error.value.hint == "--policy keydiff"
-    assert not default(model.spec, questions=1).policy.query_aware
+@pytest.mark.parametrize("term", ["", "+int8", "+turbo(fill=true)", "+kvsharer(map=MAP)"])
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_a_question_judges_units_as_in_one_pass_and_leaves_the_state_alone(kind: str, term: str) -> None:
+    model, body, question = load(kind), ids(90), ids(7, 1)
+    recipe = "snapkv(budget=40)" + term.replace("MAP", "_".join(["0", *map(str, range(model.spec.layers - 1))]))
+    apart = filled(model, body, recipe, 90, probe=question)
+    joint = new_prefill_cache(model, parse(recipe), 90, chunk=90, probe=7)
+    joint.step = ChunkStep(0, 90, 7, last=True)
+    model.forward(torch.tensor(body + question), joint, logits=False)
+    for one, other in zip(apart.layers, joint.layers, strict=True):
+        assert one.count == other.count
+        assert torch.equal(one.pos[:, : one.count], other.pos[:, : one.count])
+    whole = filled(model, body, "snapkv(budget=90)", 30, probe=question)
+    plain = filled(model, body, "full", 30)
+    assert whole.state is not None
+    assert plain.state is not None
+    for name, tensor in plain.state.tensors().items():
+        assert torch.allclose(whole.state.tensors()[name], tensor, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_what_waits_for_a_question_is_planned(kind: str) -> None:
+    model, recipe, taken = load(kind), parse("snapkv(budget=40)"), []
+    inner = PrefillCacheLayer.attend
+
+    def attend(self: PrefillCacheLayer, *args: object) -> torch.Tensor:
+        out = inner(self, *args)
+        taken.append(sum(t.nbytes for layer in self.cache.layers for t in layer.waiting))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrefillCacheLayer, "attend", attend)
+        filled(model, ids(90), str(recipe), 30, probe=ids(7, 1))
+    with_question = plan(model.spec, recipe, tokens=90, chunk=30, tail=0, probe=7).workspace
+    without = plan(replace(model.spec, state_bytes=0), recipe, tokens=90, chunk=30, tail=0, probe=7).workspace
+    assert max(taken) == with_question - without > 0
+    assert default(model.spec, questions=1).policy.query_aware
