@@ -121,7 +121,7 @@ def load(
                     **held,
                 )
             tensor_check.require_all(found, source.name, spare=own is not None)
-            quantization.accept_wide(module, weights)
+            quantization.fit_layers(module, weights)
             if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:

@@ -45,11 +45,11 @@ class PackedExperts(nn.Module):
         packed, scale = self.packed[int(expert)], self.scale[int(expert)]
         if self.code is None:
             return packed.float().mul_(scale).to(self.dtype)
-        from bitsandbytes.functional import QuantState, dequantize_4bit
+        from bitsandbytes.functional import QuantState
 
-        code = self.code.to(packed.device)
-        state = QuantState(scale, self.shape[1:], code, BLOCK, "nf4", self.dtype)
-        return dequantize_4bit(packed.view(-1, 1), state)  # type: ignore[no-any-return]
+        from kvcli.models.nf4_linear import unpack
+
+        return unpack(packed, QuantState(scale, self.shape[1:], self.code.to(packed.device), BLOCK, "nf4", self.dtype))
 
 
 class StoredExperts(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -182,8 +183,13 @@ def linear(plain: nn.Linear, held: str) -> nn.Module:
     return made  # type: ignore[no-any-return]
 
 
-def accept_wide(module: nn.Module, held: str) -> None:
-    """Give int8 matrices at most three dimensions: bitsandbytes 0.50 fails at large numbers in more of them."""
+def fit_layers(module: nn.Module, held: str) -> None:
+    """Work around bitsandbytes 0.50: 4-bit layers on a CPU, and int8 matrices, which fail at large numbers if they get
+    more than three dimensions."""
+    if "bitsandbytes" in sys.modules:
+        from kvcli.models import nf4_linear
+
+        nf4_linear.install(module)
 
     def forward(given: torch.Tensor, inner: Any) -> torch.Tensor:
         if given.dim() <= 3:

@@ -86,7 +86,7 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
         elif missing:  # experts' biases
             part._buffers.update({last: torch.zeros_like(b, device=device) for last, b in missing.items()})
     module.tie_weights()
-    quantization.accept_wide(module, held)
+    quantization.fit_layers(module, held)
     return module.eval()
 
 

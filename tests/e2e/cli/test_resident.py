@@ -264,15 +264,15 @@ def test_the_reader_goes_away(engines: Engines, tiny_model: Path, folder: Path, 
 def test_ctrl_c_saves_a_prefill_and_the_same_command_goes_on(
     engines: Engines, slow_model: Path, folder: Path, environment: dict[str, str]
 ) -> None:
-    (folder / "long.txt").write_text(TEXT * 400)
+    (folder / "long.txt").write_text(TEXT * 600)
     words = ("-n", "4", "--policy", "keydiff(budget=64)", "--json", "long.txt", "Who?")
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+    for number, code, seconds in ((signal.SIGINT, 130, 1.0), (signal.SIGTERM, 143, 0.3)):
         with start(slow_model, folder, environment, *words) as process:
             assert process.stderr is not None
             for line in process.stderr:
                 if line.startswith((b"resumed ", b"model ")):
                     break
-            time.sleep(2.0)
+            time.sleep(seconds)
             process.send_signal(number)
             out, err = process.communicate(timeout=300)
         assert process.returncode == code, err
