@@ -48,10 +48,13 @@ def main() -> None:
                 files.add(name)
             elif not path and frame.f_code.co_name in KERNELS and "kvcli_kernels" in frame.f_code.co_filename:
                 found: FrameType | None = frame
+                crossed = []
                 while found is not None:
                     if (where := module(found)) is not None:
-                        path.append(f"{where} {found.f_code.co_name}")
+                        crossed.append(f"{where} {found.f_code.co_name}")
                     found = found.f_back
+                if any(step.startswith("engine/prefill ") for step in crossed):  # not the trial of a model
+                    path.extend(reversed(crossed))
 
         answer = io.StringIO()
         sys.setprofile(profile)
@@ -60,7 +63,6 @@ def main() -> None:
                 code = run(["ask", "-q", "--no-cache", "-n", "4", "--policy", "keydiff(budget=128)", *words])
         finally:
             sys.setprofile(None)
-    path.reverse()
     for step in path:
         print(f"  {step}")
     print(f"exit code {code}, {len(files)} files of kvcli, {len(path)} frames from main to the attention kernel")

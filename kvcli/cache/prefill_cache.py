@@ -92,7 +92,7 @@ class PrefillCache:
         owners: Sequence[int] | None = None,
         sparse: SparsePrefill | None = None,
     ) -> None:
-        self.sparse = sparse or SparsePrefill()
+        self.sparse = sparse
         self.owners = tuple(owners or range(spec.layers))
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
@@ -190,13 +190,13 @@ class _View:
     values: Tensor
     stored: RowLayer | None
     kept: int
-    sparse: SparsePrefill
+    sparse: SparsePrefill | None
 
     def attend(self, q: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
         if self.stored is not None and self.kept:
             new_term = attention(q, self.keys, self.values, scale, 0)
             return with_sink(merge_terms(self.stored.attend(q, scale, self.kept), new_term), sink)
-        if sink is None and window is None:
+        if sink is None and window is None and self.sparse is not None:
             return self.sparse.attend(q, self.keys, self.values, scale)
         if sink is None:
             return causal_attention(q, self.keys, self.values, scale, window)

@@ -116,7 +116,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         basis=basis_of(model) if recipe.storage.needs_basis else None,
         state=model.empty_state(),
         owners=recipe.share.owners(model.spec),
-        sparse=recipe.sparse_prefill,
+        sparse=recipe.sparse_prefill if recipe.sparse_prefill.name != "none" else None,
     )
 
 
