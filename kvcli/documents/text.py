@@ -36,6 +36,9 @@ STRANGE_SHARE = 0.1
 CONTROL_SHARE = 0.05
 """Above this share of control characters the bytes are data, not text."""
 
+NARROW = 0.25
+"""Bytes that are UTF-8 are UTF-16 only if more than this share of them are below the blank."""
+
 _BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -110,7 +113,7 @@ def _unmarked(data: bytes) -> str | None:
     if shift := _SHIFTS.search(data[:SAMPLE]):
         return "iso2022_kr" if shift[0] == b"\x1b$)C" else "iso2022_jp_ext"
     head = data[: min(SAMPLE, len(data) // 2 * 2)]
-    if len(head) < 4 or not _CONTROLS.search(head):
+    if len(head) < 4 or not _CONTROLS.search(head) or _is_narrow(head):
         return None
     for encoding in ("utf-16-le", "utf-16-be"):
         text = head.decode(encoding, "replace").removesuffix("\ufffd")
@@ -119,6 +122,15 @@ def _unmarked(data: bytes) -> str | None:
         if sum(counts[c] for c in _DIVIDERS) >= 0.01 * len(text) and strange <= 0.001 * len(text):
             return encoding
     return None
+
+
+def _is_narrow(head: bytes) -> bool:
+    """Whether bytes are UTF-8 with few control characters: of UTF-16 that is UTF-8 too, nearly half the bytes are."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return sum(head.count(c) for c in range(32)) < NARROW * len(head)
 
 
 def _utf8(data: bytes, name: str, quoted: str) -> tuple[str, list[str]]:

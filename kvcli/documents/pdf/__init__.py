@@ -70,6 +70,8 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name}: page {page['page']} is cut; {page['cut']:,} characters were not read")
     if not head["whole"]:
         found.warnings.append(f"{source.name}: its cross-reference table was damaged and has been rebuilt")
+    elif head["lost"]:
+        found.warnings.append(f"{source.name} is damaged: {head['lost']:,} objects are not where its table says")
     if head["unsure"]:
         found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
     found.warnings += _attached(source, head["attached"]) + _layers(source, head["layers"])

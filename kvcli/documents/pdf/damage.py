@@ -14,6 +14,8 @@ _COUNT = re.compile(rb"/Count\s+(\d{1,9})")
 _FLATE = re.compile(rb"<<((?:[^<>]|<<[^<>]*>>|<[0-9a-fA-F\s]*>){0,2000})>>\s*stream\r?\n")
 _START = re.compile(rb"startxref\s+(\d{1,12})\s*(?:%%EOF|\Z)")
 _TABLE = re.compile(rb"\s*(?:xref\b|\d+\s+\d+\s+obj\b)")
+_SECTION = re.compile(rb"(\d{1,9}) \d{1,9}[ \t]*[\r\n]+(?=\d{10} \d{5} [nf])")
+_ENTRY = re.compile(rb"(\d{10}) (\d{5}) ([nf])[ \r\n]{1,3}")
 
 
 def ends(data: bytes) -> bool:
@@ -53,6 +55,19 @@ def streams(data: bytes) -> tuple[int, int]:
             else:
                 broken += 1
     return broken, unsure
+
+
+def lost(data: bytes) -> int:
+    """How many objects are not where a table of objects says; PDFium takes what it finds for others in silence."""
+    missing, first = 0, max(0, data.find(b"%PDF-", 0, 1024))
+    for section in _SECTION.finditer(data):
+        number, at = int(section[1]), section.end()
+        while entry := _ENTRY.match(data, at):
+            place = int(entry[1])
+            head = re.compile(rb"\s{0,8}%d\s+%d\s+obj\b" % (number, int(entry[2])))
+            missing += entry[3] == b"n" and place > 0 and not any(head.match(data, place + add) for add in {0, first})
+            number, at = number + 1, entry.end()
+    return missing
 
 
 def _readable(packed: bytes) -> bool:

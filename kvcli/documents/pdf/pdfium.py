@@ -14,7 +14,7 @@ from typing import Any
 from kvcli.documents.isolated import bounded
 from kvcli.documents.pages import Ranges, around
 from kvcli.documents.pdf.annotations import annotations
-from kvcli.documents.pdf.damage import leaves, streams
+from kvcli.documents.pdf.damage import leaves, lost, streams
 from kvcli.documents.pdf.fonts import Fonts
 from kvcli.documents.pdf.layers import has_layers, hidden, marked
 from kvcli.documents.pdf.words import Boxes, Letters, words
@@ -66,6 +66,7 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
         "whole": bool(raw.FPDF_DocumentHasValidCrossReferenceTable(document)),
         "broken": broken,
         "unsure": unsure,
+        "lost": lost(data),
         "strays": max(0, leaves(data) - len(document)),
         "outline": list(_outline(document)),
         "dynamic": document.get_formtype() == raw.FORMTYPE_XFA_FULL,

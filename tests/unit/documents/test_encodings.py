@@ -97,3 +97,14 @@ def test_marks_of_joined_files_are_no_text() -> None:
 def test_text_that_begins_like_data_is_text(tmp_path: Path, start: str, name: str) -> None:
     (tmp_path / name).write_text(start)
     assert read([tmp_path / name]).text == start
+
+
+@pytest.mark.parametrize("controls", [b"\x01\x02", b"\x0c", b"\x05" * 3])
+def test_control_characters_in_a_text_are_no_utf16(controls: bytes) -> None:
+    data = b"The keeper of the light " + controls + b" sat on his chair and read a book.\n"
+    assert decode(data, "a", "a") == (data.decode(), [])
+
+
+def test_a_zero_in_a_text_is_named_and_not_read_as_utf16() -> None:
+    with pytest.raises(InputError, match="1 of its 31 bytes are NUL"):
+        decode(b"The keeper of \x00 light sat down.", "a", "a")

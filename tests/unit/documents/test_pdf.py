@@ -192,6 +192,15 @@ def test_what_viewers_show_all_the_same_is_read(tmp_path: Path) -> None:
     assert "1 of its compressed streams have a wrong check sum" in document.warnings[0]
 
 
+def test_objects_that_are_not_where_the_table_says_are_counted(tmp_path: Path) -> None:
+    whole = pdf([Page(lines(PROSE)), Page(lines(["A second page."]))])
+    assert not load(tmp_path, whole).warnings
+    assert not load(tmp_path, b"\n\n" + whole).warnings  # numbers count from the mark of a PDF
+    damaged = whole.replace(b"\n3 0 obj", b"\n3 0 o\0j").replace(b"\n4 0 obj", b"\n4 0 o\0j")
+    (warning,) = load(tmp_path, damaged).warnings
+    assert "2 objects are not where its table says" in warning
+
+
 def test_streams_are_checked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert damage.streams(pdf([Page(lines(PROSE * 50))])) == (0, 0)
     monkeypatch.setattr(damage, "INFLATED", 100)
