@@ -87,6 +87,20 @@ def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) ->
             memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
 
 
+def largest_text(options: RunOptions, recipe: Recipe | None) -> int:
+    """How many tokens of a text there is room for: by the plan of a recipe that evicts nothing, else by memory."""
+    from kvcli.models import spec as model_spec
+    from kvcli.models.resolve import resolve
+    from kvcli.planning import memory
+
+    spec = None
+    if recipe is not None and recipe.policy.budget is None:
+        with suppress(ModelError):  # not on this machine yet, or loading says why
+            source = drain(resolve(options.model, offline=True))
+            spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
+    return memory.largest_text(spec, recipe, chunk=options.chunk or CHUNK)
+
+
 def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs | None = None) -> LoadedModel:
     """Load the model, with progress on stderr.
 

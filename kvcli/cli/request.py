@@ -8,7 +8,7 @@ import select
 import shlex
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,8 @@ from kvcli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from kvcli.engine.answer_format import AnswerFormat
 
-MEMORY_SHARE = 8
-"""Standard input may take this part of the memory that is free; its text and its tokens take several times as much."""
+TOKEN_BYTES = 16
+"""More bytes than a token of any text has on average; prose has four."""
 
 EXAMPLE = 'kvcli ask book.txt "Who is Pip?"'
 
@@ -169,8 +169,13 @@ def piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -> bytes | None:
-    """Standard input if it is a document: ``-`` was named, or it is a pipe and no file was named."""
+def standard_input(
+    request: Request, *, stdin_is_questions: bool, quiet: bool, tokens: Callable[[], int] | None = None
+) -> bytes | None:
+    """Standard input if it is a document: ``-`` was named, or it is a pipe and no file was named.
+
+    ``tokens``: how many of them the plan has room for.
+    """
     named = STDIN in request.files
     if not named and (request.files or stdin_is_questions or not piped()):
         return None
@@ -179,22 +184,24 @@ def standard_input(request: Request, *, stdin_is_questions: bool, quiet: bool) -
     else:
         waiting = sys.platform != "win32" and not select.select([sys.stdin], [], [], 2.0)[0]
         terminal.note("document", "waiting for standard input", quiet=quiet or not waiting)
-    return read_stdin()
+    return read_stdin(tokens)
 
 
-def read_stdin() -> bytes:
-    """All of standard input, up to what a document may have and what memory there is for it.
+def read_stdin(tokens: Callable[[], int] | None = None) -> bytes:
+    """All of standard input, up to what a document may have and what the plan has room for.
 
     Raises ``InputError`` with the bound if there is more.
     """
-    from kvcli.utils.process_memory import host_available
+    from kvcli.planning.memory import largest_text
     from kvcli.utils.sizes import format_bytes
 
-    most = min(LARGEST, host_available() // MEMORY_SHARE)
+    room = largest_text(None, None, chunk=1) if tokens is None else tokens()
+    most = min(LARGEST, TOKEN_BYTES * room)
     data = sys.stdin.buffer.read(most + 1)
     if len(data) > most:
+        why = "the most that kvcli reads" if most == LARGEST else f"and there is room for {room:,} tokens"
         raise InputError(
-            f"standard input has more than {format_bytes(most)}, the most that kvcli reads from it here",
+            f"standard input has more than {format_bytes(most)}, {why}",
             "give a file, or less of it: … | head -c 100M | kvcli ask …",
         )
     return data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.inputs import Inputs, open_documents
-from kvcli.cli.model_loading import LoadedModel, check, open_model
+from kvcli.cli.model_loading import LoadedModel, check, largest_text, open_model
 from kvcli.cli.options import RunOptions
 from kvcli.cli.request import Request, standard_input
 from kvcli.cli.resident import held
@@ -135,9 +135,14 @@ def open_request(
         stdin_is_questions: standard input is not a document.
         required: the hint of the error if there is no document; ``None`` allows that.
     """
-    check(options)
+    recipe = check(options)
     with interruptible("waiting for standard input"):
-        stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
+        stdin = standard_input(
+            request,
+            stdin_is_questions=stdin_is_questions,
+            quiet=options.quiet,
+            tokens=lambda: largest_text(options, recipe),
+        )
     inputs = open_documents(options, request.files, stdin)
     if required is not None and inputs.document is None:
         raise InputError("no document was given", required)

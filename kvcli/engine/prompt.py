@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 from kvcli.errors import ModelError
+from kvcli.models.foreign_code import tokenizer_error, tokenizer_failed
 
 # These words matter as much as the policy: after a bare text the model continues the story.
 TEXT_INTRO = "I will give you a long text. Remember its facts; I will ask you about them. Text:\n\n"
@@ -276,4 +277,9 @@ class Prompt:
 
     def _tokenized(self, text: str, **options: Any) -> Any:
         with _TOKENIZER:
-            return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
+            try:
+                return self.tokenizer(text, add_special_tokens=False, verbose=False, **options)
+            except BaseException as error:
+                if tokenizer_failed(error):
+                    raise tokenizer_error(error, "the model") from None
+                raise

@@ -4,12 +4,18 @@ transformers asks "Do you wish to run the custom code?" on standard output and t
 which may be a document. ``trust_remote_code=False`` at every call refuses instead.
 """
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from kvcli.errors import ModelError
+
+TRIAL = "A word, 1 é."
+"""A text that a tokenizer is tried on when it is loaded."""
 
 
 @contextmanager
@@ -21,6 +27,56 @@ def no_questions() -> Iterator[None]:
         yield
     finally:
         sys.stdin = before
+
+
+@contextmanager
+def one_error(directory: Path | str) -> Iterator[None]:
+    """Whatever fails in here is one error about the tokenizer in ``directory``.
+
+    When the library's Rust code panics, it writes a trace to standard error itself, past Python. What is written there
+    meanwhile is kept back, and shown unless the code panicked.
+
+    Raises:
+        ModelError: the tokenizer cannot be read or used.
+    """
+    with ExitStack() as stack:
+        said = stack.enter_context(TemporaryFile())
+        panicked = False
+
+        def show() -> None:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            said.seek(0)
+            if not panicked and (text := said.read()):
+                os.write(2, text)
+
+        with suppress(OSError):  # there is none
+            sys.stderr.flush()
+            before = os.dup(2)
+            stack.callback(show)
+            os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            if tokenizer_failed(error):
+                panicked = True
+                raise tokenizer_error(error, str(directory)) from None
+            raise
+
+
+def tokenizer_failed(error: BaseException) -> bool:
+    """Whether the library for tokenizers raised this: its panics are no ``Exception``, its errors are nothing else."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
+
+
+def tokenizer_error(error: BaseException, name: str) -> ModelError:
+    """What to tell of a tokenizer that cannot be read or used."""
+    said = " ".join(str(error).split())[:200]
+    return ModelError(
+        f"the tokenizer of {name} is damaged, or needs another version: {said}",
+        "download the model again, or name the one that it was made from",
+    )
 
 
 def needs_code(name: str, error: BaseException) -> ModelError | None:

@@ -91,7 +91,9 @@ def load(
             announce(text)
     try:
         with foreign_code.no_questions():
-            tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+            with foreign_code.one_error(source.name):
+                tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+                tokenizer(foreign_code.TRIAL)
             config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
             cls = auto_class(config)
             quantization.prepare(source)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import ModelError
+from kvcli.models.foreign_code import TRIAL, one_error
 
 _CONFIG = "tokenizer_config.json"
 
@@ -36,12 +37,11 @@ class LightTokenizer:
                 f"{directory} has no tokenizer.json, and only loading the model would tell how many tokens a text has",
                 "kvcli ask … --stats",
             )
-        try:
+        with one_error(directory):
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises Exception itself
-            raise ModelError(f"{path} cannot be read: {str(error)[:200]}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            self._tokenizer.encode(TRIAL)
         config: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             config = json.loads((directory / _CONFIG).read_bytes())

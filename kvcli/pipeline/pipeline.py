@@ -95,11 +95,12 @@ class Pipeline:
     # --- before prefill ---
 
     def tokenize(self, document: Document | TokenizedDocument | str) -> TokenizedDocument:
-        """The token ids that prefill reads, of a document or of plain text."""
+        """The token ids that prefill reads, of a document or of plain text. Raises ``ResourceError`` if too many."""
         if isinstance(document, TokenizedDocument):
             return document
         if isinstance(document, str):
             document = Document.of_text(document)
+        memory.check_text(document.text, lambda text: len(self.prompt.document(text)))
         return TokenizedDocument(document, self.prompt.document(document.text))
 
     def choose_recipe(

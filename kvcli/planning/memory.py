@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kvcli.errors import ResourceError, TooLongError
@@ -24,7 +25,8 @@ _BLOCK, _BLOCKED_KEYS = 128, 8192  # of kvcli_kernels.attention.blocked; a test 
 # model: 4.5 MiB for the eight products of each new key length, until key lengths no longer change (docs/results).
 _PRODUCT, _REMEMBERED = 9 * 2**16, 1024
 # Bytes of main memory per token: its id in Python, the tokenizer's memory (docs/results), and its id for drafts.
-_TOKEN = 136 + 4
+TOKEN = 136 + 4
+SAMPLE = 20_000  # characters of a long text by which its tokens are estimated
 PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of a long passage, about
 _MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages
@@ -244,7 +246,52 @@ def plan_run(
     planned = plan(spec, recipe, tokens=tokens, chunk=chunk, tail=tail, probe=probe)
     if extra:
         planned = replace(planned, answer=planned.answer + _visible_nbytes(spec, recipe, tokens))
-    return replace(planned, text=_TOKEN * tokens if spec.device == "cpu" else 0), longest
+    return replace(planned, text=TOKEN * tokens if spec.device == "cpu" else 0), longest
+
+
+def largest_text(spec: ModelSpec | None, recipe: Recipe | None, *, chunk: int) -> int:
+    """Return how many tokens of a text a run can take here: in memory, and by the model's positions if those are known.
+
+    Args:
+        spec, recipe: ``None`` if they are not known yet; then only the tokens themselves must fit.
+        chunk: tokens per forward pass.
+    """
+    free = host_available()
+
+    def fits(tokens: int) -> bool:
+        assert spec is not None
+        assert recipe is not None
+        try:
+            planned, _ = plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
+        except TooLongError:
+            return False
+        return planned.total <= free or spec.device != "cpu"
+
+    low, high = 0, free // TOKEN + 1
+    if spec is None or recipe is None:
+        return high - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def check_text(text: str, count: Callable[[str], int]) -> None:
+    """Refuse a text whose tokens would not fit the memory, from samples of it. ``count`` gives the tokens of a text.
+
+    Raises:
+        ResourceError: with the numbers.
+    """
+    if TOKEN * len(text) <= (free := host_available()):
+        return
+    samples = [text[at : at + SAMPLE] for at in range(0, len(text), max(SAMPLE, len(text) // 8))]
+    tokens = sum(map(count, samples)) * len(text) // sum(map(len, samples))
+    if TOKEN * tokens > free:
+        raise ResourceError(
+            f"not enough memory: the text has about {tokens:,} tokens, which take {format_bytes(TOKEN * tokens)},"
+            f" and {format_bytes(free)} is free",
+            "name fewer files or pages, or read them apart: kvcli map",
+        )
 
 
 def visible_units(kept: int, read: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ PLANTED = ("pip", "json", "torch", "numpy", "gguf", "transformers", "sitecustomi
 
 
 def test_a_module_of_the_working_directory_does_not_run(
-    folder: Path, environment: dict[str, str], tmp_path: Path
+    folder: Path, environment: dict[str, str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The console script through every command that starts a process: PDF, OCR, a GGUF, the default model's pip."""
+    """The console script through every command that starts a process: readers, OCR, a GGUF, pip, servers, engines."""
     import subprocess
     import sys
 
@@ -78,28 +79,58 @@ def test_a_module_of_the_working_directory_does_not_run(
     mark = tmp_path / "RAN"
     for name in PLANTED:
         (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\n")
-    (folder / "a.pdf").write_bytes(pdf([Page(lines("The dog is called Pepper."))]))
+    (folder / "a.pdf").write_bytes(pdf([Page(lines(["The dog is called Pepper."]))]))
+    (folder / "a.html").write_text("<p>The dog is called Pepper.")
+    (folder / "a.txt").write_text("The dog is called Pepper. " * 100)
+    (folder / "q.txt").write_text("Who?")
     write_gguf(folder / "m.gguf")
-    script = f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}; from kvcli.cli.app import run; codes = []\n"
-    offline = {**environment, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    for words in (
-        ["extract", "a.pdf"],
-        ["extract", "a.pdf", "--ocr"],
-        ["models", "pull", "./m.gguf"],
-        ["models", "pull", "smollm2-135m"],
-    ):
-        script += f"codes.append(run({words!r}))\n"
-    script += "print(codes, file=sys.stderr)"
-    del offline["HF_HUB_OFFLINE"]
-    offline["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens
+    script = (
+        f"import sys; sys.path[:] = {[p for p in sys.path if p]!r}\n"
+        "from kvcli.cli.app import _by_engine, run\n"
+        "codes, words = {}, sys.stdin.read().splitlines()\n"
+        "sys.stdin = open('/dev/null')\n"
+        "for line in words:\n"
+        "    start = _by_engine if line.startswith('ask') else run\n"
+        "    codes[line] = start(line.split())\n"
+        "print(codes, file=sys.stderr)"
+    )
+    model, small = f"-m {tiny_model}", "--width 8 --tokens 64-128 --budget 32 --labels prob"
+    commands = {
+        "extract a.pdf": 0,
+        "extract a.html": 0,
+        f"map {model} a.pdf a.html -Q q.txt -n 2 -o out.jsonl": 0,
+        f"train {model} a.txt --steps 1 --check-every 0 -o heads.safetensors {small}": 0,
+        f"ask {model} a.html Who? -n 2": 0,
+        "stop": 0,
+        f"serve {model} --background --port 0 a.html": 0,
+        "serve --stop": 0,
+        f"mcp {model} --root .": 0,
+        "extract a.pdf --ocr": 0,
+        "models pull ./m.gguf": 0,
+        "models pull smollm2-135m": 4,
+    }
+    variables = {
+        **environment,
+        "KVCLI_KEEP_ALIVE": "1m",
+        "XDG_RUNTIME_DIR": str(tmp_path),
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens
+    }
+    del variables["HF_HUB_OFFLINE"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", script], cwd=folder, env=offline, capture_output=True, timeout=300, check=False
+        [sys.executable, "-P", "-c", script],
+        input="\n".join(commands).encode(),
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        timeout=300,
+        check=False,
     )
     assert not mark.exists(), mark.read_text()
     said = done.stderr.decode()
     assert "Pepper" in "".join(done.stdout.decode().split()), said  # how its letters are spaced is not at issue here
-    assert said.strip().splitlines()[-1].startswith("[0, "), said
-    assert ", 0, 4]" in said.strip().splitlines()[-1], said
+    assert said.strip().splitlines()[-1] == str(commands), said
 
 
 def test_directions_are_not_turned(folder: Path, call: Any) -> None:
@@ -130,6 +161,33 @@ def test_a_tokenizer_that_is_too_large_is_named(tiny_model: Path, folder: Path, 
     done = call("ask", "-m", folder / "model", "Who is Pepper?", "-n", "2")
     assert done.code == 4, done.err
     assert "its tokenizer makes the token 260, and its vocabulary has 260 tokens" in done.err
+
+
+TOKENIZERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "merges that do not fit": lambda t: t["model"].update(continuing_subword_prefix="####", merges=[["a", "a"]]),
+    "a special token that is nowhere": lambda t: t["post_processor"]["single"].insert(
+        0, {"SpecialToken": {"id": "[X]", "type_id": 0}}
+    ),
+    "an empty table of characters": lambda t: t.update(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}),
+    "no token for the unknown": lambda t: t.update(model={"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}),
+}
+
+
+@pytest.mark.parametrize("damage", TOKENIZERS)
+def test_a_tokenizer_that_panics_is_one_line(tiny_model: Path, folder: Path, kvcli: Any, damage: str) -> None:
+    shutil.copytree(tiny_model, folder / "model")
+    file = folder / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["vocab"]["aa"] = 300
+    TOKENIZERS[damage](tokenizer)
+    file.write_text(json.dumps(tokenizer))
+    (folder / "a.txt").write_text("A dog.")
+    for command in (("ask", "a.txt", "Who?", "-n", "2"), ("plan", "a.txt")):
+        done = kvcli(*command, "-m", "./model")
+        assert (done.returncode, done.stdout) == (4, b""), done.stderr
+        error, hint = done.stderr.decode().splitlines()
+        assert "model is damaged, or needs another version" in error
+        assert "try: download the model again" in hint
 
 
 def test_a_git_lfs_pointer_is_called_so(tiny_model: Path, folder: Path, call: Any) -> None:
@@ -213,8 +271,29 @@ def test_a_pipe_that_is_waited_for_is_named(
     assert notes[0] == "waiting for late, a pipe"
 
 
-def test_standard_input_without_an_end_is_bounded_and_the_bound_said(call: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kvcli.cli.request.LARGEST", 10_000)
-    done = call("ask", "Who?", stdin=b"all work and no play " * 1000)
+@pytest.mark.parametrize(
+    ("policy", "bound", "reason"),
+    [
+        ("keydiff", "9.8 KiB", "the most that kvcli reads"),
+        ("full", "64.0 KiB", "and there is room for 4,094 tokens"),  # a window of 4,096, question and answer in it
+    ],
+)
+def test_standard_input_without_an_end_is_bounded_and_the_bound_said(
+    call: Any, monkeypatch: Any, tiny_model: Path, policy: str, bound: str, reason: str
+) -> None:
+    if policy != "full":
+        monkeypatch.setattr("kvcli.cli.request.LARGEST", 10_000)
+    words = b"all work and no play " * 10_000
+    done = call("ask", "-m", tiny_model, "--policy", policy, "Who?", stdin=words)
     assert done.code == 3
-    assert "standard input has more than 9.8 KiB" in done.err
+    assert f"standard input has more than {bound}, {reason}" in done.err
+
+
+def test_a_text_of_too_many_tokens_is_refused_before_they_are_made(monkeypatch: Any) -> None:
+    from kvcli.errors import ResourceError
+    from kvcli.planning import memory
+
+    monkeypatch.setattr(memory, "host_available", lambda: 14_000_000)  # of 100,000 tokens
+    memory.check_text("word " * 90_000, lambda text: len(text) // 5)
+    with pytest.raises(ResourceError, match="about 110,000 tokens"):
+        memory.check_text("word " * 110_000, lambda text: len(text) // 5)
