@@ -1,25 +1,63 @@
 """Experts in few bits: bitsandbytes skips them, because a layer holds the matrices of all in one tensor.
 
-They are packed while loading, one layer at a time, and unpacked one expert at a time when it is used.
+They are packed while loading, one layer at a time. A CPU multiplies few tokens by them as they are; for more, and on
+other devices, one expert at a time is unpacked when it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._pytree import tree_map
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from kvcli_kernels.linear import FEW_EXPERT, experts
 
 BLOCK = 64
 """Numbers of nf4 that share one float32 scale."""
 
 
+@dataclass
+class Matrix:
+    """A packed matrix ``[N, K]`` that models multiply by; to every other function of torch it is the unpacked one.
+
+    Attributes:
+        unpack: makes the matrix.
+        product: ``x [m, K]`` times the matrix transposed, without unpacking it.
+        turned: the model has the transposed matrix ``[K, N]``, and writes ``x @ matrix``.
+    """
+
+    unpack: Callable[[], Tensor]
+    product: Callable[[Tensor], Tensor]
+    turned: bool = False
+
+    def whole(self) -> Tensor:
+        """The matrix as the model has it, unpacked."""
+        return self.unpack().T if self.turned else self.unpack()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        x, matrix, *others = (*args, None)
+        if isinstance(matrix, Matrix) and not kwargs and others in ([None], [None, None]):
+            wanted = (Tensor.__matmul__, Tensor.matmul, torch.matmul) if matrix.turned else (functional.linear,)
+            if function in wanted and x.numel() <= FEW_EXPERT * x.shape[-1]:
+                return matrix.product(x)
+        unpacked = tree_map(lambda part: part.whole() if isinstance(part, Matrix) else part, (args, kwargs or {}))
+        return function(*unpacked[0], **unpacked[1])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole(), name)
+
+
 class PackedExperts(nn.Module):
-    """One matrix per expert; ``self[i]`` is that of expert ``i``, unpacked.
+    """One matrix per expert; ``self[i]`` is that of expert ``i``.
 
     Args:
         matrices: ``[experts, n, k]``.
@@ -41,10 +79,12 @@ class PackedExperts(nn.Module):
         self.packed = nn.Parameter(packed, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
 
-    def __getitem__(self, expert: int | Tensor) -> Tensor:
+    def __getitem__(self, expert: int | Tensor) -> Tensor | Matrix:
         packed, scale = self.packed[int(expert)], self.scale[int(expert)]
         if self.code is None:
-            return packed.float().mul_(scale).to(self.dtype)
+            whole: Callable[[], Tensor] = lambda: (packed * scale).to(self.dtype)  # noqa: E731
+            kernels: Any = experts() if packed.device.type == "cpu" else None
+            return whole() if kernels is None else Matrix(whole, lambda x: kernels.int8(x, packed, scale))
         from bitsandbytes.functional import QuantState
 
         from kvcli.models.nf4_linear import unpack
@@ -67,7 +107,12 @@ class StoredExperts(nn.Module):
         self.packed = nn.Parameter(blocks, requires_grad=False)
         self.scale = nn.Parameter(scales, requires_grad=False)
 
-    def __getitem__(self, expert: int | Tensor) -> Tensor:
+    def __getitem__(self, expert: int | Tensor) -> Tensor | Matrix:
+        blocks, scales = self.packed[int(expert)], self.scale[int(expert)]
+        kernels: Any = experts() if blocks.device.type == "cpu" else None
+        if kernels is not None:
+            whole = lambda: kernels.unpack_mxfp4(blocks, scales, self.dtype)  # noqa: E731
+            return Matrix(whole, lambda x: kernels.mxfp4(x, blocks, scales), turned=True)
         from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
         one = slice(int(expert), int(expert) + 1)

@@ -8,10 +8,13 @@ from torch.nn import functional
 
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["FEW_INT8", "int8", "linear", "prepare", "serves"]
+__all__ = ["FEW_EXPERT", "FEW_INT8", "experts", "int8", "linear", "prepare", "serves"]
 
 FEW_INT8 = 16
 """Maximum rows of a product with an 8-bit weight."""
+
+FEW_EXPERT = 4
+"""Maximum rows for which a product with a packed matrix of an expert is faster than unpacking it."""
 
 _FEW = {torch.bfloat16: 4, torch.float32: 16}
 """Maximum rows for which the compiled kernel is faster than torch's product in the rows' dtype."""
@@ -34,6 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def int8() -> ModuleType | None:
     """:mod:`kvcli_kernels.linear.int8`, if its compiler is installed."""
     return for_cpu("linear", "int8")
+
+
+def experts() -> ModuleType | None:
+    """:mod:`kvcli_kernels.linear.experts`, if its compiler is installed."""
+    return for_cpu("linear", "experts")
 
 
 def prepare() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from benchmarks import small_models
 from kvcli.bench import check
@@ -14,7 +15,7 @@ from kvcli.errors import UsageError
 from kvcli.models import load as loading
 from kvcli.models import random_weights
 from kvcli.models import spec as model_spec
-from kvcli.models.packed_experts import PackedExperts
+from kvcli.models.packed_experts import Matrix, PackedExperts, StoredExperts
 from kvcli.models.source import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import byte_tokenizer
@@ -34,6 +35,45 @@ def test_each_expert_is_unpacked_alone(shape: tuple[int, int, int], dtype: torch
         distance = (found.float() - matrix.float()).norm() / matrix.float().norm()
         assert distance < (0.02 if held == "int8" else 0.2)
     assert packed.packed.nbytes == matrices.numel() // (1 if held == "int8" else 2)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("held", ["int8", "nf4", "mxfp4"])
+def test_rows_times_an_expert_are_those_of_the_unpacked_matrix(held: str, dtype: torch.dtype, rows: int) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 64, generator=draw).to(dtype)
+    parts: torch.nn.Module
+    if held == "mxfp4":
+        blocks = torch.randint(0, 256, (2, 40, 2, 16), generator=draw).to(torch.uint8)
+        parts = StoredExperts(blocks, torch.randint(115, 135, (2, 40, 2), generator=draw).to(torch.uint8), dtype)
+        whole = convert_moe_packed_tensors(blocks, parts.scale, dtype=torch.float32)[1].T
+        assert torch.equal(parts[1].T.float(), whole)
+    else:
+        parts = PackedExperts(torch.randn(2, 40, 64, generator=draw).to(dtype), held)
+        whole = parts[1].float()
+    with torch.inference_mode():
+        got = x @ parts[1] if held == "mxfp4" else torch.nn.functional.linear(x, parts[1])
+        expected = x.float() @ whole.T
+    assert got.dtype == dtype
+    assert (got.float() - expected).norm() / expected.norm() < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_packed_matrix_is_unpacked_for_any_other_use(turned: bool) -> None:
+    plain = torch.randn(6, 4)
+    seen = plain.T if turned else plain
+    matrix = Matrix(lambda: plain, lambda _: pytest.fail("a product that was not asked for"), turned)
+    many = torch.ones(9, 4)
+    assert torch.equal(torch.stack([matrix, matrix]), torch.stack([seen, seen]))
+    assert torch.equal(
+        torch.nn.functional.linear(torch.ones(9, seen.shape[1]), matrix), torch.ones(9, seen.shape[1]) @ seen.T
+    )
+    assert torch.equal(matrix.T + 1, seen.T + 1)
+    assert torch.equal(
+        many @ matrix if turned else torch.ones(1, 6) @ matrix, many @ seen if turned else torch.ones(1, 6) @ seen
+    )
+    assert matrix.shape == seen.shape
 
 
 @pytest.mark.parametrize(
@@ -83,7 +123,6 @@ def test_it_reads_and_answers(held: str, tmp_path: Path) -> None:
 def test_mxfp4_stays_as_it_comes(tmp_path: Path) -> None:
     """gpt-oss as published: experts in MXFP4 take no more memory than their file, and give the same logits unpacked."""
     from safetensors.torch import save_file
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     plain, stored = tmp_path / "plain", tmp_path / "stored"
     module = small_models.build("gpt_oss").to(torch.bfloat16)
