@@ -42,9 +42,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int 
         ``[H, m, D]``.
     """
     m, n = q.shape[1], k.shape[1]
-    narrow = (
-        not isinstance(scale, CappedScale) and q.device.type == "cpu" and q.dtype == torch.bfloat16 and window is None
-    )
-    if narrow and m > 1 and n <= blocked.MAX_KEYS:
+    plain = not isinstance(scale, CappedScale) and window is None and q.device.type == "cpu"
+    if plain and m > 1 and n <= blocked.MAX_KEYS and q.dtype == torch.bfloat16 and not blocked.has_amx():
         return blocked.causal_attention(q, k, v, scale)
     return attention(q, k, v, scale, n - m, window)[0]

@@ -1,9 +1,12 @@
 """Causal attention for CPUs with native bfloat16 products: plain matrix products over blocks of queries.
 
-torch's CPU flash kernel reaches a third of the machine's bfloat16 matrix speed. A block of queries of one KV head
-against all its keys fits the caches. So two products and a softmax per block suffice, in bfloat16 with float32
-accumulation inside each product. Logits are rounded to bfloat16 once; docs/results compares the error with flash's.
+torch's CPU flash kernel reaches a third of the machine's bfloat16 matrix speed, if the CPU has no AMX. A block of
+queries of one KV head against all its keys fits the caches. So two products and a softmax per block suffice, in
+bfloat16 with float32 accumulation inside each product. Logits are rounded to bfloat16 once; docs/results compares the
+error with flash's.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,6 +15,12 @@ MAX_KEYS = 8192
 """Maximum number of keys: with more, a block of logits exceeds the caches and flash is faster."""
 
 _BLOCK = 128
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies tiles of bfloat16 (AMX): torch's flash kernel does so, and takes half the time."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -75,13 +75,18 @@ def test_merging_two_empty_terms_stays_empty() -> None:
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3)])
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (127, 127), (128, 300), (129, 130), (300, 1000)])
-def test_blocked_bfloat16_is_near_the_reference(heads, kv_heads, m, n) -> None:
+def test_blocked_bfloat16_is_near_the_reference(heads, kv_heads, m, n, monkeypatch) -> None:
     """As near as bfloat16 allows: a step of that dtype is 0.4 %, and flash itself is 0.2 % away."""
     q, k, v = draw(heads, kv_heads, m, n, 64, torch.bfloat16)
     expected = ref.attention(q.float(), k.float(), v.float(), 0.125, n - m)[0]
     out = blocked.causal_attention(q, k, v, 0.125)
     assert rms(out, expected) < 1e-2
+    monkeypatch.setattr(blocked, "has_amx", lambda: False)
     assert torch.equal(out, causal_attention(q, k, v, 0.125))
+    monkeypatch.setattr(blocked, "has_amx", lambda: True)
+    flash = causal_attention(q, k, v, 0.125)
+    assert torch.equal(flash, attention(q, k, v, 0.125, n - m)[0])
+    assert rms(flash, expected) < 1e-2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card: its flash attention is another one")
