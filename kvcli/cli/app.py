@@ -92,17 +92,18 @@ def main() -> NoReturn:
     if os.environ.get("_KVCLI_COMPLETE"):  # the shell asks for names
         sys.exit(run(args))
     activity.announce(args)
-    code = _by_engine(args) if args[:1] in (["ask"], ["prefill"]) else None
+    code = _by_engine(args) if args[:1] in (["ask"], ["prefill"], ["chat"]) else None
     sys.exit(run(args) if code is None else code)
 
 
 def _by_engine(args: Sequence[str]) -> int | None:
     """The exit code of a command that a resident engine ran; ``None`` if this process is to run it."""
     from kvcli.cli.resident import client
+    from kvcli.cli.signals import INTERRUPTS
 
     try:
         return client.run(args)
-    except (client.BadKeepAlive, client.EngineDied, KeyboardInterrupt) as problem:
+    except (client.BadKeepAlive, client.EngineDied, *INTERRUPTS) as problem:
         from kvcli.cli import exit_codes
         from kvcli.errors import KvcliError, UsageError
 
@@ -110,5 +111,5 @@ def _by_engine(args: Sequence[str]) -> int | None:
         if isinstance(problem, client.BadKeepAlive):
             error = UsageError(str(problem), "unset KVCLI_KEEP_ALIVE")
         elif isinstance(problem, client.EngineDied):
-            error = KvcliError(str(problem), "the same command with --no-server")
+            error = KvcliError(str(problem), problem.hint)
         return exit_codes.finish(error, as_json="--json" in args, debug="--debug" in args)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
@@ -19,9 +18,6 @@ from prompt_toolkit.output import create_output
 
 from kvcli.cli.views import terminal
 from kvcli.utils import files
-
-if TYPE_CHECKING:
-    from kvcli.cli.chat.session import ChatSession
 
 PATHS = ("/add", "/export")
 
@@ -87,7 +83,7 @@ def _history() -> FileHistory:
 class InputLine:
     """Reads messages from a terminal."""
 
-    def __init__(self, session: ChatSession, names: Iterable[str]) -> None:
+    def __init__(self, status: Callable[[], str], names: Iterable[str]) -> None:
         self.session: PromptSession[str] = PromptSession(
             history=_history(),
             completer=CommandCompleter(names),
@@ -96,7 +92,7 @@ class InputLine:
             multiline=True,
             enable_open_in_editor=False,
             tempfile_suffix=".md",
-            bottom_toolbar=lambda: FormattedText([("", self.bottom(terminal.oneline(session.status())))]),
+            bottom_toolbar=lambda: FormattedText([("", self.bottom(status()))]),
             prompt_continuation="  ",
             output=create_output(sys.stdout if terminal.is_terminal(sys.stdout) else sys.stderr),
         )
@@ -119,8 +115,11 @@ class InputLine:
 def confirm(question: str) -> bool:
     """Ask a yes-or-no question; Ctrl-C and Ctrl-D mean no."""
     from prompt_toolkit import prompt
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_input
 
     try:
-        return prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
+        with create_app_session(create_input(sys.stdin), create_output(sys.stdout)):  # an engine has many terminals
+            return prompt(f"{question} [Y/n] ").strip().lower() in ("", "y", "yes")
     except (KeyboardInterrupt, EOFError):
         return False

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import traceback
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -13,32 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from kvcli.cli import completion
-from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import (
     AnswerOptions,
+    EngineOptions,
     OutputOptions,
     ReadOptions,
     RunOptions,
     named_files,
 )
-from kvcli.cli.request import require_utf8
-from kvcli.cli.signals import Interrupted
+from kvcli.cli.resident import held
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
-from kvcli.errors import InputError, KvcliError, UsageError
+from kvcli.errors import UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
 if TYPE_CHECKING:
     from kvcli.chat.transcript import Transcript
-    from kvcli.cli.chat.commands import Commands
-    from kvcli.cli.chat.session import ChatSession
-
-LEAVE = ("exit", "quit", "bye", ":q", ":q!")
-"""Words that leave the chat when they are typed alone."""
-
-COMMAND = re.compile(r"/([a-z]*|\?)(\s|$)")
-"""A command. A path or a pasted comment is a question."""
 
 UNSAVED = ("model", "system", "device", "offline")
 """Options that a conversation does not save with the others."""
@@ -77,6 +65,7 @@ def command(
     conversation: ConversationOptions,
     read: ReadOptions,
     answer: AnswerOptions,
+    engine: EngineOptions,
     output: OutputOptions,
 ) -> None:
     """Chat with a model, with or without documents.
@@ -85,6 +74,7 @@ def command(
     turn. If its turns no longer fit their room, the oldest are compressed like the document. If standard input is not
     a terminal, each of its lines is one question or command.
     """
+    held.refuse(engine.no_server)
     names = [*(conversation.named or []), *(files or [])]
     if STDIN in names:
         raise UsageError("standard input holds the questions and cannot be a document", "kvcli chat FILE")
@@ -141,11 +131,12 @@ def _absolute(name: str) -> str:
 
 
 def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, Any], *, debug: bool) -> None:
+    from kvcli.cli.chat.lines import lines
     from kvcli.cli.chat.setup import ChatSetup
 
     interactive = sys.stdin.isatty()
     setup = ChatSetup(options, saved.files, saved.added, Path(saved.folder))
-    from kvcli.cli.chat.commands import Commands
+    from kvcli.cli.chat.loop import Chat
     from kvcli.cli.chat.session import ChatSession
 
     given = saved.sampling
@@ -156,57 +147,19 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
     session = ChatSession(setup, saved, path, given, interactive=interactive)
     try:
         session.open()
+        chat = Chat(session, debug=debug)
         if interactive:
-            from kvcli.cli.chat.input import InputLine, confirm
-
             session.recall()
-            prompt = InputLine(session, Commands.names())
             terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=options.quiet)
-            _loop(session, Commands(session, confirm), iter(prompt.read, None), debug=debug)
-        else:
-            _loop(session, Commands(session, lambda _: True), _piped(), debug=debug)
-    finally:
-        session.close()
-    if interactive and session.talk.turns:
-        terminal.note("saved", f"kvcli chat --session {session.path.stem}, or kvcli chat -c", quiet=options.quiet)
-    if session.failed and not interactive:
-        raise typer.Exit(PARTLY_FAILED)
-
-
-def _piped() -> Iterator[str | KvcliError]:
-    """Lines of standard input, or an error for a line that is not UTF-8."""
-    for n, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            yield line.decode("utf-8-sig" if n == 1 else "utf-8")
-        except UnicodeDecodeError:
-            yield InputError(f"line {n} of standard input is not UTF-8", "iconv -t utf-8")
-
-
-def _loop(session: ChatSession, commands: Commands, lines: Iterator[str | KvcliError], *, debug: bool) -> None:
-    """Ask or run each line; an error is printed, and the next line follows."""
-    for line in lines:
-        try:
-            if isinstance(line, KvcliError):
-                raise line
-            text = line.strip()
-            if session.interactive and text.lower() in LEAVE:
-                return
-            if COMMAND.match(text):
-                commands.run(require_utf8(text, "the command"))
-            elif text:
-                session.ask(require_utf8(text, "the question"))
-        except Interrupted:
-            raise
-        except KeyboardInterrupt as stop:
-            if not session.interactive:
-                raise Interrupted(
-                    "interrupted; the conversation is saved", f"kvcli chat --session {session.path.stem}", cause=stop
-                ) from None
-        except BrokenPipeError:
-            raise
-        except Exception as problem:
-            if debug:
-                traceback.print_exception(problem)
-            session.problem(to_kvcli_error(problem))
-        if commands.leave:
+        if held.active:  # the client reads the lines
+            held.chat = chat
             return
+        for line in lines(chat.state()["names"], lambda: str(chat.state()["status"])):
+            chat.take(line)
+            if chat.leave:
+                break
+    finally:
+        if held.chat is None:
+            session.close()
+    if code := chat.end():
+        raise typer.Exit(code)

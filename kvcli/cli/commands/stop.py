@@ -11,6 +11,6 @@ def command(as_json: JSON = False, quiet: QUIET = False, _debug: DEBUG = False) 
     if as_json:
         ps.show(found, as_json=True)
         return
-    busy = sum(engine["state"] == "busy" for engine in found)
+    busy = sum(engine["state"] != "idle" for engine in found)
     text = terminal.plural(len(found), "engine") if found else "no engine was running"
     terminal.note("stopped", text + (f"; {busy} after the command under way" if busy else ""), quiet=quiet)

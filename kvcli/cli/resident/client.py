@@ -1,4 +1,4 @@
-"""``kvcli ask`` and ``kvcli prefill`` as clients of an engine. Imports no torch, no typer: it is there at once.
+"""``kvcli ask``, ``prefill`` and ``chat`` as clients of an engine. Imports no torch, no typer: it is there at once.
 
 The client gives its streams, working directory, umask and environment to the engine, passes signals on, and ends with
 the exit code that comes back. Whatever is in the way (no engine and none wanted, one that is busy, hangs or dies) the
@@ -20,13 +20,16 @@ from kvcli.cli.resident import protocol
 from kvcli.cli.resident.place import Place, UnsafePlace, open_place
 from kvcli.cli.views.activity import row
 
-COMMANDS = ("ask", "prefill")
+COMMANDS = ("ask", "prefill", "chat")
 
 KEEP_ALIVE = 300.0
 """Seconds that an engine waits for the next command."""
 
 GREETING, STARTING, BUSY = 2.0, 20.0, 1.5
 """Seconds to wait for the greeting of an engine, of one that starts, and for the end of another client's command."""
+
+SHOWN = 0.5
+"""Seconds that a line of a chat waits for another client's command until that is shown."""
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 
@@ -42,6 +45,10 @@ class BadKeepAlive(ValueError):
 
 class EngineDied(Exception):
     """The engine ended when the command had already read or written: it cannot be run again."""
+
+    def __init__(self, message: str, hint: str = "the same command with --no-server") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def run(args: Sequence[str]) -> int | None:
@@ -196,7 +203,6 @@ class _Conversation:
         self, connection: socket.socket, lines: protocol.Lines, args: Sequence[str], seconds: float, here: int
     ) -> None:
         self.connection, self.lines, self.args, self.seconds, self.here = connection, lines, args, seconds, here
-        self.interrupts = 0
 
     def run(self) -> int | None:
         """The exit code; ``None`` if this process must run the command; ``_AGAIN`` if another engine may."""
@@ -226,13 +232,48 @@ class _Conversation:
                 protocol.send(self.connection, go=True)
             except OSError:
                 return _AGAIN
-            return self._follow()
+            state = self._follow()
+        return self._chat(state) if isinstance(state, dict) else state
 
-    def _follow(self) -> int | None:
+    def _chat(self, state: dict[str, Any]) -> int:
+        """Read the lines of a chat here, with the keys of this terminal; the engine runs each."""
+        from kvcli.cli.chat.lines import lines
+        from kvcli.cli.signals import install_sigterm
+
+        install_sigterm()
+        for line in lines(state["names"], lambda: str(state["status"])):
+            answer = self._line(line)
+            if "exit" in answer:
+                return int(answer["exit"])
+            state.update(answer)
+        return int(self._line(None)["exit"])
+
+    def _line(self, line: str | None) -> dict[str, Any]:
+        """Let the engine run a line of a chat, or its end; returns what then holds."""
+        with self._signals(), contextlib.suppress(OSError):
+            protocol.send(self.connection, line=line)
+            self.connection.settimeout(SHOWN)
+            try:
+                message = self.lines.next()
+            except TimeoutError:
+                row.start("another command is running")
+                self.connection.settimeout(None)
+                message = self.lines.next()
+                row.clear()
+            self.connection.settimeout(None)
+            while message is not None and not {"exit", "status"} & {*message}:
+                message = self.lines.next()
+            if message is not None:
+                return message
+        raise EngineDied("the engine ended; the conversation is saved", "kvcli chat -c")
+
+    def _follow(self) -> int | dict[str, Any] | None:
         used = False
         while (message := self.lines.next()) is not None:
             if "exit" in message:
                 return int(message["exit"])
+            if "status" in message:
+                return message
             if message.get("alone"):
                 return None
             used = used or bool(message.get("read") or message.get("wrote"))
@@ -244,6 +285,7 @@ class _Conversation:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Pass Ctrl-C, SIGTERM and Ctrl-Z on; a third Ctrl-C no longer waits for the engine."""
+        self.interrupts = 0
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP)}
         for number, known in before.items():
             if known is not signal.SIG_IGN:

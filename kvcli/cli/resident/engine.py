@@ -1,5 +1,7 @@
 """The engine: a process that runs one command after the other for clients, as each client would have run it.
 
+A chat is a command that comes back: each line that its client sends waits for its turn like a command.
+
 A command runs in the main thread, with the client's open files as 0, 1 and 2, with its working directory, umask and
 environment, and with the function that ``kvcli`` itself calls. Signals that reach the client are raised here. A thread
 for each connection reads what the client says meanwhile. Nothing is forked: OpenMP and CUDA do not survive that.
@@ -17,8 +19,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.resident import held, protocol
 from kvcli.cli.resident.place import open_place
@@ -27,11 +29,17 @@ from kvcli.cli.views.activity import row
 from kvcli.models import light_imports
 from kvcli.utils.version import __version__
 
+if TYPE_CHECKING:
+    from kvcli.cli.chat.loop import Chat
+
 CLEAN = frozenset((0, 2, 3, 6, 7, 10, 141))
 """Exit codes after which the model is kept. After an interruption or a failure the next command loads it again."""
 
 IDLE = 300.0
 """Seconds without a command after which an engine leaves, until a client names others."""
+
+_WAITS = -1
+"""In place of an exit code: a chat that waits for its next line."""
 
 _ANSWERS = 5.0
 """Seconds in which a client must say that it still waits."""
@@ -42,10 +50,18 @@ class Leave(Exception):
 
 
 class Job:
-    """One command of one client."""
+    """One command of one client.
+
+    Attributes:
+        chat: what the command opened, if it is a chat.
+        line: of the chat that is to run; ``None`` for its end.
+    """
 
     def __init__(self, connection: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
         self.connection, self.request, self.descriptors = connection, request, descriptors
+        self.chat: Chat | None = None
+        self.line: str | None = None
+        self.gone = self.ended = False
         self.began = time.monotonic()
         self.answered = threading.Event()
         self.goes = False
@@ -53,6 +69,7 @@ class Job:
         self.used: set[str] = set()
         self._lock = threading.Lock()
         self._runs = False
+        self.early = 0
 
     def tell(self, **message: Any) -> None:
         """Tell the client, if it is still there."""
@@ -65,18 +82,30 @@ class Job:
             self.used.add(what)
             self.tell(**{what: True})
 
-    def follow(self, lines: protocol.Lines) -> None:
-        """Read what the client says until it leaves; runs in a thread."""
+    def follow(self, lines: protocol.Lines, submit: Callable[[Job], None]) -> None:
+        """Read what the client says until it leaves; runs in a thread. ``submit`` puts the job into the queue."""
         while (message := lines.next()) is not None:
             if message.get("go"):
                 self.goes = True
                 self.answered.set()
             elif message.get("signal") in (signal.SIGINT, signal.SIGTERM):
                 self._raise(message["signal"])
+            elif self.chat is not None and "line" in message:
+                self.line, self.early = message["line"], 0
+                submit(self)
         self.answered.set()
         if not self.goes:  # nobody may wait for the end of a file that is kept open here
             self.give_back()
+        with self._lock:
+            self.gone = True
+            if self.chat is not None and not self._runs:
+                submit(self)
         self._raise(signal.SIGTERM)
+
+    def keep(self, chat: Chat) -> None:
+        """The command has opened a chat."""
+        with self._lock:
+            self.chat = chat
 
     def wanted(self) -> bool:
         """Whether the client still waits when its turn comes."""
@@ -88,6 +117,8 @@ class Job:
             if self._runs:
                 self.signals.append(number)
                 signal.pthread_kill(threading.main_thread().ident or 0, number)
+            else:
+                self.early = number  # of a line that waits for its turn
 
     @contextlib.contextmanager
     def signalled(self) -> Iterator[None]:
@@ -130,6 +161,7 @@ class Engine:
         self.listening, self.key, self.inode = listening, key, inode
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.running: Job | None = None
+        self.chats: set[Job] = set()
         self.leaving = False
         self.idle = IDLE
         self.served = 0
@@ -143,9 +175,10 @@ class Engine:
         threading.Thread(target=self._accept, daemon=True).start()
         _leave_on_sigterm()
         try:
-            while not (self.leaving and self.jobs.empty()):
+            while not (self.leaving and self.jobs.empty() and not self.chats):
                 with contextlib.suppress(queue.Empty):
-                    job = self.jobs.get(timeout=max(0.0, self.last + self.idle - time.monotonic()))
+                    left = max(0.0, self.last + self.idle - time.monotonic())
+                    job = self.jobs.get(timeout=None if self.chats else left)
                     if job is not None:
                         self._serve(job)
                     continue
@@ -180,7 +213,7 @@ class Engine:
         job = Job(connection, request, descriptors)
         if request.get("do") == "run" and len(descriptors) == protocol.DESCRIPTORS:
             self.jobs.put(job)
-            job.follow(protocol.Lines(connection))
+            job.follow(protocol.Lines(connection), self.jobs.put)
             return
         if request.get("do") in ("status", "stop"):
             job.tell(**self.status())
@@ -200,9 +233,9 @@ class Engine:
             "memory_bytes": resident(),
             "age_s": round(now - self.started, 1),
             "commands": self.served,
-            "state": "idle" if job is None else "busy",
+            "state": "busy" if job is not None else "chat" if self.chats else "idle",
             "busy_s": None if job is None else round(now - job.began, 1),
-            "leaves_in_s": None if job is not None else round(max(0.0, self.last + self.idle - now), 1),
+            "leaves_in_s": None if job is not None or self.chats else round(max(0.0, self.last + self.idle - now), 1),
         }
 
     def _stop(self, *, only_idle: bool) -> None:
@@ -210,7 +243,7 @@ class Engine:
 
         With ``only_idle``: only if there are none, and if the memory that the model takes may be needed.
         """
-        if only_idle and (self.running is not None or not self.jobs.empty() or not _holds_much()):
+        if only_idle and (self.running is not None or self.chats or not self.jobs.empty() or not _holds_much()):
             return
         self.leaving = True
         self._retire()
@@ -230,27 +263,43 @@ class Engine:
     # --- commands ---
 
     def _serve(self, job: Job) -> None:
-        """Run one command, if its client still waits."""
+        """Run one command or one line of a chat, if its client still waits."""
         code: int | None = None
+        if job.ended:
+            return
         try:
-            if not job.wanted():
+            if job.chat is None and not job.wanted():
                 return
-            self.running = job
+            self.running, job.began = job, time.monotonic()
+            if job.chat is not None:
+                job.tell(turn=True)
             with self._as_client(job):
                 code = _run(job)
         finally:
-            job.give_back()
             self.running, self.last = None, time.monotonic()
-            if code is not None:  # else the client runs the command itself
-                self.served += 1
-                job.tell(exit=code)
-            job.close()
+            self._ended(job, code)
         if code == 143 and signal.SIGTERM not in job.signals:  # someone ends this process
             raise Leave
-        if code is not None and code not in CLEAN:
+        if code is not None and code not in (*CLEAN, _WAITS):
             held.forget()
         _tidy()
         _leave_on_sigterm()
+
+    def _ended(self, job: Job, code: int | None) -> None:
+        """Tell the client how its command or line has ended."""
+        if code == _WAITS and job.chat is not None and not job.gone:
+            self.chats.add(job)
+            job.tell(**job.chat.state())
+            return
+        job.ended = True
+        self.chats.discard(job)
+        job.give_back()
+        if job.chat is not None:
+            job.chat.session.close()
+        if code is not None:  # else the client runs the command itself
+            self.served += 1
+            job.tell(exit=code)
+        job.close()
 
     @contextlib.contextmanager
     def _as_client(self, job: Job) -> Iterator[None]:
@@ -267,7 +316,7 @@ class Engine:
             tempfile.tempdir = None
             _reset_peak()
             self.out.begin(job.used_stream, request["streams"])
-            if request.get("row"):
+            if request.pop("row", False):
                 row.take_over()
             yield
         finally:
@@ -284,7 +333,14 @@ def _run(job: Job) -> int | None:
     sys.argv = ["kvcli", *job.request["args"]]
     try:
         with job.signalled():
-            return run(job.request["args"])
+            if job.chat is not None:
+                return _run_line(job, job.chat)
+            code = run(job.request["args"])
+            opened, held.chat = held.chat, None
+            if opened is None:
+                return code
+            job.keep(opened)
+            return code or _WAITS
     except held.RunAlone:
         job.tell(alone=True)
         return None
@@ -294,6 +350,25 @@ def _run(job: Job) -> int | None:
         from kvcli.cli import exit_codes
 
         return exit_codes.to_kvcli_error(problem).exit
+
+
+def _run_line(job: Job, chat: Chat) -> int:
+    """Run the line of a chat, or its end."""
+    from kvcli.cli import exit_codes
+    from kvcli.cli.signals import install_sigterm
+
+    install_sigterm()
+    try:
+        if job.gone:
+            return 0
+        if job.line is not None:
+            chat.take(job.line, job.early)
+            sys.stdout.flush()
+        return chat.end() if chat.leave or job.line is None else _WAITS
+    except BaseException as problem:
+        return exit_codes.finish(problem, as_json=False, debug=chat.debug)
+    finally:
+        row.clear()
 
 
 def _replace(environment: dict[str, str]) -> None:

@@ -9,7 +9,10 @@ import gc
 import os
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from kvcli.cli.chat.loop import Chat
 
 T = TypeVar("T")
 
@@ -18,6 +21,9 @@ active = False
 
 facts: dict[str, Any] = {}
 """Of the model that is kept, for ``kvcli ps``: name, device, dtype, weights."""
+
+chat: Chat | None = None
+"""What the command of an engine has opened; its client sends the lines, and other commands run between them."""
 
 
 class RunAlone(SystemExit):

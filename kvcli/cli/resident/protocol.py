@@ -9,6 +9,8 @@
                        {"wrote": true}         standard output is written to now
                        {"exit": 0}             the end
                        {"alone": true}         instead: config.toml says that the client runs the command
+                       {"names": […], "status": "…"}    instead: a chat is open; also after each of its lines
+    client → engine    {"line": "…"}           of a chat; null at its end
     client → engine    {"signal": 2}           at any time between
 
 A connection that closes ends the request: the engine treats it as SIGTERM, and the client runs the command itself.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvcli.cli.commands.chat import COMMAND, LEAVE
+from kvcli.cli.chat.loop import COMMAND, LEAVE
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.views.page import Section, as_html, as_markdown
 from kvcli.errors import UsageError

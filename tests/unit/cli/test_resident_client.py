@@ -228,7 +228,8 @@ def test_a_long_path_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "words",
     [
-        ["chat", "book.txt"],
+        ["map", "book.txt"],
+        ["chat", "--no-server", "book.txt"],
         ["ask", "--help"],
         ["ask", "--no-server", "book.txt", "Who?"],
         ["ask", "/dev/fd/63", "Who?"],
