@@ -15,7 +15,13 @@ from torch import Tensor
 
 
 class Recorder(Protocol):
-    """Takes calls of functions that torch does not see."""
+    """Takes calls of functions that torch does not see.
+
+    Attributes:
+        frees: whether a replay calls functions anew, so that memory within them is free between steps.
+    """
+
+    frees: bool
 
     def call(self, work: Callable[[], object], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Run ``work``, which computes ``outputs`` from what is in ``inputs``, and record it as one operation."""
@@ -31,6 +37,25 @@ def run(work: Callable[[], object], inputs: Sequence[Tensor], outputs: Sequence[
         work()
     else:
         active.call(work, inputs, outputs)
+
+
+def attend(q: Tensor, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Compute an attention term ``(o, lse)`` for queries ``[H, m, D]`` as one operation, ``work``.
+
+    For storages that expand keys: what does not depend on the token is computed once and kept for all replays, and
+    expanded keys of all layers are as large as the cache that such a storage avoids.
+    """
+    if (active := recorder.get()) is None or not active.frees:
+        return work()
+    o, lse = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+
+    def copied() -> None:
+        found, total = work()
+        o.copy_(found)
+        lse.copy_(total)
+
+    run(copied, (q,), (o, lse))
+    return o, lse
 
 
 def array(x: Tensor) -> Any:

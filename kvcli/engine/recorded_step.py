@@ -111,6 +111,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs: tensors that differ from step to step.
     """
 
+    frees = True
+
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._entries: list[_Entry] = []
@@ -148,6 +150,9 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def call(self, work: Call, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """See :class:`kvcli_kernels.recording.Recorder`."""
+        if self._paused:  # a part of another one
+            work()
+            return
         self._paused = True
         try:
             work()

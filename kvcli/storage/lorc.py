@@ -128,23 +128,10 @@ class LorcLayer(ResidentLayer):
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See :class:`kvcli.storage.base.StoredLayer`. Values are averaged as coordinates; only the average is
-        expanded.
-
-        For a recorded step this is one operation: the expanded keys, the same at each step, would be remembered.
-        """
-        import torch
-
+        expanded."""
         from kvcli_kernels import recording
 
-        o, lse = torch.empty_like(q), torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-
-        def work() -> None:
-            found, total = self._attend(q, scale)
-            o.copy_(found)
-            lse.copy_(total)
-
-        recording.run(work, (q,), (o, lse))
-        return o, lse
+        return recording.attend(q, lambda: self._attend(q, scale))
 
     def _attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         from torch.nn.functional import pad

@@ -123,6 +123,11 @@ class RowLayer(ResidentLayer):
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See :class:`kvcli.storage.base.StoredLayer`. Values are averaged in the rotated basis; only the average is
         rotated back."""
+        from kvcli_kernels import recording
+
+        return recording.attend(q, lambda: self._attend(q, scale))
+
+    def _attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
 

@@ -130,6 +130,11 @@ class ThinkLayer(ResidentLayer):
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Expand keys a block at a time; see :class:`kvcli.storage.base.StoredLayer`."""
+        from kvcli_kernels import recording
+
+        return recording.attend(q, lambda: self._attend(q, scale))
+
+    def _attend(self, q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         from kvcli_kernels.attention import attention
         from kvcli_kernels.merge import merge
 

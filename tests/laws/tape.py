@@ -42,6 +42,7 @@ class Tape(TorchDispatchMode):
     """Operators in the order in which they were told, with their arguments and results."""
 
     current: Tape | None = None
+    frees = False
 
     def __init__(self) -> None:
         super().__init__()

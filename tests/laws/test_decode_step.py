@@ -1,6 +1,7 @@
 """Steps of an answer: begun ahead of what is read, and made all alike, they say the same."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tests.laws.tape import Taped, Waits
 from tests.laws.test_generate import Bytes
 
 HELD = ["knorm(budget=24)", "keydiff(budget=24)+kivi(bits=4, group=8)"]
+EXPANDED = ["full+think(recent=4)", "full+lorc", "full+kivi(bits=2, group=8)", "full+int8+kvsharer(map=0_0_2)"]
 CODED = ["keydiff(budget=24)+int8", "knorm(budget=24)+turbo(bits=4)", "knorm(budget=24)+turbo(bits=8, fill=true)"]
 FETCHING = [
     "full+quest(page=4, pages=3, dense=1)",
@@ -34,8 +36,8 @@ def speaking(model):
         known.tokenizer = Bytes()
 
 
-def behind(model, recipe: str):
-    context = drain(prefill(model, tiny.document(80), parse(recipe), chunk=16, horizon=400))
+def behind(model, recipe: str, tokens: int = 80):
+    context = drain(prefill(model, tiny.document(tokens), parse(recipe), chunk=16, horizon=max(400, tokens + 50)))
     return new_decode_cache(model, context)
 
 
@@ -111,9 +113,9 @@ def test_what_is_in_the_way_of_steps_that_are_all_alike(model) -> None:
     assert "main memory" in str(dynamic_reason(elsewhere))
 
 
-def ready(model, recipe: str | None):
+def ready(model, recipe: str | None, tokens: int = 80):
     """Behind a document and a question, with room for steps."""
-    tail = new_decode_cache(model, None) if recipe is None else behind(model, recipe)
+    tail = new_decode_cache(model, None) if recipe is None else behind(model, recipe, tokens)
     with torch.inference_mode():
         tail.reserve(40)
     model.forward(torch.tensor(tiny.document(6, seed=5)), tail, logits=False)
@@ -177,7 +179,7 @@ def steps_alike(step, model, tail, other, ids) -> None:
         other.extend(1)
 
 
-@pytest.mark.parametrize("recipe", [None, *HELD, *CODED])
+@pytest.mark.parametrize("recipe", [None, *HELD, *CODED, *EXPANDED])
 @pytest.mark.parametrize("family", ["llama", "phi3-longrope", "qwen3", "llama in bfloat16"])
 def test_a_recorded_step_is_a_plain_one_bit_for_bit(model, family: str, recipe: str | None) -> None:
     if "bfloat16" in family:
@@ -199,6 +201,29 @@ def test_a_recorded_step_is_a_plain_one_bit_for_bit(model, family: str, recipe: 
     steps_alike(step, tiny_model, tail, other, tiny.document(12, seed=8))
     tail.length = other.length = 195  # more tokens than anybody has reserved room for
     steps_alike(step, tiny_model, tail, other, tiny.document(12, seed=9))
+
+
+def in_memory() -> int:
+    """Bytes of all tensors of this process."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor]
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+@pytest.mark.parametrize("recipe", [*HELD[:1], "full", *CODED, *EXPANDED])
+def test_a_record_keeps_no_expanded_keys(model, recipe: str) -> None:
+    """What it takes does not grow with the document: expanded keys are those of a step, not of the record."""
+    taken = []
+    for tokens in (100, 800):
+        tail = ready(model(), recipe, tokens)
+        step = recorded(model(), tail)
+        before = in_memory()
+        for number in tiny.document(12, seed=6):
+            step(torch.tensor([number]))
+            tail.extend(1)
+        assert step.calls
+        taken.append(in_memory() - before)
+    assert taken[1] == taken[0]
 
 
 def test_recorded_steps_of_two_contexts_do_not_meet(model) -> None:

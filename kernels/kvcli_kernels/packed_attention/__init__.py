@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kvcli_kernels import recording
 from kvcli_kernels.attention import attention
 from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.merge import merge
@@ -28,8 +29,9 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
         return triton.packed_attention(q, k, v, scale)
     if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
         kernels = for_cpu("packed_attention") if k.codes.numel() * 8 // k.bits >= _MANY else None
-        backend = kernels if kernels is not None and kernels.serves(k, v) else fused_scales
-        return backend.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
+        if kernels is not None and kernels.serves(k, v):
+            return kernels.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
+        return recording.attend(q, lambda: fused_scales.packed_attention(q, k, v, scale))
     term = None
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
