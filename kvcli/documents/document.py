@@ -108,13 +108,17 @@ class Extract:
 
 @dataclass(frozen=True)
 class Source:
-    """One file for a reader: ``name`` for messages, ``quoted`` for commands, ``suffix`` (``.pdf``) for its format."""
+    """One file for a reader: ``name`` for messages, ``quoted`` for commands, ``suffix`` (``.pdf``) for its format.
+
+    ``inner``: it lies in another file.
+    """
 
     data: bytes
     name: str
     quoted: str
     options: Options = Options()
     suffix: str = ""
+    inner: bool = False
 
 
 def join_documents(first: Document, more: Document) -> Document:

@@ -11,7 +11,7 @@ from kvcli.documents import html, ooxml
 from kvcli.documents.archive import Archive, attribute, elements
 from kvcli.documents.document import Extract, Source
 from kvcli.documents.equation import Formula, linear
-from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, Writer, clean, left_out, parts
+from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, Writer, clean, comment, left_out, parts
 from kvcli.documents.numbering import Numbering
 
 NESTED = 3
@@ -122,15 +122,19 @@ class _Reader:
         self.out.add(f"{PAGE}{self.page}{PAGE}")
 
     def _note(self, number: int, kind: str, name: str) -> None:
-        if kind not in self.bodies:
-            self.bodies[kind] = {attribute(n, "id"): n for n in elements(self._part(f"{kind}s"), kind)}
-        node = self.bodies[kind].get(name)
+        node = self._bodies(kind).get(name)
         if node is None:
             self.warnings.append(f"{self.archive.source.name}: the text of note [{number}] is missing")
         else:
             self.label = f"[{number}] "
             self._children(node)
             self.out.flush()
+
+    def _bodies(self, kind: str) -> dict[str, Any]:
+        """Notes or comments by number."""
+        if kind not in self.bodies:
+            self.bodies[kind] = {attribute(n, "id"): n for n in elements(self._part(f"{kind}s"), kind)}
+        return self.bodies[kind]
 
     def _said(self) -> None:
         """Count what Word shows beside the text."""
@@ -139,8 +143,7 @@ class _Reader:
             if kind in ("header", "footer") and name in self.archive.names:
                 words = "".join(n.text or "" for n in elements(self._xml(name), "t"))
                 left["page header or footer"] += bool(words.strip())
-        if (comments := self._part("comments")) is not None:
-            left["comment"] += sum(1 for _ in elements(comments, "comment"))
+        left["comment"] += len(self._bodies("comment"))
 
     def _children(self, node: Any) -> None:
         for child in node:
@@ -182,7 +185,11 @@ class _Reader:
         out.flush(apart=not mark)
         out.level = 0
         for box in self.boxes.pop():
-            self._children(box)
+            if box.tag.endswith("}comment"):
+                words = ("".join(n.text or "" for n in elements(p, "t")) for p in elements(box, "p"))
+                out.add(comment(attribute(box, "author"), " ".join(words)))
+            else:
+                self._children(box)
             out.flush(apart=True)
 
     def _look(self, properties: Any) -> tuple[int, str]:
@@ -270,6 +277,12 @@ class _Reader:
     def _note_reference(self, node: Any) -> None:
         self.notes.append((node.tag.rpartition("}")[2].removesuffix("Reference"), attribute(node, "id")))
         self.out.add(f"[{len(self.notes)}]")
+
+    def _comment(self, node: Any) -> None:
+        """A comment follows the paragraph that it is about; each is read once."""
+        if self.boxes and (found := self._bodies("comment").get(attribute(node, "id"))) is not None:
+            del self.bodies["comment"][attribute(node, "id")]
+            self.boxes[-1].append(found)
 
     def _alternate(self, node: Any) -> None:
         """One of several ways to show the same: the first with words, or else the first."""
@@ -372,6 +385,7 @@ _WRITERS: dict[str, Callable[[_Reader, Any], None]] = {
     "fldChar": _Reader._field,
     "footnoteReference": _Reader._note_reference,
     "endnoteReference": _Reader._note_reference,
+    "commentReference": _Reader._comment,
     "AlternateContent": _Reader._alternate,
     "txbxContent": _Reader._box,
     "pic": _Reader._picture,

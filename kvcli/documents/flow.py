@@ -209,6 +209,12 @@ def numeral(n: int, kind: str) -> str:
     return str(n)
 
 
+def comment(author: str, words: str) -> str:
+    """A comment on a text, marked as one: it is not the author's own words."""
+    by, words = " ".join(clean(author).split())[:60], " ".join(clean(words).split())
+    return f"[comment{' by ' * bool(by)}{by}: {words}]" if words else ""
+
+
 def left_out(left: Counter[str], name: str) -> list[str]:
     """One line about what was not read."""
     kinds = ", ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in left.items() if n)

@@ -5,7 +5,7 @@ from typing import Any
 from kvcli.documents import pages
 from kvcli.documents.archive import Archive, attribute, elements, xml
 from kvcli.documents.document import Extract, Source
-from kvcli.documents.flow import PAGE, Writer, clean, left_out, parts, slide_parts
+from kvcli.documents.flow import PAGE, Writer, clean, comment, left_out, parts, slide_parts
 from kvcli.errors import InputError
 
 REPEATED = 1_000
@@ -72,8 +72,11 @@ class _Reader:
             out.mark = "Notes: "
             self.children(node)
             out.mark = ""
-        elif name in ("annotation", "image", "object", "chart"):
-            out.left["comment" if name == "annotation" else "picture" if name == "image" else "embedded object"] += 1
+        elif name == "annotation":
+            who = "".join("".join(n.itertext()) for n in node.iterchildren("{*}creator"))
+            out.add(f" {comment(who, ' '.join(''.join(p.itertext()) for p in elements(node, 'p')))} ")
+        elif name in ("image", "object", "chart"):
+            out.left["picture" if name == "image" else "embedded object"] += 1
         else:
             self.children(node)
 

@@ -75,7 +75,7 @@ def read(
             if not data:
                 check = "check the command before the pipe" if name == STDIN else f"see its size: ls -l {quoted}"
                 raise InputError(f"{shown} is empty: 0 bytes", check)
-            extract = _one(Source(data, shown, quoted, options, suffix), worker, kept)
+            extract = read_one(Source(data, shown, quoted, options, suffix), worker, kept)
             characters += sum(len(p.text) for p in extract.parts)
             if characters > CHARACTERS:
                 raise InputError(
@@ -96,7 +96,7 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("https://", "http://"))
 
 
-def _one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extract:
+def read_one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
     found = kind(source.data, source.suffix)
     if found is HTML and is_url(source.name) and source.suffix == ".txt":

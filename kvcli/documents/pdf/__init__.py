@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Any
 
 from kvcli.documents.document import Extract, Part, Source
-from kvcli.documents.flow import left_out
+from kvcli.documents.flow import comment, left_out
 from kvcli.documents.isolated import run
 from kvcli.documents.pages import around, named, select, shown
-from kvcli.documents.pdf import layout, paragraphs
+from kvcli.documents.pdf import inside, layout, paragraphs
 from kvcli.documents.pdf.damage import ends
 from kvcli.documents.pdf.fonts import UNKNOWN
 from kvcli.documents.pdf.heads import running_heads
@@ -28,6 +28,8 @@ STAMP = 200
 def extract(source: Source) -> Extract:
     """The pages of a PDF. Raises ``InputError`` for one that is encrypted, damaged or a scan."""
     head, pages = _read(source)
+    if head["form"]:
+        return _form(source, head["form"])
     chosen = select(source.options.pages, len(pages), source.name)
     known = Counter(word[0].strip(".,;:!?()“”‘’\"'").lower() for page in pages for word in page["words"])
     for page in pages:
@@ -55,8 +57,9 @@ def extract(source: Source) -> Extract:
         notes.append(f"{source.name}: {named(asked)} read by OCR")
         bare = {n for n in asked if not texts[n - 1].strip()}
         unknown = set()
-    _refuse_unknown(source, unknown, chosen)
-    _refuse_scan(source, bare, chosen, texts)
+    if not head["files"]:
+        _refuse_unknown(source, unknown, chosen)
+        _refuse_scan(source, bare, chosen, texts)
     found.warnings += _letters(source, [pages[n - 1] for n in chosen], unknown)
     found.without_text = [n for n in chosen if not texts[n - 1].strip()]
     if bare:
@@ -74,18 +77,29 @@ def extract(source: Source) -> Extract:
         found.warnings.append(f"{source.name} is damaged: {head['lost']:,} objects are not where its table says")
     if head["unsure"]:
         found.warnings.append(f"{source.name}: {head['unsure']:,} of its compressed streams have a wrong check sum")
-    found.warnings += _attached(source, head["attached"]) + _layers(source, head["layers"])
+    found.warnings += _layers(source, head["layers"])
     found.notes += left_out(Counter(kind for n in chosen for kind in pages[n - 1].get("unread", ())), source.name)
-    if head["strays"]:
+    if head["strays"] and not head["attached"]:  # which may be PDFs
         found.warnings.append(
             f"{source.name} has {head['strays']:,} unlisted page objects; pages were removed, or it is damaged"
         )
     sections = _sections(head["outline"])
     for n in chosen:
         label = pages[n - 1]["label"]
+        texts[n - 1] = "\n\n".join([texts[n - 1], *(comment(*c) for c in pages[n - 1].get("comments", ()))]).strip("\n")
         mark = f"[page {label or n}]\n"
         found.parts.append(Part(f"{mark}{texts[n - 1]}\n\n", len(mark), n, label, sections(n)))
+    read = inside.add(found, source, head["files"]) if head["files"] and not source.inner else []
+    found.warnings += _attached(source, [name for name in head["attached"] if name not in read])
     return found
+
+
+def _form(source: Source, lines: list[str]) -> Extract:
+    """A dynamic XFA form: its page only says to wait, and a program would have to build the others."""
+    mark, text = "[page 1]\n", "\n\n".join(lines)
+    how = "its words and values were read in the order of its template, without its scripts"
+    warning = f"{source.name} is a dynamic XFA form: {how}"
+    return Extract([Part(f"{mark}{text}\n\n", len(mark), 1)], pages=1, warnings=[warning])
 
 
 def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -107,6 +121,9 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers.close()
         size = f"{len(source.data):,} bytes"
         raise InputError(f"{name} is damaged: it breaks off after {size}, before the mark that ends a PDF", fetch)
+    if head["form"]:
+        answers.close()
+        return head, []
     if head["dynamic"]:
         answers.close()
         raise InputError(
@@ -120,6 +137,8 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers.close()
         raise InputError(f"{name} has {head['pages']:,} pages; kvcli reads 1 to {PAGES:,}", fetch)
     pages = list(answers)
+    head["files"] = [p for p in pages if "file" in p]
+    pages = [p for p in pages if "page" in p]
     good = [p["page"] for p in pages if "error" not in p]
     if wrong := sorted({*select(ranges, head["pages"], name)} - {*good}):
         good = sorted({*good} & {*select(ranges, head["pages"], name)})

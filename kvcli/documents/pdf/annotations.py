@@ -33,14 +33,15 @@ def annotations(
 ) -> dict[str, Any]:
     """What the annotations of a page hold.
 
-    ``words`` are values of fields and notes written on the page, at their places. ``unread`` names what is not read:
-    comments, and what has no text. ``place`` gives edges in points from the page's upper left corner, ``turns`` is
-    how the page's words are turned.
+    ``words`` are values of fields and notes written on the page, at their places; ``comments`` are those beside the
+    text, each as author and words; ``unread`` names what has no text. ``place`` gives edges in points from the page's
+    upper left corner, ``turns`` is how the page's words are turned.
     """
     from pypdfium2 import raw
 
     words: list[Word] = []
     unread: list[str] = []
+    comments: list[tuple[str, str]] = []
     for i in range(min(MOST, max(0, raw.FPDFPage_GetAnnotCount(page)))):
         with contextlib.suppress(Exception), _annotation(page, i) as annotation:
             kind = raw.FPDFAnnot_GetSubtype(annotation)
@@ -53,14 +54,14 @@ def annotations(
             else:
                 if kind in _MEDIA:
                     unread.append(_MEDIA[kind])
-                elif kind != _FILE and _string(annotation, b"Contents").strip():
-                    unread.append("comment")
+                elif kind != _FILE and (said := _string(annotation, b"Contents").strip()):
+                    comments.append((_string(annotation, b"T"), said))
                 continue
             rectangle = raw.FS_RECTF()
             if text.strip() and raw.FPDFAnnot_GetRect(annotation, ctypes.byref(rectangle)):
                 edges = place(rectangle.left, rectangle.bottom, rectangle.right, rectangle.top)
                 words += _written(text, *edges, turns)
-    return {"words": words, "unread": unread}
+    return {"words": words, "comments": comments, "unread": unread}
 
 
 @contextlib.contextmanager

@@ -7,6 +7,9 @@ import zlib
 INFLATED = 1 << 30
 """Bytes all streams of text together may unpack to while they are checked."""
 
+TABLES = 10_000
+"""Tables of objects, one for each time that a file was saved anew."""
+
 _PRINTABLE = bytes([9, 10, 13, *range(32, 127)])
 _LEAF = re.compile(rb"(\d{1,9})\s+\d{1,5}\s+obj\b|/Type\s*/Page(?![A-Za-z])")
 _TREE = re.compile(rb"<<(?:[^<>]|<<[^<>]*>>){0,2000}?/Type\s*/Pages\b(?:[^<>]|<<[^<>]*>>){0,2000}>>")
@@ -14,6 +17,11 @@ _COUNT = re.compile(rb"/Count\s+(\d{1,9})")
 _FLATE = re.compile(rb"<<((?:[^<>]|<<[^<>]*>>|<[0-9a-fA-F\s]*>){0,2000})>>\s*stream\r?\n")
 _START = re.compile(rb"startxref\s+(\d{1,12})\s*(?:%%EOF|\Z)")
 _TABLE = re.compile(rb"\s*(?:xref\b|\d+\s+\d+\s+obj\b)")
+_BEGIN, _XREF, _BEFORE = (
+    re.compile(rb"startxref\s+(\d{1,12})"),
+    re.compile(rb"\s*xref\s+"),
+    re.compile(rb"/Prev\s+(\d{1,12})"),
+)
 _SECTION = re.compile(rb"(\d{1,9}) \d{1,9}[ \t]*[\r\n]+(?=\d{10} \d{5} [nf])")
 _ENTRY = re.compile(rb"(\d{10}) (\d{5}) ([nf])[ \r\n]{1,3}")
 
@@ -58,15 +66,23 @@ def streams(data: bytes) -> tuple[int, int]:
 
 
 def lost(data: bytes) -> int:
-    """How many objects are not where a table of objects says; PDFium takes what it finds for others in silence."""
-    missing, first = 0, max(0, data.find(b"%PDF-", 0, 1024))
-    for section in _SECTION.finditer(data):
-        number, at = int(section[1]), section.end()
-        while entry := _ENTRY.match(data, at):
-            place = int(entry[1])
-            head = re.compile(rb"\s{0,8}%d\s+%d\s+obj\b" % (number, int(entry[2])))
-            missing += entry[3] == b"n" and place > 0 and not any(head.match(data, place + add) for add in {0, first})
-            number, at = number + 1, entry.end()
+    """How many objects are not where the tables of objects say; PDFium takes what is there for others in silence."""
+    missing, first, seen = 0, max(0, data.find(b"%PDF-", 0, 1024)), set[int]()
+    found = _BEGIN.match(data, max(0, data.rfind(b"startxref")))
+    while found and (place := int(found[1])) not in seen and len(seen) < TABLES:
+        seen.add(place)
+        head = _XREF.match(data, place) or _XREF.match(data, place + first)
+        if head is None:
+            break  # a compressed one
+        at = head.end()
+        while section := _SECTION.match(data, at):
+            number, at = int(section[1]), section.end()
+            while entry := _ENTRY.match(data, at):
+                there, number, at = int(entry[1]), number + 1, entry.end()
+                mark = re.compile(rb"\s{0,8}%d\s+%d\s+obj\b" % (number - 1, int(entry[2])))
+                used = entry[3] == b"n" and there > 0
+                missing += used and not any(mark.match(data, there + add) for add in {0, first})
+        found = _BEFORE.search(data, at, data.find(b"startxref", at))
     return missing
 
 

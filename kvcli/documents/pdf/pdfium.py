@@ -16,6 +16,7 @@ from kvcli.documents.pages import Ranges, around
 from kvcli.documents.pdf.annotations import annotations
 from kvcli.documents.pdf.damage import leaves, lost, streams
 from kvcli.documents.pdf.fonts import Fonts
+from kvcli.documents.pdf.inside import files, form, is_portfolio
 from kvcli.documents.pdf.layers import has_layers, hidden, marked
 from kvcli.documents.pdf.words import Boxes, Letters, words
 
@@ -60,6 +61,7 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
             layers = None
     with contextlib.suppress(pdfium.PdfiumError):
         document.init_forms()
+    dynamic = document.get_formtype() == raw.FORMTYPE_XFA_FULL
     broken, unsure = (0, 0) if b"/Encrypt" in data else streams(data)
     yield {
         "pages": len(document),
@@ -69,8 +71,10 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
         "lost": lost(data),
         "strays": max(0, leaves(data) - len(document)),
         "outline": list(_outline(document)),
-        "dynamic": document.get_formtype() == raw.FORMTYPE_XFA_FULL,
-        "attached": list(_attached(document)),
+        "dynamic": dynamic,
+        "form": form(document) if dynamic else [],
+        "attached": (attached := list(_attached(document))),
+        "portfolio": (portfolio := bool(attached) and is_portfolio(data)),
         "layers": layers,
     }
     fonts = Fonts(data)
@@ -79,6 +83,8 @@ def pieces(data: bytes, ranges: Ranges = ()) -> Iterator[dict[str, Any]]:
             yield _page(document, number, fonts, hides=bool(layers))
         except pdfium.PdfiumError as error:
             yield {"page": number, "error": str(error)[:200]}
+    if portfolio and not ranges:
+        yield from files(document)
 
 
 def _outline(document: Any) -> Iterator[tuple[int, str, int]]:
@@ -118,6 +124,7 @@ def _page(document: Any, number: int, fonts: Fonts, *, hides: bool = False) -> d
             "width": width,
             "height": height,
             "words": letters.words + besides["words"],
+            "comments": besides["comments"],
             "unread": besides["unread"],
             "unknown": letters.unknown,
             "guessed": letters.guessed,

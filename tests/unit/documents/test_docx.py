@@ -269,6 +269,16 @@ def test_notes_stand_behind_the_text_under_their_numbers() -> None:
     assert "the text of note [1] is missing" in extract(body).warnings[0]
 
 
+def test_a_comment_follows_the_paragraph_that_it_is_about() -> None:
+    said = "".join(
+        f'<w:comment w:id="{i}" w:author="Ines">{par(run(f"Why {i}?"))}{par(run("Ask."))}</w:comment>' for i in (4, 5)
+    )
+    more = {"word/comments.xml": f"<w:comments {W}>{said}</w:comments>"}
+    body = par(run("One"), '<w:r><w:commentReference w:id="4"/></w:r>', run(" two")) + par(run("three"))
+    assert text(body, more=more) == "One two\n\n[comment by Ines: Why 4? Ask.]\n\nthree\n"
+    assert "1 comment" in extract(body, more).notes[0]
+
+
 def test_embedded_parts_are_read_or_named() -> None:
     parts: dict[str, str | bytes] = {
         "word/a.html": "<h2>Inner</h2><p>page</p>",

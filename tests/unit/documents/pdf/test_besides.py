@@ -71,16 +71,18 @@ def test_a_note_written_on_the_page_is_read_at_its_place(tmp_path: Path) -> None
     assert lines[2] == "Ask the owner."
 
 
-def test_comments_and_films_are_counted(tmp_path: Path) -> None:
+def test_comments_follow_their_page_and_films_are_counted(tmp_path: Path) -> None:
     document = annotated(
         tmp_path,
         "/Subtype /Highlight /Contents (Is this true?) /QuadPoints [72 610 200 610 72 600 200 600]",
-        "/Subtype /Text /Contents (See page 4.)",
+        "/Subtype /Text /T (Ahab) /Contents (See\n page 4.)",
         "/Subtype /Text /Contents (Not to be seen.) /F 2",
         "/Subtype /Link /Contents (a link)",
         "/Subtype /Screen",
     )
-    assert [note.split(": ", 1)[1] for note in document.notes] == ["not read: 2 comments, 1 film"]
+    assert body(document).endswith("\n\n[comment: Is this true?]\n\n[comment by Ahab: See page 4.]")
+    assert "seen" not in document.text
+    assert [note.split(": ", 1)[1] for note in document.notes] == ["not read: 1 film"]
 
 
 def test_attached_files_are_named(tmp_path: Path) -> None:
