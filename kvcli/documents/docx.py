@@ -71,6 +71,7 @@ class _Reader:
         self.whole = True
         self.listed = False
         self.notes: list[tuple[str, str]] = []
+        self.numbers: dict[tuple[str, str], int] = {}
         self.bodies: dict[str, dict[str, Any]] = {}
         self.label = ""  # of a note, until its first paragraph
 
@@ -275,8 +276,12 @@ class _Reader:
                 self.out.add(clean(entries[int(number)]))
 
     def _note_reference(self, node: Any) -> None:
-        self.notes.append((node.tag.rpartition("}")[2].removesuffix("Reference"), attribute(node, "id")))
-        self.out.add(f"[{len(self.notes)}]")
+        """The number of a note; one that is referred to again keeps its number, and is read once."""
+        key = (node.tag.rpartition("}")[2].removesuffix("Reference"), attribute(node, "id"))
+        if key not in self.numbers:
+            self.notes.append(key)
+            self.numbers[key] = len(self.notes)
+        self.out.add(f"[{self.numbers[key]}]")
 
     def _comment(self, node: Any) -> None:
         """A comment follows the paragraph that it is about; each is read once."""

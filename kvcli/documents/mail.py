@@ -1,9 +1,14 @@
 """Mail (.eml) and saved web pages (.mht): the head, and the text that a mail program shows; attachments are counted."""
 
+import binascii
 import email
 import email.policy
+import quopri
+import re
 from collections import Counter
+from contextlib import suppress
 from email.message import EmailMessage, MIMEPart
+from typing import Any
 
 from kvcli.documents import html
 from kvcli.documents.document import Extract, Source
@@ -11,12 +16,19 @@ from kvcli.documents.flow import TextBlock, Writer, clean, left_out, parts
 from kvcli.documents.text import decode
 from kvcli.errors import InputError
 
+FORM = 4_000
+"""Characters of a line of the head that says what form a part has."""
+
+_WORD = re.compile(r"=\?([\w.:-]{1,40})(?:\*\w*)?\?([bBqQ])\?([^?\s]*)\?=")
 _HEAD = ("From", "To", "Cc", "Date", "Subject")
 
 
 def extract(source: Source) -> Extract:
     """The text of one message. Raises ``InputError`` for a file that is none."""
-    message = email.message_from_bytes(source.data, policy=email.policy.default)
+    try:
+        message = email.message_from_bytes(source.data, policy=_Bounded())
+    except RecursionError:
+        raise InputError(f"{source.name} is nested too deeply to be read", "save its innermost message alone") from None
     assert isinstance(message, EmailMessage)
     if not message.keys():
         raise InputError(
@@ -41,12 +53,43 @@ def extract(source: Source) -> Extract:
     return Extract(parts(writer.blocks), warnings=warnings, notes=left_out(left, source.name))
 
 
+class _Bounded(email.policy.EmailPolicy):
+    """The library takes a square of the time to parse a long head; what it parses is the form of a part."""
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        return super().header_fetch_parse(name, value[:FORM])
+
+
 def _header(message: EmailMessage, name: str) -> str:
+    """A line of the head, encoded words decoded."""
+    raw = next((str(value) for key, value in message.raw_items() if key.lower() == name.lower()), "")
+    raw = raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    found: list[str] = []
+    at, charset, data = 0, "", bytearray()  # words that are beside each other may share a character
+    for word in _WORD.finditer(raw):
+        between = raw[at : word.start()]
+        if between.strip() or word[1].lower() != charset:
+            found += [_text(data, charset), between if between.strip() or not at else ""]
+            data = bytearray()
+        at, charset = word.end(), word[1].lower()
+        data += _bytes(word[2].lower(), word[3])
+    found += [_text(data, charset), raw[at:]]
+    return " ".join("".join(found).split())
+
+
+def _bytes(kind: str, word: str) -> bytes:
+    if kind == "q":
+        return quopri.decodestring(word.encode(), header=True)
+    with suppress(ValueError):
+        return binascii.a2b_base64(word.encode() + b"==")
+    return word.encode()
+
+
+def _text(data: bytearray, charset: str) -> str:
     try:
-        return " ".join(str(message[name] or "").split())
-    except (ValueError, IndexError, AttributeError, TypeError):  # a head that the library's parser breaks on
-        raw = {key.lower(): value for key, value in message.raw_items()}
-        return " ".join(str(raw.get(name.lower(), "")).split())
+        return data.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return data.decode("utf-8", "replace")
 
 
 def _decoded(part: MIMEPart, source: Source) -> tuple[str, list[str]]:

@@ -1,6 +1,7 @@
 """Jupyter notebooks: text cells as Markdown, code with its printed output; pictures are counted."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +53,5 @@ def _joined(text: Any) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
+    fence = "`" * max([3, *(1 + len(run) for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"

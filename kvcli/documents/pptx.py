@@ -42,7 +42,7 @@ class _Reader:
             _relation(node) for node in elements(next(elements(ooxml.root(archive, main), "sldIdLst"), None), "sldId")
         ]
         names = [related.get(number, ("", ""))[1] for number in ids]
-        return [name for name in names if name in archive.names]
+        return list(dict.fromkeys(name for name in names if name in archive.names))
 
     def slide(self, number: int, name: str) -> None:
         """Write one slide. A hidden one is read too: it is part of the file that was handed over."""

@@ -89,8 +89,8 @@ def extract(source: Source) -> Extract:
         texts[n - 1] = "\n\n".join([texts[n - 1], *(comment(*c) for c in pages[n - 1].get("comments", ()))]).strip("\n")
         mark = f"[page {label or n}]\n"
         found.parts.append(Part(f"{mark}{texts[n - 1]}\n\n", len(mark), n, label, sections(n)))
-    read = inside.add(found, source, head["files"]) if head["files"] and not source.inner else []
-    found.warnings += _attached(source, [name for name in head["attached"] if name not in read])
+    told = inside.add(found, source, head["files"]) if head["files"] and not source.inner else []
+    found.warnings += _attached(source, [name for name in head["attached"] if name not in told])
     return found
 
 
@@ -107,7 +107,7 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     name, quoted, fetch = source.name, source.quoted, "fetch the file again"
     ranges = source.options.pages
     answers = run("kvcli.documents.pdf.pdfium", source, json.dumps(ranges))
-    head = next(answers, {"error": 0})
+    head: dict[str, Any] = next(answers, {"error": 0})
     if (code := head.get("error")) is not None:
         answers.close()
         if code == 4:
@@ -136,14 +136,14 @@ def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not 0 < head["pages"] <= PAGES:
         answers.close()
         raise InputError(f"{name} has {head['pages']:,} pages; kvcli reads 1 to {PAGES:,}", fetch)
-    pages = list(answers)
-    head["files"] = [p for p in pages if "file" in p]
-    pages = [p for p in pages if "page" in p]
+    rest = list(answers)
+    head["files"] = [p for p in rest if "file" in p]
+    pages = [p for p in rest if "page" in p]
     good = [p["page"] for p in pages if "error" not in p]
     if wrong := sorted({*select(ranges, head["pages"], name)} - {*good}):
         good = sorted({*good} & {*select(ranges, head["pages"], name)})
-        rest = f"--pages {shown(good).replace('–', '-').replace(' ', '')} reads the others" if good else fetch
-        raise InputError(f"{name} is damaged: {named(wrong)} cannot be read", rest)
+        others = f"--pages {shown(good).replace('–', '-').replace(' ', '')} reads the others" if good else fetch
+        raise InputError(f"{name} is damaged: {named(wrong)} cannot be read", others)
     blank: dict[str, Any] = {"label": None, "height": 1.0, "words": [], "cut": 0}
     read = {p["page"]: p for p in pages if "error" not in p}
     return head, [read.get(n) or {"page": n, **blank} for n in range(1, head["pages"] + 1)]

@@ -118,7 +118,8 @@ def add(found: Extract, source: Source, inner: list[dict[str, str]]) -> list[str
             found.notes += extract.notes
             head = f"=== {name} ===\n\n"
             for part in extract.parts:
-                section = " › ".join(filter(None, (name, part.page and f"p. {part.label or part.page}", part.section)))
+                page = f"p. {part.label or part.page}" if part.page else ""
+                section = " › ".join(filter(None, (name, page, part.section)))
                 mark = head + part.text[: part.body]
                 found.parts.append(Part(mark + part.text[part.body :], len(mark), None, None, section, part.line))
                 head = ""

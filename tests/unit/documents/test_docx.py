@@ -266,6 +266,8 @@ def test_notes_stand_behind_the_text_under_their_numbers() -> None:
     body += par(run("three"), '<w:r><w:footnoteReference w:id="4"/></w:r>')
     more = {"word/endnotes.xml": notes("endnote", "of one"), "word/footnotes.xml": notes("footnote", "of three")}
     assert text(body, more=more) == "One[1] two\n\nthree[2]\n\n[1] of one\n\n[2] of three\n"
+    again = par(run("One"), '<w:r><w:endnoteReference w:id="4"/></w:r>' * 2)
+    assert text(again, more=more) == "One[1][1]\n\n[1] of one\n"
     assert "the text of note [1] is missing" in extract(body).warnings[0]
 
 

@@ -262,6 +262,26 @@ def test_mail_of_html_alone_and_of_a_charset_that_is_none() -> None:
     assert "noon" in text_of(extract("eml", data))
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("=?utf-8?q?J=C3?= =?utf-8?q?=BCrg?= Klein <j@k.de>", "Jürg Klein <j@k.de>"),
+        ("a =?utf-8?b?4oKs?=\n b =?iso-8859-1?B?5Pb8?=", "a € b äöü"),
+        ("=?no-such-charset?q?_z_?= Größe =?utf-8?b?!?=", "z Größe"),
+        ('"M=?x" <a@b.c>', '"M=?x" <a@b.c>'),
+        ("a@b.c, " * 900 + "last@b.c", "a@b.c, " * 900 + "last@b.c"),
+    ],
+)
+def test_lines_of_the_head_of_a_mail_are_read_whole(written: str, shown: str) -> None:
+    found = extract("eml", f"To: {written}\n\nx\n".encode())
+    assert text_of(found) == f"To: {shown}\n\nx\n"
+
+
+def test_mails_in_mails_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"a\.eml is nested too deeply"):
+        extract("eml", b"Content-Type: message/rfc822\n\n" * 5_000)
+
+
 def test_a_notebook_is_markdown_with_code_and_output() -> None:
     cells = [
         {"cell_type": "markdown", "source": "# Plan"},
