@@ -2,10 +2,12 @@
 
     python -m benchmarks.training_step --text great_expectations.txt --tokens 1400 --steps 8
     python -m benchmarks.training_step --text great_expectations.txt --shape tests/gpu/shapes/llama-3.1-8b --layers 2
+    python -m benchmarks.training_step --text great_expectations.txt --shape qwen3.5-9b --layers 4
 
 A step reads an example, asks its questions and teaches the heads. Its time is compared with the machine's matrix
 products in the model's shapes, timed in the same run; a machine with ``--ceiling`` TFLOP/s that reaches the same share
-takes the time that is printed for ``--of`` steps. ``--shape`` has random weights and the default model's tokenizer;
+takes the time that is printed for ``--of`` steps. ``--shape``, a folder or an alias, has random
+weights and the default model's tokenizer;
 with ``--layers`` only so many are made, and the estimate is for all. The last line of standard output is JSON.
 """
 
@@ -24,11 +26,16 @@ from benchmarks.passkey import load
 
 def shaped(folder: Path, layers: int | None) -> tuple[Any, int]:
     """A random model of some of the layers of a shape, and how many there would be."""
+    from kvcli.models import catalogue
     from kvcli.models.random_weights import build
 
-    config = json.loads((folder / "config.json").read_text())
+    known = catalogue.ALIASES.get(str(folder))
+    config = known.config if known else json.loads((folder / "config.json").read_text())
     depth: int = config["num_hidden_layers"]
     config["num_hidden_layers"] = layers or depth
+    config.pop("quantization_config", None)
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][: layers or depth]
     with tempfile.TemporaryDirectory() as made:
         Path(made, "config.json").write_text(json.dumps(config))
         model = build(Path(made))
@@ -36,11 +43,12 @@ def shaped(folder: Path, layers: int | None) -> tuple[Any, int]:
     return model, depth
 
 
-def flop(model: Any, features: int, width: int, tokens: int, asked: int) -> float:
+def flop(model: Any, width: int, tokens: int, asked: int) -> float:
     """Of reading, of what is asked behind it, and of the heads, forward and the gradients of their matrices."""
     from kvcli.bench import roofline
+    from kvcli.retaining_heads.module import shapes
 
-    heads: float = 4.0 * model.spec.layers * tokens * features * width
+    heads: float = 4.0 * tokens * sum(size for size, _ in shapes(model.spec)) * width
     read: float = roofline.full_flop(model.spec, tokens + asked)
     return read + heads
 
@@ -59,7 +67,6 @@ def main() -> None:
     from kvcli.bench import roofline
     from kvcli.engine.prompt import Prompt
     from kvcli.retaining_heads.data import Corpus
-    from kvcli.retaining_heads.module import features
     from kvcli.retaining_heads.trainer import Trainer, TrainingOptions, make_example
 
     model, depth = shaped(options.shape, options.layers) if options.shape else (load("smollm2-135m"), None)
@@ -82,7 +89,7 @@ def main() -> None:
         asked = tokens if kind == "repeat" else asked
         read.append(between - began)
         taught.append(ended - between)
-        flops.append(flop(model, features(model.spec), settings.width, tokens, asked))
+        flops.append(flop(model, settings.width, tokens, asked))
         sizes.append(tokens + asked)
     ceiling = roofline.matmul(model.spec, 512)
     step = median(a + b for a, b in zip(read[1:], taught[1:], strict=True))

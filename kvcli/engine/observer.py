@@ -91,7 +91,8 @@ class ObserverLayer:
             if stored.window is None:
                 # The token that predicts the answer's first word is the question's last.
                 rows = slice(question - 1, m - 1) if observer.kind == "logit" else slice(0, m)
-                self._record(rotated[:, rows], kept_k, scale, lse[:, rows])
+                whole = lse if sink is None else torch.logaddexp(lse, sink.to(lse.dtype)[:, None])
+                self._record(rotated[:, rows], kept_k, scale, whole[:, rows])
             outputs.append(with_sink((o, lse), sink))
             first += m
         return torch.cat(outputs, dim=1)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kvcli.errors import DamagedError, ModelError, ResourceError
-from kvcli.retaining_heads.module import ACTIVATIONS, RetainingHeads, features
+from kvcli.retaining_heads.module import ACTIVATIONS, RetainingHeads, shapes
 from kvcli.utils import files
 
 if TYPE_CHECKING:
@@ -147,13 +147,14 @@ def load(path: Path, *, activation: str | None = None) -> tuple[RetainingHeads, 
     if not layers or missing:
         what = f"without {', '.join(missing[:3])}" if missing else "no weights called layers.N.fc1 and layers.N.fc2"
         raise DamagedError(f"{path}: not a heads file: {what}", "kvcli train makes one")
-    width, size = weights["fc1", 0].shape
-    heads = RetainingHeads(layers, size, weights["fc2", 0].shape[0], width=width, activation=found.activation)
+    width = weights["fc1", 0].shape[0]
+    sizes = [(weights["fc1", i].shape[-1], weights["fc2", i].shape[0]) for i in range(layers)]
+    heads = RetainingHeads(sizes, width=width, activation=found.activation)
     for (name, i), tensor in weights.items():
         target = getattr(heads, name)[i]
         if tensor.shape != target.shape:
             raise DamagedError(
-                f"{path}: layers.{i}.{name} is {tuple(tensor.shape)} where layer 0 says {tuple(target.shape)}"
+                f"{path}: layers.{i}.{name} is {tuple(tensor.shape)} where {tuple(target.shape)} was expected"
             )
         target.data = tensor
     return heads.requires_grad_(False), found
@@ -166,13 +167,11 @@ def check(heads: RetainingHeads, found: HeadsCard, model: Model, path: Path) -> 
         ModelError: names what differs.
     """
     spec = model.spec
-    wanted = {"layers": spec.layers, "features per token": features(spec), "KV heads": spec.kv_heads}
-    have = {
-        "layers": len(heads.fc1),
-        "features per token": heads.fc1[0].shape[1],
-        "KV heads": heads.fc2[0].shape[0],
-    }
-    differ = [f"{have[k]:,} {k} where the model has {v:,}" for k, v in wanted.items() if have[k] != v]
+    wanted, have = shapes(spec), heads.shapes
+    pairs = [("layers", len(have), len(wanted))]
+    for mine, theirs in zip(have, wanted, strict=False):
+        pairs += [("features per token", mine[0], theirs[0]), ("KV heads", mine[1], theirs[1])]
+    differ = [f"{a:,} {what} where the model has {b:,}" for what, a, b in dict.fromkeys(pairs) if a != b]
     if not differ and found.identity and found.identity != identity(model):
         differ = [f"trained for {found.model} ({found.identity}), and this is {spec.name} ({identity(model)})"]
     if differ:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvcli.errors import ModelError
 from kvcli.types import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,27 +25,31 @@ class RetainingHeads(nn.Module):
     :class:`kvcli.types.Scorer`.
 
     Args:
-        layers: decoder layers.
-        features: length of ``[q ; k ; v]``: ``(H + 2 H_kv) · D``.
-        kv_heads: scores per token, one per KV head.
+        shapes: per layer that attends, the length ``(H + 2 H_kv) · D`` of ``[q ; k ; v]``, and the number of KV heads,
+            which is the number of scores per token.
         width: hidden units.
         activation: a key of :data:`ACTIVATIONS`.
     """
 
-    def __init__(self, layers: int, features: int, kv_heads: int, *, width: int = 256, activation: str = "silu"):
+    def __init__(self, shapes: Sequence[tuple[int, int]], *, width: int = 256, activation: str = "silu"):
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.ParameterList(torch.empty(width, features) for _ in range(layers))
-        self.fc2 = nn.ParameterList(torch.empty(kv_heads, width) for _ in range(layers))
+        self.fc1 = nn.ParameterList(torch.empty(width, features) for features, _ in shapes)
+        self.fc2 = nn.ParameterList(torch.empty(kv_heads, width) for _, kv_heads in shapes)
 
     @classmethod
     def like(cls, spec: ModelSpec, *, width: int = 256, activation: str = "silu", seed: int = 0) -> RetainingHeads:
         """Create untrained heads for a model; features of unit variance give scores of unit variance."""
-        heads = cls(spec.layers, features(spec), spec.kv_heads, width=width, activation=activation)
+        heads = cls(shapes(spec), width=width, activation=activation)
         generator = torch.Generator().manual_seed(seed)
         for weight in heads.parameters():
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5, generator=generator)
         return heads
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Per layer, the length of its features and its number of KV heads."""
+        return [(w1.shape[1], w2.shape[0]) for w1, w2 in zip(self.fc1, self.fc2, strict=True)]
 
     @property
     def width(self) -> int:
@@ -76,11 +79,10 @@ class RetainingHeads(nn.Module):
         return F.linear(hidden.float(), w2.float()).T
 
 
-def features(spec: ModelSpec) -> int:
-    """Return the length of ``[q ; k ; v]`` of one token in one layer."""
-    if spec.shapes:
-        raise ModelError(f"the layers of {spec.name} differ in their heads, and retaining heads need equal ones")
-    return (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+def shapes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """Return per layer the length of ``[q ; k ; v]`` of one token, and the number of KV heads."""
+    rows = (spec.of_layer(i) for i in range(spec.layers))
+    return [((row.heads + 2 * row.kv_heads) * row.head_dim, row.kv_heads) for row in rows]
 
 
 def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class Trainer:
             .expand(spec.layers, spec.kv_heads, -1)
             .clone()
         )
-        self.gain = torch.zeros(spec.layers, self.heads.fc1[0].shape[1], device=self.device)
+        self.gain = torch.zeros(spec.layers, max(n for n, _ in self.heads.shapes), device=self.device)
         self.optimizer = torch.optim.AdamW(
             [*self.heads.parameters(), self.levels], lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
         )
@@ -204,10 +204,11 @@ class Trainer:
             if self.settings.detrend:
                 y = detrended(y, example_data.head)
             if self.step == 0:
-                self.gain[i] = x[example_data.head :].square().mean(dim=0).sqrt().clamp_min(1e-3).reciprocal()
-            score = smoothing.mean(self.heads(i, x * self.gain[i]), self.settings.pool)
+                scale = x[example_data.head :].square().mean(dim=0).sqrt().clamp_min(1e-3)
+                self.gain[i, : x.shape[1]] = scale.reciprocal()
+            score = smoothing.mean(self.heads(i, x * self.gain[i, : x.shape[1]]), self.settings.pool)
             if self.settings.loss == "ordinal":
-                loss = ordinal(score, y, self.levels[i], example_data.head)
+                loss = ordinal(score, y, self.levels[i, : len(y)], example_data.head)
             else:
                 loss = regression(score, y, len(trained))
             torch.autograd.backward(loss / len(trained))
@@ -224,9 +225,9 @@ class Trainer:
     def folded(self) -> RetainingHeads:
         """Return the heads for inference, in their stored dtype."""
         spec = self.heads
-        heads = RetainingHeads(len(spec.fc1), spec.fc1[0].shape[1], spec.fc2[0].shape[0], width=spec.width)
+        heads = RetainingHeads(spec.shapes, width=spec.width)
         for i, (w1, w2) in enumerate(zip(spec.fc1, spec.fc2, strict=True)):
-            heads.fc1[i].data = (w1.detach() * self.gain[i]).to(torch.bfloat16)
+            heads.fc1[i].data = (w1.detach() * self.gain[i, : w1.shape[1]]).to(torch.bfloat16)
             heads.fc2[i].data = w2.detach().to(torch.bfloat16)
         return heads.requires_grad_(False)
 

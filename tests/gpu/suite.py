@@ -24,7 +24,7 @@ from kvcli.models import spec as model_spec
 from kvcli.models.source import ModelSource
 from kvcli.planning import memory
 from kvcli.recipe import parse
-from kvcli.retaining_heads.module import RetainingHeads, features
+from kvcli.retaining_heads.module import RetainingHeads, shapes
 
 LIMIT = 9 * 60 - 20
 """Seconds for everything, less what the last step needs to be stopped."""
@@ -126,7 +126,7 @@ def planned(step: Step, policy: str) -> int:
     source = ModelSource(step.shape, SHAPES / step.shape, "directory", complete=False)
     spec = replace(model_spec.spec(source, device="cpu", dtype="bfloat16", held=step.weights), device="cuda:0")
     width = RetainingHeads.like(replace(spec, layers=1)).width
-    spec = replace(spec, heads_bytes=2 * spec.layers * width * (features(spec) + spec.kv_heads))
+    spec = replace(spec, heads_bytes=2 * spec.layers * width * (shapes(spec)[0][0] + spec.kv_heads))
     tokens = int(step.tokens[:-1]) * {"K": 2**10, "M": 2**20}[step.tokens[-1]]
     return memory.plan_run(spec, parse(policy), tokens=tokens, chunk=CHUNK, question=32, answer=ANSWER)[0].total
 

@@ -14,7 +14,7 @@ from kvcli.models import heads_on_disk
 from kvcli.recipe import parse
 from kvcli.retaining_heads import checkpoint, discovery
 from kvcli.retaining_heads.checkpoint import HeadsCard
-from kvcli.retaining_heads.module import RetainingHeads, features, joined
+from kvcli.retaining_heads.module import RetainingHeads, joined, shapes
 from tests import tiny
 from tests.laws.helpers import filled
 
@@ -60,7 +60,7 @@ def test_features_are_the_raw_projections(model) -> None:
         attention = first.self_attn
         expected = torch.cat([attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)], dim=1)
     assert torch.allclose(seen[0], expected, atol=1e-5)
-    assert expected.shape[1] == features(model.spec)
+    assert expected.shape[1] == shapes(model.spec)[0][0]
 
 
 def test_stored_scores_are_the_heads_own_even_for_stabilizers(model) -> None:
@@ -88,7 +88,7 @@ def test_a_file_gives_back_heads_and_card(model, tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["bin", "safetensors", "shards"])
 def test_published_locret_checkpoints_load(model, tmp_path, kind: str) -> None:
     """Their keys, their width of 1,024, no biases, among the backbone's own weights or without them."""
-    size = features(model.spec)
+    size = shapes(model.spec)[0][0]
     weights = {"model.embed_tokens.weight": torch.zeros(3)}
     for i in range(model.spec.layers):
         weights[f"model.layers.{i}.self_attn.fc1.weight"] = torch.randn(1024, size)

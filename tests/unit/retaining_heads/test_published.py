@@ -11,7 +11,7 @@ from kvcli import recipe as recipes
 from kvcli.events import Download, Notice
 from kvcli.pipeline import Pipeline
 from kvcli.retaining_heads import discovery, published
-from kvcli.retaining_heads.module import features
+from kvcli.retaining_heads.module import shapes
 from kvcli.types import CHUNK
 from tests import tiny
 from tests.unit.models.conftest import Hub, caches, hub, run  # noqa: F401  # fixtures
@@ -29,7 +29,7 @@ def heads_in(folder: Path, spec, kind: str) -> dict[str, torch.Tensor]:
     folder.mkdir(parents=True)
     weights = {}
     for i in range(spec.layers):
-        weights[f"model.layers.{i}.self_attn.fc1.weight"] = torch.randn(1024, features(spec)).bfloat16()
+        weights[f"model.layers.{i}.self_attn.fc1.weight"] = torch.randn(1024, shapes(spec)[0][0]).bfloat16()
         weights[f"model.layers.{i}.self_attn.fc2.weight"] = torch.randn(spec.kv_heads, 1024).bfloat16()
     if kind == "bin":
         torch.save(weights, folder / "retaining_heads.bin")

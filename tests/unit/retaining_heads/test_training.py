@@ -11,22 +11,25 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import small_models
 from kvcli.cache.context import freeze
 from kvcli.engine.observer import Observer
 from kvcli.engine.prefill import prefill_steps
 from kvcli.engine.prompt import Prompt
-from kvcli.errors import DamagedError, InputError
-from kvcli.models.load import load
+from kvcli.errors import DamagedError, InputError, ModelError
+from kvcli.models.load import load, wrap
 from kvcli.recipe import parse
-from kvcli.retaining_heads import data
+from kvcli.retaining_heads import checkpoint, data
+from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.data import Corpus, TrainingRecord
 from kvcli.retaining_heads.facts import insert_fact, interleave
 from kvcli.retaining_heads.labels import Recorder
 from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, smooth_labels
+from kvcli.retaining_heads.module import shapes
 from kvcli.retaining_heads.trainer import Trainer, TrainingExample, TrainingOptions, _repeated, make_example, train
 from kvcli.storage.dense import Dense
 from tests import tiny
-from tests.e2e.conftest import save_tiny
+from tests.e2e.conftest import byte_tokenizer, save_tiny
 from tests.laws.helpers import drain
 
 
@@ -257,6 +260,45 @@ def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
     assert not torch.allclose(plain.features[1], looped.features[1], atol=1e-3)
     for a, b in zip(plain.labels, looped.labels, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_moe", "glm4_moe_lite", "gemma4", "gpt_oss", "gemma3n_text"])
+def test_every_kind_of_model_gets_heads_for_its_layers_that_attend(kind: str, tmp_path, monkeypatch) -> None:
+    """Recurrent layers, experts, latent attention, heads that differ by layer, sinks, shared keys and values."""
+    for name in ("vocab_size", "vocab_size_per_layer_input"):
+        monkeypatch.setitem(small_models._SIZES, name, 320)
+    model = wrap(small_models.build(kind), byte_tokenizer(), name=kind, fingerprint=None)
+    corpus = Corpus(["It was a quiet day. Nobody came. " * 60], [], tokens=(64, 128), seed=1)
+    settings = TrainingOptions(steps=2, width=8, check_every=0, budget=32, in_loop=0.5, labels="prob,repeat")
+    heads, _ = drain(train(model, corpus, settings))
+    assert heads.shapes == shapes(model.spec)
+    checkpoint.save(tmp_path / "h.safetensors", heads, HeadsCard())
+    loaded, card = checkpoint.load(tmp_path / "h.safetensors")
+    checkpoint.check(loaded, card, model, tmp_path)
+    model.heads = loaded
+    work = drain(prefill_steps(model, tiny.document(90), parse("locret(budget=30, stabilizers=4)"), chunk=20))
+    assert work.kept >= 30
+    other = wrap(small_models.build("qwen3", head_dim=8), None, name="other", fingerprint=None)
+    with pytest.raises(ModelError, match="where the model has"):
+        checkpoint.check(loaded, card, other, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5", "glm4_moe_lite", "gemma4", "gpt_oss"])
+def test_labels_of_every_kind_of_model_are_the_attention_of_its_eager_code(kind: str) -> None:
+    model = wrap(small_models.build(kind), None, name=kind, fingerprint=None)
+    body, tail = tiny.document(40), tiny.document(9, seed=1)
+    with torch.inference_mode(), model.reference() as module:
+        module.set_attn_implementation("eager")
+        output = module(input_ids=torch.tensor([body + tail]), output_attentions=True, use_cache=False)
+    weights = [found for found in output.attentions if found is not None and found.dim() == 4]
+    labels = observed(model, body, [(tail, 5)], "prob").labels
+    assert len(weights) == len(labels)
+    assert any(label is not None for label in labels)
+    for i, (label, expected) in enumerate(zip(labels, weights, strict=True)):
+        if label is not None:
+            own = model.spec.of_layer(i)
+            maxima = expected[0, :, 40:, :40].reshape(own.kv_heads, -1, 9, 40).amax(dim=(1, 2))
+            assert torch.allclose(label.exp(), maxima, rtol=1e-3, atol=1e-5)
 
 
 # --- data ---
