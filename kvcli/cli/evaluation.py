@@ -65,7 +65,7 @@ class Evaluation:
         if not words:
             raise UsageError(f"no task was given; expected one of {', '.join(tasks.TASKS)}", "kvcli eval needle")
         self.options, self.quiet = options, quiet
-        self.chunk = compared.chunk or types.CHUNK
+        self._chunk = compared.chunk
         self.read_options = ReadOptions(options.query_aware, build_cases.looks(options.reread))
         self.lengths = None if options.lengths is None else build_cases.lengths(options.lengths)
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
@@ -176,6 +176,11 @@ class Evaluation:
             return choose(spec, None, questions=questions, budget=units, bits=bits, heads=heads, published=published)
 
         return combinations(self.policies, self.budgets, spec, case.length or 0, usual)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a forward pass of prefill."""
+        return self._chunk or types.default_chunk(self.model.spec.device)
 
     def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.run import run

@@ -20,7 +20,7 @@ from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Event, Notice, drain
 from kvcli.models.catalogue import DEFAULT
-from kvcli.types import CHUNK
+from kvcli.types import default_chunk
 from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) ->
             options.budget.units(spec, len(document.text))
         if recipe is not None and recipe.policy.budget is None and len(document.text) > 2 * spec.max_positions:
             prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
-            tokens, chunk = len(prompt.document(document.text)), options.chunk or CHUNK
+            tokens, chunk = len(prompt.document(document.text)), options.chunk or default_chunk(spec.device)
             memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
 
 
@@ -98,7 +98,8 @@ def largest_text(options: RunOptions, recipe: Recipe | None) -> int:
         with suppress(ModelError):  # not on this machine yet, or loading says why
             source = drain(resolve(options.model, offline=True))
             spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
-    return memory.largest_text(spec, recipe, chunk=options.chunk or CHUNK)
+    chunk = options.chunk or default_chunk("cpu" if spec is None else spec.device)
+    return memory.largest_text(spec, recipe, chunk=chunk)
 
 
 def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs | None = None) -> LoadedModel:

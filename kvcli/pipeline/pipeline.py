@@ -32,7 +32,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
-from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS
+from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, default_chunk
 from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Pipeline:
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
         published = model.heads_card if self.recipe is None else None
-        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or CHUNK
+        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or default_chunk(model.spec.device)
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
         if kv_bits is not None:
             (self.recipe or recipes.parse("full")).with_bits(kv_bits)

@@ -14,7 +14,7 @@ from kvcli.models.resolve import resolve
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Forecast, Target, Workload, forecast
 from kvcli.recipe import default
-from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS
+from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, WEIGHTS, default_chunk
 
 PATIENCE = 30 * 60
 """Seconds of prefill that a suggested model may take on a machine whose speed is known."""
@@ -64,7 +64,7 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
         dtype: of weights and cache.
         tokens: of the document.
     """
-    work = Workload(tokens, tokens * TEXT_BYTES, CHUNK, QUESTION_TOKENS, ANSWER_TOKENS)
+    work = Workload(tokens, tokens * TEXT_BYTES, default_chunk(device), QUESTION_TOKENS, ANSWER_TOKENS)
     cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():

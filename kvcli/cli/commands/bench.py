@@ -86,7 +86,13 @@ def command(
     recipes, budgets = compared.parsed()
     gguf = _gguf(model.model) if LLAMA in measured.others else None
     loaded = _load(measured, model, compared.heads, recipes, quiet=quiet)
-    bench = _Bench(loaded, compared.chunk or types.CHUNK, measured.generate, measured.repeat, quiet=quiet)
+    bench = _Bench(
+        loaded,
+        compared.chunk or types.default_chunk(loaded.spec.device),
+        measured.generate,
+        measured.repeat,
+        quiet=quiet,
+    )
     spec = loaded.spec
     terminal.note("model", f"{spec.name} {spec.dtype} · {spec.device}", quiet=quiet)
     rows, top = bench.all(sizes, recipes, budgets, full="full" in measured.others, gguf=gguf)

@@ -15,7 +15,7 @@ from kvcli.events import Mapped
 from kvcli.planning import memory, speed_history
 from kvcli.planning.disk import disk_bytes
 from kvcli.planning.estimate import Target
-from kvcli.types import CHUNK
+from kvcli.types import default_chunk
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
         bits=own.kv_bits,
         heads=bool(spec.heads_bytes),
     )
-    chunk = own.chunk or CHUNK
+    chunk = own.chunk or default_chunk(spec.device)
     with ProgressDisplay(quiet=own.quiet) as display:
         for n, task in enumerate(tasks, 1):
             try:

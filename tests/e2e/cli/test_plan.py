@@ -157,11 +157,19 @@ def test_the_largest_budget_is_the_largest(tiny_model: Path, call: Call, monkeyp
     assert "fits        no" in refused.out
 
 
+def test_a_prefill_step_is_larger_on_a_gpu(call: Call, tiny_model: Path) -> None:
+    def planned(*size: str) -> dict[str, object]:
+        return plan(call, "-m", tiny_model, "--tokens", "9000", "--gpu", "8GB", *POLICY, *size)
+
+    assert planned() == planned("--chunk-size", "2048")
+    assert planned() != planned("--chunk-size", "512")
+
+
 def test_what_fits_nowhere(call: Call, tiny_model: Path) -> None:
     outcome = call("plan", "-m", tiny_model, "--tokens", "3000", "--gpu", "0.1GB", *POLICY)
     assert outcome.code == 5
     assert "no budget fits" in outcome.out
-    assert "0 MiB" in outcome.err
+    assert "(102.4 MiB) has 0 B" in outcome.err
 
 
 @pytest.mark.parametrize(
