@@ -24,7 +24,7 @@ from kvcli.server.requests import CompletionRequest, parse_chat, parse_completio
 from kvcli.server.responses import ChatShape, TextShape, completion, sse, stream
 from kvcli.server.scheduler import JobCancelled
 from kvcli.server.security import Gate
-from kvcli.server.service import Answering, Service, new_answering
+from kvcli.server.service import Answering, Service, joined, new_answering
 from kvcli.utils.version import __version__
 
 LARGEST = 256 << 20
@@ -147,8 +147,11 @@ class Routes:
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     async def prefill(self, request: Request) -> Response:
-        """Progress of the prefill as server-sent events; the prefill stops if its only client leaves."""
-        document = self.service.uploads.get(request.path_params["file_id"]).document
+        """Progress of the prefill as server-sent events; the prefill stops if its only client leaves.
+
+        Ids with commas between them are one document, as in ``documents`` of a question.
+        """
+        document, _ = joined([self.service.uploads.get(name) for name in request.path_params["file_id"].split(",")])
         self.service.check_queue()
 
         async def events() -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kvcli.cache.context import Context
 from kvcli.documents.document import Document
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import UsageError
@@ -25,7 +26,7 @@ from kvcli.server.conversations import Conversations
 from kvcli.server.errors import ApiError
 from kvcli.server.requests import CompletionRequest, Message
 from kvcli.server.scheduler import Job, JobCancelled, Scheduler
-from kvcli.server.uploads import Uploads
+from kvcli.server.uploads import UploadedFile, Uploads
 
 SHORT = 1024
 """Tokens of a conversation that is answered as it is; a longer one is prefilled, with eviction, and saved."""
@@ -36,6 +37,12 @@ multiple of ``STEP``, so that the next messages find the same beginning prefille
 
 QUOTES = 3
 """Sentences of the documents that a response quotes."""
+
+STRIP = 60
+"""Parts of a document of which the kept share is told."""
+
+
+_RANGE = ("char_start", "char_end")
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class Answering:
         passages: character ranges that were read again.
         text: of the answer so far.
         quotes: sentences of the documents that may answer.
+        files: each document's id, and where its text begins in that of all.
     """
 
     id: str
@@ -71,6 +79,7 @@ class Answering:
     text: str = ""
     citations: Citations = field(default_factory=Citations)
     quotes: Quotes | None = None
+    files: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def finish_reason(self) -> str:
@@ -109,6 +118,10 @@ class Answering:
         if self.quotes is not None:
             facts["quotes"] = [asdict(quote) for quote in self.quotes.quotes]
             facts["answer_in_text"] = self.quotes.likely
+        for place in (p for kind in ("citations", "likely_sources", "quotes") for p in facts.get(kind, ())):
+            if place["char_start"] is not None:
+                file, begin = [f for f in self.files if f[1] <= place["char_start"]][-1]
+                place["file"], place["file_start"], place["file_end"] = file, *(place[c] - begin for c in _RANGE)
         return facts
 
 
@@ -188,6 +201,8 @@ class Service:
     async def prefill_events(self, document: Document) -> AsyncIterator[dict[str, Any]]:
         """Prefill a document and say how far it is, in tokens and in bytes of KV cache; ``full_bytes`` if all was kept.
 
+        The last event has the kept share of each of ``STRIP`` equal parts of the document.
+
         Raises:
             KvcliError: it does not fit the model or the memory.
         """
@@ -204,13 +219,15 @@ class Service:
         assert answering.context is not None
         tokens, frozen = answering.context.tokens, answering.context.context
         held = 0 if frozen is None else frozen.nbytes
-        cached = answering.cached_tokens
+        cached, sliding = answering.cached_tokens, self.model.spec.sliding
+        shares = [] if frozen is None else await self.scheduler.call(lambda: _shares(frozen, tokens, sliding))
         yield {
             "done": tokens,
             "total": tokens,
             "bytes": held,
             "full_bytes": tokens * row,
             "cached": cached,
+            "kept": shares,
             "ready": True,
         }
 
@@ -236,7 +253,7 @@ class Service:
         pipeline = self._pipeline(system, request.raw)
         if request.documents:
             files = [await asyncio.to_thread(self.uploads.find, name) for name in request.documents]
-            document = files[0].document if len(files) == 1 else joined([f.document for f in files])
+            document, answering.files = joined(files)
             source: TokenizedDocument | None = await asyncio.to_thread(pipeline.tokenize, document)
             history, question = turns(request.messages)
             earlier = [before for before, _ in history[-1:]]
@@ -358,11 +375,18 @@ def split_prompt(pipeline: Pipeline, messages: Sequence[Message]) -> tuple[Token
     return TokenizedDocument(Document.of_text(text, "conversation"), ids[:cut]), ids[cut:]
 
 
-def joined(documents: Sequence[Document]) -> Document:
-    """Several documents as one, in order."""
+def joined(files: Sequence[UploadedFile]) -> tuple[Document, list[tuple[str, int]]]:
+    """Several documents as one, in order; and each one's id, and where its text begins."""
     from kvcli.documents.document import join_documents
 
-    first, *more = documents
-    for document in more:
-        first = join_documents(first, document)
-    return first
+    document, begins = files[0].document, [(files[0].id, 0)]
+    for file in files[1:]:
+        document = join_documents(document, file.document)
+        begins.append((file.id, len(document.text) - len(file.document.text)))
+    return document, begins
+
+
+def _shares(context: Context, tokens: int, sliding: Sequence[int | None]) -> list[float]:
+    from kvcli.cache.retention import equal_bins, mean_retention
+
+    return [round(share, 3) for share in mean_retention(context, equal_bins(tokens, STRIP), sliding)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 PATIENCE = 120_000
+QUIET = ["--disable-background-networking", "--disable-component-update", "--no-first-run"]
+QUIET += ["--no-sandbox"] * (os.geteuid() == 0)  # Chromium refuses to run as root with it
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def page(locked: Running) -> Iterator[Any]:
     """A page of 360 pixels in the dark; nothing may go wrong in it, and the token may be in no address."""
     wrong, addresses = list[str](), list[str]()
     with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM)
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme="dark")
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
@@ -82,7 +85,8 @@ def test_a_document_is_dropped_read_and_asked_and_its_text_is_text(page: Any) ->
 def test_a_source_in_a_pdf_is_shown_as_its_page(page: Any) -> None:
     data = paper("The meeting begins at noon.", "Tea is served in the town hall.")
     page.locator("#choose").set_input_files([{"name": "m.pdf", "mimeType": "application/pdf", "buffer": data}])
-    page.locator("li", has_text="m.pdf").get_by_text("tokens read").wait_for()
+    page.locator("li", has_text="m.pdf").locator(":checked").wait_for()
+    page.locator("#reading").get_by_text("tokens read").wait_for()
     answer = ask(page, "Where is the tea served?")
     answer.locator("button.link", has_text="p. 2").first.click()
     page.locator("dialog img").wait_for()
@@ -93,10 +97,40 @@ def test_a_source_in_a_pdf_is_shown_as_its_page(page: Any) -> None:
     page.locator("li", has_text="m.pdf").wait_for(state="detached")
 
 
+def test_two_documents_are_one_reading_with_a_conversation_of_their_own(page: Any) -> None:
+    """By keyboard alone, after the files are chosen; in light colours too."""
+    first = {"name": "sea.txt", "mimeType": "text/plain", "buffer": TEXT.encode()}
+    data = paper("The meeting begins at noon.", "Tea is served in the town hall.")
+    page.locator("#choose").set_input_files([first, {"name": "n.pdf", "mimeType": "application/pdf", "buffer": data}])
+    sea, paper_box = (page.locator("li", has_text=name).get_by_role("checkbox") for name in ("sea.txt", "n.pdf"))
+    page.locator("li", has_text="n.pdf").locator(":checked").wait_for()
+    assert sea.is_checked()
+    page.locator(".strip").wait_for()
+    heights = page.locator(".strip span").evaluate_all("bars => bars.map(bar => bar.clientHeight)")
+    assert len(heights) == 60
+    assert max(heights) > min(heights)
+    assert "of each part" in page.locator(".strip").get_attribute("aria-label")
+    answer = ask(page, "Where is the tea served?")
+    answer.locator("button.link", has_text="n.pdf, p. 2").first.press("Enter")
+    page.locator("dialog img").wait_for()
+    assert "Tea is served" in page.locator("dialog mark").text_content()
+    page.keyboard.press("Escape")
+    paper_box.press("Space")
+    assert not paper_box.is_checked()
+    assert page.locator("article").count() == 0  # other documents, another conversation
+    paper_box.press("Space")
+    assert page.locator("article").count() == 1
+    page.emulate_media(color_scheme="light")
+    assert page.evaluate("getComputedStyle(document.body).colorScheme") == "light dark"
+    page.get_by_label("Remove n.pdf").press("Enter")
+    page.locator("li", has_text="n.pdf").wait_for(state="detached")
+    assert page.locator("article").count() == 0
+
+
 def test_an_answer_is_stopped(page: Any) -> None:
     file = {"name": "long.txt", "mimeType": "text/plain", "buffer": (TEXT * 4).encode()}
     page.locator("#choose").set_input_files([file])
-    page.locator("li", has_text="long.txt").wait_for()
+    page.locator("li", has_text="long.txt").locator(":checked").wait_for()
     page.get_by_label("Question (Enter").fill("Who?")
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("button", name="Stop").click()

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from kvcli.documents.pdf.picture import marked
 from kvcli.documents.pdf.words import Word
@@ -146,6 +147,8 @@ def test_a_document_is_read_with_progress_and_then_known(server: Running) -> Non
     assert max(e["bytes"] for e in events[20:]) == min(e["bytes"] for e in events[20:-1]), "the memory is flat"
     again = list(read(server, file["id"]))
     assert again[-1]["cached"] == done[-1]
+    assert len(again[-1]["kept"]) == 60
+    assert sum(again[-1]["kept"]) / 60 == pytest.approx(128 / done[-1], rel=0.05), "what is kept, of 60 equal parts"
     assert httpx.post(f"{server.url}/v1/files/none/prefill").status_code == 404
 
 
