@@ -105,10 +105,15 @@ def fresh() -> Path:
 
 def last() -> Path:
     """Return the most recently saved conversation. Raises ``InputError`` if there is none."""
-    found = sorted(folder().glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    found = names()
     if not found:
         raise InputError("there is no conversation to continue", "kvcli chat FILE")
-    return found[-1]
+    return folder() / f"{found[0]}.json"
+
+
+def names() -> list[str]:
+    """Return the names of all conversations, the one saved last first."""
+    return [p.stem for p in sorted(folder().glob("*.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)]
 
 
 def save(path: Path, record: Transcript) -> None:
@@ -132,6 +137,8 @@ def load(path: Path) -> Transcript:
     """
     try:
         text = path.read_bytes().decode("utf-8", "surrogatepass")
+    except FileNotFoundError:
+        raise InputError(f"there is no session {path.stem}", "/load, which lists them") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "kvcli chat FILE") from None
     except UnicodeDecodeError:

@@ -35,8 +35,8 @@ def run(args: Sequence[str]) -> int:
         if isinstance(problem, SystemExit):
             raise
         code = exit_codes.finish(problem, as_json="--json" in own, debug="--debug" in own)
-        if code == UsageError.exit and found:
-            terminal.note("note", f"{config_file.path()} sets options too: kvcli config show")
+        if code == UsageError.exit and (names := defaults.mentioned(found, str(problem))):
+            terminal.note("note", f"{config_file.path()} sets {' and '.join(names)}: kvcli config show")
         return code
     finally:
         row.clear()

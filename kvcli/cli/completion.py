@@ -36,7 +36,7 @@ def sessions(incomplete: str) -> list[str]:
     from kvcli.chat import transcript
 
     with suppress(KvcliError, OSError):
-        return _fitting([path.stem for path in transcript.folder().glob("*.json")], incomplete)
+        return _fitting(transcript.names(), incomplete)
     return []
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,12 @@ def settings(program: Any) -> list[Setting]:
         if os.environ.get(name):
             found.append(Setting(key, os.environ[name], name))
     return found
+
+
+def mentioned(found: dict[str, Any], message: str) -> list[str]:
+    """The keys of ``config.toml`` whose options an error names."""
+    keys = (".".join(keys) for keys, _ in _flat(found))
+    return [key for key in keys if re.search(rf"--{re.escape(key.rpartition('.')[2])}\b", message)]
 
 
 def check(program: Any, key: str) -> Any:

@@ -7,6 +7,7 @@
 2 to 7 are the leaves of :mod:`kvcli.errors`.
 """
 
+import difflib
 import json
 import os
 import sys
@@ -39,12 +40,32 @@ def _usage(problem: Any) -> UsageError:
     context = getattr(problem, "ctx", None)
     path = context.command_path if context is not None else "kvcli"
     option = getattr(problem, "option_name", None)
-    near = getattr(problem, "possibilities", None)
     if type(problem).__name__ == "NoSuchOption":
-        nearest = f"; did you mean {' or '.join(near)}?" if near else ""
+        near = difflib.get_close_matches(option, problem.possibilities or (), n=1, cutoff=0.75)
+        nearest = f"; did you mean {near[0]}?" if near else ""
         return UsageError(f"there is no option {option}{nearest}", f"{path} --help")
-    message = str(problem.format_message()).strip().rstrip(".")
+    message = _wrong_value(problem) or str(problem.format_message()).strip().rstrip(".")
     return UsageError(message[:1].lower() + message[1:], f"{path} --help")
+
+
+def _wrong_value(problem: Any) -> str | None:
+    """What is wrong with a number; typer says it in the words of pydantic."""
+    cause, param = problem.__cause__, getattr(problem, "param", None)
+    if param is None or not hasattr(cause, "errors"):
+        return None
+    wrong = cause.errors()[0]
+    bounds = wrong.get("ctx", {})
+    what = {
+        "float_parsing": "is not a number",
+        "int_parsing": "is not a whole number",
+        "int_from_float": "is not a whole number",
+        "greater_than_equal": f"is less than {bounds.get('ge', 0):g}",
+        "less_than_equal": f"is more than {bounds.get('le', 0):g}",
+        "greater_than": f"is not more than {bounds.get('gt', 0):g}",
+        "less_than": f"is not less than {bounds.get('lt', 0):g}",
+    }.get(wrong["type"])
+    name = param.opts[-1] if param.param_type_name == "option" else param.metavar or param.name
+    return what and f"{name} {wrong['input']} {what}"
 
 
 def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from typer.core import TyperCommand, TyperGroup
 
 from kvcli.cli.option_groups import MAIN
+from kvcli.errors import UsageError
 
 FEW = 8
 """A command with at most so many options shows them in one section."""
@@ -60,6 +64,18 @@ class Group(TyperGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         _write_options(self, ctx, formatter)
         _write(self.summaries(ctx), formatter)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands and args[0][:1] != "-":
+            files = [word for word in args if Path(word).exists()]
+            if args[0] in files and ctx.parent is None:
+                question = next((word for word in args if word not in files), "…")
+                hint = f'kvcli ask {" ".join(map(shlex.quote, files))} "{question}"'
+                raise UsageError(f"{args[0]} is a file, and a command comes first", hint)
+            near = difflib.get_close_matches(args[0], [*self.list_commands(ctx), "help"], n=1, cutoff=0.6)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"there is no command {args[0]}{meant}", f"{ctx.command_path} --help")
+        return super().resolve_command(ctx, args)
 
     def summaries(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         """Name and first line of the help of each command, by panel."""

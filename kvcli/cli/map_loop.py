@@ -134,6 +134,8 @@ def _drive(workers: Workers, tasks: Sequence[Task], lines: _Lines, display: Prog
     try:
         with signals, closing(items):  # type: ignore[type-var]
             for item in items:
+                if isinstance(item, Answered | Failed | Notice):
+                    display.close()
                 lines.see(item)
                 answers += isinstance(item, Answered)
                 if isinstance(item, Prefill):

@@ -188,7 +188,8 @@ def _check_page(name: str, inputs: Sequence[str]) -> Path:
         raise UsageError(f"--export {name}: the name must end in .md, .html or .pdf", "--export answer.html")
     if path.suffix == ".pdf" and len(found := _pdfs(inputs)) != 1:
         why = "there is none among the documents" if not found else f"{len(found)} are among the documents"
-        raise UsageError(f"--export {name} is a copy of a PDF with highlights, and {why}", "--export answer.html")
+        hint = f"--export {path.with_suffix('.html')} (a browser prints it to PDF)"
+        raise UsageError(f"--export {name} is a copy of a PDF with highlights, and {why}", hint)
     refuse_output(path, inputs)
     return path
 

@@ -74,9 +74,10 @@ def parse_request(
         last = words.pop()
         if last.strip() and _is_file(last):
             named = " ".join(shlex.quote(w) for w in dict.fromkeys([*words, last]) if _is_file(w))
+            whole = next((w for w in words if " " in w and not _is_file(w)), "…").replace('"', "'")
             raise UsageError(
                 f"no question was given: the last argument must be the question, and {last} is a file",
-                f'kvcli ask {named} "…"',
+                f'kvcli ask {named} "{whole}"',
             )
         _refuse_unquoted(words, last)
         asked = [Question(last)]
@@ -111,6 +112,11 @@ def _refuse_unquoted(words: list[str], last: str) -> None:
         files = [shlex.quote(w) for w in words if w not in bare]
         question = " ".join([*bare, last]).replace('"', "'")
         command = " ".join(["kvcli ask", *files, f'"{question}"'])
+        if " " in bare[0] or bare[0][-1:] == "?":
+            command = " ".join(["kvcli ask", *files, f'"{bare[0]}"'])
+            raise UsageError(
+                f"{bare[0]!r} is not a file, and only the last argument, {last!r}, is the question", command
+            )
         raise UsageError(f"there is no file {bare[0]}; a question of several words needs quotes", command)
 
 

@@ -157,7 +157,12 @@ def banner(run: OpenRun) -> None:
     if document:
         terminal.note("document", f"{terminal.title(document)} · {tokens:,} tokens", quiet=quiet)
         kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
-        text = f"{recipe} · keeping {kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})"
+        shown = recipe if run.options.verbose else terminal.short_recipe(recipe)
+        text = f"{shown} · keeping " + (
+            f"{kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})"
+            if kept < tokens
+            else f"all {tokens:,} tokens"
+        )
     else:
         text = "no document"
     held = spec.dtype if run.options.weights == "bf16" else run.options.weights

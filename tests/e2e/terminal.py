@@ -90,11 +90,13 @@ class Talk:
                 assert there(), f"{found} is not on the screen, and the chat has ended:\n{self.text}"
 
     def prompt(self, turn: int) -> None:
-        """Until the bottom line offers a turn, with an empty prompt above it."""
+        """Until a turn can be typed: the bottom line counts those before it, and the prompt is empty."""
 
         def there() -> bool:
             bottom = self.screen.display[-1]
-            return not bottom.startswith(" ") and bool(re.search(rf"turn {turn}\b", bottom)) and self.typed == ""
+            return (
+                not bottom.startswith(" ") and bool(re.search(rf"\b{turn - 1} turns?\b", bottom)) and self.typed == ""
+            )
 
         self.wait(there)
 

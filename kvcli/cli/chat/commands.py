@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FOUND = 20
 MORE_QUOTES = 10
+SESSIONS = 15
 AROUND = 500
 """Characters before and after a quote that ``/open`` shows."""
 ALIASES = {"?": "help", "h": "help", "quit": "exit", "q": "exit", "bye": "exit"}
@@ -149,7 +150,7 @@ class Commands:
         session.show_quotes(found.quotes, asked or turns[-1].question)
 
     def do_open(self, rest: str) -> None:
-        """/open N — show the text around the quote with this number, and its page in a viewer."""
+        """/open N — show a quote in its text, and its page in a viewer."""
         document, shown = self._document(), self.session.shown
         if not rest.isdecimal() or not 1 <= int(rest) <= len(shown):
             numbers = f"quotes are 1 to {len(shown)}" if shown else "no quotes were shown"
@@ -162,6 +163,10 @@ class Commands:
         name = quote.source if is_url(quote.source) else str(self.session.setup.folder / quote.source)
         if self.session.interactive and (program := viewer.show(name, quote.page, quote.text)):
             terminal.note("place", f"opened in {program}", quiet=self.session.quiet)
+
+    def do_history(self, _rest: str) -> None:
+        """/history — show the conversation so far."""
+        self.session.recall(len(self.session.talk.turns))
 
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""
@@ -248,8 +253,12 @@ class Commands:
         terminal.note("saved", f"kvcli chat --session {self.session.path.stem}", quiet=self.session.quiet)
 
     def do_load(self, rest: str) -> None:
-        """/load NAME — switch to another session."""
+        """/load [NAME] — list the sessions, or switch to another."""
         session = self.session
+        if not rest:
+            for name in transcript.names()[:SESSIONS]:
+                _say(name)
+            return
         path = transcript.named(rest)
         if path == session.path:
             raise UsageError(f"the session {rest} is already open", "/stats")

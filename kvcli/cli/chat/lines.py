@@ -15,8 +15,12 @@ def lines(names: Sequence[str], status: Callable[[], str]) -> Iterator[str]:
     """
     if sys.stdin.isatty():
         from kvcli.cli.chat.input import InputLine
+        from kvcli.cli.views import terminal
 
-        yield from iter(InputLine(status, names).read, None)
+        reader = InputLine(status, names)
+        while (line := reader.read()) is not None:
+            with terminal.unechoed(sys.stdin):
+                yield line
     else:
         for line in sys.stdin.buffer:
             yield line.decode("utf-8", "surrogateescape")

@@ -98,10 +98,9 @@ class ChatSession:
         if self.talk.unanswered is not None:
             terminal.note("session", "the last question was not answered; /retry asks it again", quiet=self.quiet)
 
-    def recall(self) -> None:
-        """Print the last turn of a conversation that continues, dim."""
-        if self.talk.turns and not self.quiet:
-            turn = self.talk.turns[-1]
+    def recall(self, turns: int = 1) -> None:
+        """Print the last turns of the conversation, dim."""
+        for turn in self.talk.turns[-turns:]:
             answer = strip_reasoning(turn.answer, thinking=self.setup.prompt.thinks)
             for text in (f"> {short(turn.question)}", *answer.strip().split("\n")):
                 terminal.paragraph(sys.stdout, terminal.strip_control(text), "dim")
@@ -367,14 +366,14 @@ class ChatSession:
     # --- what is known ---
 
     def status(self) -> str:
-        """The status line: model and recipe, kept tokens, turn, memory, speed."""
+        """The status line: model, policy and kept tokens of a document, turns, memory, speed."""
         setup, talk = self.setup, self.talk
         used, total = process_memory.used_and_total(setup.model.spec.device)
         context = talk.context
-        parts = [f"{Path(setup.model.name).name} · {setup.recipe.policy.name}"]  # the name of a directory, not its path
+        parts = [Path(setup.model.name).name]  # the name of a directory, not its path
         if context is not None:
-            parts.append(f"kept {context.kept:,} of {context.seen:,}")
-        parts.append(f"turn {len(talk.turns) + 1}")
+            parts += [setup.recipe.policy.name, f"kept {context.kept:,} of {context.seen:,}"]
+        parts.append(terminal.plural(len(talk.turns), "turn"))
         parts.append(f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB")
         if self.tps:
             parts.append(f"{self.tps:.1f} tok/s")

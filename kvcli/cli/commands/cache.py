@@ -1,7 +1,6 @@
 """``kvcli cache``: saved prefills. Imports no torch."""
 
 import errno
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +50,7 @@ def ls(as_json: JSON = False, _debug: DEBUG = False) -> None:
         meta = e.header.meta
         read = terminal.count(meta.seen) + ("" if meta.complete else f" of {terminal.count(meta.tokens)}")
         named = meta.files[0] + (f" and {len(meta.files) - 1} more" if meta.files[1:] else "") if meta.files else "?"
-        recipe = re.sub(r"\(budget=(\d+)[^)]*\)", r" \1", meta.identity.recipe)
+        recipe = terminal.short_recipe(meta.identity.recipe)
         rows.append((e.key[:_SHORT], read, format_bytes(e.size), _ago(e.used), recipe, named, meta.model))
     models = {row[-1] for row in rows} - {""}
     if rows:

@@ -148,9 +148,9 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
     try:
         session.open()
         chat = Chat(session, debug=debug)
-        if interactive:
+        if interactive and not options.quiet:
             session.recall()
-            terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves", quiet=options.quiet)
+            terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves")
         if held.active:  # the client reads the lines
             held.chat = chat
             return

@@ -77,6 +77,7 @@ def unset(key: Key, _debug: DEBUG = False) -> None:
         config_file.change(key.split("."), None)
     except KeyError:
         raise UsageError(f"{config_file.path()} does not set {key}", "kvcli config show") from None
+    terminal.note("config", f"{key} removed from {config_file.path()}")
 
 
 @app.command("edit", cls=Command)

@@ -152,7 +152,7 @@ def suggest(
         cells = [[_suggestion_row(each)[name] for name in shown] for each in found]
         terminal.table(shown, cells, optional=["parameters", "licence"])
         if any(each.alias.gated for each in found):
-            print("\n* the hub wants its terms accepted before a download")
+            print("\n* Hugging Face asks you to accept its terms before a download")
     if best is None:
         smallest = found[0]
         needed = smallest.forecast.plan.total if smallest.forecast.plan else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -38,7 +39,7 @@ def command(
         terminal.print_json(places=found)
     elif number is None:
         for n, place in enumerate(chosen, 1):
-            print(terminal.oneline(f"{n}  {_where(place)}  “{place.quote}”"))
+            terminal.paragraph(sys.stdout, terminal.oneline(f"{n}  {_where(place)}  “{place.quote}”"), indent=3)
     else:
         _open(last, chosen[0], only_link=link)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import terminal
 from kvcli.errors import ResourceError, UsageError
 from kvcli.prompt_cache.directory import CacheEntry
+from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kvcli.pipeline import DocumentContext
@@ -63,7 +65,12 @@ def command(
     banner(run)
     context = prefill_with_progress(run, origin="prefill", path=None if options.cache else out)
     path = _keep(run, context, out)
-    terminal.note("read", reading(context), quiet=options.quiet)
+    if options.verbose:
+        terminal.note("read", reading(context), quiet=options.quiet)
+    if out is not None:
+        terminal.note(
+            "saved", f'{format_bytes(out.stat().st_size)} · kvcli ask {shlex.quote(str(out))} "…"', quiet=options.quiet
+        )
     if output.as_json:
         body = {**facts(CacheEntry.of(path)), "cache": context.cache, "prefill_s": round(context.prefill_s, 4)}
         terminal.print_json(reading=body, warnings=run.warnings)

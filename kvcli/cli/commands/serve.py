@@ -150,7 +150,7 @@ def _others(server: ServerOptions, *, quiet: bool) -> None:
         terminal.note("servers", "none", quiet=quiet)
     elif server.status:
         columns = ("pid", "address", "model", "device", "documents", "age", "log")
-        terminal.table(columns, [_row(one) for one in found])
+        terminal.table(columns, [_row(one) for one in found], optional=("log", "documents"))
     else:
         for one in found:
             if not servers.stop(one):

@@ -119,6 +119,8 @@ def open_place(*, make: bool = True) -> Place | None:
     Raises:
         UnsafePlace: it is not this user's alone.
     """
+    if not hasattr(os, "getuid"):  # Windows
+        return None
     path = folder()
     if make:
         with contextlib.suppress(OSError):

@@ -7,7 +7,6 @@ a file without a lock is of a server that is gone, and no process number is trus
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -59,6 +58,8 @@ def registered(server: Server) -> Iterator[None]:
     if place is None:
         yield
         return
+    import fcntl
+
     name = f"{_PREFIX}{server.port}"
     with place.lock():  # nobody deletes the file between its creation and its lock
         held = os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600, dir_fd=place.descriptor)
@@ -93,6 +94,8 @@ def _names(place: Place) -> list[str]:
 
 def _live(place: Place, name: str) -> Server | None:
     """The server that holds the file's lock; without one the file is deleted. Call it under the place's lock."""
+    import fcntl
+
     try:
         held = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=place.descriptor)
     except OSError:
@@ -121,6 +124,8 @@ def detach(port: int) -> tuple[Callable[[], None], str] | None:
         ResourceError: there is no safe directory for the log.
         SystemExit: in the command that was typed, if the server ended before it was ready; with its exit code.
     """
+    if not hasattr(os, "fork"):
+        raise ResourceError("--background needs fork, which this system has not", "kvcli serve, in a window of its own")
     place = open_place()
     if place is None:
         raise ResourceError("there is no directory for the server's log", "export XDG_RUNTIME_DIR=…")

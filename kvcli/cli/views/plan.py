@@ -111,7 +111,7 @@ def _compare(outlook: PlanReport) -> None:
         seconds = each.read_s(outlook.work.tokens)
         rows.append(
             (
-                str(each.recipe),
+                terminal.short_recipe(each.recipe),
                 f"{each.kept:,}",
                 format_bytes(each.plan.total) if each.plan else "too long",
                 format_bytes(each.disk),
@@ -120,7 +120,7 @@ def _compare(outlook: PlanReport) -> None:
                 "none" if each.budget is None else f"{each.budget:,}",
             )
         )
-    terminal.table(columns, rows)
+    terminal.table(columns, rows, optional=("largest budget", "disk"))
 
 
 def to_json(outlook: PlanReport) -> None:

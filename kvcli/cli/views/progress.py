@@ -167,10 +167,11 @@ class ProgressDisplay:
         )
 
     def close(self) -> None:
-        """Remove the bars."""
+        """Remove the bars; the next event draws them again."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+            self.bars.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import wrap
@@ -67,6 +67,11 @@ def plural(n: int, word: str) -> str:
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
+def short_recipe(recipe: object) -> str:
+    """``locret 1024`` for ``locret(budget=1024, sinks=48)``."""
+    return re.sub(r"\(budget=(\d+)[^)]*\)", r" \1", str(recipe))
+
+
 def title(document: "Document") -> str:
     """The files of a document, and the number of its pages, in all and without text."""
     named, pages = document.files, document.pages
@@ -83,6 +88,24 @@ def is_terminal(stream: TextIO) -> bool:
     with suppress(ValueError, AttributeError):
         return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
     return False
+
+
+@contextmanager
+def unechoed(stream: TextIO) -> Iterator[None]:
+    """Keys that are typed meanwhile wait unseen for the next prompt, and do not appear in the output."""
+    if not stream.isatty() or os.name != "posix":
+        yield
+        return
+    import termios
+
+    silent = termios.tcgetattr(stream)
+    before = [*silent]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(stream, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(stream, termios.TCSANOW, before)
 
 
 def console(stream: TextIO) -> "Console":

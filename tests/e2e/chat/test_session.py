@@ -150,8 +150,8 @@ def bottom_line(talk: Talk, tmp_path: Path) -> None:
     model, recipe, kept, turn, memory, speed = line.split(" · ")
     talk.resize(60, len(line) - 2)
     talk.wait(lambda: talk.screen.display[-1].strip() == line.replace(" · ", "·"))
-    banner = re.findall(r"model +\S*?(\w+) \S+ · cpu · (\w+)\(", talk.text)[-1]
-    assert (model, recipe, turn) == (*banner, "turn 2")
+    banner = re.findall(r"model +\S*?(\w+) \S+ · cpu · (\w+) ", talk.text)[-1]
+    assert (model, recipe, turn) == (*banner, "1 turn")
     read = re.findall(r"read +([\d,]+) tokens · kept ([\d,]+) KV pairs", talk.text)[-1]
     assert kept == f"kept {read[1]} of {read[0]}"
     used, total = map(float, re.fullmatch(r"([\d.]+)/([\d.]+) GiB", memory).groups())  # type: ignore[union-attr]

@@ -110,9 +110,9 @@ def test_lines_for_a_person(call: Call, tiny_model: Path, book: Path) -> None:
     assert re.search(r"fits +yes · .*whole document", out)
     assert re.search(r"time +unknown", out)
     assert [line.split("  ")[0] for line in out.splitlines()[-3:]] == [
-        "keydiff(budget=200)",
+        "keydiff 200",
         "full",
-        "knorm(budget=77)",
+        "knorm 77",
     ]
 
 

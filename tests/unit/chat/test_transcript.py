@@ -94,7 +94,7 @@ def test_rubbish_is_damaged(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(DamagedError, match="damaged or no conversation"):
         transcript.load(tmp_path / "x.json")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="no session y"):
         transcript.load(tmp_path / "y.json")
 
 
