@@ -18,9 +18,9 @@ def lines(names: Sequence[str], status: Callable[[], str]) -> Iterator[str]:
         from kvcli.cli.views import terminal
 
         reader = InputLine(status, names)
-        while (line := reader.read()) is not None:
+        while (typed := reader.read()) is not None:
             with terminal.unechoed(sys.stdin):
-                yield line
+                yield typed
     else:
         for line in sys.stdin.buffer:
             yield line.decode("utf-8", "surrogateescape")
