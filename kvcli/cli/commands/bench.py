@@ -18,7 +18,7 @@ from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.corpus.record import versions
-from kvcli.errors import KvcliError, ResourceError, TooLongError, UsageError
+from kvcli.errors import KvcliError, ModelError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
 from kvcli.planning.budget import Budget, combinations
 
@@ -213,7 +213,10 @@ class _Bench:
         from kvcli.bench.report import BenchRow
 
         terminal.note("bench", f"{LLAMA}, {gguf.name} · {tokens:,} tokens", quiet=self.quiet)
-        speed = measure(self.model, gguf, tokens, self.generate, chunk=self.chunk, repeat=self.repeat)
+        try:
+            speed = measure(self.model, gguf, tokens, self.generate, chunk=self.chunk, repeat=self.repeat)
+        except ModelError as problem:
+            return self._skipped(LLAMA, tokens, None, problem)
         return BenchRow(LLAMA, tokens, None, speed)
 
     def _skipped(self, name: str, tokens: int, checked: Check | None, problem: KvcliError) -> BenchRow:

@@ -7,14 +7,13 @@ import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from types import ModuleType
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from kvcli.bench import check, roofline, run
+from kvcli.bench import check, llamacpp, roofline, run
 from kvcli.bench.roofline import full_flop, prefill_flop
 from kvcli.errors import InputError, ModelError
 from kvcli.models import cpu_linear
@@ -196,42 +195,52 @@ def test_a_saved_model_with_json_alone(tiny_model: Path, call: Call, validate: V
     validate(done.json)
 
 
-class _Llama:
-    """llama.cpp's interface, which notes what it is given."""
+LLAMA = """\
+import json, os
 
-    made: ClassVar[Any] = None
+class Llama:
+    '''llama.cpp's interface, which notes what it is given.'''
 
-    def __init__(self, path: str, *, n_ctx: int, **options: object) -> None:
-        self.path, self.n_ctx, self.threads, self.given = path, n_ctx, options["n_threads"], [0]
-        _Llama.made = self
+    def __init__(self, path, *, n_ctx, **options):
+        print("a line of its own on standard output")
+        if "crash" in path:
+            os.abort()
+        if "damaged" in path:
+            raise ValueError("no such model")
+        self.path, self.n_ctx, self.given = path, n_ctx, [0]
 
-    def reset(self) -> None:
+    def reset(self):
         self.given.append(0)
 
-    def eval(self, tokens: list[int]) -> None:
+    def eval(self, tokens):
         self.given[-1] += len(tokens)
         assert self.given[-1] <= self.n_ctx
 
-    def sample(self, temp: float) -> int:
+    def sample(self, temp):
         assert temp == 0
         return 5
 
-    def close(self) -> None: ...
+    def close(self):
+        with open(self.path + ".json", "w") as file:
+            json.dump(self.given, file)
+"""
 
 
 def test_llamacpp_reads_and_decodes_as_much(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvcli.bench import llamacpp
-
     config.write_text(json.dumps(CONFIG))
     model, file = build(config, device="cpu", dtype="float32"), tmp_path / "m.gguf"
     file.write_bytes(bytes(100))
-    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=_Llama))
+    (tmp_path / "llama_cpp.py").write_text(LLAMA)
+    monkeypatch.syspath_prepend(str(tmp_path))
     speed = llamacpp.measure(model, file, 300, 4, chunk=64, repeat=2)
-    assert _Llama.made.path == str(file)
-    assert _Llama.made.given[2::2] == [300 + 32 + 3] * 2  # text, question, and each token but the last
+    given = json.loads((tmp_path / "m.gguf.json").read_text())
+    assert given[2::2] == [300 + 32 + 3] * 2  # text, question, and each token but the last
     assert (speed.tokens, speed.kept) == (300, 300)
     assert speed.kv_bytes == 300 * model.spec.row_bytes // 2
     assert min(speed.prefill_s, speed.ttft_s, speed.decode_s) > 0
+    for name, said in (("crash", "ended with -6"), ("damaged", "no such model")):
+        with pytest.raises(ModelError, match=said):
+            llamacpp.measure(model, tmp_path / f"{name}.gguf", 300, 4, chunk=64)
 
 
 def test_llamacpp_needs_its_package_and_a_gguf(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
