@@ -3,6 +3,7 @@
     python -m benchmarks.families --out all.jsonl         # all types, one row each: an hour on one core
     python -m benchmarks.families qwen3_5 gpt_oss         # some
     python -m benchmarks.families --quick --out all.jsonl # one width of window and one recipe: half an hour
+    python -m benchmarks.families --read --out all.jsonl  # memory and speed of three kinds of models at 8K tokens
     python -m benchmarks.families --write all.jsonl       # write docs/results/data/models.jsonl from such rows
 
 A type passes if kvcli loads it (the self-test), and 400 tokens in chunks of 57 and a question in parts of five give the
@@ -22,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -67,6 +69,14 @@ COMMON = (
 )
 """Types that people ran locally in 2026, most downloaded first, and the models of each."""
 
+_LINEAR, _LOCAL = "linear_attention", "sliding_attention"
+READ: dict[str, tuple[int, dict[str, Any]]] = {
+    "qwen3_5_text": (0, {"layer_types": [_LINEAR, _LINEAR, _LINEAR, "full_attention"] * 2, "linear_key_head_dim": 64}),
+    "gemma4_text": (512, {"layer_types": [*[_LOCAL] * 5, "full_attention"] * 2, "global_head_dim": 128}),
+    "gpt_oss": (128, {"layer_types": [_LOCAL, "full_attention"] * 4}),
+}
+"""Types whose reading is measured: the window, and the kinds of layers as in published models."""
+
 TOKENS, CHUNK, PART, WINDOWS = 400, 57, 5, (24, 100)
 RECIPES = ("full", "keydiff(budget=64)", "h2o(budget=64)+int8", "full+infinigen")
 TOLERANCE = 1e-4
@@ -107,6 +117,50 @@ def judge(kind: str, window: int, recipes: tuple[str, ...] = RECIPES) -> dict[st
     except Exception as failed:
         return {"verdict": "fails", "message": f"{type(failed).__name__}: {_line(failed)}"}
     return {"verdict": "pass", "error": error, "message": ""}
+
+
+def read(kind: str, tokens: int = 8192) -> Iterator[dict[str, Any]]:
+    """Memory and speed of ``full`` and of a budget of 1,024 in turns, twice each; a row per recipe, the faster one."""
+    from benchmarks.provenance import provenance
+    from kvcli.engine.prefill import prefill_steps
+    from kvcli.events import drain
+    from kvcli.models.load import wrap
+    from kvcli.models.random_weights import NullTokenizer
+    from kvcli.planning.memory import plan
+    from kvcli.recipe import parse
+
+    window, layout = READ[kind]
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "head_dim": 64}
+    sizes |= {"num_hidden_layers": len(layout["layer_types"]), "max_position_embeddings": 2 * tokens}
+    module = build(kind, window or 24, **sizes, **layout)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(64**0.5 / 512**0.5 if parameter.dim() > 1 else 1.0)
+    model = wrap(module, NullTokenizer(), name=kind, fingerprint=None)
+    ids = _ids(module, tokens).tolist()
+    made: dict[str, dict[str, Any]] = {}
+    for recipe in ("full", "keydiff(budget=1024)") * 2:
+        began = perf_counter()
+        work = drain(prefill_steps(model, ids, parse(recipe), chunk=512))
+        speed = tokens / (perf_counter() - began)
+        planned = plan(model.spec, parse(recipe), tokens=tokens, chunk=512, tail=0)
+        made[recipe] = {
+            "kept": work.kept,
+            "planned_bytes": planned.prefill + planned.workspace,
+            "taken_bytes": work.nbytes,
+            "tokens_per_s": round(max(speed, made.get(recipe, {}).get("tokens_per_s", 0)), 1),
+        }
+    for recipe, row in made.items():
+        times = round(row["tokens_per_s"] / made["full"]["tokens_per_s"], 2)
+        facts = provenance("OMP_NUM_THREADS=1 python -m benchmarks.families --read --out FILE", n=2)
+        yield {
+            "table": "models-reading",
+            "type": kind,
+            "recipe": recipe,
+            "tokens": tokens,
+            **row,
+            "times": times,
+        } | facts
 
 
 def _ids(module: PreTrainedModel, count: int) -> Tensor:
@@ -236,6 +290,7 @@ def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="types; all by default")
+    parser.add_argument("--read", action="store_true", help="measure memory and speed instead")
     parser.add_argument("--quick", action="store_true", help="one width of window and one recipe")
     parser.add_argument("--out", type=Path, help="append a row per type to this file")
     parser.add_argument("--write", type=Path, help="write docs/results/data/models.jsonl from the rows in this file")
@@ -249,10 +304,20 @@ def main() -> None:
             print(_MARK + json.dumps([judge(kind, window, recipes) for window in windows]), flush=True)
         return
     if options.write:
-        found = {(row := json.loads(line))["type"]: row for line in options.write.read_text().splitlines()}
+        read_rows = list(map(json.loads, options.write.read_text().splitlines()))
+        found = {row["type"]: row for row in read_rows if row["table"] != "models-reading"}
         order = [kind for kind, _ in kinds() if kind in found]
+        speed = [row for row in read_rows if row["table"] == "models-reading"]
         path = Path(__file__).parent.parent / "docs" / "results" / "data" / "models.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in table([found[kind] for kind in order])))
+        path.write_text("".join(json.dumps(row) + "\n" for row in table([found[kind] for kind in order]) + speed))
+        return
+    if options.read:
+        for kind in READ:
+            for row in read(kind):
+                print(json.dumps(row), flush=True)
+                if options.out:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
         return
     for row in rows(options.types, quick=options.quick):
         error = f"{row['error']:.0e}" if "error" in row else ""

@@ -49,6 +49,8 @@ class ModelSpec:
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
         capped: whether attention logits are capped.
+        multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
+            before the model is loaded.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ModelSpec:
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
     capped: bool = False
+    multiplied: int = 0
 
     @property
     def unit_bytes(self) -> int:

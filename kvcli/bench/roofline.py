@@ -85,21 +85,27 @@ def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, pr
     Args:
         spec, recipe, tokens, chunk, probe: as for :func:`kvcli.planning.memory.plan`.
     """
-    matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
+    matrices = _matrix_flop(spec)
     total, owners = 0.0, recipe.share.owners(spec)
     for start in range(0, tokens, chunk):
         new = min(chunk, tokens - start) + probe
         total += matrices * new
         for layer in range(spec.layers):
             seen = kept_units(spec, recipe, start, owners[layer])
-            total += 4.0 * spec.heads * spec.head_dim * new * (seen + (new + 1) / 2)
+            own = spec.of_layer(layer)
+            total += 4.0 * own.heads * own.head_dim * new * (seen + (new + 1) / 2)
     return total
 
 
 def full_flop(spec: ModelSpec, tokens: int) -> float:
     """Count the same of one causal forward pass over all tokens."""
-    matrices = 2.0 * spec.layers * sum(o * i for o, i in _projections(spec))
-    return matrices * tokens + 4.0 * spec.layers * spec.heads * spec.head_dim * tokens * (tokens + 1) / 2
+    widths = sum(own.heads * own.head_dim for own in map(spec.of_layer, range(spec.layers)))
+    return _matrix_flop(spec) * tokens + 4.0 * widths * tokens * (tokens + 1) / 2
+
+
+def _matrix_flop(spec: ModelSpec) -> float:
+    """Of one token in all layers, those without attention too."""
+    return 2.0 * (spec.multiplied or spec.layers * sum(o * i for o, i in _projections(spec)))
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,9 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
         setattr(part, attention.LAYER, index)
     query_prediction.install(plain.calls)
     spec = _spec(module, plain.calls, name, fingerprint or name, former)
-    spec = replace(spec, weight_bytes=weight_bytes, state_bytes=0 if state is None else state.nbytes)
+    multiplied = round(sum(numbers * share for numbers, _, share in packed_experts.matrices(module)))
+    states = 0 if state is None else state.nbytes
+    spec = replace(spec, weight_bytes=weight_bytes, state_bytes=states, multiplied=multiplied)
     model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), first, switch)
     self_test.check(model, remember=fingerprint is not None)
     return model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kvcli.cache.base import KVCache, State
 from kvcli.errors import ModelError
-from kvcli.models import attention, rope
+from kvcli.models import attention, packed_experts, rope
 from kvcli.types import ModelSpec, Scorer
 
 Rows = slice | Tensor | None
@@ -107,9 +107,10 @@ class Model:
 
     @property
     def read_bytes(self) -> int:
-        """Bytes of weights that one token's forward pass reads: all but an untied embedding table."""
+        """Bytes of weights that one token's forward pass reads: no untied embedding table, and no unused experts."""
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         read = self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
+        read -= round(sum(nbytes * (1 - share) for _, nbytes, share in packed_experts.matrices(self.module)))
         return read - self.spec.mapped_bytes  # half of what the same matrices have in float32
 
     def empty_state(self) -> State | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from benchmarks import small_models
@@ -118,6 +119,20 @@ def test_it_reads_and_answers(held: str, tmp_path: Path) -> None:
                 delattr(few.get_submodule(owner), last)
                 setattr(few.get_submodule(owner), last, torch.stack([part[i] for i in range(len(part.packed))]))
         assert torch.equal(got, few(ids).logits.float())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss", "glm4_moe_lite", "lfm2_moe", "llama", "gemma4"])
+def test_a_token_is_multiplied_with_the_matrices_that_it_uses(kind: str) -> None:
+    """Counted at run time: the products of one token's forward pass, in the layers."""
+    model = loading.wrap(small_models.build(kind), None, name=kind, fingerprint=None)
+    model.module.config._experts_implementation = "eager"  # others are not counted
+    with torch.inference_mode(), model.reference() as module, FlopCounterMode(display=False) as counter:
+        module.base_model(input_ids=torch.tensor([[5]]), use_cache=False)
+    counted = counter.get_total_flops() / 2
+    assert model.spec.multiplied == pytest.approx(counted, rel=0.12)
+    assert model.read_bytes <= model.spec.weight_bytes
+    if "moe" in kind or kind == "gpt_oss":
+        assert model.read_bytes < 0.9 * model.spec.weight_bytes
 
 
 def test_mxfp4_stays_as_it_comes(tmp_path: Path) -> None:
