@@ -209,6 +209,7 @@ def header(path: Path) -> CacheHeader:
         )
     try:
         meta = from_json(Meta, json.loads(described["meta"]))
+        (meta.system or "").encode()  # it goes to the tokenizer
         tensors = {str(name): _tensor(entry, 8 + length) for name, entry in content.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, f"its header is invalid ({str(error)[:80]})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -73,6 +74,33 @@ def test_a_forged_one_is_refused_or_fits(whole: bytes, tmp_path: Path) -> None:
                         clear(error, "a.kv")
                         found["refused"] += 1
     assert found["used"] > 20, "the forgeries reach what is behind the digest"
+    assert found["refused"] > 100
+
+
+def test_extreme_values_of_each_field_are_refused_or_change_nothing(whole: bytes, tmp_path: Path) -> None:
+    place, size = tmp_path / "a.kv", int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    meta = json.loads(header["__metadata__"]["meta"])
+    place.write_bytes(whole)
+    right, found = read(place, base=True), Counter[str]()
+    fields = [(meta, key) for key in meta] + [(meta["identity"], key) for key in meta["identity"]]
+    for owner, key in fields:
+        before = owner[key]
+        for value in (-1, 0, 10**30, 1e308, "\ud800", "", None, [], {}, True, ["x"] * 3):
+            owner[key] = value
+            header["__metadata__"]["meta"] = json.dumps(meta)
+            place.write_bytes(_signed(whole, _headed(json.dumps(header).encode(), whole[8 + size :])))
+            try:
+                saved, _ = inputs.find([str(place)])
+                assert saved is not None
+                (saved.header.meta.system or "").encode()
+                assert read(place, base=True).context.kept == right.context.kept
+                found["used"] += 1
+            except DamagedError as error:
+                clear(error, "a.kv")
+                found["refused"] += 1
+        owner[key] = before
+    assert found["used"] > 10
     assert found["refused"] > 100
 
 
