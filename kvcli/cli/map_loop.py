@@ -17,6 +17,7 @@ from kvcli.cli.exit_codes import PARTLY_FAILED
 from kvcli.cli.model_loading import check
 from kvcli.cli.signals import DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.corpus import table
 from kvcli.corpus.answers_file import AnswersFile
@@ -70,6 +71,8 @@ class MapRun:
         files, notes = find_files(self.request.files, options.reading)
         with interruptible("looking for the model"):
             source = run_with_progress(resolve(options.model, offline=options.offline), quiet=options.quiet)
+            if not options.quiet:
+                row.start(f"loading {source.name}")
             identity = options.identity(fingerprint(source, options.weights), alone=len(questions) == 1)
         with interruptible("looking at the documents"):
             web = inputs.web(options, files, inputs.document_cache(options))

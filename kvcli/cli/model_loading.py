@@ -115,6 +115,8 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
         from kvcli.models.spec import fingerprint, former_fingerprint
 
         source = run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet)
+        if not quiet:
+            row.start(f"loading {source.name}")
         if saved is not None:
             names = (fingerprint(source, options.weights), former_fingerprint(source, options.weights))
             _check_model(saved, *names)
@@ -122,7 +124,7 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
             _check_length(inputs, options.check(), source)
         _before_loading(quiet=quiet)
         if not quiet:
-            row.start(f"loading {source.name}")
+            row.start(f"loading {source.name}")  # again, after a note
         start = perf_counter()
         bare = _bare(source, options)
         model = replace(bare.model)  # heads and calibration are those of this run

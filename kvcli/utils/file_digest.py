@@ -4,11 +4,15 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from kvcli.errors import KvcliError
 from kvcli.utils import files
+
+watch: Callable[[str, int, int], None] | None = None
+"""Told the name of a file, how many of its bytes are read, and how many it has: a screen may show them."""
 
 _BLOCK = 1 << 22
 
@@ -26,10 +30,13 @@ def sha256(path: Path) -> str:
         found = place.read_text("ascii", errors="replace")
         if re.fullmatch("[0-9a-f]{64}", found):
             return found
-    digest = hashlib.sha256()
+    digest, done = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+            done += len(block)
+            if watch is not None:
+                watch(path.name, done, before[2])
     settled = time.time() - max(before[3], before[4]) / 1e9 > _SETTLED_S
     if place is not None and settled and _state(path) == before:
         with suppress(OSError), files.atomic_write(place) as temporary:

@@ -14,6 +14,9 @@ import time
 TICK = 0.25
 """Seconds between two states of the row."""
 
+LARGE = 1 << 28
+"""Bytes of a file that takes a second to read."""
+
 ERASE = "\r\x1b[K"
 
 _QUICK = {"cache", "config", "logs", "mcp", "models", "open", "ps", "recipes", "stop", "templates"}
@@ -26,6 +29,7 @@ class Activity:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._text = ""
+        self._detail = ""
         self._began = 0.0
         self._drawn = False
         self._thread: threading.Thread | None = None
@@ -42,6 +46,10 @@ class Activity:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
+
+    def share(self, what: str, done: int, total: int) -> None:
+        """Show beside the row how much of a large file is read; nothing if there is no row."""
+        self._detail = f" · reads {what} once {100 * done // total} %" if LARGE <= total > done else ""
 
     def clear(self) -> None:
         """Remove the row, and end it."""
@@ -65,7 +73,9 @@ class Activity:
 
     def _draw(self) -> None:
         seconds = time.monotonic() - self._began
-        row = f"{self._text} {'.' * (1 + int(seconds / TICK) % 3):<3}" + (f" {seconds:.0f} s" if seconds >= 1 else "")
+        row = f"{self._text}{self._detail} {'.' * (1 + int(seconds / TICK) % 3):<3}" + (
+            f" {seconds:.0f} s" if seconds >= 1 else ""
+        )
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(ERASE + row[: _columns() - 1])
             sys.stderr.flush()

@@ -50,6 +50,20 @@ def test_what_moves_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(stderr.getvalue()) == []
 
 
+def test_a_large_file_that_is_read_is_shown_beside_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = terminal_on(monkeypatch)
+    row = Activity()
+    row.start("loading m")
+    for done, shows in ((1 << 29, "loading m · reads w.safetensors once 50 % ."), (1 << 30, "loading m .")):
+        row.share("w.safetensors", done, 1 << 30)
+        row._draw()
+        assert shown(stderr.getvalue())[0].startswith(shows)
+    row.share("small", 1, 1 << 20)
+    row._draw()
+    assert "small" not in stderr.getvalue()
+    row.clear()
+
+
 def test_a_row_is_handed_over_to_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal_on(monkeypatch)
     one, two = Activity(), Activity()

@@ -29,6 +29,17 @@ def test_any_byte_counts_and_nothing_stale_is_said(tmp_path: Path, cache: Path) 
     assert list(cache.iterdir())
 
 
+def test_who_watches_is_told_how_much_is_read(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(file_digest, "watch", lambda *what: told.append(what))
+    monkeypatch.setattr(file_digest, "_BLOCK", 4)
+    (tmp_path / "w").write_bytes(b"0123456789")
+    for _ in range(2):
+        file_digest.sha256(tmp_path / "w")
+    assert told == [("w", 4, 10), ("w", 8, 10), ("w", 10, 10)]
+    assert cache.is_dir()
+
+
 def test_it_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "w"
     file.write_bytes(b"weights")
