@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kvcli.documents import stylesheet
 from kvcli.documents.document import Extract, Source
 from kvcli.documents.equation import Formula, linear
 from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, TextBlock, Writer, clean, left_out, numeral, parts
@@ -54,7 +55,6 @@ FRAMES = 3
 """Pages in each other (``srcdoc``)."""
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
-_HIDDEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
 _OPENED, _CLOSED = re.compile(r"<html[\s>]", re.IGNORECASE), re.compile(r"</html\s*>", re.IGNORECASE)
 _DECLARED = re.compile(
     rb"""<(?:meta\s[^>]{0,300}?charset|\?xml\s[^>]{0,200}?encoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
@@ -127,10 +127,23 @@ def write(writer: Writer, html: str, *, xhtml: bool = False, frames: int = 0) ->
     """Write what a page shows."""
     from selectolax.lexbor import LexborHTMLParser
 
-    root = LexborHTMLParser(tidied(clean(html), xhtml=xhtml)).root
+    sheets: list[str] = []
+    root = LexborHTMLParser(tidied(clean(html), xhtml=xhtml, sheets=sheets)).root
     if root is None:
         return
-    walk = _Walk(writer, frames)
+    hidden = stylesheet.hidden(sheets)
+    blocks, left = len(writer.blocks), writer.left.copy()
+    covered = _write(writer, root, frames, hidden)
+    if covered > sum(len(block.text) for block in writer.blocks[blocks:]):  # a script shows the page
+        del writer.blocks[blocks:]
+        writer.left.clear()
+        writer.left.update(left)
+        _write(writer, root, frames, frozenset())
+
+
+def _write(writer: Writer, root: Any, frames: int, hidden: frozenset[str]) -> int:
+    """Write what ``root`` shows but for what is ``hidden``; returns the characters of that."""
+    walk = _Walk(writer, frames, hidden)
     stack: list[Any] = [root]
     seen = 0
     while stack:
@@ -150,6 +163,7 @@ def write(writer: Writer, html: str, *, xhtml: bool = False, frames: int = 0) ->
         if node.child is not None:
             stack.append(node.child)
     writer.flush()
+    return walk.covered
 
 
 def _nothing() -> None:
@@ -159,9 +173,11 @@ def _nothing() -> None:
 class _Walk:
     """Writes nodes in order. Each method that begins an element gives what ends it."""
 
-    def __init__(self, writer: Writer, frames: int) -> None:
+    def __init__(self, writer: Writer, frames: int, hidden: frozenset[str]) -> None:
         self.writer = writer
         self.frames = frames
+        self.hidden = hidden
+        self.covered = 0
         self.lists: list[tuple[str, int, int]] = []  # kind of number, the next number, the step
         self.drawing = 0
 
@@ -177,6 +193,11 @@ class _Walk:
             return None
         attributes = node.attributes
         if attributes and _unseen(node, tag, attributes):
+            return None
+        if self.hidden and attributes and self._covers(tag, attributes):
+            characters = len(" ".join(node.text().split()))
+            self.covered += characters
+            out.left["hidden passage"] += bool(characters)
             return None
         if tag in LEFT:
             out.left[LEFT[tag]] += 1
@@ -196,6 +217,10 @@ class _Walk:
         if tag in BLOCKS:
             return self._block(tag)
         return _nothing
+
+    def _covers(self, tag: str, attributes: dict[str, str | None]) -> bool:
+        names = [f".{name}" for name in (attributes.get("class") or "").split()] + [f"#{attributes.get('id')}"]
+        return any(name in self.hidden or f"{tag.removeprefix('x-')}{name}" in self.hidden for name in names)
 
     def _block(self, tag: str) -> Callable[[], None]:
         out, apart = self.writer, tag in APART
@@ -388,7 +413,7 @@ def _unseen(node: Any, tag: str, attributes: dict[str, str | None]) -> bool:
     """Whether a browser would not show it, or it only leads elsewhere."""
     if "hidden" in attributes or attributes.get("role") in ROLES:
         return True
-    if (style := attributes.get("style")) and _HIDDEN.search(style):
+    if (style := attributes.get("style")) and stylesheet.HIDDEN.search(style):
         return True
     if tag == "x-a" and {"headerlink", "anchor", "anchor-link"} & set((attributes.get("class") or "").split()):
         child = node.child

@@ -35,6 +35,7 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(
     rf"([^\t\n\f\r />][^\t\n\f\r />=]*+)(?:{_S}*+={_S}*+(\"[^\"]*+\"|'[^']*+'|(?![\"'])[^\t\n\f\r >]*+))?+"
 )
+_MEDIA = re.compile(rf"media{_S}*+={_S}*+[\"']?([^\"'>]*+)", re.IGNORECASE)
 _NEEDED = frozenset(
     re.findall(
         r"\S+",
@@ -73,9 +74,16 @@ _INLINE = frozenset(
 )
 
 
-def tidied(text: str, *, xhtml: bool = False) -> str:
-    """``text`` with the same words, in the same order, and a tree of at most about ``DEPTH`` levels."""
-    return _Tidy(text, xhtml).run()
+def tidied(text: str, *, xhtml: bool = False, sheets: list[str] | None = None) -> str:
+    """``text`` with the same words, in the same order, and a tree of at most about ``DEPTH`` levels.
+
+    Its style sheets, which are no words, are added to ``sheets``.
+    """
+    tidy = _Tidy(text, xhtml)
+    shown = tidy.run()
+    if sheets is not None:
+        sheets += tidy.sheets
+    return shown
 
 
 class _Tidy:
@@ -87,6 +95,7 @@ class _Tidy:
         self.open: Counter[str] = Counter()
         self.kept: dict[str, list[str]] = {}  # of tags that may go: what each open one became
         self.seen: set[str] = set()
+        self.sheets: list[str] = []
 
     def run(self) -> str:
         text, out, at = self.text, self.out, 0
@@ -154,6 +163,9 @@ class _Tidy:
             self.out.append(f"<textarea{attributes}>" + body.replace("<", "&lt;") + "</textarea>")
         elif name == "xmp":
             self.out.append("<pre>" + escape(body, quote=False) + "</pre>")
+        elif name == "style":
+            media = _MEDIA.search(match[3])
+            self.sheets.append(f"@media {media[1]} {{{body}}}" if media else body)
         elif name == "iframe":
             self.out.append(f"<iframe{attributes}></iframe>")
         closed = self.text.find(">", end)

@@ -75,6 +75,12 @@ HTML: dict[str, Callable[[int], str]] = {
     "headings": lambda n: "<h1>a" * n + "</h1>" * n,
     "blanks": lambda n: "<h1>" + " " * n + "x",
     "entities": lambda n: "&amp;&nbsp;&#x41;" * n + "&" * n,
+    "rules of a style sheet": lambda n: "<style>" + ".a{display:none}" * n + "</style>" + "<p class=b>x" * n,
+    "names of a style sheet": lambda n: "<style>" + "".join(f".a{i}," for i in range(n)) + "b{display:none}</style>",
+    "rules in rules": lambda n: "<style>" + "@media screen{" * n + ".a{display:none}",
+    "comments of a style sheet": lambda n: "<style>" + "/*" * n,
+    "classes": lambda n: "<style>.a{display:none}</style><p class='" + "b " * n + "'>x",
+    "passages that are hidden": lambda n: "<style>.a{display:none}</style>" + "<div class=a>" * n + "x" * n,
     "buttons in paragraphs": lambda n: "<p><button>" * n,
 }
 WORD: dict[str, Callable[[int], str]] = {

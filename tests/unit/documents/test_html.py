@@ -101,6 +101,43 @@ def test_superscripts_do_not_melt_into_numbers() -> None:
         assert text(markup) == shown
 
 
+BODY = "<p class='a b'>one</p><p id=c>two</p><span class=a>three</span><p>four of the words that are always here"
+
+
+@pytest.mark.parametrize(
+    ("sheet", "gone"),
+    [
+        (".a{display:none}", {"one", "three"}),
+        ("/* .x{} */ p.a , #c { color: red; DISPLAY : none !important }", {"one", "two"}),
+        ("@import url(x); #c{visibility:hidden}", {"two"}),
+        ("@media screen { #c{display:none} } @media print { .a{display:none} }", {"two"}),
+        ("@media (max-width: 9em) { p{color:red} .a{display:none} } .b{display:none}", {"one"}),
+        (".a{display:none} @media (max-width: 9em) { .open .a{display:block} }", set()),
+        ("p{display:none} div .a{display:none} .a:hover{display:none} .b + #c{display:none}", set()),
+        (".z{display:none}", set()),
+        ("{{{ .a{display:none", set()),
+        ("</style><style media='print'>.a{display:none}", set()),
+        ("</style><style media=screen>.a{display:none}", {"one", "three"}),
+        (".b{display:none}}}} #c{display:none}", {"one", "two"}),
+    ],
+)
+def test_what_a_style_sheet_hides_is_not_read(sheet: str, gone: set[str]) -> None:
+    found = extract(f"<style>{sheet}</style>{BODY}")
+    words = {word for word in ("one", "two", "three", "four") if word in "".join(p.text for p in found.parts)}
+    assert words == {"one", "two", "three", "four"} - gone
+    assert bool(found.notes) == bool(gone)
+    for note in found.notes:
+        assert f"{len(gone)} hidden passage" in note
+
+
+def test_a_page_that_its_sheet_hides_altogether_is_shown_by_a_script_and_read() -> None:
+    found = extract(
+        "<style>#page{display:none}</style><p>Wait.</p><div id=page><img><h1>News</h1><p>The ship came.</div>"
+    )
+    assert "".join(p.text for p in found.parts) == "Wait.\n\n# News\n\nThe ship came.\n"
+    assert found.notes == ["a.html: not read: 1 picture"]
+
+
 def test_cells_keep_their_columns_and_rows() -> None:
     markup = "<table><tr><th>Port<th colspan=2>Ships<th>All<tr><td rowspan=2>Oslo<td>May<td>3<td rowspan=2>8"
     markup += "<tr><td>June<td>5<tr><td>Bergen<td><td>7<td>7</table>"
