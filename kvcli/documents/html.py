@@ -134,7 +134,8 @@ def write(writer: Writer, html: str, *, xhtml: bool = False, frames: int = 0) ->
     hidden = stylesheet.hidden(sheets)
     blocks, left = len(writer.blocks), writer.left.copy()
     covered = _write(writer, root, frames, hidden)
-    if covered > sum(len(block.text) for block in writer.blocks[blocks:]):  # a script shows the page
+    shown = sum(len(block.text) for block in writer.blocks[blocks:])
+    if covered > shown and "<script" in html.lower():  # which shows the page
         del writer.blocks[blocks:]
         writer.left.clear()
         writer.left.update(left)
