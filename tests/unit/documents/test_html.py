@@ -132,7 +132,7 @@ def test_what_a_style_sheet_hides_is_not_read(sheet: str, gone: set[str]) -> Non
 
 def test_a_page_that_its_sheet_hides_altogether_is_shown_by_a_script_and_read() -> None:
     found = extract(
-        "<style>#page{display:none}</style><p>Wait.</p><div id=page><script>f()</script><h1>News</h1><p>The ship came.</div>"
+        "<style>#page{display:none}</style><p>Wait.</p><div id=page><script>f()</script><h1>News</h1><p>The ship came."
     )
     assert "".join(p.text for p in found.parts) == "Wait.\n\n# News\n\nThe ship came.\n"
     assert not found.notes
