@@ -85,7 +85,7 @@ def print_answer(
     first: list[str] = []
     if document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
         shown = writer.path is None and terminal.is_terminal(sys.stdout)
-        lines = [quote_lines.heading(quotes)]
+        lines = [quote_lines.heading(quotes, grounded=bool(cited.grounded))]
         lines += quote_lines.lines(document, left_out, question, bold=shown, links=links)
         covered = any(quote.supports for quote in quotes.quotes)
         if shown and not writer.stream and not covered:
@@ -99,6 +99,7 @@ def print_answer(
 class FromLibrary:
     """What a library adds to one question: passages to read again, the documents they are from, and quotes."""
 
+    name: str
     passages: list[str]
     document: Document
     quotes: Quotes
@@ -256,8 +257,8 @@ class AnswerLoop:
             key = self.task.keys[self.task.questions.index(question)]
             record |= {"key": key, "file": self.task.name}
         print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
-        named = document.files if document else ()
-        if self.library is None and (problem := log(options, named, record, cited, quotes)):
+        named = (f"@{self.library.name}",) if self.library else document.files if document else ()
+        if problem := log(options, named, record, cited, quotes):
             self.runs.warn(problem)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)

@@ -40,7 +40,7 @@ def answer(options: RunOptions, name: str, request: Request, writer: AnswerWrite
         banner(run)
         named = terminal.plural(len(whole.files), "file")
         terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
-        passages = answer_loop.FromLibrary(found.passages(), whole, quotes)
+        passages = answer_loop.FromLibrary(name, found.passages(), whole, quotes)
         title = question.text if len(request.questions) > 1 else ""
         loop = answer_loop.AnswerLoop(run, [question], writer, library=passages, title=title)
         failed += loop.run(batch=request.batch)

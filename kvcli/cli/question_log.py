@@ -81,7 +81,8 @@ class Logged:
 
     def path(self, name: str) -> str:
         """A name of a file, from the working directory of now."""
-        return name if is_url(name) or Path.cwd() == Path(self.folder) else str(Path(self.folder, name))
+        kept = is_url(name) or name.startswith("@") or Path.cwd() == Path(self.folder)
+        return name if kept else str(Path(self.folder, name))
 
 
 def path() -> Path:

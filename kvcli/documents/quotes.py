@@ -21,6 +21,9 @@ Status = Literal["verified", "repaired", "unverified"]
 LEAST = 12
 """Characters below which nothing is repaired, and nothing without quotation marks is a quote: too much is alike."""
 
+LEAST_PART = 30
+"""Of a line or sentence without marks that is not the whole answer. Scripts without blanks need only ``LEAST``."""
+
 ALIKE = 90
 """Of 100, by rapidfuzz's ratio: from here on a quote is the source's words miswritten."""
 
@@ -232,9 +235,11 @@ def unmarked(answer: str) -> list[tuple[int, int]]:
 
 
 def _long_enough(answer: str, pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    whole = trimmed(answer, 0, len(answer))
     for start, end in pieces:
         text = answer[start:end]
-        if end - start >= LEAST and (" " in text or not text.isascii()):
+        least = LEAST if (start, end) == whole or " " not in text else LEAST_PART
+        if end - start >= least and (" " in text or not text.isascii()):
             yield start, end
 
 

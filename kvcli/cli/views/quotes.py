@@ -39,11 +39,11 @@ def lines(
     return found
 
 
-def heading(found: Quotes) -> str:
-    """What the quotes are, after an answer."""
+def heading(found: Quotes, *, grounded: bool = False) -> str:
+    """What the quotes are, after an answer; ``grounded``: a citation has shown where its words are."""
     if not found.found:
         return f"{NOTHING.capitalize()} seems to answer. The nearest:"
-    return SUPPORTED if any(quote.supports for quote in found.quotes) else UNSUPPORTED
+    return SUPPORTED if grounded or any(quote.supports for quote in found.quotes) else UNSUPPORTED
 
 
 def uncited(found: Quotes, cited: Citations) -> list[Quote]:

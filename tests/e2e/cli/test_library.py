@@ -79,6 +79,10 @@ def test_a_question_is_answered_from_the_file_that_answers(
         first = found["quotes"][0]
         assert (first["source"], words in first["text"]) == (str(folder / name), True)
         assert 1 <= len(found["quotes"]) <= 2
+    again = call("ask", "-c", *args, "And where does tea grow?")
+    assert again.code == 0, again.err
+    assert "@papers · 3 files" in again.err
+    assert again.json["document"]["files"][0] == str(folder / "tea.txt")
     (folder / "tea.txt").unlink()
     assert "1 file changed" in call("ask", *args, "@papers", "Where does tea grow?").err
 

@@ -71,5 +71,5 @@ def test_what_cannot_be_highlighted_is_refused_first(call: Call, folder: Path, b
     for names in (("a.txt",), ("book.pdf", "other.pdf")):
         outcome = call("ask", *names, "Who?", "--export", "out.pdf")
         assert outcome.code == 2
-        assert "--export answer.html" in outcome.err
+        assert "--export out.html" in outcome.err
     assert call("ask", "book.pdf", "Who?", "--export", "book.pdf").code == 2
