@@ -22,6 +22,7 @@ README = Path(__file__).parent.parent / "README.md"
 HEADINGS: dict[registry.Axis, str] = {
     "eviction": "eviction policies",
     "share": "layer sharing",
+    "fold": "folds",
     "sparse_prefill": "sparse prefill",
     "storage": "KV storage",
 }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli import registry
 from kvcli.errors import UsageError
+from kvcli.fold.base import Fold
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
 
@@ -41,12 +42,14 @@ class Recipe:
         policy: which units survive.
         storage: how survivors are stored and attended.
         share: which layers use the units of another layer.
+        fold: what is remembered of evicted units.
         sparse_prefill: which units a chunk attends to.
     """
 
     policy: EvictionPolicy
     storage: KVStorage
     share: LayerSharing = field(default_factory=LayerSharing)
+    fold: Fold = field(default_factory=Fold)
     sparse_prefill: SparsePrefill = field(default_factory=SparsePrefill)
 
     def __post_init__(self) -> None:
@@ -69,8 +72,24 @@ class Recipe:
                 f"{self.storage.name} without fill=true",
             )
 
+        if self.fold.name != "none":
+            self._check_fold()
+
+    def _check_fold(self) -> None:
+        policy = self.policy
+        changing = policy.name if policy.victims == "drop" else f"victims={policy.victims}"
+        reasons = {
+            f"{changing} gives evicted KV pairs to kept ones": policy.changes_units,
+            f"layers share keys in {self.share.name}": self.share.name != "none",
+            f"{self.sparse_prefill.name} has no sum of weights to add to": self.sparse_prefill.name != "none",
+        }
+        for reason in (text for text, holds in reasons.items() if holds):
+            raise UsageError(
+                f"'+{self.fold.name}' adds evicted KV pairs to attention, but {reason}", f"without +{self.fold.name}"
+            )
+
     def __str__(self) -> str:
-        return _join(self.policy, self.share, self.sparse_prefill, self.storage)
+        return _join(self.policy, self.share, self.fold, self.sparse_prefill, self.storage)
 
     def with_budget(self, budget: int) -> Recipe:
         """Return the recipe with another budget.
@@ -88,7 +107,7 @@ class Recipe:
         Raises:
             ModelError: the model cannot run the recipe, or a calibration is missing.
         """
-        return dataclasses.replace(self, share=self.share.for_model(spec))
+        return dataclasses.replace(self, share=self.share.for_model(spec), fold=self.fold.for_model(spec))
 
     @property
     def reading(self) -> str:
@@ -98,7 +117,7 @@ class Recipe:
         """
         if self.storage.affects_prefill:
             return str(self)
-        return _join(self.policy, self.share, self.sparse_prefill)
+        return _join(self.policy, self.share, self.fold, self.sparse_prefill)
 
     def units(self, layer: int, layers: int) -> int | None:
         """Return the units per KV head that one of ``layers`` layers keeps, without the protected tail; ``None`` for
@@ -193,7 +212,7 @@ def choose(
     return recipe if bits is None else recipe.with_bits(bits)
 
 
-def format_policy(policy: EvictionPolicy | KVStorage | LayerSharing | SparsePrefill) -> str:
+def format_policy(policy: EvictionPolicy | KVStorage | LayerSharing | Fold | SparsePrefill) -> str:
     """Format one term canonically, as :func:`parse` accepts it."""
     shown = [
         f"{f.name}={_print(getattr(policy, f.name))}"

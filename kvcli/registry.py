@@ -16,12 +16,13 @@ from typing import Any, Literal, get_args
 
 from kvcli.errors import UsageError
 
-Axis = Literal["eviction", "share", "sparse_prefill", "storage"]
+Axis = Literal["eviction", "share", "fold", "sparse_prefill", "storage"]
 """Packages of terms, in the order of a recipe."""
 
 KINDS: dict[Axis, str] = {
     "eviction": "eviction policy",
     "share": "layer sharing",
+    "fold": "fold",
     "sparse_prefill": "sparse prefill",
     "storage": "KV storage",
 }
@@ -30,6 +31,7 @@ KINDS: dict[Axis, str] = {
 _BASES: dict[Axis, str] = {
     "eviction": "EvictionPolicy",
     "share": "LayerSharing",
+    "fold": "Fold",
     "sparse_prefill": "SparsePrefill",
     "storage": "KVStorage",
 }

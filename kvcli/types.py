@@ -81,6 +81,12 @@ class ModelSpec:
         """Bytes of one unit's key and value in one KV head of one layer."""
         return 2 * self.head_dim * DTYPE_BYTES[self.dtype]
 
+    @property
+    def base_fingerprint(self) -> str:
+        """The fingerprint whatever the weights are quantized to."""
+        name, _, precision = self.fingerprint.rpartition("-")
+        return name if precision in WEIGHTS else self.fingerprint
+
     def of_layer(self, layer: int) -> ModelSpec:
         """Return the same facts with the heads of one layer."""
         return _of_layer(self, layer) if self.shapes else self

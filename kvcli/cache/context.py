@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvcli.cache.base import State
+from kvcli.cache.folded import Folded, frozen
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
 from kvcli.utils.process_memory import trim
@@ -24,6 +25,7 @@ class Context:
         max_position: RoPE positions of prefill and answers; matters if frequencies depend on the length.
         state: of the model's recurrent layers after the document, if it has such layers. Not to be changed.
         owners: per layer the layer whose stored layer it uses, the same object; empty if each has its own.
+        folded: what is remembered of evicted units, if the recipe has a fold and something was evicted.
     """
 
     layers: Sequence[StoredLayer]
@@ -33,6 +35,7 @@ class Context:
     max_position: int | None = None
     state: State | None = None
     owners: tuple[int, ...] = ()
+    folded: Folded | None = None
 
     def owner(self, layer: int) -> int:
         """Return the layer whose keys and values a layer uses: its own index unless it borrows."""
@@ -49,8 +52,9 @@ class Context:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the kept units on the device: scales, indices and staging included."""
+        """Bytes of the kept units on the device: scales, indices, staging and the state of a fold included."""
         shared = max((layer.shared_nbytes for layer in self.layers), default=0)
+        shared += 0 if self.folded is None else self.folded.nbytes
         return sum(layer.nbytes for layer in self._own) + shared
 
     @property
@@ -132,5 +136,6 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         prefill_cache.max_position,
         state,
         prefill_cache.owners if prefill_cache.last_borrowers else (),
+        frozen(prefill_cache),
     )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

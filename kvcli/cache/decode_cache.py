@@ -188,12 +188,14 @@ class DecodeCacheLayer:
         context = cache.context
         start = 0 if context is None else context.starts[self.index]
         positions = range(start + begin, start + end)
-        q = cache.rotary.rotate(self.index, q, positions)
+        raw, q = q, cache.rotary.rotate(self.index, q, positions)
         term = self.attend_own(q, cache.rotary.rotate(self.index, k, positions), v, scale, window)
         if context is not None:
             slots = context.layers[self.index].pos.shape[1]
             if slots:
                 term = merge(cache.context_layers[self.index].attend(q, scale, slots + begin), term)
+            if context.folded is not None:
+                term = context.folded.add(self.index, raw, scale, term)
         return with_sink(term, sink)
 
     @property
@@ -219,7 +221,7 @@ class DecodeCacheLayer:
         """Attend with one token at a position that only the device knows, over whole buffers of constant shape."""
         cache, context = self.cache, self.cache.context
         positions = position + (0 if context is None else context.starts[self.index])
-        q = cache.rotary.rotate(self.index, q, positions)
+        raw, q = q, cache.rotary.rotate(self.index, q, positions)
         owner = self.owner
         if owner is self:
             self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
@@ -228,6 +230,8 @@ class DecodeCacheLayer:
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
             term = merge(cache.context_layers[self.index].attend(q, scale, slots), term)
+        if context is not None and context.folded is not None:
+            term = context.folded.add(self.index, raw, scale, term)
         return with_sink(term, sink)
 
     def reserve(self, tokens: int) -> None:

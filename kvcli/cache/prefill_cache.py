@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from kvcli.cache.base import State, with_sink
+from kvcli.cache.folded import fold, of_fold
 from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
+from kvcli.fold.base import Folding
 from kvcli.sparse_prefill.base import SparsePrefill
 from kvcli.storage.base import Basis, KVStorage
 from kvcli.storage.row_codec import RowLayer
@@ -72,6 +74,7 @@ class PrefillCache:
         owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default each
             its own.
         sparse: which keys a chunk attends to; by default all.
+        folding: what remembers evicted units; by default nothing.
     """
 
     def __init__(
@@ -91,7 +94,9 @@ class PrefillCache:
         state: State | None = None,
         owners: Sequence[int] | None = None,
         sparse: SparsePrefill | None = None,
+        folding: Folding | None = None,
     ) -> None:
+        self.folding = folding
         self.sparse = sparse
         self.owners = tuple(owners or range(spec.layers))
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
@@ -150,6 +155,7 @@ class PrefillCache:
             self.storage,
             self.calibration,
             self.basis,
+            self.folding,
             self.workspace.copy_stream,
         )
         shared = {id(part): part for part in parts}
@@ -192,10 +198,21 @@ class _View:
     kept: int
     sparse: SparsePrefill | None
 
-    def attend(self, q: Tensor, scale: float, window: int | None, sink: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        scale: float,
+        window: int | None,
+        sink: Tensor | None,
+        evicted: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend; ``evicted`` is a fold's term of evicted units."""
         if self.stored is not None and self.kept:
-            new_term = attention(q, self.keys, self.values, scale, 0)
-            return with_sink(merge_terms(self.stored.attend(q, scale, self.kept), new_term), sink)
+            term = merge_terms(self.stored.attend(q, scale, self.kept), attention(q, self.keys, self.values, scale, 0))
+            return with_sink(term if evicted is None else merge_terms(term, evicted), sink)
+        if evicted is not None:
+            term = attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1])
+            return with_sink(merge_terms(term, evicted), sink)
         if sink is None and window is None and self.sparse is not None:
             return self.sparse.attend(q, self.keys, self.values, scale)
         if sink is None:
@@ -304,7 +321,10 @@ class PrefillCacheLayer:
             keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
             view = _View(keys, v, stored, c, cache.sparse)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
-        out = view.attend(q_rotated[:, -rows:], scale, window, sink)
+        evicted = None
+        if cache.folding is not None and of_fold(self.state):
+            evicted = cache.folding.recall(self.index, self.state, q[:, -rows:], scale)
+        out = view.attend(q_rotated[:, -rows:], scale, window, sink, evicted)
 
         u = c + step.new
         evict: Callable[[], None]
@@ -384,6 +404,8 @@ class PrefillCacheLayer:
             return
         index = policy.choose(chunk, scores, budget, min(recent, units))
         changed = policy.remains(chunk, index)
+        if self.cache.folding is not None and index.shape[1] < units:
+            fold(self.cache.folding, chunk, index)
         k, v = self._stored_units(chunk)
         self.count = index.shape[1]
         compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))

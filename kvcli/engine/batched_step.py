@@ -49,8 +49,10 @@ def batches_pay(model: Model, cache: DecodeCache) -> bool:
     """Whether steps in a batch are faster, and their results the same.
 
     On a GPU they are not measured. Recurrent layers take one sequence. Storages outside the device's memory, or that
-    select units, are opened for one answer.
+    select units, are opened for one answer; queries of several do not meet a fold.
     """
+    if cache.context is not None and cache.context.folded is not None:
+        return False
     layers = () if cache.context is None else cache.context.layers
     plain = not any(layer.selects or layer.host_nbytes or layer.shared_nbytes for layer in layers)
     return model.device.type == "cpu" and not cache.recurrent and plain

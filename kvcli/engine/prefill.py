@@ -117,6 +117,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         state=model.empty_state(),
         owners=recipe.share.owners(model.spec),
         sparse=recipe.sparse_prefill if recipe.sparse_prefill.name != "none" else None,
+        folding=recipe.fold.open(model.spec, model.device),
     )
 
 

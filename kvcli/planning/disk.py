@@ -8,7 +8,7 @@ from kvcli.types import ModelSpec
 
 _SCORE_AND_POSITION = 8  # bytes per unit beside key and value: a float32 score and an int32 position
 _HEADER = 4096  # metadata and fixed part of the header
-_TENSORS, _ENTRY = 11, 110  # tensors per layer in a saved prefill, and bytes of one's entry in the header
+_TENSORS, _ENTRY = 15, 110  # tensors per layer in a saved prefill, and bytes of one's entry in the header
 _STATE = 4  # bytes of a statistic that a policy does not announce: about one unit's size per layer
 _STATE_TENSORS = 256  # states of recurrent layers, at most: two a layer
 
@@ -43,5 +43,6 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
         total += recipe.policy.state_nbytes(own, kept) + recipe.policy.state_nbytes(own, resume_units)
         total += own.kv_heads * (evicted * unit + 2 * _STATE * own.head_dim)
         if spec.sliding[layer] is None:
+            total += 2 * recipe.fold.state_nbytes(own)
             total += sum(recipe.storage.observed_nbytes(own, layer, n) for n in (tokens, resume_point) if n)
     return total

@@ -122,7 +122,8 @@ def plan(
     codec = recipe.storage.row_codec
     coded_units = [n for n, window in zip(kept, spec.sliding, strict=True) if codec is not None and window is None]
     exact = room if codec is None else max((n for n, w in zip(kept, spec.sliding, strict=True) if w), default=0) + chunk
-    workspace_units = exact if recipe.policy.scores_are_final or not coded_units else room
+    undecoded = recipe.policy.scores_are_final and recipe.fold.name == "none"
+    workspace_units = exact if undecoded or not coded_units else room
     parts = 5 if recipe.storage.offloads else 3
     workspace = spec.kv_heads * workspace_units * spec.head_dim * size * parts
     if spec.shapes and workspace_units == room:  # the largest layer is not the one that keeps most
@@ -155,7 +156,12 @@ def plan(
     products = 2 * math.ceil(min(room, _BLOCKED_KEYS) / _BLOCK) if cpu and size == 2 else 0
     rows = [spec.of_layer(i) for i in range(spec.layers)]
     metadata = sum(count * own.kv_heads for own, count in zip(rows, kept, strict=True)) * _SCORE_AND_POSITION
-    statistics = sum(
+    folded = sum(
+        recipe.fold.state_nbytes(own)
+        for own, count, window in zip(rows, kept, spec.sliding, strict=True)
+        if window is None and count < tokens
+    )
+    statistics = folded + sum(
         recipe.policy.state_nbytes(own, count)
         for i, (own, count, window) in enumerate(zip(rows, kept, spec.sliding, strict=True))
         if window is None and owners[i] == i
@@ -183,7 +189,8 @@ def plan(
         weights=spec.weight_bytes
         + spec.mapped_bytes
         - spec.host_weight_bytes
-        + (spec.heads_bytes if recipe.policy.needs_heads else 0),
+        + (spec.heads_bytes if recipe.policy.needs_heads else 0)
+        + recipe.fold.maps_nbytes(spec),
         prefill=fill + metadata + (observed + statistics if tokens else 0) + spec.state_bytes * bool(tokens),
         host=host,
         workspace=workspace,
@@ -191,7 +198,7 @@ def plan(
         + _STATES * spec.state_bytes,
         activations=activations,
         runtime=runtime,
-        context=sum(part.device + part.host for part in held) + shared,
+        context=sum(part.device + part.host for part in held) + shared + folded,
     )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from kvcli.errors import DamagedError, ModelError, ResourceError, UsageError
-from kvcli.types import WEIGHTS, ModelSpec
+from kvcli.types import ModelSpec
 from kvcli.utils import files
 
 COMMAND = "kvcli calibrate --share N TEXT…"
@@ -66,14 +66,14 @@ def alike(spec: ModelSpec, layer: int, owner: int) -> bool:
 
 def path(spec: ModelSpec) -> Path:
     """Return where the share map of a model is stored, whatever its weights are quantized to."""
-    return files.data_dir() / "share" / f"{_identity(spec)}.json"
+    return files.data_dir() / "share" / f"{spec.base_fingerprint}.json"
 
 
 def save(spec: ModelSpec, owners: Sequence[int], facts: dict[str, object]) -> Path:
     """Store the share map of a model. Raises ``ResourceError``."""
     where = path(spec)
     files.private_dir(where.parent)
-    made = {"model": spec.name, "identity": _identity(spec), "map": join(owners), **facts}
+    made = {"model": spec.name, "identity": spec.base_fingerprint, "map": join(owners), **facts}
     try:
         with files.atomic_write(where) as temporary:
             temporary.write_text(json.dumps(made, indent=1), encoding="utf-8")
@@ -98,12 +98,6 @@ def stored(spec: ModelSpec) -> str:
         text, identity = str(made["map"]), made["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{where} is not a share map: {error}", again) from error
-    if identity != _identity(spec):
+    if identity != spec.base_fingerprint:
         raise ModelError(f"the share map {where} was made for {made.get('model')}, and this is {spec.name}", again)
     return text
-
-
-def _identity(spec: ModelSpec) -> str:
-    """The model's fingerprint without its weights' precision."""
-    name, _, precision = spec.fingerprint.rpartition("-")
-    return name if precision in WEIGHTS else spec.fingerprint

@@ -13,6 +13,7 @@ from kvcli.cli.views import terminal
 AXES: tuple[tuple[registry.Axis, str, str], ...] = (
     ("eviction", "keep", "eviction policies: which KV pairs are kept"),
     ("share", "share", "layer sharings: which layers use the KV pairs of another layer"),
+    ("fold", "fold", "folds: what is remembered of evicted KV pairs"),
     ("sparse_prefill", "prefill", "sparse prefills: which KV pairs a chunk attends to"),
     ("storage", "hold", "KV storages: how they are stored after prefill"),
 )

@@ -1,4 +1,4 @@
-"""``kvcli train DATA…``: retaining heads for a model."""
+"""``kvcli train DATA…``: retaining heads for a model, or with ``--fold`` the feature maps of a fold."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import typer
 
+from kvcli import registry
 from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import LoadOptions, PlainOutput
@@ -22,6 +23,10 @@ from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import UsageError
 from kvcli.events import Event
 from kvcli.utils.version import __version__
+
+if TYPE_CHECKING:
+    from kvcli.models.model import Model
+    from kvcli.retaining_heads.data import Corpus
 
 T = TypeVar("T")
 
@@ -101,6 +106,23 @@ class HeadsOutput(PlainOutput):
             raise UsageError(f"-o {self.output}: the file name must end in .safetensors", hint)
 
 
+@dataclass(frozen=True)
+class FoldTraining(OptionGroup):
+    """The training of a fold."""
+
+    PANEL: ClassVar[str] = "Folds"
+
+    fold: str | None = option("--fold NAME", "Train the fold less for recipes with +less instead of heads.", None, MAIN)
+    policies: str = option("--policies NAME,…", "With --fold: eviction policies that take turns.", "h2o")
+
+    def __post_init__(self) -> None:
+        if self.fold not in (None, "less"):
+            raise UsageError(f"--fold {self.fold}: only less is trained", "--fold less")
+        names = registry.names("eviction")
+        if unknown := [name for name in self.policies.split(",") if name not in names]:
+            raise UsageError(f"--policies {self.policies}: unknown eviction policy '{unknown[0]}'", "kvcli recipes")
+
+
 @takes_groups
 def command(
     data: DATA,
@@ -109,15 +131,18 @@ def command(
     training: OptimizerOptions,
     examples: ExampleOptions,
     output: HeadsOutput,
+    fold: FoldTraining,
 ) -> None:
     """Train retaining heads for a model.
 
     They score KV pairs for the recipe locret. Examples ask for facts planted in the prose; records bring their own
-    questions. The model itself does not change.
+    questions. The model itself does not change. With --fold less it trains what +less remembers of evicted KV pairs.
     If training is interrupted, the same command resumes it.
     """
     if training.loss == "regression" and len(set(examples.labels.split(","))) > 1:
         raise UsageError(f"--loss regression needs one kind of label, not {examples.labels}", "--loss ordinal")
+    if fold.fold is not None and output.output is not None:
+        raise UsageError("-o: a fold is found by its model and has no file of its own", "leave out -o")
     span, quiet = examples.span(), output.quiet
     from kvcli.models import heads_on_disk
     from kvcli.retaining_heads import checkpoint as file
@@ -128,6 +153,10 @@ def command(
     prose, records = training_data.load(data)
     corpus = training_data.Corpus(prose, records, tokens=span, focus=examples.focus, seed=training.seed)
     loaded = load_bare(model, quiet=quiet)
+    words = _command(data, model, training, examples, output, fold)
+    if fold.fold is not None:
+        _fold(loaded, corpus, training, examples.budget, fold.policies, output, words)
+        return
     given = {**vars(examples), **vars(training)}
     settings = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
     path = output.output or heads_on_disk.folder() / f"{loaded.name.replace('/', '--')}.safetensors"
@@ -138,15 +167,7 @@ def command(
     amount = f"{terminal.plural(len(prose), 'text')}, {terminal.plural(len(records), 'record')}"
     resumed = f" · resumed after {terminal.count(done)}" if (done := saved(checkpoint)) else ""
     terminal.note("train", f"{loaded.name} · {amount} · {terminal.count(training.steps)} steps{resumed}", quiet=quiet)
-    try:
-        with DeferredSignals() as signals:
-            heads, metrics = run_with_progress(_until(running, signals), quiet=quiet)
-    except INTERRUPTS as stop:
-        done = saved(checkpoint)
-        kept = f"{terminal.plural(done, 'step')} saved in {checkpoint}" if done else "nothing saved yet"
-        raise Interrupted(
-            f"interrupted during training; {kept}", "run the same command to resume", cause=stop
-        ) from None
+    heads, metrics = _run(running, checkpoint, quiet=quiet)
     card = file.HeadsCard(
         model=loaded.name,
         identity=file.identity(loaded),
@@ -158,7 +179,7 @@ def command(
         data=[{"name": p.name, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in data],
         licence=output.licence,
         metrics={k: round(v, 4) for k, v in metrics.items()},
-        command=_command(data, model, training, examples, output),
+        command=words,
         made=f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}",
     )
     file.save(path, heads, card)
@@ -166,6 +187,57 @@ def command(
     right = f"answers {metrics['answers']:.0%}, " if metrics.get("answers", -1) >= 0 else ""
     terminal.note("heads", f"{discovery.describe(heads, card)} · {right}overlap {metrics['overlap']:.2f}", quiet=quiet)
     print(path)
+
+
+def _fold(
+    loaded: Model,
+    corpus: Corpus,
+    training: OptimizerOptions,
+    budget: int,
+    policies: str,
+    output: HeadsOutput,
+    words: str,
+) -> None:
+    from kvcli.fold import maps
+    from kvcli.retaining_heads import checkpoint as file
+    from kvcli.retaining_heads import discovery
+    from kvcli.retaining_heads.fold_training import FoldOptions, train_fold
+    from kvcli.retaining_heads.trainer import saved
+
+    names = tuple(policies.split(","))
+    if "locret" in names:
+        discovery.attach(loaded)
+    path = maps.path(loaded.spec)
+    checkpoint = path.with_name(path.name + ".training")
+    if output.restart:
+        checkpoint.unlink(missing_ok=True)
+    settings = FoldOptions(steps=training.steps, rate=training.rate, budget=budget, policies=names, seed=training.seed)
+    running = train_fold(loaded, corpus, settings, checkpoint)
+    resumed = f" · resumed after {terminal.count(done)}" if (done := saved(checkpoint)) else ""
+    about = f"{loaded.name} · fold less · {terminal.count(training.steps)} steps{resumed}"
+    terminal.note("train", about, quiet=output.quiet)
+    tensors, gone = _run(running, checkpoint, quiet=output.quiet)
+    made = f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}"
+    facts = {"model": loaded.name, "command": words, "made": made, "licence": output.licence}
+    file.write(path, {name: t.detach().bfloat16().cpu() for name, t in tensors.items()}, facts)
+    checkpoint.unlink(missing_ok=True)
+    terminal.note("fold", f"{gone:.0%} of the error of {policies} at {budget} KV pairs is gone", quiet=output.quiet)
+    print(path)
+
+
+def _run(running: Generator[Event, None, T], checkpoint: Path, *, quiet: bool) -> T:
+    """Train with progress. Raises ``Interrupted``, which says what is saved."""
+    from kvcli.retaining_heads.trainer import saved
+
+    try:
+        with DeferredSignals() as signals:
+            return run_with_progress(_until(running, signals), quiet=quiet)
+    except INTERRUPTS as stop:
+        done = saved(checkpoint)
+        kept = f"{terminal.plural(done, 'step')} saved in {checkpoint}" if done else "nothing saved yet"
+        raise Interrupted(
+            f"interrupted during training; {kept}", "run the same command to resume", cause=stop
+        ) from None
 
 
 def _until(steps: Generator[Event, None, T], signals: DeferredSignals) -> Generator[Event, None, T]:

@@ -123,3 +123,25 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     assert refused.code == 2
     assert refused.out == ""
     golden.check(f"error: kvcli train {' '.join(options)}", refused.err)
+
+
+def test_a_fold_is_trained_resumed_and_found(
+    call: Call, tiny_model: Path, data: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
+    ask = ("ask", "book.txt", "Who came?", "-n", "3", "--no-cache", "--policy", "h2o(budget=64)+less")
+    before = call(*ask)
+    assert before.code == 4
+    assert "kvcli train --fold less" in before.err
+    options = ("--fold", "less", "--tokens", "256-300", "--budget", "32", "--policies", "h2o,knorm")
+    made = call("train", *data, *options, "--steps", "3")
+    assert made.code == 0, made.err
+    where = Path(made.out.strip())
+    assert where.parent == tmp_path / "data" / "fold"
+    assert not where.with_name(where.name + ".training").exists()
+    assert "is gone" in made.err
+    after = call(*ask)
+    assert after.code == 0, after.err
+    assert call("train", *data, *options, "-o", "x.safetensors").code == 2
+    assert call("train", *data, "--fold", "more").code == 2

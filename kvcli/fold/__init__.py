@@ -1,0 +1,1 @@
+"""Folds, one file each."""
