@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from time import monotonic, sleep
 import httpx
 import psutil
 
+from benchmarks import http_servers
 from benchmarks.provenance import provenance
 
 
@@ -35,25 +34,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     options = parser.parse_args()
     model = ["-m", options.model] if options.model else []
-    command = [str(Path(sys.executable).with_name("kvcli")), "serve", "--port", "0", *model, options.book]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
-        try:
-            row = _load(server, options)
-        finally:
-            server.terminate()
+    with http_servers.kvcli_serve([*model, options.book], dict(os.environ)) as (server, url):
+        row = _load(server, url, options)
     words = f"python -m benchmarks.serve_load {Path(options.book).name} --clients {options.clients}"
     print(json.dumps({**row, "load": round(os.getloadavg()[1], 1), **provenance(words, n=row["requests"])}))
 
 
-def _load(server: subprocess.Popen[bytes], options: argparse.Namespace) -> dict[str, object]:
-    assert server.stderr is not None
-    url = None
-    while url is None:
-        line = server.stderr.readline()
-        if not line:
-            raise RuntimeError("kvcli serve has ended")
-        found = re.search(rb"http://127\.0\.0\.1:\d+", line)
-        url = found and found[0].decode()
+def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace) -> dict[str, object]:
     file = httpx.get(f"{url}/v1/files", timeout=60).json()["data"][0]["id"]
     end, times, errors = monotonic() + options.seconds, list[float](), Counter[str]()
 
