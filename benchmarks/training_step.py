@@ -6,9 +6,8 @@
 
 A step reads an example, asks its questions and teaches the heads. Its time is compared with the machine's matrix
 products in the model's shapes, timed in the same run; a machine with ``--ceiling`` TFLOP/s that reaches the same share
-takes the time that is printed for ``--of`` steps. ``--shape``, a folder or an alias, has random
-weights and the default model's tokenizer;
-with ``--layers`` only so many are made, and the estimate is for all. The last line of standard output is JSON.
+takes the time that is printed for ``--of`` steps. ``--shape``, a folder or an alias, has random weights and the default
+model's tokenizer; with ``--layers`` only so many are made, and the estimate is for all. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -71,6 +70,7 @@ def main() -> None:
 
     model, depth = shaped(options.shape, options.layers) if options.shape else (load("smollm2-135m"), None)
     depth = depth or model.spec.layers
+    there = options.layers or depth
     prompt, settings = Prompt(model.tokenizer), TrainingOptions(labels=options.labels)
     text = options.text.read_text()
     corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), focus=0.0)
@@ -94,12 +94,12 @@ def main() -> None:
     ceiling = roofline.matmul(model.spec, 512)
     step = median(a + b for a, b in zip(read[1:], taught[1:], strict=True))
     share = median(flops[1:]) / step / ceiling
-    whole = median(flops[1:]) * depth / model.spec.layers
+    whole = median(flops[1:]) * depth / there
     print(
         json.dumps(
             {
                 "model": model.name,
-                "layers": [model.spec.layers, depth],
+                "layers": [there, depth],
                 "labels": options.labels,
                 "tokens": median(sizes[1:]),
                 "read_s": round(median(read[1:]), 3),

@@ -122,7 +122,8 @@ def load(
                     device_map=places,
                     **held,
                 )
-            tensor_check.require_all(found, source.name, spare=own is not None)
+            own_class = source.config.get("architectures") or ()
+            tensor_check.require_all(found, source.name, spare=own is not None, made=own_class)
             quantization.fit_layers(module, weights)
             if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))

@@ -60,3 +60,10 @@ def test_tied_tensors_and_old_tables_are_no_fault(tmp_path: Path) -> None:
 
     model = load(edited(tmp_path / "m", edit, tie_word_embeddings=True), device="cpu", dtype="float32")
     assert model.module.lm_head.weight.data_ptr() == model.module.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize(("cls", "said"), [("BertModel", "is a BertModel, which does not generate"), (None, "missing")])
+def test_an_encoder_is_said_to_be_one(tmp_path: Path, cls: str | None, said: str) -> None:
+    source = edited(tmp_path, without("lm_head.weight"), architectures=[cls] if cls else None)
+    with pytest.raises(ModelError, match=said):
+        load(source)
