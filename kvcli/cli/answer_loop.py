@@ -394,7 +394,9 @@ class AnswerLoop:
             skipped = f"; {terminal.plural(left, 'question')} not asked" if left else ""
             terminal.note("stopped", f"{kept}{skipped}", quiet=quiet)
         if options.stats:
-            for label, text in report.statistics(answer):
+            for label, text in report.statistics(
+                answer, alone=len(self.questions) == 1 and not (self.task or self.title)
+            ):
                 terminal.note(label, text)
         if options.verbose:
             spec = self.runs.model.spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvcli.cli.resident import held
 from kvcli.cli.views import terminal
 from kvcli.corpus.record import answer_record, kv_record
 from kvcli.corpus.task import Question
@@ -86,11 +87,12 @@ class Report:
             return None
         return round(100 * (self.peak_bytes - self.run.loaded.baseline_bytes - planned) / planned, 2)
 
-    def statistics(self, answer: Answer) -> list[tuple[str, str]]:
-        """The lines of ``--stats``."""
+    def statistics(self, answer: Answer, *, alone: bool) -> list[tuple[str, str]]:
+        """The lines of ``--stats``; ``alone``: the command has one answer, and what no step takes is its start."""
         context, kv, loaded, size = self.context, self.kv, self.run.loaded, format_bytes
         rate = f" ({(context.tokens - context.reused) / context.prefill_s:,.0f} tok/s)" if context.prefill_s else ""
         times = [
+            *(self._start(answer) if alone else []),
             f"extract {self.run.inputs.extract_s:.2f} s",
             f"load {loaded.load_s:.2f} s",
             *([f"reuse {context.reuse_s:.2f} s"] if context.reused else []),
@@ -112,6 +114,18 @@ class Report:
             + (f", and {size(kv['host_bytes'])} in RAM" if kv["host_bytes"] else ""),
         ]
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
+
+    def _start(self, answer: Answer) -> list[str]:
+        """What this process took apart from the steps that have a time of their own; an engine has started before."""
+        if held.active:
+            return []
+        from kvcli.utils.process_memory import age
+
+        decode = answer.completion_tokens / answer.decode_tps if answer.decode_tps else 0.0
+        again = self.reread.seconds if self.reread else 0.0
+        steps = self.run.inputs.extract_s + self.run.loaded.load_s + self.context.reuse_s + self.context.prefill_s
+        rest = age() - steps - again - answer.first_token_s - decode - self.cite_s
+        return [f"start {max(0.0, rest):.2f} s"]
 
 
 def reading(context: DocumentContext) -> str:

@@ -13,6 +13,15 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def age() -> float:
+    """Seconds since this process began."""
+    import time
+
+    import psutil
+
+    return time.time() - float(psutil.Process().create_time())
+
+
 def peak(device: str) -> int:
     """The most it has taken so far on ``device``: allocated card memory, or resident main memory."""
     if device.startswith("cuda"):

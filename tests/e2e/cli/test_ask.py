@@ -77,7 +77,7 @@ def test_answers_of_a_form(call: Call, tiny_model: Path, book: Path, folder: Pat
 def test_quiet_and_statistics(call: Call, tiny_model: Path, book: Path) -> None:
     assert call("ask", "-q", "-m", tiny_model, "-n", "12", book, "Who?").err == ""
     said = call("ask", "--stats", "-m", tiny_model, "-n", "12", book, "Who?").err
-    for word in ("extract", "load", "prefill", "first token", "decode", "tok/s", "peak", "planned"):
+    for word in ("start", "extract", "load", "prefill", "first token", "decode", "tok/s", "peak", "planned"):
         assert word in said
 
 
