@@ -162,3 +162,14 @@ def test_no_picture_is_left_of_a_removed_file_or_a_server_that_stopped(start: St
         (file,) = running.service.uploads
         assert file.path.is_file()
     assert not file.path.exists()
+
+
+def test_places_in_several_documents_are_told_by_file(server: Running) -> None:
+    texts = ("The meeting begins at noon. " * 9, "Nobody came. Tea is served in the town hall. The end.")
+    ids = [upload(server, f"{i}.txt", text.encode())["id"] for i, text in enumerate(texts)]
+    ask = {"messages": [{"role": "user", "content": "Where is tea served?"}], "max_tokens": 8, "documents": ids}
+    facts = httpx.post(f"{server.url}/v1/chat/completions", json=ask, timeout=300).json()["kvcli"]
+    assert facts["quotes"][0]["file"] == ids[1]
+    for quote in facts["quotes"]:
+        assert texts[ids.index(quote["file"])][quote["file_start"] : quote["file_end"]] == quote["text"]
+    assert {place["file"] for place in facts["likely_sources"]} <= {*ids}
