@@ -6,15 +6,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from kvcli import events
+from kvcli.cache.context import freeze
 from kvcli.engine.decode_step import make_decode_step
 from kvcli.engine.generate import new_decode_cache
-from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill
+from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill, prefill_steps
 from kvcli.engine.recorded_step import RecordedStep
 from kvcli.errors import UsageError
 from kvcli.fold import less, maps
 from kvcli.fold.less import Less, LessMaps
 from kvcli.planning import disk, memory
 from kvcli.recipe import parse
+from kvcli.storage.dense import Dense
+from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge
 from tests import tiny
 from tests.laws.helpers import answer, asked, distance, drain, filled
@@ -118,8 +122,6 @@ class Exact:
             state[name] = torch.cat([state[name], new], dim=1) if name in state else new
 
     def recall(self, layer: int, state, q, scale: float):
-        from kvcli_kernels.attention import attention
-
         rotated = self.rotary.rotate(layer, q, range(self.first, self.first + q.shape[1]))
         return attention(rotated, state["fold.k"], state["fold.v"], scale, state["fold.k"].shape[1])
 
@@ -130,27 +132,13 @@ def test_with_exact_terms_any_budget_is_full_attention(model, family: str, monke
     known, ids, question = model(family), tiny.document(90), tiny.document(7, seed=3)
     exact = Exact(known.rotary)
     monkeypatch.setattr(Less, "open", lambda *_: exact)
-    events, cache = [], None
-    from kvcli.engine.prefill import prefill_steps
-
     for recipe in RECIPES[:3]:
-        exact.first, seen = 0, 0
-        steps = prefill_steps(
-            known, ids, parse(f"{recipe[:-1]}, positions=original)+less"), chunk=16, probe=question, horizon=97
-        )
-        while True:
-            exact.first = seen
-            try:
-                seen = next(steps).done
-            except StopIteration as end:
-                cache = end.value
-                break
-        from kvcli.cache.context import freeze
-        from kvcli.storage.dense import Dense
-
+        exact.first, found = 0, parse(f"{recipe[:-1]}, positions=original)+less")
+        steps = prefill_steps(known, ids, found, chunk=16, probe=question, horizon=97)
+        cache = events.drain(steps, lambda event: setattr(exact, "first", event.done))
         tail, exact.first = new_decode_cache(known, freeze(cache, Dense())), len(ids)
         logits = known.forward(torch.tensor(question), tail, logits="all")
-        assert distance(logits, asked(known, ids, question, "full", 16)) < 1e-4, events
+        assert distance(logits, asked(known, ids, question, "full", 16)) < 1e-4
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, *OTHERS])
@@ -176,8 +164,8 @@ def test_interrupted_saved_and_resumed_is_uninterrupted(model, family: str, reci
     known, work = model(family), job(100, recipe=parse(f"{recipe}+less"))
     whole, _ = run(known, work, place=tmp_path / "whole.kv")
     interrupted(known, work, 40, place=tmp_path / "part.kv")
-    resumed, events = run(known, work, place=tmp_path / "part.kv")
-    assert resumed.cache == "resumed", events
+    resumed, seen = run(known, work, place=tmp_path / "part.kv")
+    assert resumed.cache == "resumed", seen
     again, _ = run(known, work, place=tmp_path / "whole.kv")
     assert again.cache == "hit"
     for other in (resumed, again):
