@@ -122,8 +122,8 @@ _UNLIKE = ("timing", "memory")
 
 
 def clean(text: str, cache: str) -> str:
-    """Without times, memory and the place of the cache."""
-    return _TIMES.sub("N", text.replace(cache, "CACHE"))
+    """Without times, memory, the place of the cache, and the start, which an engine does not have."""
+    return _TIMES.sub("N", text.replace(cache, "CACHE")).replace("start N s · ", "")
 
 
 def comparable(out: str) -> Any:
