@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -74,7 +74,7 @@ class ModelSpec:
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
     capped: bool = False
-    multiplied: int = 0
+    multiplied: int = field(default=0, compare=False)
 
     @property
     def unit_bytes(self) -> int:

@@ -75,7 +75,7 @@ def test_recipes(call: Call, validate: Validate) -> None:
     assert text.code == 0
     found = call("recipes", "--json").json
     validate(found)
-    for key, axis in zip(("keep", "share", "prefill", "hold"), registry.KINDS, strict=True):
+    for key, axis in zip(("keep", "share", "fold", "prefill", "hold"), registry.KINDS, strict=True):
         assert [p["name"] for p in found[key]] == registry.names(axis)
         for policy in found[key]:
             assert policy["summary"].endswith(".")

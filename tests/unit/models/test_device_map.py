@@ -58,7 +58,7 @@ def test_it_is_said_before_anything_is_loaded(tmp_path, monkeypatch, free: float
         given.update(options, said=list(said))
         raise Reached
 
-    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_a, **_k: None)
+    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_a, **_k: str)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", begin)
     monkeypatch.setattr(load, "placed", lambda *_: ("cuda:0", "bfloat16"))
     monkeypatch.setattr(device_map, "available", lambda _: int(free * whole))
