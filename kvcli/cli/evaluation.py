@@ -51,6 +51,7 @@ class CaseOptions(OptionGroup):
     seed: int = option("--seed N", "Random seed of the generated cases.", 0)
     query_aware: bool = option("--query-aware", "Prefill once for each question, which also stands first.", False)
     reread: str = option("--reread N,…", "Passages to re-read before an answer; 0,3 compares both.", "0")
+    rerank: str | None = option("--rerank MODEL", "Of quotes: also rank by an embedding model or a cross-encoder.")
     kv_bits: int | None = option(*KV_BITS, panel="KV cache")
 
 
@@ -81,6 +82,8 @@ class Evaluation:
 
     def _check_inputs(self, words: Sequence[str]) -> None:
         """Refuse files, lengths and data that no task uses."""
+        if self.options.rerank is not None:
+            raise UsageError("--rerank ranks quotes", "kvcli eval quotes FILE --rerank MODEL")
         named, generated = words[0], [task.name for task in self.tasks if not task.hides]
         if alone := [task.name for task in self.tasks if task.name in ("quotes", "fidelity")]:
             raise UsageError(f"'{alone[0]}' is measured alone", f"kvcli eval {alone[0]}")
@@ -248,6 +251,10 @@ class QuotesEvaluation(Evaluation):
             )
 
     def load(self, options: ModelOptions, heads: str | None) -> None:
+        if self.options.rerank is not None:
+            from kvcli.models.resolve import here
+
+            here(self.options.rerank, "encoder")
         if self.policies or self.budgets or heads is not None:
             raise UsageError("'quotes' reads nothing: --policy, --budget and --heads have no effect", "leave them out")
         super().load(options, heads)
@@ -279,12 +286,12 @@ class QuotesEvaluation(Evaluation):
         from kvcli.evaluate.quotes import run_quotes
         from kvcli.pipeline import Pipeline
 
-        return run_quotes(Pipeline(self.model), self.cases, self.rows)
+        return run_quotes(Pipeline(self.model), self.cases, self.rows, self.options.rerank)
 
     def _keys(self) -> Iterator[Key]:
         from kvcli.evaluate.quotes import keys
 
-        yield from keys(self.cases)
+        yield from keys(self.cases, self.options.rerank)
 
     def facts(self) -> dict[str, Any]:
         from kvcli.evaluate.quotes import separation

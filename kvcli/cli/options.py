@@ -21,6 +21,9 @@ from kvcli.types import WEIGHTS as PRECISIONS
 if TYPE_CHECKING:
     from kvcli.cli.templates import Template
     from kvcli.corpus.parts import Over
+    from kvcli.models.model import Model
+    from kvcli.pipeline import Pipeline
+    from kvcli.prompt_cache.directory import CacheDirectory
     from kvcli.recipe import Recipe
 
 RECIPE_HELP = "What to keep, and how to store it: kvcli recipes"
@@ -267,11 +270,13 @@ class RunOptions(Settings):
 
     Attributes:
         strict: warn of an answer without a verified quote.
+        rerank: an encoder that ranks quotes, as of :class:`kvcli.Pipeline`.
     """
 
     after: str = ANSWER_RULE
     cite: bool = False
     quotes: int = 3
+    rerank: str | None = None
     strict: bool = False
     over: Over | None = None
     join: str | None = None
@@ -295,8 +300,17 @@ class RunOptions(Settings):
         limit = longest or task.max_tokens or ANSWER_TOKENS
         return replace(self, before=task.before, after=f"\n{task.after}" * bool(task.after), max_tokens=limit)
 
+    def pipeline(self, model: Model, cache: CacheDirectory | None) -> Pipeline:
+        """The pipeline of these options, with the encoder of ``rerank``."""
+        made = super().pipeline(model, cache)
+        if self.rerank is not None:
+            from kvcli.models.encoder import load_encoder
+
+            made.encoder = load_encoder(self.rerank, device=model.spec.device)
+        return made
+
     def check(self) -> Recipe | None:
-        """Refuse a recipe, number of bits or sampling that is not valid; returns the recipe if one was named."""
+        """Refuse what is not valid: recipe, number of bits, sampling, encoder. Returns the recipe if one was named."""
         from kvcli.recipe import parse
 
         recipe = None if self.policy is None else parse(self.policy)
@@ -308,4 +322,8 @@ class RunOptions(Settings):
             from kvcli.engine.sampling import Sampling
 
             Sampling(**self.sampling)
+        if self.rerank is not None:
+            from kvcli.models.resolve import here
+
+            here(self.rerank, "encoder")
         return recipe

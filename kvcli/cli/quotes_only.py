@@ -1,4 +1,7 @@
-"""``kvcli ask --quotes-only``: the sentences that may answer, looked up by words. Loads no model and reads nothing."""
+"""``kvcli ask --quotes-only``: the sentences that may answer, looked up by words.
+
+Reads nothing, and loads no model but the encoder of ``--rerank``.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ def print_quotes(
         UsageError: there is no document.
         typer.Exit: nothing in a text seems to answer, and ``--exit-status`` asks.
     """
+    options.check()
     with interruptible("waiting for standard input"):
         stdin = standard_input(request, stdin_is_questions=stdin_is_questions, quiet=options.quiet)
     missing = 0
@@ -54,7 +58,12 @@ def _print(options: RunOptions, document: Document, questions: Sequence[Question
 
     missing = 0
     for question in questions:
-        found = QuoteSearch(document, question.text, count=options.quotes).quotes()
+        search = QuoteSearch(document, question.text, count=options.quotes)
+        if options.rerank is not None:
+            from kvcli.models.encoder import load_encoder
+
+            search.rank_by_encoder(load_encoder(options.rerank, device=options.device))
+        found = search.quotes()
         missing += not found.found
         bold = writer.path is None and terminal.is_terminal(sys.stdout)
         lines = quote_lines.lines(document, found.quotes, question.text, bold=bold)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +25,7 @@ from kvcli.evaluate.results_file import Key, Result, ResultsFile
 from kvcli.evaluate.run import Finished
 from kvcli.pipeline import Pipeline
 
-RANKINGS = ("words", "words + model")
+WORDS, MODEL = "words", "words + model"
 FIRST, THREE, WRONG = "first quote", "one of three", "wrong text"
 """Rows: the first quote holds the answer, one of three does, and a text without the answer is recognised as such."""
 
@@ -146,25 +147,35 @@ def _places(text: str, answer: str) -> Iterable[tuple[int, int]]:
 # --- the run ---
 
 
-def run_quotes(pipeline: Pipeline, cases: Sequence[QuoteCase], rows: ResultsFile) -> Generator[Finished, None, None]:
+def rankings(encoder: str | None) -> tuple[str, ...]:
+    """The rankings that are compared: by words, by words and model, and by words and an encoder if one is named."""
+    return (WORDS, MODEL) if encoder is None else (WORDS, MODEL, f"{WORDS} + {Path(encoder).name}")
+
+
+def run_quotes(
+    pipeline: Pipeline, cases: Sequence[QuoteCase], rows: ResultsFile, encoder: str | None = None
+) -> Generator[Finished, None, None]:
     """Look up the quotes of the cases that have no result yet.
 
     Args:
         pipeline: whose quotes these are, and whose model ranks.
         cases: in order.
+        encoder: an embedding model or a cross-encoder that ranks too.
         rows: earlier results; new ones are added.
 
     Yields:
         a :class:`Finished` after each result.
     """
-    wanted = keys(cases)
+    wanted, ranked = keys(cases, encoder), rankings(encoder)
+    with_encoder = None if encoder is None else Pipeline(pipeline.model, rerank=encoder)
     done = sum(key in rows.done for key in wanted)
     document = lru_cache(maxsize=8)(Document.of_text)
     for case in cases:
-        for ranking in RANKINGS:
+        for ranking in ranked:
             if all(key in rows.done for key in _keys(case, ranking)):
                 continue
-            for row in _measure(pipeline, case, ranking, document(case.text), document):
+            used = pipeline if ranking in (WORDS, MODEL) or with_encoder is None else with_encoder
+            for row in _measure(used, case, ranking, document(case.text), document):
                 rows.add(row)
                 done += 1
                 yield Finished(row, done, len(wanted))
@@ -172,7 +183,7 @@ def run_quotes(pipeline: Pipeline, cases: Sequence[QuoteCase], rows: ResultsFile
 
 def _measure(pipeline: Pipeline, case: QuoteCase, ranking: str, document: Document, made: Any) -> list[Result]:
     began = perf_counter()
-    by_model = ranking == RANKINGS[1]
+    by_model = ranking != WORDS
     found = pipeline.find_quotes(document, case.question, by_model=by_model)
     seconds = perf_counter() - began
     hits = [any(q.char_start <= a and b <= q.char_end for a, b in case.gold) for q in found.quotes]
@@ -203,13 +214,13 @@ def _measure(pipeline: Pipeline, case: QuoteCase, ranking: str, document: Docume
 
 
 def _keys(case: QuoteCase, ranking: str) -> list[Key]:
-    tasks = [FIRST, THREE] + [WRONG] * (ranking == RANKINGS[0] and case.without is not None)
+    tasks = [FIRST, THREE] + [WRONG] * (ranking == WORDS and case.without is not None)
     return [Key(task, case.length, ranking, 0, case.number) for task in tasks]
 
 
-def keys(cases: Sequence[QuoteCase]) -> list[Key]:
+def keys(cases: Sequence[QuoteCase], encoder: str | None = None) -> list[Key]:
     """The keys of all results of some cases."""
-    return [key for case in cases for ranking in RANKINGS for key in _keys(case, ranking)]
+    return [key for case in cases for ranking in rankings(encoder) for key in _keys(case, ranking)]
 
 
 def separation(rows: Iterable[Result]) -> float | None:
@@ -219,7 +230,7 @@ def separation(rows: Iterable[Result]) -> float | None:
     """
     found: dict[str, list[float]] = {FIRST: [], WRONG: []}
     for row in rows:
-        if row.recipe == RANKINGS[0] and row.task in found and row.probability is not None:
+        if row.recipe == WORDS and row.task in found and row.probability is not None:
             found[row.task].append(row.probability)
     right, wrong = found[FIRST], found[WRONG]
     if not right or not wrong:

@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from kvcli.errors import KvcliError, ModelError
-from kvcli.events import drain
 from kvcli.models import foreign_code, resolve, weights
 from kvcli.models.load import placed
 
@@ -136,17 +135,7 @@ def load_encoder(name: str, *, device: str | None = None, dtype: str | None = No
     Raises:
         ModelError: it is not on this machine, or :class:`Encoder` refuses it.
     """
-    try:
-        source = drain(resolve.resolve(name, offline=True))
-    except weights.DamagedModel:
-        raise
-    except ModelError as error:
-        if Path(name).expanduser().exists():
-            raise
-        raise ModelError(
-            f"the encoder {name} is not on this machine: no such directory, and not in the hub's cache",
-            f"hf download {name} (with a network)" if name.count("/") == 1 else "name its directory",
-        ) from error
+    source = resolve.here(name, "encoder")
     return _loaded(source.path, Path(name).name, device, dtype)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import ModelError
-from kvcli.events import Event
+from kvcli.events import Event, drain
 from kvcli.models import default_model, gguf, hub, weights
 from kvcli.models.catalogue import ALIASES, DEFAULT
 from kvcli.models.source import ModelSource
@@ -79,6 +79,29 @@ def resolve(
         return (yield from _gguf(name, path, refresh))
     repo, _, revision = name.partition("@")
     return (yield from _hub(name, repo, revision or None, wish))
+
+
+def here(name: str, what: str) -> ModelSource:
+    """A model on this machine; nothing is fetched.
+
+    Args:
+        name: a directory, or a hub id that is in the hub's cache.
+        what: the model is for messages.
+
+    Raises:
+        ModelError: it is not here, or not whole.
+    """
+    try:
+        return drain(resolve(name, offline=True))
+    except weights.DamagedModel:
+        raise
+    except ModelError as error:
+        if Path(name).expanduser().exists():
+            raise
+        raise ModelError(
+            f"the {what} {name} is not on this machine: no such directory, and not in the hub's cache",
+            f"hf download {name} (with a network)" if name.count("/") == 1 else "name its directory",
+        ) from error
 
 
 def check_name(name: str) -> str:

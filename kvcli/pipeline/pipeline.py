@@ -60,10 +60,12 @@ class Pipeline:
         raw: no chat template: the text, then the question.
         before, after: text before and after each question; by default none, and a line that asks for the exact words
             of the text.
+        rerank: an embedding model or a cross-encoder that ranks quotes in the place of the model: a directory, or a
+            hub id in the hub's cache. It is never fetched.
 
     Raises:
         UsageError: the recipe, budget or number of bits is not valid.
-        ModelError: the recipe needs a calibration that does not exist.
+        ModelError: the recipe needs a calibration that does not exist, or the encoder is not on this machine.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Pipeline:
         raw: bool = False,
         before: str = "",
         after: str = ANSWER_RULE,
+        rerank: str | None = None,
     ) -> None:
         self.model = model
         named = recipes.parse(recipe) if isinstance(recipe, str) else recipe
@@ -89,6 +92,11 @@ class Pipeline:
         published = model.heads_card if self.recipe is None else None
         self.chunk_size = chunk_size or getattr(published, "chunk", 0) or default_chunk(model.spec.device)
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
+        self.encoder = None
+        if rerank is not None:
+            from kvcli.models.encoder import load_encoder
+
+            self.encoder = load_encoder(rerank, device=model.spec.device)
         if kv_bits is not None:
             (self.recipe or recipes.parse("full")).with_bits(kv_bits)
 
@@ -390,7 +398,7 @@ class Pipeline:
         if from_quotes and search is not None and search.found:
             began = perf_counter()
             if by_model:
-                search.rank_by_model(self.model, self.prompt)
+                self._rank(search)
             spans, texts = search.best(EXAMPLE_SENTENCES)
             ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
             answer_format = AnswerFormat.words_of(texts) if verbatim else None
@@ -432,7 +440,7 @@ class Pipeline:
                     event = replace(event, text=text, prompt_tokens=len(ids))
                     if search is not None and quotes:
                         if by_model and not search.by_model:
-                            search.rank_by_model(self.model, self.prompt)
+                            self._rank(search)
                         yield search.quotes(event.text)
                 elif event.id >= 0:
                     said.append(event.id)
@@ -480,8 +488,14 @@ class Pipeline:
             return Quotes((), False, 0.0, 0.0, False)
         search = QuoteSearch(text, question, earlier, count=count)
         if by_model:
-            search.rank_by_model(self.model, self.prompt)
+            self._rank(search)
         return search.quotes(answer)
+
+    def _rank(self, search: QuoteSearch) -> None:
+        if self.encoder is not None:
+            search.rank_by_encoder(self.encoder)
+        else:
+            search.rank_by_model(self.model, self.prompt)
 
     def answer(
         self,

@@ -32,6 +32,7 @@ from kvcli.retrieval.words import language as language_of
 
 if TYPE_CHECKING:
     from kvcli.engine.prompt import Prompt
+    from kvcli.models.encoder import Encoder
     from kvcli.models.model import Model
 
 CANDIDATES = 20
@@ -65,6 +66,8 @@ SUPPORTED = 2 / 3
 _BY_WORDS = (4.0, 0.8, 1.0, 2.8, 5.6, 2.2, 2.9, -6.5)
 # Weights of this sum, of the gain and of the logarithm of the attention; and of the sum and the gain alone.
 _BY_MODEL, _BY_GAIN = (0.65, 3.7, 2.4), (0.9, 3.2)
+# Weights of this sum, and of the score of an embedding model or of a cross-encoder.
+_BY_VECTORS, _BY_CROSS = (1.1, 4.2), (0.9, 0.5)
 # A logistic regression over right and wrong texts: constant, and the best candidate's values.
 _ANSWERS = (-3.5, 2.2, 1.4, 2.1, 0.0, 2.6, 1.1, 0.0, 0.0)
 
@@ -174,6 +177,17 @@ def rank_by_model(
     return _sorted(ranked) + [c for c in candidates if c not in chosen]
 
 
+def rank_by_encoder(
+    encoder: Encoder, index: SentenceIndex, question: str, candidates: Sequence[Candidate]
+) -> list[Candidate]:
+    """Candidates ranked by words and by how well an encoder finds that each, after the sentence before it, fits."""
+    texts = ["".join(_with_previous(index, c.number)) for c in candidates]
+    own, other = _BY_CROSS if encoder.cross else _BY_VECTORS
+    scores = encoder.scores(" ".join(question.split()), texts)
+    shares = _softmax([own * c.strength + other * s for c, s in zip(candidates, scores, strict=True)])
+    return _sorted([replace(c, share=share) for c, share in zip(candidates, shares, strict=True)])
+
+
 def answered(candidates: Sequence[Candidate]) -> float:
     """The probability that the text answers at all, by the words of the best candidate; 0 without any."""
     if not candidates:
@@ -225,6 +239,11 @@ class QuoteSearch:
     def rank_by_model(self, model: Model, prompt: Prompt) -> None:
         """Let a model rank the candidates."""
         self.candidates = rank_by_model(model, prompt, self.index, self.question, self.candidates)
+        self.by_model = True
+
+    def rank_by_encoder(self, encoder: Encoder) -> None:
+        """Let an embedding model or a cross-encoder rank the candidates."""
+        self.candidates = rank_by_encoder(encoder, self.index, self.question, self.candidates)
         self.by_model = True
 
     def quotes(self, answer: str | None = None) -> Quotes:

@@ -155,6 +155,9 @@ class CiteOptions(OptionGroup):
     )
     no_cite: bool = option("--no-cite", "The same as --cite off.", False)
     quotes: int = option("--quotes N", "Sentences of the document to print with an answer.", 3, min=0)
+    rerank: str | None = option(
+        "--rerank MODEL", "Embedding model or cross-encoder on this machine that ranks these sentences."
+    )
     quotes_only: bool = option("--quotes-only", "Print only the sentences that may answer; load no model.", False)
     exit_status: bool = option(
         "--exit-status", "Exit with 10 if the text seems not to answer, or too little of the answer is in it.", False
@@ -166,9 +169,16 @@ class CiteOptions(OptionGroup):
     def __post_init__(self) -> None:
         if self.quotes_only and not self.quotes:
             raise UsageError("--quotes-only with --quotes 0 prints nothing", "--quotes 3")
+        if self.rerank is not None and not self.quotes:
+            raise UsageError("--rerank ranks quotes, and --quotes 0 prints none", "--quotes 3")
 
     def settings(self) -> dict[str, Any]:
-        return {"exit_status": self.exit_status, "covered": self.covered / 100, "quotes": self.quotes}
+        return {
+            "exit_status": self.exit_status,
+            "covered": self.covered / 100,
+            "quotes": self.quotes,
+            "rerank": self.rerank,
+        }
 
 
 @dataclass(frozen=True)
@@ -241,6 +251,8 @@ def command(
         request = replace(request, files=files)
     named = question.question_files or []
     library = question.library(request)
+    if library is not None and citing.rerank is not None:
+        raise UsageError("--rerank has no effect on a library, whose passages are ranked by words", "leave it out")
     inputs = [*request.files, *named]
     writer = AnswerWriter(
         output.output,

@@ -129,6 +129,8 @@ def test_quotes_by_words_and_by_the_model(tiny_model: Path, book: Path, call: Ca
         (["eval", "needle,quotes"], 2),
         (["eval", "quotes", "--policy", "full"], 2),
         (["eval", "quotes", "--reread", "3"], 2),
+        (["eval", "needle", "--rerank", "x"], 2),
+        (["eval", "quotes", "--rerank", "no/such-encoder"], 4),
     ],
 )
 def test_bad_input(tiny_model: Path, call: Call, words: list[str], code: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from kvcli.events import Answer
 from tests.e2e.conftest import Call, Validate
+from tests.unit.models.test_encoder import made as save_encoder
 
 TEXT = "The ferry leaves at noon from the east pier.\n\nThe harbour master owns two parrots.\n\nIt rained all day.\n"
 
@@ -34,6 +35,16 @@ def test_quotes_alone_as_json(call: Call, book: Path, validate: Validate) -> Non
     assert TEXT[quote["char_start"] : quote["char_end"]] == quote["text"] == "The harbour master owns two parrots."
     assert (quote["line"], quote["page"], quote["supports"]) == (3, None, None)
     assert owner["answer_in_text"] > 0.1 > regatta["answer_in_text"]
+
+
+def test_an_encoder_ranks_quotes_alone(call: Call, book: Path) -> None:
+    asked = ("ask", "--quotes-only", "--json", book, "When does the ferry leave?")
+    plain, ranked = call(*asked), call(*asked, "--rerank", save_encoder(book.parent / "encoder"))
+    assert ranked.code == 0, ranked.err
+    assert {q["text"] for q in ranked.json["quotes"]} == {q["text"] for q in plain.json["quotes"]}
+    absent = call(*asked, "--rerank", "no/such-encoder")
+    assert absent.code == 4
+    assert "not on this machine" in absent.json["error"]["message"]
 
 
 def test_nothing_in_the_text(call: Call, book: Path) -> None:

@@ -13,9 +13,11 @@ import kvcli
 from kvcli.documents.document import Document
 from kvcli.errors import UsageError
 from kvcli.events import Answer, Quotes, Reread, Token
+from kvcli.models.encoder import load_encoder
 from kvcli.retrieval.quotes import UNLIKELY, QuoteSearch, candidates_by_words, names_before, shared_words, supports
 from kvcli.retrieval.sentences import SentenceIndex
 from tests.e2e.conftest import save_tiny
+from tests.unit.models.test_encoder import made as save_encoder
 
 TEXT = "# Harbour\n\nThe lamp burns at night. " + " ".join(f"House {n} is blue and has {n} doors." for n in range(40))
 
@@ -50,6 +52,25 @@ def test_the_model_ranks_any_text_and_question(model: Any, text: str, question: 
     assert {(q.char_start, q.char_end) for q in by_words} == {(q.char_start, q.char_end) for q in by_model}
     assert by_model == pipeline.quotes(text, question, count=20)
     assert all(0 <= quote.score <= 1 for quote in by_model)
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_an_encoder_ranks_in_the_place_of_the_model(model: Any, tmp_path: Path, classes: int) -> None:
+    folder = str(save_encoder(tmp_path, classes=classes))
+    pipeline, encoder = kvcli.Pipeline(model, "full", rerank=folder), load_encoder(folder, device="cpu")
+    text = "The ship sails at night. The captain is in the harbour.\n\nThe red ship sails in winter."
+    question = "When does the ship sail?"
+    by_words = pipeline.quotes(text, question, by_model=False)
+    ranked = pipeline.quotes(text, question)
+    assert {q.text for q in ranked} == {q.text for q in by_words}
+    assert [q.score for q in ranked] == sorted((q.score for q in ranked), reverse=True)
+    scores = encoder.scores(question, [text[:24], text[57:]])
+    search = QuoteSearch(Document.of_text(text), question)
+    before = {c.number: c.share for c in search.candidates}
+    search.rank_by_encoder(encoder)
+    after = {c.number: c.share for c in search.candidates}
+    better = max((0, 2), key=lambda n: scores[n // 2])
+    assert after[better] / before[better] > after[2 - better] / before[2 - better], "its score moves the share"
 
 
 def test_saved_and_fresh_readings_give_the_same_quotes(model: Any, tmp_path: Path) -> None:
