@@ -25,12 +25,12 @@ def measure(
     gguf: str, room: int, threads: int, chunk: int, ids: list[int], question: list[int], answer: int, repeat: int
 ) -> dict[str, Any]:
     """Return ``seconds``: for each repeat those of prefill, to the first token, and per token after it."""
-    from llama_cpp import Llama  # type: ignore[import-not-found]
-
     options = {"n_threads": threads, "n_threads_batch": threads, "n_batch": chunk, "n_ubatch": chunk}
     try:
+        from llama_cpp import Llama  # type: ignore[import-not-found]
+
         llama = Llama(gguf, n_ctx=room, logits_all=False, verbose=False, **options)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
         return {"error": str(error)}
     try:
         return {"seconds": [_once(llama, ids, question, answer) for _ in range(repeat)]}
