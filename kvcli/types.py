@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Positions = Literal["compact", "original"]
 """RoPE positions of kept units: their slots (0, 1, 2 … without gaps) or their positions in the document."""
 
-CHUNK, CARD_CHUNK = 512, 2048
-"""Default number of tokens per forward pass of prefill, on a CPU and on a GPU."""
+CHUNK, AMX_CHUNK, CARD_CHUNK = 512, 1024, 2048
+"""Default number of tokens per forward pass of prefill: on a CPU, on a CPU with AMX, and on a GPU."""
 
 DRAFT = 10
 """Maximum tokens that a decode step on a CPU checks beside the chosen one."""
@@ -102,11 +102,6 @@ class ModelSpec:
 def _of_layer(spec: ModelSpec, layer: int) -> ModelSpec:
     heads, kv_heads, head_dim = spec.shapes[layer]
     return replace(spec, heads=heads, kv_heads=kv_heads, head_dim=head_dim, shapes=())
-
-
-def default_chunk(device: str) -> int:
-    """Return the tokens of a forward pass of prefill on ``cpu`` or ``cuda:0``, unless others are named."""
-    return CARD_CHUNK if device.startswith("cuda") else CHUNK
 
 
 class Rotary(Protocol):

@@ -15,7 +15,7 @@ START = f"import runpy; runpy.run_path({__file__!r})['force'](); " if NAME else 
 def force() -> None:
     """Make ``NAME`` the program's default in this process, if there is one."""
     if NAME:
-        from kvcli.models import load, spec
+        from kvcli.models import defaults, load, spec
 
-        for module in (load, spec):
+        for module in (defaults, load, spec):
             module.default_dtype = lambda _device: NAME  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvcli import documents, types
+from kvcli import documents
 from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option
 from kvcli.cli.options import KV_BITS, ComparisonOptions, ModelOptions
@@ -22,6 +22,7 @@ from kvcli.evaluate import datasets as data_files
 from kvcli.evaluate.case import ReadOptions
 from kvcli.evaluate.results_file import ResultsFile
 from kvcli.events import Prefill, drain
+from kvcli.models.defaults import default_chunk
 from kvcli.planning.budget import combinations
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Evaluation:
     @property
     def chunk(self) -> int:
         """Tokens of a forward pass of prefill."""
-        return self._chunk or types.default_chunk(self.model.spec.device)
+        return self._chunk or default_chunk(self.model.spec.device)
 
     def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.run import run

@@ -20,7 +20,7 @@ from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Event, Notice, drain
 from kvcli.models.catalogue import DEFAULT
-from kvcli.types import default_chunk
+from kvcli.models.defaults import default_chunk
 from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:

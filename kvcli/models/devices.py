@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvcli.models.spec import default_dtype
+from kvcli.models.defaults import default_dtype
 
 SIDE = 1024
 """Side of the square matrices that are multiplied to measure speed."""

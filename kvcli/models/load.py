@@ -22,6 +22,7 @@ from kvcli.errors import KvcliError, ModelError, ResourceError, UnsupportedModel
 from kvcli.models import (
     attention,
     cpu_linear,
+    defaults,
     device_map,
     foreign_code,
     light_imports,
@@ -49,10 +50,9 @@ def default_device() -> str:
 
 
 def default_dtype(device: str) -> str:
-    """bfloat16 where the device multiplies it natively, else float32."""
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+    """The same as :func:`kvcli.models.defaults.default_dtype`, and float16 on a card without bfloat16."""
+    narrow = device.startswith("cuda") and not torch.cuda.is_bf16_supported()
+    return "float16" if narrow else defaults.default_dtype(device)
 
 
 def load(

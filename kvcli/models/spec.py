@@ -18,6 +18,7 @@ from typing import Any
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import catalogue, weights
+from kvcli.models.defaults import default_dtype
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -238,18 +239,6 @@ def default_device() -> str:
         return "cuda:0" if pynvml.nvmlDeviceGetCount() else "cpu"
     except Exception:  # no driver, or one that does not answer: each raises something of its own
         return "cpu"
-
-
-def default_dtype(device: str) -> str:
-    """bfloat16 if the device multiplies it natively, else float32."""
-    if device.startswith("cuda"):
-        return "bfloat16"
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
-    except OSError:
-        return "float32"
-    native = {"avx512_bf16", "amx_tile"} & set(flags[1].split() if flags else ())
-    return "bfloat16" if native else "float32"
 
 
 def _device(name: str | None) -> str:

@@ -21,6 +21,7 @@ from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
+from kvcli.models.defaults import default_chunk
 from kvcli.pipeline.results import AnswerResult, Citations, DocumentContext, RecipeChoice, TokenizedDocument, Usage
 from kvcli.planning import memory
 from kvcli.planning.budget import Budget
@@ -32,7 +33,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
-from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, default_chunk
+from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from kvcli.errors import ModelError
 from kvcli.events import drain
 from kvcli.models import spec as model_spec
 from kvcli.models.catalogue import ALIASES, DEFAULT, Alias
+from kvcli.models.defaults import default_chunk
 from kvcli.models.heads_on_disk import heads_bytes
 from kvcli.models.resolve import resolve
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Forecast, Target, Workload, forecast
 from kvcli.recipe import default
-from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, WEIGHTS, default_chunk
+from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, WEIGHTS
 
 PATIENCE = 30 * 60
 """Seconds of prefill that a suggested model may take on a machine whose speed is known."""

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from kvcli import types
 from kvcli.cli.model_loading import load_bare
 from kvcli.cli.option_groups import MAIN, OptionGroup, option, takes_groups
 from kvcli.cli.options import DEBUG, JSON, QUIET, ComparisonOptions, ModelOptions
@@ -20,6 +19,7 @@ from kvcli.cli.views.progress import run_with_progress
 from kvcli.corpus.record import versions
 from kvcli.errors import KvcliError, ModelError, ResourceError, TooLongError, UsageError
 from kvcli.evaluate.build_cases import lengths
+from kvcli.models.defaults import default_chunk
 from kvcli.planning.budget import Budget, combinations
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def command(
     loaded = _load(measured, model, compared.heads, recipes, quiet=quiet)
     bench = _Bench(
         loaded,
-        compared.chunk or types.default_chunk(loaded.spec.device),
+        compared.chunk or default_chunk(loaded.spec.device),
         measured.generate,
         measured.repeat,
         quiet=quiet,

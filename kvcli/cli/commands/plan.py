@@ -26,6 +26,7 @@ from kvcli.cli.views import plan, terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.documents.document import document_json
 from kvcli.errors import InputError, ModelError, UsageError
+from kvcli.models.defaults import default_chunk
 from kvcli.planning.estimate import Target, Workload, forecast
 from kvcli.retaining_heads import published
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
@@ -84,7 +85,7 @@ def command(
     theirs = None if spec.heads_bytes else _published(source, offline=model.offline)
     if theirs is not None:
         spec = replace(spec, heads_bytes=theirs.numbers(spec) * types.DTYPE_BYTES[spec.dtype])
-    chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else types.default_chunk(spec.device))
+    chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else default_chunk(spec.device))
     work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
     units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
     target = target or Target.this(spec.device)

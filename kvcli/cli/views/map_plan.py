@@ -12,10 +12,10 @@ from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.errors import KvcliError
 from kvcli.events import Mapped
+from kvcli.models.defaults import default_chunk
 from kvcli.planning import memory, speed_history
 from kvcli.planning.disk import disk_bytes
 from kvcli.planning.estimate import Target
-from kvcli.types import default_chunk
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:

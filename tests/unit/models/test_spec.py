@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import families, small_models
-from kvcli.models import heads_on_disk, load
+from kvcli.models import defaults, heads_on_disk, load
 from kvcli.models import spec as model_spec
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES
@@ -84,3 +84,14 @@ def test_heads_are_found_by_what_is_on_disk(tmp_path: Path) -> None:
 
 def test_the_cpu_gets_the_same_dtype() -> None:
     assert model_spec.default_dtype("cpu") == load.default_dtype("cpu")
+
+
+def test_extensions_of_the_cpu_are_those_that_torch_finds() -> None:
+    found = {"amx_tile": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
+    assert {name: name in defaults.cpu_flags() for name in found} == found
+
+
+def test_a_step_of_prefill_is_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, size in (((), 512), (("avx2", "amx_tile"), 1024)):
+        monkeypatch.setattr(defaults, "cpu_flags", lambda flags=flags: frozenset(flags))
+        assert (defaults.default_chunk("cpu"), defaults.default_chunk("cuda:0")) == (size, 2048)
