@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Positions = Literal["compact", "original"]
@@ -49,6 +50,7 @@ class ModelSpec:
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
         capped: whether attention logits are capped.
+        devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
         multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
             before the model is loaded.
     """
@@ -74,6 +76,7 @@ class ModelSpec:
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
     capped: bool = False
+    devices: tuple[str, ...] = ()
     multiplied: int = field(default=0, compare=False)
 
     @property
@@ -90,6 +93,10 @@ class ModelSpec:
     def of_layer(self, layer: int) -> ModelSpec:
         """Return the same facts with the heads of one layer."""
         return _of_layer(self, layer) if self.shapes else self
+
+    def device_of(self, layer: int, device: torch.device) -> torch.device:
+        """Return the device of a layer's keys and values: ``device``, or its own if layers are on several."""
+        return type(device)(self.devices[layer]) if self.devices else device
 
     @property
     def row_bytes(self) -> int:

@@ -25,7 +25,6 @@ from kvcli.pipeline import Pipeline, TokenizedDocument
 from kvcli.planning import memory
 from kvcli.planning.positions import check_positions
 from kvcli.recipe import Recipe
-from kvcli.utils.process_memory import available
 
 QUESTION = 32
 """Tokens of the question after the text."""
@@ -82,7 +81,7 @@ def measure(
     plan, longest = memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION, answer=answer)
     if longest < answer:
         check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=QUESTION + answer)
-    plan.check(available(spec.device), spec.device)
+    plan.check_devices(spec)
     ids, question = draw(model, tokens, 3), draw(model, QUESTION, 4)
     pipeline, empty = Pipeline(model, recipe, chunk_size=chunk), Document.of_text("")
     for _ in _once(pipeline, TokenizedDocument(empty, ids[: 2 * chunk]), question, _WARM):

@@ -10,6 +10,7 @@ from kvcli.cache.base import State
 from kvcli.cache.folded import Folded, frozen
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
+from kvcli.utils.current_device import current_device
 from kvcli.utils.process_memory import trim
 
 
@@ -120,7 +121,8 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
             len(prefill_cache.layers),
         )
         numbers += 2 * raw.numel()
-        layers.append(storage.freeze(kept))
+        with current_device(layer.device):
+            layers.append(storage.freeze(kept))
         if release:
             layer.release()
             if layer.device.type == "cpu":

@@ -65,7 +65,8 @@ class DecodeCache:
         self._layers: list[DecodeCacheLayer] = []
         for i in range(spec.layers):
             own = spec.of_layer(i)
-            k, v = (torch.empty(own.kv_heads, 0, own.head_dim, dtype=dtype, device=device) for _ in range(2))
+            on = spec.device_of(i, device)
+            k, v = (torch.empty(own.kv_heads, 0, own.head_dim, dtype=dtype, device=on) for _ in range(2))
             self._layers.append(DecodeCacheLayer(proxy(self), i, k, v))
 
     @property

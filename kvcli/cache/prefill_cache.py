@@ -63,7 +63,7 @@ class PrefillCache:
         rotary: the model's RoPE.
         tokens: length of the document; buffers never exceed it.
         chunk: longest chunk, probe included.
-        dtype, device: of keys and values.
+        dtype, device: of keys and values; over several cards each layer's are on its own.
         heads: the model's retaining heads, for policies that need them.
         storage: the later KV storage. If it offloads, keys and values are in host memory already here, pinned for a
             GPU, and each layer's are copied to the workspace while the previous layer computes.
@@ -109,11 +109,12 @@ class PrefillCache:
         self.row_codec = None if storage is None else storage.row_codec
         self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
         self._layers = [
-            PrefillCacheLayer(proxy(self), i, window, self._capacity(i, tokens), dtype, device)
+            PrefillCacheLayer(proxy(self), i, window, self._capacity(i, tokens), dtype, spec.device_of(i, device))
             for i, window in enumerate(spec.sliding)
         ]
+        devices = dict.fromkeys(layer.device for layer in self._layers)
         host = storage is not None and storage.offloads
-        self.workspace = Workspace.make(self._workspace_numbers(chunk), dtype, device, host=host)
+        self.workspace = Workspace.make(self._workspace_numbers(chunk), dtype, devices, host=host)
 
     @property
     def layers(self) -> Sequence[PrefillCacheLayer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ class Kept(Protocol):
     k: Tensor
     v: Tensor
     count: int
+    device: torch.device
 
 
 @dataclass
@@ -31,35 +32,40 @@ class Workspace:
     same code synchronously. Between chunks no copy is pending.
 
     Attributes:
-        tensors: keys and values of one layer, or of two; each has the numbers of the largest layer.
+        tensors: by device, keys and values of one layer, or of two; each has the numbers of the largest layer.
         copy_stream: the second stream, if units are in host memory.
     """
 
-    tensors: tuple[Tensor, ...]
+    tensors: dict[torch.device, tuple[Tensor, ...]]
     copy_stream: CopyStream | None
 
     def __post_init__(self) -> None:
         self._pending: dict[int, Any] = {}
 
     @staticmethod
-    def make(numbers: int, dtype: torch.dtype, device: torch.device, *, host: bool) -> Workspace:
-        """Allocate for layers with at most so many numbers in their keys, chunk included."""
-        tensors = tuple(torch.empty(numbers, dtype=dtype, device=device) for _ in range(4 if host else 2))
-        return Workspace(tensors, CopyStream(device) if host else None)
+    def make(numbers: int, dtype: torch.dtype, devices: Iterable[torch.device], *, host: bool) -> Workspace:
+        """Allocate for layers with so many numbers in their keys at most, chunk included; ``host``: one device."""
+        tensors = {
+            on: tuple(torch.empty(numbers, dtype=dtype, device=on) for _ in range(4 if host else 2)) for on in devices
+        }
+        return Workspace(tensors, CopyStream(next(iter(tensors))) if host else None)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffer."""
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(tensor.nbytes for tensors in self.tensors.values() for tensor in tensors)
 
     def release(self) -> None:
         """Free the buffer until :meth:`reserve`."""
-        self.tensors = tuple(tensor.new_empty(0) for tensor in self.tensors)
+        self._resize(0)
 
     def reserve(self, numbers: int) -> None:
         """Allocate at least so many numbers; the contents are lost."""
-        if len(self.tensors[0]) < numbers:
-            self.tensors = tuple(tensor.new_empty(numbers) for tensor in self.tensors)
+        if len(next(iter(self.tensors.values()))[0]) < numbers:
+            self._resize(numbers)
+
+    def _resize(self, numbers: int) -> None:
+        self.tensors = {on: tuple(t.new_empty(numbers) for t in tensors) for on, tensors in self.tensors.items()}
 
     def view(self, layers: Sequence[Kept], index: int) -> Pair:
         """Return keys and values that begin with a layer's kept units; start the copy of the next layer's."""
@@ -90,9 +96,10 @@ class Workspace:
 
     def _pair(self, layer: Kept) -> Pair:
         """Views ``[H_kv, capacity, D]`` with the shape of a layer."""
-        first, (heads, _, dim) = 2 * layer.index % len(self.tensors), layer.k.shape
-        capacity = len(self.tensors[first]) // (heads * dim)
-        k, v = (t[: heads * capacity * dim].view(heads, capacity, dim) for t in self.tensors[first : first + 2])
+        tensors = self.tensors[layer.device]
+        first, (heads, _, dim) = 2 * layer.index % len(tensors), layer.k.shape
+        capacity = len(tensors[first]) // (heads * dim)
+        k, v = (t[: heads * capacity * dim].view(heads, capacity, dim) for t in tensors[first : first + 2])
         return k, v
 
     def _load(self, layer: Kept) -> Pair:

@@ -17,7 +17,6 @@ from kvcli.planning import memory
 from kvcli.planning.positions import kept_units
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
-from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
@@ -105,7 +104,7 @@ def chat_context(
     spec, chunk = pipeline.model.spec, pipeline.chunk_size
     planned = plan_chat(pipeline, source, recipe, max_tokens=max_tokens)
     plan, room = planned.plan, planned.room
-    plan.check(available(spec.device), spec.device)
+    plan.check_devices(spec)
     count = pipeline.default_passages(source, recipe, range(QUESTION_TOKENS))
     context: Context | None = None
     if source is None:

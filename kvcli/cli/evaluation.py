@@ -184,7 +184,8 @@ class Evaluation:
     @property
     def chunk(self) -> int:
         """Tokens of a forward pass of prefill."""
-        return self._chunk or default_chunk(self.model.spec.device)
+        spec = self.model.spec
+        return self._chunk or default_chunk(spec)
 
     def _events(self) -> Generator[Any, None, list[Skipped] | None]:
         from kvcli.evaluate.run import run

@@ -21,6 +21,7 @@ from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Event, Notice, drain
 from kvcli.models.catalogue import DEFAULT
 from kvcli.models.defaults import default_chunk
+from kvcli.types import CHUNK
 from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) ->
             options.budget.units(spec, len(document.text))
         if recipe is not None and recipe.policy.budget is None and len(document.text) > 2 * spec.max_positions:
             prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
-            tokens, chunk = len(prompt.document(document.text)), options.chunk or default_chunk(spec.device)
+            tokens = len(prompt.document(document.text))
+            chunk = options.chunk or default_chunk(spec)
             memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
 
 
@@ -98,7 +100,7 @@ def largest_text(options: RunOptions, recipe: Recipe | None) -> int:
         with suppress(ModelError):  # not on this machine yet, or loading says why
             source = drain(resolve(options.model, offline=True))
             spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
-    chunk = options.chunk or default_chunk("cpu" if spec is None else spec.device)
+    chunk = options.chunk or (CHUNK if spec is None else default_chunk(spec))
     return memory.largest_text(spec, recipe, chunk=chunk)
 
 

@@ -21,7 +21,8 @@ def make_decode_step(model: Model, cache: DecodeCache) -> DecodeStep:
 
     Static steps are recorded and replayed on a CPU. On a GPU they become a CUDA graph if ``KVCLI_CUDA_GRAPH=1``.
     """
-    if model.device.type == "cuda" and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and dynamic_reason(cache) is None:
+    one_card = model.device.type == "cuda" and not model.spec.devices
+    if one_card and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and dynamic_reason(cache) is None:
         return CudaGraphStep(model, cache)
     recordable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
     if recordable and for_cpu("attention") is not None and dynamic_reason(cache) is None:

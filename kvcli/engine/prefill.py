@@ -102,6 +102,11 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
             f"'+{recipe.storage.name}' cannot cap attention logits, as {model.name} does",
             f"--policy '{recipe.policy.name}', without a storage",
         )
+    if model.spec.devices and recipe.storage.offloads:
+        raise ModelError(
+            f"'+{recipe.storage.name}' keeps units in main memory, which a model over several cards cannot use",
+            f"--policy '{recipe.policy.name}', without a storage",
+        )
     return PrefillCache(
         model.spec,
         recipe.policy,

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
+from kvcli.utils.current_device import current_device
 from kvcli_kernels.attention import CappedScale
 
 NAME = "kvcli"
@@ -107,7 +108,8 @@ def attend(
     scale = CappedScale(scale, softcap) if softcap else scale
     width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
     v = pad(value[0], (0, missing)) if missing else value[0]
-    out = cache.layers[index].attend(query[0], key[0], v, scale, sliding_window, s_aux)
+    with current_device(query.device):
+        out = cache.layers[index].attend(query[0], key[0], v, scale, sliding_window, s_aux)
     return out[..., :width].transpose(0, 1).unsqueeze(0).contiguous(), None
 
 

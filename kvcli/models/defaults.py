@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kvcli.types import AMX_CHUNK, CARD_CHUNK, CHUNK
+from kvcli.types import AMX_CHUNK, CARD_CHUNK, CHUNK, ModelSpec
 
 
 @cache
@@ -25,8 +25,10 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def default_chunk(device: str) -> int:
-    """The tokens of a forward pass of prefill on ``cpu`` or ``cuda:0``, unless others are named."""
-    if device.startswith("cuda"):
-        return CARD_CHUNK
-    return AMX_CHUNK if "amx_tile" in cpu_flags() else CHUNK
+def default_chunk(spec: ModelSpec) -> int:
+    """The tokens of a forward pass of prefill, unless others are named.
+
+    A small context window has room for kept units beside a small chunk only.
+    """
+    wide = CARD_CHUNK if spec.device.startswith("cuda") else AMX_CHUNK if "amx_tile" in cpu_flags() else CHUNK
+    return min(wide, max(CHUNK, spec.max_positions // 4))

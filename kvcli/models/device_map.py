@@ -1,13 +1,16 @@
-"""Split a model that is larger than the GPU: as many layers on it as fit, the others in main memory.
+"""Split a model that is larger than the GPU: layers over all cards, and in main memory what they have no room for.
 
-accelerate copies a layer from main memory to the GPU each time it is used. Prefill in large chunks hides part of these
-copies; decoding pays for them with every token.
+The keys and values of a layer are where the layer is (:attr:`kvcli.types.ModelSpec.devices`). accelerate copies a layer
+from main memory to the GPU each time it is used. Prefill in large chunks hides part of these copies; decoding pays for
+them with every token.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,21 +32,24 @@ class DeviceMap:
 
     Attributes:
         places: accelerate's device map.
-        card, host: bytes of weights on the GPU and in main memory.
+        cards: by card, bytes of weights on it.
+        host: bytes of weights in main memory.
         text: one line for the user.
     """
 
     places: dict[str, str]
-    card: int
+    cards: dict[str, int]
     host: int
     text: str
 
 
 def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> DeviceMap | None:
-    """How to split a model between GPU and main memory; ``None`` if the GPU holds all of it.
+    """How to split a model; ``None`` if the GPU holds all of it.
+
+    The first card shares it with the others; any other card, named with ``--device``, has it for itself.
 
     Raises:
-        ResourceError: not one layer fits the GPU, or the rest does not fit main memory.
+        ResourceError: not one layer fits a card, or the rest does not fit main memory.
     """
     free = available(device)
     with torch.device("meta"):
@@ -53,11 +59,13 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
     module.tie_weights()
     if _bytes(module) <= free:
         return None
-    return over(module, device, int(free * (1 - KEPT_BACK)), host_available(), name)
+    cards = [device] if device != "cuda:0" else [f"cuda:{i}" for i in range(max(1, torch.cuda.device_count()))]
+    rooms = {card: int(available(card) * (1 - KEPT_BACK)) for card in cards}
+    return over(module, rooms, host_available(), name)
 
 
-def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: str = "cpu") -> DeviceMap:
-    """Split a model without weights between ``room`` bytes of a device and ``host`` bytes of main memory.
+def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest: str = "cpu") -> DeviceMap:
+    """Split a model without weights between cards, each with its bytes of room, and ``host`` bytes of main memory.
 
     Raises:
         ResourceError: as for :func:`needed`.
@@ -69,19 +77,24 @@ def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: 
     kinds = list(getattr(module, "_no_split_modules", None) or [])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that buffers of fetched layers may not fit: they are a few frequencies
-        found = infer_auto_device_map(module, {0: room, "cpu": host}, no_split_module_classes=kinds)
-    places = {part: device if where == 0 else rest for part, where in found.items()}
+        most: dict[int | str, int] = {**dict(enumerate(rooms.values())), "cpu": host}
+        found = infer_auto_device_map(module, most, no_split_module_classes=kinds)
+    names, device = list(rooms), next(iter(rooms))
+    have = f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'}"
+    room = gib(sum(rooms.values()))
+    places = {part: names[where] if isinstance(where, int) else rest for part, where in found.items()}
     layers = [n for n, part in module.named_modules() if type(part).__name__ in kinds]
-    on_card = sum(_place(places, layer) == device for layer in layers)
+    counts = Counter(_place(places, layer) for layer in layers)
+    on_cards = sum(counts[card] for card in names)
     if "disk" in found.values():
         raise ResourceError(
-            f"{name} takes {gib(whole)}, more than the {gib(room)} that {device} has for it and the {gib(host)} of main"
-            " memory together",
+            f"{name} takes {gib(whole)}, more than the {room} that {have} for it and the {gib(host)} of main memory"
+            " together",
             "--weights nf4",
         )
-    if not on_card:
+    if not on_cards:
         raise ResourceError(
-            f"{name} takes {gib(whole)} and {device} has {gib(room)} for it, less than its first layer needs",
+            f"{name} takes {gib(whole)} and {have} {room} for it, less than its first layer needs",
             "--device cpu",
         )
     # Frequencies, and the last norm, by which a model's heads are found: small, and wanted where they can be read.
@@ -89,12 +102,14 @@ def over(module: nn.Module, device: str, room: int, host: int, name: str, rest: 
     inside = tuple(f"{layer}." for layer in layers)
     norms = [n for n, m in module.named_modules() if n.split(".")[-1].endswith("norm") and not n.startswith(inside)]
     places.update(dict.fromkeys([*small, *norms], device))
-    card = sum(p.nbytes for n, p in module.named_parameters() if _place(places, n) == device)
-    text = (
-        f"{name} takes {gib(whole)} and {device} has {gib(room)} for weights: {on_card} of {len(layers)} layers lie on"
-        f" it, {gib(whole - card)} in main memory, fetched at every step; --weights nf4 takes a third"
-    )
-    return DeviceMap(places, card, whole - card, text)
+    held = Counter[str]()
+    for parameter, weight in module.named_parameters():
+        held[_place(places, parameter)] += weight.nbytes
+    parts = [f"{counts[card]} of {len(layers)} layers ({gib(held[card])}) on {card}" for card in names if counts[card]]
+    text = f"{name} takes {gib(whole)}, and {device} has {gib(rooms[device])} for weights: {', '.join(parts)}"
+    if left := whole - sum(held[card] for card in names):
+        text += f", {gib(left)} in main memory, fetched at every step; --weights nf4 takes a third"
+    return DeviceMap(places, {card: held[card] for card in names}, left, text)
 
 
 def _place(places: dict[str, str], name: str) -> str:

@@ -254,6 +254,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
     shapes = tuple((call.q.shape[0], call.k.shape[0], call.k.shape[2]) for call in calls)
     heads, kv_heads, head_dim = (max(column) for column in zip(*shapes, strict=True))
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
+    devices = tuple(str(call.q.device) for call in calls)
     return ModelSpec(
         name=name,
         fingerprint=fingerprint,
@@ -269,6 +270,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         sliding=tuple(call.window for call in calls),
         shapes=shapes if len(set(shapes)) > 1 else (),
         capped=any(call.capped for call in calls),
+        devices=devices if len(set(devices)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),
         weight_bytes=0,

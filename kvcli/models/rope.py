@@ -67,7 +67,7 @@ class ModelRotary:
         self.rotary, self.apply, self.types, self.rotated = rotary, apply, list(types), list(rotated)
         self.horizon = 1
         self._settled = None if rotary is None else inspect.unwrap(type(rotary).forward)
-        self._tables: dict[tuple[str | None, torch.dtype], Angles] = {}
+        self._tables: dict[tuple[str | None, torch.dtype, torch.device], Angles] = {}
         self._length = 1  # positions that tables were reserved for
 
     @property
@@ -122,24 +122,28 @@ class ModelRotary:
             self._table(self.types[layer], range(positions), x)
 
     def _table(self, kind: str | None, positions: range, x: Tensor) -> Angles:
-        found = self._tables.get((kind, x.dtype), ())
+        key = kind, x.dtype, x.device
+        found = self._tables.get(key, ())
         known = found[0].shape[1] if found else 0
         if positions.stop > known:
             length = max(positions.stop, 2 * known, 1024)
-            found = self._tables[kind, x.dtype] = self._angles(kind, torch.arange(length, device=x.device)[None], x)
+            found = self._tables[key] = self._angles(kind, torch.arange(length, device=x.device)[None], x)
         return tuple(t[:, positions.start : positions.stop] for t in found)
 
     def _angles(self, kind: str | None, positions: Tensor, x: Tensor) -> Angles:
         """Angles of positions ``[·, n]``.
 
         The module is called with the last planned position first, which fixes length-dependent frequencies; its
-        unwrapped forward then uses them unchanged.
+        unwrapped forward then uses them unchanged. It is on one device; layers may be on several.
         """
         assert self.rotary is not None
         assert self._settled is not None
+        on, home = x.device, next((buffer.device for buffer in self.rotary.buffers()), x.device)
+        if on != home:
+            x, positions = x[:, :1].to(home), positions.to(home)
         extra = {} if kind is None else {"layer_type": kind}
         self.rotary(x, positions.new_tensor([[self.horizon - 1]]), **extra)
-        return _as_tuple(self._settled(self.rotary, x, positions, **extra))
+        return tuple(t.to(on) for t in _as_tuple(self._settled(self.rotary, x, positions, **extra)))
 
 
 def detach_rope(

@@ -34,7 +34,6 @@ from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
-from kvcli.utils.process_memory import available
 
 if TYPE_CHECKING:
     from kvcli.models.model import Model
@@ -91,7 +90,7 @@ class Pipeline:
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
         published = model.heads_card if self.recipe is None else None
-        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or default_chunk(model.spec.device)
+        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or default_chunk(model.spec)
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
         self.encoder = None
         if rerank is not None:
@@ -240,8 +239,7 @@ class Pipeline:
             source, recipe = self._with_question_first(source, recipe, str(question or ""))
         asked = _RESERVED if question is None else self._ids(question, document=source is not None)
         planned, longest = self.plan(source, recipe, question=asked, max_tokens=max_tokens, passages=passages)
-        device = self.model.spec.device
-        (plan or planned).check(available(device), device)
+        (plan or planned).check_devices(self.model.spec)
         if source is None:
             return DocumentContext(None, recipe, None, planned)
         request = self._request(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from kvcli.recipe import Recipe
 from kvcli.storage.base import StorageBytes
 from kvcli.storage.row_codec import transient_nbytes
 from kvcli.types import DRAFT, DTYPE_BYTES, ModelSpec
+from kvcli.utils.process_memory import available as free_on
 from kvcli.utils.process_memory import host_available
 from kvcli.utils.sizes import format_bytes
 
@@ -66,6 +68,18 @@ class Plan:
     def total(self) -> int:
         cache = self.prefill + self.workspace + self.answer + self.activations
         return self.weights + cache + self.runtime + self.text
+
+    def check_devices(self, spec: ModelSpec) -> None:
+        """Refuse a plan that does not fit what is free now, on each card of the model. Raises as :meth:`check`."""
+        for device, layers in Counter(spec.devices or (spec.device,)).items():
+            share = layers / len(spec.devices or (spec.device,))
+            part = replace(
+                self,
+                prefill=math.ceil(self.prefill * share),
+                answer=math.ceil(self.answer * share),
+                host=self.host if device == spec.device else 0,
+            )
+            part.check(free_on(device), device)
 
     def check(self, available: int, what: str) -> None:
         """Refuse a plan that does not fit.

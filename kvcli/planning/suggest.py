@@ -15,7 +15,7 @@ from kvcli.models.resolve import resolve
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Forecast, Target, Workload, forecast
 from kvcli.recipe import default
-from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS, WEIGHTS
+from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS
 
 PATIENCE = 30 * 60
 """Seconds of prefill that a suggested model may take on a machine whose speed is known."""
@@ -65,7 +65,7 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
         dtype: of weights and cache.
         tokens: of the document.
     """
-    work = Workload(tokens, tokens * TEXT_BYTES, default_chunk(device), QUESTION_TOKENS, ANSWER_TOKENS)
+    work = Workload(tokens, tokens * TEXT_BYTES, CHUNK, QUESTION_TOKENS, ANSWER_TOKENS)
     cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():
@@ -85,7 +85,7 @@ def best(found: Sequence[Suggestion]) -> Suggestion | None:
 def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, target: Target) -> _Tried:
     sizes = model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=held)
     spec = replace(sizes, device=device)  # the device need not be in this machine
-    recipe = default(spec)
+    recipe, work = default(spec), replace(work, chunk=default_chunk(spec))
     found = forecast(spec, recipe, work, target)
     smaller = (found.budget or 0) // BUDGET_STEP * BUDGET_STEP
     if found.fits or smaller < LEAST_BUDGET or smaller >= (recipe.policy.budget or 0):

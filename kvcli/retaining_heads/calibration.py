@@ -120,7 +120,7 @@ def attach(model: Model, recipes: Iterable[Recipe]) -> str | None:
         differ = [f"made for {card.model} ({card.identity}), and this is {model.name} ({checkpoint.identity(model)})"]
     if differ:
         raise ModelError(f"the calibration {where} does not fit {model.name}: {'; '.join(differ)}", again)
-    model.calibration = {i: moment.to(model.device, torch.float32) for i, moment in moments.items()}
+    model.calibration = {i: moment.to(spec.device_of(i, model.device), torch.float32) for i, moment in moments.items()}
     names = ", ".join(entry["name"] for entry in card.data)
     return f"calibrated on {names}, {card.tokens:,} tokens, {card.made}"
 

@@ -72,6 +72,9 @@ def _attach(model: Model, path: Path, source: PublishedHeads | None) -> HeadsCar
         origin = {"model": source.model, "made": source.repo, "recipe": source.recipe, "chunk": source.chunk}
         card = replace(card, **origin)  # type: ignore[arg-type]
     model.heads = heads = heads.to(model.device, model.dtype)
+    for part in (heads.fc1, heads.fc2) if model.spec.devices else ():
+        for i, weight in enumerate(part):
+            weight.data = weight.data.to(model.spec.device_of(i, model.device))
     model.heads_card = card
     model.spec = replace(model.spec, heads_bytes=sum(p.nbytes for p in heads.parameters()))
     return card

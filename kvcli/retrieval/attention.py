@@ -44,7 +44,7 @@ def attention_by_position(context: Context, labels: Sequence[Tensor | None]) -> 
     total = torch.zeros(context.seen, device=context.layers[0].pos.device)
     for held, label in zip(context.layers, labels, strict=True):
         if label is not None:
-            total.index_add_(0, held.pos.long().view(-1), label.exp().view(-1))
+            total.index_add_(0, held.pos.long().view(-1).to(total.device), label.exp().view(-1).to(total.device))
     return total
 
 

@@ -184,7 +184,7 @@ def answer_attention(model: Model, context: Context, ids: Sequence[int], first: 
     units = torch.zeros_like(mass)
     for i, (held, label) in enumerate(zip(context.layers, observer.labels, strict=True)):
         if label is not None:
-            places = held.pos.long().view(-1)
+            places, label = held.pos.long().view(-1).to(mass.device), label.to(mass.device)
             mass[i].index_add_(0, places, label.view(-1))
             units[i].index_add_(0, places, torch.ones_like(label.view(-1)))
     return mass, units

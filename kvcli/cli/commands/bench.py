@@ -88,7 +88,7 @@ def command(
     loaded = _load(measured, model, compared.heads, recipes, quiet=quiet)
     bench = _Bench(
         loaded,
-        compared.chunk or default_chunk(loaded.spec.device),
+        compared.chunk or default_chunk(loaded.spec),
         measured.generate,
         measured.repeat,
         quiet=quiet,

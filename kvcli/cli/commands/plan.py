@@ -85,7 +85,7 @@ def command(
     theirs = None if spec.heads_bytes else _published(source, offline=model.offline)
     if theirs is not None:
         spec = replace(spec, heads_bytes=theirs.numbers(spec) * types.DTYPE_BYTES[spec.dtype])
-    chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else default_chunk(spec.device))
+    chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else default_chunk(spec))
     work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
     units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
     target = target or Target.this(spec.device)

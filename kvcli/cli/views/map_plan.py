@@ -57,7 +57,7 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
         bits=own.kv_bits,
         heads=bool(spec.heads_bytes),
     )
-    chunk = own.chunk or default_chunk(spec.device)
+    chunk = own.chunk or default_chunk(spec)
     with ProgressDisplay(quiet=own.quiet) as display:
         for n, task in enumerate(tasks, 1):
             try:

@@ -145,7 +145,7 @@ def test_standard_input_that_is_empty_is_no_document(call: Call, tiny_model: Pat
 
 def test_more_than_memory(call: Call, folder: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(folder)
-    monkeypatch.setattr("kvcli.pipeline.pipeline.available", lambda _device: 1000)
+    monkeypatch.setattr("kvcli.planning.memory.free_on", lambda _device: 1000)
     outcome = call("ask", "-m", tiny_model, "--budget", "100%", "a.txt", "Who?")
     check(outcome, 5, "free")
     assert outcome.out == ""

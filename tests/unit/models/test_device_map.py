@@ -3,14 +3,21 @@
 There is no card here: the CPU stands for it, and the disk for main memory.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from kvcli.cache.decode_cache import DecodeCache
+from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.errors import ResourceError
+from kvcli.eviction.keydiff import Keydiff
 from kvcli.models import attention, device_map, load
 from kvcli.models.device_map import over
 from kvcli.models.source import ModelSource
+from kvcli.planning import memory
+from kvcli.recipe import parse
 from tests import tiny
 from tests.e2e.conftest import call, environment, folder, tiny_model  # noqa: F401
 from tests.laws.helpers import asked
@@ -27,9 +34,10 @@ def outline(family: str = "llama"):
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3-longrope"])
 def test_no_more_goes_to_the_card_than_it_has_room_for(family: str, share: float) -> None:
     module, whole = outline(family)
-    found = over(module, "cuda:0", int(share * whole), 2**30, "m")
-    assert 0 < found.card <= share * whole
-    assert found.card + found.host == whole
+    found = over(module, {"cuda:0": int(share * whole)}, 2**30, "m")
+    (card,) = found.cards.values()
+    assert 0 < card <= share * whole
+    assert card + found.host == whole
     assert set(found.places.values()) == {"cuda:0", "cpu"}
     assert all(where == "cuda:0" for part, where in found.places.items() if part.endswith(("rotary_emb", "model.norm")))
     layers = [found.places.get(f"model.layers.{i}", found.places.get("model.layers")) for i in range(3)]
@@ -37,11 +45,53 @@ def test_no_more_goes_to_the_card_than_it_has_room_for(family: str, share: float
     assert f"{layers.count('cuda:0')} of 3 layers" in found.text
 
 
+@pytest.mark.parametrize("shares", [(0.75, 0.5), (0.75, 0.75, 0.75), (0.75, 0.3)])
+def test_layers_are_spread_over_the_cards_in_order(shares: tuple[float, ...]) -> None:
+    module, whole = outline()
+    rooms = {f"cuda:{i}": int(share * whole) for i, share in enumerate(shares)}
+    found = over(module, rooms, 2**30, "m")
+    assert list(found.cards) == list(rooms)
+    assert all(held <= rooms[card] for card, held in found.cards.items())
+    assert sum(found.cards.values()) + found.host == whole
+    order = [*rooms, "cpu"]
+    layers = [order.index(found.places.get(f"model.layers.{i}", "cpu")) for i in range(3)]
+    assert layers == sorted(layers)
+    assert len(set(layers)) > 1
+    assert ("in main memory" in found.text) is bool(found.host)
+    assert all(f"on {card}" in found.text for card in {order[i] for i in layers} - {"cpu"})
+
+
+def test_keys_and_values_are_where_their_layer_is() -> None:
+    """A device without memory stands for the second card."""
+    model = load.wrap(tiny.build("llama"), None, name="m", fingerprint=None)
+    assert model.spec.devices == ()
+    spread = replace(model.spec, devices=("cpu", "cpu", "meta"))
+    where = {"dtype": model.dtype, "device": model.device}
+    prefill = PrefillCache(spread, Keydiff(budget=24), model.rotary, tokens=60, chunk=20, **where)
+    decode = DecodeCache(spread, model.rotary, None, **where)
+    for layers in (prefill.layers, decode.layers):
+        assert [layer.k.device.type for layer in layers] == ["cpu", "cpu", "meta"]
+    assert {on.type for on in prefill.workspace.tensors} == {"cpu", "meta"}
+
+
+def test_each_card_needs_room_for_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load.wrap(tiny.build("llama"), None, name="m", fingerprint=None).spec
+    plan, _ = memory.plan_run(spec, parse("keydiff(budget=24)"), tokens=900, chunk=64, question=8, answer=500)
+    spread = replace(spec, device="cuda:0", devices=("cuda:0", "cuda:0", "cuda:1"))
+    plan = replace(plan, weights=0)
+    free = {"cuda:0": plan.total, "cuda:1": plan.total - (plan.prefill + plan.answer) // 2}
+    monkeypatch.setattr(memory, "free_on", free.__getitem__)
+    plan.check_devices(spread)
+    free["cuda:1"] = plan.workspace
+    with pytest.raises(ResourceError, match="cuda:1"):
+        plan.check_devices(spread)
+
+
 @pytest.mark.parametrize(("share", "host", "hint"), [(0.1, 2**30, "--device cpu"), (0.8, 10, "--weights nf4")])
 def test_what_fits_nowhere_is_refused_with_a_way_out(share: float, host: int, hint: str) -> None:
     module, whole = outline()
     with pytest.raises(ResourceError, match="takes") as error:
-        over(module, "cuda:0", int(share * whole), host, "m")
+        over(module, {"cuda:0": int(share * whole)}, host, "m")
     assert error.value.hint == hint
 
 
@@ -124,7 +174,7 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype)
         whole = sum(p.nbytes for p in module.parameters())
-        return over(module, "cpu", int(0.85 * whole), 2**30, name, rest="disk")
+        return over(module, {"cpu": int(0.85 * whole)}, 2**30, name, rest="disk")
 
     def from_pretrained(path: object, **options: object) -> object:
         return load_from(path, **options, offload_folder=str(folder / "rest"))
@@ -137,6 +187,6 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
     assert apart.code == 0, apart.err
     (line,) = [line for line in apart.err.splitlines() if "fetched at every step" in line]
     assert line.startswith("weights ")
-    assert "1 of 2 layers lie on it" in line
+    assert "1 of 2 layers" in line
     assert apart.json["answer"] == plain.json["answer"]
     assert 0 < apart.json["model"]["host_weight_bytes"] < apart.json["model"]["weight_bytes"]

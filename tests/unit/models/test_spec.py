@@ -92,6 +92,9 @@ def test_extensions_of_the_cpu_are_those_that_torch_finds() -> None:
 
 
 def test_a_step_of_prefill_is_as_large_as_the_device_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = load.wrap(tiny.build("llama"), None, name="tiny", fingerprint=None).spec
     for flags, size in (((), 512), (("avx2", "amx_tile"), 1024)):
         monkeypatch.setattr(defaults, "cpu_flags", lambda flags=flags: frozenset(flags))
-        assert (defaults.default_chunk("cpu"), defaults.default_chunk("cuda:0")) == (size, 2048)
+        for window, expected in ((512, [512, 512]), (4096, [size, 1024]), (1 << 17, [size, 2048])):
+            specs = [dataclasses.replace(some, device=on, max_positions=window) for on in ("cpu", "cuda:0")]
+            assert [defaults.default_chunk(spec) for spec in specs] == expected
