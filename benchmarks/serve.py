@@ -194,9 +194,10 @@ def main() -> None:
     if bool(options.llama_server) != bool(options.gguf):
         parser.error("--llama-server and --gguf belong together")
     command = f"python -m benchmarks.serve {Path(options.book).name} --repeat {options.repeat}"
-    command += " --kill" * options.kill + f" --llama-server PATH --gguf {Path(options.gguf or '').name}" * bool(
-        options.gguf
-    )
+    if options.kill:
+        command += f" --kill --share {options.share:g}"
+    if options.gguf:
+        command += f" --llama-server PATH --gguf {Path(options.gguf).name}"
     table = "resident-kill" if options.kill else "resident-engine"
     with tempfile.TemporaryDirectory() as folder:
         base = {**os.environ, "XDG_RUNTIME_DIR": folder}

@@ -36,7 +36,8 @@ def main() -> None:
     model = ["-m", options.model] if options.model else []
     with http_servers.kvcli_serve([*model, options.book], dict(os.environ)) as (server, url):
         row = _load(server, url, options)
-    words = f"python -m benchmarks.serve_load {Path(options.book).name} --clients {options.clients}"
+    words = f"python -m benchmarks.serve_load {Path(options.book).name}"
+    words += f" --clients {options.clients} --seconds {options.seconds:g}"
     print(json.dumps({**row, "load": round(os.getloadavg()[1], 1), **provenance(words, n=row["requests"])}))
 
 
