@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -105,7 +106,26 @@ def _parsed(context: typer.Context, key: str, values: list[str]) -> Any:
         raise UsageError(f"{key} takes one value", f"kvcli config set {key} {values[0]}")
     if param.is_flag and values[0] not in ("true", "false"):
         raise UsageError(f"{key} is true or false, not {values[0]}", f"kvcli config set {key} true")
-    return param.process_value(context, values if param.multiple else values[0])
+    found = param.process_value(context, values if param.multiple else values[0])
+    for value in values:
+        _check(key.rpartition(".")[2], value)
+    return found
+
+
+def _check(option: str, value: str) -> None:
+    """Refuse what a command would refuse later. Raises ``UsageError``."""
+    from kvcli import recipe
+    from kvcli.models.spec import check_placement
+    from kvcli.planning.budget import Budget
+
+    checks: dict[str, Callable[[str], object]] = {
+        "budget": Budget.parse,
+        "policy": recipe.parse,
+        "device": lambda name: check_placement(name, None),
+        "dtype": lambda name: check_placement(None, name),
+    }
+    if option in checks:
+        checks[option](value)
 
 
 def _change(program: Any, key: str, value: Any) -> None:

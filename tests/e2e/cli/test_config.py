@@ -82,6 +82,23 @@ def test_set_get_and_unset(call: Call, file: Path, tiny_model: Path) -> None:
     assert "# mine" in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("budget", "lots"),
+        ("ask.budget", "-3"),
+        ("policy", "nosuch(budget=9)"),
+        ("device", "abacus"),
+        ("dtype", "float7"),
+    ],
+)
+def test_a_value_that_a_command_would_refuse_is_not_written(call: Call, file: Path, key: str, value: str) -> None:
+    outcome = call("config", "set", key, "--", value)
+    assert outcome.code == 2
+    assert value in outcome.err
+    assert not file.exists()
+
+
 def test_the_file_is_created_where_it_is_said_to_be(call: Call, file: Path) -> None:
     assert call("config", "path").out == f"{file}\n"
     assert not file.exists()
