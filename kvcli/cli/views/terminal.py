@@ -49,12 +49,14 @@ def count(n: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``8.4 s``, ``0:22``, ``1:04:05``."""
+    """``8.4 s``, ``22 s``, ``1 min 55 s``, ``1 h 4 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"
 
 
 def share(part: int, whole: int) -> str:

@@ -87,7 +87,7 @@ def test_set_get_and_unset(call: Call, file: Path, tiny_model: Path) -> None:
     [
         ("budget", "lots"),
         ("ask.budget", "-3"),
-        ("policy", "nosuch(budget=9)"),
+        ("policy", "nosuch"),
         ("device", "abacus"),
         ("dtype", "float7"),
     ],
