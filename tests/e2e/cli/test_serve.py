@@ -41,14 +41,18 @@ def test_a_port_in_use_is_said_before_the_model_is_loaded(call: Call) -> None:
     assert outcome.code == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_the_named_file_until_a_signal(
-    tiny_model: Path, folder: Path, environment: dict[str, str], number: signal.Signals
+@pytest.mark.parametrize(("number", "more"), [(signal.SIGINT, []), (signal.SIGTERM, ["-v"])])
+def test_it_serves_the_named_file_until_a_signal_and_writes_no_text_down(
+    tiny_model: Path, folder: Path, environment: dict[str, str], number: signal.Signals, more: list[str]
 ) -> None:
     (folder / "house.txt").write_text(TEXT)
     options = ["-m", str(tiny_model), "--port", "0", "--policy", "keydiff(budget=64)", "house.txt"]
     with forked.Popen(
-        [*PROGRAM, "serve", *options], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PROGRAM, "serve", *options, *more],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
         said, url = b"", None
@@ -60,12 +64,15 @@ def test_it_serves_the_named_file_until_a_signal(
         address = url[0].decode()
         file = httpx.get(f"{address}/v1/files", timeout=300).json()["data"][0]
         assert file["filename"] == "house.txt"
-        question = {"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 4, "documents": [file["id"]]}
+        message = {"role": "user", "content": "Who hid the lantern?"}
+        question = {"messages": [message], "max_tokens": 4, "documents": [file["id"]]}
         answer = httpx.post(f"{address}/v1/chat/completions", json=question, timeout=300).json()
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == answer["kvcli"]["context"]["tokens"]
         process.send_signal(number)
         out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, b""), err
+    assert b"lantern" not in said + err
+    assert (b"/v1/chat/completions" in err) is bool(more)
 
 
 def test_in_the_background(tiny_model: Path, folder: Path, environment: dict[str, str]) -> None:

@@ -309,6 +309,17 @@ def busy(running: Running, body: Any) -> Iterator[None]:
         yield
 
 
+def test_a_client_that_leaves_behind_another_ends_only_its_own_request(start: Start) -> None:
+    def reading(n: int) -> dict[str, Any]:
+        return {**ASK, "messages": [{"role": "user", "content": f"{n} " + LONG * 40}]}
+
+    with start(chunk=16) as running, busy(running, reading(1)):
+        with busy(running, reading(2)):
+            eventually(lambda: running.service.active == 2)
+        eventually(lambda: running.service.active == 1, 10)
+        assert running.service.scheduler.jobs, "the first one is still read"
+
+
 def test_a_prefill_goes_on_for_others_if_one_client_leaves(start: Start) -> None:
     body = {**ASK, "messages": [{"role": "user", "content": TEXT * 2}]}
     with start(chunk=16) as running, ThreadPoolExecutor(1) as pool:
