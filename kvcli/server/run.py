@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,7 @@ def serve(
         token: what requests must carry.
         documents: name and text of documents to prefill before the first request.
         keep_alive: idle seconds after which the server stops; ``None`` for never.
-        verbose: log each request's path and status; texts are never logged.
+        verbose: log each request's path and status to standard error; texts are never logged.
         on_prefilled: called after each document.
         on_ready: called when requests are accepted, with a function that stops the server as a signal does.
 
@@ -82,8 +83,15 @@ def serve(
     """
     # Any name may lead to an address that others can reach; the token protects it.
     app = build(service, hosts=LOOPBACK if host.strip("[]") in LOOPBACK else None, token=token)
+    logging = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
     config = uvicorn.Config(
-        app, log_level="info" if verbose else "error", access_log=verbose, lifespan="off", timeout_graceful_shutdown=30
+        app,
+        log_level="info" if verbose else "error",
+        log_config=logging,
+        access_log=verbose,
+        lifespan="off",
+        timeout_graceful_shutdown=30,
     )
     server = _Server(config, service)
     caught: list[int] = []
