@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -107,6 +107,7 @@ def load(
                     announce(wide.text)
                     places = wide.places
             with (
+                _no_progress_bar(),
                 quantization.suppress_output(source),
                 packed_experts.packing(weights, own),
                 nullcontext() if own else light_imports.stand_ins(),
@@ -154,6 +155,20 @@ def load(
         mapped = packed + cpu_linear.map_stored(model.module, source.path)
         model.spec = replace(model.spec, mapped_bytes=mapped)
     return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """A library writes nothing on the terminal; transformers' setting is that of the process."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def placed(device: str | None, dtype: str | None) -> tuple[str, str]:

@@ -48,6 +48,15 @@ def test_the_documented_example_runs(
     assert re.search(r"^hit \d+$", out, re.MULTILINE)
 
 
+def test_a_library_writes_nothing(directory: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    kvcli.load_model(str(directory), find_heads=False)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled() is shown
+
+
 def test_the_readme_example_runs(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks, "README.md shows the library"
