@@ -85,7 +85,7 @@ def test_a_document_is_dropped_read_and_asked_and_its_text_is_text(page: Any) ->
 def test_a_source_in_a_pdf_is_shown_as_its_page(page: Any) -> None:
     data = paper("The meeting begins at noon.", "Tea is served in the town hall.")
     page.locator("#choose").set_input_files([{"name": "m.pdf", "mimeType": "application/pdf", "buffer": data}])
-    page.locator("li", has_text="m.pdf").locator(":checked").wait_for()
+    page.locator("li[id^=file-]", has_text="m.pdf").locator(":checked").wait_for()
     page.locator("#reading").get_by_text("tokens read").wait_for()
     answer = ask(page, "Where is the tea served?")
     answer.locator("button.link", has_text="p. 2").first.click()
@@ -94,7 +94,7 @@ def test_a_source_in_a_pdf_is_shown_as_its_page(page: Any) -> None:
     assert "Tea is served" in page.locator("dialog mark").text_content()
     page.get_by_role("button", name="Close").click()
     page.get_by_label("Remove m.pdf").click()
-    page.locator("li", has_text="m.pdf").wait_for(state="detached")
+    page.locator("li[id^=file-]", has_text="m.pdf").wait_for(state="detached")
 
 
 def test_two_documents_are_one_reading_with_a_conversation_of_their_own(page: Any) -> None:
@@ -102,8 +102,10 @@ def test_two_documents_are_one_reading_with_a_conversation_of_their_own(page: An
     first = {"name": "sea.txt", "mimeType": "text/plain", "buffer": TEXT.encode()}
     data = paper("The meeting begins at noon.", "Tea is served in the town hall.")
     page.locator("#choose").set_input_files([first, {"name": "n.pdf", "mimeType": "application/pdf", "buffer": data}])
-    sea, paper_box = (page.locator("li", has_text=name).get_by_role("checkbox") for name in ("sea.txt", "n.pdf"))
-    page.locator("li", has_text="n.pdf").locator(":checked").wait_for()
+    sea, paper_box = (
+        page.locator("li[id^=file-]", has_text=name).get_by_role("checkbox") for name in ("sea.txt", "n.pdf")
+    )
+    page.locator("li[id^=file-]", has_text="n.pdf").locator(":checked").wait_for()
     assert sea.is_checked()
     page.locator(".strip").wait_for()
     heights = page.locator(".strip span").evaluate_all("bars => bars.map(bar => bar.clientHeight)")
@@ -123,14 +125,14 @@ def test_two_documents_are_one_reading_with_a_conversation_of_their_own(page: An
     page.emulate_media(color_scheme="light")
     assert page.evaluate("getComputedStyle(document.body).colorScheme") == "light dark"
     page.get_by_label("Remove n.pdf").press("Enter")
-    page.locator("li", has_text="n.pdf").wait_for(state="detached")
+    page.locator("li[id^=file-]", has_text="n.pdf").wait_for(state="detached")
     assert page.locator("article").count() == 0
 
 
 def test_an_answer_is_stopped(page: Any) -> None:
     file = {"name": "long.txt", "mimeType": "text/plain", "buffer": (TEXT * 4).encode()}
     page.locator("#choose").set_input_files([file])
-    page.locator("li", has_text="long.txt").locator(":checked").wait_for()
+    page.locator("li[id^=file-]", has_text="long.txt").locator(":checked").wait_for()
     page.get_by_label("Question (Enter").fill("Who?")
     page.get_by_role("button", name="Ask").click()
     page.get_by_role("button", name="Stop").click()
