@@ -73,12 +73,15 @@ def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace
         raise RuntimeError(f"no request was answered: {dict(errors)}")
     return {
         "table": "serve-load",
+        "document": Path(options.book).name,
         "clients": options.clients,
         "requests": len(times),
         "p50_s": round(times[len(times) // 2], 2),
         "p99_s": round(times[len(times) * 99 // 100], 2),
-        "errors": dict(errors),
-        "rss_mib": [round(memory[0] / 2**20), round(memory[-1] / 2**20)],
+        "errors": errors.total(),
+        "statuses": dict(errors),
+        "rss_first": round(memory[0] / 2**20),
+        "rss_last": round(memory[-1] / 2**20),
     }
 
 
