@@ -21,6 +21,14 @@ from tests.unit.server.conftest import NAME, TEXT, Running, Start
 
 LONG = TEXT * 3
 ASK = {"model": NAME, "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 8}
+# The tiny model samples its end token within some hundred steps; a schema forbids it.
+LONG_STRING = {"name": "long", "schema": {"type": "string", "minLength": 2900}}
+ENDLESS = {
+    **ASK,
+    "max_tokens": 3000,
+    "temperature": 1.0,
+    "response_format": {"type": "json_schema", "json_schema": LONG_STRING},
+}
 
 
 def eventually(condition: Any, seconds: float = 300) -> None:
@@ -288,10 +296,10 @@ def test_files_without_text_are_refused(server: Running, data: bytes) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_costs_nothing_more(start: Start, stream: bool) -> None:
     """While its answer is written; while its prompt is read; the model is free again at once."""
-    endless = {**ASK, "max_tokens": 3000, "temperature": 1.0, "stream": stream}
+    writing = {**ENDLESS, "stream": stream}
     reading = {**ASK, "messages": [{"role": "user", "content": LONG * 20}], "stream": stream}
     with start(chunk=16) as running:
-        for body in (endless, reading):
+        for body in (writing, reading):
             with busy(running, body):
                 pass
             eventually(lambda: not running.service.scheduler.jobs and not running.service.active, 10)
@@ -396,10 +404,9 @@ def test_contexts_beyond_the_memory_limit_are_dropped_and_come_back(start: Start
 
 
 def test_a_server_that_stops_ends_its_answers(start: Start) -> None:
-    endless = {**ASK, "max_tokens": 3000, "temperature": 1.0, "stream": True}
     with start() as running:
         chunks = []
-        for chunk in running.client().chat.completions.create(**endless):
+        for chunk in running.client().chat.completions.create(**ENDLESS, stream=True):
             chunks.append(chunk)
             if len(chunks) == 3:
                 running.stop()
