@@ -4,12 +4,14 @@ Elements are known by their local names, so that the transitional, the strict an
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from kvcli.documents import html, ooxml
+from kvcli.documents import docx_table, html, html_encoding, ooxml
 from kvcli.documents.archive import Archive, attribute, elements
 from kvcli.documents.document import Extract, Source
+from kvcli.documents.docx_styles import Styles
+from kvcli.documents.docx_symbols import symbol
 from kvcli.documents.equation import Formula, linear
 from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, Writer, clean, comment, left_out, parts
 from kvcli.documents.numbering import Numbering
@@ -18,23 +20,7 @@ NESTED = 3
 """Documents in each other (``w:altChunk``)."""
 
 _MAIN = "word/document.xml"
-_OFF = ("0", "false", "off")
 _MATH = "officeDocument/2006/math", "ooxml/officeDocument/math"
-_TICKS = {"\uf0fe": "☒", "\uf053": "☒", "\uf078": "☒", "\uf0fc": "✓", "\uf052": "☑", "\uf0a8": "☐", "\uf06f": "☐"}
-_LATIN = "ABGDEZHQIKLMNXOPRSTUFCYWabgdezhqiklmnxoprVstufcyw"
-_GREEK = dict(zip(_LATIN, "ΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩαβγδεζηθικλμνξοπρςστυφχψω", strict=True))
-_SYMBOLS = {
-    0xA3: "≤",
-    0xA5: "∞",
-    0xAE: "→",
-    0xB0: "°",
-    0xB1: "±",
-    0xB3: "≥",
-    0xB4: "×",
-    0xB7: "·",
-    0xB8: "÷",
-    0xB9: "≠",
-}
 _SKIPPED = frozenset(
     re.findall(
         r"\S+",
@@ -63,7 +49,7 @@ class _Reader:
         self.warnings: list[str] = []
         self.main = self._main()
         self.related = ooxml.relations(archive, self.main)
-        self.styles = _Styles(self._part("styles"))
+        self.styles = Styles(self._part("styles"))
         self.numbering = Numbering(self._part("numbering"))
         self.page = 0
         self.boxes: list[list[Any]] = []  # text boxes of the paragraphs around, until each ends
@@ -174,7 +160,7 @@ class _Reader:
         if not len(node) and not self.label:
             out.flush(apart=True)
             return
-        properties = _child(node, "pPr")
+        properties = ooxml.child(node, "pPr")
         level, mark = self._look(properties)
         out.flush(apart=bool(mark) != self.listed)
         self.listed = bool(mark)
@@ -197,33 +183,33 @@ class _Reader:
         """The level of the heading, and the mark of the list."""
         style, level, (number, depth) = "", 0, ("", 0)
         if properties is not None:
-            style = _value(properties, "pStyle")
-            outline = _value(properties, "outlineLvl")
+            style = ooxml.value(properties, "pStyle")
+            outline = ooxml.value(properties, "outlineLvl")
             level = self.styles.level(style)
             if outline.isdigit():
                 level = int(outline) + 1 if int(outline) < 6 else 0
             number, depth = self.styles.list(style)
             if not number and style in self.numbering.styles:
                 number, depth = self.numbering.styles[style]
-            if (own := _child(properties, "numPr")) is not None:
-                number = _value(own, "numId") or number
-                depth = int(own_depth) if (own_depth := _value(own, "ilvl")).isdigit() else depth
+            if (own := ooxml.child(properties, "numPr")) is not None:
+                number = ooxml.value(own, "numId") or number
+                depth = int(own_depth) if (own_depth := ooxml.value(own, "ilvl")).isdigit() else depth
         mark = self.numbering.next(number, depth) if number and number != "0" else ""
         return level, mark
 
     def _run(self, node: Any) -> None:
-        properties = _child(node, "rPr")
+        properties = ooxml.child(node, "rPr")
         if properties is None:
             self._children(node)
             return
-        style = _value(properties, "rStyle")
+        style = ooxml.value(properties, "rStyle")
         if self._on(properties, style, "vanish"):
             self.out.left["hidden passage"] += bool("".join(n.text or "" for n in elements(node, "t")).strip())
             return
         if self._on(properties, style, "strike") or self._on(properties, style, "dstrike"):
             self.out.left["struck-out passage"] += 1
             return
-        shift = {"superscript": RAISED, "subscript": LOWERED}.get(_value(properties, "vertAlign"))
+        shift = {"superscript": RAISED, "subscript": LOWERED}.get(ooxml.value(properties, "vertAlign"))
         if shift:
             self.out.add(shift)
         self._children(node)
@@ -232,9 +218,9 @@ class _Reader:
 
     def _on(self, properties: Any, style: str, name: str) -> bool:
         """Whether a property is switched on, by the run or its style."""
-        own = _child(properties, name)
+        own = ooxml.child(properties, name)
         if own is not None:
-            return attribute(own, "val") not in _OFF
+            return attribute(own, "val") not in ooxml.OFF
         return name in self.styles.on.get(style, ())
 
     def _text(self, node: Any) -> None:
@@ -242,12 +228,7 @@ class _Reader:
             self.out.add(clean(node.text or ""))
 
     def _symbol(self, node: Any) -> None:
-        code = attribute(node, "char")
-        number = int(code, 16) if re.fullmatch(r"[0-9A-Fa-f]{1,5}", code) else 0xFFFD
-        c = chr(number)
-        if attribute(node, "font") == "Symbol" and number >= 0xF000:
-            c = _SYMBOLS.get(number - 0xF000, _GREEK.get(chr(number - 0xF000), chr(number - 0xF000)))
-        self.out.add(_TICKS.get(c, c))
+        self.out.add(symbol(attribute(node, "font"), attribute(node, "char")))
 
     def _break(self, _: Any) -> None:
         self.out.add(" " if self.out.around else "\n")
@@ -256,7 +237,7 @@ class _Reader:
         kind = attribute(node, "fldCharType")
         if kind == "begin":
             self.fields.append(True)
-            if (form := _child(node, "ffData")) is not None:
+            if (form := ooxml.child(node, "ffData")) is not None:
                 self._form(form)
         elif self.fields and kind == "separate":
             self.fields[-1] = False
@@ -265,13 +246,13 @@ class _Reader:
 
     def _form(self, form: Any) -> None:
         """The value of an old form field; that of a text field follows as its result."""
-        if (box := _child(form, "checkBox")) is not None:
-            state = _child(box, "checked")
-            state = _child(box, "default") if state is None else state
-            self.out.add("☒" if state is not None and attribute(state, "val") not in _OFF else "☐")
-        elif (choice := _child(form, "ddList")) is not None:
+        if (box := ooxml.child(form, "checkBox")) is not None:
+            state = ooxml.child(box, "checked")
+            state = ooxml.child(box, "default") if state is None else state
+            self.out.add("☒" if state is not None and attribute(state, "val") not in ooxml.OFF else "☐")
+        elif (choice := ooxml.child(form, "ddList")) is not None:
             entries = [attribute(n, "val") for n in choice.iterchildren("{*}listEntry")]
-            number = _value(choice, "result") or _value(choice, "default") or "0"
+            number = ooxml.value(choice, "result") or ooxml.value(choice, "default") or "0"
             if number.isdigit() and int(number) < len(entries):
                 self.out.add(clean(entries[int(number)]))
 
@@ -333,7 +314,7 @@ class _Reader:
         data = self.archive.read(name)
         self.out.flush(apart=True)
         if suffix in ("html", "htm", "xhtml"):
-            text, warnings = html.decode(data, f"{source.name}/{name}")
+            text, warnings = html_encoding.decode(data, f"{source.name}/{name}")
             self.warnings += warnings
             html.write(self.out, text, xhtml=suffix == "xhtml")
         elif suffix == "docx":
@@ -359,14 +340,14 @@ class _Reader:
     def _table(self, node: Any) -> None:
         """A table; a cell that goes on from the row above is filled with that cell."""
         self.out.start_table()
-        rows = [(row, list(_cells(row))) for row in _rows(node)]
-        spans = _spans([cells for _, cells in rows])
+        rows = [(row, list(docx_table.cells(row))) for row in docx_table.rows(node)]
+        spans = docx_table.row_spans([cells for _, cells in rows])
         for row, cells in rows:
-            properties = _child(row, "trPr")
-            skip = _value(properties, "gridBefore") if properties is not None else ""
+            properties = ooxml.child(row, "trPr")
+            skip = ooxml.value(properties, "gridBefore") if properties is not None else ""
             self.out.start_row(skip=int(skip) if skip.isdigit() else 0)
             for cell in cells:
-                columns, merged = _merged(cell)
+                columns, merged = docx_table.merged(cell)
                 if merged == "continue":
                     continue
                 self.out.start_cell(columns=columns, rows=spans.get(id(cell), 1))
@@ -402,125 +383,6 @@ _WRITERS: dict[str, Callable[[_Reader, Any], None]] = {
     "altChunk": _Reader._chunk,
     "subDoc": _Reader._chunk,
 }
-
-
-class _Styles:
-    """What styles say of headings, lists and hidden or struck-out letters, those that they are based on included."""
-
-    def __init__(self, root: Any) -> None:
-        self.nodes = {attribute(n, "styleId"): n for n in elements(root, "style")}
-        self.levels: dict[str, int] = {}
-        self.lists: dict[str, tuple[str, int]] = {}
-        self.on: dict[str, set[str]] = {}
-        for name in self.nodes:
-            chain = list(self._chain(name))
-            self.levels[name] = next((level for n in chain if (level := _heading(n)) is not None), 0)
-            self.lists[name] = next((found for n in chain if (found := _listed(n)) is not None), ("", 0))
-            self.on[name] = {p for p in ("vanish", "strike", "dstrike") if any(_switched(n, p) for n in chain)}
-
-    def _chain(self, name: str) -> Iterator[Any]:
-        """The style and those it is based on; a style far from its base is as good as without."""
-        for _ in range(12):
-            node = self.nodes.get(name)
-            if node is None:
-                return
-            yield node
-            name = _value(node, "basedOn")
-
-    def level(self, name: str) -> int:
-        return self.levels.get(name, _named_heading(name))
-
-    def list(self, name: str) -> tuple[str, int]:
-        return self.lists.get(name, ("", 0))
-
-
-def _heading(style: Any) -> int | None:
-    properties = _child(style, "pPr")
-    if properties is not None and (outline := _value(properties, "outlineLvl")).isdigit():
-        return int(outline) + 1 if int(outline) < 6 else 0
-    return _named_heading(_value(style, "name")) or None
-
-
-def _named_heading(name: str) -> int:
-    match = re.fullmatch(r"heading ?([1-6])", name.lower())
-    return int(match[1]) if match else 0
-
-
-def _listed(style: Any) -> tuple[str, int] | None:
-    properties = _child(style, "pPr")
-    number = _child(properties, "numPr") if properties is not None else None
-    if number is None or not (name := _value(number, "numId")):
-        return None
-    depth = _value(number, "ilvl")
-    return name, int(depth) if depth.isdigit() else 0
-
-
-def _switched(style: Any, name: str) -> bool:
-    properties = _child(style, "rPr")
-    own = _child(properties, name) if properties is not None else None
-    return own is not None and attribute(own, "val") not in _OFF
-
-
-def _child(node: Any, name: str) -> Any:
-    return next(node.iterchildren(f"{{*}}{name}"), None)
-
-
-def _value(node: Any, name: str) -> str:
-    """``w:val`` of the child ``name``, or ``""``."""
-    child = _child(node, name)
-    return "" if child is None else attribute(child, "val")
-
-
-def _rows(node: Any) -> Iterator[Any]:
-    """Rows of a table, also those in content controls and tracked changes."""
-    for child in node:
-        if isinstance(child.tag, str):
-            name = child.tag.rpartition("}")[2]
-            if name == "tr":
-                yield child
-            elif name in ("sdt", "sdtContent", "customXml", "ins"):
-                yield from _rows(child)
-
-
-def _cells(row: Any) -> Iterator[Any]:
-    for child in row:
-        if isinstance(child.tag, str):
-            name = child.tag.rpartition("}")[2]
-            if name == "tc":
-                yield child
-            elif name in ("sdt", "sdtContent", "customXml", "ins"):
-                yield from _cells(child)
-
-
-def _merged(cell: Any) -> tuple[int, str]:
-    """Columns of a cell, and ``restart`` or ``continue`` for one that spans rows."""
-    properties = _child(cell, "tcPr")
-    if properties is None:
-        return 1, ""
-    columns, merge = _value(properties, "gridSpan"), _child(properties, "vMerge")
-    across = _child(properties, "hMerge")
-    if across is not None and attribute(across, "val") != "restart":
-        return 1, "aside"
-    kind = "" if merge is None else attribute(merge, "val") or "continue"
-    return int(columns) if columns.isdigit() and len(columns) < 6 else 1, kind
-
-
-def _spans(rows: list[list[Any]]) -> dict[int, int]:
-    """How many rows each cell spans that spans more than one."""
-    found: dict[int, int] = {}
-    above: dict[int, Any] = {}
-    for cells in rows:
-        at, here = 0, {}
-        for cell in cells:
-            columns, kind = _merged(cell)
-            if kind == "restart":
-                here[at], found[id(cell)] = cell, 1
-            elif kind == "continue" and at in above:
-                here[at] = above[at]
-                found[id(above[at])] += 1
-            at += columns
-        above = here
-    return found
 
 
 def _formula(node: Any) -> Formula:

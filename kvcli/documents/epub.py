@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from kvcli.documents import html
+from kvcli.documents import html, html_encoding
 from kvcli.documents.archive import Archive, attribute, elements, xml
 from kvcli.documents.document import Extract, Source
 from kvcli.documents.flow import Writer, left_out, parts
@@ -62,7 +62,7 @@ def _some(names: list[str]) -> str:
 def _markup(archive: Archive, name: str) -> tuple[str, list[str]]:
     data = archive.read(name)
     try:
-        return html.decode(data, f"{archive.source.name}/{name}")
+        return html_encoding.decode(data, f"{archive.source.name}/{name}")
     except InputError as error:  # its hint is for a file of its own
         raise InputError(error.message, _FETCH) from None
 

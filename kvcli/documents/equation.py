@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DEPTH = 64
 """Levels of a formula that are told apart; deeper ones are only their text."""
@@ -125,3 +125,21 @@ def _property(formula: Formula, name: str, default: str) -> str:
                 if isinstance(item, Formula) and item.tag == name:
                     return item.attributes.get("val", "")
     return default
+
+
+def mathml(node: Any) -> Formula:
+    """A MathML element of selectolax as a formula."""
+    top = Formula(node.tag, {k: v or "" for k, v in node.attributes.items()}, [])
+    stack = [(node.child, top)]
+    while stack:
+        child, above = stack.pop()
+        if child is None:
+            continue
+        stack.append((child.next, above))
+        if child.tag == "-text":
+            above.parts.append(re.sub(r"[ \t\n\r\f]+", " ", child.text_content or ""))
+        else:
+            inner = Formula(child.tag, {k: v or "" for k, v in child.attributes.items()}, [])
+            above.parts.append(inner)
+            stack.append((child.child, inner))
+    return top

@@ -6,8 +6,9 @@ from typing import Any
 
 from kvcli.documents import stylesheet
 from kvcli.documents.document import Extract, Source
-from kvcli.documents.equation import Formula, linear
+from kvcli.documents.equation import linear, mathml
 from kvcli.documents.flow import LEVEL, LOWERED, PAGE, RAISED, TextBlock, Writer, clean, left_out, numeral, parts
+from kvcli.documents.html_encoding import decode
 from kvcli.documents.markup import tidied
 from kvcli.errors import InputError
 
@@ -56,24 +57,6 @@ FRAMES = 3
 
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _OPENED, _CLOSED = re.compile(r"<html[\s>]", re.IGNORECASE), re.compile(r"</html\s*>", re.IGNORECASE)
-_DECLARED = re.compile(
-    rb"""<(?:meta\s[^>]{0,300}?charset|\?xml\s[^>]{0,200}?encoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE
-)
-_STANDARD = {  # what the names mean on the web (encoding.spec.whatwg.org), where Python means less
-    **dict.fromkeys(("iso-8859-1", "iso8859-1", "latin-1", "latin1", "us-ascii", "ascii"), "cp1252"),
-    **dict.fromkeys(("iso-8859-9", "latin5"), "cp1254"),
-    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis", "ms_kanji", "windows-31j"), "cp932"),
-    **dict.fromkeys(("gb2312", "gb_2312-80", "gbk", "x-gbk"), "gb18030"),
-    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "korean"), "cp949"),
-    **dict.fromkeys(("big5", "x-x-big5", "cn-big5"), "big5hkscs"),
-    **dict.fromkeys(("tis-620", "iso-8859-11"), "cp874"),
-    "iso-8859-8-i": "iso8859_8",
-    "x-cp1252": "cp1252",
-    "x-cp1251": "cp1251",
-}
-_WIDE = frozenset(["cp932", "gb18030", "cp949", "big5hkscs", "euc-jp"])
-FEW = 4
-"""So few characters may be UTF-8 by accident in a text that names an encoding of two bytes a character."""
 
 
 def extract(source: Source) -> Extract:
@@ -85,35 +68,6 @@ def extract(source: Source) -> Extract:
     writer = Writer()
     write(writer, text, xhtml=xhtml)
     return Extract(parts(writer.blocks), warnings=warnings, notes=left_out(writer.left, source.name))
-
-
-def decode(data: bytes, name: str) -> tuple[str, list[str]]:
-    """HTML as characters: by its mark, as UTF-8 if it is valid, by its own declaration, or else as any text."""
-    from kvcli.documents.text import decode as guess
-
-    declared = _DECLARED.search(data[:4096])
-    if not declared or data.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")) or data.isascii():
-        return guess(data, name, name)
-    encoding = declared[1].decode("ascii").lower()
-    encoding = _STANDARD.get(encoding, encoding)
-    if encoding.startswith(("utf-16", "utf-32", "utf16", "ucs")):
-        return guess(data, name, name)  # its declaration could be read byte by byte
-    try:
-        found = data.decode("utf-8")
-        if encoding not in _WIDE or sum(c > "\x7f" for c in found) >= FEW:
-            return found, []
-    except UnicodeDecodeError:
-        pass
-    try:
-        text = data.decode(encoding, "replace")
-    except (LookupError, ValueError):
-        return guess(data, name, name)
-    wrong = text.count("\ufffd")
-    if not wrong:
-        return text, []
-    if wrong > 0.01 * len(text) or encoding.startswith("utf"):
-        return guess(data, name, name)
-    return text, [f"{name}: {wrong:,} bytes were not valid {encoding}, which it declares, and became U+FFFD"]
 
 
 def blocks(html: str) -> list[TextBlock]:
@@ -340,7 +294,7 @@ class _Walk:
         display = node.attributes.get("display") == "block"
         if display:
             self.writer.flush()
-        self.writer.add(linear(_formula(node)))
+        self.writer.add(linear(mathml(node)))
         if display:
             self.writer.flush()
 
@@ -431,21 +385,3 @@ def _page(node: Any, attributes: dict[str, str | None]) -> str | None:
     if not label:
         label = re.sub(r"^\D+", "", attributes.get("id") or "")
     return re.sub(r"\s+", " ", label)[:20] or None
-
-
-def _formula(node: Any) -> Formula:
-    """MathML as :mod:`equation` takes it."""
-    top = Formula(node.tag, {k: v or "" for k, v in node.attributes.items()}, [])
-    stack = [(node.child, top)]
-    while stack:
-        child, above = stack.pop()
-        if child is None:
-            continue
-        stack.append((child.next, above))
-        if child.tag == "-text":
-            above.parts.append(_SPACE.sub(" ", child.text_content or ""))
-        else:
-            inner = Formula(child.tag, {k: v or "" for k, v in child.attributes.items()}, [])
-            above.parts.append(inner)
-            stack.append((child.child, inner))
-    return top

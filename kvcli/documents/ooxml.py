@@ -5,6 +5,9 @@ from typing import Any
 from kvcli.documents.archive import Archive, attribute, elements, xml
 from kvcli.errors import InputError
 
+OFF = ("0", "false", "off")
+"""Values of a property that switch it off."""
+
 DAMAGED = "fetch the file again, or save it anew in the program that made it"
 
 
@@ -33,3 +36,14 @@ def relations(archive: Archive, name: str) -> dict[str, tuple[str, str]]:
         external = attribute(node, "TargetMode") == "External"
         found[attribute(node, "Id")] = (kind, "" if external or member is None else member)
     return found
+
+
+def child(node: Any, name: str) -> Any:
+    """The first child of this local name, or ``None``."""
+    return next(node.iterchildren(f"{{*}}{name}"), None)
+
+
+def value(node: Any, name: str) -> str:
+    """``w:val`` of the child ``name``, or ``""``."""
+    found = child(node, name)
+    return "" if found is None else attribute(found, "val")
