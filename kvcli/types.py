@@ -49,6 +49,7 @@ class ModelSpec:
         mapped_bytes: narrower weights, mapped from a file beside the model's own, that a CPU decodes with.
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
+        owners: per layer the layer whose keys and values it uses, if the model shares them, else empty.
         capped: whether attention logits are capped.
         devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
         multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
@@ -75,6 +76,7 @@ class ModelSpec:
     state_bytes: int = 0
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
+    owners: tuple[int, ...] = ()
     capped: bool = False
     devices: tuple[str, ...] = ()
     multiplied: int = field(default=0, compare=False)
@@ -98,10 +100,14 @@ class ModelSpec:
         """Return the device of a layer's keys and values: ``device``, or its own if layers are on several."""
         return type(device)(self.devices[layer]) if self.devices else device
 
+    def has_units(self, layer: int) -> bool:
+        """Whether a layer has keys and values of its own."""
+        return not self.owners or self.owners[layer] == layer
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        rows = (self.of_layer(i) for i in range(self.layers))
+        rows = (self.of_layer(i) for i in range(self.layers) if self.has_units(i))
         return sum(row.kv_heads * row.unit_bytes for row in rows)
 
 

@@ -58,7 +58,7 @@ class DecodeCache:
         self.length = 0
         self.position: Tensor | None = None
         self.staging = Staging()
-        self.owners = tuple(range(spec.layers)) if context is None or not context.owners else context.owners
+        self.owners = (context.owners if context is not None else spec.owners) or tuple(range(spec.layers))
         self.context: Context | None = None
         self.context_layers: list[Attendable] = []
         self.set_context(context)

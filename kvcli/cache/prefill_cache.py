@@ -71,8 +71,8 @@ class PrefillCache:
             it.
         basis: computes a layer's :class:`kvcli.storage.base.Basis`, for storages that use it.
         state: an empty state, for models with recurrent layers.
-        owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default each
-            its own.
+        owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default as
+            in the model.
         sparse: which keys a chunk attends to; by default all.
         folding: what remembers evicted units; by default nothing.
     """
@@ -98,7 +98,7 @@ class PrefillCache:
     ) -> None:
         self.folding = folding
         self.sparse = sparse
-        self.owners = tuple(owners or range(spec.layers))
+        self.owners = tuple(owners or spec.owners or range(spec.layers))
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
         self.calibration, self.basis, self.dtype, self.state = calibration or {}, basis, dtype, state

@@ -270,6 +270,10 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
     heads, kv_heads, head_dim = (max(column) for column in zip(*shapes, strict=True))
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     devices = tuple(str(call.q.device) for call in calls)
+    sliding = tuple(call.window for call in calls)
+    owners = tuple(
+        i if call.source is None or sliding[call.source] != call.window else call.source for i, call in enumerate(calls)
+    )
     return ModelSpec(
         name=name,
         fingerprint=fingerprint,
@@ -282,8 +286,9 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         intermediate=intermediate_size(config),
         vocab=config.vocab_size,
         max_positions=config.max_position_embeddings,
-        sliding=tuple(call.window for call in calls),
+        sliding=sliding,
         shapes=shapes if len(set(shapes)) > 1 else (),
+        owners=owners if owners != tuple(range(len(calls))) else (),
         capped=any(call.capped for call in calls),
         devices=devices if len(set(devices)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),

@@ -92,6 +92,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         weight_bytes=0,
         state_bytes=_state_bytes(text, kinds, DTYPE_BYTES[dtype]),
         shapes=shapes if len(set(shapes)) > 1 else (),
+        owners=_owners(text, kinds),
         capped=bool(text.get("attn_logit_softcapping")),
     )
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
@@ -162,7 +163,9 @@ def kv_numbers(config: dict[str, Any]) -> int | None:
         return None
     attending = [i for i in range(len(kinds) or int(layers or 0)) if not kinds or _attends(kinds[i])]
     try:
-        return sum(2 * kv * dim for _, kv, dim in (_shape(text, heads, hidden, i) for i in attending))
+        owners = _owners(text, kinds)
+        own = [i for n, i in enumerate(attending) if not owners or owners[n] == n]
+        return sum(2 * kv * dim for _, kv, dim in (_shape(text, heads, hidden, i) for i in own))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
@@ -181,6 +184,15 @@ def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int) -> tuple[i
     if full and not own and text.get("global_head_dim"):
         own = {"head_dim": text["global_head_dim"], "num_key_value_heads": text.get("num_global_key_value_heads")}
     return heads, own.get("num_key_value_heads") or kv_heads, own.get("head_dim") or dim
+
+
+def _owners(text: dict[str, Any], kinds: list[str]) -> tuple[int, ...]:
+    """The layers whose keys and values layers use: the last ones share those of the last layer of their kind before."""
+    own = len(kinds) - int(text.get("num_kv_shared_layers") or 0)
+    if not 0 < own < len(kinds) or not set(kinds[own:]) <= set(kinds[:own]):
+        return ()
+    last = {kind: i for i, kind in enumerate(kinds[:own])}
+    return tuple(i if i < own else last[kind] for i, kind in enumerate(kinds))
 
 
 def _state_bytes(text: dict[str, Any], kinds: list[str], size: int) -> int:

@@ -70,10 +70,13 @@ def _observe(
     """Record and return zeros, so that no layer's input depends on what rotates before it."""
     trial, names = _running[-1]
     made = Call(names.get(module, "?"), module, query[0], key[0], value[0], sliding_window, bool(softcap))
-    alike = (i for i, c in enumerate(trial.calls) if c.k.data_ptr() == made.k.data_ptr() and c.k.shape == made.k.shape)
-    made.source = next(alike, None)
+    made.source = next((i for i, c in enumerate(trial.calls) if _same(c.k, made.k) and _same(c.v, made.v)), None)
     trial.calls.append(made)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 @torch.inference_mode()

@@ -51,7 +51,7 @@ class Budget:
             return int(self.value)
         if self.unit == "%":
             return max(1, round(tokens * self.value / 100))
-        full = (spec.of_layer(i) for i, window in enumerate(spec.sliding) if window is None)
+        full = (spec.of_layer(i) for i, w in enumerate(spec.sliding) if w is None and spec.has_units(i))
         row = sum(layer.unit_bytes * layer.kv_heads for layer in full)
         units = int(self.value // max(1, row))
         if not units:

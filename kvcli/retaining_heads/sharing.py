@@ -51,12 +51,14 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         InputError: the text is shorter than a piece.
     """
     layers = model.spec.layers
-    if not 0 < count < layers:
-        raise UsageError(f"{count:,} layers cannot borrow: {model.name} has {layers:,}", f"1 to {layers - 1}")
+    own = len(set(model.spec.owners or range(layers)))
+    least = own - count  # layers that keep their own keys and values
+    if not 0 < count < own:
+        raise UsageError(f"{count:,} layers cannot borrow: {model.name} has {own:,}", f"1 to {own - 1}")
     pieces = [torch.tensor(ids[i : i + PIECE], device=model.device) for i in range(0, len(ids) - PIECE + 1, PIECE)]
     if not pieces:
         raise InputError(f"the text has {len(ids):,} tokens, and a search needs {PIECE} at least")
-    started, owners, cosine = perf_counter(), tuple(range(layers)), 1.0
+    started, owners, cosine = perf_counter(), model.spec.owners or tuple(range(layers)), 1.0
     model.rotary.fix_length(PIECE)
     plain: list[Tensor] = []
     units: list[Tensor] = []
@@ -68,7 +70,7 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
     once = read = len(pieces) * PIECE
     yield Prefill(read, read + count * once, PIECE, perf_counter() - started)
     for layer, owner in _unlike(model, units):
-        if owners[layer] != layer or sum(o != i for i, o in enumerate(owners)) == count:
+        if owners[layer] != layer or len(set(owners)) == least:
             continue
         tried = maps.resolve([owner if i == layer else o for i, o in enumerate(owners)])
         if not all(maps.alike(model.spec, i, o) for i, o in enumerate(tried)):
@@ -78,14 +80,14 @@ def search(model: Model, ids: Sequence[int], count: int) -> Generator[Prefill, N
         if mean > SIMILAR:
             owners, cosine = tried, mean
         read += once
-        missing = count - sum(o != i for i, o in enumerate(owners))
-        yield Prefill(read, read + missing * once, PIECE, perf_counter() - started)
+        yield Prefill(read, read + (len(set(owners)) - least) * once, PIECE, perf_counter() - started)
     return owners, cosine
 
 
 def _unlike(model: Model, units: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Pairs of a layer and a lower one that may share, from the largest distance on."""
-    pairs = [(b, a) for a, b in combinations(range(len(units)), 2) if maps.alike(model.spec, a, b)]
+    own = sorted(set(model.spec.owners or range(len(units))))
+    pairs = [(b, a) for a, b in combinations(own, 2) if maps.alike(model.spec, a, b)]
     return sorted(pairs, key=lambda pair: -float((units[pair[0]] - units[pair[1]]).norm(dim=-1).mean()))
 
 

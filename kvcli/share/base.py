@@ -10,7 +10,7 @@ from kvcli.types import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSharing:
-    """Shares no layer. A frozen dataclass whose fields are its hyper-parameters.
+    """Shares the layers that the model itself shares. A frozen dataclass whose fields are its hyper-parameters.
 
     A layer that borrows stores no units: its queries attend to the kept units of the layer that it borrows from, in
     prefill and in decoding. Memory falls with the number of borrowing layers. Prefill depends on it, so it is a part of
@@ -34,4 +34,4 @@ class LayerSharing:
         Raises:
             ModelError: as :meth:`for_model`.
         """
-        return tuple(range(spec.layers))
+        return spec.owners or tuple(range(spec.layers))

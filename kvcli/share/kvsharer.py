@@ -56,4 +56,5 @@ class KVSharer(LayerSharing):
 
     def owners(self, spec: ModelSpec) -> tuple[int, ...]:
         """See :class:`kvcli.share.base.LayerSharing`."""
-        return maps.parse(self.for_model(spec).map)
+        found, own = maps.parse(self.for_model(spec).map), super().owners(spec)
+        return maps.resolve([own[i] if owner == i else owner for i, owner in enumerate(found)])

@@ -9,18 +9,21 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
+from benchmarks import small_models
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.observer import Observer
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill
 from kvcli.engine.recorded_step import RecordedStep
+from kvcli.models.load import wrap
 from kvcli.planning import memory
+from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse
 from kvcli.retaining_heads import sharing
 from kvcli.retrieval.attention import narrow_context
 from kvcli.retrieval.attribution import answer_attention
 from kvcli.share import maps
 from tests import tiny
-from tests.laws.helpers import answer, asked, distance, drain, filled
+from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 from tests.laws.test_prompt_cache import interrupted, job, run, same
 
 MAPS = {"gemma3": "0_1_0"}
@@ -198,3 +201,40 @@ def test_the_search_tries_the_most_unlike_layers_first(model, family: str, monke
     assert max(pairs, key=lambda pair: pairs[pair]) == (owners[borrower], borrower)
     monkeypatch.setattr(sharing, "SIMILAR", 1.0)  # nothing is
     assert drain(sharing.search(known, ids, 1))[0] == (0, 1, 2)
+
+
+E2B = {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "attention_k_eq_v": False}
+"""As in Gemma 4 E2B: the last two of four layers use what the first two computed, one with a window, one without."""
+
+
+@pytest.mark.parametrize("term", ["", "+kvsharer(map=0_1_2_3)", "+turbo(bits=8, fill=true)"])
+def test_layers_that_a_model_shares_are_kept_once(term: str, tmp_path) -> None:
+    known = wrap(small_models.build("gemma4_text", **E2B), None, name="e2b", fingerprint=None)
+    assert known.spec.owners == (0, 1, 0, 1)
+    ids, question = tiny.document(90), tiny.document(12, seed=3)
+    limit = 0.05 if "8" in term else 1e-5
+    assert distance(asked(known, ids, question, f"full{term}", 16), reference(known, ids + question)[-12:]) < limit
+    recipe = f"keydiff(budget=24, stabilizers=8, tail=9){term}"
+    work, planned = filled(known, ids, recipe, 16), memory.plan(known.spec, parse(recipe), tokens=90, chunk=16, tail=0)
+    assert [layer.nbytes for layer in work.layers[2:]] == [0, 0]
+    assert work.nbytes - work.workspace.nbytes == planned.prefill
+    request = PrefillRequest(ids, parse(recipe), chunk=16, horizon=128, text="text")
+    whole, _ = run(known, request, place=tmp_path / "whole.kv")
+    interrupted(known, request, 40, place=tmp_path / "part.kv")
+    resumed, _ = run(known, request, place=tmp_path / "part.kv")
+    assert resumed.cache == "resumed"
+    same(known, whole, resumed)
+    same(known, whole, run(known, request, place=tmp_path / "whole.kv")[0])
+
+
+def test_a_map_may_share_more_than_the_model_does() -> None:
+    known = wrap(
+        small_models.build("gemma4_text", **E2B, layer_types=["full_attention"] * 4), None, name="e", fingerprint=None
+    )
+    assert known.spec.owners == (0, 1, 1, 1)
+    recipe = parse("full+kvsharer(map=0_0_2_3)")
+    assert recipe.share.owners(known.spec) == (0, 0, 0, 0)
+    drain(prefill(known, tiny.document(40), recipe, chunk=16))
+    found, cosine = drain(sharing.search(known, tiny.document(600), 1))
+    assert found in ((0, 0, 0, 0), known.spec.owners)
+    assert (cosine > sharing.SIMILAR) if found[1] == 0 else cosine == 1
