@@ -228,6 +228,7 @@ def command(
     """
     held.refuse(engine.no_server)
     task = templates.load(question.template)
+    citing = replace(citing, quotes_only=citing.quotes_only or task.quotes_only)
     request = question.request(words or [], task.question)
     answer, read = answer.under(task), replace(read, prompt=read.prompt.under(task))
     answer.refuse_unused()

@@ -108,6 +108,11 @@ def command(
       kvcli map contracts/ -e "Who pays?" --schema payer.json -o answers.jsonl --table payers.csv --with-quotes
     """
     task = templates.load(question.template)
+    if task.quotes_only:
+        raise UsageError(
+            f"kvcli map writes answers, and the task {question.template} prints quotes only",
+            f"kvcli ask --each -t {question.template} FILE… …",
+        )
     request = question.request(words or [], task.question)
     answer, read = answer.under(task), replace(read, prompt=read.prompt.under(task))
     answer.refuse_unused()

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from kvcli.cli.resident import protocol
@@ -148,7 +149,7 @@ _AGAIN = -1
 
 def _wanted(args: Sequence[str]) -> bool:
     """Whether a new engine is worth its while: the command needs a model."""
-    return "--quotes-only" not in args
+    return "--quotes-only" not in args and ("-t", "quote") not in pairwise(args)
 
 
 def _greeted(connection: socket.socket, seconds: float) -> protocol.Lines | None:

@@ -31,6 +31,7 @@ class Template:
         before, after: text before the question, and in a line after it.
         question: asked if the command line has no question.
         cite: ``off``, ``on`` or ``strict``.
+        quotes_only: print the sentences that may answer, and write no answer.
         schema: JSON Schema of the answer: a file, relative to the template's.
         max_tokens: longest answer.
         sampling: options of sampling: ``temp``, ``top-p``, ``top-k``, ``min-p``, ``seed``, ``repeat-penalty``.
@@ -42,6 +43,7 @@ class Template:
     after: str = ""
     question: str | None = None
     cite: str | None = None
+    quotes_only: bool = False
     schema: str | None = None
     max_tokens: int | None = None
     sampling: dict[str, float] = field(default_factory=dict)
@@ -96,13 +98,16 @@ def read(file: Path) -> Template:
     except ValueError as error:  # of TOML or of UTF-8
         raise UsageError(f"{file} is not valid TOML: {error}", f"kvcli templates edit {file.stem}") from None
     kinds: dict[str, type] = {f.name.replace("_", "-"): str for f in fields(Template)}
-    kinds |= {"max-tokens": int, "sampling": dict}
+    kinds |= {"max-tokens": int, "quotes-only": bool, "sampling": dict}
     _check(file, found, kinds)
     _check(file, found.get("sampling", {}), _SAMPLING, "sampling.")
     if found.get("cite", "on") not in MODES:
         raise _wrong(file, f"cite is '{found['cite']}': expected {', '.join(MODES)}")
     if found.get("max-tokens", 1) < 1:
         raise _wrong(file, "max-tokens must be 1 or more")
+    unused = found.keys() - {"about", "question", "quotes-only"}
+    if found.get("quotes-only") and unused:
+        raise _wrong(file, f"{min(unused)} has no effect with quotes-only, which writes no answer")
     if "schema" in found:
         found["schema"] = str(file.parent / Path(found["schema"]).expanduser())
     return Template(**{key.replace("-", "_"): value for key, value in found.items()})
@@ -115,8 +120,9 @@ def _check(file: Path, found: dict[str, Any], kinds: dict[str, type], where: str
             meant = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(kinds)}"
             raise _wrong(file, f"there is no field {where}{key}{meant}")
         number = kinds[key] is float and isinstance(value, int)
-        if isinstance(value, bool) or not (isinstance(value, kinds[key]) or number):
-            kind = {str: "text", int: "a whole number", float: "a number", dict: "a table"}[kinds[key]]
+        if isinstance(value, bool) != (kinds[key] is bool) or not (isinstance(value, kinds[key]) or number):
+            names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table"}
+            kind = names[kinds[key]]
             raise _wrong(file, f"{where}{key} must be {kind}")
 
 

@@ -20,8 +20,9 @@ def book(folder: Path) -> Path:
     return folder / "book.txt"
 
 
-def test_quotes_alone_need_no_model(call: Call, book: Path) -> None:
-    outcome = call("ask", "-m", "there/is/none", "--quotes-only", book, "When does the ferry leave?")
+@pytest.mark.parametrize("alone", [["--quotes-only"], ["-t", "quote"]])
+def test_quotes_alone_need_no_model(call: Call, book: Path, alone: list[str]) -> None:
+    outcome = call("ask", "-m", "there/is/none", *alone, book, "When does the ferry leave?")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[0] == "line 1 “The ferry leaves at noon from the east pier.”"
 
@@ -126,3 +127,9 @@ def test_quotes_come_before_an_answer_that_they_do_not_cover(
     place = next(n for n, line in enumerate(lines) if line.startswith(said))
     quote = next(n for n, line in enumerate(lines) if line.startswith("line 1"))
     assert (place < quote) == covered
+
+
+def test_map_refuses_a_task_that_writes_no_answer(call: Call, book: Path) -> None:
+    outcome = call("map", "-t", "quote", book, "-e", "Who?")
+    assert outcome.code == 2
+    assert "the task quote prints quotes only" in outcome.err

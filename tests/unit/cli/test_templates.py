@@ -24,7 +24,8 @@ def test_every_shipped_template_is_valid_and_tasks_of_other_words_do_not_ask_for
     found = {name: templates.load(name) for name in templates.names()}
     assert {"answer", "quote", "summary", "translate", "compare", "extract"} <= set(found)
     assert all(template.about for template in found.values())
-    assert [name for name, template in found.items() if "exact words" in template.after] == ["answer", "quote"]
+    assert [name for name, template in found.items() if template.quotes_only] == ["quote"]
+    assert [name for name, template in found.items() if "exact words" in template.after] == ["answer"]
 
 
 def test_an_own_template_comes_before_a_shipped_one(own: Path) -> None:
@@ -46,6 +47,8 @@ def test_an_own_template_comes_before_a_shipped_one(own: Path) -> None:
         '[sampling]\ntemp = "hot"',
         "sampling = 1",
         'cite = "maybe"',
+        "quotes-only = 1",
+        'quotes-only = true\nafter = "Briefly."',
         "not toml",
     ],
 )
