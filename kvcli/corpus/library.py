@@ -226,10 +226,11 @@ class Library:
         """The best passages of all files for a question, at most ``top``. Raises ``DamagedError``."""
         from kvcli.retrieval.quotes import answered, candidates_by_words
 
-        rough = list[tuple[float, Entry]]()
+        rough, sentences = list[tuple[float, Entry]](), 0
         for entry in self.entries.values():
             index = self._index(entry, Document("", (entry.path,), entry.sha256, entry.size))
             query = index.query(question)
+            sentences += len(index)
             scores = index.ranked(query)
             rough.append((float(scores.max(initial=0)) / max(query.total, 1e-6), entry))
         rough.sort(key=lambda pair: -pair[0])
@@ -239,7 +240,7 @@ class Library:
         for _, entry in rough[: max(FILES, top)]:
             index = indexes[entry.path] = self._index(entry, self.document(entry))
             candidates = candidates_by_words(index, question)
-            likely[entry.path] = answered(candidates)
+            likely[entry.path] = answered(candidates, sentences)
             ranked += [(likely[entry.path] * c.share, c.number, entry) for c in candidates]
         best = max(likely, key=lambda path: likely[path])
         hits = list[Hit]()

@@ -68,8 +68,9 @@ _BY_WORDS = (4.0, 0.8, 1.0, 2.8, 5.6, 2.2, 2.9, -6.5)
 _BY_MODEL, _BY_GAIN = (0.65, 3.7, 2.4), (0.9, 3.2)
 # Weights of this sum, and of the score of an embedding model or of a cross-encoder.
 _BY_VECTORS, _BY_CROSS = (1.1, 4.2), (0.9, 0.5)
-# A logistic regression over right and wrong texts: constant, and the best candidate's values.
-_ANSWERS = (-3.5, 2.2, 1.4, 2.1, 0.0, 2.6, 1.1, 0.0, 0.0)
+# A logistic regression over right and wrong texts: the best candidate's values, and the rest. A long text has some
+# sentence with most words of any question, so the logarithm of the number of sentences counts against it.
+_ANSWERS, _ANSWERS_LENGTH, _ANSWERS_CONSTANT = (4.23, 5.82, 3.42, 0.0, 5.18, 5.05, 0.0, 0.0), -0.712, -1.57
 
 _PRONOUNS = frozenset(
     re.findall(
@@ -188,12 +189,13 @@ def rank_by_encoder(
     return _sorted([replace(c, share=share) for c, share in zip(candidates, shares, strict=True)])
 
 
-def answered(candidates: Sequence[Candidate]) -> float:
-    """The probability that the text answers at all, by the words of the best candidate; 0 without any."""
+def answered(candidates: Sequence[Candidate], sentences: int) -> float:
+    """The probability that a text of so many sentences answers at all, by the best candidate's words; 0 without any."""
     if not candidates:
         return 0.0
     best = max(candidates, key=lambda c: c.strength)
-    return 1 / (1 + exp(-sum(w * v for w, v in zip(_ANSWERS, (1.0, *best.values), strict=True))))
+    by_words = sum(w * v for w, v in zip(_ANSWERS, best.values, strict=True))
+    return 1 / (1 + exp(-(by_words + _ANSWERS_LENGTH * log(sentences + 1) + _ANSWERS_CONSTANT)))
 
 
 def _with_previous(index: SentenceIndex, number: int) -> tuple[str, str]:
@@ -232,7 +234,7 @@ class QuoteSearch:
         self.index, self.question, self.count = sentence_index(document), question, count
         names = names_before(question, earlier)
         self.candidates = candidates_by_words(self.index, question, max(count, CANDIDATES), names)
-        self.answered = answered(self.candidates)
+        self.answered = answered(self.candidates, len(self.index))
         self.found = self.answered >= UNLIKELY
         self.by_model = False
 

@@ -14,7 +14,15 @@ from kvcli.documents.document import Document
 from kvcli.errors import UsageError
 from kvcli.events import Answer, Quotes, Reread, Token
 from kvcli.models.encoder import load_encoder
-from kvcli.retrieval.quotes import UNLIKELY, QuoteSearch, candidates_by_words, names_before, shared_words, supports
+from kvcli.retrieval.quotes import (
+    UNLIKELY,
+    QuoteSearch,
+    answered,
+    candidates_by_words,
+    names_before,
+    shared_words,
+    supports,
+)
 from kvcli.retrieval.sentences import SentenceIndex
 from tests.e2e.conftest import save_tiny
 from tests.unit.models.test_encoder import made as save_encoder
@@ -147,6 +155,17 @@ def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:
 def test_a_question_of_few_words_of_the_text_is_answered_by_it(question: str) -> None:
     text = "Close the tap.\n\nThe guarantee is two years. Lamps are not covered.\n\nThe service has the number 0800."
     assert QuoteSearch(Document.of_text(text), question).quotes().found
+
+
+def test_the_words_of_a_short_text_say_more_than_those_of_a_long_one() -> None:
+    """Some sentence of a long text has most words of any question, so the same match is the weaker evidence there."""
+    facts = "The guarantee of the lamp is two years. Close the tap in winter."
+    for question in ("How long is the guarantee?", "When should the tap be closed?"):
+        candidates = candidates_by_words(SentenceIndex(Document.of_text(facts)), question)
+        chances = [answered(candidates, n) for n in (2, 20, 200, 2000, 20_000)]
+        assert chances == sorted(chances, reverse=True)
+        assert 0 < chances[-1] < chances[0] < 1
+    assert answered([], 2) == 0
 
 
 def test_a_question_about_another_text_finds_nothing() -> None:
