@@ -17,16 +17,23 @@ from typing import Any
 
 import typer
 
+from kvcli.cli.resident import held
 from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
-from kvcli.errors import KvcliError, UsageError
+from kvcli.errors import KvcliError, ResourceError, UsageError
 
 PARTLY_FAILED = 8
 BROKEN_PIPE = 141
 
 
 def to_kvcli_error(problem: BaseException) -> KvcliError:
-    """The error to print for any exception."""
+    """The error to print for any exception. After some, an engine loads its model again."""
+    error = _error(problem)
+    held.doubtful = held.doubtful or error.exit in (KvcliError.exit, ResourceError.exit)
+    return error
+
+
+def _error(problem: BaseException) -> KvcliError:
     if isinstance(problem, KvcliError):
         return problem
     if isinstance(problem, INTERRUPTS):

@@ -186,7 +186,7 @@ def _bare(source: ModelSource, options: RunOptions) -> _Bare:
         )
         return _Bare(model, tuple(notices), before[-1])
 
-    key = (source, held.directory_key(source.path), options.device, options.dtype, options.weights)
+    key = (source, files.directory_key(source.path), options.device, options.dtype, options.weights)
     bare = held.keep("model", key, load)
     for text in bare.notices:
         terminal.note("weights", text, quiet=options.quiet)

@@ -8,7 +8,7 @@ directory holds, and how vectors are pooled, its files say as sentence-transform
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from kvcli.errors import KvcliError, ModelError
 from kvcli.models import foreign_code, resolve, weights
 from kvcli.models.load import placed
+from kvcli.utils import files
 
 BATCH = 16
 """Texts in one forward pass, sorted by length."""
@@ -136,11 +137,11 @@ def load_encoder(name: str, *, device: str | None = None, dtype: str | None = No
         ModelError: it is not on this machine, or :class:`Encoder` refuses it.
     """
     source = resolve.here(name, "encoder")
-    return _loaded(source.path, Path(name).name, device, dtype)
+    return _loaded(source.path, files.directory_key(source.path), Path(name).name, device, dtype)
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: Path, name: str, device: str | None, dtype: str | None) -> Encoder:
+def _loaded(path: Path, _files: Hashable, name: str, device: str | None, dtype: str | None) -> Encoder:
     return Encoder(name, path, device=device, dtype=dtype)
 
 

@@ -7,7 +7,7 @@ from the hub stay in the Hugging Face cache; only what kvcli converted itself li
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -126,3 +126,10 @@ def disk(what: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ResourceError(f"the disk is full: {what}", "kvcli cache prune, or set KVCLI_CACHE_DIR") from None
+
+
+def directory_key(path: Path) -> Hashable:
+    """Tells whether a file of a directory was changed, replaced, added or removed."""
+    with os.scandir(path) as entries:
+        found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    return str(path.resolve()), tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns) for n, s in found))

@@ -32,8 +32,8 @@ from kvcli.utils.version import __version__
 if TYPE_CHECKING:
     from kvcli.cli.chat.loop import Chat
 
-CLEAN = frozenset((0, 2, 3, 6, 7, 10, 141))
-"""Exit codes after which the model is kept. After an interruption or a failure the next command loads it again."""
+CLEAN = frozenset((0, 2, 3, 4, 6, 7, 8, 10, 141))
+"""Exit codes after which the model is kept, unless ``held.doubtful``. After another one the next command loads it."""
 
 IDLE = 300.0
 """Seconds without a command after which an engine leaves, until a client names others."""
@@ -280,7 +280,7 @@ class Engine:
             self._ended(job, code)
         if code == 143 and signal.SIGTERM not in job.signals:  # someone ends this process
             raise Leave
-        if code is not None and code not in (*CLEAN, _WAITS):
+        if code not in (None, _WAITS) and (held.doubtful or code not in CLEAN):
             held.forget()
         _tidy()
         _leave_on_sigterm()

@@ -6,9 +6,7 @@ In a process that ends with its command nothing is kept, and :func:`keep` only c
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -24,6 +22,10 @@ facts: dict[str, Any] = {}
 
 chat: Chat | None = None
 """What the command of an engine has opened; its client sends the lines, and other commands run between them."""
+
+
+doubtful = False
+"""Whether an error of the command may have left the model in disorder: a fault of kvcli, or too little memory."""
 
 
 class RunAlone(SystemExit):
@@ -58,6 +60,8 @@ def refuse(no_server: bool) -> None:
 
 def forget() -> None:
     """Drop everything."""
+    global doubtful
+    doubtful = False
     _kept.clear()
     facts.clear()
     _collect()
@@ -66,10 +70,3 @@ def forget() -> None:
 def _collect() -> None:
     gc.unfreeze()
     gc.collect()
-
-
-def directory_key(path: Path) -> Hashable:
-    """Tells whether a file of a directory was changed, replaced, added or removed."""
-    with os.scandir(path) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    return str(path.resolve()), tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns) for n, s in found))

@@ -21,6 +21,7 @@ from tests import dtype
 from tests.e2e import forked
 from tests.e2e.cli.test_program import on_a_terminal
 from tests.e2e.conftest import PROGRAM, Call, Kvcli, save_tiny
+from tests.unit.models.test_encoder import made as save_encoder
 
 pexpect = pytest.importorskip("pexpect")
 pytestmark = pytest.mark.skipif(
@@ -97,6 +98,12 @@ CASES: dict[str, tuple[list[str], bytes | None]] = {
     "JSON": (["-n", "6", "--json", "book.txt", "Where is Kokovoko?"], None),
     "JSON Lines": (["-n", "6", "--json", "-Q", "questions.txt", "book.txt"], None),
     "each file": (["-n", "6", "--each", "book.txt", "missing.txt", "-e", "Who?"], None),
+    "a schema": (["-n", "40", "--schema", "n.json", "--json", "book.txt", "How many?"], None),
+    "a schema that is torn": (["--schema", "questions.txt", "book.txt", "How many?"], None),
+    "choices": (["--choices", "yes,no,unclear", "book.txt", "Is he from Kokovoko?"], None),
+    "an encoder": (["-n", "6", "--rerank", "encoder", "book.txt", "Where is Kokovoko?"], None),
+    "an encoder, quotes only": (["--quotes-only", "--rerank", "encoder", "book.txt", "Where is Kokovoko?"], None),
+    "an unknown encoder": (["--rerank", "nosuch", "book.txt", "Who?"], None),
     "standard input": (["-n", "6", "Who?"], TEXT.encode() * 3),
     "standard input by name": (["-n", "6", "-q", "-", "Who?"], b"\xef\xbb\xbf" + TEXT.encode()),
     "questions on standard input": (["-n", "6", "-q", "book.txt", "-Q", "-"], b"Who?\nWhere?\n"),
@@ -139,6 +146,8 @@ def test_a_table_of_commands(
 ) -> None:
     """Exit code, output and messages of each command, in order, so that saved prefills are those of the one before."""
     (folder / "long.txt").write_text(TEXT * 200)
+    (folder / "n.json").write_text('{"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"]}')
+    save_encoder(folder / "encoder")
     for name, (words, stdin) in CASES.items():
         args = ["ask", *([] if "-m" in words else ["-m", str(tiny_model)]), *words]
         monkeypatch.setenv("KVCLI_CACHE_DIR", str(tmp_path / "alone"))
@@ -191,6 +200,13 @@ def test_a_model_that_changed_is_loaded_again(kvcli: Kvcli, folder: Path) -> Non
         save_tiny(folder / "model", letters=letters)
         done = kvcli("ask", "-q", "-m", "model", "-n", "6", "book.txt", "Who?")
         assert {*done.stdout.decode().strip()} <= {*letters}, done
+
+
+def test_a_batch_that_fails_in_part_keeps_the_model(kvcli: Kvcli, engines: Engines, tiny_model: Path) -> None:
+    for words, code in ((["--each", "book.txt", "none.txt"], 8), (["--rerank", "nosuch", "book.txt"], 4)):
+        assert kvcli("ask", "-q", "-m", tiny_model, "-n", "2", "book.txt", "Who?").returncode == 0
+        assert kvcli("ask", "-q", "-m", tiny_model, "-n", "2", *words, "-e", "Who?").returncode == code
+        assert [engine["model"] for engine in engines()] == [str(tiny_model)]
 
 
 # --- the client ---

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from kvcli.cli import app
-from kvcli.cli.resident import client, identity, place, protocol
+from kvcli.cli.exit_codes import to_kvcli_error
+from kvcli.cli.resident import client, held, identity, place, protocol
+from kvcli.errors import DamagedError, InputError
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="needs Unix sockets")
 
@@ -285,3 +287,25 @@ def test_a_change_of_the_program_makes_another_engine(monkeypatch: pytest.Monkey
     module.write_text("x = 1")
     os.utime(module, ns=(1, module.stat().st_mtime_ns + 1_000_000))
     assert identity.key() != first
+
+
+@pytest.mark.parametrize(
+    ("problem", "doubtful"),
+    [
+        (InputError("no such file"), False),
+        (DamagedError("torn"), False),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes differ"), True),
+    ],
+)
+def test_after_a_fault_or_without_memory_the_model_is_loaded_again(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, doubtful: bool
+) -> None:
+    """Also if the error is of one item of a batch, whose exit code is 8."""
+    monkeypatch.setattr(held, "doubtful", False)
+    to_kvcli_error(problem)
+    to_kvcli_error(InputError("the next file is missing"))
+    assert held.doubtful is doubtful
+    held.forget()
+    assert not held.doubtful

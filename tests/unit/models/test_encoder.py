@@ -101,7 +101,11 @@ def test_what_is_no_encoder(tmp_path: Path) -> None:
         load_encoder(str(folder))
 
 
-def test_an_encoder_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_is_loaded_once_until_its_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
-    assert load_encoder("tiny") is load_encoder(str(folder))
+    first = load_encoder("tiny")
+    assert first is load_encoder(str(folder))
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert load_encoder("tiny") is not first
