@@ -45,13 +45,13 @@ def kvcli_serve(words: list[str], environment: dict[str, str]) -> Iterator[tuple
 
 
 @contextmanager
-def llama_server(program: str, gguf: str, slots: Path, tokens: int, threads: int) -> Iterator[str]:
+def llama_server(program: str, gguf: str, slots: Path, tokens: int, threads: int, more: list[str]) -> Iterator[str]:
     """The address of a ``llama-server`` with one slot of ``tokens``, whose saved slots are in ``slots``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [program, "-m", gguf, "--host", "127.0.0.1", "--port", str(port), "-np", "1", "-c", str(tokens)]
-    command += ["--slot-save-path", str(slots), "-t", str(threads), "-tb", str(threads)]
+    command += ["--slot-save-path", str(slots), "-t", str(threads), "-tb", str(threads), *more]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             url, end = f"http://127.0.0.1:{port}", monotonic() + 120

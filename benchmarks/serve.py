@@ -1,17 +1,20 @@
 """Time from the shell to the first word, and to the end of a short answer: ``kvcli ask`` alone and by an engine.
 
-    python -m benchmarks.serve BOOK [--repeat 5] [-m MODEL] >> docs/results/data/resident-engine.jsonl
+    python -m benchmarks.serve BOOK [--repeat 20] [-m MODEL] >> docs/results/data/resident-engine.jsonl
     python -m benchmarks.serve BOOK --llama-server PATH --gguf FILE    # and llama.cpp's server, with a slot restored
     python -m benchmarks.serve BOOK --kill      # kill -9 of kvcli serve in the middle of a prefill: what is lost
+    python -m benchmarks.serve BOOK --clients 32    # many clients at once (:mod:`benchmarks.serve_load`)
 
-The document is prefilled and saved first. Then each round asks the same question in a process of its own, in one that
-imports all of transformers (:mod:`kvcli.models.light_imports`), by a resident engine, and by ``curl`` of ``kvcli
-serve``, one after the other, so that all meet the same load. Prints one row for each way, with medians: seconds until
+The document is prefilled and saved first. Then each round asks the same question in a process of its own, with
+``--whole`` in one that imports all of transformers (:mod:`kvcli.models.light_imports`), by a resident engine, and by
+``curl`` of ``kvcli serve``, one after the other, so that all meet the same load. Prints one row for each way, with
+medians: seconds until
 the first byte of the answer and until the end, and the machine's load; of a command its processor time, of a server the
 tokens of the prompt that it computed. The commands' answers must be equal.
 
 llama.cpp's server reads the document before the question, saves its slot, and is started anew; the slot is restored
-before each question, and the time of that is given apart. The file's weights should be those of the model.
+before each question, and the time of that is given apart. The file's weights should be those of the model. A document
+beyond the model's window needs ``--llama-options "--rope-scaling yarn --rope-scale N --override-kv …"``.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,7 +38,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import http_servers
+from benchmarks import http_servers, serve_load
 from benchmarks.http_servers import PATIENCE, Asked
 from benchmarks.provenance import provenance
 
@@ -47,9 +51,10 @@ from kvcli.cli.app import main
 main()
 """
 PROGRAM = (str(Path(sys.executable).with_name("kvcli")),)
+OF_ALL = "by itself, with all of transformers"
 WAYS = {
     "by itself": (PROGRAM, "0"),
-    "by itself, with all of transformers": ((sys.executable, "-P", "-c", WHOLE), "0"),
+    OF_ALL: ((sys.executable, "-P", "-c", WHOLE), "0"),
     "by the engine": (PROGRAM, "10m"),
 }
 """The program, and how long an engine stays."""
@@ -98,7 +103,8 @@ class LlamaServer:
         text = Path(options.book).read_text(encoding="utf-8")
         self.body = {"messages": [{"role": "user", "content": f"{text}\n\n{QUESTION}"}], "max_tokens": options.tokens}
         threads = len(os.sched_getaffinity(0))
-        how = (options.llama_server, options.gguf, folder, options.context, threads)
+        more = shlex.split(options.llama_options)
+        how = (options.llama_server, options.gguf, folder, options.context, threads, more)
         with http_servers.llama_server(*how) as url:
             before = {**self.body, "messages": [{"role": "user", "content": text}], "max_tokens": 1}
             start = perf_counter()
@@ -119,7 +125,8 @@ def measure(options: argparse.Namespace, base: dict[str, str], folder: Path) -> 
     model = ["-m", options.model] if options.model else []
     words = ["ask", "-q", *model, "-n", str(options.tokens), options.book, QUESTION]
     run(["prefill", "-q", *model, options.book], {**base, "KVCLI_KEEP_ALIVE": "0"})
-    found: dict[str, list[Run]] = {way: [] for way in WAYS}
+    ways = {way: how for way, how in WAYS.items() if way != OF_ALL or options.whole}
+    found: dict[str, list[Run]] = {way: [] for way in ways}
     asked: dict[str, list[Asked]] = {"kvcli serve, curl": []}
     with ExitStack() as closing:
         llama = LlamaServer(options, folder, closing) if options.llama_server else None
@@ -131,7 +138,7 @@ def measure(options: argparse.Namespace, base: dict[str, str], folder: Path) -> 
         closing.callback(run, ["stop", "-q"], base)
         starting = run(words, {**base, "KVCLI_KEEP_ALIVE": WAYS["by the engine"][1]})
         for _ in range(options.repeat):
-            for way, (program, seconds) in WAYS.items():
+            for way, (program, seconds) in ways.items():
                 found[way].append(run(words, {**base, "KVCLI_KEEP_ALIVE": seconds}, program))
             asked["kvcli serve, curl"].append(http_servers.ask(url, dict(body)))
             if llama is not None:
@@ -183,26 +190,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("book")
     parser.add_argument("-m", "--model")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--whole", action="store_true", help="also import all of transformers")
     parser.add_argument("--llama-server", metavar="PATH", help="the program; with --gguf")
     parser.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
     parser.add_argument("--context", type=int, default=8192, help="tokens of llama.cpp's slot (8192)")
+    parser.add_argument("--llama-options", default="", help="more options of the program, as one word")
+    parser.add_argument("--clients", type=int, help="let so many ask at once instead")
+    parser.add_argument("--seconds", type=float, default=300, help="that these ask for (300)")
     parser.add_argument("--kill", action="store_true", help="kill the server in the middle of a prefill instead")
     parser.add_argument("--share", type=float, default=0.5, help="of the prefill at which it is killed (0.5)")
     options = parser.parse_args()
     if bool(options.llama_server) != bool(options.gguf):
         parser.error("--llama-server and --gguf belong together")
-    command = f"python -m benchmarks.serve {Path(options.book).name} --repeat {options.repeat}"
+    command = f"python -m benchmarks.serve {Path(options.book).name}"
+    table, way = "resident-engine", measure
+    if options.clients:
+        table, way = "serve-load", serve_load.load
+        command += f" --clients {options.clients} --seconds {options.seconds:g}"
+    else:
+        command += f" --repeat {options.repeat}" + " --whole" * options.whole
     if options.kill:
+        table, way = "resident-kill", kill
         command += f" --kill --share {options.share:g}"
     if options.gguf:
-        command += f" --llama-server PATH --gguf {Path(options.gguf).name}"
-    table = "resident-kill" if options.kill else "resident-engine"
+        command += f" --llama-server PATH --gguf {Path(options.gguf).name} --context {options.context}"
+    if options.llama_options:
+        command += f" --llama-options '{options.llama_options}'"
     with tempfile.TemporaryDirectory() as folder:
         base = {**os.environ, "XDG_RUNTIME_DIR": folder}
         base.pop("CI", None)
-        for row in (kill if options.kill else measure)(options, base, Path(folder)):
+        for row in way(options, base, Path(folder)):
             n, load = row.pop("n"), round(os.getloadavg()[1], 1)
             row = {"table": table, "document": Path(options.book).name, **row, "load": load}
             print(json.dumps({**row, **provenance(command, n=n)}, ensure_ascii=False), flush=True)

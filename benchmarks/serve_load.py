@@ -1,52 +1,45 @@
 """Many clients of ``kvcli serve`` at once: requests, seconds per request, errors and memory.
 
-    python -m benchmarks.serve_load BOOK [--clients 32] [--seconds 300] [-m MODEL]
+    python -m benchmarks.serve BOOK --clients 32 [--seconds 300] [-m MODEL]
 
 Half of the clients ask about the document, half ask without it. Each sends its next request when it has its answer.
-Prints one row with the median, the 99th percentile, errors by status, and the server's resident memory after the first
+The row has the median, the 99th percentile, errors by status, and the server's resident memory after the first
 and the last quarter of the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import httpx
 import psutil
 
 from benchmarks import http_servers
-from benchmarks.provenance import provenance
+
+TOKENS = 8
+"""Of an answer."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("book")
-    parser.add_argument("-m", "--model")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--tokens", type=int, default=8)
-    options = parser.parse_args()
+def load(options: argparse.Namespace, base: dict[str, str], _folder: Path) -> Iterator[dict[str, Any]]:
+    """The only row."""
     model = ["-m", options.model] if options.model else []
-    with http_servers.kvcli_serve([*model, options.book], dict(os.environ)) as (server, url):
-        row = _load(server, url, options)
-    words = f"python -m benchmarks.serve_load {Path(options.book).name}"
-    words += f" --clients {options.clients} --seconds {options.seconds:g}"
-    print(json.dumps({**row, "load": round(os.getloadavg()[1], 1), **provenance(words, n=row["requests"])}))
+    with http_servers.kvcli_serve([*model, options.book], base) as (server, url):
+        yield _load(server, url, options)
 
 
-def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace) -> dict[str, object]:
+def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace) -> dict[str, Any]:
     file = httpx.get(f"{url}/v1/files", timeout=60).json()["data"][0]["id"]
     end, times, errors = monotonic() + options.seconds, list[float](), Counter[str]()
 
     def client(n: int) -> None:
-        body = {"max_tokens": options.tokens, "messages": [{"role": "user", "content": f"Who is number {n}?"}]}
+        body = {"max_tokens": TOKENS, "messages": [{"role": "user", "content": f"Who is number {n}?"}]}
         body |= {"documents": [file]} if n % 2 else {}
         with httpx.Client(timeout=600) as http:
             while monotonic() < end:
@@ -72,8 +65,6 @@ def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace
     if not times:
         raise RuntimeError(f"no request was answered: {dict(errors)}")
     return {
-        "table": "serve-load",
-        "document": Path(options.book).name,
         "clients": options.clients,
         "requests": len(times),
         "p50_s": round(times[len(times) // 2], 2),
@@ -82,8 +73,5 @@ def _load(server: subprocess.Popen[bytes], url: str, options: argparse.Namespace
         "statuses": dict(errors),
         "rss_first": round(memory[0] / 2**20),
         "rss_last": round(memory[-1] / 2**20),
+        "n": len(times),
     }
-
-
-if __name__ == "__main__":
-    main()
