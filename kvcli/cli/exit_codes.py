@@ -91,7 +91,7 @@ def finish(problem: BaseException, *, as_json: bool, debug: bool) -> int:
     error = to_kvcli_error(problem)
     try:
         if as_json:
-            print(json.dumps(error.to_json(), ensure_ascii=False), flush=True)
+            terminal.write(sys.stdout, json.dumps(error.to_json(), ensure_ascii=False))
         terminal.error(error)
     except BrokenPipeError:
         return silence_broken_pipe()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from typer.core import TyperCommand, TyperGroup
 
 from kvcli.cli.option_groups import MAIN
+from kvcli.cli.views.activity import row
 from kvcli.errors import UsageError
 
 FEW = 8
@@ -89,6 +90,7 @@ class Group(TyperGroup):
 
 
 def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    row.clear()  # the help is printed by typer
     shown = [param for param in command.get_params(ctx) if not getattr(param, "hidden", False)]
     options = [param for param in shown if param.param_type_name == "option"]
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], MAIN: []}

@@ -105,7 +105,7 @@ def read_one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extr
     if not readable:
         name, hint = f"{source.name} is {found.name}", found.hint.format(source.quoted)
         if found.reader == "image":
-            raise InputError(f"{name}: it has no text, only a picture of it", hint)
+            raise InputError(f"{name}: an image without text", hint)
         if found.damaged:
             raise InputError(name, hint)
         raise InputError(f"{name}, which is not supported: {READS}", hint)

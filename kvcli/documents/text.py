@@ -168,7 +168,7 @@ def _guess(data: bytes, name: str, quoted: str, bad: int) -> tuple[str, list[str
             f'name its encoding: iconv -f ENCODING -t utf-8 {quoted} | kvcli ask "…"',
         )
     lost = f"; {_units(broken)} not valid in it and became U+FFFD" if broken else ""
-    return text, [f"{name} is not UTF-8 and was read as {_called(best)}, which its letters suggest{lost}"]
+    return text, [f"{name} is not UTF-8; decoded as {_called(best)} (detected){lost}"]
 
 
 def _likeliest(sample: bytes) -> tuple[str, float, float]:

@@ -108,7 +108,7 @@ def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest
     parts = [f"{counts[card]} of {len(layers)} layers ({gib(held[card])}) on {card}" for card in names if counts[card]]
     text = f"{name} takes {gib(whole)}, and {device} has {gib(rooms[device])} for weights: {', '.join(parts)}"
     if left := whole - sum(held[card] for card in names):
-        text += f", {gib(left)} in main memory, fetched at every step; --weights nf4 takes a third"
+        text += f", {gib(left)} offloaded to RAM, which is slow; --weights nf4 takes a third"
     return DeviceMap(places, {card: held[card] for card in names}, left, text)
 
 

@@ -69,7 +69,7 @@ def load(
     Args:
         source: from :func:`kvcli.models.resolve.resolve`.
         device, dtype: as for :func:`placed`.
-        weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as they are.
+        weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as stored.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
         announce: told in one line where a model that is larger than the card goes (:mod:`kvcli.models.device_map`).

@@ -92,16 +92,16 @@ def check(model: Model, *, remember: bool) -> None:
 
 def _require(model: Model, found: Difference, where: str) -> None:
     dtype, (name, share) = model.spec.dtype, found.worst
-    about = f"{model.name} ({type(model.module).__name__}) fails the probe{where}: {TOKENS} random tokens through"
+    about = f"{model.name} ({type(model.module).__name__}) is not supported: of {TOKENS} random tokens{where}, kvcli's"
     if share > _ROWS:
         raise UnsupportedModel(
-            f"{about} kvcli's store give another output of {name} for {share:.0%} of them (at most {_ROWS:.0%} may"
-            f" differ by more than {_ROW[dtype]:.0e}), and logits {found.logits:.1e} away"
+            f"{about} output of {name} differs from the model's own by more than {_ROW[dtype]:.0e} for {share:.0%}"
+            f" (at most {_ROWS:.0%} may), and its logits by {found.logits:.1e}"
         )
     if not found.logits <= _LOGITS[dtype]:
         raise UnsupportedModel(
-            f"{about} kvcli's store give logits {found.logits:.1e} away from the model's own attention (relative RMS,"
-            f" at most {_LOGITS[dtype]:.0e} is accepted for {dtype})"
+            f"{about} logits differ from the model's own by {found.logits:.1e} (relative RMS; at most"
+            f" {_LOGITS[dtype]:.0e} is allowed for {dtype})"
         )
 
 

@@ -298,7 +298,7 @@ class Commands:
         _say(sparkline.bars(found))
         _say(sparkline.ends(document, len(found)))
         kept = sum(share * (b - a) for share, a, b in zip(found, edges, edges[1:], strict=False))
-        _say(f"{kept:,.0f} of {tokens:,} tokens kept per KV head; the highest bar is {max(found):.0%}")
+        _say(f"{kept:,.0f} of {tokens:,} tokens kept per KV head; the tallest bar is {max(found):.0%}")
 
     def do_exit(self, _rest: str) -> None:
         """/exit — leave; kvcli chat -c continues."""

@@ -239,7 +239,7 @@ class ChatSession:
             else:
                 shown.wait("")
             kept = "the partial answer is kept" if begun else "before the answer began"
-            terminal.note("stopped", f"{kept}; /retry asks again", quiet=self.quiet)
+            terminal.note("stopped", f"{kept}; /retry to try again", quiet=self.quiet)
             if not self.interactive:
                 raise
         except BaseException:

@@ -78,7 +78,7 @@ def command(
 
     Random tokens take the same path as in kvcli ask. Prefill is compared with the speed of matrix products, decoding
     with the memory bandwidth, both measured in the same run. A recipe whose results differ from the model's own
-    attention on a short text is not timed. The last line of stdout is JSON; --json prints only that.
+    attention on a short text is not timed. In a pipe the last line is JSON; --json prints only that.
     """
     sizes = lengths(measured.prompts, "-p")
     if measured.random is not None and (model.model or compared.heads):
@@ -100,7 +100,8 @@ def command(
         raise bench.problem
     if not as_json:
         _show(rows, top)
-    _print_json(bench, rows, top)
+    if as_json or not terminal.is_terminal(sys.stdout):
+        _print_json(bench, rows, top)
 
 
 def _gguf(model: str | None) -> Path:
@@ -230,7 +231,7 @@ class _Bench:
 def _show(rows: Sequence[BenchRow], top: Roofline) -> None:
     from kvcli.bench.report import COLUMNS
 
-    terminal.table(COLUMNS, [row.cells(top) for row in rows])
+    terminal.table(COLUMNS, [row.cells(top) for row in rows], optional=("kept", "planned", "first token"))
     text = f"ceilings: matrix products {top.matmul / 1e9:,.0f} GFLOP/s, memory {top.bandwidth / 1e9:,.1f} GB/s"
     terminal.write(sys.stdout, text)
     for row in rows:

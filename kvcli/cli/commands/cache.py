@@ -1,6 +1,7 @@
 """``kvcli cache``: saved prefills. Imports no torch."""
 
 import errno
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,7 +160,7 @@ def verify(names: Some = None, as_json: JSON = False, quiet: QUIET = False, _deb
         if fault:
             bad.append(entry)
         if not as_json and (fault or not quiet):
-            print(terminal.oneline(f"{_name(entry)}  {fault or 'ok'}"))
+            terminal.write(sys.stdout, terminal.oneline(f"{_name(entry)}  {fault or 'ok'}"))
     if bad:
         own = [_name(e) for e in bad if _own(e)]
         raise DamagedError(
@@ -225,7 +226,7 @@ def path(as_json: JSON = False, _debug: DEBUG = False) -> None:
     if as_json:
         terminal.print_json(path=str(folder))
     else:
-        print(folder)
+        terminal.write(sys.stdout, str(folder))
 
 
 def facts(entry: CacheEntry) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -49,7 +50,7 @@ def show(
 @app.command("path", cls=Command)
 def path(_debug: DEBUG = False) -> None:
     """Print where config.toml is."""
-    print(config_file.path())
+    terminal.write(sys.stdout, str(config_file.path()))
 
 
 @app.command("get", cls=Command)
@@ -62,7 +63,7 @@ def get(ctx: typer.Context, key: Key, as_json: JSON = False, _debug: DEBUG = Fal
     if as_json:
         terminal.print_json(key=key, value=found.value, origin=found.origin)
     else:
-        print(_text(found.value))
+        terminal.write(sys.stdout, _text(found.value))
 
 
 @app.command("set", cls=Command)

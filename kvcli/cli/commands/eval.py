@@ -35,7 +35,7 @@ def command(
     """Evaluate answer quality on tasks with known answers.
 
     Compares recipes, budgets and lengths. Facts are hidden in FILE, or in generated text. Prints a table of mean
-    scores in per cent with 95 % intervals. The last line of stdout is JSON; --json prints only that. Several tasks
+    scores in per cent with 95 % intervals. In a pipe the last line is JSON; --json prints only that. Several tasks
     are joined with commas.
 
     \b
@@ -68,6 +68,8 @@ def command(
         terminal.table(columns, body)
         for text in [*notes, *run.notes()]:
             terminal.write(sys.stdout, terminal.oneline(text))
+    if not as_json and terminal.is_terminal(sys.stdout):
+        return
     terminal.print_json(
         settings=run.rows.settings,
         cells=[cell.numbers() | run.numbers(cell) for cell in found],

@@ -1,6 +1,7 @@
 """``kvcli models``: models on this machine."""
 
 import os
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +74,7 @@ def pull(name: Name = None, quiet: QUIET = False, as_json: JSON = False, _debug:
     )
     for note in source.notes:
         terminal.warn(note, quiet=quiet)
-    print(source.path)
+    terminal.write(sys.stdout, str(source.path))
 
 
 @app.command("show", cls=Command)
@@ -146,7 +147,8 @@ def suggest(
         body = {"target": target.name, "usable_bytes": target.usable, "tokens": tokens, "models": rows}
         terminal.print_json(**body, suggested=best.alias.name if best else None)
     else:
-        print(f"A document of {terminal.count(tokens)} tokens on {target.name}, {format_bytes(target.usable)} free:\n")
+        free = format_bytes(target.usable)
+        terminal.write(sys.stdout, f"A document of {terminal.count(tokens)} tokens on {target.name}, {free} free:\n")
         columns = ["name", "parameters", "context", "weights", "memory", "kept", "prefill", "fits", "licence"]
         timed = any(each.seconds is not None for each in found)
         shown = [name for name in columns if timed or name != "prefill"]

@@ -51,7 +51,7 @@ def _open(last: Logged, place: Place, *, only_link: bool) -> None:
         raise InputError(f"{name} is not a file any more", "kvcli open")
     program = None if only_link else viewer.show(name, place.page, place.quote)
     if program is None:
-        print(terminal.oneline(address))
+        terminal.write(sys.stdout, terminal.oneline(address))
     if not only_link:
         terminal.note("place", f"{_where(place)}: “{place.quote}”" + (f" · {program}" if program else ""))
 

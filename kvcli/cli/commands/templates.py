@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from kvcli.cli import templates
 from kvcli.cli.help import Command, Group
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.views import terminal
+from kvcli.cli.views.activity import row
 from kvcli.errors import UsageError
 from kvcli.utils import child_process
 
@@ -38,7 +40,7 @@ def show(name: Name, _debug: DEBUG = False) -> None:
     """Print the file of a template."""
     path = templates.path(name)
     terminal.note("template", str(path))
-    print(terminal.strip_control(path.read_text("utf-8-sig")).rstrip("\n"))
+    terminal.write(sys.stdout, terminal.strip_control(path.read_text("utf-8-sig")).rstrip("\n"))
 
 
 @app.command("edit", cls=Command)
@@ -49,6 +51,7 @@ def edit(name: Name, _debug: DEBUG = False) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         begin = known[name].read_text("utf-8") if name in known else f'about = "{name}"\nbefore = ""\nafter = ""\n'
         file.write_text(begin, "utf-8")
+    row.clear()
     try:
         child_process.edit(file)
     except OSError as error:

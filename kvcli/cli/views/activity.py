@@ -19,8 +19,8 @@ LARGE = 1 << 28
 
 ERASE = "\r\x1b[K"
 
-_QUICK = {"cache", "config", "logs", "mcp", "models", "open", "ps", "recipes", "stop", "templates"}
-"""Commands that load no model and read no document."""
+_QUICK = {"cache", "config", "logs", "models", "open", "ps", "recipes", "stop", "templates"}
+"""Commands that load no model and read no document: they are done at once, unless the machine is busy."""
 
 
 class Activity:
@@ -34,15 +34,21 @@ class Activity:
         self._drawn = False
         self._thread: threading.Thread | None = None
 
-    def start(self, text: str) -> None:
-        """Show the row until something is printed. No effect if stderr is not a terminal."""
+    def start(self, text: str, *, later: bool = False) -> None:
+        """Show the row until something is printed. No effect if stderr is not a terminal.
+
+        Args:
+            text: what is done.
+            later: show it only if nothing is printed within a quarter of a second.
+        """
         if not _terminal():
             return
         with self._lock:
             if not self._text:
                 self._began = time.monotonic()
             self._text = "".join(c for c in text if c.isprintable())
-            self._draw()
+            if not later:
+                self._draw()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
@@ -96,14 +102,12 @@ row = Activity()
 
 
 def announce(args: list[str]) -> None:
-    """Show at once that a slow command has begun."""
-    if (
-        args
-        and args[0].isalpha()
-        and args[0] not in {*_QUICK, "help"}
-        and not {"-h", "--help", "-q", "--quiet", "--quotes-only"} & {*args}
-    ):
-        row.start("starting kvcli")
+    """Show that a command has begun, a slow one at once."""
+    first, helps = args[0] if args else "--help", {"-h", "--help"}
+    if first == "mcp" or not (first.isalpha() or first in helps) or {"-q", "--quiet"} & {*args}:
+        return
+    quick = not first.isalpha() or first in {*_QUICK, "help"} or {*helps, "--quotes-only"} & {*args}
+    row.start("starting kvcli", later=bool(quick))
 
 
 def _terminal() -> bool:

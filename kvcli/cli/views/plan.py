@@ -117,10 +117,11 @@ def _compare(outlook: PlanReport) -> None:
                 format_bytes(each.disk),
                 "?" if seconds is None else terminal.duration(seconds),
                 "yes" if each.fits else "no",
-                "none" if each.budget is None else f"{each.budget:,}",
+                "" if each.recipe.policy.budget is None else "none" if each.budget is None else f"{each.budget:,}",
             )
         )
-    terminal.table(columns, rows, optional=("largest budget", "disk"))
+    shown = len(columns) - (len({row[-1] for row in rows} - {""}) < 2)  # one largest budget stands above the table
+    terminal.table(columns[:shown], [row[:shown] for row in rows], optional=("largest budget", "disk"))
 
 
 def to_json(outlook: PlanReport) -> None:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kvcli.cli.views import wrap
@@ -192,6 +193,15 @@ def facts(rows: Iterable[tuple[str, str]], width: int = LABEL) -> None:
         paragraph(sys.stdout, f"{label:<{width - 1}} {oneline(text)}", indent=width)
 
 
+def _shared_widths(widths: Sequence[int], room: int) -> list[int]:
+    """Widths of columns that are too wide together: a narrow one keeps its own, the others share the rest."""
+    rest, found = room - 2 * (len(widths) - 1), list(widths)
+    for left, i in zip(range(len(widths), 0, -1), sorted(range(len(widths)), key=widths.__getitem__), strict=True):
+        found[i] = max(1, min(widths[i], rest // left))
+        rest -= found[i]
+    return found
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Sequence[str] = ()) -> None:
     """Write a table to stdout: aligned columns, a bold heading on a terminal.
 
@@ -205,19 +215,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], optional: Seque
             at = body[0].index(name)
             body = [cells[:at] + cells[at + 1 :] for cells in body]
             del widths[at]
+    lines = [[[cell] for cell in cells] for cells in body]
     if room and sum(widths) + 2 * len(widths) - 2 > room:
-        from rich.table import Table
-
-        narrow = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        short = sorted(widths)
-        while sum(short) + 2 * len(widths) + 8 * (len(widths) - len(short)) > room:  # 10 columns for each long one
-            short.pop()
-        for name, width in zip(body[0], widths, strict=True):
-            narrow.add_column(name, overflow="fold", no_wrap=bool(short) and width <= short[-1])
-        for cells in body[1:]:
-            narrow.add_row(*cells)
-        console(sys.stdout).print(narrow, width=room, soft_wrap=False)
-        return
-    for i, cells in enumerate(body):
-        text = "  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip()
-        write(sys.stdout, text, None if i else "bold")
+        widths = _shared_widths(widths, room)
+        lines = [[wrap.wrapped(c, w).split("\n") for c, w in zip(cells, widths, strict=True)] for cells in body]
+    for i, row_ in enumerate(lines):
+        for parts in zip_longest(*row_, fillvalue=""):
+            text = "  ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip()
+            write(sys.stdout, text, None if i else "bold")

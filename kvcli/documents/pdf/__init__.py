@@ -21,6 +21,9 @@ from kvcli.errors import InputError
 PAGES = 50_000
 """More pages than this are no book."""
 
+WHY = "fonts without a mapping to Unicode"
+"""Why characters cannot be decoded."""
+
 STAMP = 200
 """Characters on a page with a picture on it, below which the picture is the page."""
 
@@ -63,9 +66,7 @@ def extract(source: Source) -> Extract:
     found.warnings += _letters(source, [pages[n - 1] for n in chosen], unknown)
     found.without_text = [n for n in chosen if not texts[n - 1].strip()]
     if bare:
-        found.warnings.append(
-            f"{source.name}: {named(bare)} skipped: mostly pictures, with almost no text; --ocr reads them"
-        )
+        found.warnings.append(f"{source.name}: {named(bare)} skipped: mostly images, with almost no text; use --ocr")
     shows = [n for n in chosen if pages[n - 1].get("picture") and n not in bare and not source.options.ocr]
     if shows:
         notes.append(f"{source.name}: pictures on pages {shown(shows)} were not read")
@@ -197,12 +198,12 @@ def _refuse_scan(source: Source, bare: set[int], chosen: list[int], texts: list[
             f"{source.name} has no text, {named(chosen)} being empty", f"look at it: kvcli extract {source.quoted}"
         )
     characters = sum(len(texts[n - 1].strip()) for n in bare)
-    rest = f" with {characters:,} characters of stamps on it" if characters else ""
-    have, kind = ("has", "picture") if len(bare) == 1 else ("have", "scan")
+    rest = f", but for {characters:,} characters of stamps" if characters else ""
+    are = "is an image" if len(bare) == 1 else "are images"
     if source.options.ocr:
         raise InputError(f"{source.name}: OCR found no text on {named(bare)}", "scan it with more dots per inch")
     raise InputError(
-        f"{source.name}: {named(bare)} {have} no text; this is a {kind}{rest}",
+        f"{source.name}: {named(bare)} {are} without text{rest}",
         "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')",
     )
 
@@ -232,24 +233,27 @@ def _refuse_unknown(source: Source, unknown: set[int], chosen: list[int]) -> Non
     """Refuse a document of which half or more of the pages have letters that cannot be told."""
     if unknown and 2 * len(unknown) >= len(chosen):
         raise InputError(
-            f"{source.name}: the letters of {named(unknown)} could not be read: the fonts have no map to Unicode",
+            f"{source.name}: the characters of {named(unknown)} could not be decoded: {WHY}",
             "read the printed page: the same command with --ocr (pip install 'kvcli[ocr]')",
         )
 
 
 def _letters(source: Source, pages: list[dict[str, Any]], unknown: set[int]) -> list[str]:
     """Warnings of letters that cannot be told, and of those that are guessed."""
-    found, why = [], "the fonts have no map to Unicode"
+    found = []
     if unknown:
-        found.append(f"{source.name}: {named(unknown)} not read: {why}; --ocr reads the printed page")
+        found.append(f"{source.name}: {named(unknown)} skipped: {WHY}; use --ocr")
     some = {p["page"]: p["unknown"] for p in pages if p.get("unknown") and p["page"] not in unknown}
     if some:
         found.append(
-            f"{source.name}: {sum(some.values()):,} letters on {named(some)} could not be read and are {UNKNOWN}: {why}"
+            f"{source.name}: {sum(some.values()):,} characters on {named(some)} could not be decoded and are {UNKNOWN}:"
+            f" {WHY}"
         )
     guessed = {p["page"] for p in pages if p.get("guessed")}
     if guessed:
-        found.append(f"{source.name}: the letters on {named(guessed)} are guessed: {why}; compare them with the page")
+        found.append(
+            f"{source.name}: the characters on {named(guessed)} are guessed: {WHY}; compare them with the page"
+        )
     return found
 
 

@@ -16,15 +16,15 @@ _NUMBER = re.compile(r"[+−-]?\d+(?:[,;]\d+)*[.,;]?")
 def join_scripts(before: Word, word: Word) -> tuple[str | None, str]:
     """The texts of two words beside each other: of ``before`` if it changes, and of ``word``.
 
-    A small number off the other's line is set apart: above it as ``10^6``, below a number as ``10_2``. A mark of a
-    note in front of its text has a blank after it. Letters stay, and so does H2O.
+    A small number off the other's line is set apart: above it as ``10^6``, below a number as ``10_2``. The mark of a
+    note is ``^1`` in front of its text too. Letters stay, and so does H2O.
     """
     if rise := _rise(before, word):
         last = before.text[-1:]
         if rise > 0:
             return None, ("^" if last.isalnum() or last in ")]}’'" else "") + word.text
         return None, ("_" if last.isdigit() else "") + word.text
-    return (before.text + " " if _rise(word, before) > 0 and word.text[:1].isalnum() else None), word.text
+    return (f"^{before.text} " if _rise(word, before) > 0 and word.text[:1].isalnum() else None), word.text
 
 
 def _rise(base: Word, small: Word) -> float:

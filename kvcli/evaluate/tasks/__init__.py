@@ -72,9 +72,9 @@ def lookup(name: str) -> Task:
     task = TASKS.get(name.lower())
     if task is None:
         near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.5)
-        nearest = f"; did you mean '{near[0]}'?" if near else ""
+        nearest = f"; did you mean '{near[0]}'?" if near else "."
         raise UsageError(
-            f"unknown task '{name}'{nearest} Tasks are {', '.join(TASKS)}",
+            f"unknown task '{name}'{nearest} Tasks: {', '.join(TASKS)}",
             f"kvcli eval {near[0] if near else 'needle'}",
         )
     return task

@@ -61,7 +61,7 @@ def test_a_scan(call: Call, folder: Path, validate: Validate) -> None:
     (folder / "scan.pdf").write_bytes(pdf([Page(picture=True)] * 2))
     outcome = call("extract", "--json", "scan.pdf")
     assert outcome.code == 3
-    assert outcome.json["error"]["message"] == "scan.pdf: pages 1–2 have no text; this is a scan"
+    assert outcome.json["error"]["message"] == "scan.pdf: pages 1–2 are images without text"
     validate(outcome.json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import pyte
@@ -102,12 +103,25 @@ def test_slow_commands_show_that_they_have_begun(monkeypatch: pytest.MonkeyPatch
     activity.row.clear()
 
 
-@pytest.mark.parametrize(
-    "args", [[], ["--help"], ["help"], ["recipes"], ["plan", "--help"], ["extract", "-q", "a.pdf"]]
-)
-def test_quick_and_quiet_commands_show_nothing(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+@pytest.mark.parametrize("args", [[], ["--help"], ["help"], ["recipes"], ["plan", "--help"], ["models", "ls"]])
+def test_quick_commands_show_it_only_if_they_are_slow_today(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
     stderr = terminal_on(monkeypatch)
+    monkeypatch.setattr(activity, "TICK", 0.1)
     activity.announce(args)
+    assert stderr.getvalue() == ""
+    while not stderr.getvalue():
+        time.sleep(0.01)
+    assert shown(stderr.getvalue())[0].startswith("starting kvcli .")
+    terminal.write(sys.stdout, "an answer")
+    assert shown(stderr.getvalue()) == []
+
+
+@pytest.mark.parametrize("args", [["extract", "-q", "a.pdf"], ["mcp"], ["--version"], ["--show-completion"]])
+def test_quiet_commands_show_nothing(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
+    stderr = terminal_on(monkeypatch)
+    monkeypatch.setattr(activity, "row", Activity())
+    activity.announce(args)
+    assert activity.row._thread is None
     assert stderr.getvalue() == ""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import sys
 from itertools import cycle, pairwise
 
 import pytest
@@ -94,3 +96,16 @@ def test_no_row_of_a_table_is_wider_than_the_terminal(
     assert max(map(len, shown.splitlines())) <= width
     assert shown.split().count("word") == 40
     assert ("tail" in shown.split()) == (width >= 120)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=40), min_size=1, max_size=10), st.integers(40, 120))
+def test_a_table_of_any_columns_is_printed(cells: list[str], width: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        out = io.StringIO()
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(terminal, "is_terminal", lambda _stream: True)
+        patch.setattr(wrap, "columns", lambda _stream: width)
+        terminal.table([str(i) for i in range(len(cells))], [cells])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert max(map(len, shown.splitlines())) <= width
+    assert sorted(c for c in shown if c in "abc") == sorted("".join(cells))

@@ -36,7 +36,7 @@ TEXTS = {
 def test_other_encodings_are_told_by_their_letters(language: str, encoding: str) -> None:
     text, (warning,) = decode(TEXTS[language].encode(encoding), "a.txt", "a.txt")
     assert text == TEXTS[language]
-    assert "is not UTF-8 and was read as" in warning
+    assert "is not UTF-8; decoded as" in warning
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

@@ -148,15 +148,15 @@ def refused(tmp_path: Path, data: bytes, **options: object) -> InputError:
 
 def test_a_scan_is_refused_and_its_stamps_are_no_text(tmp_path: Path) -> None:
     bare = refused(tmp_path, pdf([Page(picture=True)] * 3))
-    assert "pages 1–3 have no text; this is a scan" in bare.message
+    assert "pages 1–3 are images without text" in bare.message
     assert "--ocr" in (bare.hint or "")
     stamped = [Page([(72, 20, 9, f"Case 2:18 filed 09/13/18 Page {i} of 16")], picture=True) for i in range(1, 17)]
-    assert "pages 1–16 have no text" in refused(tmp_path, pdf(stamped)).message
+    assert "pages 1–16 are images without text" in refused(tmp_path, pdf(stamped)).message
 
 
 def test_pictures_among_pages_of_text_are_said(tmp_path: Path) -> None:
     document = load(tmp_path, pdf([Page(lines(PROSE)), Page(lines(OTHER)), Page(picture=True)]))
-    assert "page 3 skipped: mostly pictures" in document.warnings[0]
+    assert "page 3 skipped: mostly images" in document.warnings[0]
     assert [page for _, page in document.without_text] == [3]
 
 

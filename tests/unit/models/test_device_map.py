@@ -168,7 +168,7 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
     (folder / "a.txt").write_text("The dog is called Pepper. " * 20)
     words = ["ask", "a.txt", "Who?", "-m", tiny_model, "--dtype", "float32", "-n", "6", "--no-cache", "--json"]
     plain = call(*words)
-    assert "fetched at every step" not in plain.err
+    assert "offloaded to RAM" not in plain.err
 
     def needed(config: object, dtype: torch.dtype, _device: str, name: str) -> device_map.DeviceMap:
         with torch.device("meta"):
@@ -185,7 +185,7 @@ def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     apart = call(*words)
     assert apart.code == 0, apart.err
-    (line,) = [line for line in apart.err.splitlines() if "fetched at every step" in line]
+    (line,) = [line for line in apart.err.splitlines() if "offloaded to RAM" in line]
     assert line.startswith("weights ")
     assert "1 of 2 layers" in line
     assert apart.json["answer"] == plain.json["answer"]

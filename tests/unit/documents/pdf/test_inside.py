@@ -45,7 +45,7 @@ def test_the_files_of_a_portfolio_are_read_and_cited_by_name(tmp_path: Path) -> 
     fare = document.at(document.text.index("fare"))
     assert (fare.page, fare.section) == (None, "tariff.pdf › p. 2")
     (warning,) = document.warnings
-    assert warning.endswith("photo.png is a PNG image: it has no text, only a picture of it")
+    assert warning.endswith("photo.png is a PNG image: an image without text")
 
 
 def test_attached_files_and_portfolios_in_portfolios_are_named_only(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_mark_stays_on_its_letter(tmp_path: Path) -> None:
 
 
 def test_a_font_without_a_map_is_refused_and_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="letters of page 1 could not be read") as caught:
+    with pytest.raises(InputError, match="characters of page 1 could not be decoded") as caught:
         load(tmp_path, sheets([glyphs("the fee is 14 euros", 72, 700, font="N")]))
     assert "--ocr" in (caught.value.hint or "")
 
@@ -51,8 +51,8 @@ def test_pages_without_a_map_are_named_among_others(tmp_path: Path) -> None:
     bad = glyphs("the fee is 14 euros", 72, 700, font="N")
     document = load(tmp_path, sheets([prose, bad, mixed]))
     assert [w.split(": ", 1)[1] for w in document.warnings] == [
-        "page 2 not read: the fonts have no map to Unicode; --ocr reads the printed page",
-        "2 letters on page 3 could not be read and are \ufffd: the fonts have no map to Unicode",
+        "page 2 skipped: fonts without a mapping to Unicode; use --ocr",
+        "2 characters on page 3 could not be decoded and are \ufffd: fonts without a mapping to Unicode",
     ]
     assert [page for _, page in document.without_text] == [2]
     assert "\ufffd\ufffd" in document.text

@@ -74,6 +74,12 @@ def test_digits_off_the_line_do_not_melt_into_a_number(
     assert body(load(tmp_path, sheets([drawn]))) == read
 
 
+def test_the_mark_of_a_note_is_no_number_of_its_text(tmp_path: Path) -> None:
+    """A bare 1 at the end of a text is the first thing that a small model repeats."""
+    drawn = shown("1", 72, 704, 7) + shown("This is a note.", 80, 700)
+    assert body(load(tmp_path, sheets([drawn]))).split() == ["^1", "This", "is", "a", "note."]
+
+
 def seen(words: list[str], x: float, y: float) -> str:
     """Words of a right-to-left line as they are seen, drawn from left to right."""
     return glyphs(" ".join(w[::-1] if any(c > "֐" for c in w) else w for w in reversed(words)), x, y)
