@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -257,6 +258,8 @@ def test_a_prompt_beyond_the_window_is_an_error_only_if_nothing_is_evicted(start
             running.client().chat.completions.create(**body)
         assert caught.value.code == "context_length_exceeded"
         assert "4,096" in str(caught.value)
+        tokens = re.search(r"([\d,]+) tokens", str(caught.value))
+        assert int(tokens[1].replace(",", "")) > 4096
         stream = running.post("/v1/chat/completions", {**body, "stream": True})
         assert stream.status_code == 400
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from kvcli.errors import ResourceError
+from kvcli.server.app import build
 from kvcli.server.errors import ApiError
 from kvcli.server.run import bind
-from kvcli.server.security import hostname
+from kvcli.server.security import LOOPBACK, hostname
 from kvcli.server.uploads import Uploads
 from tests.unit.server.conftest import Running, Start, raw_request
 
@@ -27,6 +30,11 @@ def test_loopback_names_pass(server: Running, host: str) -> None:
 def test_any_other_host_is_misdirected(server: Running, host: str, origin: str) -> None:
     answer = raw_request(server.url, f"GET /health HTTP/1.1\nHost: {host}{origin}")
     assert answer.startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
+
+
+@pytest.mark.parametrize("head", ["HTTP/1.0", "HTTP/1.1\nHost: localhost\nHost: evil.example"])
+def test_no_host_and_two_hosts_are_refused(server: Running, head: str) -> None:
+    assert raw_request(server.url, f"GET /health {head}").startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost.evil.example"])
@@ -64,9 +72,37 @@ def test_large_bodies_are_refused_before_they_are_read(server: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.parametrize(("kind", "path"), [("application/json", "chat/completions"), ("multipart/form-data", "files")])
+def test_a_body_of_unknown_length_is_bounded_while_it_is_read(server: Running, kind: str, path: str) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 100
+            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.ljust(100, b"a")
+
+    async def post() -> httpx.Response:
+        gate = build(server.service, hosts=LOOPBACK, token=None, largest=1000)
+        headers = {"Content-Type": f"{kind}; boundary=x"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://localhost") as client:
+            return await client.post(f"/v1/{path}", content=endless(), headers=headers)
+
+    assert asyncio.run(post()).status_code == 413
+    assert read <= 1100
+
+
 @pytest.mark.parametrize("path", ["/v1/files/..%2f..%2fetc%2fpasswd", "/v1/files/%2e%2e", "/../../etc/passwd"])
 def test_no_path_leads_to_a_file(server: Running, path: str) -> None:
     assert raw_request(server.url, f"GET {path} HTTP/1.1\nHost: localhost").startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../etc/passwd", "http://localhost/a.txt", "file:///etc/passwd"])
+def test_no_name_of_a_document_leads_to_a_file_or_an_address(server: Running, name: str) -> None:
+    body = {"messages": [{"role": "user", "content": "Who?"}], "documents": [name]}
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status_code == 404
+    assert name in answer.json()["error"]["message"]
 
 
 def test_an_address_in_use_is_said() -> None:
