@@ -12,7 +12,8 @@ benchmarks/rows.py makes rows from ``kvcli eval``). A page says in a comment wha
     <!-- machines -->                                 the machines, by their letters
 
 A field is the name of a field, with an optional format (``alike:.3f``, ``peak_bytes:MiB``), or ``rate`` (right of ``n``
-in per cent ± half the width of its 95 % interval) or ``count`` ("right of n"). Unknown names are errors.
+in per cent ± half the width of its 95 % interval) or ``count`` ("right of n"). Unknown names are errors, but a
+table ``NAME?`` may have no rows yet.
 """
 
 from __future__ import annotations
@@ -153,11 +154,13 @@ def fill(page: str, tables: Tables, machines: dict[str, Row]) -> str:
 
     def write(match: re.Match[str]) -> str:
         kind, words = match[1], match[2]
-        if kind == "table":
-            name, _, shape = words.partition(":")
+        name, _, shape = words.partition(":")
+        if name.endswith("?") and (name := name[:-1]) not in tables:
+            text = "Not measured yet."
+        elif kind == "table":
             text = table(name.strip(), shape.strip(), tables, machines)
         elif kind == "commands":
-            text = commands(words.split(), tables)
+            text = commands(words.replace("?", "").split(), tables)
         else:
             text = "\n".join(f"- **{row['label']}**: {row['text']}." for row in machines.values())
         return f"<!-- {' '.join(filter(None, (kind, words)))} -->\n{text}\n<!-- end -->"

@@ -350,10 +350,15 @@ def cluster(address: str | None, *, cpus: int | None = None) -> Iterator[Any]:
             except (ConnectionError, OSError, RuntimeError, ValueError) as error:
                 where = "on this machine" if address is None else f"at {address}"
                 raise ResourceError(f"Ray does not start {where}: {_first_line(error)}", "kvcli doctor --ray") from None
+        ray._private.worker.print_worker_logs = _print_nothing  # it prints deaths to stdout, between the answers
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _print_nothing(*_: Any) -> None:
+    """In the place of Ray's own messages: kvcli says what happened."""
 
 
 def _first_line(error: BaseException) -> str:

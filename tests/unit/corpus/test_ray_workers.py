@@ -73,7 +73,7 @@ def by_key(items: list[Any]) -> dict[str, Any]:
 
 
 def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
-    here: Path, settings: Settings, tasks: list[Task], alone: Any
+    here: Path, settings: Settings, tasks: list[Task], alone: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers answer as one; one is killed in the middle of a document; then all are told to stop."""
     from kvcli.corpus.ray_workers import RayWorkers, nodes
@@ -108,6 +108,7 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
             seen.extend(running)
         assert 0 < sum(isinstance(item, Answered) for item in seen) < 45
     assert not (here / "RAN").exists(), (here / "RAN").read_text()
+    assert capfd.readouterr().out == "", "stdout is for answers, also if a worker dies"
 
 
 def test_an_address_at_which_no_ray_answers_is_an_error_at_once(settings: Settings) -> None:
