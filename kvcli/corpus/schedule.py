@@ -1,4 +1,4 @@
-"""Which worker gets which document: first those whose prefill is saved on its machine."""
+"""Which worker gets which document: first those whose prefill is saved on its machine, then the largest."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from kvcli.corpus.task import Task
 
 
 class Schedule:
-    """Documents that wait for a worker."""
+    """Documents that wait for a worker, the largest file first, so that all workers end at nearly the same time."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
-        self._tasks = {task.sha256: task for task in tasks}
+        self._tasks = {task.sha256: task for task in sorted(tasks, key=lambda task: -task.size)}
         self._held: dict[str, set[str]] = defaultdict(set)
 
     def __len__(self) -> int:

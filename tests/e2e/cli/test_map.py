@@ -20,6 +20,7 @@ from kvcli.corpus.answers_file import AnswersFile
 from kvcli.errors import DamagedError
 from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call, Validate
+from tests.unit.documents.makers import Page, pdf
 from tests.unit.documents.test_web import Site, site  # noqa: F401
 
 POLICY = ("--policy", "keydiff(budget=96)", "--chunk-size", "64", "-n", "6")
@@ -121,6 +122,31 @@ def test_failures_are_lines_and_are_retried_if_told(
     assert [line["file"] for line in lines(file)] == [
         name for name in (documents[0], "bad.txt", "gone.txt", documents[1]) for _ in range(2)
     ]
+
+
+def test_a_locked_pdf_among_good_ones_and_chosen_pages(ask: Map, folder: Path, documents: list[str]) -> None:
+    """A PDF with a password is a failure of its own; ``--pages`` is another answer, ``--rebuild`` the same one."""
+    pages = [Page(((72, 72, 12, f"Page {n} is about house {n} and its owner Anna."),)) for n in (1, 2, 3)]
+    (folder / "good.pdf").write_bytes(pdf(pages))
+    (folder / "locked.pdf").write_bytes(pdf(pages, password="secret"))
+    args = ("good.pdf", "locked.pdf", documents[0], *QUESTIONS, "-o", "a.jsonl")
+    outcome = ask(*args)
+    assert outcome.code == 8
+    errors = [line for line in outcome.err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "locked.pdf" in errors[0]
+    found = lines(folder / "a.jsonl")
+    assert [line["file"] for line in found if "error" in line] == ["locked.pdf"]
+    assert len(found) == 5
+    assert ask("good.pdf", *QUESTIONS, "-o", "a.jsonl", "--rebuild").code == 0
+    assert lines(folder / "a.jsonl") == found, "it is done"
+    assert ask("good.pdf", *QUESTIONS, "-o", "b.jsonl", "--rebuild").code == 0
+    assert lines(folder / "b.jsonl") == [line for line in found if line["file"] == "good.pdf"]
+    assert ask("good.pdf", *QUESTIONS, "-o", "a.jsonl", "--pages", "2").code == 0
+    chosen = lines(folder / "a.jsonl")[len(found) :]
+    whole = found[0]["document"]["tokens"]
+    assert [line["document"]["tokens"] < whole for line in chosen] == [True, True]
+    assert {quote["page"] for line in chosen for quote in line["quotes"]} == {2}
 
 
 def test_an_ordered_run_sorts_what_others_wrote(ask: Map, folder: Path, documents: list[str]) -> None:
