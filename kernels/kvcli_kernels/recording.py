@@ -42,8 +42,8 @@ def run(work: Callable[[], object], inputs: Sequence[Tensor], outputs: Sequence[
 def attend(q: Tensor, work: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Compute an attention term ``(o, lse)`` for queries ``[H, m, D]`` as one operation, ``work``.
 
-    For storages that expand keys: what does not depend on the token is computed once and kept for all replays, and
-    expanded keys of all layers are as large as the cache that such a storage avoids.
+    For storages that expand keys. Otherwise, what does not depend on the token would be computed once and kept for all
+    replays. Expanded keys of all layers are as large as the cache that such a storage avoids.
     """
     if (active := recorder.get()) is None or not active.frees:
         return work()

@@ -9,8 +9,8 @@ from kvcli_kernels.quantize.packed import Packed, pack, unpack
 def quantize(x: Tensor, bits: int, tile: tuple[int, int]) -> Packed:
     """Round to the nearest of ``2 ** bits`` steps between a tile's minimum and maximum.
 
-    Offsets are rounded down to float16 and scales up, so that the steps cover the whole tile and the error is at most
-    half a step, also for tiles of equal numbers. (KIVI, Liu et al. 2024, rounds to nearest.)
+    Offsets are rounded down to float16 and scales up, so that the steps cover the whole tile. The error is at most half
+    a step, also for tiles of equal numbers. (KIVI, Liu et al. 2024, rounds to nearest.)
 
     Args:
         x: ``[H, n, D]``.
