@@ -42,8 +42,8 @@ class ChunkStep:
         probe: number of question tokens after it; they attend, help to score and are dropped.
         last: whether it is the last chunk of the body, so that stabilizers do not apply.
         evict: whether units may be evicted; not in the protected tail of a document.
-        part: what a forward pass has of the chunk. The state of recurrent layers must not see the question, so such
-            models read the text first and then the question, with a copy of the state; layers evict after that.
+        part: what a forward pass has of the chunk. The state of recurrent layers must not see the question. So such
+            models read the text first, and then the question with a copy of the state; layers evict after that.
     """
 
     start: int = 0

@@ -1,7 +1,7 @@
 """Questions that need the whole text: each part is asked about after the kept context, then the answers are joined.
 
-A fixed cache and a few passages cannot answer "list every person". Here the document is read once; each part of it is
-read again after its frozen context (context ‖ part) and asked about, the cache is rewound to the context, and a last
+A fixed cache and a few passages cannot answer "list every person". Here the document is read once. Each part of it is
+read again after its frozen context (context ‖ part) and asked about; then the cache is rewound to the context. A last
 question is asked about the answers. The answers of the parts are those of asking about each part by itself.
 """
 

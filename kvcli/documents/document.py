@@ -14,8 +14,8 @@ class Span:
 
     ``body`` is where the source's own words begin: behind the file's header and the mark ``[page 12]``, which are
     kvcli's. ``page`` is the page number, counted from 1, and ``label`` what is printed on the page (``iv``); both
-    are ``None`` where the format has no pages. ``section`` is the path of headings in force, ``line`` the line at
-    ``body``, counted from 1 in the file (text formats) or in the extracted text of the page or file (others).
+    are ``None`` where the format has no pages. ``section`` is the path of headings above the text. ``line`` is the line
+    at ``body``, counted from 1: in the file (text formats), or in the extracted text of the page or file (others).
     """
 
     start: int
@@ -37,11 +37,11 @@ class Span:
 class Document:
     """One text made of one or more files.
 
-    ``files`` are the names as given (``stdin`` for standard input; a directory's files one by one), ``bytes`` their
-    size together and ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the
-    same. ``pages`` is how many pages were read, ``None`` where no file has any. ``spans`` cover the text without a
-    gap, in order. ``notes`` say what was done on purpose (running heads left out); ``warnings`` what may be missing
-    or wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``.
+    ``files`` are the names as given (``stdin`` for standard input; a directory's files one by one). ``bytes`` is their
+    size together, and ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the
+    same. ``pages`` is how many pages were read, ``None`` where no file has any. ``spans`` cover the text without a gap,
+    in order. ``notes`` say what was done on purpose (running heads left out); ``warnings`` what may be missing or
+    wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``.
     """
 
     text: str

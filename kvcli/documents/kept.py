@@ -1,7 +1,7 @@
 """Extracted texts and fetched web pages on disk: a document is fetched and laid out once, not for each question.
 
-The key of a text is the digest of the file's bytes, its name (messages have it), the options, and the versions of the
-readers; that of a web page is its address. An entry that is damaged is as good as none.
+The key of a text has the digest of the file's bytes, its name (messages have it), the options, and the versions of the
+readers. The key of a web page is its address. An entry that is damaged is as good as none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """HTML as a parser may see it: whatever a file holds, the tree of it is shallow and is built in linear time.
 
-The rules of HTML let a short file make a huge tree: open formatting elements (``<b>``) are opened anew in every
-paragraph, unclosed elements nest without end, and each end tag looks through all that are open. Here the tags
-are read once. Formatting that shows nothing goes, elements deeper than :data:`DEPTH` become line breaks, and every
-element that is closed has been opened. Of XHTML, CDATA and elements that close themselves are rewritten for HTML.
+The rules of HTML let a short file make a huge tree. Open formatting elements (``<b>``) are opened anew in every
+paragraph, and unclosed elements nest without end. Each end tag looks through all that are open. Here the tags are read
+once. Formatting that shows nothing goes, elements deeper than :data:`DEPTH` become line breaks, and every element that
+is closed has been opened. Of XHTML, CDATA and elements that close themselves are rewritten for HTML.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Two spellings of the same words made one: how a quote and the text it comes from are compared.
 
-Unicode's compatible forms (NFKC, so ligatures and full-width letters), runs of white space, hyphens between letters
-with whatever line end follows them, invisible characters, and the shapes of quotation marks and apostrophes are
-folded. Case, digits, dashes and all other punctuation are not.
+These are folded: Unicode's compatible forms (NFKC, so ligatures and full-width letters), runs of white space, invisible
+characters, and the shapes of quotation marks and apostrophes. A hyphen between letters is folded with the line end
+after it. Case, digits, dashes and all other punctuation are not.
 """
 
 import re

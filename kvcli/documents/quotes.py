@@ -1,9 +1,9 @@
 """What an answer quotes, looked up in the document: verified, repaired, or unverified and then no citation.
 
-A quote is text between quotation marks of any usual style, or a Markdown block quote. Small models often answer in
-the text's exact words without any marks, so the whole answer, or else a line or a sentence of it, is a quote too
-where it stands in the text word for word; it is looked up exactly and in no other way, because nothing claims it to
-be one. What is found proves that the document has these words, and not that they answer the question.
+A quote is text between quotation marks of any usual style, or a Markdown block quote. Small models often answer in the
+text's exact words without any marks. So the whole answer, or else a line or a sentence of it, is also a quote if the
+text has it word for word. It is looked up exactly and in no other way, because nothing claims that it is a quote. What
+is found proves that the document has these words, and not that they answer the question.
 """
 
 import re

@@ -46,11 +46,10 @@ def read(
 
     ``contents`` are the bytes of files that are not here, by name.
 
-    A directory stands for its files in the order of their names. Several files are joined with a line
-    ``=== name ===`` above each, but for the first where files were named one by one: so a file and a second one
-    begin as the first alone, and a saved reading of it is continued. Texts are taken from ``kept``, and kept there;
-    without ``web`` no ``https://…`` is fetched. Raises ``InputError``, and ``UsageError`` for options that do not fit
-    the files.
+    A directory stands for its files in the order of their names. Several files are joined with a line ``=== name ===``
+    above each. The first has none if files were named one by one. Then a file and a second one begin as the first
+    alone, and a saved prefill of it is continued. Texts are taken from ``kept``, and kept there; without ``web`` no
+    ``https://…`` is fetched. Raises ``InputError``, and ``UsageError`` for options that do not fit the files.
     """
     options = options or Options()
     names = [str(p) for p in paths] or ([STDIN] if stdin is not None else [])

@@ -1,8 +1,8 @@
 """Bytes to text: Unicode with or without its mark, mostly-UTF-8 with damage, and the older encodings by guess.
 
-A damaged file is repaired byte by byte: what is valid UTF-8 stays what it is, and only the bytes that are not
-are read as Windows-1252, which is what they nearly always are. If hardly anything beyond ASCII is UTF-8, the text
-was written in another encoding, and chardet tells which. Either is said, with the numbers.
+A damaged file is repaired byte by byte: what is valid UTF-8 stays as it is. Only the other bytes are read as
+Windows-1252, which is what they nearly always are. If hardly anything beyond ASCII is UTF-8, the text was written in
+another encoding, and chardet tells which. Either is said, with the numbers.
 """
 
 import codecs

@@ -1,7 +1,7 @@
 """Documents at ``https://…``: fetched with limits, never from a private address, and kept in the cache for a day.
 
-The address that is checked is the one that is connected to: a name is looked up once for each connection, also after a
-redirect, so that it cannot be a public address when it is checked and a private one afterwards.
+kvcli connects to the address that it has checked. It looks a name up once for each connection, also after a redirect.
+So the address cannot be public when it is checked and private afterwards.
 """
 
 from __future__ import annotations

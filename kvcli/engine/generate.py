@@ -61,9 +61,9 @@ def generate(
             (:class:`kvcli.engine.repetition.RepetitionGuard`).
         ahead: queue the next step before the token id reaches the host, so that a GPU never waits; by default on a GPU.
             Answers are the same.
-        drafts: ids of a text that the answer may repeat, empty for the prompt alone: decode several drafted tokens at
-            once (:mod:`kvcli.engine.drafts`) if the device and the context's storage gain from it. Answers are
-            the same. ``None`` decodes token by token.
+        drafts: ids of a text that the answer may repeat, empty for the prompt alone. Decode several drafted tokens at
+            once (:mod:`kvcli.engine.drafts`) if the device and the context's storage gain from it. Answers are the
+            same. ``None`` decodes token by token.
         answer_format: of the answer, which has this form if it ends with ``stop``.
         together: yield a :class:`kvcli.engine.batched_step.Paused` before each step that may be computed with those of
             other answers. Answers are the same.

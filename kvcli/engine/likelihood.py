@@ -1,7 +1,7 @@
 """How likely a model finds the same words after each of several texts, and how much they attend to each, in one pass.
 
-The texts are packed behind their common beginning: its keys are computed once, every text sees it and itself and no
-other, and no text is padded to the length of another.
+The texts are packed after their common beginning, whose keys are computed once. Each text sees the beginning and itself
+and no other text, and none is padded.
 """
 
 from __future__ import annotations

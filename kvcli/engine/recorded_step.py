@@ -271,8 +271,9 @@ class _NoReads(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a schema says of an operation: the names of its arguments and of those that it writes to, and its variant
-    that writes into given tensors with the names of those."""
+    """An operation's schema: the names of its arguments and of those that it writes to. Also its variant that writes
+    into given tensors, with their names.
+    """
 
     view: bool
     dynamic: bool

@@ -1,7 +1,8 @@
 """How often the first quotes hold the answer, ranked by words and by the model too.
 
-A case is one question about a text: of a SQuAD file, whose paragraphs are joined to one text; of JSON Lines about a
-document; or about a needle, an invented fact that the question asks for in other words than the text's.
+A case is one question about a text. It comes from a SQuAD file, whose paragraphs are joined to one text; or from JSON
+Lines about a document. Or it is about a needle: an invented fact that the question asks for in other words than the
+text's.
 """
 
 from __future__ import annotations

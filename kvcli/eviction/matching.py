@@ -31,8 +31,8 @@ REFERENCE, PLACES = "reference", "reference_pos"
 def references(chunk: Chunk) -> Tensor:
     """Return the reference queries, before RoPE: ``[H, n, D]``; those of earlier chunks are in the chunk's state.
 
-    They are the queries of tokens (256 per KV head, of the chunk and of all earlier ones) whose places have the
-    smallest hashes, and the question's if it follows the chunk.
+    They are the queries of the tokens whose positions have the smallest hashes: 256 per KV head, of the chunk and of
+    all earlier ones. If the question follows the chunk, its queries are added.
     """
     import torch
 
@@ -53,8 +53,9 @@ def references(chunk: Chunk) -> Tensor:
 def match(chunk: Chunk, index: Tensor, queries: Tensor, ridge: float = RIDGE) -> Tensor:
     """Fit the survivors' values: ``[H_kv, c, D]`` in the dtype of the values.
 
-    With ``Y`` the attention output of the reference queries over all units, and ``X`` their weights over the survivors
-    at the survivors' new places, ``V' = V + Zᵀ (Z Zᵀ + λ I)⁻¹ (Y - X V)``, ``Z`` being ``X`` without attention sinks.
+    Let ``Y`` be the attention output of the reference queries over all units. ``X`` has their weights over the
+    survivors at the survivors' new positions, and ``Z`` is ``X`` without attention sinks. Then
+    ``V' = V + Zᵀ (Z Zᵀ + λ I)⁻¹ (Y - X V)``.
 
     Args:
         chunk: all units.

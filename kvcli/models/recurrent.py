@@ -1,7 +1,7 @@
 """The state of layers that keep no keys: convolutions, Mamba, gated delta rules.
 
-transformers' hybrid models share one interface for it, which this class is; their attention layers hand it keys and
-values too, and get them back as they came, because kvcli's KV cache keeps those.
+transformers' hybrid models share one interface for it, which this class is. Their attention layers hand it keys and
+values too, and get them back unchanged, because kvcli's KV cache keeps those.
 """
 
 from __future__ import annotations

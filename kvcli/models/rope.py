@@ -2,8 +2,8 @@
 
 The model's rotary module is replaced by the identity (cos = 1, sin = 0); queries and keys then reach the attention
 function unrotated. The cache rotates them with the model's own module and its own function. How a layer uses both is
-found by trial: the same tokens run with RoPE in and out, and the first way that turns one record into the other is
-taken. Partial rotary, interleaved pairs, scaled frequencies and bases per layer type therefore work as in the model.
+found by trial. The same tokens run with RoPE in and out, and the first way that turns one record into the other is
+used. Partial rotary, interleaved pairs, scaled frequencies and bases per layer type therefore work as in the model.
 """
 
 from __future__ import annotations

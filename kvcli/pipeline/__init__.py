@@ -6,8 +6,8 @@
     print(pipeline.answer(context, "Who tells the story?").text)
 
 The command line, chats, evaluation and benchmarks call this object. Nothing here prints, and no attribute is set after
-``__init__``, so several threads may share one pipeline or one model: contexts are immutable, each answer has a decode
-cache of its own, and the model takes one forward pass at a time.
+``__init__``, so several threads may share one pipeline or one model. Contexts are immutable, and each answer has a
+decode cache of its own. The model takes one forward pass at a time.
 """
 
 from kvcli.pipeline.loading import load_model, read_document

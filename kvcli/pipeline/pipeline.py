@@ -361,8 +361,8 @@ class Pipeline:
             together: as for :func:`kvcli.engine.generate.generate`.
 
         Yields:
-            :class:`Quotes` if quotes are wanted: by words before the answer, and after the last token with those first
-            that support it; :class:`Reread` if passages are read again; a :class:`Token` for each token; then one
+            :class:`Quotes` if quotes are wanted: ranked by words before the answer; after the last token again, first
+            those that support it. :class:`Reread` if passages are read again. A :class:`Token` for each token; then one
             :class:`Answer`.
 
         Raises:

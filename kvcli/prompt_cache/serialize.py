@@ -1,7 +1,7 @@
 """A prefill cache as tensors of a file and back, bit for bit.
 
-A complete file also holds its *edge*: the prefill cache before the last chunk, from which a longer text continues (the
-last chunk is special: stabilizers do not apply to it). The edge is stored as a difference: the units that the last
+A complete file also holds its *edge*: the prefill cache before the last chunk, from which a longer text continues. (The
+last chunk is special: stabilizers do not apply to it.) The edge is stored as a difference: the units that the last
 chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``changes_units``), all
 units of the edge are stored.
 

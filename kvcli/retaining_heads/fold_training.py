@@ -1,7 +1,7 @@
 """Training of the feature maps of the fold ``less``: one example per step, model frozen, maps in float32.
 
-A policy's evictions are simulated on an example that was read with full attention, as in the paper: a step lowers the
-distance between full attention and attention to kept units and the state, for the last queries. Resumed as
+A policy's evictions are simulated on an example that was read with full attention, as in the paper. A step makes
+attention to the kept units and the state more like full attention, for the last queries. Resumed as
 :mod:`kvcli.retaining_heads.trainer` is.
 """
 

@@ -1,17 +1,16 @@
 """Likely sources: the pages that an answer's tokens attend to more than their share, and share words with.
 
-Where nothing of an answer is verbatim in the text there is still attention: each token of the answer looks at the
-units that were kept of the text. Its probability is summed per page and divided by the page's share: what an answer
-without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). That share
-grows with the units that were kept of a page, so that long pages do not win by their size, and it also takes out what
-is looked at whatever is asked: line ends, headings, the newest page. An even share of the kept units does only the
-first, and was measured to find the page half as often.
+If no part of an answer is verbatim in the text, attention is still there: each token of the answer attends to the kept
+units of the text. Its weights are summed per page and divided by the page's share. That share is the attention that an
+answer without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). The share
+grows with the units that were kept of a page, so that long pages do not win by their size. It also removes what any
+answer attends to: line ends, headings, the newest page. An even share of the kept units only corrects for size, and was
+measured to find the page half as often.
 
 This is multiplied by how much more than an average page the page shares of the words of question and answer (BM25).
-Either says nothing where it is the same for all pages: eviction leaves attention little to see, and an answer in other
-words than the text's leaves words nothing to find. Together they were measured to be right where one of them is, and
-more often than attention alone. This is a hint where to look, and never a citation: docs/results has how often it
-is right.
+Neither helps if it is the same for all pages. After eviction, attention has few units to see; and an answer in other
+words than the text's has no words to find. Together they were measured to be right if one of them is, and more often
+than attention alone. This is a hint where to look, and never a citation: docs/results has how often it is right.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ says little, and goes to the middle."""
 class LikelySource:
     """A page, section or run of lines that an answer may come from.
 
-    ``score`` is ``lift``, its attention over its share, where 1 is what any answer gives it, times ``words``, what it
-    shares of the words of question and answer, where 1 is an average page. ``attention`` is its part of the answer's
-    attention to the text, ``kept`` its part of the kept units; ``start`` and ``end`` are characters of the document's
-    text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
+    ``score`` is ``lift`` times ``words``. ``lift`` is its attention over its share: 1 is what any answer gives it.
+    ``words`` is what it shares of the words of question and answer: 1 is an average page. ``attention`` is its part of
+    the answer's attention to the text, ``kept`` its part of the kept units; ``start`` and ``end`` are characters of the
+    document's text, ``line`` and ``last`` lines as :attr:`Span.line` counts them.
     """
 
     span: Span

@@ -1,11 +1,12 @@
-"""The second look: after a reading, the passages that matter most to the question are read again, word for word.
+"""Rereading: after the prefill, the passages that matter most to the question are read again, word for word.
 
-Eviction keeps the gist of a text; a passage that is put behind it again has its exact words. Passages are chosen by
-two measures joined: what the question's tokens attend to among the kept units, and what it shares words with (BM25,
-Robertson and Zaragoza 2009). The first finds what is said in other words, the second what eviction has lost.
+Eviction keeps the gist of a text; a passage that is appended again has its exact words. Passages are chosen by two
+measures: what the question's tokens attend to among the kept units, and which words it shares with the question. The
+latter is BM25 (Robertson and Zaragoza 2009). The first finds what the text says in other words, the second what
+eviction has lost.
 
-Of a text that is much longer than what is kept of it, only the units stay in sight that the question attends to most:
-the shreds of everything else draw a small model away from passages that it has right before it (docs/log.md).
+If a text is much longer than what is kept of it, only the kept units that the question attends to most stay visible.
+The others distract a small model from the reread passages (docs/log.md).
 """
 
 from __future__ import annotations
@@ -95,10 +96,10 @@ def fuse_rankings(
 ) -> list[tuple[int, float]]:
     """The ``count`` best passages with their scores, best first.
 
-    By reciprocal ranks (Cormack et al. 2009). Attention finds only what was kept, so where that is thin, scores are
-    added instead: each measure is divided by its largest value, so that a passage whose words lead by far stays ahead,
-    and words count twice. The last place is then still that of the best by ranks: in one's own words one asks for what
-    attention puts high and no word puts first.
+    By reciprocal ranks (Cormack et al. 2009). Attention finds only what was kept. So if little was kept, scores are
+    added instead, each divided by its largest value, and words count twice. Then a passage whose words lead by far
+    stays first. The last place is then still that of the best by ranks: in one's own words one asks for what attention
+    puts high and no word puts first.
 
     Args:
         attended, shared: per passage, both 0 where nothing is known.

@@ -1,7 +1,7 @@
 """An index of a document's sentences, and BM25 over them (Robertson and Zaragoza 2009).
 
-A sentence is found by its own words; those of its neighbours and of its heading count less, because a sentence says
-"he" of a name that the sentence before it has. The index is arrays: looking up adds a few of them.
+A sentence is found by its own words; those of its neighbours and of its heading count less. They count because a
+sentence says "he" if the sentence before it has the name. The index is arrays: looking up adds a few of them.
 """
 
 from __future__ import annotations

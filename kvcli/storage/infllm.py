@@ -1,8 +1,8 @@
 """InfLLM: blocks selected by representative units, the same for all heads (Xiao et al. 2024, arXiv 2402.04617).
 
-A unit represents its block if nearby queries attend to it: its score is the product of its key with the sum of queries
-from its own block to ``local`` units further on, gathered per block during prefill. Fetched units keep their positions;
-the paper puts all of them at one distance, for texts beyond the model's window.
+A unit represents its block if nearby queries attend to it. Its score is the product of its key with a sum of queries,
+gathered per block during prefill. These are the queries from its own block to ``local`` units further on. Fetched units
+keep their positions; the paper puts all of them at one distance, for texts beyond the model's window.
 """
 
 from __future__ import annotations

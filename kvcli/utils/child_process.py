@@ -2,8 +2,8 @@
 
 ``python -m module`` and ``python -c code`` put the working directory first on the module path. A cloned repository
 or a download folder that holds a ``json.py`` would then run it. Here Python starts isolated (``-I``), and the program
-sets the path: the one of this process without the working directory. kvcli itself comes from where this one is, so
-that a checkout, an editable install and ``PYTHONPATH`` work.
+sets the path: that of this process without the working directory. The new process imports kvcli from the same place as
+this one, so that a checkout, an editable install and ``PYTHONPATH`` work.
 """
 
 import os

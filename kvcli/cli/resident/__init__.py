@@ -1,6 +1,7 @@
 """A process that stays after ``kvcli ask`` and answers the next one: torch is imported and the model is loaded.
 
-:mod:`client` runs in each ``kvcli ask``, :mod:`engine` is the process that stays, :mod:`place` is the directory in
-which they meet, :mod:`identity` tells which engine fits, :mod:`held` is what an engine keeps between two commands.
-docs/decisions/6-resident-engine.md says why it is built so. All but the engine import the standard library alone.
+:mod:`client` runs in each ``kvcli ask``, and :mod:`engine` is the process that stays. :mod:`place` is the directory of
+their sockets, and :mod:`identity` decides whether an engine fits. :mod:`held` is what an engine keeps between two
+commands. docs/decisions/6-resident-engine.md says why it is built so. All but the engine import the standard library
+alone.
 """

@@ -2,9 +2,9 @@
 
 A chat is a command that comes back: each line that its client sends waits for its turn like a command.
 
-A command runs in the main thread, with the client's open files as 0, 1 and 2, with its working directory, umask and
-environment, and with the function that ``kvcli`` itself calls. Signals that reach the client are raised here. A thread
-for each connection reads what the client says meanwhile. Nothing is forked: OpenMP and CUDA do not survive that.
+A command runs in the main thread, by the function that ``kvcli`` itself calls. It has the client's open files as 0, 1
+and 2, and the client's working directory, umask and environment. Signals that reach the client are raised here. A
+thread for each connection reads what the client says meanwhile. Nothing is forked: OpenMP and CUDA do not survive that.
 """
 
 from __future__ import annotations

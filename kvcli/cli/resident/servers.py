@@ -1,7 +1,8 @@
 """The HTTP servers of this user: ``kvcli serve --background``, ``--status`` and ``--stop``.
 
-Each server holds a lock on a file that describes it. The kernel frees the lock when the process ends, however it ends:
-a file without a lock is of a server that is gone, and no process number is trusted that another process may have now.
+Each server holds a lock on a file that describes it. The kernel frees the lock when the process ends, however it ends.
+So a file without a lock belongs to a server that has ended. Process numbers are not trusted: another process may have
+the same one now.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _aligned(left: Sequence[Line], right: Sequence[Line]) -> bool:
 def _flowing(column: Sequence[Line]) -> bool:
     """Whether enough of the text goes on from line to line.
 
-    A line goes on in the next one if that one's first word had no room on it, and if the next one does not look like
+    A line goes on in the next one if the next one's first word had no room on it. The next one must also not look like
     a beginning: with a capital, after a line without the end of a sentence.
     """
     rows = [(row[0], row[-1]) for row in clusters(column)]

@@ -1,7 +1,7 @@
 """Layers (optional content) that a PDF switches off: PDFium reads their text although no viewer shows it.
 
-A copy of the file marks what is hidden: :func:`marked` appends new versions of the groups of content, forms and
-annotations that are off (PDF 2.0, 8.11), and :func:`hidden` tells the characters under such a mark.
+A copy of the file marks what is hidden. :func:`marked` appends new versions of the groups of content, forms and
+annotations that are off (PDF 2.0, 8.11). :func:`hidden` finds the characters under such a mark.
 """
 
 import contextlib
