@@ -50,6 +50,7 @@ class ModelSpec:
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
         owners: per layer the layer whose keys and values it uses, if the model shares them, else empty.
+        latent: whether a value is its key, of which layers use a part (:mod:`kvcli.models.latent`): kept once.
         capped: whether attention logits are capped.
         devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
         multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
@@ -77,6 +78,7 @@ class ModelSpec:
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
     owners: tuple[int, ...] = ()
+    latent: bool = False
     capped: bool = False
     devices: tuple[str, ...] = ()
     multiplied: int = field(default=0, compare=False)
@@ -84,7 +86,7 @@ class ModelSpec:
     @property
     def unit_bytes(self) -> int:
         """Bytes of one unit's key and value in one KV head of one layer."""
-        return 2 * self.head_dim * DTYPE_BYTES[self.dtype]
+        return (1 if self.latent else 2) * self.head_dim * DTYPE_BYTES[self.dtype]
 
     @property
     def base_fingerprint(self) -> str:

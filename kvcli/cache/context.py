@@ -96,7 +96,8 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
             stored = layer.stored()
             numbers += 2 * pos.numel() * layer.dim
             if not release or c < layer.capacity:
-                stored = replace(stored, k=stored.k.clone(), v=stored.v.clone())
+                k = stored.k.clone()
+                stored = replace(stored, k=k, v=k if prefill_cache.spec.latent else stored.v.clone())
             layers.append(replace(stored, pos=pos))
             if release:
                 layer.release()
@@ -104,10 +105,11 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         rope_positions = range(c) if layer.compact else pos.long()
         rotate = partial(prefill_cache.rotary.rotate, layer.index)
         raw = layer.k[:, :c].to(layer.device)
+        k = rotate(raw, rope_positions)
         v = layer.v[:, :c] if release and c == layer.capacity else layer.v[:, :c].clone()
         kept = KeptUnits(
-            rotate(raw, rope_positions),
-            v,
+            k,
+            k if prefill_cache.spec.latent else v,
             pos,
             layer.window,
             layer.index,

@@ -66,8 +66,8 @@ class DecodeCache:
         for i in range(spec.layers):
             own = spec.of_layer(i)
             on = spec.device_of(i, device)
-            k, v = (torch.empty(own.kv_heads, 0, own.head_dim, dtype=dtype, device=on) for _ in range(2))
-            self._layers.append(DecodeCacheLayer(proxy(self), i, k, v))
+            k = torch.empty(own.kv_heads, 0, own.head_dim, dtype=dtype, device=on)
+            self._layers.append(DecodeCacheLayer(proxy(self), i, k, k if spec.latent else k.clone()))
 
     @property
     def max_position(self) -> int | None:
@@ -108,7 +108,9 @@ class DecodeCache:
     def trim(self) -> None:
         """Give back the memory that no token uses."""
         for layer in self._layers:
-            layer.k, layer.v = layer.k[:, : self.length].clone(), layer.v[:, : self.length].clone()
+            k, v = layer.k, layer.v
+            layer.k = k[:, : self.length].clone()
+            layer.v = layer.k if v is k else v[:, : self.length].clone()
 
     def extend(self, count: int) -> None:
         """Count tokens that have passed all layers."""
@@ -169,6 +171,8 @@ class DecodeCache:
 class DecodeCacheLayer:
     """One layer's rotated keys and values ``[H_kv, capacity, D]``, of which ``cache.length`` tokens are in use.
 
+    Both are one tensor if the model has latents.
+
     ``cache`` is a weak proxy: a reference cycle would keep it and its context until the garbage collector runs, which
     is rare in a process of this size.
     """
@@ -213,7 +217,9 @@ class DecodeCacheLayer:
             return attention(q, owner.k[:, :end], owner.v[:, :end], scale, begin, window)
         if end > self.k.shape[1]:
             self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
-        self.k[:, begin:end], self.v[:, begin:end] = k, v
+        if self.v is not self.k:
+            self.v[:, begin:end] = v
+        self.k[:, begin:end] = k
         return attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
 
     def _attend_at(
@@ -225,8 +231,9 @@ class DecodeCacheLayer:
         raw, q = q, cache.rotary.rotate(self.index, q, positions)
         owner = self.owner
         if owner is self:
+            if self.v is not self.k:
+                self.v.index_copy_(1, position, v)
             self.k.index_copy_(1, position, cache.rotary.rotate(self.index, k, positions))
-            self.v.index_copy_(1, position, v)
         term = varlen_attention(q, owner.k, owner.v, scale, (position + 1).expand(k.shape[0]).contiguous())
         slots = 0 if context is None else context.layers[self.index].pos.shape[1]
         if slots:
@@ -239,9 +246,11 @@ class DecodeCacheLayer:
         """Allocate finite buffers for ``tokens`` tokens, and angles for their positions."""
         context, used = self.cache.context, self.cache.length
         if tokens > self.k.shape[1] and self.owner is self:
-            for name in ("k", "v"):
+            one = self.v is self.k
+            for name in ("k",) if one else ("k", "v"):
                 old: Tensor = getattr(self, name)
                 new = old.new_zeros(old.shape[0], tokens, old.shape[2])
                 new[:, :used] = old[:, :used]
                 setattr(self, name, new)
+            self.v = self.k if one else self.v
         self.cache.rotary.reserve(self.index, self.k, tokens + (0 if context is None else context.starts[self.index]))

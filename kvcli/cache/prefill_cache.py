@@ -259,14 +259,16 @@ class PrefillCacheLayer:
         self.row_codec = self.cache.row_codec if self.window is None else None
         width, dtype = (dim, self.dtype) if self.row_codec is None else (self.row_codec.width(dim), torch.uint8)
         shape = (heads, self.capacity, width)
-        self.k, self.v = (torch.empty(shape, dtype=dtype, device=buffer_device, pin_memory=pinned) for _ in range(2))
+        self.k = torch.empty(shape, dtype=dtype, device=buffer_device, pin_memory=pinned)
+        self.v = self.k if self.cache.spec.latent else torch.empty_like(self.k, pin_memory=pinned)
         self.scores = torch.empty(heads, self.capacity, dtype=torch.float32, device=self.device)
         self.pos = torch.empty(heads, self.capacity, dtype=torch.int32, device=self.device)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the layer's buffers."""
-        return sum(t.nbytes for t in (self.k, self.v, self.scores, self.pos, *self.state.values()))
+        values = [] if self.v is self.k else [self.v]
+        return sum(t.nbytes for t in (self.k, *values, self.scores, self.pos, *self.state.values()))
 
     def reserve(self, capacity: int) -> None:
         """Grow the buffers to ``capacity`` units."""
@@ -282,6 +284,7 @@ class PrefillCacheLayer:
             )
             new[:, : self.count] = old[:, : self.count]
             setattr(self, name, new)
+        self.v = self.k if self.cache.spec.latent else self.v
         self.capacity = capacity
 
     def release(self) -> None:
@@ -380,7 +383,9 @@ class PrefillCacheLayer:
         """Return the kept units in codes as an attendable layer; it shares this layer's tensors."""
         assert self.row_codec is not None
         c, rotate = self.count, partial(self.cache.rotary.rotate, self.index)
-        return RowLayer(self.k[:, :c], self.v[:, :c], self.pos[:, :c], self.compact, self.row_codec, rotate, self.dtype)
+        k = self.k[:, :c]
+        v = k if self.v is self.k else self.v[:, :c]
+        return RowLayer(k, v, self.pos[:, :c], self.compact, self.row_codec, rotate, self.dtype)
 
     def _with_kept(self, k: Tensor, v: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, DenseUnits]:
         """Return rotated keys and values of kept and new units in the workspace, and these units."""

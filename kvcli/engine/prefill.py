@@ -85,7 +85,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
 
     Raises:
         ModelError: the policy needs retaining heads, or the storage a calibration or known weights, and the model has
-            none; or the storage cannot cap logits, and the model does.
+            none; or the storage cannot cap logits, and the model does; or the policy changes latents.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -101,6 +101,11 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         raise ModelError(
             f"'+{recipe.storage.name}' cannot cap attention logits, as {model.name} does",
             f"--policy '{recipe.policy.name}', without a storage",
+        )
+    if model.spec.latent and recipe.policy.changes_units:
+        raise ModelError(
+            f"'{recipe.policy.name}' changes keys and values apart, and {model.name} keeps both as one latent",
+            "--policy keydiff",
         )
     if model.spec.devices and recipe.storage.offloads:
         raise ModelError(

@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
+from kvcli.models.latent import LATENT, Latent
 from kvcli.utils.current_device import current_device
 from kvcli_kernels.attention import CappedScale
 
@@ -106,6 +107,12 @@ def attend(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scale = CappedScale(scale, softcap) if softcap else scale
+    latent: Latent | None = getattr(module, LATENT, None)
+    if latent is not None:
+        with current_device(query.device):
+            query, key = latent.absorb(query, key)
+            out = latent.values(cache.layers[index].attend(query[0], key[0], key[0], scale, sliding_window, s_aux))
+        return out.transpose(0, 1).unsqueeze(0).contiguous(), None
     width, missing = value.shape[-1], query.shape[-1] - value.shape[-1]
     v = pad(value[0], (0, missing)) if missing else value[0]
     with current_device(query.device):

@@ -25,6 +25,7 @@ from kvcli.models import (
     defaults,
     device_map,
     foreign_code,
+    latent,
     light_imports,
     packed_experts,
     quantization,
@@ -36,6 +37,7 @@ from kvcli.models import (
     trial,
 )
 from kvcli.models.auto_class import auto_class
+from kvcli.models.latent import Latent
 from kvcli.models.model import Model, OutputHead
 from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
@@ -225,15 +227,27 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
         _require_unbounded_positions(module)
     thin_layers = cpu_linear.install(module)
 
+    def again() -> trial.Trial:
+        unrotated(True)
+        try:
+            return trial.run(module, state=recurrent.empty(module.config))
+        finally:
+            unrotated(False)
+
+    latents = latent.find(rotary, rotated.calls, again)
+    kept_latents = latent.install(rotated.calls, latents)
+
     def switch(ours: bool) -> None:
         unrotated(ours)
         thin_layers(ours)
+        kept_latents(ours)
 
     switch(True)
     for index, part in enumerate(parts):
         setattr(part, attention.LAYER, index)
-    query_prediction.install(plain.calls)
-    spec = _spec(module, plain.calls, name, fingerprint or name, former)
+    if not latents:
+        query_prediction.install(plain.calls)
+    spec = _spec(module, plain.calls, latents, name, fingerprint or name, former)
     multiplied = round(sum(numbers * share for numbers, _, share in packed_experts.matrices(module)))
     states = 0 if state is None else state.nbytes
     spec = replace(spec, weight_bytes=weight_bytes, state_bytes=states, multiplied=multiplied)
@@ -264,9 +278,14 @@ def _place(error: Exception, module: nn.Module) -> str:
     return f", in {found}" if found else ""
 
 
-def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint: str, former: str) -> ModelSpec:
+def _spec(
+    module: PreTrainedModel, calls: Sequence[Call], latents: Sequence[Latent], name: str, fingerprint: str, former: str
+) -> ModelSpec:
     config = module.config.get_text_config()
     shapes = tuple((call.q.shape[0], call.k.shape[0], call.k.shape[2]) for call in calls)
+    if latents:
+        pairs = zip(shapes, latents, strict=True)
+        shapes = tuple((heads, 1, dim - made.plain + made.rank) for (heads, _, dim), made in pairs)
     heads, kv_heads, head_dim = (max(column) for column in zip(*shapes, strict=True))
     here = [p for p in module.parameters() if p.device.type != "meta"]  # accelerate fetches the others
     devices = tuple(str(call.q.device) for call in calls)
@@ -289,6 +308,7 @@ def _spec(module: PreTrainedModel, calls: Sequence[Call], name: str, fingerprint
         sliding=sliding,
         shapes=shapes if len(set(shapes)) > 1 else (),
         owners=owners if owners != tuple(range(len(calls))) else (),
+        latent=bool(latents),
         capped=any(call.capped for call in calls),
         devices=devices if len(set(devices)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),

@@ -188,7 +188,7 @@ def detach_rope(
         plain = again()
     finally:
         switch(False)
-    still = [_alike(a.q, b.q) and _alike(a.k, b.k) for a, b in zip(calls, plain.calls, strict=True)]
+    still = [alike(a.q, b.q) and alike(a.k, b.k) for a, b in zip(calls, plain.calls, strict=True)]
     found = ModelRotary(rotary, lambda y, *_: y, kinds, [not same for same in still])
     found.fix_length(trial.START + trial.TOKENS)
     if not all(still):
@@ -204,7 +204,7 @@ def _find_apply(model: PreTrainedModel, rotary: ModelRotary, calls: Sequence[Cal
         rotary.apply = apply
         for i, (a, b) in enumerate(zip(calls, plain, strict=True)):
             try:
-                same = all(_alike(u, rotary.rotate(i, w, at)) for u, w in ((a.q, b.q), (a.k, b.k)))
+                same = all(alike(u, rotary.rotate(i, w, at)) for u, w in ((a.q, b.q), (a.k, b.k)))
             except (RuntimeError, TypeError, ValueError, IndexError):
                 same = False
             if not same:
@@ -289,7 +289,8 @@ def _kinds(model: PreTrainedModel, rotary: nn.Module, calls: Sequence[Call]) -> 
     return [kind(call) for call in calls]
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same but for the rounding of their dtype."""
     tolerance, a, b = _TOLERANCE[a.dtype], a.float(), b.float()
     return a.shape == b.shape and float((a - b).norm()) <= tolerance * float(b.norm())
 

@@ -71,7 +71,9 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     windows = sliding_windows(SimpleNamespace(**text))
     attending = [i for i in range(text["num_hidden_layers"]) if not kinds or _attends(kinds[i])]
-    shapes = tuple(_shape(text, heads, hidden, i) for i in attending)
+    packing = config.get("quantization_config") or text.get("quantization_config") or {}
+    latent = bool(text.get("kv_lora_rank")) and held == "bf16" and not packing
+    shapes = tuple(_shape(text, heads, hidden, i, latent) for i in attending)
     if not shapes:
         raise ModelError(f"{source.name}: its config names no layer with attention", f"kvcli models show {source.name}")
     found = ModelSpec(
@@ -93,9 +95,9 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         state_bytes=_state_bytes(text, kinds, DTYPE_BYTES[dtype]),
         shapes=shapes if len(set(shapes)) > 1 else (),
         owners=_owners(text, kinds),
+        latent=latent,
         capped=bool(text.get("attn_logit_softcapping")),
     )
-    packing = config.get("quantization_config") or text.get("quantization_config") or {}
     if source.complete and packing:
         total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype]))
     else:
@@ -165,7 +167,8 @@ def kv_numbers(config: dict[str, Any]) -> int | None:
     try:
         owners = _owners(text, kinds)
         own = [i for n, i in enumerate(attending) if not owners or owners[n] == n]
-        return sum(2 * kv * dim for _, kv, dim in (_shape(text, heads, hidden, i) for i in own))
+        sides = 1 if text.get("kv_lora_rank") else 2
+        return sum(sides * kv * dim for _, kv, dim in (_shape(text, heads, hidden, i, sides == 1) for i in own))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
@@ -174,11 +177,14 @@ def _attends(kind: str) -> bool:
     return kind in ("hybrid", "hybrid_sliding") or ("attention" in kind and "linear" not in kind)
 
 
-def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int) -> tuple[int, int, int]:
-    """Heads, KV heads and head dimensions of a layer."""
+def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int, latent: bool) -> tuple[int, int, int]:
+    """Heads, KV heads and head dimensions of a layer; ``latent``: kept as it is, and not unpacked for every head."""
     kv_heads, dim = text.get("num_key_value_heads") or heads, text.get("head_dim") or hidden // heads
-    if text.get("kv_lora_rank"):  # keys are unpacked for every head
-        return heads, heads, int(text["qk_nope_head_dim"]) + int(text["qk_rope_head_dim"])
+    if text.get("kv_lora_rank"):
+        rotated = int(text["qk_rope_head_dim"])
+        if latent:
+            return heads, 1, int(text["kv_lora_rank"]) + rotated
+        return heads, heads, int(text["qk_nope_head_dim"]) + rotated
     own = (text.get("per_layer_config") or {}).get(str(layer)) or {}
     full = (layer_kinds(text) or [""])[min(layer, len(layer_kinds(text)) - 1)] == "full_attention"
     if full and not own and text.get("global_head_dim"):

@@ -157,7 +157,7 @@ def plan(
     # A block of logits and its softmax in attention, or logits, mask and softmax of the observing queries.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
-    if spec.capped:  # logits, their tanh and weights in float32
+    if spec.capped or (not cpu and spec.head_dim > 256):  # logits, their tanh and weights in float32
         attending = 3 * spec.heads * min(chunk, _CAPPED_ROWS) * room * 4
     scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
     # Weights of the reference queries of one KV head over old and new units, and their products.
@@ -226,9 +226,15 @@ def _lent_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -
     return most
 
 
+def _stored(spec: ModelSpec, recipe: Recipe, layer: int) -> ModelSpec:
+    """Return a layer's sizes in storage; most storages keep latents as keys and as values."""
+    own = spec.of_layer(layer)
+    return replace(own, latent=own.latent and (recipe.storage.keeps_latents or spec.sliding[layer] is not None))
+
+
 def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:
     """Return the bytes of a frozen layer; sliding-window layers are never offloaded."""
-    own = spec.of_layer(layer)
+    own = _stored(spec, recipe, layer)
     if spec.sliding[layer] is not None:
         return StorageBytes(own.kv_heads * units * own.unit_bytes, 0)
     return recipe.storage.size(own, layer, units)
@@ -333,7 +339,7 @@ def _visible_nbytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     for layer, window in enumerate(spec.sliding):
         kept = kept_units(spec, recipe, tokens, layer)
         seen = visible_units(kept, tokens)
-        own, units = spec.of_layer(layer), 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
+        own, units = _stored(spec, recipe, layer), 0 if window is not None or seen == kept else min(kept, seen + _HEAD)
         copied += units * own.kv_heads * own.unit_bytes
     return copied
 

@@ -5,7 +5,8 @@ last chunk is special: stabilizers do not apply to it.) The edge is stored as a 
 chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``changes_units``), all
 units of the edge are stored.
 
-    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows if prefill quantized them
+    layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows if prefill quantized them; no .v if
+                                      the model has latents
     layer.I.scores     [H_kv, c]      float32
     layer.I.pos        [H_kv, c]      int32
     layer.I.state.S    …              running statistics of the policy
@@ -82,7 +83,7 @@ def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
         at, c = f"layer.{layer.index}.", layer.count
         made += [
             _blob(f"{at}k", layer.k[:, :c]),
-            _blob(f"{at}v", layer.v[:, :c]),
+            *([] if layer.v is layer.k else [_blob(f"{at}v", layer.v[:, :c])]),
             _blob(f"{at}scores", layer.scores[:, :c]),
             _blob(f"{at}pos", layer.pos[:, :c]),
             *(_blob(f"{at}state.{name}", tensor) for name, tensor in layer.state.items()),
@@ -101,7 +102,8 @@ def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
     pos = edge.get(f"{old}pos")
     last = layer.pos[:, : layer.count].cpu()
     gone, stayed = ~_among(pos, last), _among(last, pos)
-    for name, units in (("k", layer.k), ("v", layer.v)):
+    sides = {"k": layer.k} if layer.v is layer.k else {"k": layer.k, "v": layer.v}
+    for name, units in sides.items():
         if not torch.equal(edge.get(f"{old}{name}")[~gone], units[:, : layer.count].cpu()[stayed]):
             gone.fill_(True)
             break
@@ -112,8 +114,7 @@ def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
         return LazyTensor(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
 
     return [
-        victims("k"),
-        victims("v"),
+        *map(victims, sides),
         _blob(f"{new}scores", edge.get(f"{old}scores")),
         _blob(f"{new}pos", pos),
         _blob(f"{new}gone", gone.to(torch.uint8)),
@@ -159,14 +160,16 @@ _Units = tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 def _end(layer: PrefillCacheLayer, file: Tensors) -> _Units:
     at = f"layer.{layer.index}."
-    k, v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
+    k, scores, pos = (file.get(at + name) for name in ("k", "scores", "pos"))
+    v = k if layer.v is layer.k else file.get(f"{at}v")
     return k, v, scores, pos, file.states(f"{at}state.")
 
 
 def _at_edge(layer: PrefillCacheLayer, file: Tensors) -> _Units:
     at = f"edge.{layer.index}."
     k, v, _, last, _ = _end(layer, file)
-    gone_k, gone_v, scores, pos = (file.get(at + name) for name in ("k", "v", "scores", "pos"))
+    gone_k, scores, pos = (file.get(at + name) for name in ("k", "scores", "pos"))
+    gone_v = gone_k if layer.v is layer.k else file.get(f"{at}v")
     gone = file.get(f"{at}gone").bool()
     stayed = _among(last, pos) if last.dim() == pos.dim() == 2 else last.bool()
     if bool(gone.all()):

@@ -350,7 +350,8 @@ def make_example(
         fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
         _record(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
-    return TrainingExample(features, [None if y is None else y.clone() for y in observer.labels], head)
+    known = [y.clone() if y is not None and model.spec.has_units(i) else None for i, y in enumerate(observer.labels)]
+    return TrainingExample(features, known, head)
 
 
 def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int]]]:

@@ -78,6 +78,7 @@ def narrow_context(context: Context, labels: Sequence[Tensor | None], text: rang
         best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
         k, v = held.dense()
         rows = best[..., None].expand(-1, -1, k.shape[2])
-        layers.append(DenseLayer(k.gather(1, rows), v.gather(1, rows), held.pos.gather(1, best), held.window))
+        few = k.gather(1, rows)
+        layers.append(DenseLayer(few, few if v is k else v.gather(1, rows), held.pos.gather(1, best), held.window))
     unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))
     return context if unchanged else replace(context, layers=layers)

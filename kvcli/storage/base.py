@@ -179,6 +179,9 @@ class KVStorage:
     offloads: ClassVar[bool] = False
     """Whether keys and values are in host memory, already during prefill."""
 
+    keeps_latents: ClassVar[bool] = False
+    """Whether a model's latents are stored once; otherwise as keys and as values (:mod:`kvcli.models.latent`)."""
+
     needs_basis: ClassVar[bool] = False
     """Whether the storage uses :class:`Basis`."""
 
@@ -239,7 +242,7 @@ class KVStorage:
         """Return the bytes of one unit's key and value in one KV head of a layer during prefill."""
         if self.row_codec is None or spec.sliding[layer] is not None:
             return spec.unit_bytes
-        return 2 * self.row_codec.width(spec.head_dim)
+        return (1 if spec.latent else 2) * self.row_codec.width(spec.head_dim)
 
     def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
         """Return the temporary bytes on the device for freezing one layer: rotated keys, and a copy of the values."""

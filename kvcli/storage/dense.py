@@ -16,6 +16,7 @@ class Dense(KVStorage):
     """Stores keys and values unchanged in the model's dtype."""
 
     name: ClassVar[str] = "dense"
+    keeps_latents: ClassVar[bool] = True
 
     def freeze(self, kept: KeptUnits) -> DenseLayer:
         """Take the tensors over without a copy."""
@@ -34,7 +35,7 @@ class DenseLayer(ResidentLayer):
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return self.k.nbytes + self.v.nbytes
+        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""

@@ -18,6 +18,7 @@ class Int8(PackedStorage):
     """Stores a byte per number, with a scale and an offset for each key and each value."""
 
     name: ClassVar[str] = "int8"
+    keeps_latents: ClassVar[bool] = True
 
     def pack(self, k: Tensor, v: Tensor) -> tuple[Packed, Packed]:
         """See :meth:`kvcli.storage.packed.PackedStorage.pack`."""

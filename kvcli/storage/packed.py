@@ -39,7 +39,8 @@ class PackedStorage(KVStorage):
         head_bytes = (
             spec.unit_bytes * units if spec.sliding[layer] is not None else self.packed_bytes(units, spec.head_dim)
         )
-        return StorageBytes(spec.kv_heads * head_bytes, 0)
+        whole = spec.sliding[layer] is not None or not spec.latent
+        return StorageBytes(spec.kv_heads * head_bytes // (1 if whole else 2), 0)
 
     def freeze_peak_nbytes(self, spec: ModelSpec, layer: int, units: int) -> int:
         """Return the bytes of the rotated keys, and of several float32 copies of one block."""
@@ -53,6 +54,9 @@ class PackedStorage(KVStorage):
         from kvcli_kernels.quantize import join
 
         starts = range(0, k.shape[1], _BLOCK) or [0]
+        if v is k and self.keeps_latents:
+            once = join([self.pack(part, part)[0] for part in (k[:, s : s + _BLOCK] for s in starts)])
+            return once, once
         parts = [self.pack(k[:, start : start + _BLOCK], v[:, start : start + _BLOCK]) for start in starts]
         return join([k for k, _ in parts]), join([v for _, v in parts])
 
@@ -83,16 +87,18 @@ class PackedLayer(ResidentLayer):
     @property
     def nbytes(self) -> int:
         """Bytes of codes, scales and offsets."""
-        return self.k.nbytes + self.v.nbytes
+        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         from kvcli_kernels.quantize import dequantize
 
-        k, v = dequantize(self.k), dequantize(self.v)
-        if self.rotation is not None:
-            k, v = k @ self.rotation, v @ self.rotation
-        return k.to(self.dtype), v.to(self.dtype)
+        def unpack(packed: Packed) -> Tensor:
+            x = dequantize(packed)
+            return (x if self.rotation is None else x @ self.rotation).to(self.dtype)
+
+        k = unpack(self.k)
+        return k, k if self.v is self.k else unpack(self.v)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rotate queries as the keys were, attend, and rotate outputs back; see

@@ -96,7 +96,7 @@ class RowLayer(ResidentLayer):
     @property
     def nbytes(self) -> int:
         """Bytes of the rows."""
-        return self.k.nbytes + self.v.nbytes
+        return self.k.nbytes + (0 if self.v is self.k else self.v.nbytes)
 
     def keys(self, start: int, stop: int, *, rotated: bool = True) -> Tensor:
         """Decode the keys of slots ``start..stop - 1``: ``[H_kv, stop - start, D]``."""

@@ -31,6 +31,7 @@ class Turbo(PackedStorage):
     """
 
     name: ClassVar[str] = "turbo"
+    keeps_latents: ClassVar[bool] = True
 
     bits: int = 4
     fill: bool = False

@@ -10,7 +10,10 @@ from kvcli_kernels.backend import for_cpu
 __all__ = ["CAPPED_ROWS", "CappedScale", "attention", "causal_attention"]
 
 CAPPED_ROWS = 64
-"""Queries whose capped logits exist at the same time: no flash kernel of torch caps them."""
+"""Queries whose logits exist at the same time if no flash kernel of torch serves them: it caps no logits, and on a GPU
+it takes heads of at most 256 numbers."""
+
+_GROUP = 8  # heads per KV head up to which numba's kernel is the faster one for a single token
 
 
 def attention(
@@ -18,11 +21,12 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`kvcli_kernels.attention.ref.attention`."""
     n = k.shape[1]
-    if isinstance(scale, CappedScale):
+    if isinstance(scale, CappedScale) or (q.device.type == "cuda" and q.shape[2] > 256):
         rows = enumerate(torch.split(q, CAPPED_ROWS, dim=1))
         terms = [ref.attention(part, k, v, scale, q_start + i * CAPPED_ROWS, window) for i, part in rows]
         return torch.cat([o for o, _ in terms], dim=1), torch.cat([lse for _, lse in terms], dim=1)
-    if q.shape[1] == 1 and q_start >= n - 1 and n and (window is None or q_start < window):
+    few = q.shape[1] == 1 and q.shape[0] <= _GROUP * k.shape[0]
+    if few and q_start >= n - 1 and n and (window is None or q_start < window):
         kernels = for_cpu("attention") if q.device.type == "cpu" else None
         if kernels is not None and kernels.serves(q, k, v):
             return kernels.attention(q, k, v, scale)  # type: ignore[no-any-return]
