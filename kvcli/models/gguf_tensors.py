@@ -2,8 +2,8 @@
 
 Names come from the package gguf, which knows what llama.cpp calls each tensor. This module undoes what llama.cpp's
 converter also changes (only its code documents it, conversion/*.py). The converter stores rows of queries and keys in
-pairs, norms that are one larger, and ``-exp(A_log)``. It splits or joins experts and projections, and orders value
-heads differently.
+pairs, norms that are one larger, and ``-exp(A_log)``. It splits or joins experts and projections, and reorders value
+heads.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Rereading: after the prefill, the passages that matter most to the question are read again, word for word.
 
 Eviction keeps the gist of a text; a passage that is appended again has its exact words. Passages are chosen by two
-measures: what the question's tokens attend to among the kept units, and which words it shares with the question. The
-latter is BM25 (Robertson and Zaragoza 2009). The first finds what the text says in other words, the second what
-eviction has lost.
+measures: what the question attends to among the kept units, and which words the passage shares with it (BM25, Robertson
+and Zaragoza 2009). The first finds other words for the same, the second what eviction has lost.
 
 If a text is much longer than what is kept of it, only the kept units that the question attends to most stay visible.
 The others distract a small model from the reread passages (docs/log.md).

@@ -1,12 +1,11 @@
 """The sentences of a document that answer a question, ranked by words and by the model, each with a probability.
 
-By words: BM25 of the sentence and its neighbours; the question's words and pairs of words that it has; the question's
-words that its paragraph has. Also whether it has a number, time or name, if the question asks for one. By the model:
-how likely the question is after the sentence (Sachan et al. 2022, arXiv:2204.07496), and how much the question attends
-to it. The model is asked only about those candidates that the words leave open, in one forward pass. It sees worked
-examples first: from them it learns that a question is about the last sentence of a text. It also sees the sentence
-before the candidate, which may name what it calls "it". Without either, the ranking is hardly better than by words
-(docs/log.md).
+By words: BM25 of the sentence and its neighbours; the question's words and pairs that it has; those that its paragraph
+has. Also whether it has a number, time or name, if the question asks for one. By the model: how likely the question is
+after the sentence (Sachan et al. 2022, arXiv:2204.07496), and how much the question attends to it. The model is asked
+only about those candidates that the words leave open, in one forward pass. It sees worked examples first: from them it
+learns that a question is about the last sentence of a text. It also sees the sentence before the candidate, which may
+name what it calls "it". Without either, the ranking is hardly better than by words (docs/log.md).
 
 A score is the probability that the text answers the question at all, by words, times the sentence's share of that.
 docs/results/quotes.md has how often the first quotes are right.
@@ -89,9 +88,9 @@ class Candidate:
 
     Attributes:
         number: of the sentence in the index.
-        values: measures of its words, each about 0 to 1. Scores: its own, its neighbours'. Covered words: of the
-            sentence, with the one before, of the paragraph. Covered pairs. Whether it has what is asked for. Whether it
-            is a heading.
+        values: measures of its words, each about 0 to 1. Own score, neighbours' score; covered words of the sentence,
+            with the one before, of the paragraph; covered pairs. Whether it has what is asked for; whether it is a
+            heading.
         share: the probability that it is the one that answers, if any does.
         gain: by how much the mean log-probability of the question's tokens rises after it; ``None`` if not computed.
     """

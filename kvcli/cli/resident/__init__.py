@@ -2,6 +2,5 @@
 
 :mod:`client` runs in each ``kvcli ask``, and :mod:`engine` is the process that stays. :mod:`place` is the directory of
 their sockets, and :mod:`identity` decides whether an engine fits. :mod:`held` is what an engine keeps between two
-commands. docs/decisions/6-resident-engine.md says why it is built so. All but the engine import the standard library
-alone.
+commands. docs/decisions/6-resident-engine.md says why. Only the engine imports more than the standard library.
 """

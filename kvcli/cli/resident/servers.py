@@ -1,8 +1,7 @@
 """The HTTP servers of this user: ``kvcli serve --background``, ``--status`` and ``--stop``.
 
 Each server holds a lock on a file that describes it. The kernel frees the lock when the process ends, however it ends.
-So a file without a lock belongs to a server that has ended. Process numbers are not trusted: another process may have
-the same one now.
+So a file without a lock belongs to a server that has ended. Process numbers may be reused.
 """
 
 from __future__ import annotations
