@@ -72,8 +72,26 @@ class Recipe:
                 f"{self.storage.name} without fill=true",
             )
 
+        if self.share.name == "minicache":
+            self._check_pairs()
+
         if self.fold.name != "none":
             self._check_fold()
+
+    def _check_pairs(self) -> None:
+        policy, storage = self.policy, format_policy(self.storage)
+        changing = policy.name if policy.victims == "drop" else f"victims={policy.victims}"
+        if policy.changes_units:
+            raise UsageError(
+                f"'+{self.share.name}' lets two layers keep the same KV pairs, and {changing} gives evicted ones to"
+                " kept ones of one layer",
+                f"without +{self.share.name}",
+            )
+        if self.storage.name not in ("dense", "int8", "kivi", "turbo") or self.storage.row_codec is not None:
+            raise UsageError(
+                f"'+{self.share.name}' stores what two layers have in common, and {storage} stores one layer",
+                f"+{self.share.name}, or with +kivi, +int8 or +turbo(bits=4)",
+            )
 
     def _check_fold(self) -> None:
         policy = self.policy

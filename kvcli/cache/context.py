@@ -10,6 +10,7 @@ from kvcli.cache.base import State
 from kvcli.cache.folded import Folded, frozen
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
+from kvcli.storage.dense import DenseLayer
 from kvcli.utils.current_device import current_device
 from kvcli.utils.process_memory import trim
 
@@ -124,7 +125,14 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         )
         numbers += 2 * raw.numel()
         with current_device(layer.device):
-            layers.append(storage.freeze(kept))
+            if layer.leads:
+                layers.append(DenseLayer(kept.k, kept.v, pos, layer.window))
+            elif layer.follows:
+                lower = prefill_cache.leaders[layer.index]
+                layers[lower], upper = prefill_cache.share.join(layers[lower], kept, storage)
+                layers.append(upper)
+            else:
+                layers.append(storage.freeze(kept))
         if release:
             layer.release()
             if layer.device.type == "cpu":

@@ -23,6 +23,7 @@ from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
 from kvcli.fold.base import Folding
+from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
 from kvcli.storage.base import Basis, KVStorage
 from kvcli.storage.row_codec import RowLayer
@@ -71,8 +72,7 @@ class PrefillCache:
             it.
         basis: computes a layer's :class:`kvcli.storage.base.Basis`, for storages that use it.
         state: an empty state, for models with recurrent layers.
-        owners: per layer the layer whose units it uses (:meth:`kvcli.share.base.LayerSharing.owners`); by default as
-            in the model.
+        share: which layers use the units of another layer, or keep the same; by default as in the model.
         sparse: which keys a chunk attends to; by default all.
         folding: what remembers evicted units; by default nothing.
     """
@@ -92,13 +92,14 @@ class PrefillCache:
         calibration: dict[int, Tensor] | None = None,
         basis: Callable[[int], Basis] | None = None,
         state: State | None = None,
-        owners: Sequence[int] | None = None,
+        share: LayerSharing | None = None,
         sparse: SparsePrefill | None = None,
         folding: Folding | None = None,
     ) -> None:
         self.folding = folding
         self.sparse = sparse
-        self.owners = tuple(owners or spec.owners or range(spec.layers))
+        self.share = share or LayerSharing()
+        self.owners, self.leaders = self.share.owners(spec), self.share.leaders(spec)
         self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
         self.calibration, self.basis, self.dtype, self.state = calibration or {}, basis, dtype, state
@@ -107,7 +108,7 @@ class PrefillCache:
         self.max_position: int | None = None
         self.limit = None if storage is None else storage.limit
         self.row_codec = None if storage is None else storage.row_codec
-        self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in range(spec.layers)]
+        self.budgets = [policy.units(i, spec.layers) if self.limit is None else self.limit for i in self.leaders]
         self._layers = [
             PrefillCacheLayer(proxy(self), i, window, self._capacity(i, tokens), dtype, spec.device_of(i, device))
             for i, window in enumerate(spec.sliding)
@@ -137,7 +138,7 @@ class PrefillCache:
     def tell(self, surprise: Tensor) -> None:
         """Give the last chunk's :data:`kvcli.eviction.base.SURPRISE` to all layers without a window."""
         for layer in self._layers:
-            if layer.window is None and not layer.borrows:
+            if layer.window is None and not layer.borrows and not layer.follows:
                 layer.state[SURPRISE] = surprise
 
     @property
@@ -248,6 +249,8 @@ class PrefillCacheLayer:
     lent: _Lent | None = field(default=None, repr=False)
     waiting: tuple[Tensor, ...] = field(default=(), repr=False)
     """Queries, keys and values of a chunk whose question follows in another pass."""
+    chosen: Tensor | None = field(default=None, repr=False)
+    """The survivors of the chunk, ``[H_kv, c]``, for the upper layer of a pair; ``None`` if all survive."""
 
     def __post_init__(self) -> None:
         own = self.cache.spec.of_layer(self.index)
@@ -375,6 +378,16 @@ class PrefillCacheLayer:
         return self.cache.owners[self.index] != self.index
 
     @property
+    def leads(self) -> bool:
+        """Whether it is the lower layer of a pair."""
+        return self.index in self.cache.leaders[self.index + 1 :]
+
+    @property
+    def follows(self) -> bool:
+        """Whether the layer keeps what the lower layer of its pair keeps."""
+        return self.cache.leaders[self.index] != self.index
+
+    @property
     def compact(self) -> bool:
         """Whether keys are rotated to their slots; otherwise to their positions in the document."""
         return self.cache.policy.positions == "compact"
@@ -399,6 +412,9 @@ class PrefillCacheLayer:
 
     def _evict(self, chunk: Chunk) -> None:
         policy, step, units = self.cache.policy, self.cache.step, chunk.kept + chunk.new
+        if self.follows:
+            self._follow(chunk)
+            return
         scores, budget = policy.rescore(chunk), self.cache.budgets[self.index]
         recent = max(policy.newest, 0 if step.last else policy.recent)
         if self.cache.limit is not None and self.cache.storage is not None:
@@ -410,6 +426,8 @@ class PrefillCacheLayer:
             return
         index = policy.choose(chunk, scores, budget, min(recent, units))
         changed = policy.remains(chunk, index)
+        if self.leads:
+            self.chosen = index
         if self.cache.folding is not None and index.shape[1] < units:
             fold(self.cache.folding, chunk, index)
         k, v = self._stored_units(chunk)
@@ -417,6 +435,18 @@ class PrefillCacheLayer:
         compact(index, Units(k, v, chunk.pos, scores), Units(self.k, self.v, self.pos, self.scores))
         if changed is not None:
             self.k[:, : self.count], self.v[:, : self.count] = changed
+
+    def _follow(self, chunk: Chunk) -> None:
+        """Keep the units that the leader has kept, with its scores."""
+        leader = self.cache.layers[self.cache.leaders[self.index]]
+        scores = leader.scores[:, : leader.count].to(self.device)
+        if leader.chosen is None:
+            self._append(chunk, scores)
+            return
+        index, self.count, leader.chosen = leader.chosen.to(self.device), leader.count, None
+        before = torch.zeros_like(chunk.pos, dtype=torch.float32)
+        compact(index, Units(chunk.k, chunk.v, chunk.pos, before), Units(self.k, self.v, self.pos, self.scores))
+        self.scores[:, : self.count] = scores
 
     def _append(self, chunk: Chunk, scores: Tensor) -> None:
         old, new = chunk.kept, chunk.kept + chunk.new

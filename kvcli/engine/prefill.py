@@ -125,7 +125,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         calibration=model.calibration if recipe.storage.calibrated != "never" else None,
         basis=basis_of(model) if recipe.storage.needs_basis else None,
         state=model.empty_state(),
-        owners=recipe.share.owners(model.spec),
+        share=recipe.share,
         sparse=recipe.sparse_prefill if recipe.sparse_prefill.name != "none" else None,
         folding=recipe.fold.open(model.spec, model.device),
     )

@@ -128,7 +128,7 @@ def plan(
         tail: tokens of question and answer.
         probe: question tokens that follow each chunk, for query-aware policies.
     """
-    size, owners = DTYPE_BYTES[spec.dtype], recipe.share.owners(spec)
+    size, owners, leaders = DTYPE_BYTES[spec.dtype], recipe.share.owners(spec), recipe.share.leaders(spec)
     kept = [kept_units(spec, recipe, tokens, layer) for layer in range(spec.layers)]
     chunk = min(chunk, max(tokens, 1)) + probe
     room = max(kept, default=0) + chunk
@@ -178,7 +178,7 @@ def plan(
     statistics = folded + sum(
         recipe.policy.state_nbytes(own, count)
         for i, (own, count, window) in enumerate(zip(rows, kept, spec.sliding, strict=True))
-        if window is None and owners[i] == i
+        if window is None and owners[i] == i and leaders[i] == i
     )
     fill = sum(n * rows[i].kv_heads * recipe.storage.unit_nbytes(rows[i], i) for i, n in enumerate(kept))
     host = 0
@@ -197,6 +197,8 @@ def plan(
     freezing = (
         max((recipe.storage.freeze_peak_nbytes(rows[i], i, n) for i, n in enumerate(kept)), default=0) if tokens else 0
     )
+    joined = (recipe.share.join_peak_nbytes(rows[i], n) for i, n in enumerate(kept) if leaders[i] != i)
+    freezing = max(freezing, max(joined, default=0) if tokens else 0)
     runtime = activations + min(products, _REMEMBERED) * _PRODUCT if cpu else 0
     workspace = max(workspace, freezing - activations - runtime)
     return Plan(
@@ -237,6 +239,11 @@ def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageByt
     own = _stored(spec, recipe, layer)
     if spec.sliding[layer] is not None:
         return StorageBytes(own.kv_heads * units * own.unit_bytes, 0)
+    leaders = recipe.share.leaders(spec)
+    if leaders[layer] != layer:
+        return StorageBytes(0, 0)  # counted with the lower layer of its pair
+    if layer in leaders[layer + 1 :]:
+        return recipe.share.pair_size(own, layer, units, recipe.storage)
     return recipe.storage.size(own, layer, units)
 
 

@@ -14,7 +14,7 @@ def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)
-    budget = recipe.units(layer, spec.layers)
+    budget = recipe.units(recipe.share.leaders(spec)[layer], spec.layers)
     return tokens if budget is None else min(tokens, budget + recipe.policy.tail)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from kvcli.types import ModelSpec
+
+if TYPE_CHECKING:
+    from kvcli.storage.base import KeptUnits, KVStorage, StorageBytes, StoredLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +38,25 @@ class LayerSharing:
             ModelError: as :meth:`for_model`.
         """
         return spec.owners or tuple(range(spec.layers))
+
+    def leaders(self, spec: ModelSpec) -> tuple[int, ...]:
+        """Return per layer the layer that chooses which units it keeps: itself, or the lower layer of its pair.
+
+        Both layers of a pair have their own units during prefill; :meth:`join` stores them together.
+
+        Raises:
+            ModelError: as :meth:`for_model`.
+        """
+        return tuple(range(spec.layers))
+
+    def join(self, lower: StoredLayer, upper: KeptUnits, storage: KVStorage) -> tuple[StoredLayer, StoredLayer]:  # noqa: ARG002
+        """Store two layers with the same units together; ``lower`` has its keys and values unchanged."""
+        raise TypeError(f"'{self.name}' has no pairs of layers")
+
+    def pair_size(self, spec: ModelSpec, layer: int, units: int, storage: KVStorage) -> StorageBytes:  # noqa: ARG002
+        """Return the bytes of a pair whose lower layer is ``layer``; ``spec`` has the sizes of that layer."""
+        raise TypeError(f"'{self.name}' has no pairs of layers")
+
+    def join_peak_nbytes(self, spec: ModelSpec, units: int) -> int:  # noqa: ARG002
+        """Return the temporary bytes of :meth:`join`."""
+        return 0
