@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from kvcli.errors import ModelError
 
@@ -77,6 +78,20 @@ def tokenizer_error(error: BaseException, name: str) -> ModelError:
         f"the tokenizer of {name} is damaged, or needs another version: {said}",
         "download the model again, or name the one that it was made from",
     )
+
+
+def refuse_condensed(name: str, config: dict[str, Any]) -> None:
+    """Refuse a Layer-Condensed model (Wu and Tu 2024, arXiv 2405.10637) with the reason.
+
+    Raises:
+        ModelError: the model is one.
+    """
+    if "lckv" in str(config.get("model_type")):
+        raise ModelError(
+            f"{name} is a Layer-Condensed model: its layers use the keys of a higher layer, which exist only after"
+            " several passes over a chunk, and kvcli makes one",
+            "a model whose layers have keys of their own, with +kvsharer or +minicache; see: kvcli models ls",
+        )
 
 
 def needs_code(name: str, error: BaseException) -> ModelError | None:

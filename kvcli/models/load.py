@@ -84,6 +84,7 @@ def load(
     """
     device, dtype = placed(device, dtype)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    foreign_code.refuse_condensed(source.name, source.config)
     attention.register()
     held = quantization.options(source, weights, getattr(torch, dtype))
     own = quantization.method(source)

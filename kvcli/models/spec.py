@@ -19,6 +19,7 @@ from typing import Any
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import catalogue, weights
 from kvcli.models.defaults import default_dtype
+from kvcli.models.foreign_code import refuse_condensed
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -58,6 +59,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     device = _device(device)
     dtype = _known_dtype(dtype) or default_dtype(device)
     config = source.config
+    refuse_condensed(source.name, config)
     text = text_config(config)
 
     def need(*names: str) -> int:

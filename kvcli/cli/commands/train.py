@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
@@ -75,7 +75,9 @@ class OptimizerOptions(OptionGroup):
 
     PANEL: ClassVar[str] = "Training"
 
-    steps: int = option("--steps N", "Training steps, one example each.", 2000, MAIN, min=1)
+    steps: int | None = option(
+        "--steps N", "Training steps, one example each. Default: 2000; of a fold 200.", None, MAIN, min=1
+    )
     rate: float = option("--rate R", "Peak learning rate.", 0.0015)
     schedule: str = option("--schedule NAME", "cosine or linear.", "cosine")
     width: int = option("--width N", "Hidden size of each head.", 256, min=1)
@@ -158,7 +160,8 @@ def command(
         _fold(loaded, corpus, training, examples.budget, fold.policies, output, words)
         return
     given = {**vars(examples), **vars(training)}
-    settings = TrainingOptions(**{field.name: given[field.name] for field in fields(TrainingOptions)})
+    named = {field.name: given[field.name] for field in fields(TrainingOptions)}
+    settings = TrainingOptions(**{name: value for name, value in named.items() if value is not None})
     path = output.output or heads_on_disk.folder() / f"{loaded.name.replace('/', '--')}.safetensors"
     checkpoint = path.with_name(path.name + ".training")
     if output.restart:
@@ -166,7 +169,7 @@ def command(
     running = train(loaded, corpus, settings, checkpoint)
     amount = f"{terminal.plural(len(prose), 'text')}, {terminal.plural(len(records), 'record')}"
     resumed = f" · resumed after {terminal.count(done)}" if (done := saved(checkpoint)) else ""
-    terminal.note("train", f"{loaded.name} · {amount} · {terminal.count(training.steps)} steps{resumed}", quiet=quiet)
+    terminal.note("train", f"{loaded.name} · {amount} · {terminal.count(settings.steps)} steps{resumed}", quiet=quiet)
     heads, metrics = _run(running, checkpoint, quiet=quiet)
     card = file.HeadsCard(
         model=loaded.name,
@@ -211,10 +214,12 @@ def _fold(
     checkpoint = path.with_name(path.name + ".training")
     if output.restart:
         checkpoint.unlink(missing_ok=True)
-    settings = FoldOptions(steps=training.steps, rate=training.rate, budget=budget, policies=names, seed=training.seed)
+    settings = FoldOptions(rate=training.rate, budget=budget, policies=names, seed=training.seed)
+    if training.steps is not None:
+        settings = replace(settings, steps=training.steps)
     running = train_fold(loaded, corpus, settings, checkpoint)
     resumed = f" · resumed after {terminal.count(done)}" if (done := saved(checkpoint)) else ""
-    about = f"{loaded.name} · fold less · {terminal.count(training.steps)} steps{resumed}"
+    about = f"{loaded.name} · fold less · {terminal.count(settings.steps)} steps{resumed}"
     terminal.note("train", about, quiet=output.quiet)
     tensors, gone = _run(running, checkpoint, quiet=output.quiet)
     made = f"{time.strftime('%Y-%m-%d')}, kvcli {__version__}"

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from kvcli.errors import ModelError
 from kvcli.models import foreign_code
+from kvcli.models.load import load
+from kvcli.models.resolve import resolve
+from kvcli.models.spec import spec
+from tests.laws.helpers import drain
 
 ROOT = Path(__file__).parents[3]
 LOADERS = {"from_pretrained", "from_config"}
@@ -57,3 +62,13 @@ def test_libraries_read_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_this_refusal_is_translated() -> None:
     assert isinstance(foreign_code.needs_code("m", ValueError("pass `trust_remote_code=True`")), ModelError)
     assert foreign_code.needs_code("m", ValueError("damaged")) is None
+
+
+def test_a_layer_condensed_checkpoint_is_refused_with_the_reason(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "lckv-llama", "architectures": ["LCKVLlamaForCausalLM"], "layer_types": "0_1"}
+    (model / "config.json").write_text(json.dumps(config))
+    source = drain(resolve(str(model)))
+    for use in (spec, load):  # before loading, and to load it
+        with pytest.raises(ModelError, match="is a Layer-Condensed model: its layers use the keys of a higher layer"):
+            use(source)
