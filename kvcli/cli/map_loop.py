@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kvcli.cli.request import Request
     from kvcli.corpus.worker import Item
     from kvcli.models.source import ModelSource
+    from kvcli.planning.speed_history import Rates
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
 
 
 class Workers(Protocol):
@@ -97,7 +100,7 @@ class MapRun:
             terminal.warn(f"{len(failed):,} of {what} failed{hint}")
             raise typer.Exit(PARTLY_FAILED)
 
-    def plan(self, workers: int) -> None:
+    def plan(self, workers: Callable[[ModelSpec, Recipe], list[tuple[str, int, Rates]]]) -> None:
         """Print what is left to do and what it takes; asks nothing."""
         from kvcli.cli.views import map_plan
 

@@ -12,6 +12,9 @@ from kvcli.errors import UsageError
 if TYPE_CHECKING:
     from kvcli.corpus.ray_workers import RayWorkers
     from kvcli.corpus.task import Settings
+    from kvcli.planning.speed_history import Rates
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
 
 LOCAL = "local"
 _ADDRESS = r"auto|local|(\w+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+"
@@ -60,6 +63,18 @@ class RayOptions(OptionGroup):
             cpus=self.cpus_per_worker,
             shared_paths=self.shared_paths,
         )
+
+    def rates(self, own: Settings, spec: ModelSpec, recipe: Recipe) -> list[tuple[str, int, Rates]]:
+        """Of each machine its name, its workers and its measured speeds; asks the cluster, loads no model."""
+        if self.ray is None:
+            from kvcli.planning import speed_history
+
+            return [("this machine", 1, speed_history.measured(spec, recipe))]
+        from kvcli.corpus import ray_workers
+
+        started = None if self.workers is None else self.workers * self.cpus_per_worker
+        with ray_workers.cluster(self.address, cpus=started) as ray:
+            return ray_workers.rates(ray, spec, recipe, own, workers=self.workers, cpus=self.cpus_per_worker)
 
 
 def cards() -> int:

@@ -27,11 +27,15 @@ from kvcli.corpus.worker import Answered, Failed, Finished, Item, Stopped, Worke
 from kvcli.documents.reader import load_file
 from kvcli.errors import KvcliError, ResourceError, UsageError
 from kvcli.events import Notice, Prefill
+from kvcli.planning.speed_history import Rates
 from kvcli.utils import child_process
 from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
 
 DEATHS = 3
 """How often a worker may die over one document, or in a row while it starts, before that is an error."""
@@ -390,18 +394,8 @@ def _check_address(address: str) -> None:
 
 def nodes(ray: Any) -> list[dict[str, Any]]:
     """The machines of a cluster: name, cores, cards, bytes of memory, and the version of kvcli there."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     found = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        own = ray.remote(_version).options(num_cpus=0, scheduling_strategy=strategy)
-        try:
-            version = ray.get(own.remote(), timeout=VERSION_S)
-        except Exception as error:  # whatever the machine lacks
-            version = f"none ({_last_line(error)})"
+    for node, version in _ask_nodes(ray, _version):
         resources = node["Resources"]
         found.append(
             {
@@ -409,10 +403,57 @@ def nodes(ray: Any) -> list[dict[str, Any]]:
                 "cpus": int(resources.get("CPU", 0)),
                 "gpus": int(resources.get("GPU", 0)),
                 "memory_bytes": int(resources.get("memory", 0)),
-                "kvcli": version,
+                "kvcli": f"none ({_last_line(version)})" if isinstance(version, Exception) else version,
             }
         )
     return found
+
+
+def rates(
+    ray: Any, spec: ModelSpec, recipe: Recipe, own: Settings, *, workers: int | None, cpus: int
+) -> list[tuple[str, int, Rates]]:
+    """Of each machine its name, how many workers it would have, and the speeds that kvcli measured there.
+
+    Args:
+        ray: from :func:`cluster`.
+        spec, recipe: of the run.
+        own: has the device and the dtype that were asked for.
+        workers, cpus: as of :class:`RayWorkers`.
+    """
+    found, left = [], workers
+    for node, measured in _ask_nodes(ray, _rates, spec, recipe, own.device, own.dtype):
+        resources = node["Resources"]
+        cards = int(resources.get("GPU", 0)) if own.device in (None, "cuda") else 0
+        count = cards or int(resources.get("CPU", 0)) // cpus
+        if left is not None:
+            count = min(count, left)
+            left -= count
+        if count:
+            known = Rates() if isinstance(measured, Exception) else measured
+            found.append((str(node["NodeManagerHostname"]), count, known))
+    return found
+
+
+def _ask_nodes(ray: Any, function: Callable[..., Any], *given: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+    """What a function returns, or the error that it raises, on each machine that is alive."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            own = ray.remote(function).options(num_cpus=0, scheduling_strategy=strategy)
+            try:
+                yield node, ray.get(own.remote(*given), timeout=VERSION_S)
+            except Exception as error:  # whatever the machine lacks
+                yield node, error
+
+
+def _rates(spec: ModelSpec, recipe: Recipe, device: str | None, dtype: str | None) -> Rates:
+    from kvcli.models.load import placed
+    from kvcli.planning import speed_history
+
+    device, dtype = placed(device, dtype)
+    return speed_history.measured(replace(spec, device=device, dtype=dtype), recipe)
 
 
 def _version() -> str:

@@ -134,7 +134,7 @@ def command(
         lambda *given: _workers(ray, *given),
     )
     if question.plan:
-        run.plan(workers=ray.workers or 1)
+        run.plan(lambda *given: ray.rates(options, *given))
     else:
         run.run()
 

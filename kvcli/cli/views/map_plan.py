@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvcli import documents
+from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.errors import KvcliError
 from kvcli.events import Mapped
 from kvcli.models.defaults import default_chunk
-from kvcli.planning import memory, speed_history
+from kvcli.planning import memory
 from kvcli.planning.disk import disk_bytes
 from kvcli.planning.estimate import Target
 from kvcli.utils.sizes import format_bytes
@@ -22,19 +23,24 @@ if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.corpus.task import Task
     from kvcli.models.source import ModelSource
+    from kvcli.planning.speed_history import Rates
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
+
+    Workers = Callable[[ModelSpec, Recipe], list[tuple[str, int, Rates]]]
 
 ANSWER = 64
 """Tokens that an answer is assumed to have, if ``--max-tokens`` allows them."""
 
 
-def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: int) -> None:
+def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: Workers) -> None:
     """Print what a run takes: extracts and counts every document.
 
     Args:
         tasks: the documents and the questions that are left.
         own: the options of the run.
         source: the model's files.
-        workers: how many there will be, each as fast as this machine was.
+        workers: of a model and a recipe, the machines that answer: name, number of workers, measured speeds.
     """
     from kvcli import recipe as recipes
     from kvcli.engine.prompt import Prompt
@@ -73,12 +79,13 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
             share = done / size if size else 1.0
             display.see(Mapped(n, len(tasks), bad, sum(counts), time.monotonic() - began, share))
     tokens, questions = sum(counts), sum(len(task.questions) for task in tasks)
-    rates = speed_history.measured(spec, recipe)
+    with interruptible("asking the workers for their speed"):
+        machines = workers(spec, recipe)
     rows = [
         ("corpus", f"{terminal.plural(len(counts), 'document')} · {questions:,} answers · {bad:,} cannot be read"),
         ("tokens", f"{tokens:,} · longest document {max(counts, default=0):,}"),
         ("model", f"{spec.name} {spec.dtype} · {spec.device} · {recipe}"),
-        ("time", _time(tokens, questions, min(ANSWER, own.max_tokens), rates, workers)),
+        ("time", _time(tokens, questions, min(ANSWER, own.max_tokens), machines)),
         ("disk", f"at most {format_bytes(disk)} of saved prefills" if own.cache else "no saved prefills"),
     ]
     if counts:
@@ -95,10 +102,16 @@ def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: i
     terminal.facts(rows)
 
 
-def _time(tokens: int, answers: int, length: int, rates: speed_history.Rates, workers: int) -> str:
-    if not rates.prefill or not rates.decode:
-        return "unknown: no earlier run with this model and recipe on this machine"
-    seconds = (tokens / rates.prefill + answers * length / rates.decode) / workers
-    speeds = f"prefill {rates.prefill:,.0f} tok/s, answers {rates.decode:,.1f} tok/s"
-    each = f"{terminal.plural(workers, 'worker')} at the measured {speeds}"
-    return f"about {terminal.duration(seconds)} with answers of {length} tokens · {each}"
+def _time(tokens: int, answers: int, length: int, machines: Sequence[tuple[str, int, Rates]]) -> str:
+    """How long the workers take if each gets documents as fast as it answers."""
+    per_second, speeds = 0.0, []  # parts of the whole run
+    for name, count, rates in machines:
+        if not rates.prefill or not rates.decode:
+            speeds.append(f"{name}: not measured and not counted")
+            continue
+        per_second += count / ((tokens / rates.prefill + answers * length / rates.decode) or 1.0)
+        speed = f"prefill {rates.prefill:,.0f} tok/s, answers {rates.decode:,.1f} tok/s"
+        speeds.append(f"{name}: {terminal.plural(count, 'worker')} at the measured {speed}")
+    if not per_second:
+        return f"unknown: no earlier run with this model and recipe on {', '.join(name for name, _, _ in machines)}"
+    return f"about {terminal.duration(1 / per_second)} with answers of {length} tokens · {' · '.join(speeds)}"

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from kvcli.corpus.task import Question, Settings, Task, corpus
 from kvcli.corpus.worker import Answered, Failed, Finished, LocalWorkers, Stopped, Worker
 from kvcli.errors import KvcliError, ResourceError
 from kvcli.events import Notice
+from kvcli.planning import speed_history
+from kvcli.recipe import parse
 from kvcli.utils.version import __version__
 from tests.e2e.conftest import save_tiny
 
@@ -76,7 +79,7 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
     here: Path, settings: Settings, tasks: list[Task], alone: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers answer as one; one is killed in the middle of a document; then all are told to stop."""
-    from kvcli.corpus.ray_workers import RayWorkers, nodes
+    from kvcli.corpus.ray_workers import RayWorkers, nodes, rates
 
     model, expected = alone
     items, killed, refused = list[Any](), 0, ""
@@ -94,6 +97,12 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
         assert {i.task.name for i in items if isinstance(i, Finished)} == {f"{n}.txt" for n in range(5)}
 
         assert [node["kvcli"] for node in nodes(ray)] == [__version__]
+        recipe = parse("keydiff(budget=96)")
+        speed_history.record(model.spec, recipe, read=4000, read_s=2.0, said=80, said_s=4.0)
+        own = replace(settings, dtype=model.spec.dtype)
+        ((_, count, speed),) = rates(ray, model.spec, recipe, own, workers=1, cpus=1)
+        assert (count, speed) == (1, speed_history.measured(model.spec, recipe))
+        assert speed.prefill
         try:
             ray.get(next(slot for slot in workers._slots if slot.pid).actor.load.remote("0.0.0"))
         except ray.exceptions.RayTaskError as error:
