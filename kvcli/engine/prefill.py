@@ -85,7 +85,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
 
     Raises:
         ModelError: the policy needs retaining heads, or the storage a calibration or known weights, and the model has
-            none; or the storage cannot cap logits, and the model does; or the policy changes latents.
+            none. Also if the storage cannot cap logits, and the model does; or if the policy changes latents.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(

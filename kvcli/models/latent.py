@@ -1,9 +1,9 @@
 """Multi-head latent attention (DeepSeek, GLM-4.7-Flash) without unpacking: a token is kept as its latent and one key.
 
 Such a layer makes the keys and values of all heads from a latent by one matrix, and gives all keys the same rotated
-part. Here the matrix goes to the other side: a query is multiplied with the keys' part of it and then attends to the
-latent itself, and the average of the latents is multiplied with the values' part. The cache sees one KV head, whose key
-is the latent and the rotated part, and whose value is the same tensor. That a layer works so is found by trial.
+part. Here the matrix goes to the other side. A query is multiplied with the keys' part of it and then attends to the
+latent itself. The average of the latents is multiplied with the values' part. The cache sees one KV head, whose key is
+the latent and the rotated part, and whose value is the same tensor. That a layer works so is found by trial.
 """
 
 from __future__ import annotations

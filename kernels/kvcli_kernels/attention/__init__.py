@@ -10,8 +10,9 @@ from kvcli_kernels.backend import for_cpu
 __all__ = ["CAPPED_ROWS", "CappedScale", "attention", "causal_attention"]
 
 CAPPED_ROWS = 64
-"""Queries whose logits exist at the same time if no flash kernel of torch serves them: it caps no logits, and on a GPU
-it takes heads of at most 256 numbers."""
+"""Queries whose logits exist at the same time if no flash kernel of torch serves them. Such a kernel caps no logits,
+and on a GPU it takes heads of at most 256 numbers.
+"""
 
 _GROUP = 8  # heads per KV head up to which numba's kernel is the faster one for a single token
 
