@@ -51,6 +51,11 @@ class MiniCache(LayerSharing):
 
     def for_model(self, spec: ModelSpec) -> MiniCache:
         """See :class:`kvcli.share.base.LayerSharing`."""
+        if spec.latent:
+            raise ModelError(
+                f"minicache merges keys and values apart, and {spec.name} keeps both as one latent",
+                "without +minicache",
+            )
         if not self._pairs(spec):
             raise ModelError(
                 f"minicache merges neighbouring layers of full attention, and {spec.name} has no two alike from layer"

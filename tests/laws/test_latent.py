@@ -93,9 +93,11 @@ def test_turns_are_absorbed_as_one_longer_document() -> None:
     assert distance(logits, reference(model, body + turns + question)[-3:]) < EXACT
 
 
-def test_policies_that_change_keys_and_values_apart_are_refused() -> None:
+@pytest.mark.parametrize("recipe", ["keydiff(budget=24, victims=merge)", "elastic(budget=24)", "full+minicache"])
+def test_terms_that_change_keys_and_values_apart_are_refused(recipe: str) -> None:
+    model = load("deepseek_v3")
     with pytest.raises(ModelError, match="keeps both as one latent"):
-        drain(prefill(load("deepseek_v3"), tiny.document(50), parse("keydiff(budget=24, victims=merge)"), chunk=20))
+        drain(prefill(model, tiny.document(50), parse(recipe).for_model(model.spec), chunk=20))
 
 
 def test_a_matrix_with_a_bias_is_unpacked_as_the_model_does() -> None:
