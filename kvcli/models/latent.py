@@ -107,7 +107,7 @@ def find(rotary: rope.ModelRotary, rotated: Sequence[Call], again: Callable[[], 
 def _plain(part: nn.Linear) -> bool:
     """Whether a layer is a matrix that is here as it is: neither quantized nor in main memory beside a GPU."""
     here = part.weight.is_floating_point() and part.weight.device.type != "meta" and part.weight.dim() == 2
-    return here and getattr(part, "bias", None) is None
+    return here and part.weight.itemsize > 1 and getattr(part, "bias", None) is None
 
 
 def _latent(part: nn.Linear, x: Tensor, call: Call) -> Latent | None:

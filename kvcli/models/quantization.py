@@ -63,10 +63,11 @@ def options(source: ModelSource, held: str, dtype: torch.dtype) -> dict[str, Any
     _bitsandbytes(held)
     from transformers import BitsAndBytesConfig
 
-    if held == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    return {"quantization_config": four}
+    latents = model_spec.text_config(source.config).get("kv_lora_rank")
+    skipped = ["lm_head", model_spec.UNPACKING] if latents else None  # by default all but the head are quantised
+    four: Any = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    bits = {"load_in_8bit": True} if held == "int8" else four
+    return {"quantization_config": BitsAndBytesConfig(llm_int8_skip_modules=skipped, **bits)}
 
 
 def reading(source: ModelSource, device: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from kvcli.models import packed_experts, quantization
 from kvcli.models.auto_class import auto_class
 from kvcli.models.load import placed, wrap
 from kvcli.models.model import Model
+from kvcli.models.spec import UNPACKING
 
 _STD = 0.02  # of every matrix, as most families are initialised
 
@@ -73,7 +74,8 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
     generator = torch.Generator(device).manual_seed(0)
     for name, part in list(module.named_modules()):
         fill_weights(part, device, generator)
-        if held != "bf16" and isinstance(part, nn.Linear) and "layers." in name:  # one at a time: the peak stays low
+        few = isinstance(part, nn.Linear) and "layers." in name and not name.endswith(UNPACKING)
+        if held != "bf16" and few:  # one at a time: the peak stays low
             module.set_submodule(name, quantization.linear(part, held))
         for last, _ in list(part.named_parameters(recurse=False)) if held != "bf16" else ():
             if packed_experts.packable(part, last):

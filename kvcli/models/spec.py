@@ -23,6 +23,9 @@ from kvcli.models.foreign_code import refuse_condensed
 from kvcli.models.source import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
+UNPACKING = "kv_b_proj"
+"""The matrix from latents to the keys and values of all heads, which ``--weights`` leaves whole."""
+
 _NF4_BLOCK = 64  # weights that share one float32 scale
 
 
@@ -74,7 +77,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     windows = sliding_windows(SimpleNamespace(**text))
     attending = [i for i in range(text["num_hidden_layers"]) if not kinds or _attends(kinds[i])]
     packing = config.get("quantization_config") or text.get("quantization_config") or {}
-    latent = bool(text.get("kv_lora_rank")) and held == "bf16" and not packing
+    latent = _keeps_latents(text, packing, device)
     shapes = tuple(_shape(text, heads, hidden, i, latent) for i in attending)
     if not shapes:
         raise ModelError(f"{source.name}: its config names no layer with attention", f"kvcli models show {source.name}")
@@ -105,11 +108,17 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
     else:
         matrices = _from_headers(source, text) if source.complete else _from_config(found, text)
         total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in matrices)
-    mapped = 0 if packing or held != "bf16" else _mapped_bytes(source, found, text)
+    mapped = 0 if packing else _mapped_bytes(source, found, text, held)
     return ModelSpec(**{**vars(found), "weight_bytes": total, "mapped_bytes": mapped})
 
 
-def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any]) -> int:
+def _keeps_latents(text: dict[str, Any], packing: dict[str, Any], device: str) -> bool:
+    """Whether the matrix that unpacks latents (:mod:`kvcli.models.latent`) is there, and not quantised."""
+    whole = not packing or unpacked(packing.get("quant_method"), device)
+    return bool(text.get("kv_lora_rank")) and (whole or UNPACKING in (packing.get("llm_int8_skip_modules") or ()))
+
+
+def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any], held: str) -> int:
     """Bytes of the matrices that a CPU decodes with beside those of the model (:mod:`kvcli.models.cpu_linear`)."""
     if spec.device != "cpu" or spec.dtype not in ("float32", "bfloat16"):
         return 0
@@ -122,10 +131,11 @@ def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any]) ->
         (shape, dtype)
         for name, shape, dtype in tensors
         if len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
+        if held == "bf16" or re.search(rf"embed|lm_head|{UNPACKING}", name)
     ]
     total = 0
     for (n, k), dtype in found:
-        if source.int8 and n % 8 == 0 and k % 32 == 0:
+        if source.int8 and held == "bf16" and n % 8 == 0 and k % 32 == 0:
             total += n * k + n * k // 8
         elif dtype == "BF16" and spec.dtype == "float32":
             total += 2 * n * k
@@ -375,7 +385,10 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
     if alias is not None and alias.linear:
         once = spec.vocab * spec.hidden
         yield "layers.experts.all", (alias.experts // spec.hidden, spec.hidden)
-        yield "layers.all", ((alias.linear - alias.experts) // spec.hidden, spec.hidden)
+        rank, values = (int(config.get(name) or 0) for name in ("kv_lora_rank", "v_head_dim"))
+        unpacking = alias.layers * spec.heads * rank * (int(config.get("qk_nope_head_dim") or 0) + values)
+        yield f"layers.{UNPACKING}", (unpacking // spec.hidden, spec.hidden)
+        yield "layers.all", ((alias.linear - alias.experts - unpacking) // spec.hidden, spec.hidden)
         yield from [("embed", (spec.vocab, spec.hidden)), ("lm_head", (spec.vocab, spec.hidden))][: 2 - alias.tied]
         yield "norms", (alias.parameters - alias.linear - (2 - alias.tied) * once,)
         return
@@ -397,7 +410,7 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
         yield f"{at}norms", (2 * spec.hidden,)
 
 
-_WHOLE = re.compile(r"(?<!un)embed|lm_head|\b(wte|wpe)\b|\.(gate|router)(\.layer)?\.weight$|bias$")
+_WHOLE = re.compile(rf"(?<!un)embed|lm_head|{UNPACKING}|\b(wte|wpe)\b|\.(gate|router)(\.layer)?\.weight$|bias$")
 
 
 def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:

@@ -1,5 +1,6 @@
 """Multi-head latent attention: a token is kept as its latent and one rotated key, and nothing else changes."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from kvcli.cache.context import freeze
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill
 from kvcli.errors import ModelError
+from kvcli.models import spec as model_spec
+from kvcli.models.load import load as read
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
+from kvcli.models.random_weights import build
+from kvcli.models.source import ModelSource
 from kvcli.planning.memory import plan
 from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse
 from tests import tiny
+from tests.e2e.conftest import byte_tokenizer
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 from tests.laws.test_prompt_cache import interrupted, run, same
 
@@ -81,6 +87,43 @@ def test_saved_stopped_rewound_and_extended(term: str, tmp_path: Path) -> None:
     first = answer(model, cache, tiny.document(9))
     cache.rewind()
     assert answer(model, cache, tiny.document(9)) == first
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
+    path = tmp_path_factory.mktemp("models") / "glm"
+    small_models.build("glm4_moe_lite").to(torch.bfloat16).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return ModelSource("glm", path, "directory")
+
+
+@pytest.mark.parametrize(("held", "dtype"), [("int8", "bfloat16"), ("nf4", "bfloat16"), ("nf4", "float32")])
+def test_quantized_weights_keep_latents(source: ModelSource, held: str, dtype: str) -> None:
+    model = read(source, device="cpu", dtype=dtype, weights=held)
+    sizes = model_spec.spec(source, device="cpu", dtype=dtype, held=held)
+    assert model.spec.weight_bytes == pytest.approx(sizes.weight_bytes, rel=1e-3)  # experts' biases stay float32
+    assert replace(model.spec, weight_bytes=sizes.weight_bytes) == sizes
+    assert sizes.latent
+    assert sizes.row_bytes == model_spec.spec(source, device="cpu", dtype=dtype).row_bytes
+    drawn = build(source.path, device="cpu", dtype=dtype, weights=held).spec
+    assert drawn.latent
+    assert drawn.weight_bytes == pytest.approx(sizes.weight_bytes, rel=1e-3)
+    ids = tiny.document(60)
+    limit = 0.3 if dtype == "bfloat16" else EXACT
+    assert distance(asked(model, ids[:50], ids[50:], "full", 16), reference(model, ids)[50:]) < limit
+
+
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_a_saved_quantized_checkpoint_keeps_latents_too(held: str, tmp_path: Path) -> None:
+    small_models.build("minicpm3").to(torch.bfloat16).save_pretrained(tmp_path / "whole")
+    byte_tokenizer().save_pretrained(tmp_path / "whole")
+    whole = ModelSource("whole", tmp_path / "whole", "directory")
+    read(whole, device="cpu", dtype="bfloat16", weights=held).module.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    again = ModelSource("again", tmp_path, "directory")
+    planned, taken = model_spec.spec(again, device="cpu", dtype="bfloat16"), read(again, device="cpu", dtype="bfloat16")
+    assert planned.latent
+    assert (planned.row_bytes, planned.shapes) == (taken.spec.row_bytes, taken.spec.shapes)
 
 
 def test_turns_are_absorbed_as_one_longer_document() -> None:
