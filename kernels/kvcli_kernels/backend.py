@@ -31,7 +31,7 @@ def products(q: Tensor) -> Any:
 def for_cpu(operation: str, module: str = "cpu") -> ModuleType | None:
     """Import an operation's CPU kernels, if numba is installed and finds a directory for compiled code."""
     try:
-        return import_module(f"kvcli_kernels.{operation}.{module}")
+        return import_module(f"kvcli_kernels.{operation}.{module}".removesuffix("."))
     except Exception:  # numba fails in ways of its own, also over a file in the working directory
         return None
 

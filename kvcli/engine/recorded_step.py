@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.decode_step import StaticStep
 from kvcli.models.model import Model
-from kvcli_kernels import recording
+from kvcli_kernels import recording, team
 
 _DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
 _READS = {"tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__"}
@@ -71,8 +71,9 @@ class RecordedStep(StaticStep):
             if self.calls is None or memory != self._memory:
                 self._memory, self._context = memory, self.cache.context
                 return self._record()
-            for call in self.calls:
-                call()
+            with team.together():
+                for call in self.calls:
+                    call()
             return self.logits if self._checked else self._check()
 
     def _record(self) -> Tensor:

@@ -5,16 +5,15 @@ torch's flash kernel is made for many queries: with one it reaches half the memo
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
-from kvcli_kernels import recording
+from kvcli_kernels import recording, team
 from kvcli_kernels.backend import on_threads
-from kvcli_kernels.compiler import njit
+from kvcli_kernels.compiler import njit, number
 from kvcli_kernels.packed_attention.cpu import softmax
 
 _PART = 1 << 16  # minimum numbers in keys per thread
+_MANY = 16  # parts from which it does not matter that threads of a team give up their cores
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -51,7 +50,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor | N
             h = slice(start, stop)
             _attend(queries[h], keys[h], values[h], np.float32(scale), used[h], logits[h], out[h], total[h])
 
-        on_threads(part, kv_heads, n * kv_heads * dim // _PART)
+        parts = n * kv_heads * dim // _PART
+        on_threads(part, kv_heads, parts if parts >= _MANY or not team.active() else 1)
 
     recording.run(work, (rows, *buffers, lengths), (o, lse))
     return o.view(heads, 1, dim).to(q.dtype), lse.view(heads, 1)
@@ -65,18 +65,6 @@ def _whole(x: Tensor) -> Tensor:
     if x.stride() != (rows * dim, dim, 1) or rows < n or end * x.element_size() > x.untyped_storage().nbytes():
         return x.contiguous()
     return x.as_strided((heads, rows, dim), x.stride())
-
-
-def _number(stored):  # only its overload is compiled
-    raise NotImplementedError
-
-
-@overload(_number, inline="always")
-def _number_of(stored):
-    """A key's or value's float32: a bfloat16 is in memory as the upper half of its bits."""
-    if stored == types.uint16:
-        return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
-    return lambda stored: stored
 
 
 # One compilation for each type of keys. Not closures over a conversion: numba finds none of those again on disk.
@@ -93,17 +81,17 @@ def _multiply(q, k, scale, logits):
             s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
             for d in range(dim):
                 x = query[d]
-                s0 += x * _number(a[d])
-                s1 += x * _number(b[d])
-                s2 += x * _number(c[d])
-                s3 += x * _number(e[d])
+                s0 += x * number(a[d])
+                s1 += x * number(b[d])
+                s2 += x * number(c[d])
+                s3 += x * number(e[d])
             logits[g, i], logits[g, i + 1], logits[g, i + 2], logits[g, i + 3] = s0, s1, s2, s3
     for i in range(n - n % 4, n):
         key = k[i]
         for g in range(group):
             query, s0 = q[g], np.float32(0)
             for d in range(dim):
-                s0 += query[d] * _number(key[d])
+                s0 += query[d] * number(key[d])
             logits[g, i] = s0
     logits *= scale
 
@@ -119,13 +107,13 @@ def _sum_up(weights, v, out):
             row = out[g]
             u0, u1, u2, u3 = weights[g, i], weights[g, i + 1], weights[g, i + 2], weights[g, i + 3]
             for d in range(dim):
-                row[d] += u0 * _number(a[d]) + u1 * _number(b[d]) + u2 * _number(c[d]) + u3 * _number(e[d])
+                row[d] += u0 * number(a[d]) + u1 * number(b[d]) + u2 * number(c[d]) + u3 * number(e[d])
     for i in range(n - n % 4, n):
         a = v[i]
         for g in range(group):
             row, u0 = out[g], weights[g, i]
             for d in range(dim):
-                row[d] += u0 * _number(a[d])
+                row[d] += u0 * number(a[d])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

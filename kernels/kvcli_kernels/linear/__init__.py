@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def int8() -> ModuleType | None:
     """:mod:`kvcli_kernels.linear.int8`, if its compiler is installed."""
-    return for_cpu("linear", "int8")
+    return for_cpu("linear", "int8") if for_cpu("team_loop", "") is not None else None
 
 
 def experts() -> ModuleType | None:

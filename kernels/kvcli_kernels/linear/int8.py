@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvcli_kernels import recording
-from kvcli_kernels.backend import on_threads
+from kvcli_kernels import recording, team
 from kvcli_kernels.compiler import njit
 
 BLOCK = 32
 _LANES = 8  # a multiple of it fills registers of 256 bits
-_PART = 1 << 22  # minimum bytes of codes per thread
 
 
 class Int8Weight(NamedTuple):
@@ -82,33 +80,28 @@ def pack(weight: Tensor) -> Int8Weight | None:
 
 def linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` in the dtype of ``x`` ``[…, K]``; sums are float32. Rows do not depend on each other."""
-    rows = x.reshape(-1, x.shape[-1]).float().contiguous()
-    groups, per, _ = weight.scale.shape
-    y = torch.empty(len(rows), groups * per)
-    given, codes, scale, out = map(recording.array, (rows, *weight, y))
-    parts = weight.codes.nbytes // _PART
-
-    def work() -> None:
-        on_threads(lambda start, stop: _product(given, codes, scale, out, start, stop), groups, parts)
-
-    recording.run(work, (rows, *weight), (y,))
+    groups, per, blocks = weight.scale.shape
+    narrow = x.dtype == torch.bfloat16 and bias is None
+    rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16 if narrow else torch.float32).contiguous()
+    y = torch.empty(len(rows), groups * per, dtype=rows.dtype)
+    size = weight.codes.nbytes
+    task = team.task(team.parts(size, groups), (narrow, groups, per, blocks, len(rows)), (rows, *weight, y))
+    recording.run(lambda: team.do(task, size), (rows, *weight), (y,))
     if bias is not None:
         y += bias
     return y.to(x.dtype).view(*x.shape[:-1], groups * per)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def _product(x, codes, scale, out, start, stop):
-    """Multiply rows ``x [m, K]`` by groups ``start`` to ``stop`` of a weight: ``out [m, N]``."""
+def product(tiles, codes, scale, out, start, stop):
+    """Multiply rows by groups ``start`` to ``stop`` of a weight: ``out [m, (stop - start) · R]``.
+
+    ``tiles [m, 32, R · B]`` are the rows arranged as the codes are, ``R`` times.
+    """
     rows, blocks, lanes = scale.shape[1], scale.shape[2], codes.shape[2]
-    tiles, sums = np.empty((len(x), 32, lanes), np.float32), np.empty(lanes, np.float32)
-    for m in range(len(x)):
-        for j in range(32):
-            for r in range(rows):
-                for b in range(blocks):
-                    tiles[m, j, r * blocks + b] = x[m, b * 32 + j]
+    sums = np.empty(lanes, np.float32)
     for g in range(start, stop):
-        for m in range(len(x)):
+        for m in range(len(tiles)):
             sums[:] = 0
             for j in range(0, 32, 4):
                 c0, c1, c2, c3 = codes[g, j], codes[g, j + 1], codes[g, j + 2], codes[g, j + 3]
@@ -120,4 +113,4 @@ def _product(x, codes, scale, out, start, stop):
                 total, own = np.float32(0), sums[r * blocks : (r + 1) * blocks]
                 for b in range(blocks):
                     total += own[b] * scale[g, r, b]
-                out[m, g * rows + r] = total
+                out[m, (g - start) * rows + r] = total

@@ -9,14 +9,17 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from kvcli.engine.decode_step import StaticStep
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
+from kvcli.engine.recorded_step import RecordedStep
 from kvcli.models import cpu_linear
 from kvcli.models import spec as model_spec
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.source import ModelSource
 from kvcli.recipe import parse
+from kvcli_kernels import team
 from tests import tiny
 from tests.laws.helpers import drain
 
@@ -175,3 +178,28 @@ def test_files_of_few_bits_are_told_from_others() -> None:
     assert ModelSource("m", Path(), "gguf", bits=8).int8
     assert not ModelSource("m", Path(), "gguf", bits=16).int8
     assert not ModelSource("m", Path(), "directory").int8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replayed_steps_that_threads_share_are_plain_steps(
+    converted: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(team, "_LEAST", 1)
+    monkeypatch.setattr(team, "_PART", 256)
+    module = AutoModelForCausalLM.from_pretrained(converted, dtype=getattr(torch, dtype))
+    model = wrap(module, None, name="llama", fingerprint=None)
+    assert cpu_linear.map_packed(model.module, converted)
+    context = drain(prefill(model, tiny.document(60), parse("full"), horizon=300))
+    found = []
+    for kind in (StaticStep, RecordedStep):
+        tail = new_decode_cache(model, context)
+        tail.reserve(100)
+        made = kind(model, tail)
+        rows = []
+        for token in tiny.document(40, seed=2):
+            rows.append(made(torch.tensor([token])).clone())
+            tail.extend(1)
+        found.append(torch.stack(rows))
+    assert made.calls is not None
+    assert torch.equal(*found)

@@ -1,0 +1,103 @@
+"""Threads that divide products too small for Python's pool: handing over half a product takes less than a microsecond.
+
+While a step is replayed (:func:`together`), the other threads wait in a compiled loop and take parts of each task
+(:mod:`kvcli_kernels.team_loop`). Parts are taken, not assigned: a thread that the system does not run takes none.
+Threads wait so only within a step, so that nothing runs while no answer is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from threading import Lock
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvcli_kernels import backend
+
+_LEAST = 1 << 16  # minimum bytes of a weight that two threads share
+_LARGE = 1 << 22  # bytes of a weight for which Python's pool is worth its while
+_PART = 1 << 15  # bytes of a weight per part
+_PARTS = 64  # maximum parts of a task
+_MOST = 4  # threads
+_REST = 16  # steps without the others after one in which they were not run
+
+_lock = Lock()
+_active: ContextVar[tuple[ModuleType, Any] | None] = ContextVar("team", default=None)
+_rest = 0
+
+
+def parts(size: int, rows: int) -> int:
+    """Into how many parts to divide a task that reads so many bytes and may be divided into so many rows."""
+    return max(1, min(size // _PART, _PARTS, rows)) if size >= _LEAST else 1
+
+
+def task(parts: int, shape: Sequence[int], tensors: Sequence[Tensor]) -> Any:
+    """Describe a task to :func:`do`: how many parts it has, and its sizes and tensors in the order of its loop.
+
+    Whoever keeps the task keeps the tensors.
+    """
+    return np.array([parts, *shape, *(x.data_ptr() for x in tensors)], np.int64)
+
+
+def do(task: Any, size: int) -> None:
+    """Do a task that reads ``size`` bytes: with this step's team, or if there is none, on several threads if large."""
+    loop, cells = _active.get() or (_loop(), None)
+    assert loop is not None
+    count = int(task[0])
+    if cells is not None and count > 1:
+        loop.lead(cells, task)
+    else:
+        backend.on_threads(lambda start, stop: loop.some(task, start, stop), count, size // _LARGE)
+
+
+def active() -> bool:
+    """Whether a team of this thread waits for tasks, so that the cores are taken."""
+    return _active.get() is not None
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Of its own: whoever follows occupies a thread for a whole step."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="team")
+
+
+def _loop() -> ModuleType | None:
+    return backend.for_cpu("team_loop", "")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let tasks of this thread be shared in the block, if there are other threads and nobody else uses them."""
+    global _rest
+    count = min(torch.get_num_threads(), _MOST)
+    loop = _loop() if count > 1 else None
+    if loop is None or not _lock.acquire(blocking=False):
+        yield
+        return
+    try:
+        if _rest:
+            _rest -= 1
+            yield
+            return
+        cells = loop.begin()
+        jobs = [_pool(count - 1).submit(loop.follow, cells) for _ in range(count - 1)]
+        token = _active.set((loop, cells))
+        try:
+            yield
+        finally:
+            _active.reset(token)
+            loop.end(cells)
+            for job in jobs:
+                job.cancel() or job.result()
+        if loop.waited(cells):
+            _rest = _REST
+    finally:
+        _lock.release()

@@ -1,0 +1,180 @@
+"""The compiled loops of :mod:`kvcli_kernels.team`.
+
+Threads share cells in memory, each in a cache line of its own. They hold the parts that nobody has taken, the parts
+that are done, and whether the step is over. They also hold how often the leading thread waited long, how many parts
+others took, and the task.
+"""
+
+# ruff: noqa: ARG001 (numba gives an intrinsic arguments that it need not use)
+
+import os
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic
+
+from kvcli_kernels.compiler import njit, number
+from kvcli_kernels.linear.int8 import product
+
+_LEFT, _DONE, _OVER, _WAITED, _TAKEN, _TASK = 0, 8, 16, 24, 32, 40
+_SPINS = 20_000  # looks at a cell before the processor is offered to others: some 20 µs
+
+
+def begin():
+    """New cells."""
+    return np.zeros(64, np.int64)
+
+
+def end(cells):
+    """Send away those who follow."""
+    cells[_OVER] = 1
+
+
+def taken(cells):
+    """How many parts the threads took that follow."""
+    return int(cells[_TAKEN])
+
+
+def waited(cells):
+    """How often the leading thread offered its processor while others had taken parts."""
+    return int(cells[_WAITED])
+
+
+@intrinsic
+def _load(context, cells, at):
+    def make(context, builder, signature, args):
+        cell = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        return builder.load_atomic(cell, "acquire", 8)
+
+    return types.int64(cells, types.int64), make
+
+
+@intrinsic
+def _store(context, cells, at, value):
+    def make(context, builder, signature, args):
+        cell = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        builder.store_atomic(args[2], cell, "release", 8)
+        return context.get_dummy_value()
+
+    return types.none(cells, types.int64, types.int64), make
+
+
+@intrinsic
+def _add(context, cells, at, value):
+    """Add to a cell, and return what it was before."""
+
+    def make(context, builder, signature, args):
+        cell = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        return builder.atomic_rmw("add", cell, args[2], "acq_rel")
+
+    return types.int64(cells, types.int64, types.int64), make
+
+
+@intrinsic
+def _pointer(context, address):
+    def make(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), make
+
+
+if os.name == "posix":
+    _yield = types.ExternalFunction("sched_yield", types.int32())
+else:
+
+    @njit(cache=True, nogil=True)
+    def _yield():
+        return 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _work(cells, task, leads):
+    """Take parts of the task as the thread that leads, until it is done; as another one, of all tasks of the step."""
+    if leads:
+        for i in range(task.size):
+            cells[_TASK + i] = task[i]
+        _store(cells, _DONE, 0)
+        _store(cells, _LEFT, task[0])
+    spins = 0
+    while True:
+        if _load(cells, _LEFT) > 0:
+            part = _add(cells, _LEFT, -1) - 1
+            if part >= 0:
+                if not leads:
+                    _add(cells, _TAKEN, 1)
+                _do(cells[_TASK:], part)
+                _add(cells, _DONE, 1)
+                spins = 0
+                continue
+        if leads and _load(cells, _DONE) == task[0]:
+            return
+        if not leads and _load(cells, _OVER):
+            return
+        spins += 1
+        if spins > _SPINS:
+            _yield()
+            if leads:
+                cells[_WAITED] += 1
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _do(task, part):
+    """Do a part of a product with a weight of 8 bits (:func:`kvcli_kernels.linear.int8.linear`)."""
+    parts, narrow, groups, rows, blocks, m = task[0], task[1], task[2], task[3], task[4], task[5]
+    start, stop = part * groups // parts, (part + 1) * groups // parts
+    codes = carray(_pointer(task[7]), (groups, 32, rows * blocks), np.int8)
+    scale = carray(_pointer(task[8]), (groups, rows, blocks), np.float32)
+    tiles = np.empty((m, 32, rows * blocks), np.float32)
+    found = np.empty((m, (stop - start) * rows), np.float32)
+    x, bits = _both(task[6], m, blocks * 32)
+    for i in range(m):
+        for r in range(rows):
+            for b in range(blocks):
+                for j in range(32):
+                    tiles[i, j, r * blocks + b] = number(bits[i, b * 32 + j]) if narrow else x[i, b * 32 + j]
+    product(tiles, codes, scale, found, start, stop)
+    y, rounded = _both(task[9], m, groups * rows)
+    for i in range(m):
+        for n in range(found.shape[1]):
+            if narrow:
+                rounded[i, start * rows + n] = _nearest(found[i, n])
+            else:
+                y[i, start * rows + n] = found[i, n]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _both(address, rows, columns):
+    """A matrix as float32 and as the bits of bfloat16: which of them it is, the caller knows."""
+    at = _pointer(address)
+    return carray(at, (rows, columns), np.float32), carray(at, (rows, columns), np.uint16)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _nearest(x):
+    """The bits of the nearest bfloat16, as torch rounds."""
+    if x != x:
+        return np.uint16(0x7FC0)
+    bits = np.float32(x).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def some(task, start, stop):
+    """Do some parts of a task."""
+    for part in range(start, stop):
+        _do(task, part)
+
+
+def lead(cells, task):
+    """Do a task, with those who follow."""
+    _work(cells, task, True)
+
+
+def follow(cells):
+    """Take parts of tasks until :func:`end`."""
+    _work(cells, cells, False)
+
+
+lead(begin(), np.zeros(4, np.int64))  # compiled here: two threads that need it at once would wait for each other
