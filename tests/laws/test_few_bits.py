@@ -92,7 +92,7 @@ def test_effective_bits_are_those_with_scales() -> None:
         "turbo(bits=4)": 4.25,
         "turbo(bits=2)": 2.25,
     }.items():
-        layer = parse(f"full+{hold}").storage.freeze(KeptUnits(k, k, pos, None))
+        layer = parse(f"full+{hold}").storage.freeze(KeptUnits(k, k.clone(), pos, None))
         assert 8 * layer.nbytes / (2 * k.numel()) == bits
 
 

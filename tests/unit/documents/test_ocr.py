@@ -55,7 +55,7 @@ def test_only_pages_without_text_are_read_by_ocr(tmp_path: Path, engine: list[tu
 
 def test_a_picture_needs_the_option(tmp_path: Path, engine: list[tuple[str, ...]]) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    with pytest.raises(InputError, match="only a picture") as caught:
+    with pytest.raises(InputError, match="an image without text") as caught:
         read([tmp_path / "a.png"])
     assert "--ocr" in (caught.value.hint or "")
     assert engine == []

@@ -57,7 +57,7 @@ def test_layers_are_spread_over_the_cards_in_order(shares: tuple[float, ...]) ->
     layers = [order.index(found.places.get(f"model.layers.{i}", "cpu")) for i in range(3)]
     assert layers == sorted(layers)
     assert len(set(layers)) > 1
-    assert ("in main memory" in found.text) is bool(found.host)
+    assert ("offloaded to RAM" in found.text) is bool(found.host)
     assert all(f"on {card}" in found.text for card in {order[i] for i in layers} - {"cpu"})
 
 
@@ -120,7 +120,7 @@ def test_it_is_said_before_anything_is_loaded(tmp_path, monkeypatch, free: float
         assert given["device_map"] == {"": "cuda:0"}
     else:
         assert len(given["said"]) == 1
-        assert "in main memory" in said[0]
+        assert "offloaded to RAM" in said[0]
         assert "\n" not in said[0]
         assert set(given["device_map"].values()) == {"cuda:0", "cpu"}
 
