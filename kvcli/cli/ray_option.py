@@ -70,11 +70,11 @@ class RayOptions(OptionGroup):
             from kvcli.planning import speed_history
 
             return [("this machine", 1, speed_history.measured(spec, recipe))]
-        from kvcli.corpus import ray_workers
+        from kvcli.corpus import ray_cluster
 
         started = None if self.workers is None else self.workers * self.cpus_per_worker
-        with ray_workers.cluster(self.address, cpus=started) as ray:
-            return ray_workers.rates(ray, spec, recipe, own, workers=self.workers, cpus=self.cpus_per_worker)
+        with ray_cluster.cluster(self.address, cpus=started) as ray:
+            return ray_cluster.rates(ray, spec, recipe, own, workers=self.workers, cpus=self.cpus_per_worker)
 
 
 def cards() -> int:

@@ -134,7 +134,7 @@ def _default_model(problems: list[str]) -> dict[str, Any]:
 
 def _ray(address: str | None, problems: list[str]) -> dict[str, Any]:
     """The machines of a Ray cluster, each with its version of kvcli."""
-    from kvcli.corpus.ray_workers import cluster, nodes, refuse_version
+    from kvcli.corpus.ray_cluster import cluster, nodes, refuse_version
     from kvcli.utils.version import __version__
 
     try:

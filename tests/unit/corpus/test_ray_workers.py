@@ -79,7 +79,8 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
     here: Path, settings: Settings, tasks: list[Task], alone: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers answer as one; one is killed in the middle of a document; then all are told to stop."""
-    from kvcli.corpus.ray_workers import RayWorkers, nodes, rates
+    from kvcli.corpus.ray_cluster import nodes, rates
+    from kvcli.corpus.ray_workers import RayWorkers
 
     model, expected = alone
     items, killed, refused = list[Any](), 0, ""
