@@ -15,7 +15,7 @@ from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
 from kvcli.models.latent import LATENT, Latent
 from kvcli.utils.current_device import current_device
-from kvcli_kernels.attention import CappedScale
+from kvcli_kernels.attention import CappedScale, LatentScale
 
 NAME = "kvcli"
 
@@ -110,6 +110,8 @@ def attend(
     latent: Latent | None = getattr(module, LATENT, None)
     if latent is not None:
         with current_device(query.device):
+            if not softcap:
+                scale = LatentScale(scale, query[0, ..., : latent.plain], latent.by_head())
             query, key = latent.absorb(query, key)
             out = latent.values(cache.layers[index].attend(query[0], key[0], key[0], scale, sliding_window, s_aux))
         return out.transpose(0, 1).unsqueeze(0).contiguous(), None

@@ -44,20 +44,23 @@ class Latent:
         """Numbers of a latent."""
         return self.matrix.in_features
 
-    def _by_head(self) -> Tensor:
+    def by_head(self) -> Tensor:
+        """The matrix as ``[heads, plain + width, rank]``."""
         return self.matrix.weight.view(self.heads, self.plain + self.width, self.rank)
 
     def absorb(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries ``[1, H, m, D]`` and the keys ``[1, 1, m, D]`` that they attend to, ``D = rank + rotated``."""
         assert self.seen is not None
         latent, self.seen = self.seen, None
-        turned = q[..., : self.plain] @ self._by_head()[:, : self.plain]
+        turned = q[..., : self.plain] @ self.by_head()[:, : self.plain]
         keys = torch.cat([latent[None, None], k[:, :1, :, self.plain :]], dim=-1)
         return torch.cat([turned, q[..., self.plain :]], dim=-1), keys
 
     def values(self, out: Tensor) -> Tensor:
-        """Return the outputs ``[H, m, width]`` of averages ``[H, m, D]`` of keys."""
-        return out[..., : self.rank] @ self._by_head()[:, self.plain :].transpose(1, 2)
+        """Return the outputs ``[H, m, width]`` of averages ``[H, m, D]`` of keys, unless they are unpacked already."""
+        if out.shape[-1] == self.width:
+            return out
+        return out[..., : self.rank] @ self.by_head()[:, self.plain :].transpose(1, 2)
 
     def note(self, x: Tensor) -> Tensor:
         """Stand in for the matrix: remember the latent, and return zeros that take no memory."""
@@ -115,7 +118,7 @@ def _latent(part: nn.Linear, x: Tensor, call: Call) -> Latent | None:
     heads, tokens, width = call.v.shape
     plain = part.out_features // heads - width
     fits = part.out_features % heads == 0 and 0 < plain < call.k.shape[2] and x.numel() == tokens * part.in_features
-    if not fits or part.in_features + call.k.shape[2] - plain >= heads * call.k.shape[2]:
+    if not fits or not width < part.in_features + call.k.shape[2] - plain < heads * call.k.shape[2]:
         return None
     k, v = part(x).view(tokens, heads, -1).transpose(0, 1).split([plain, width], dim=-1)
     shared = call.k[:1, :, plain:].expand(heads, -1, -1)

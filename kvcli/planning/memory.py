@@ -159,6 +159,8 @@ def plan(
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0
     if spec.capped or (not cpu and spec.head_dim > 256):  # logits, their tanh and weights in float32
         attending = 3 * spec.heads * min(chunk, _CAPPED_ROWS) * room * 4
+    if spec.latent:  # keys and values of a head
+        attending = max(attending, 2 * spec.head_dim * room * size)
     scoring = 3 * spec.heads * min(chunk, recipe.policy.observers) * room * size
     # Weights of the reference queries of one KV head over old and new units, and their products.
     queries = 2 * MATCH_QUERIES + probe * group if recipe.policy.victims == "match" else 0

@@ -21,6 +21,7 @@ from kvcli.models.source import ModelSource
 from kvcli.planning.memory import plan
 from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse
+from kvcli_kernels.attention import LatentScale, causal_attention
 from tests import tiny
 from tests.e2e.conftest import byte_tokenizer
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
@@ -44,13 +45,34 @@ def test_a_token_is_its_latent_and_one_key(kind: str) -> None:
     assert filled(load(kind), tiny.document(50), "full", 16).layers[0].k.shape[0] == 1
 
 
-@pytest.mark.parametrize("recipe", ["snapkv(budget=90)", "full+quest(page=4, pages=99)", "h2o(budget=90)", "full+int8"])
+@pytest.mark.parametrize(
+    "recipe", ["snapkv(budget=90)", "full+quest(page=4, pages=99)", "h2o(budget=90)", "full+int8", "full+minference"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_kept_whole_gives_the_logits_of_one_full_forward_pass(kind: str, recipe: str) -> None:
     ids, question = tiny.document(90), tiny.document(9, seed=1)
     limit = 5e-2 if "int8" in recipe else EXACT
     got = asked(load(kind), ids, question, recipe, 37)
     assert distance(got, reference(load(kind), ids + question)[-9:]) < limit
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("pieces", [(1, 40, 24, 16, 24, 8), (4, 96, 32, 16, 16, 8), (3, 70, 40, 24, 32, 8)])
+def test_unpacking_each_head_changes_no_output(pieces: tuple[int, ...], window: int | None) -> None:
+    """Many queries unpack; few attend to the latents, and so does anything that is not a forward pass's own queries."""
+    heads, rank, plain, width, rotated, many = *pieces[:5], 200
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    q, matrix, keys = draw(heads, many, plain + rotated), draw(heads, plain + width, rank), draw(1, 300, rank + rotated)
+    turned = torch.cat([q[..., :plain] @ matrix[:, :plain], q[..., plain:]], dim=-1)
+    scale = LatentScale(0.02, q[..., :plain], matrix)
+    average = causal_attention(turned, keys, keys, 0.02, window)[..., :rank]
+    expected = average @ matrix[:, plain:].transpose(1, 2)
+    torch.testing.assert_close(causal_attention(turned, keys, keys, scale, window), expected, rtol=1e-4, atol=1e-4)
+    few = LatentScale(0.02, q[:, :1, :plain], matrix)
+    for one in (few, scale):
+        out = causal_attention(turned[:, -1:], keys, keys, one, window)
+        torch.testing.assert_close(out[..., :rank], average[:, -1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

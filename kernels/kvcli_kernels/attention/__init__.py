@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from kvcli_kernels.attention import blocked, ref, sdpa
+from kvcli_kernels.attention.latent import LatentScale
 from kvcli_kernels.attention.ref import CappedScale
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["CAPPED_ROWS", "CappedScale", "attention", "causal_attention"]
+__all__ = ["CAPPED_ROWS", "CappedScale", "LatentScale", "attention", "causal_attention"]
 
 CAPPED_ROWS = 64
 """Queries whose logits exist at the same time if no flash kernel of torch serves them. Such a kernel caps no logits,
@@ -40,12 +41,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int 
     Args:
         q: ``[H, m, D]``, rotated.
         k, v: ``[H_kv, n, D]``, keys rotated; the last ``m`` belong to the queries' tokens.
-        scale: factor on the logits.
+        scale: factor on the logits; a :class:`LatentScale` may unpack the latents ``k``.
         window: a query attends only to keys less than this far before it.
 
     Returns:
-        ``[H, m, D]``.
+        ``[H, m, D]``, or ``[H, m, width]`` of unpacked values.
     """
+    if isinstance(scale, LatentScale) and scale.unpacks(q):
+        return scale.attend(q, k, causal_attention, window)
     m, n = q.shape[1], k.shape[1]
     plain = not isinstance(scale, CappedScale) and window is None and q.device.type == "cpu"
     if plain and m > 1 and n <= blocked.MAX_KEYS and q.dtype == torch.bfloat16 and not blocked.has_amx():
