@@ -137,13 +137,13 @@ def _ray(address: str | None, problems: list[str]) -> dict[str, Any]:
     from kvcli.corpus.ray_cluster import cluster, nodes, refuse_version
     from kvcli.utils.version import __version__
 
+    machines = list[dict[str, Any]]()
     try:
         with cluster(address) as ray:
             machines = nodes(ray)
             refuse_version(__version__, {node["host"]: node["kvcli"] for node in machines})
     except KvcliError as error:
         problems.append(error.message)
-        machines = []
     return {"version": installed("ray"), "address": address, "nodes": machines}
 
 

@@ -16,11 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvcli.corpus import worker
 from kvcli.corpus.answers_file import AnswersFile
 from kvcli.errors import DamagedError
 from tests.e2e import forked
 from tests.e2e.conftest import PROGRAM, Call, Validate
 from tests.unit.documents.makers import Page, pdf
+from tests.unit.documents.test_ocr import engine, png  # noqa: F401
 from tests.unit.documents.test_web import Site, site  # noqa: F401
 
 POLICY = ("--policy", "keydiff(budget=96)", "--chunk-size", "64", "-n", "6")
@@ -147,6 +149,51 @@ def test_a_locked_pdf_among_good_ones_and_chosen_pages(ask: Map, folder: Path, d
     whole = found[0]["document"]["tokens"]
     assert [line["document"]["tokens"] < whole for line in chosen] == [True, True]
     assert {quote["page"] for line in chosen for quote in line["quotes"]} == {2}
+
+
+def test_a_file_that_vanishes_during_the_run_is_a_line(
+    ask: Map, folder: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch, validate: Validate
+) -> None:
+    read, args = worker.read_task, (*documents[:3], *QUESTIONS, "-o", "a.jsonl", "--ordered")
+
+    def read_and_delete(*given: Any) -> Any:
+        document = read(*given)
+        (folder / "1.txt").unlink(missing_ok=True)
+        return document
+
+    text = (folder / "1.txt").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "read_task", read_and_delete)
+        outcome = ask(*args)
+    assert outcome.code == 8
+    errors = [line for line in outcome.err.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "1.txt" in errors[0]
+    found = lines(folder / "a.jsonl")
+    assert [(line["file"], "error" in line) for line in found] == [
+        ("0.txt", False), ("0.txt", False), ("1.txt", True), ("2.txt", False), ("2.txt", False)
+    ]  # fmt: skip
+    validate(found[2])
+    (folder / "1.txt").write_bytes(text)
+    assert ask(*args, "--retry-failed").code == 0
+    again = lines(folder / "a.jsonl")
+    assert [line["file"] for line in again if "answer" in line] == [n for n in documents[:3] for _ in range(2)]
+    assert [line for line in again if line["file"] != "1.txt"] == [line for line in found if line["file"] != "1.txt"]
+
+
+def test_images_are_read_by_ocr_if_told(ask: Map, folder: Path, engine: list[Any], documents: list[str]) -> None:  # noqa: F811
+    (folder / "scan.png").write_bytes(png())
+    args = ("scan.png", documents[0], "-e", "Who sat by the harbour?", "-o", "a.jsonl")
+    plain = ask(*args)
+    assert (plain.code, engine) == (8, [])
+    assert "--ocr" in plain.err
+    assert [line["file"] for line in lines(folder / "a.jsonl") if "error" in line] == ["scan.png"]
+    outcome = ask(*args, "--ocr", "--ordered", "-o", "b.jsonl")
+    assert outcome.code == 0, outcome.err
+    assert len(engine) == 1
+    scan, _ = lines(folder / "b.jsonl")
+    assert scan["file"] == "scan.png"
+    assert scan["quotes"][0]["text"] == "The old man sat by the harbour."
 
 
 def test_an_ordered_run_sorts_what_others_wrote(ask: Map, folder: Path, documents: list[str]) -> None:
