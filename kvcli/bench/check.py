@@ -13,7 +13,7 @@ from kvcli.errors import ModelError
 from kvcli.events import Token, drain
 from kvcli.models.cpu_linear import exact_weights
 from kvcli.models.model import Model
-from kvcli.models.self_test import TOLERANCE
+from kvcli.models.self_test import TOLERANCE, precision
 from kvcli.prompt_cache.prefill import cached_prefill
 from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import Recipe, parse
@@ -71,7 +71,7 @@ def check(model: Model, recipe: Recipe) -> Check:
         hold=hold,
         weights=_apart(_question(model, context, question), got),
     )
-    limit = TOLERANCE[model.spec.dtype]
+    limit = TOLERANCE[precision(model)]
     for name, value, most in (
         ("prefill", found.prefill, limit),
         ("decode", found.decode, 8 * limit),

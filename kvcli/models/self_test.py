@@ -66,6 +66,12 @@ class Difference:
         return max(self.layers.items(), key=lambda item: item[1], default=("", 0.0))
 
 
+def precision(model: Model) -> str:
+    """The dtype whose rounding a model's outputs may have; matrices of int8 round what they multiply too."""
+    linear = (part.weight.dtype for part in model.module.modules() if isinstance(part, nn.Linear))
+    return "bfloat16" if torch.int8 in linear else model.spec.dtype
+
+
 def check(model: Model, *, remember: bool) -> None:
     """Run the self-test unless its result is known.
 
@@ -91,7 +97,7 @@ def check(model: Model, *, remember: bool) -> None:
 
 
 def _require(model: Model, found: Difference, where: str) -> None:
-    dtype, (name, share) = model.spec.dtype, found.worst
+    dtype, (name, share) = precision(model), found.worst
     about = f"{model.name} ({type(model.module).__name__}) is not supported: of {TOKENS} random tokens{where}, kvcli's"
     if share > _ROWS:
         raise UnsupportedModel(
@@ -124,7 +130,7 @@ def compare(model: Model, spec: ModelSpec | None = None) -> Difference:
         expected = module(input_ids=ids[None], use_cache=False).logits[0, -QUESTION:].float()
     got = through_store(model, ids, spec)
     found = Difference(float((got - expected).norm() / expected.norm()))
-    with watch.comparing(found.layers, _ROW[model.spec.dtype]):
+    with watch.comparing(found.layers, _ROW[precision(model)]):
         through_store(model, ids, spec)
     return found
 

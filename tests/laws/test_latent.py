@@ -119,7 +119,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     return ModelSource("glm", path, "directory")
 
 
-@pytest.mark.parametrize(("held", "dtype"), [("int8", "bfloat16"), ("nf4", "bfloat16"), ("nf4", "float32")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("held", ["int8", "nf4"])
 def test_quantized_weights_keep_latents(source: ModelSource, held: str, dtype: str) -> None:
     model = read(source, device="cpu", dtype=dtype, weights=held)
     sizes = model_spec.spec(source, device="cpu", dtype=dtype, held=held)
@@ -131,7 +132,7 @@ def test_quantized_weights_keep_latents(source: ModelSource, held: str, dtype: s
     assert drawn.latent
     assert drawn.weight_bytes == pytest.approx(sizes.weight_bytes, rel=1e-3)
     ids = tiny.document(60)
-    limit = 0.3 if dtype == "bfloat16" else EXACT
+    limit = EXACT if (held, dtype) == ("nf4", "float32") else 0.3  # int8 rounds what is multiplied by it
     assert distance(asked(model, ids[:50], ids[50:], "full", 16), reference(model, ids)[50:]) < limit
 
 

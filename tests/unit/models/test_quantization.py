@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kvcli.bench import check
-from kvcli.errors import ModelError, UsageError
-from kvcli.models import local_models, quantization
+from kvcli.errors import ModelError, UnsupportedModel, UsageError
+from kvcli.models import local_models, quantization, self_test
 from kvcli.models import spec as model_spec
 from kvcli.models.load import load
 from kvcli.models.random_weights import build
@@ -39,6 +39,17 @@ def test_it_is_what_was_planned_and_near_the_original(source: ModelSource, held:
         a, b = few(ids).logits.float(), all_bits(ids).logits.float()
     assert 0 < float((a - b).norm() / b.norm()) < (0.05 if held == "int8" else 0.3)
     check.check(model, parse("keydiff(budget=64)"))
+
+
+def test_float32_with_matrices_of_int8_passes_and_a_wrong_rotation_does_not(
+    wide: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes rounds what is multiplied by int8, and a rounding of another attention differs."""
+    model = load(wide, device="cpu", dtype="float32", weights="int8")
+    check.check(model, parse("keydiff(budget=64)"))
+    monkeypatch.setattr(model.rotary, "rotate", lambda _layer, x, _positions: x)
+    with pytest.raises(UnsupportedModel):
+        self_test.check(model, remember=False)
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])
