@@ -1,37 +1,42 @@
 """Libraries: documents that are kept as text with an index of their sentences, and asked about together.
 
 A question ranks the sentences of all files. The answer is written after the reading of the best file, with the best
-passages of several files read again. A directory holds, for each document by its digest, the text with its places
-(``.json``) and the index (``.npz``); ``library.json`` lists the files. The prefills are saved where all are.
+passages of several files read again. With an embedding model, each sentence has a vector as well, and its cosine with
+the question counts beside the words (``kvcli.retrieval.quotes.fused``). A directory holds, for each document by its
+digest, the text with its places (``.json``), the index (``.npz``) and the vectors (``.npy``); ``library.json`` lists
+the files. The prefills are saved where all are.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from math import exp
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from kvcli.documents.document import Document, document_json, join_documents
-from kvcli.errors import DamagedError, ResourceError, UsageError
-from kvcli.events import Quote, Quotes
+from kvcli.corpus.search_results import Hit, Search, hit_of
+from kvcli.documents.document import Document, document_json
+from kvcli.errors import DamagedError, ModelError, ResourceError, UsageError
 from kvcli.utils import files
 from kvcli.utils.from_json import from_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from kvcli.documents import Options
+    from kvcli.models.encoder import Encoder
     from kvcli.retrieval.sentences import SentenceIndex
 
 FORMAT = 1
 """Version of ``library.json``."""
-
-AROUND = 300
-"""Characters on either side of the best sentence that a passage has at least, in whole sentences."""
 
 FILES = 40
 """Files that are looked at closely for a question: those with the best sentence by its words."""
@@ -49,6 +54,7 @@ class Entry:
         size, modified: bytes, and the time of its last change in nanoseconds.
         pages, characters: of its text.
         reading: key of the saved prefill; ``None`` if it was not read.
+        vectors: fingerprint of the encoder that made its vectors; ``None`` without them.
     """
 
     path: str
@@ -58,6 +64,7 @@ class Entry:
     pages: int | None
     characters: int
     reading: str | None = None
+    vectors: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -70,53 +77,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A passage of one file: its best sentence as a quote, and the characters around it."""
+class Embedder:
+    """The embedding model of a library: a directory or a hub id, and the fingerprint of its weights."""
 
-    entry: Entry
-    document: Document
-    quote: Quote
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Search:
-    """The best passages for a question, the best file first.
-
-    Attributes:
-        best: the document of the file that answers most probably.
-        hits: the best passages of all files, the best first.
-        likely: the probability that some file answers.
-    """
-
-    best: Document
-    hits: tuple[Hit, ...]
-    likely: float
-
-    def joined(self) -> tuple[Document, Quotes]:
-        """The documents of the hits as one, the best file first, and the quotes by their characters in it."""
-        from kvcli.retrieval.quotes import UNLIKELY
-
-        documents = list({d.files: d for d in (self.best, *(hit.document for hit in self.hits))}.values())
-        whole, starts = documents[0], {documents[0].files: 0}
-        for more in documents[1:]:
-            joined = join_documents(whole, more)
-            starts[more.files] = len(joined.text) - len(more.text)
-            whole = joined
-        quotes = []
-        for hit in self.hits:
-            at = starts[hit.document.files]
-            quotes.append(replace(hit.quote, char_start=hit.quote.char_start + at, char_end=hit.quote.char_end + at))
-        return whole, Quotes(tuple(quotes), False, 0.0, self.likely, self.likely >= UNLIKELY)
-
-    def passages(self) -> list[str]:
-        """The passages to read again, each under its file and page, the best one last."""
-        out = []
-        for hit in reversed(self.hits):
-            page = "" if hit.quote.page is None else f", page {hit.quote.page}"
-            out.append(f"[{Path(hit.entry.path).name}{page}]\n{hit.document.text[hit.start : hit.end].strip()}")
-        return out
+    name: str
+    fingerprint: str
 
 
 class Library:
@@ -135,8 +100,8 @@ class Library:
             raise UsageError(f"'{name}' cannot be the name of a library", "kvcli library add papers *.pdf")
         self.name, self.folder = name, folder() / name
         self.entries: dict[str, Entry] = {}
-        if (self.folder / "library.json").exists():
-            self.entries = _load(self.folder / "library.json")
+        self.embedder: Embedder | None = None
+        self._load()
 
     @classmethod
     def find(cls, name: str) -> Library:
@@ -159,8 +124,7 @@ class Library:
         except Timeout:
             raise ResourceError(f"another kvcli changes the library {self.name}", "wait for it") from None
         try:
-            if (self.folder / "library.json").exists():
-                self.entries = _load(self.folder / "library.json")
+            self._load()
             yield
         finally:
             lock.release()
@@ -197,6 +161,63 @@ class Library:
         self.entries[entry.path] = replace(entry, reading=key)
         self._save()
 
+    def encoder(self, name: str | None = None) -> Encoder | None:
+        """The embedding model of the library, loaded; ``None`` if it has none.
+
+        Args:
+            name: another one for all files from now on; they are embedded again by :meth:`embed`.
+
+        Raises:
+            ModelError: it is not on this machine, is not the one of before, or is no embedding model.
+        """
+        from kvcli.models.encoder import load_encoder
+        from kvcli.models.resolve import here
+
+        wanted = name or (None if self.embedder is None else self.embedder.name)
+        if wanted is None:
+            return None
+        again = f"kvcli library add {self.name} --embed MODEL FILE…"
+        try:
+            source = here(wanted, "encoder")
+        except ModelError as error:
+            raise ModelError(error.message, error.hint if name else again) from None
+        if name is None and self.embedder is not None and source.fingerprint != self.embedder.fingerprint:
+            why = f"{self.embedder.name} is another model than the one that embedded the library {self.name}"
+            raise ModelError(why, f"kvcli library add {self.name} --embed {self.embedder.name} FILE…")
+        encoder = load_encoder(wanted)
+        if encoder.cross:
+            raise ModelError(f"{encoder.name} is a cross-encoder, which makes no embeddings", again)
+        if name is not None:
+            kept = str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
+            self.embedder = Embedder(kept, source.fingerprint)
+        return encoder
+
+    def embed(self, encoder: Encoder) -> int:
+        """Embed the sentences of all files that this encoder has not embedded; returns how many files."""
+        import numpy as np
+
+        from kvcli.retrieval.quotes import with_previous
+
+        assert self.embedder is not None
+        count = 0
+        for entry in list(self.entries.values()):
+            path = self.folder / f"{entry.sha256}.npy"
+            if entry.vectors == self.embedder.fingerprint and path.exists():
+                continue
+            index = self._index(entry, self.document(entry))
+            texts = ["".join(with_previous(index, n)) for n in range(len(index))]
+            vectors = encoder.embed(texts).numpy() if texts else np.zeros((0, 1))
+            with (
+                files.disk("the library was not changed"),
+                files.atomic_write(path) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.save(file, vectors.astype(np.float16))
+            self.entries[entry.path] = replace(entry, vectors=self.embedder.fingerprint)
+            self._save()
+            count += 1
+        return count
+
     def remove(self, names: Sequence[str]) -> int:
         """Remove files, or the whole library if none is named; returns how many files. Raises ``UsageError``."""
         if not names:
@@ -224,28 +245,41 @@ class Library:
 
     def search(self, question: str, top: int) -> Search:
         """The best passages of all files for a question, at most ``top``. Raises ``DamagedError``."""
-        from kvcli.retrieval.quotes import answered, candidates_by_words
+        from kvcli.retrieval.quotes import answered, by_vectors, candidates_by_words, fused
 
+        encoder = self.encoder()
+        asked = None if encoder is None else encoder.embed([" ".join(question.split())], question=True)[0].numpy()
         rough, sentences = list[tuple[float, Entry]](), 0
         for entry in self.entries.values():
             index = self._index(entry, Document("", (entry.path,), entry.sha256, entry.size))
             query = index.query(question)
             sentences += len(index)
-            scores = index.ranked(query)
-            rough.append((float(scores.max(initial=0)) / max(query.total, 1e-6), entry))
+            if asked is None:
+                score = float(index.ranked(query).max(initial=0)) / max(query.total, 1e-6)
+            else:
+                score = float(fused(index, query, self._cosines(entry, index, asked)).max(initial=0))
+            rough.append((score, entry))
         rough.sort(key=lambda pair: -pair[0])
         ranked = list[tuple[float, int, Entry]]()
         indexes: dict[str, SentenceIndex] = {}
         likely: dict[str, float] = {}
         for _, entry in rough[: max(FILES, top)]:
             index = indexes[entry.path] = self._index(entry, self.document(entry))
-            candidates = candidates_by_words(index, question)
+            cosines = None if asked is None else self._cosines(entry, index, asked)
+            candidates = candidates_by_words(index, question, cosines=cosines)
             likely[entry.path] = answered(candidates, sentences)
-            ranked += [(likely[entry.path] * c.share, c.number, entry) for c in candidates]
+            if cosines is None:
+                ranked += [(likely[entry.path] * c.share, c.number, entry) for c in candidates]
+            else:
+                ranked += [(by_vectors(c.strength, float(cosines[c.number])), c.number, entry) for c in candidates]
         best = max(likely, key=lambda path: likely[path])
+        if asked is not None and ranked:
+            strongest = max(ranked, key=lambda each: each[0])
+            best, total = strongest[2].path, sum(exp(each[0] - strongest[0]) for each in ranked)
+            ranked = [(exp(score - strongest[0]) / total, number, entry) for score, number, entry in ranked]
         hits = list[Hit]()
         for score, number, entry in sorted(ranked, key=lambda each: -each[0]):
-            hit = _hit(entry, indexes[entry.path], number, score)
+            hit = hit_of(entry, indexes[entry.path], number, score)
             overlap = any(h.entry is entry and h.start < hit.end and hit.start < h.end for h in hits)
             if not overlap:
                 hits.append(hit)
@@ -254,6 +288,19 @@ class Library:
         return Search(indexes[best].document, tuple(hits), likely[best])
 
     # --- within ---
+
+    def _load(self) -> None:
+        path = self.folder / "library.json"
+        if not path.exists():
+            return
+        try:
+            found: Any = json.loads(path.read_bytes())
+            if not isinstance(found, Mapping) or found.get("format") != FORMAT:
+                raise ValueError("it has another format")
+            self.entries = {entry.path: entry for entry in from_json(list[Entry], found["files"])}
+            self.embedder = from_json(Embedder, found["embedder"]) if "embedder" in found else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(f"{path} is damaged: {str(error)[:100]}", f"rm -r {path.parent}") from None
 
     def _index(self, entry: Entry, document: Document) -> SentenceIndex:
         import numpy as np
@@ -266,6 +313,25 @@ class Library:
                 return SentenceIndex.restore(document, stored)
         except (OSError, ValueError, KeyError, IndexError, BadZipFile) as error:
             raise self._damaged(path, error) from None
+
+    def _cosines(self, entry: Entry, index: SentenceIndex, asked: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of each sentence its cosine with the question: float32 ``[s]``. Raises ``DamagedError``, ``UsageError``."""
+        import numpy as np
+
+        path = self.folder / f"{entry.sha256}.npy"
+        if self.embedder is None or entry.vectors != self.embedder.fingerprint or not path.exists():
+            hint = f"kvcli library add {self.name} {shlex.quote(entry.path)}"
+            raise UsageError(f"{entry.path} has no embeddings in the library {self.name}", hint)
+        try:
+            vectors = np.load(path, allow_pickle=False)
+            if not len(index):
+                return np.zeros(0, dtype=np.float32)
+            if vectors.shape != (len(index), len(asked)):
+                raise ValueError("its shape is another one")
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(path, error) from None
+        found: NDArray[np.float32] = vectors.astype(np.float32) @ asked
+        return found
 
     def _stored(self, digest: str) -> bool:
         return all((self.folder / f"{digest}{end}").exists() for end in (".json", ".npz"))
@@ -284,11 +350,12 @@ class Library:
 
     def _save(self) -> None:
         """Write the list of files, and delete what none of them uses any more."""
-        body = {"format": FORMAT, "files": [asdict(entry) for entry in self.entries.values()]}
+        body: dict[str, Any] = {"format": FORMAT, "files": [asdict(entry) for entry in self.entries.values()]}
+        body |= {} if self.embedder is None else {"embedder": asdict(self.embedder)}
         with files.disk("the library was not changed"), files.atomic_write(self.folder / "library.json") as temporary:
             temporary.write_text(json.dumps(body))
         used = {entry.sha256 for entry in self.entries.values()}
-        for path in [*self.folder.glob("*.npz"), *self.folder.glob("*.json")]:
+        for path in [*self.folder.glob("*.np[yz]"), *self.folder.glob("*.json")]:
             if path.stem not in used and path.name != "library.json":
                 with suppress(OSError):
                     path.unlink()
@@ -306,28 +373,3 @@ def folder() -> Path:
 def names() -> list[str]:
     """The names of all libraries."""
     return sorted(path.parent.name for path in folder().glob("*/library.json"))
-
-
-def _load(path: Path) -> dict[str, Entry]:
-    try:
-        found: Any = json.loads(path.read_bytes())
-        if not isinstance(found, Mapping) or found.get("format") != FORMAT:
-            raise ValueError("it has another format")
-        entries = from_json(list[Entry], found["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged: {str(error)[:100]}", f"rm -r {path.parent}") from None
-    return {entry.path: entry for entry in entries}
-
-
-def _hit(entry: Entry, index: SentenceIndex, number: int, score: float) -> Hit:
-    """A sentence with whole sentences around it, up to the page's ends."""
-    from kvcli.retrieval.quotes import quote_of
-
-    quote, sentences = quote_of(index, number, score), index.sentences
-    span = index.document.at(quote.char_start)
-    first = last = number
-    while first and sentences[first - 1].start >= max(span.body, quote.char_start - AROUND):
-        first -= 1
-    while last + 1 < len(sentences) and sentences[last + 1].end <= min(span.end, quote.char_end + AROUND):
-        last += 1
-    return Hit(entry, index.document, quote, sentences[first].start, sentences[last].end)

@@ -26,11 +26,14 @@ from kvcli.documents.document import Document
 from kvcli.documents.sentences import split_sentences
 from kvcli.events import Quote, Quotes
 from kvcli.retrieval.answer_type import expected, has_type
-from kvcli.retrieval.sentences import HEADING, SentenceIndex
+from kvcli.retrieval.sentences import HEADING, Query, SentenceIndex
 from kvcli.retrieval.words import common_words, find_words, fold_words
 from kvcli.retrieval.words import language as language_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from kvcli.engine.prompt import Prompt
     from kvcli.models.encoder import Encoder
     from kvcli.models.model import Model
@@ -113,11 +116,18 @@ def sentence_index(document: Document) -> SentenceIndex:
 
 
 def candidates_by_words(
-    index: SentenceIndex, question: str, count: int = CANDIDATES, names: Sequence[str] = ()
+    index: SentenceIndex,
+    question: str,
+    count: int = CANDIDATES,
+    names: Sequence[str] = (),
+    cosines: NDArray[np.float32] | None = None,
 ) -> list[Candidate]:
-    """The sentences that share most with a question, the best first; none if no word is shared.
+    """The sentences that share most with a question, the best first; without cosines none if no word is shared.
 
-    ``names`` are looked up too, and count at most half of the question's words.
+    Args:
+        index, question, count: what is looked up, and how many sentences at most.
+        names: are looked up too, and count at most half of the question's words.
+        cosines: of each sentence's embedding with the question's: float32 ``[s]``; they count as in :func:`fused`.
     """
     query = index.query(question, names)
     own, covered, total = index.scores(query), index.covered(query), max(query.total, 1e-6)
@@ -125,7 +135,8 @@ def candidates_by_words(
     asked = set(pairwise(fold_words(find_words(question), index.language)))
     kind = expected(question)
     found = []
-    for i in index.best(index.ranked(query), count):
+    ranked = index.ranked(query) if cosines is None else fused(index, query, cosines)
+    for i in index.best(ranked, count):
         start, end, _ = index.sentences[i]
         text = index.document.text[start:end]
         said = set(pairwise(fold_words(find_words(text), index.language)))
@@ -138,8 +149,28 @@ def candidates_by_words(
             float(index.is_heading[i]),
         )
         found.append(Candidate(i, values))
-    shares = _softmax([c.strength for c in found])
+    strengths = [c.strength for c in found]
+    if cosines is not None:
+        strengths = [by_vectors(c.strength, float(cosines[c.number])) for c in found]
+    shares = _softmax(strengths)
     return _sorted([replace(c, share=share) for c, share in zip(found, shares, strict=True)])
+
+
+def by_vectors(strength: float, cosine: float) -> float:
+    """The logarithm of a share by words and by an embedding model, up to a constant."""
+    own, other = _BY_VECTORS
+    return own * strength + other * cosine
+
+
+def fused(index: SentenceIndex, query: Query, cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+    """BM25 of each sentence, as a part of the rarities of the question's words, and its cosine: float32 ``[s]``.
+
+    The weights are those by which candidates are ranked. A constant makes all of them positive.
+    """
+    own, other = _BY_VECTORS
+    words = index.ranked(query) / max(query.total, 1e-6)
+    found: NDArray[np.float32] = own * _BY_WORDS[0] * words + other * (cosines + 2)
+    return found
 
 
 def rank_by_model(
@@ -160,7 +191,7 @@ def rank_by_model(
     end = prompt.reply("\nQuestion:")
     texts, stretches = [], []
     for candidate in chosen:
-        before, own = _with_previous(index, candidate.number)
+        before, own = with_previous(index, candidate.number)
         ids = prompt.reply(f" {before}{own}")[-LONGEST_TEXT:]
         texts.append([*ids, *end])
         stretches.append((max(0, len(ids) - len(prompt.reply(f" {own}"))), len(ids)))
@@ -183,7 +214,7 @@ def rank_by_encoder(
     encoder: Encoder, index: SentenceIndex, question: str, candidates: Sequence[Candidate]
 ) -> list[Candidate]:
     """Candidates ranked by words and by how well an encoder finds that each, after the sentence before it, fits."""
-    texts = ["".join(_with_previous(index, c.number)) for c in candidates]
+    texts = ["".join(with_previous(index, c.number)) for c in candidates]
     own, other = _BY_CROSS if encoder.cross else _BY_VECTORS
     scores = encoder.scores(" ".join(question.split()), texts)
     shares = _softmax([own * c.strength + other * s for c, s in zip(candidates, scores, strict=True)])
@@ -199,7 +230,7 @@ def answered(candidates: Sequence[Candidate], sentences: int) -> float:
     return 1 / (1 + exp(-(by_words + _ANSWERS_LENGTH * log(sentences + 1) + _ANSWERS_CONSTANT)))
 
 
-def _with_previous(index: SentenceIndex, number: int) -> tuple[str, str]:
+def with_previous(index: SentenceIndex, number: int) -> tuple[str, str]:
     """The sentence before a sentence, if both are in one paragraph, with a blank at its end; and the sentence."""
     text, sentence = index.document.text, index.sentences[number]
     own, before = " ".join(text[sentence.start : sentence.end].split()), ""

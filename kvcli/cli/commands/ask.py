@@ -253,7 +253,7 @@ def command(
     named = question.question_files or []
     library = question.library(request)
     if library is not None and citing.rerank is not None:
-        raise UsageError("--rerank has no effect on a library, whose passages are ranked by words", "leave it out")
+        raise UsageError("--rerank has no effect on a library", f"kvcli library add {library} --embed MODEL FILE…")
     inputs = [*request.files, *named]
     writer = AnswerWriter(
         output.output,

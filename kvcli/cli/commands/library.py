@@ -52,11 +52,16 @@ def add(
     no_prefill: Annotated[
         bool, annotation("--no-prefill", "Keep text and index only; the first question reads the file.", "Library")
     ] = False,
+    embed: Annotated[
+        str | None,
+        annotation("--embed MODEL", "Embedding model on this machine; the ranking counts meaning too.", "Library"),
+    ] = None,
 ) -> None:
     """Add documents to a library, or those of them that changed.
 
     Keeps the text with its pages, an index of the sentences, and a saved prefill of each file. Files that did not
-    change are skipped. A file that cannot be read is reported, the others are added, and the exit code is 8.
+    change are skipped. With --embed, each sentence gets a vector too, and questions are ranked by words and vectors.
+    Later calls use the same model. A file that cannot be read is reported, the others are added; the exit code is 8.
 
     \b
     Example:
@@ -70,6 +75,8 @@ def add(
     loaded: LoadedModel | None = None
     added = failed = 0
     with library.writing():
+        with interruptible("loading the encoder"):
+            encoder = library.encoder(embed)
         for n, file in enumerate(found, 1):
             try:
                 with interruptible(f"adding {file}; {n - 1:,} of {len(found):,} files are in the library"):
@@ -84,6 +91,11 @@ def add(
             except Exception as problem:
                 failed += 1
                 terminal.error(KvcliError.of(problem))
+        if encoder is not None:
+            with interruptible("embedding the sentences; finished files are kept"):
+                count = library.embed(encoder)
+            said = f"{terminal.plural(count, 'file')} embedded by {encoder.name}"
+            terminal.note("embed", said, quiet=options.quiet)
     same = len(found) - added - failed
     parts = [f"{terminal.plural(added, 'file')} added or changed", f"{same:,} unchanged"]
     parts.append(f"{len(library.entries):,} in {library.name}")
@@ -105,9 +117,12 @@ def ls(
         rows = [
             {**asdict(entry), "changed": entry.changed, "read": _saved(entry)} for entry in library.entries.values()
         ]
+        encoder = None if library.embedder is None else library.embedder.name
         if as_json:
-            terminal.print_json(library={"name": library.name, "files": rows})
+            terminal.print_json(library={"name": library.name, "encoder": encoder, "files": rows})
             return
+        if encoder is not None:
+            terminal.note("encoder", encoder)
         table = [
             (
                 row["path"],
@@ -126,14 +141,18 @@ def ls(
             "name": library.name,
             "files": len(library.entries),
             "characters": sum(entry.characters for entry in library.entries.values()),
+            "encoder": None if library.embedder is None else library.embedder.name,
         }
         for library in libraries
     ]
     if as_json:
         terminal.print_json(libraries=facts)
     elif facts:
-        cells = [(f"@{row['name']}", f"{row['files']:,}", f"{row['characters']:,}") for row in facts]
-        terminal.table(("library", "files", "characters"), cells)
+        cells = [
+            (f"@{row['name']}", f"{row['files']:,}", f"{row['characters']:,}", str(row["encoder"] or ""))
+            for row in facts
+        ]
+        terminal.table(("library", "files", "characters", "encoder"), cells)
     else:
         terminal.note("library", "none yet: kvcli library add papers *.pdf")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from kvcli.retrieval.quotes import QuoteSearch, candidates_by_words
 from kvcli.retrieval.sentences import SentenceIndex
 from kvcli.utils.file_digest import sha256
 from tests.e2e.conftest import Call, Validate
+from tests.unit.models.test_encoder import made as save_encoder
 
 POLICY = ("--policy", "keydiff(budget=96)", "--chunk-size", "64")
 TEXTS = {
@@ -149,6 +151,47 @@ def test_quotes_of_several_files_are_where_they_say(documents: list[str], call: 
     for quote in quotes.quotes:
         assert whole.text[quote.char_start : quote.char_end] == quote.text
         assert whole.at(quote.char_start).file == quote.source
+
+
+def test_embeddings_rank_beside_words_and_only_changed_files_are_embedded(
+    call: Call, folder: Path, documents: list[str], wide_model: Path, validate: Validate
+) -> None:
+    """A sentence without a word of the question is found by its vector; an encoder that is gone or new is named."""
+    encoder = save_encoder(folder / "encoder")
+    (folder / "sea.txt").write_text("The ship sails at night. " * 3)
+    names, add = [*documents, "sea.txt"], ("library", "add", "papers", "--no-prefill")
+    assert "4 files embedded" in call(*add, "--embed", "encoder", *names).err
+    listed = call("library", "ls", "papers", "--json").json
+    validate(listed)
+    assert listed["library"]["encoder"] == str(encoder)
+    assert str(encoder) in call("library", "ls").out
+    library = Library("papers")
+    same = "ship sails at night"
+    embedded = library.search(same, 4)
+    assert embedded.best.files == (str(folder / "sea.txt"),)
+    assert len({hit.entry.path for hit in embedded.hits}) > 1, "files without a shared word are ranked too"
+    assert sum(hit.quote.score for hit in embedded.hits) <= 1 + 1e-6
+
+    before = {path.name: path.stat().st_mtime_ns for path in library.folder.glob("*.npy")}
+    (folder / "sea.txt").write_text("The captain sails in winter. " * 3)
+    assert "1 file embedded" in call(*add, *names).err
+    after = {path.name: path.stat().st_mtime_ns for path in library.folder.glob("*.npy")}
+    assert len(after) == 4
+    assert len(before.items() & after.items()) == 3
+
+    ask = ("ask", "-m", wide_model, *POLICY, "-n", "4", "@papers", "who sails")
+    assert call(*ask).code == 0
+    for change in (lambda: save_encoder(folder / "encoder", pooling=None, seed=5), lambda: rmtree(encoder)):
+        change()
+        outcome = call(*ask)
+        errors = [line for line in outcome.err.splitlines() if "error:" in line]
+        assert (outcome.code, len(errors)) == (4, 1), outcome.err
+        assert "library add papers --embed" in outcome.err
+    save_encoder(encoder, seed=5)
+    assert "4 files embedded" in call(*add, "--embed", "encoder", *names).err
+    assert call(*ask).code == 0
+    cross = save_encoder(folder / "cross", classes=1)
+    assert "makes no embeddings" in call(*add, "--embed", cross, *names).err
 
 
 @settings(max_examples=25)

@@ -18,9 +18,9 @@ WORDS = re.findall(r"\w+", "the sea ship captain sails at night harbour is red i
 TEXTS = [" ".join(WORDS[i % 7 : i % 7 + 1 + i % 9]) for i in range(2 * BATCH + 3)]
 
 
-def made(folder: Path, *, classes: int = 0, pooling: str | None = "mean_tokens") -> Path:
+def made(folder: Path, *, classes: int = 0, pooling: str | None = "mean_tokens", seed: int = 3) -> Path:
     """A tiny random BERT with a tokenizer of whole words."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
