@@ -27,7 +27,8 @@ _LARGE = 1 << 22  # bytes of a weight for which Python's pool is worth its while
 _PART = 1 << 15  # bytes of a weight per part
 _PARTS = 64  # maximum parts of a task
 _MOST = 4  # threads
-_REST = 16  # steps without the others after one in which they were not run
+_WAITS = 64  # long waits in a step, some 2 ms, that show that the system does not run the others
+_REST = 16  # steps without the others after that
 
 _lock = Lock()
 _active: ContextVar[tuple[ModuleType, Any] | None] = ContextVar("team", default=None)
@@ -97,7 +98,7 @@ def together() -> Iterator[None]:
             loop.end(cells)
             for job in jobs:
                 job.cancel() or job.result()
-        if loop.waited(cells):
+        if loop.waited(cells) >= _WAITS:
             _rest = _REST
     finally:
         _lock.release()

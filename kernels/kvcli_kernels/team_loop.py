@@ -37,7 +37,7 @@ def taken(cells):
 
 
 def waited(cells):
-    """How often the leading thread offered its processor while others had taken parts."""
+    """How often the leading thread looked ``_SPINS`` times for the end of parts that others had taken."""
     return int(cells[_WAITED])
 
 
@@ -72,7 +72,7 @@ def _add(context, cells, at, value):
 
 
 @intrinsic
-def _pointer(context, address):
+def pointer(context, address):
     def make(context, builder, signature, args):
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
@@ -113,6 +113,7 @@ def _work(cells, task, leads):
             return
         spins += 1
         if spins > _SPINS:
+            spins = 0
             _yield()
             if leads:
                 cells[_WAITED] += 1
@@ -123,8 +124,8 @@ def _do(task, part):
     """Do a part of a product with a weight of 8 bits (:func:`kvcli_kernels.linear.int8.linear`)."""
     parts, narrow, groups, rows, blocks, m = task[0], task[1], task[2], task[3], task[4], task[5]
     start, stop = part * groups // parts, (part + 1) * groups // parts
-    codes = carray(_pointer(task[7]), (groups, 32, rows * blocks), np.int8)
-    scale = carray(_pointer(task[8]), (groups, rows, blocks), np.float32)
+    codes = carray(pointer(task[7]), (groups, 32, rows * blocks), np.int8)
+    scale = carray(pointer(task[8]), (groups, rows, blocks), np.float32)
     tiles = np.empty((m, 32, rows * blocks), np.float32)
     found = np.empty((m, (stop - start) * rows), np.float32)
     x, bits = _both(task[6], m, blocks * 32)
@@ -138,7 +139,7 @@ def _do(task, part):
     for i in range(m):
         for n in range(found.shape[1]):
             if narrow:
-                rounded[i, start * rows + n] = _nearest(found[i, n])
+                rounded[i, start * rows + n] = nearest(found[i, n])
             else:
                 y[i, start * rows + n] = found[i, n]
 
@@ -146,12 +147,12 @@ def _do(task, part):
 @njit(cache=True, nogil=True, error_model="numpy")
 def _both(address, rows, columns):
     """A matrix as float32 and as the bits of bfloat16: which of them it is, the caller knows."""
-    at = _pointer(address)
+    at = pointer(address)
     return carray(at, (rows, columns), np.float32), carray(at, (rows, columns), np.uint16)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _nearest(x):
+def nearest(x):
     """The bits of the nearest bfloat16, as torch rounds."""
     if x != x:
         return np.uint16(0x7FC0)

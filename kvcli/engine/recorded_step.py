@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.decode_step import StaticStep
+from kvcli.engine.step_program import Instruction, compiled, instruction
 from kvcli.models.model import Model
 from kvcli_kernels import recording, team
 
@@ -57,6 +59,7 @@ class RecordedStep(StaticStep):
         self._context = cache.context
         self._plain = _PLAIN
         self._checked = self._failed = False
+        self._compiles = True
 
     def __call__(self, token: Tensor) -> Tensor:
         with self.model.lock, torch.inference_mode():
@@ -83,14 +86,14 @@ class RecordedStep(StaticStep):
         except Unrecordable:
             self._failed = True
             return self._run()
-        self.calls, self._checked = tape.calls(self.logits), False
+        self.calls, self._checked = tape.calls(self.logits, compiles=self._compiles), False
         return self.logits
 
     def _check(self) -> Tensor:
         replayed, plain = self.logits, self._run()
         self._checked = torch.equal(replayed, plain)
         if not self._checked:
-            self._failed, self.calls = True, None
+            self._failed, self._compiles, self.calls = not self._compiles, False, None  # torch rounds otherwise here
         return plain
 
 
@@ -103,6 +106,7 @@ class _Entry:
     results: set[int]
     changes: bool
     keep: Any  # tensors whose memory must not be given to others
+    small: Instruction | None = None  # the same without torch
 
 
 class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -139,15 +143,24 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             recording.recorder.reset(token)
 
-    def calls(self, result: Tensor) -> list[Call]:
-        """The operations that a replay needs for a result, and for memory that the step has not made."""
-        live, found = {_storage(result)}, list[Call]()
+    def calls(self, result: Tensor, *, compiles: bool = True) -> list[Call]:
+        """The operations that a replay needs for a result, and for memory that the step has not made.
+
+        With ``compiles``, small ones that follow each other are one call of a compiled loop.
+        """
+        live, found = {_storage(result)}, list[_Entry]()
         for entry in reversed(self._entries):
             wanted = bool(entry.results & live) or not entry.results <= self._made
             if wanted and (entry.changes or entry.results & self._written):
                 live |= entry.given
-                found.append(entry.call)
-        return found[::-1]
+                found.append(entry)
+        made = list[Call]()
+        for small, entries in groupby(found[::-1], key=lambda entry: compiles and entry.small is not None):
+            if small:
+                made.append(compiled([entry.small for entry in entries if entry.small is not None]))
+            else:
+                made += [entry.call for entry in entries]
+        return made
 
     def call(self, work: Call, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """See :class:`kvcli_kernels.recording.Recorder`."""
@@ -191,7 +204,11 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = _tensors((out,))
         if results:
             self._made.update(map(_storage, results))
-            self._add(_into(func, kind, args, kwargs, results), given, results, (args, kwargs, results))
+            small = instruction(func, args, kwargs, results)
+            if func is _aten.mean.dim and results[0].dtype == args[0].dtype:
+                self._add_mean(args, kwargs, given, results[0])
+            else:
+                self._add(_into(func, kind, args, kwargs, results), given, results, (args, kwargs, results), small)
             if isinstance(out, Tensor) and given and "empty" not in func.name():
                 self._remember(key, out, given)
         return out
@@ -200,6 +217,13 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = result
         for x in (*given, result):
             self._readers.setdefault(_storage(x), []).append(key)
+
+    def _add_mean(self, args: Any, kwargs: Any, given: Sequence[Tensor], result: Tensor) -> None:
+        """Add the sum and the division: ``mean`` makes a tensor of the count each time."""
+        count = torch.tensor(args[0].numel() / result.numel(), dtype=result.dtype)
+        self._add(partial(_aten.sum.IntList_out, *args, **kwargs, out=result), given, [result], (args, kwargs, result))
+        small = instruction(_aten.div_.Tensor, (result, count), {}, [result])
+        self._add(partial(_aten.div_.Tensor, result, count), [result], [result], count, small)
 
     def _write(self, func: Any, kind: _Kind, args: Any, kwargs: Any, given: Sequence[Tensor]) -> Any:
         named = {**dict(zip(kind.names, args, strict=False)), **kwargs}
@@ -213,7 +237,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for key in self._readers.pop(storage, ()):
                 self._known.pop(key, None)
         out = func(*args, **kwargs)
-        self._add(partial(func, *args, **kwargs), given, targets, (args, kwargs))
+        small = instruction(func, args, kwargs, targets)
+        self._add(partial(func, *args, **kwargs), given, targets, (args, kwargs), small)
         return out
 
     def _neutral(self, func: Any, args: Any) -> Tensor | None:
@@ -244,12 +269,19 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 )
         return self._constants[key]
 
-    def _add(self, call: Call, given: Sequence[Tensor], results: Sequence[Tensor], keep: Any) -> None:
+    def _add(
+        self,
+        call: Call,
+        given: Sequence[Tensor],
+        results: Sequence[Tensor],
+        keep: Any,
+        small: Instruction | None = None,
+    ) -> None:
         read, made = {_storage(x) for x in given}, {_storage(x) for x in results}
         changes = bool(read & self._changing)
         if changes:
             self._changing |= made
-        self._entries.append(_Entry(call, read, made, changes, keep))
+        self._entries.append(_Entry(call, read, made, changes, keep, small))
 
 
 def _identity(value: Any) -> Any:
@@ -306,13 +338,6 @@ def _kind(func: Any) -> _Kind:
 
 def _into(func: Any, kind: _Kind, args: Any, kwargs: Any, results: Sequence[Tensor]) -> Call:
     """A call of a function that returns new tensors, into tensors that are there."""
-    if func is _aten.mean.dim and results[0].dtype == args[0].dtype:  # ``mean`` makes a tensor of the count each time
-        sums, count = (
-            partial(_aten.sum.IntList_out, *args, **kwargs, out=results[0]),
-            args[0].numel() / results[0].numel(),
-        )
-        divide = partial(_aten.div_.Tensor, results[0], torch.tensor(count, dtype=args[0].dtype))
-        return lambda: (sums(), divide())
     if func is _aten._to_copy.default:
         return partial(results[0].copy_, args[0])
     if kind.variant is not None:
