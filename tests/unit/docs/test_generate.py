@@ -46,3 +46,7 @@ def test_a_policy_names_its_paper_or_has_a_dash(generate: ModuleType) -> None:
     papers = {cls().name: generate.paper(cls) for axis in registry.KINDS for cls in generate.policies(axis)}
     assert papers["locret"] == "[Huang et al. 2024](https://arxiv.org/abs/2410.01805)"
     assert {name for name, link in papers.items() if link == "–"} == {"full", "random", "dense", "int8"}
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90
