@@ -7,25 +7,24 @@ from kvcli.documents import ooxml
 from kvcli.documents.archive import attribute
 
 
-def rows(node: Any) -> Iterator[Any]:
+def rows(table: Any) -> Iterator[Any]:
     """Rows of a table, also those in content controls and tracked changes."""
-    for child in node:
-        if isinstance(child.tag, str):
-            name = child.tag.rpartition("}")[2]
-            if name == "tr":
-                yield child
-            elif name in ("sdt", "sdtContent", "customXml", "ins"):
-                yield from rows(child)
+    return _parts(table, "tr")
 
 
 def cells(row: Any) -> Iterator[Any]:
-    for child in row:
+    """Cells of a row, likewise."""
+    return _parts(row, "tc")
+
+
+def _parts(node: Any, wanted: str) -> Iterator[Any]:
+    for child in node:
         if isinstance(child.tag, str):
             name = child.tag.rpartition("}")[2]
-            if name == "tc":
+            if name == wanted:
                 yield child
             elif name in ("sdt", "sdtContent", "customXml", "ins"):
-                yield from cells(child)
+                yield from _parts(child, wanted)
 
 
 def merged(cell: Any) -> tuple[int, str]:
