@@ -5,14 +5,15 @@ functions are loaded, and those are pickles: a downloaded folder with such a fil
 """
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import config
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 config._config_fname = ""
 config._env_reloader.update(force=True)
 
-__all__ = ["njit", "number"]
+__all__ = ["nearest", "njit", "number", "pointer"]
 
 
 def number(stored):  # only its overload is compiled
@@ -25,3 +26,23 @@ def _number(stored):
     if stored == types.uint16:
         return lambda stored: np.uint32(np.uint32(stored) << np.uint32(16)).view(np.float32)
     return lambda stored: stored
+
+
+@intrinsic
+def pointer(_context, _address):
+    """An address as a pointer, for :func:`numba.carray`."""
+
+    def make(_context, builder, _signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), make
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def nearest(x):
+    """The bits of the nearest bfloat16, as torch rounds."""
+    if x != x:
+        return np.uint16(0x7FC0)
+    bits = np.float32(x).view(np.uint32)
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd) >> np.uint32(16))

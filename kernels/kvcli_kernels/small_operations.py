@@ -7,8 +7,7 @@ operands their type, address and strides. Arithmetic is in float32, and each res
 import numpy as np
 from numba import carray
 
-from kvcli_kernels.compiler import njit, number
-from kvcli_kernels.team_loop import nearest, pointer
+from kvcli_kernels.compiler import nearest, njit, number, pointer
 
 COPY, ADD, SUBTRACT, MULTIPLY, DIVIDE, NEGATE, SQUARE, RSQRT = range(8)
 FLOAT32, BFLOAT16 = range(2)

@@ -10,11 +10,10 @@ others took, and the task.
 import os
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from kvcli_kernels.compiler import njit, number
+from kvcli_kernels.compiler import nearest, njit, number, pointer
 from kvcli_kernels.linear.int8 import product
 
 _LEFT, _DONE, _OVER, _WAITED, _TAKEN, _TASK = 0, 8, 16, 24, 32, 40
@@ -69,14 +68,6 @@ def _add(context, cells, at, value):
         return builder.atomic_rmw("add", cell, args[2], "acq_rel")
 
     return types.int64(cells, types.int64, types.int64), make
-
-
-@intrinsic
-def pointer(context, address):
-    def make(context, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), make
 
 
 if os.name == "posix":
@@ -149,16 +140,6 @@ def _both(address, rows, columns):
     """A matrix as float32 and as the bits of bfloat16: which of them it is, the caller knows."""
     at = pointer(address)
     return carray(at, (rows, columns), np.float32), carray(at, (rows, columns), np.uint16)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def nearest(x):
-    """The bits of the nearest bfloat16, as torch rounds."""
-    if x != x:
-        return np.uint16(0x7FC0)
-    bits = np.float32(x).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
