@@ -53,6 +53,7 @@ class ModelSpec:
         latent: whether a value is its key, of which layers use a part (:mod:`kvcli.models.latent`): kept once.
         capped: whether attention logits are capped.
         devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
+        picture_bytes: memory that reading one picture takes; 0 without a vision tower.
         multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
             before the model is loaded.
     """
@@ -81,6 +82,7 @@ class ModelSpec:
     latent: bool = False
     capped: bool = False
     devices: tuple[str, ...] = ()
+    picture_bytes: int = 0
     multiplied: int = field(default=0, compare=False)
 
     @property

@@ -107,6 +107,7 @@ def chat_context(
     plan.check_devices(spec)
     count = pipeline.default_passages(source, recipe, range(QUESTION_TOKENS))
     context: Context | None = None
+    prompt = pipeline.prompt_for(source)
     if source is None:
         work = new_prefill_cache(pipeline.model, recipe, 0, chunk=chunk)
         tokens = max(_tokens(pipeline, source, recipe), chunk)
@@ -126,13 +127,11 @@ def chat_context(
         if source is None or not count:
             return [], context
         text = source.document.text
-        found = retrieve_passages(
-            pipeline.model, pipeline.prompt, context, text, question, count=count, tokens=len(source.ids)
-        )
+        found = retrieve_passages(pipeline.model, prompt, context, text, question, count=count, tokens=len(source.ids))
         return found.texts(text), found.context
 
     return ChatContext(
-        prompt=pipeline.prompt,
+        prompt=prompt,
         recipe=recipe,
         chunk=chunk,
         work=work,

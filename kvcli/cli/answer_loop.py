@@ -211,7 +211,7 @@ class AnswerLoop:
             return 0
         if passages is not None:
             return passages
-        ids = run.pipeline.prompt.question(question.text, document=run.source is not None)
+        ids = run.prompt.question(question.text, document=run.source is not None)
         return run.pipeline.default_passages(run.source, run.recipe, ids)
 
     def _answer(self, question: Question, context: DocumentContext, passages: int, *, left: int) -> None:
@@ -257,7 +257,8 @@ class AnswerLoop:
             key = self.task.keys[self.task.questions.index(question)]
             record |= {"key": key, "file": self.task.name}
         print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
-        named = (f"@{self.library.name}",) if self.library else document.files if document else ()
+        texts = [name for name in document.files if name not in options.images] if document else []
+        named = (f"@{self.library.name}",) if self.library else tuple(texts)
         if problem := log(options, named, record, cited, quotes):
             self.runs.warn(problem)
         for remark in remarks:
@@ -324,7 +325,7 @@ class AnswerLoop:
                     self.writer.write(event.text)
         except INTERRUPTS as stop:
             text, now = "".join(parts), time.perf_counter()
-            length = len(run.pipeline.prompt.question(question, document=run.source is not None))
+            length = len(run.prompt.question(question, document=run.source is not None))
             return Answer(text, "interrupted", length, made, first - start, now - first), reread, quotes, stop
         raise RuntimeError("the engine ended without an answer")
 

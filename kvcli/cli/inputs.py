@@ -89,6 +89,16 @@ def read_documents(options: RunOptions, files: Sequence[str], stdin: bytes | Non
         return documents.read(files, stdin, options.reading, kept, web(options, files, kept))
 
 
+def read_with_pictures(options: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Document | None:
+    """The text of files and the pictures that options name; ``None`` if there is nothing. Raises as ``read``."""
+    if not (options.images or options.image_pages):
+        return read_documents(options, files, stdin) if files or stdin is not None else None
+    from kvcli.documents import pictures
+
+    named = files or ((STDIN,) if stdin else ())
+    return pictures.read(named, options.images, options.image_pages, lambda: read_documents(options, named, stdin))
+
+
 def web(options: RunOptions, files: Sequence[str], kept: DocumentCache | None) -> Web | None:
     """How the web addresses among ``files`` are fetched; ``None`` if there are none."""
     urls = [name for name in files if is_url(name)]
@@ -162,7 +172,7 @@ def _is_pipe(name: str) -> bool:
 
 
 def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None = None) -> Inputs:
-    """Read the documents, or the saved prefill that was named instead.
+    """Read the documents, or the saved prefill that was named instead, and pictures.
 
     Raises:
         UsageError: options that do not apply to a saved prefill.
@@ -171,11 +181,15 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     start = perf_counter()
 
     def load(names: Sequence[str]) -> Document | None:
-        return read_documents(given, names, stdin) if names or stdin is not None else None
+        return read_with_pictures(given, names, stdin)
 
     saved, document = read(files, load, given.reading)
     if saved is None:
         return Inputs(given, document, None, perf_counter() - start)
+    if given.images or given.image_pages:
+        raise UsageError(
+            f"pictures stand before the text, and {saved.path} was read without these", "name the document instead"
+        )
     if given.rebuild:
         raise UsageError(f"--rebuild cannot be used with the saved prefill {saved.path}", "name the document instead")
     if given.query_aware:

@@ -61,7 +61,21 @@ def check(options: RunOptions) -> Recipe | None:
     spec.check_placement(options.device, options.dtype)
     if options.heads is not None:
         heads_on_disk.local(options.heads)
+    if options.images or options.image_pages:
+        check_reads_pictures(options.model)
     return recipe
+
+
+def check_reads_pictures(model: str | None) -> None:
+    """Refuse pictures for a text model whose config is on this machine. Raises ``ModelError``."""
+    from kvcli.models.pictures import require
+    from kvcli.models.resolve import resolve
+
+    try:
+        source = drain(resolve(model, offline=True, only_config=True))
+    except ModelError:  # not here yet, or loading says why
+        return
+    require(source.name, source.config)
 
 
 def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) -> None:
@@ -128,7 +142,8 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
         if not quiet:
             row.start(f"loading {source.name}")  # again, after a note
         start = perf_counter()
-        bare = _bare(source, options)
+        shown = inputs is not None and inputs.document is not None and bool(inputs.document.pictures)
+        bare = _bare(source, options, pictures=shown)
         model = replace(bare.model)  # heads and calibration are those of this run
         _attach_heads(model, options.heads, offline=options.offline, quiet=quiet)
         load_s = perf_counter() - start
@@ -167,7 +182,7 @@ class _Bare:
     baseline_bytes: int
 
 
-def _bare(source: ModelSource, options: RunOptions) -> _Bare:
+def _bare(source: ModelSource, options: RunOptions, *, pictures: bool) -> _Bare:
     """Load the model, unless an engine has kept it."""
 
     def load() -> _Bare:
@@ -179,6 +194,7 @@ def _bare(source: ModelSource, options: RunOptions) -> _Bare:
             device=options.device,
             dtype=options.dtype,
             weights=options.weights,
+            pictures=pictures,
             find_heads=False,
             offline=options.offline,
             on_ready=lambda: before.append(process_memory.resident()),
@@ -186,7 +202,7 @@ def _bare(source: ModelSource, options: RunOptions) -> _Bare:
         )
         return _Bare(model, tuple(notices), before[-1])
 
-    key = (source, files.directory_key(source.path), options.device, options.dtype, options.weights)
+    key = (source, files.directory_key(source.path), options.device, options.dtype, options.weights, pictures)
     bare = held.keep("model", key, load)
     for text in bare.notices:
         terminal.note("weights", text, quiet=options.quiet)

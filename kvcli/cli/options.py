@@ -173,6 +173,23 @@ class DocumentOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
+class PictureOptions(OptionGroup):
+    """Pictures for a model that reads them."""
+
+    PANEL: ClassVar[str] = "Documents"
+
+    image: list[str] | None = option(
+        "--image FILE", "Picture for a model that reads pictures; repeatable. It stands before the text.", None, MAIN
+    )
+    pages_as_images: str | None = option("--pages-as-images RANGES", "Pages of PDFs to read as pictures too: 3,7.")
+
+    def settings(self) -> dict[str, Any]:
+        """Raises ``UsageError`` for page ranges that are not valid."""
+        shown = pages.parse(self.pages_as_images, "--pages-as-images") if self.pages_as_images is not None else ()
+        return {"images": tuple(self.image or ()), "image_pages": shown}
+
+
+@dataclass(frozen=True)
 class CacheOptions(OptionGroup):
     """Whether prefills are saved and used again."""
 
@@ -273,6 +290,7 @@ class RunOptions(Settings):
 
     Attributes:
         strict: warn of an answer without a verified quote.
+        images, image_pages: image files, and pages of PDFs, that the model reads as pictures.
         rerank: an encoder that ranks quotes, as of :class:`kvcli.Pipeline`.
     """
 
@@ -286,6 +304,8 @@ class RunOptions(Settings):
     exit_status: bool = False
     covered: float = 0.0
     allow_private: bool = False
+    images: tuple[str, ...] = ()
+    image_pages: pages.Ranges = ()
     log: bool = False
     history: tuple[tuple[str, str], ...] = ()
     previous: int | None = None

@@ -109,6 +109,8 @@ def add(
 ) -> str | None:
     """Log one answer, given as its JSON; returns why that failed."""
     kept: dict[str, Any] = {name: getattr(options, name) for name in _CONTEXT} | {"reading": asdict(options.reading)}
+    if options.images or options.image_pages:
+        kept["pictures"] = [[str(Path(name).absolute()) for name in options.images], options.image_pages]
     if options.budget is not None:
         kept["budget"] = [options.budget.value, options.budget.unit]
     row = (
@@ -211,6 +213,9 @@ def continued(options: RunOptions, entry: Logged, named: Sequence[str]) -> tuple
             raise InputError("the last question was about standard input, which is gone", "name a FILE")
         if options.reading == Options():
             more["reading"] = from_json(Options, stored.get("reading", {}))
+        if not options.images and "pictures" in stored:
+            images, ranges = stored["pictures"]
+            more |= {"images": tuple(images), "image_pages": tuple((a, b) for a, b in ranges)}
         if options.budget is None and stored.get("budget"):
             more["budget"] = Budget(*stored["budget"])
     found = tuple(named) or tuple(entry.path(name) for name in entry.files)

@@ -21,6 +21,7 @@ from kvcli.events import CacheHit, Checkpoint, Event, Notice, Prefill
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
+    from kvcli.engine.prompt import Prompt
     from kvcli.models.model import Model
     from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
     from kvcli.recipe import Recipe
@@ -56,6 +57,11 @@ class OpenRun:
     @property
     def document(self) -> Document | None:
         return self.inputs.document
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt format, with the document's pictures."""
+        return self.pipeline.prompt_for(self.source)
 
     @property
     def tokens(self) -> int:
@@ -113,7 +119,8 @@ def open_run(inputs: Inputs, loaded: LoadedModel, *, questions: int, notes: bool
 def _tokenize(pipeline: Pipeline, document: Document) -> TokenizedDocument:
     """The document's tokens, unless an engine has kept them."""
     model, prompt = pipeline.model, pipeline.prompt
-    key = (model.spec.fingerprint, id(model.module), prompt.system, prompt.raw, document.text)
+    shown = tuple((picture.sha256, picture.page) for picture in document.pictures)
+    key = (model.spec.fingerprint, id(model.module), prompt.system, prompt.raw, document.text, shown)
     found = held.keep("tokens", key, lambda: pipeline.tokenize(document))
     return found if found.document == document else replace(found, document=document)
 

@@ -34,6 +34,21 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that a model reads before the text; ``page`` is set for a page of a PDF.
+
+    ``sha256`` is that of ``data``, the content of an image file; a document of a saved prefill has no ``data``.
+    """
+
+    name: str
+    sha256: str
+    width: int
+    height: int
+    page: int | None = None
+    data: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
 class Document:
     """One text made of one or more files.
 
@@ -41,7 +56,8 @@ class Document:
     size together, and ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the
     same. ``pages`` is how many pages were read, ``None`` where no file has any. ``spans`` cover the text without a gap,
     in order. ``notes`` say what was done on purpose (running heads left out); ``warnings`` what may be missing or
-    wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``.
+    wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``. ``pictures``
+    are read before the text.
     """
 
     text: str
@@ -53,6 +69,7 @@ class Document:
     pages: int | None = None
     notes: tuple[str, ...] = ()
     without_text: tuple[tuple[str, int], ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     @classmethod
     def of_text(cls, text: str, name: str = "text") -> Document:
@@ -156,7 +173,7 @@ def document_json(document: Document) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name != "data"}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value

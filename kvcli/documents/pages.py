@@ -10,23 +10,23 @@ Ranges = tuple[tuple[int, int | None], ...]
 _RANGE = re.compile(r"(\d{1,7})?(-)?(\d{1,7})?")
 
 
-def parse(text: str) -> Ranges:
+def parse(text: str, option: str = "--pages") -> Ranges:
     """``"1-40,55,90-"`` as ``((1, 40), (55, 55), (90, None))``; ``-10`` starts at 1. Raises ``UsageError``."""
     found: list[tuple[int, int | None]] = []
     for piece in text.replace(" ", "").split(","):
         match = _RANGE.fullmatch(piece)
         if match is None or not (match[1] or match[3]):
-            raise UsageError(f"--pages {text}: {piece or 'nothing'} is not a page number", "--pages 1-40,55")
+            raise UsageError(f"{option} {text}: {piece or 'nothing'} is not a page number", f"{option} 1-40,55")
         first = int(match[1] or 1)
         last = (int(match[3]) if match[3] else None) if match[2] else first
         if first < 1 or (last is not None and last < first):
             why = "page numbers start at 1" if first < 1 or last == 0 else f"the range {first}-{last} is reversed"
-            raise UsageError(f"--pages {text}: {why}", "--pages 1-40,55")
+            raise UsageError(f"{option} {text}: {why}", f"{option} 1-40,55")
         found.append((first, last))
     return tuple(found)
 
 
-def select(ranges: Ranges, total: int, name: str) -> list[int]:
+def select(ranges: Ranges, total: int, name: str, option: str = "--pages") -> list[int]:
     """The page numbers of a file with ``total`` pages, in order and each once. Raises ``UsageError``."""
     if not ranges:
         return list(range(1, total + 1))
@@ -35,7 +35,7 @@ def select(ranges: Ranges, total: int, name: str) -> list[int]:
         if first > total or (last or 0) > total:
             beyond = last if last and last > total else first
             raise UsageError(
-                f"--pages: {name} has {total:,} pages, and there is no page {beyond:,}", f"--pages 1-{total}"
+                f"{option}: {name} has {total:,} pages, and there is no page {beyond:,}", f"{option} 1-{total}"
             )
         chosen.update(range(first, (last or total) + 1))
     return sorted(chosen)

@@ -15,6 +15,7 @@ from kvcli.errors import InputError, ModelError
 from kvcli.events import Prefill
 from kvcli.models.bases import basis_of
 from kvcli.models.model import Model
+from kvcli.models.pictures import PictureRows, Pictures
 from kvcli.recipe import Recipe
 from kvcli.types import CHUNK
 
@@ -28,6 +29,7 @@ def prefill_steps(
     probe: Sequence[int] | None = None,
     horizon: int | None = None,
     resume: PrefillCache | None = None,
+    pictures: Pictures | None = None,
 ) -> Generator[Prefill, None, PrefillCache]:
     """Run token ids through the model under a recipe's budget.
 
@@ -41,6 +43,7 @@ def prefill_steps(
             dynamic NTK); by default the smaller of document length and kept length.
         resume: an interrupted prefill cache of the same recipe and chunk size that has read ``resume.seen`` of these
             ids; the result is that of an uninterrupted prefill.
+        pictures: of the text; its image tokens stand for their rows.
 
     Yields:
         a :class:`Prefill` after each chunk.
@@ -62,6 +65,7 @@ def prefill_steps(
     cache.max_position = horizon or _positions(recipe, len(ids), chunk + extra)
     with model.lock:
         model.rotary.fix_length(cache.max_position)
+    rows = None if pictures is None else PictureRows(model, pictures, tokens)
     started = perf_counter()
     for step in _chunk_steps(len(ids), chunk, policy.tail, extra):
         if step.start < cache.seen:
@@ -70,8 +74,10 @@ def prefill_steps(
         apart = bool(step.probe) and cache.state is not None
         if step.probe and not apart:
             batch = torch.cat([batch, question])
+        embeds = None if rows is None else rows.embeds(batch, step.start, step.new)
         cache.step = replace(step, part="text") if apart else step
-        _tell_surprise(cache, batch, model.forward(batch, cache, logits="all" if policy.uses_surprise else False))
+        logits = model.forward(batch, cache, logits="all" if policy.uses_surprise else False, embeds=embeds)
+        _tell_surprise(cache, batch, logits)
         if apart:
             cache.step = replace(step, part="question")
             model.forward(question, cache, logits=False)
@@ -139,9 +145,10 @@ def prefill(
     chunk: int = CHUNK,
     probe: Sequence[int] | None = None,
     horizon: int | None = None,
+    pictures: Pictures | None = None,
 ) -> Generator[Prefill, None, Context]:
     """Prefill and freeze; arguments as for :func:`prefill_steps`."""
-    cache = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon)
+    cache = yield from prefill_steps(model, ids, recipe, chunk=chunk, probe=probe, horizon=horizon, pictures=pictures)
     with torch.inference_mode(), model.lock:
         return freeze(cache, recipe.storage)
 

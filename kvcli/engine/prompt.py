@@ -6,8 +6,10 @@ any question is known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -21,6 +23,8 @@ ANSWER_RULE = "\nAnswer with the exact words of the text."
 
 _TEXT, _QUESTION = "\x02TEXT\x03", "\x02QUESTION\x03"
 _FIRST, _PASSAGES, _REPLY = "\x02FIRST\x03", "\x02PASSAGES\x03", "\x02REPLY\x03"
+_PICTURES, _MARK = "\x02PICTURES\x03", re.compile("\x02[A-Z]+[0-9]*\x03")
+_IMAGE = "<image>"  # what the templates of models with vision towers write for a picture
 # Retrieved passages follow the text as a second text with the same words around it. If the prompt calls them
 # passages, the model overlooks them more often (docs/log.md).
 PASSAGES_INTRO = "I will give you a text. Remember its facts; I will ask you about them. Text:\n\n"
@@ -69,6 +73,8 @@ class Prompt:
         raw: no chat template and none of our words: the text, then the question.
         before: text before a question.
         after: text after it. What surrounds a question does not change what is read before it.
+        pictures: ids of pictures that stand before the document's text.
+        text: whether the document has a text; without, the question follows the pictures.
     """
 
     tokenizer: Any
@@ -76,6 +82,16 @@ class Prompt:
     raw: bool = False
     before: str = ""
     after: str = ANSWER_RULE
+    pictures: tuple[int, ...] = ()
+    text: bool = True
+
+    def with_pictures(self, ids: Sequence[int], *, text: bool) -> Prompt:
+        """The prompt of a document with pictures. An answer from a picture has other words than the text."""
+        return replace(self, pictures=tuple(ids), text=text, after="" if self.after == ANSWER_RULE else self.after)
+
+    def encode(self, template: str) -> list[int]:
+        """Encode template text, in which ``<|im_end|>`` is the special token."""
+        return self._encode(template)
 
     @property
     def plain(self) -> bool:
@@ -95,9 +111,21 @@ class Prompt:
     def _head(self, question: str | None = None) -> tuple[list[int], str]:
         """Return the ids before a document, and our white space that belongs to the document's first token."""
         if self.raw:
-            return self._encode(self._bos()) + ([] if question is None else self._plain(question + "\n\n")), ""
+            first = [] if question is None else self._plain(question + "\n\n")
+            return [*self._encode(self._bos()), *self.pictures, *first], ""
         before = TEXT_INTRO if question is None else QUERY_AWARE_INTRO
-        head, _ = self._cut(before + _TEXT + QUESTION_INTRO + _QUESTION, _TEXT)
+        if not self.pictures:
+            head, _ = self._cut(before + _TEXT + QUESTION_INTRO + _QUESTION, _TEXT)
+            return self._words(head, question)
+        opening, rest = self._cut(_PICTURES + (before + _TEXT + QUESTION_INTRO) * self.text + _QUESTION, _PICTURES)
+        seen = [*self._encode(opening), *self.pictures]
+        if not self.text:
+            return seen, ""
+        words, leading_space = self._words(rest.partition(_TEXT)[0], question)
+        return seen + words, leading_space
+
+    def _words(self, head: str, question: str | None) -> tuple[list[int], str]:
+        """Encode template text before a document, and a question in it; return the white space at its end apart."""
         opening, mark, head = head.rpartition(_FIRST)
         words = head.rstrip()
         first = self._template_and_text(opening, question or "") if mark else []
@@ -132,6 +160,9 @@ class Prompt:
             before, after = self._cut(_QUESTION, _QUESTION)
             text = self.before + text
             return self._template_and_text(before, text) + self._encode(after)
+        if not self.text:
+            _, rest = self._cut(_PICTURES + self.before + _QUESTION + self.after, _PICTURES)
+            return self._passages_and_question(rest, "", text)
         middle = TEXT_END + PASSAGES_INTRO + _PASSAGES + QUESTION_INTRO if passages else QUESTION_INTRO
         _, rest = self._cut(TEXT_INTRO + _TEXT + middle + self.before + _QUESTION + self.after, _TEXT)
         return self._passages_and_question(rest, joined, text)
@@ -232,9 +263,22 @@ class Prompt:
             return self._bos() + self._completed(messages)
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            if not all(mark in text for message in messages for mark in _MARK.findall(message["content"])):
+                with suppress(Exception):  # what is missing is said below
+                    text = self._render_parts(messages)
         except Exception as error:  # templates are programs and fail in ways of their own
             raise ModelError(f"the model's chat template fails: {error}", "use --raw, or leave out --system") from error
         return str(text)
+
+    def _render_parts(self, messages: list[dict[str, str]]) -> str:
+        """Render with a list of parts as each message, as templates of models with vision towers want it."""
+        parts = []
+        for message in messages:
+            words, image = message["content"], [{"type": "image"}]
+            shown = image * words.startswith(_PICTURES)
+            parts.append({**message, "content": [*shown, {"type": "text", "text": words.removeprefix(_PICTURES)}]})
+        text: str = self.tokenizer.apply_chat_template(parts, tokenize=False, add_generation_prompt=True)
+        return text.replace(_IMAGE, _PICTURES, 1) if any(_PICTURES in m["content"] for m in messages) else text
 
     @staticmethod
     def _completed(messages: list[dict[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -14,15 +15,18 @@ from transformers import (
 )
 
 
-def auto_class(config: PretrainedConfig) -> Any:
+def auto_class(config: PretrainedConfig, *, pictures: bool = False) -> Any:
     """The class whose ``from_pretrained`` and ``from_config`` make a model of this type; imports the model's code.
 
-    Models for images and text are used for text alone: their parts for images are neither made nor loaded.
+    Without ``pictures``, models for images and text are used for text alone: their parts for images are neither made
+    nor loaded.
     """
     causal, images = (
         found.get(type(config), None) for found in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
     )
     made = causal or images
+    if pictures:
+        return images
     if images is None or made is not images or isinstance(made, tuple):
         return AutoModelForCausalLM
 
@@ -45,14 +49,32 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 def drop_towers(module: PreTrainedModel) -> list[str]:
     """Take out what is beside the language model on the way to it, but for the output matrix; return the names."""
+    found = list(_towers(module))
+    for owner, name in found:
+        setattr(owner, name, nn.Identity())
+    return [name for _, name in found]
+
+
+def _towers(module: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+    """What is beside the language model on the way to it and has weights, but for the output matrix: owner and name."""
     decoder, head = module.get_decoder(), module.get_output_embeddings()
     path = next((name for name, part in module.named_modules() if part is decoder), "")
-    dropped = []
     owner: nn.Module = module
     for step in path.split(".") if path else ():
-        for name, part in list(owner.named_children()):
+        for name, part in owner.named_children():
             if name != step and part is not head and next(part.parameters(), None) is not None:
-                setattr(owner, name, nn.Identity())
-                dropped.append(name)
+                yield owner, name
         owner = owner.get_submodule(step)
-    return dropped
+
+
+def tower_parts(module: PreTrainedModel) -> set[nn.Module]:
+    """The modules of a model's vision tower, and of what leads from it to the language model; none if it has none."""
+    if not hasattr(module.config, "vision_config"):
+        return set()
+    return {part for owner, name in _towers(module) for part in owner.get_submodule(name).modules()}
+
+
+def attend_by(module: PreTrainedModel, name: str) -> None:
+    """Let the layers of a language model attend by a named function; its vision tower keeps torch's own."""
+    parts = {"": name, "text_config": name, "vision_config": "sdpa"}
+    module.set_attn_implementation(parts if tower_parts(module) else name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -50,15 +51,17 @@ class CpuDecodeLinear(nn.Linear):
         return linear(input, weight, self.bias)
 
 
-def install(module: nn.Module) -> Callable[[bool], None]:
+def install(module: nn.Module, spare: AbstractSet[nn.Module] = frozenset()) -> Callable[[bool], None]:
     """Find a model's plain bfloat16 and float32 layers on the CPU.
 
-    Layers of other classes (quantised ones) and those that accelerate copies to the GPU stay as they are.
+    Layers of other classes (quantised ones) and those that accelerate copies to the GPU stay as they are, and so do
+    ``spare`` ones.
 
     Returns:
         a switch: ``switch(True)`` makes them :class:`CpuDecodeLinear`, ``switch(False)`` plain again.
     """
     layers = [m for m in module.modules() if type(m) is nn.Linear and not hasattr(m, "_hf_hook")]
+    layers = [m for m in layers if m not in spare]
     layers = [m for m in layers if m.weight.dtype != torch.float16 and m.weight.device.type == "cpu"]
 
     def switch(on: bool) -> None:

@@ -36,9 +36,10 @@ from kvcli.models import (
     tensor_check,
     trial,
 )
-from kvcli.models.auto_class import auto_class
+from kvcli.models.auto_class import attend_by, auto_class, tower_parts
 from kvcli.models.latent import Latent
 from kvcli.models.model import Model, OutputHead
+from kvcli.models.pictures import PictureReader
 from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
 from kvcli.models.trial import Call
@@ -63,6 +64,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     weights: str = "bf16",
+    pictures: bool = False,
     ready: Callable[[], None] = lambda: None,
     announce: Callable[[str], None] = warnings.warn,
 ) -> Model:
@@ -72,13 +74,14 @@ def load(
         source: from :func:`kvcli.models.resolve.resolve`.
         device, dtype: as for :func:`placed`.
         weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as stored.
+        pictures: load the vision tower too, so that pictures can be read.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
         announce: told in one line where a model that is larger than the card goes (:mod:`kvcli.models.device_map`).
 
     Raises:
         UsageError: a dtype or device that does not exist here.
-        ModelError: files that transformers cannot read.
+        ModelError: files that transformers cannot read, or pictures for a model that reads none.
         UnsupportedModel: an architecture whose attention kvcli does not understand, or that fails the probe.
         ResourceError: not enough memory for the weights.
     """
@@ -98,7 +101,8 @@ def load(
                 tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
                 tokenizer(foreign_code.TRIAL)
             config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
-            cls = auto_class(config)
+            reader = PictureReader.of(source, config) if pictures else None
+            cls = auto_class(config, pictures=pictures)
             quantization.prepare(source)
             if device == "cpu":
                 prepare()
@@ -153,6 +157,8 @@ def load(
     except UnsupportedModel as error:
         cause = error.__cause__
         raise (None if cause is None else quantization.unreadable(source, cause)) or error from None
+    if reader is not None:
+        model.pictures, model.spec = reader, replace(model.spec, picture_bytes=reader.nbytes)
     if own is None:
         packed = cpu_linear.map_packed(model.module, source.path) if source.int8 and weights == "bf16" else 0
         mapped = packed + cpu_linear.map_stored(model.module, source.path)
@@ -214,7 +220,7 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     head = module.get_output_embeddings()
     if head is None:
         raise UnsupportedModel(f"{type(module).__name__} has no language-model head")
-    module.set_attn_implementation(attention.NAME)
+    attend_by(module, attention.NAME)
     weight_bytes = quantization.weight_bytes(module)  # before a forward pass: that moves scales out of sight
     state = recurrent.empty(module.config)
     rotated = trial.run(module, state=state)
@@ -226,7 +232,7 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     )
     if not rotated.rotaries:
         _require_unbounded_positions(module)
-    thin_layers = cpu_linear.install(module)
+    thin_layers = cpu_linear.install(module, spare=tower_parts(module))
 
     def again() -> trial.Trial:
         unrotated(True)

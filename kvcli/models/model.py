@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from kvcli.cache.base import KVCache, State
 from kvcli.errors import ModelError
 from kvcli.models import attention, packed_experts, rope
+from kvcli.models.auto_class import attend_by
+from kvcli.models.pictures import PictureReader
 from kvcli.types import ModelSpec, Scorer
 
 Rows = slice | Tensor | None
@@ -76,6 +78,7 @@ class Model:
         heads_card: where the heads come from (:class:`kvcli.retaining_heads.checkpoint.HeadsCard`).
         calibration: per layer the second moment of its queries, if it was measured
             (:mod:`kvcli.retaining_heads.calibration`).
+        pictures: reads pictures, if the model was loaded with its vision tower.
         lock: held during each forward pass and while a context is frozen, so that threads may share the model.
         reference: context manager in which ``module`` is as transformers made it; for probes and comparisons.
     """
@@ -91,6 +94,7 @@ class Model:
     heads: Scorer | None = None
     heads_card: Any = None
     calibration: dict[int, Tensor] = field(default_factory=dict)
+    pictures: PictureReader | None = None
     lock: RLock = field(default_factory=RLock, repr=False)
 
     @property
@@ -127,7 +131,9 @@ class Model:
             )
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, store: KVCache, *, logits: bool | str | Tensor) -> Tensor | None:
+    def forward(
+        self, ids: Tensor, store: KVCache, *, logits: bool | str | Tensor, embeds: Tensor | None = None
+    ) -> Tensor | None:
         """One forward pass into a KV cache.
 
         Args:
@@ -136,9 +142,10 @@ class Model:
             logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, int64 ``[r]`` for
                 those of some tokens ``[r, vocab]``, ``False`` for none: a reading does not need the language-model
                 head.
+            embeds: ``[m, hidden]``, in the place of the tokens' own embeddings, for pictures.
         """
         batch: dict[str, Any] = {
-            "input_ids": ids[None],
+            **({"input_ids": ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}),
             "position_ids": store.position_ids(len(ids))[None],
             "use_cache": False,
         }
@@ -160,9 +167,9 @@ class Model:
     def reference(self) -> Iterator[PreTrainedModel]:
         """The model with its own attention and its own RoPE."""
         self._switch(False)
-        self.module.set_attn_implementation("sdpa" if self.module._supports_sdpa else "eager")
+        attend_by(self.module, "sdpa" if self.module._supports_sdpa else "eager")
         try:
             yield self.module
         finally:
-            self.module.set_attn_implementation(attention.NAME)
+            attend_by(self.module, attention.NAME)
             self._switch(True)

@@ -46,7 +46,14 @@ def _with_precision(fingerprint: str, held: str) -> str:
     return fingerprint if held == "bf16" else f"{fingerprint}-{held}"
 
 
-def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = None, held: str = "bf16") -> ModelSpec:
+def spec(
+    source: ModelSource,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    held: str = "bf16",
+    pictures: bool = False,
+) -> ModelSpec:
     """The sizes of a model.
 
     Args:
@@ -54,6 +61,7 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         device: as for loading; by default the first CUDA card, else the CPU.
         dtype: of weights and cache, as for loading; by default what this device would get.
         held: one of :data:`kvcli.types.WEIGHTS`.
+        pictures: count the weights of the vision tower too.
 
     Raises:
         UsageError: an unknown dtype or device.
@@ -104,9 +112,9 @@ def spec(source: ModelSource, *, device: str | None = None, dtype: str | None = 
         capped=bool(text.get("attn_logit_softcapping")),
     )
     if source.complete and packing:
-        total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype]))
+        total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype], pictures=pictures))
     else:
-        matrices = _from_headers(source, text) if source.complete else _from_config(found, text)
+        matrices = _from_headers(source, text, pictures) if source.complete else _from_config(found, text)
         total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in matrices)
     mapped = 0 if packing else _mapped_bytes(source, found, text, held)
     return ModelSpec(**{**vars(found), "weight_bytes": total, "mapped_bytes": mapped})
@@ -329,22 +337,25 @@ _IMAGES = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|multi_modal_projector)\.
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 
 
-def _tensors(source: ModelSource, config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Tensors that are loaded: none of the parts for images, nor of layers that predict further tokens."""
+def _tensors(
+    source: ModelSource, config: dict[str, Any], *, pictures: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tensors that are loaded: no parts for images without ``pictures``, and no layers that predict further tokens."""
     tied, layers = bool(config.get("tie_word_embeddings")), config.get("num_hidden_layers") or math.inf
     found = {n: t for shard in weights.shards(source.path) for n, t in json.loads(weights.header(shard)).items()}
     parts = any(_TEXT.search(name) for name in found)
     for name, tensor in found.items():
         if name == "__metadata__" or name.endswith("inv_freq") or (tied and name.endswith("lm_head.weight")):
             continue
-        other = (parts and not _TEXT.search(name) and "lm_head" not in name) or _IMAGES.search(name)
-        later = (layer := _LAYER.search(name)) is not None and int(layer[2]) >= layers
+        image = _IMAGES.search(name) or (parts and not _TEXT.search(name) and "lm_head" not in name)
+        other = image and not pictures
+        later = (layer := _LAYER.search(name)) is not None and not image and int(layer[2]) >= layers
         if not (other or later or name.startswith("mtp.")):
             yield name, tensor
 
 
-def _from_headers(source: ModelSource, config: dict[str, Any]) -> Iterator[_Shape]:
-    yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config))
+def _from_headers(source: ModelSource, config: dict[str, Any], pictures: bool) -> Iterator[_Shape]:
+    yield from ((name, tuple(tensor["shape"])) for name, tensor in _tensors(source, config, pictures=pictures))
 
 
 def unpacked(method: str | None, device: str) -> bool:
@@ -365,11 +376,11 @@ _SCALES = re.compile(r"(weight_scale(_inv)?|weight_zero_point|weight_shape|\w*_g
 
 
 def _stored(
-    source: ModelSource, config: dict[str, Any], packing: dict[str, Any], device: str, size: int
+    source: ModelSource, config: dict[str, Any], packing: dict[str, Any], device: str, size: int, *, pictures: bool
 ) -> Iterator[int]:
     """Bytes of a quantised checkpoint's tensors in memory; 16 and 32 bit floats count in the model's dtype."""
     dense, bits = unpacked(packing.get("quant_method"), device), _bits(packing)
-    for name, tensor in _tensors(source, config):
+    for name, tensor in _tensors(source, config, pictures=pictures):
         begin, end = tensor["data_offsets"]
         if dense and _SCALES.search(name):
             continue

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from kvcli.errors import UnsupportedModel
+from kvcli.models.auto_class import attend_by
 
 NAME = "kvcli-trial"
 TOKENS, START = 12, 3
@@ -125,13 +126,13 @@ def _watched(module: PreTrainedModel, trial: Trial, stack: ExitStack) -> Iterato
             hook = part.register_forward_pre_hook(lambda m, _args, name=name: _note(trial.rotaries, name, m))
             stack.callback(hook.remove)
     before = module.config._attn_implementation
-    module.set_attn_implementation(NAME)
+    attend_by(module, NAME)
     _running.append((trial, names))
     try:
         yield
     finally:
         _running.pop()
-        module.set_attn_implementation(before)
+        attend_by(module, before)
 
 
 def _asks_positions(part: nn.Module) -> bool:

@@ -27,6 +27,7 @@ def load_model(
     weights: str = "bf16",
     heads: str | None = None,
     find_heads: bool = True,
+    pictures: bool = False,
     offline: bool = False,
     on_event: Callable[[Event], None] | None = None,
     on_ready: Callable[[], None] = lambda: None,
@@ -41,6 +42,7 @@ def load_model(
         dtype: ``bfloat16``, ``float16`` or ``float32``; bfloat16 if the device multiplies it natively.
         weights: how the layers' matrices are stored: ``bf16`` (as they are), ``int8`` or ``nf4``.
         heads: a file or hub repository of retaining heads; by default those found for this model.
+        pictures: load the vision tower too, so that documents may have pictures.
         find_heads: look for retaining heads even if ``heads`` names none.
         offline: use no network.
         on_event: receives :class:`~kvcli.events.Download` and :class:`~kvcli.events.Convert` events.
@@ -48,11 +50,20 @@ def load_model(
         on_notice: receives one line if the model does not fit the device as it is.
 
     Raises:
-        ModelError: the model is unknown, damaged or not supported, or the heads belong to another model.
+        ModelError: the model is unknown, damaged or not supported, reads no pictures, or the heads belong to another
+            model.
         ResourceError: the weights do not fit the memory.
     """
     source = name if isinstance(name, ModelSource) else drain(resolve(name, offline=offline), on_event)
-    model = load(source, device=device, dtype=dtype, weights=weights, ready=on_ready, announce=on_notice)
+    model = load(
+        source,
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        pictures=pictures,
+        ready=on_ready,
+        announce=on_notice,
+    )
     if heads is not None or find_heads:
         attach(model, heads, offline=offline, watch=on_event)
     return model
@@ -64,6 +75,8 @@ def read_document(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     ocr: bool = False,
+    images: Sequence[str | Path] = (),
+    pages_as_images: str | None = None,
 ) -> Document:
     """Extract the text of files and directories, in order.
 
@@ -72,10 +85,18 @@ def read_document(
         pages: page numbers to read, from 1: ``1-40,55``.
         include, exclude: glob patterns for the files of a directory.
         ocr: recognise the text of scanned pages and images.
+        images: image files that the model reads before the text, if it has a vision tower; without ``paths`` alone.
+        pages_as_images: page numbers of PDFs among ``paths`` that it sees as pictures: ``3,7``.
 
     Raises:
         InputError: a file is missing, encrypted, unsupported or has no text.
+        UsageError: pictures, without Pillow.
     """
     ranges = () if pages is None else page_ranges.parse(pages)
     options = documents.Options(ranges, tuple(include), tuple(exclude), ocr)
-    return documents.read([str(path) for path in paths], None, options)
+    names, shown = [str(path) for path in paths], page_ranges.parse(pages_as_images) if pages_as_images else ()
+    if not (images or shown):
+        return documents.read(names, None, options)
+    from kvcli.documents import pictures
+
+    return pictures.read(names, [str(path) for path in images], shown, lambda: documents.read(names, None, options))

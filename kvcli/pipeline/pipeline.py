@@ -19,7 +19,7 @@ from kvcli.engine.kept_tokens import KeptTokens
 from kvcli.engine.prompt import ANSWER_RULE, PLAIN_STOPS, Prompt
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
-from kvcli.errors import InputError, UsageError
+from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
 from kvcli.models.defaults import default_chunk
 from kvcli.pipeline.results import AnswerResult, Citations, DocumentContext, RecipeChoice, TokenizedDocument, Usage
@@ -103,13 +103,32 @@ class Pipeline:
     # --- before prefill ---
 
     def tokenize(self, document: Document | TokenizedDocument | str) -> TokenizedDocument:
-        """The token ids that prefill reads, of a document or of plain text. Raises ``ResourceError`` if too many."""
+        """The token ids that prefill reads, of a document or of plain text.
+
+        Raises:
+            ResourceError: too many.
+            ModelError: the document has pictures, and the model was loaded without a vision tower.
+        """
         if isinstance(document, TokenizedDocument):
             return document
         if isinstance(document, str):
             document = Document.of_text(document)
         memory.check_text(document.text, lambda text: len(self.prompt.document(text)))
-        return TokenizedDocument(document, self.prompt.document(document.text))
+        if not document.pictures:
+            return TokenizedDocument(document, self.prompt.document(document.text))
+        if self.model.pictures is None:
+            raise ModelError(
+                f"{self.model.name} was loaded without a vision tower, and the document has pictures",
+                "kvcli.load_model(name, pictures=True)",
+            )
+        made = TokenizedDocument(document, [], self.model.pictures.read(document.pictures, self.prompt.encode))
+        return replace(made, ids=self.prompt_for(made).document(document.text))
+
+    def prompt_for(self, source: TokenizedDocument | None) -> Prompt:
+        """The prompt of a document: pictures stand before its text."""
+        if source is None or source.pictures is None:
+            return self.prompt
+        return self.prompt.with_pictures(source.pictures.ids, text=bool(source.document.text))
 
     def choose_recipe(
         self, source: TokenizedDocument | None, *, questions: int = 0, saved: bool = True
@@ -162,7 +181,7 @@ class Pipeline:
 
     def default_passages(self, source: TokenizedDocument | None, recipe: Recipe, question: Sequence[int]) -> int:
         """How many passages are read again before an answer if the caller does not say."""
-        if source is None or self.prompt.raw:
+        if source is None or self.prompt.raw or not source.document.text:
             return 0
         return memory.default_passages(
             self.model.spec, recipe, tokens=len(source.ids), chunk=self.chunk_size, question=len(question)
@@ -237,7 +256,7 @@ class Pipeline:
             raise InputError(f"'{recipe}' depends on the question, and none was given", "--policy keydiff")
         if source is not None and query_aware:
             source, recipe = self._with_question_first(source, recipe, str(question or ""))
-        asked = _RESERVED if question is None else self._ids(question, document=source is not None)
+        asked = _RESERVED if question is None else self._ids(question, source)
         planned, longest = self.plan(source, recipe, question=asked, max_tokens=max_tokens, passages=passages)
         (plan or planned).check_devices(self.model.spec)
         if source is None:
@@ -305,7 +324,7 @@ class Pipeline:
         """Whether a question can be answered from a context, or the document must be read again for it."""
         if context.source is None:
             return True
-        asked = self._ids(question, document=True)
+        asked = self._ids(question, context.source)
         _, longest = self.plan(context.source, context.recipe, question=asked, max_tokens=max_tokens)
         request = self._request(context.source, context.recipe, probe=asked, longest=longest)
         return request_key(self.model, request) == context.key
@@ -381,7 +400,7 @@ class Pipeline:
             if answer_format is not None:
                 asked = question + answer_format.rule if isinstance(question, str) else question
                 end = self.prompt.no_reasoning()
-            return self._ids(asked, document=document is not None, history=history, passages=texts) + end
+            return self._ids(asked, context.source, history=history, passages=texts) + end
 
         ids = encoded(*again)
         count = self.default_passages(context.source, context.recipe, ids) if passages is None else passages
@@ -408,7 +427,13 @@ class Pipeline:
         if count and isinstance(question, str) and document is not None and visible is not None:
             began = perf_counter()
             found = retrieve_passages(
-                self.model, self.prompt, visible, document.text, question, count=count, tokens=context.tokens
+                self.model,
+                self.prompt_for(context.source),
+                visible,
+                document.text,
+                question,
+                count=count,
+                tokens=context.tokens,
             )
             visible, texts = found.context, found.texts(document.text)
             ids = encoded(*texts) if texts else ids
@@ -550,13 +575,16 @@ class Pipeline:
         grounded = any(quote.status == "verified" for quote in quotes)
         likely: Sequence[LikelySource] = ()
         if context.context is not None and (likely_sources or (likely_sources is None and not grounded)):
-            likely = attribute(self.model, self.prompt, context.context, document, question, answer)
+            prompt = self.prompt_for(context.source)
+            likely = attribute(self.model, prompt, context.context, document, question, answer)
         return Citations(quotes, tuple(likely), grounded)
 
     # --- within ---
 
-    def _ids(self, question: str | Sequence[int], **before: Any) -> list[int]:
-        return self.prompt.question(question, **before) if isinstance(question, str) else list(question)
+    def _ids(self, question: str | Sequence[int], source: TokenizedDocument | None, **before: Any) -> list[int]:
+        if not isinstance(question, str):
+            return list(question)
+        return self.prompt_for(source).question(question, document=source is not None, **before)
 
     def _request(
         self,
@@ -576,7 +604,7 @@ class Pipeline:
             recipe=recipe,
             chunk=chunk,
             horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, behind=behind),
-            head=self.prompt.document("", question=first),
+            head=self.prompt_for(source).document("", question=first),
             text=source.document.text,
             document=source.facts,
             probe=probe if recipe.policy.query_aware else (),
@@ -585,10 +613,11 @@ class Pipeline:
             raw=self.prompt.raw,
             keep_cache=keep_cache,
             ids_digest=source.digest,
+            pictures=source.pictures,
         )
 
     def _with_question_first(
         self, source: TokenizedDocument, recipe: Recipe, question: str
     ) -> tuple[TokenizedDocument, Recipe]:
-        ids, protected = query_aware(self.prompt, recipe, source.document.text, question)
-        return TokenizedDocument(source.document, ids), protected
+        ids, protected = query_aware(self.prompt_for(source), recipe, source.document.text, question)
+        return replace(source, ids=ids), protected

@@ -16,6 +16,7 @@ from kvcli.retrieval.attribution import LikelySource
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.cache.prefill_cache import PrefillCache
+    from kvcli.models.pictures import Pictures
     from kvcli.planning.memory import Plan
     from kvcli.recipe import Recipe
 
@@ -26,11 +27,13 @@ class TokenizedDocument:
 
     Attributes:
         document: the text and where it comes from.
-        ids: token ids of the chat template's beginning and of the text.
+        ids: token ids of the chat template's beginning, of pictures and of the text.
+        pictures: what the ids have of pictures; ``None`` without any.
     """
 
     document: Document
     ids: list[int]
+    pictures: Pictures | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -153,7 +153,7 @@ def plan(
     width = 4 * spec.hidden + 3 * spec.heads * spec.head_dim + 3 * spec.intermediate
     row = spec.vocab * (size + 4)
     drafted = 1 + DRAFT if spec.device == "cpu" else 1  # tokens of a decode step
-    activations = max(chunk * width * size + row, drafted * (width * size + row))
+    activations = max(chunk * width * size + row, drafted * (width * size + row), spec.picture_bytes)
     # A block of logits and its softmax in attention, or logits, mask and softmax of the observing queries.
     group, cpu = spec.heads // spec.kv_heads, spec.device == "cpu"
     attending = 2 * group * min(chunk, _BLOCK) * room * size if cpu and size == 2 else 0

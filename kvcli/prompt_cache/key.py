@@ -20,7 +20,7 @@ class CacheKey:
         version: :data:`FORMAT`.
         model: the model's fingerprint.
         dtype: of weights and cache.
-        template: digest of the prompt's ids before the text.
+        template: digest of the prompt's ids before the text, and of the content of pictures there.
         recipe: in canonical form, without storage that is applied after prefill.
         heads: digest of the retaining heads, if the policy uses them.
         chunk: tokens per forward pass.

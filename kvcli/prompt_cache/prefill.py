@@ -121,7 +121,14 @@ def cached_prefill(
         elif reused and reused == job.edge:
             yield from keeper.save(work)
         for event in prefill_steps(
-            model, job.ids, job.recipe, chunk=job.chunk, probe=job.probe, horizon=job.horizon, resume=work
+            model,
+            job.ids,
+            job.recipe,
+            chunk=job.chunk,
+            probe=job.probe,
+            horizon=job.horizon,
+            resume=work,
+            pictures=job.pictures,
         ):
             yield event
             stopped = stop()
@@ -267,7 +274,7 @@ def _mismatch(path: Path, field: str, theirs: object, mine: object) -> DamagedEr
         "dtype": f"--dtype {theirs}",
         "recipe": "leave out --policy and --budget",
         "chunk": f"--chunk-size {theirs}",
-        "template": "the same --system and --raw as when it was read, or read the document again",
+        "template": "the same --system, --raw and pictures as when it was read, or read the document again",
     }
     what = {"model": "model (by fingerprint)", "question": "question (by digest)"}.get(field, field)
     return DamagedError(

@@ -12,6 +12,7 @@ import torch
 
 from kvcli.engine.prefill import last_chunk_boundary
 from kvcli.models.model import Model
+from kvcli.models.pictures import Pictures
 from kvcli.prompt_cache.key import FORMAT, CacheKey, digest
 from kvcli.recipe import Recipe
 
@@ -32,6 +33,7 @@ class PrefillRequest:
         origin: the command that reads.
         system, raw: how the prompt was made.
         ids_digest: of ``ids``, if the caller has it; hashing a long text takes a while.
+        pictures: that the ids stand for.
         keep_cache: keep the prefill cache, into which a chat evicts its turns
             (:func:`kvcli.engine.prefill.evict_turns`).
     """
@@ -49,6 +51,7 @@ class PrefillRequest:
     raw: bool = False
     keep_cache: bool = False
     ids_digest: str = ""
+    pictures: Pictures | None = None
 
     @property
     def edge(self) -> int:
@@ -58,12 +61,15 @@ class PrefillRequest:
 
 def request_key(model: Model, job: PrefillRequest) -> CacheKey:
     """The key of the prefill of a request by a model."""
-    keep = job.recipe.policy
+    keep, seen = job.recipe.policy, job.pictures
+    head = digest(job.head)
+    if seen is not None:
+        head = hashlib.sha256(f"{head} {seen.digest}".encode()).hexdigest()[:32]
     return CacheKey(
         version=FORMAT,
         model=model.spec.fingerprint,
         dtype=model.spec.dtype,
-        template=digest(job.head),
+        template=head,
         recipe=job.recipe.reading,
         heads=_heads(model) if keep.needs_heads else "",
         chunk=job.chunk,

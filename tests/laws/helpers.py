@@ -11,6 +11,7 @@ from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill, prefill_steps
 from kvcli.models.model import Model
+from kvcli.models.pictures import Pictures
 from kvcli.recipe import parse
 
 T = TypeVar("T")
@@ -32,9 +33,12 @@ def filled(model: Model, ids: list[int], recipe: str, chunk: int, **options: obj
     return drain(prefill_steps(model, ids, parse(recipe), chunk=chunk, **options))  # type: ignore[arg-type]
 
 
-def asked(model: Model, body: list[int], question: list[int], recipe: str, chunk: int) -> Tensor:
+def asked(
+    model: Model, body: list[int], question: list[int], recipe: str, chunk: int, pictures: Pictures | None = None
+) -> Tensor:
     """Logits ``[question, vocab]`` of a question behind a read document."""
-    context = drain(prefill(model, body, parse(recipe), chunk=chunk, probe=question, horizon=len(body) + len(question)))
+    options = {"chunk": chunk, "probe": question, "horizon": len(body) + len(question), "pictures": pictures}
+    context = drain(prefill(model, body, parse(recipe), **options))  # type: ignore[arg-type]
     tail = new_decode_cache(model, context)
     logits = model.forward(torch.tensor(question), tail, logits="all")
     assert logits is not None

@@ -70,7 +70,7 @@ class ChatSetup:
 
     @property
     def prompt(self) -> Prompt:
-        return self.run.pipeline.prompt
+        return self.run.prompt
 
     @property
     def recipe(self) -> Recipe:

@@ -14,6 +14,7 @@ from kvcli.cli.options import (
     AnswerOptions,
     EngineOptions,
     OutputOptions,
+    PictureOptions,
     ReadOptions,
     RunOptions,
     as_json,
@@ -206,6 +207,7 @@ def command(
     *,
     question: QuestionOptions,
     read: ReadOptions,
+    pictures: PictureOptions,
     answer: AskOptions,
     citing: CiteOptions,
     engine: EngineOptions,
@@ -243,7 +245,7 @@ def command(
     )
     over = question.cutting(answer, quotes_only=citing.quotes_only)
     shown = {"cite": cite != "off", "strict": cite == "strict", "over": over}
-    options = RunOptions.of(read, answer, citing, output, **shown)
+    options = RunOptions.of(read, pictures, answer, citing, output, **shown)
     if cite == "off" and not citing.quotes_only:
         options = replace(options, quotes=0)
     options = options.under(task, answer.max_tokens)
@@ -254,7 +256,11 @@ def command(
     library = question.library(request)
     if library is not None and citing.rerank is not None:
         raise UsageError("--rerank has no effect on a library", f"kvcli library add {library} --embed MODEL FILE…")
-    inputs = [*request.files, *named]
+    if options.images or options.image_pages:
+        others = {"--each": question.each, "--quotes-only": citing.quotes_only, "a library": library is not None}
+        if other := next((name for name, given in others.items() if given), None):
+            raise UsageError(f"{other} takes no pictures", "leave out --image and --pages-as-images")
+    inputs = [*request.files, *options.images, *named]
     writer = AnswerWriter(
         output.output,
         stream=not (output.no_stream or answer.from_quotes or answer.formatted),

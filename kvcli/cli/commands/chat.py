@@ -15,6 +15,7 @@ from kvcli.cli.options import (
     AnswerOptions,
     EngineOptions,
     OutputOptions,
+    PictureOptions,
     ReadOptions,
     RunOptions,
     named_files,
@@ -64,6 +65,7 @@ def command(
     *,
     conversation: ConversationOptions,
     read: ReadOptions,
+    pictures: PictureOptions,
     answer: AnswerOptions,
     engine: EngineOptions,
     output: OutputOptions,
@@ -82,7 +84,9 @@ def command(
     model, recipe, prompt = read.model, read.recipe, read.prompt
     if recipe.heads is not None:
         recipe = replace(recipe, heads=_absolute(recipe.heads))
-    groups: list[OptionGroup] = [model, read.document, recipe, prompt]
+    if pictures.image is not None:
+        pictures = replace(pictures, image=[_absolute(name) for name in pictures.image])
+    groups: list[OptionGroup] = [model, read.document, recipe, prompt, pictures]
     given = {name: value for group in groups for name, value in asdict(group).items() if name not in UNSAVED}
     saved.options |= {name: value for name, value in given.items() if value not in (None, False, "bf16")}
     if model.model is not None:

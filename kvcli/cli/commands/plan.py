@@ -17,6 +17,7 @@ from kvcli.cli.options import (
     QUIET,
     DocumentOptions,
     ModelOptions,
+    PictureOptions,
     PolicyOptions,
     PromptOptions,
     RunOptions,
@@ -34,6 +35,7 @@ from kvcli.utils.sizes import parse_tokens
 
 if TYPE_CHECKING:
     from kvcli.documents import Document
+    from kvcli.models.pictures import PictureReader
     from kvcli.models.source import ModelSource
     from kvcli.recipe import Recipe
     from kvcli.retaining_heads.published import PublishedHeads
@@ -62,6 +64,7 @@ def command(
     run: PlanOptions,
     model: ModelOptions,
     document: DocumentOptions,
+    pictures: PictureOptions,
     policy: PolicyOptions,
     prompt: PromptOptions,
     as_json: JSON = False,
@@ -75,18 +78,30 @@ def command(
     """
     if run.gpu is not None and model.device is not None:
         raise UsageError("--gpu plans for another machine and --device for this one", "leave out --device")
-    settings, options = policy.settings(), RunOptions.of(document, offline=model.offline, quiet=quiet)
+    settings, options = policy.settings(), RunOptions.of(document, pictures, offline=model.offline, quiet=quiet)
     named, others = _recipes(policy, run.what_if or [])
     target = None if run.gpu is None else Target.gpu(run.gpu)
+    if options.images or options.image_pages:
+        from kvcli.cli.model_loading import check_reads_pictures
+
+        check_reads_pictures(model.model)
     text = _document(list(files or []), run.tokens, options)
 
-    source, spec = _spec(model, target, quiet=quiet)
-    tokens, asked = _count(source, prompt, text, run)
+    shown = bool(text and text.pictures)
+    source, spec = _spec(model, target, quiet=quiet, pictures=shown)
+    reader = None
+    if shown:
+        from kvcli.models.pictures import PictureReader
+
+        reader = PictureReader.of(source)
+        spec = replace(spec, picture_bytes=reader.nbytes)
+    tokens, asked = _count(source, prompt, text, run, reader)
     theirs = None if spec.heads_bytes else _published(source, offline=model.offline)
     if theirs is not None:
         spec = replace(spec, heads_bytes=theirs.numbers(spec) * types.DTYPE_BYTES[spec.dtype])
     chunk = policy.chunk or (theirs.chunk if theirs is not None and named is None else default_chunk(spec))
-    work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, 0 if prompt.raw else None)
+    passages = 0 if prompt.raw or (text is not None and not text.text) else None
+    work = Workload(tokens, _text_bytes(text), chunk, asked, run.max_tokens, passages)
     units = None if settings["budget"] is None else settings["budget"].units(spec, tokens)
     target = target or Target.this(spec.device)
     usual = recipes.choose(
@@ -116,7 +131,7 @@ def _recipes(policy: PolicyOptions, others: list[str]) -> tuple[Recipe | None, l
     return named, [recipes.parse(text) for text in others]
 
 
-def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[ModelSource, ModelSpec]:
+def _spec(model: ModelOptions, target: Target | None, *, quiet: bool, pictures: bool) -> tuple[ModelSource, ModelSpec]:
     """Where the model is, and its shape on this machine or on the ``target``."""
     from kvcli.models import spec as model_spec
     from kvcli.models.heads_on_disk import heads_bytes
@@ -127,6 +142,7 @@ def _spec(model: ModelOptions, target: Target | None, *, quiet: bool) -> tuple[M
         device="cpu" if target is not None else model.device,  # the target need not be in this machine
         dtype=model.dtype or ("bfloat16" if target is not None else None),
         held=model.weights,
+        pictures=pictures,
     )
     if target is not None:
         spec = replace(spec, device="cuda:0")
@@ -146,8 +162,14 @@ def _source(model: ModelOptions, *, quiet: bool) -> ModelSource:
         return alias.source()
 
 
-def _count(source: ModelSource, options: PromptOptions, text: Document | None, run: PlanOptions) -> tuple[int, int]:
-    """Tokens of the document and of the question."""
+def _count(
+    source: ModelSource,
+    options: PromptOptions,
+    text: Document | None,
+    run: PlanOptions,
+    reader: PictureReader | None,
+) -> tuple[int, int]:
+    """Tokens of the document with its pictures, and of the question."""
     if text is None and run.question is None:
         return run.tokens or 0, QUESTION_TOKENS
     if source.origin == "catalogue":
@@ -156,6 +178,8 @@ def _count(source: ModelSource, options: PromptOptions, text: Document | None, r
     from kvcli.models.tokenizer import LightTokenizer
 
     prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
+    if reader is not None and text is not None:
+        prompt = prompt.with_pictures(reader.read(text.pictures, prompt.encode).ids, text=bool(text.text))
     tokens = run.tokens or 0 if text is None else len(prompt.document(text.text))
     if run.question is None:
         return tokens, QUESTION_TOKENS
@@ -165,17 +189,18 @@ def _count(source: ModelSource, options: PromptOptions, text: Document | None, r
 def _document(files: list[str], tokens: int | None, options: RunOptions) -> Document | None:
     from kvcli.cli import inputs
 
-    if tokens is not None and files:
-        raise UsageError("--tokens assumes a document, and a FILE was given too", "leave out one of them")
+    named = "a FILE" if files else "a picture" if options.images else ""
+    if tokens is not None and named:
+        raise UsageError(f"--tokens assumes a document, and {named} was given too", "leave out one of them")
     if tokens is not None:
         return None
-    if not files:
+    if not named:
         raise InputError("no document was given", "kvcli plan FILE, or kvcli plan --tokens 100K")
     saved, _ = inputs.find(files)
     if saved is not None:
         raise UsageError(f"{saved.path} is a saved prefill, which needs no plan", f"kvcli cache show {saved.path}")
     stdin = sys.stdin.buffer.read() if documents.STDIN in files else None
-    return inputs.read_documents(options, files, stdin)
+    return inputs.read_with_pictures(options, files, stdin)
 
 
 def _published(source: ModelSource, *, offline: bool) -> PublishedHeads | None:

@@ -13,6 +13,7 @@ from kvcli.cli.options import (
     FILES,
     EngineOptions,
     OutputOptions,
+    PictureOptions,
     ReadOptions,
     RunOptions,
     as_json,
@@ -44,6 +45,7 @@ def command(
     files: FILES = None,
     *,
     read: ReadOptions,
+    pictures: PictureOptions,
     engine: EngineOptions,
     output: PrefillOutput,
 ) -> None:
@@ -57,7 +59,7 @@ def command(
     out = None if output.output is None else check_export_path(output.output)
     if read.cache.no_cache and out is None:
         raise UsageError("--no-cache without -o would save nothing", "-o book.kv")
-    options = RunOptions.of(read, output)
+    options = RunOptions.of(read, pictures, output)
     named = options.check()
     if named is not None and named.policy.query_aware:
         raise UsageError(f"'{named}' scores for one question, and prefill has none", "--policy keydiff")

@@ -80,7 +80,8 @@ def title(document: "Document") -> str:
     named, pages = document.files, document.pages
     files = " ".join(named) if len(named) <= 3 else f"{named[0]} and {len(named) - 1:,} more"
     empty = f", {len(document.without_text):,} without text" if document.without_text else ""
-    return files + (f" · {plural(pages, 'page')}{empty}" if pages else "")
+    shown = f" · {plural(len(document.pictures), 'picture')}" if document.pictures else ""
+    return files + (f" · {plural(pages, 'page')}{empty}" if pages else "") + shown
 
 
 # --- streams ------------------------------------------------------------------------------------------

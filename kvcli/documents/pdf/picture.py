@@ -9,10 +9,12 @@ from typing import Any
 
 from kvcli.documents.document import Source
 from kvcli.documents.isolated import bounded, run
+from kvcli.documents.pages import Ranges, select
 from kvcli.documents.pdf.fonts import Fonts
 from kvcli.documents.pdf.words import Boxes, Word, words
 from kvcli.errors import InputError
 
+IMAGES = "--pages-as-images"
 DPI, PIXELS = 110, 4_000_000
 CHARACTERS = 200_000
 
@@ -31,6 +33,19 @@ def picture(source: Source, page: int, quote: str = "") -> bytes:
     for found in run("kvcli.documents.pdf.picture", source, str(page), quote, silence=60):
         return base64.b64decode(found["png"])
     raise InputError(f"page {page} of {source.name} cannot be drawn")
+
+
+def pages(source: Source, ranges: Ranges) -> list[tuple[int, bytes]]:
+    """Pages of a PDF with their numbers, as PNG; none if PDFium cannot open it.
+
+    Raises:
+        UsageError: there is no such page.
+        InputError: a page cannot be drawn.
+    """
+    answers = run("kvcli.documents.pdf.picture", source, silence=60)
+    total = next(answers, {"pages": 0})["pages"]
+    answers.close()
+    return [(number, picture(source, number)) for number in select(ranges, total, source.name, IMAGES)] if total else []
 
 
 def marked(page: list[Word], quote: str) -> list[Word]:
@@ -82,10 +97,16 @@ def _draw(data: bytes, number: int, quote: str) -> bytes:
 
 
 def main() -> None:
-    """Read a PDF from standard input; write the picture as JSON."""
+    """Read a PDF from standard input; write the picture of a page as JSON, or without arguments how many there are."""
     bounded()
+    data = sys.stdin.buffer.read()
+    if not sys.argv[1:]:
+        import pypdfium2 as pdfium
+
+        sys.stdout.write(json.dumps({"pages": len(pdfium.PdfDocument(data))}) + "\n")
+        return
     number, quote = sys.argv[1:]
-    drawn = _draw(sys.stdin.buffer.read(), int(number), quote)
+    drawn = _draw(data, int(number), quote)
     sys.stdout.write(json.dumps({"png": base64.b64encode(drawn).decode()}) + "\n")
 
 
