@@ -27,8 +27,8 @@ from kvcli.utils.sizes import format_bytes
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
-    from kvcli.corpus.parts import Part, PartAnswer
-    from kvcli.corpus.task import Question, Task
+    from kvcli.corpus.parts import PartAnswer, TextPart
+    from kvcli.corpus.task import DocumentTask, Question
     from kvcli.documents import Document
     from kvcli.documents.quotes import QuoteIndex
     from kvcli.pipeline import Citations, DocumentContext
@@ -61,12 +61,12 @@ def log(
     """
     if not (options.log and options.cache):
         return None
-    places = list[question_log.Place]()
+    places = list[question_log.QuotePlace]()
     for c in cited.quotes:
         at = c.span
-        places.append(question_log.Place(at.file if at else "", at.page if at else None, c.line, c.quote))
+        places.append(question_log.QuotePlace(at.file if at else "", at.page if at else None, c.line, c.quote))
     for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
-        places.append(question_log.Place(q.source, q.page, q.line, q.text))
+        places.append(question_log.QuotePlace(q.source, q.page, q.line, q.text))
     return question_log.add(options, files, record, places, options.previous)
 
 
@@ -128,7 +128,7 @@ class AnswerLoop:
         writer: AnswerWriter,
         *,
         library: FromLibrary | None = None,
-        task: Task | None = None,
+        task: DocumentTask | None = None,
         title: str = "",
     ) -> None:
         self.runs, self.questions, self.writer = run, questions, writer
@@ -136,7 +136,7 @@ class AnswerLoop:
         self.without_citation = 0
         self.context: DocumentContext | None = None
         self._index: QuoteIndex | None = None
-        self._parts: list[Part] = []
+        self._parts: list[TextPart] = []
         self._part_answers: list[PartAnswer] = []
 
     def run(self, *, batch: bool) -> int:

@@ -19,7 +19,7 @@ from kvcli.documents import STDIN, Document
 from kvcli.errors import UsageError
 from kvcli.evaluate import build_cases, report, tasks
 from kvcli.evaluate import datasets as data_files
-from kvcli.evaluate.case import ReadOptions
+from kvcli.evaluate.case import CaseReading
 from kvcli.evaluate.results_file import ResultsFile
 from kvcli.events import Prefill, drain
 from kvcli.models.defaults import default_chunk
@@ -68,7 +68,7 @@ class Evaluation:
             raise UsageError(f"no task was given; expected one of {', '.join(tasks.TASKS)}", "kvcli eval needle")
         self.options, self.quiet = options, quiet
         self._chunk = compared.chunk
-        self.read_options = ReadOptions(options.query_aware, build_cases.looks(options.reread))
+        self.read_options = CaseReading(options.query_aware, build_cases.looks(options.reread))
         self.lengths = None if options.lengths is None else build_cases.lengths(options.lengths)
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
         self._check_inputs(words)

@@ -21,7 +21,7 @@ from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.corpus import table
 from kvcli.corpus.answers_file import AnswersFile
-from kvcli.corpus.task import Corpus, Task, corpus, find_files
+from kvcli.corpus.task import DocumentTask, DocumentTasks, corpus, find_files
 from kvcli.events import Mapped, Notice, Prefill, Token
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Workers(Protocol):
     """What answers tasks: one worker in this process, or several on Ray."""
 
-    def items(self, tasks: list[Task], stop: Callable[[], bool]) -> Iterator[Item]:
+    def items(self, tasks: list[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
         """What happens; raises ``Stopped`` if ``stop`` returned true."""
 
 
@@ -62,7 +62,7 @@ class MapRun:
     tables: tuple[Path, ...]
     workers: Callable[[RunOptions, ModelSource], Any]
 
-    def find(self) -> tuple[ModelSource, Corpus]:
+    def find(self) -> tuple[ModelSource, DocumentTasks]:
         """The model's files and the documents of the run; loads no weights."""
         from kvcli.models.resolve import resolve
         from kvcli.models.spec import fingerprint
@@ -116,7 +116,7 @@ class MapRun:
         with interruptible("counting tokens"):
             map_plan.show(tasks, self.options, source, workers)
 
-    def _ask(self, source: ModelSource, found: Corpus, lines: _Lines) -> None:
+    def _ask(self, source: ModelSource, found: DocumentTasks, lines: _Lines) -> None:
         quiet, tasks, total = self.options.quiet, lines.left(), len(found.tasks) + len(found.unreadable)
         terminal.note("corpus", lines.summary(tasks), quiet=quiet)
         lines.unreadable()
@@ -125,13 +125,15 @@ class MapRun:
                 _drive(workers, tasks, lines, display, total)
 
 
-def _drive(workers: Workers, tasks: Sequence[Task], lines: _Lines, display: ProgressDisplay, total: int) -> None:
+def _drive(
+    workers: Workers, tasks: Sequence[DocumentTask], lines: _Lines, display: ProgressDisplay, total: int
+) -> None:
     """Run the tasks to their end, or until Ctrl-C or SIGTERM. ``total`` counts the documents of the whole run.
 
     Raises:
         Interrupted: with the number of documents that are done.
     """
-    from kvcli.corpus.worker import Answered, Failed, Finished, Stopped
+    from kvcli.corpus.worker import Answered, DocumentFinished, Failed, Stopped
 
     signals, began = DeferredSignals(), time.monotonic()
     size, bytes_done, done, tokens, now = sum(task.size for task in tasks), 0, total - len(tasks), 0, 0
@@ -146,8 +148,8 @@ def _drive(workers: Workers, tasks: Sequence[Task], lines: _Lines, display: Prog
                 answers += isinstance(item, Answered)
                 if isinstance(item, Prefill):
                     now = item.done
-                if isinstance(item, Finished) or (isinstance(item, Failed) and item.question is None):
-                    tokens += item.tokens if isinstance(item, Finished) else 0
+                if isinstance(item, DocumentFinished) or (isinstance(item, Failed) and item.question is None):
+                    tokens += item.tokens if isinstance(item, DocumentFinished) else 0
                     now, done, bytes_done = 0, done + 1, bytes_done + item.task.size
                 if not isinstance(item, Token):
                     failed, share = len(lines.failed_files), bytes_done / size if size else 1.0
@@ -164,7 +166,7 @@ def _drive(workers: Workers, tasks: Sequence[Task], lines: _Lines, display: Prog
 class _Lines:
     """The lines of a run: in a file as they come and sorted at the end, or on stdout."""
 
-    def __init__(self, run: MapRun, found: Corpus, file: AnswersFile | None) -> None:
+    def __init__(self, run: MapRun, found: DocumentTasks, file: AnswersFile | None) -> None:
         self.run, self.found, self.file = run, found, file
         self._keys = found.keys
         self._failed = dict[str, str]()
@@ -186,14 +188,14 @@ class _Lines:
     def failed_files(self) -> set[str]:
         return set(self._failed.values())
 
-    def left(self) -> list[Task]:
+    def left(self) -> list[DocumentTask]:
         """The tasks with the questions that have no line yet."""
         if self.file is None:
             return list(self.found.tasks)
         done = [task.without(key for key in task.keys if key in self.file) for task in self.found.tasks]
         return [task for task in done if task.questions and task.failure_key not in self.file]
 
-    def summary(self, tasks: Sequence[Task]) -> str:
+    def summary(self, tasks: Sequence[DocumentTask]) -> str:
         total = len(self.found.tasks) + len(self.found.unreadable)
         questions = terminal.plural(len({q.text for task in self.found.tasks for q in task.questions}), "question")
         done = total - len(tasks) - len(self.found.unreadable)

@@ -44,7 +44,7 @@ create table if not exists answers (
 
 
 @dataclass(frozen=True)
-class Place:
+class QuotePlace:
     """A place that an answer cites: the file as it was named, its page (from 1) or line, and the text there."""
 
     file: str
@@ -75,7 +75,7 @@ class Logged:
     answer: str
     finish: str
     model: str
-    places: tuple[Place, ...]
+    places: tuple[QuotePlace, ...]
     options: dict[str, Any]
     previous: int | None
 
@@ -105,7 +105,11 @@ def _open() -> Iterator[sqlite3.Connection]:
 
 
 def add(
-    options: RunOptions, documents: Sequence[str], record: dict[str, Any], places: Sequence[Place], previous: int | None
+    options: RunOptions,
+    documents: Sequence[str],
+    record: dict[str, Any],
+    places: Sequence[QuotePlace],
+    previous: int | None,
 ) -> str | None:
     """Log one answer, given as its JSON; returns why that failed."""
     kept: dict[str, Any] = {name: getattr(options, name) for name in _CONTEXT} | {"reading": asdict(options.reading)}
@@ -168,7 +172,7 @@ def _logged(row: tuple[Any, ...]) -> Logged:
         answer,
         finish,
         model,
-        tuple(from_json(Place, place) for place in json.loads(places)),
+        tuple(from_json(QuotePlace, place) for place in json.loads(places)),
         json.loads(options),
         previous,
     )

@@ -64,7 +64,7 @@ class Over:
 
 
 @dataclass(frozen=True)
-class Part:
+class TextPart:
     """The characters ``start`` to ``end`` of a document's text, and what to call them."""
 
     start: int
@@ -76,7 +76,7 @@ class Part:
 class PartAnswer:
     """An answer about one part. ``number`` counts from 1; ``total`` is the number of parts."""
 
-    part: Part
+    part: TextPart
     number: int
     total: int
     answer: Answer
@@ -86,12 +86,12 @@ class PartAnswer:
 class PartBegun:
     """A part is asked about, or the answers of parts are joined (``part`` is ``None``)."""
 
-    part: Part | None
+    part: TextPart | None
     number: int
     total: int
 
 
-def cut(document: Document, over: Over, prompt: Prompt, longest: int) -> list[Part]:
+def cut(document: Document, over: Over, prompt: Prompt, longest: int) -> list[TextPart]:
     """The parts of a document, in order; they cover its text.
 
     Args:
@@ -105,12 +105,12 @@ def cut(document: Document, over: Over, prompt: Prompt, longest: int) -> list[Pa
     """
     text = document.text
     if over.kind == "tokens":
-        parts = [Part(0, len(text), "")]
+        parts = [TextPart(0, len(text), "")]
         longest = min(longest, over.size)
     else:
         starts = _chapters(document, over) if over.kind == "chapters" else _pages(document, over.size)
         ends = [start for start, _ in starts[1:]] + [len(text)]
-        parts = [Part(start, end, title) for (start, title), end in zip(starts, ends, strict=True)]
+        parts = [TextPart(start, end, title) for (start, title), end in zip(starts, ends, strict=True)]
     parts = _without_small(parts)
     offsets = [(a + b) // 2 for a, b in prompt.offsets(text)]
     return _shorter(text, parts, offsets, longest)
@@ -160,9 +160,9 @@ def _from_start(found: list[tuple[int, str]], document: Document) -> list[tuple[
     return found if not found[0][0] else [(0, document.files[0]), *found]
 
 
-def _without_small(parts: Sequence[Part]) -> list[Part]:
+def _without_small(parts: Sequence[TextPart]) -> list[TextPart]:
     """Parts with hardly any text belong to the next one, which keeps its title; at the end to the one before."""
-    out, start = list[Part](), None
+    out, start = list[TextPart](), None
     for part in parts:
         begin = part.start if start is None else start
         if part.end - begin < SMALL:
@@ -171,16 +171,20 @@ def _without_small(parts: Sequence[Part]) -> list[Part]:
             out.append(replace(part, start=begin))
             start = None
     if start is not None:
-        out = [*out[:-1], replace(out[-1], end=parts[-1].end)] if out else [Part(start, parts[-1].end, parts[-1].title)]
+        out = (
+            [*out[:-1], replace(out[-1], end=parts[-1].end)]
+            if out
+            else [TextPart(start, parts[-1].end, parts[-1].title)]
+        )
     return out
 
 
-def _shorter(text: str, parts: Sequence[Part], middles: Sequence[int], longest: int) -> list[Part]:
+def _shorter(text: str, parts: Sequence[TextPart], middles: Sequence[int], longest: int) -> list[TextPart]:
     """Parts of at most about ``longest`` tokens, cut where sentences begin if one does in their second half."""
     from bisect import bisect_left
 
     begins = [sentence.start for sentence in split_sentences(text)]
-    out = list[Part]()
+    out = list[TextPart]()
     for part in parts:
         pieces, start = list[tuple[int, int]](), part.start
         last = bisect_left(middles, part.end)
@@ -195,7 +199,7 @@ def _shorter(text: str, parts: Sequence[Part], middles: Sequence[int], longest: 
         several = len(pieces) > 1
         for n, (a, b) in enumerate(pieces, 1):
             numbered = f"{part.title} ({n} of {len(pieces)})".strip() if part.title else f"part {n}"
-            out.append(Part(a, b, numbered if several or not part.title else part.title))
+            out.append(TextPart(a, b, numbered if several or not part.title else part.title))
     return out
 
 
@@ -204,7 +208,7 @@ def part_tokens(pipeline: Pipeline) -> int:
     return max(256, min(8192, pipeline.model.spec.max_positions // 4))
 
 
-def longest_question(pipeline: Pipeline, document: Document, parts: Sequence[Part], question: str) -> list[int]:
+def longest_question(pipeline: Pipeline, document: Document, parts: Sequence[TextPart], question: str) -> list[int]:
     """The ids that are read after the context for the longest part: what the prefill leaves room for."""
     longest = max(parts, key=lambda part: part.end - part.start)
     return pipeline.prompt.question(question, passages=[document.text[longest.start : longest.end].strip()])
@@ -213,7 +217,7 @@ def longest_question(pipeline: Pipeline, document: Document, parts: Sequence[Par
 def ask_over(
     pipeline: Pipeline,
     context: DocumentContext,
-    parts: Sequence[Part],
+    parts: Sequence[TextPart],
     question: str,
     *,
     join: str | None = None,

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kvcli.corpus.ray_cluster import cluster, last_line, refuse_version
 from kvcli.corpus.schedule import Schedule
-from kvcli.corpus.task import Settings, Task
-from kvcli.corpus.worker import Answered, Failed, Finished, Item, Stopped, Worker
+from kvcli.corpus.task import DocumentTask, Settings
+from kvcli.corpus.worker import Answered, DocumentFinished, Failed, Item, Stopped, Worker
 from kvcli.documents.reader import load_file
 from kvcli.errors import KvcliError, ResourceError
 from kvcli.events import Notice, Prefill
@@ -83,13 +83,13 @@ class RemoteWorker:
             "holds": set() if cache is None else cache.documents(),
         }
 
-    def answers(self, task: Task) -> Iterator[Item]:
+    def answers(self, task: DocumentTask) -> Iterator[Item]:
         """The answers, failures and progress of a task, as :meth:`Worker.answers` gives them."""
         assert self._worker is not None
         said = 0.0
         with contextlib.suppress(Stopped):
             for item in self._worker.answers(task, self._stopped.is_set):
-                if isinstance(item, Answered | Failed | Finished):
+                if isinstance(item, Answered | Failed | DocumentFinished):
                     yield replace(item, task=_named(task))
                 elif isinstance(item, Prefill) and time.monotonic() - said > PROGRESS_S:
                     said = time.monotonic()
@@ -100,7 +100,7 @@ class RemoteWorker:
         self._stopped.set()
 
 
-def _named(task: Task) -> Task:
+def _named(task: DocumentTask) -> DocumentTask:
     return replace(task, data=None)
 
 
@@ -111,7 +111,7 @@ class _Slot:
     actor: Any
     loading: Any = None
     stream: Any = None
-    task: Task | None = None
+    task: DocumentTask | None = None
     node: str = ""
     pid: int = 0
     answered: set[str] = field(default_factory=set)
@@ -180,11 +180,11 @@ class RayWorkers:
                 ray.kill(slot.actor)
         self._exit.close()
 
-    def pid_of(self, task: Task) -> int:
+    def pid_of(self, task: DocumentTask) -> int:
         """The process that works at a document; 0 if none does. It may run on another machine."""
         return next((slot.pid for slot in self._slots if slot.task and slot.task.sha256 == task.sha256), 0)
 
-    def items(self, tasks: Sequence[Task], stop: Callable[[], bool]) -> Iterator[Item]:
+    def items(self, tasks: Sequence[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
         """What happens while all tasks are done, in the order of the workers' messages. Raises :class:`Stopped`."""
         import ray
 
@@ -211,7 +211,7 @@ class RayWorkers:
                     item = ray.get(next(slot.stream))
                     if isinstance(item, Answered):
                         slot.answered.add(str(item.record["key"]))
-                    elif isinstance(item, Finished):
+                    elif isinstance(item, DocumentFinished):
                         queue.hold(slot.node, item.task.sha256)
                     yield item
                 except StopIteration:
@@ -277,7 +277,7 @@ class RayWorkers:
             yield Notice(f"a worker died while it answered about {task.name}; another one takes it up")
             queue.put_back(_named(left))
         else:
-            yield Finished(_named(task), 0)
+            yield DocumentFinished(_named(task), 0)
 
 
 def _cannot_start(error: Exception) -> bool:

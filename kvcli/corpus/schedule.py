@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from kvcli.corpus.task import Task
+from kvcli.corpus.task import DocumentTask
 
 
 class Schedule:
     """Documents that wait for a worker, the largest file first, so that all workers end at nearly the same time."""
 
-    def __init__(self, tasks: Iterable[Task]) -> None:
+    def __init__(self, tasks: Iterable[DocumentTask]) -> None:
         self._tasks = {task.sha256: task for task in sorted(tasks, key=lambda task: -task.size)}
         self._held: dict[str, set[str]] = defaultdict(set)
 
@@ -22,7 +22,7 @@ class Schedule:
         """The prefills of these documents (by digest) are saved on a machine."""
         self._held[node].update(documents)
 
-    def take(self, node: str) -> Task:
+    def take(self, node: str) -> DocumentTask:
         """The next document for a worker on a machine: one that it holds, else one that none holds, else any.
 
         Raises:
@@ -35,6 +35,6 @@ class Schedule:
         free = mine or next((key for key in self._tasks if key not in held), None)
         return self._tasks.pop(free or next(iter(self._tasks)))
 
-    def put_back(self, task: Task) -> None:
+    def put_back(self, task: DocumentTask) -> None:
         """A document that was not finished is the next one."""
         self._tasks = {task.sha256: task, **self._tasks}

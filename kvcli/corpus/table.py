@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvcli.corpus.task import Question, Task
+from kvcli.corpus.task import DocumentTask, Question
 from kvcli.errors import ResourceError, UsageError
 from kvcli.utils import files
 
@@ -48,7 +48,7 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def rows(
-    tasks: Sequence[Task], records: Iterable[Mapping[str, Any]], questions: Sequence[Question]
+    tasks: Sequence[DocumentTask], records: Iterable[Mapping[str, Any]], questions: Sequence[Question]
 ) -> list[dict[str, Any]]:
     """One row per document, in the order of the tasks; documents without any line are left out.
 

@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Task:
+class DocumentTask:
     """One document and the questions that are left to ask about it.
 
     Attributes:
@@ -149,7 +149,7 @@ class Task:
     path: str | None = None
     suffix: str = ""
 
-    def without(self, done: Iterable[str]) -> Task:
+    def without(self, done: Iterable[str]) -> DocumentTask:
         """This task without the questions whose keys are ``done``."""
         done = set(done)
         left = [(q, k) for q, k in zip(self.questions, self.keys, strict=True) if k not in done]
@@ -176,7 +176,7 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class DocumentTasks:
     """The files of a run.
 
     Attributes:
@@ -185,7 +185,7 @@ class Corpus:
         notes: what the user should know: files named twice, copies, files of directories that are left out.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[DocumentTask, ...]
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...]
 
@@ -227,7 +227,7 @@ def corpus(
     questions: Sequence[Question],
     identity: str,
     web: Web | None = None,
-) -> Corpus:
+) -> DocumentTasks:
     """The tasks of a run: every question about every different document.
 
     Args:
@@ -236,7 +236,7 @@ def corpus(
         identity: from :meth:`Settings.identity`.
         web: fetches the web addresses among the files.
     """
-    tasks, unreadable, said = dict[str, Task](), list[Unreadable](), list(notes)
+    tasks, unreadable, said = dict[str, DocumentTask](), list[Unreadable](), list(notes)
     asked = tuple(dict.fromkeys((q.text, json.dumps(q.id, sort_keys=True)) for q in questions))
     unique = tuple(Question(text, json.loads(name)) for text, name in asked)
     copies = list[tuple[str, str]]()
@@ -260,12 +260,12 @@ def corpus(
             continue
         keys = tuple(answer_key(digest, question, identity) for question in unique)
         failure = answer_key(digest, None, identity)
-        tasks[digest] = Task(name, digest, unique, keys, failure, data, len(unique) == 1, size, suffix=suffix)
+        tasks[digest] = DocumentTask(name, digest, unique, keys, failure, data, len(unique) == 1, size, suffix=suffix)
     if copies:
         (copy, first), count = copies[0], len(copies)
         which = f"{copy} is a copy of {first}" if count == 1 else f"{count:,} files are copies, {copy} of {first}"
         said.append(f"{which}; each document is asked about once")
-    return Corpus(tuple(tasks.values()), tuple(unreadable), tuple(said))
+    return DocumentTasks(tuple(tasks.values()), tuple(unreadable), tuple(said))
 
 
 def _why(name: str) -> KvcliError:

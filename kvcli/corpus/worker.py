@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli import documents
 from kvcli.corpus.record import answer_record, cut_short, kv_record, length_remarks
-from kvcli.corpus.task import Question, Settings, Task
+from kvcli.corpus.task import DocumentTask, Question, Settings
 from kvcli.documents.kept import DocumentCache
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.documents.reader import is_url, load_file
@@ -42,7 +42,7 @@ class _Given(Web):
 class Answered:
     """One answer: its record."""
 
-    task: Task
+    task: DocumentTask
     question: Question
     record: dict[str, Any]
 
@@ -51,27 +51,27 @@ class Answered:
 class Failed:
     """The error of one question, or of a whole document (``question`` is ``None``)."""
 
-    task: Task
+    task: DocumentTask
     question: Question | None
     error: KvcliError
 
 
 @dataclass(frozen=True)
-class Finished:
+class DocumentFinished:
     """Every question about a document was asked."""
 
-    task: Task
+    task: DocumentTask
     tokens: int
 
 
-Item = Event | Answered | Failed | Finished
+Item = Event | Answered | Failed | DocumentFinished
 
 
 class Stopped(Exception):
     """``stop`` returned true; what is not yet answered stays to be asked."""
 
 
-def failure_record(task: Task, question: Question | None, error: KvcliError) -> dict[str, Any]:
+def failure_record(task: DocumentTask, question: Question | None, error: KvcliError) -> dict[str, Any]:
     """The line of a failure."""
     key = task.failure_key if question is None else task.keys[task.questions.index(question)]
     asked = {} if question is None else {"question": question.text}
@@ -79,7 +79,7 @@ def failure_record(task: Task, question: Question | None, error: KvcliError) -> 
     return {**error.to_json(), "key": key, "file": task.name, **asked}
 
 
-def read_task(task: Task, reading: Options, kept: DocumentCache | None) -> Document:
+def read_task(task: DocumentTask, reading: Options, kept: DocumentCache | None) -> Document:
     """The text of a task's document. Raises ``InputError``, also if its bytes are not those of the task any more."""
     data = task.data if task.path is None else load_file(task.path)
     contents = None if data is None else {task.name: data}
@@ -102,7 +102,7 @@ class Worker:
         self.settings = settings
         self.pipeline = settings.pipeline(model, _cache(settings))
 
-    def answers(self, task: Task, stop: Callable[[], bool] = lambda: False) -> Iterator[Item]:
+    def answers(self, task: DocumentTask, stop: Callable[[], bool] = lambda: False) -> Iterator[Item]:
         """Read a document and answer its questions; errors are items.
 
         Args:
@@ -120,10 +120,10 @@ class Worker:
             yield Failed(task, None, KvcliError.of(problem))
             return
         yield from self._questions(task, source, choice.recipe, stop)
-        yield Finished(task, len(source.ids))
+        yield DocumentFinished(task, len(source.ids))
 
     def _questions(
-        self, task: Task, source: TokenizedDocument, recipe: Any, stop: Callable[[], bool]
+        self, task: DocumentTask, source: TokenizedDocument, recipe: Any, stop: Callable[[], bool]
     ) -> Iterator[Item]:
         pipeline, settings = self.pipeline, self.settings
         context: DocumentContext | None = None
@@ -165,7 +165,7 @@ class Worker:
 
     def _answer(
         self,
-        task: Task,
+        task: DocumentTask,
         question: Question,
         context: DocumentContext,
         passages: int,
@@ -272,7 +272,7 @@ class LocalWorkers:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def items(self, tasks: list[Task], stop: Callable[[], bool]) -> Iterator[Item]:
+    def items(self, tasks: list[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
         """What happens while the tasks are done one after the other. Raises :class:`Stopped`."""
         for task in tasks:
             if stop():

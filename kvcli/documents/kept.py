@@ -38,7 +38,7 @@ _LIBRARIES = ("pypdfium2", "pypdf", "lxml", "selectolax", "openpyxl", "striprtf"
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptText:
     """One entry: its file, the name of the document, its size in bytes and when it was last used (seconds)."""
 
     path: Path
@@ -112,16 +112,16 @@ class DocumentCache:
                 with files.atomic_write(path) as temporary:
                     temporary.write_bytes(data)
 
-    def entries(self) -> list[Kept]:
+    def entries(self) -> list[KeptText]:
         """All of them, the most recently used first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with suppress(OSError):  # deleted since
                 state = path.stat()
-                found.append(Kept(path, _name(path), state.st_size, state.st_mtime))
+                found.append(KeptText(path, _name(path), state.st_size, state.st_mtime))
         return sorted(found, key=lambda e: (-e.used, e.path))
 
-    def remove(self, names: Iterable[str] | None = None) -> list[Kept]:
+    def remove(self, names: Iterable[str] | None = None) -> list[KeptText]:
         """Delete the texts of the files with these names, or all; returns what was deleted. Raises ``OSError``."""
         wanted = None if names is None else {*names}
         gone = [e for e in self.entries() if wanted is None or e.name in wanted]
@@ -129,7 +129,7 @@ class DocumentCache:
             entry.path.unlink(missing_ok=True)
         return gone
 
-    def prune(self, limit: int | None = None, *, older: float | None = None) -> list[Kept]:
+    def prune(self, limit: int | None = None, *, older: float | None = None) -> list[KeptText]:
         """Delete those unused for ``older`` seconds, and the least recently used until ``limit`` bytes are left.
 
         Returns what was deleted. Raises ``OSError``.
@@ -139,7 +139,7 @@ class DocumentCache:
             with suppress(OSError):
                 if now - left.stat().st_mtime > _OLD:
                     left.unlink()
-        entries, gone = self.entries(), list[Kept]()
+        entries, gone = self.entries(), list[KeptText]()
         total = sum(e.size for e in entries)
         for entry in reversed(entries):
             if total > limit or (older is not None and now - entry.used > older):

@@ -12,7 +12,7 @@ LEVELS = 9
 _KINDS = {"lowerLetter": "a", "upperLetter": "A", "lowerRoman": "i", "upperRoman": "I"}
 
 
-class Level(NamedTuple):
+class ListLevel(NamedTuple):
     """How one level of a list is numbered; ``text`` has ``%1`` for the number of the first level."""
 
     start: int = 1
@@ -27,7 +27,7 @@ class _List:
     """A numbered list of a document: several of them may count on in the same counters."""
 
     abstract: str
-    levels: dict[int, Level]
+    levels: dict[int, ListLevel]
     starts: dict[int, int] = field(default_factory=dict)  # of a list that begins anew
 
 
@@ -41,7 +41,7 @@ class Numbering:
         self.begun: set[tuple[str, int]] = set()
         if root is None:
             return
-        abstract: dict[str, dict[int, Level]] = {}
+        abstract: dict[str, dict[int, ListLevel]] = {}
         linked: dict[str, str] = {}
         owners: dict[str, str] = {}
         links: dict[str, str] = {}
@@ -77,7 +77,7 @@ class Numbering:
         found = self.lists.get(name)
         if found is None or not 0 <= depth < LEVELS:
             return ""
-        level = found.levels.get(depth, Level())
+        level = found.levels.get(depth, ListLevel())
         counts = self.counts.setdefault(found.abstract, [None] * LEVELS)
         if depth in found.starts and (name, depth) not in self.begun:
             self.begun.add((name, depth))
@@ -85,7 +85,7 @@ class Numbering:
         before = counts[depth]
         counts[depth] = found.starts.get(depth, level.start) if before is None else before + 1
         for deeper in range(depth + 1, LEVELS):
-            restart = found.levels.get(deeper, Level()).restart
+            restart = found.levels.get(deeper, ListLevel()).restart
             if restart is None or depth < restart:
                 counts[deeper] = None
         if level.kind == "bullet":
@@ -95,7 +95,7 @@ class Numbering:
 
         def shown(match: re.Match[str]) -> str:
             at = int(match[1]) - 1
-            other = found.levels.get(at, Level())
+            other = found.levels.get(at, ListLevel())
             count = counts[at]
             if count is None:
                 counts[at] = count = other.start
@@ -114,10 +114,10 @@ def _shown(n: int, kind: str) -> str:
     return "" if kind in ("bullet", "none") else str(n)
 
 
-def _level(node: Any) -> Level:
+def _level(node: Any) -> ListLevel:
     restart = _value(node, "lvlRestart")
     legal = next(node.iterchildren("{*}isLgl"), None)
-    return Level(
+    return ListLevel(
         _number(_value(node, "start") or "1"),
         _value(node, "numFmt") or "decimal",
         _value(node, "lvlText")[:200],

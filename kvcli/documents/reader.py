@@ -16,7 +16,7 @@ from kvcli.documents.document import Document, Extract, Options, Source, Span
 from kvcli.documents.folder import walk
 from kvcli.documents.formats import HTML, PLAIN, kind
 from kvcli.documents.kept import DocumentCache
-from kvcli.documents.worker import READERS, Worker
+from kvcli.documents.worker import READERS, ReaderProcess
 from kvcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def read(
     files, left = expand(names, options)
     extracts: list[tuple[str, Extract]] = []
     digest, total, characters = hashlib.sha256(), 0, 0
-    with Worker() as worker:
+    with ReaderProcess() as worker:
         for name in files:
             suffix = Path(name).suffix
             if is_url(name) and web is not None:
@@ -95,7 +95,7 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("https://", "http://"))
 
 
-def read_one(source: Source, worker: Worker, kept: DocumentCache | None) -> Extract:
+def read_one(source: Source, worker: ReaderProcess, kept: DocumentCache | None) -> Extract:
     """The text of one file by the reader of its format. Raises ``InputError`` for those that none reads."""
     found = kind(source.data, source.suffix)
     if found is HTML and is_url(source.name) and source.suffix == ".txt":

@@ -29,7 +29,7 @@ PER_MIB = 4
 _ANEW = "save it anew in the program that made it, or as plain text"
 
 
-class Worker:
+class ReaderProcess:
     """Reads files in a process that starts with the first of them. To be used in a ``with`` statement."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class CaseReading:
     """Options of reading a text for its questions.
 
     Attributes:
@@ -30,7 +30,7 @@ class ReadOptions:
     looks: tuple[int, ...] = (0,)
 
 
-PLAIN = ReadOptions()
+PLAIN = CaseReading()
 
 
 @dataclass(frozen=True)

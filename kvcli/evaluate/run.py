@@ -12,7 +12,7 @@ import torch
 from kvcli.engine.prefill import new_prefill_cache
 from kvcli.engine.prompt import Prompt
 from kvcli.errors import DamagedError, ResourceError, TooLongError
-from kvcli.evaluate.case import PLAIN, Case, CaseSpec, ReadOptions
+from kvcli.evaluate.case import PLAIN, Case, CaseReading, CaseSpec
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.results_file import Key, Result, ResultsFile
 from kvcli.events import Answer, Prefill, only_prefill
@@ -73,7 +73,7 @@ def answer_case(
     questions: Sequence[str],
     *,
     max_tokens: int = 32,
-    options: ReadOptions = PLAIN,
+    options: CaseReading = PLAIN,
 ) -> Generator[Prefill, None, list[CaseAnswers]]:
     """Read a text and answer questions about it, greedily.
 
@@ -153,7 +153,7 @@ def run(
     rows: ResultsFile,
     *,
     chunk: int,
-    read_options: ReadOptions = PLAIN,
+    read_options: CaseReading = PLAIN,
 ) -> Generator[Prefill | Finished, None, list[Skipped]]:
     """Measure the cases that have no result yet.
 
@@ -211,7 +211,7 @@ def run(
     return skipped
 
 
-def keys(job: CaseSpec, recipe: Recipe, read_options: ReadOptions) -> list[Key]:
+def keys(job: CaseSpec, recipe: Recipe, read_options: CaseReading) -> list[Key]:
     """Return the keys of a case's results under a recipe."""
     return [Key(job.task, job.length, str(recipe), look, job.number) for look in read_options.looks]
 
@@ -286,7 +286,7 @@ def settings(
     chunk: int,
     document: str | None,
     data: str | None,
-    read_options: ReadOptions = PLAIN,
+    read_options: CaseReading = PLAIN,
 ) -> dict[str, str | int | None]:
     """Return the settings that rows of one file must share.
 

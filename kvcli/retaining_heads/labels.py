@@ -15,7 +15,7 @@ from kvcli.retaining_heads.module import RetainingHeads, joined
 
 
 @dataclass
-class Recorder:
+class LabelRecorder:
     """A replacement for a model's heads that records their inputs during prefill.
 
     Attributes:

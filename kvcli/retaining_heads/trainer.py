@@ -30,7 +30,7 @@ from kvcli.models.model import Model
 from kvcli.recipe import parse
 from kvcli.retaining_heads.checkpoint import identity, write
 from kvcli.retaining_heads.data import Corpus, Example
-from kvcli.retaining_heads.labels import Recorder
+from kvcli.retaining_heads.labels import LabelRecorder
 from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, smooth_labels
 from kvcli.retaining_heads.module import RetainingHeads
 from kvcli.storage.dense import Dense
@@ -330,7 +330,7 @@ def make_example(
     focus = example.turns[0][0] if example.focus and kind != "repeat" else None
     ids = prompt.document(example.text, question=focus)
     head = len(prompt.document("", question=focus))
-    recorder = Recorder(model.spec.layers)
+    recorder = LabelRecorder(model.spec.layers)
     work = _record(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
     with torch.inference_mode():
         context = freeze(work, Dense())
@@ -346,7 +346,7 @@ def make_example(
             model.forward(torch.tensor(flat, device=model.device), observer, logits=False)
     budget = settings.budget
     if heads is not None and len(ids) > budget:
-        recorder = Recorder(model.spec.layers, heads)
+        recorder = LabelRecorder(model.spec.layers, heads)
         fields = f"budget={budget}, stabilizers={budget // 8}, sinks={min(head, budget // 4)}, pool={settings.pool}"
         _record(model, ids, f"locret({fields})", recorder)
     features = [recorder.features(i) for i in range(model.spec.layers)]
@@ -360,7 +360,7 @@ def _repeated(prompt: Prompt, text: list[int]) -> list[tuple[list[int], list[int
     return [(asked, text[max(0, i - _LEAD) : i + _PIECE]) for i in range(0, len(text), _PIECE)]
 
 
-def _record(model: Model, ids: list[int], recipe: str, recorder: Recorder) -> PrefillCache:
+def _record(model: Model, ids: list[int], recipe: str, recorder: LabelRecorder) -> PrefillCache:
     before, model.heads = model.heads, recorder
     try:
         return drain(prefill_steps(model, ids, parse(recipe)))

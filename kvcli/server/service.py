@@ -46,7 +46,7 @@ _RANGE = ("char_start", "char_end")
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class ServiceOptions:
     """How the engine reads; as for :class:`kvcli.Pipeline`."""
 
     recipe: str | Recipe | None = None
@@ -142,7 +142,7 @@ class Service:
         self,
         model: Model,
         names: Sequence[str],
-        options: EngineOptions,
+        options: ServiceOptions,
         *,
         cache: CacheDirectory | None,
         memory: int,

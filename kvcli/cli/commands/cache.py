@@ -16,7 +16,7 @@ from kvcli.cli.option_groups import annotation
 from kvcli.cli.options import DEBUG, JSON, QUIET
 from kvcli.cli.output import check_export_path
 from kvcli.cli.views import terminal
-from kvcli.documents.kept import DocumentCache, Kept
+from kvcli.documents.kept import DocumentCache, KeptText
 from kvcli.errors import DamagedError, InputError, ResourceError, UsageError
 from kvcli.prompt_cache import file_format
 from kvcli.prompt_cache.directory import CacheDirectory, CacheEntry
@@ -286,7 +286,7 @@ def _deleting(library: CacheDirectory) -> Iterator[None]:
         raise ResourceError(f"cannot delete {error.filename}: {error.strerror}", f"ls -ld {library.folder}") from None
 
 
-def _deleted(gone: list[CacheEntry], texts: list[Kept], *, as_json: bool, quiet: bool) -> None:
+def _deleted(gone: list[CacheEntry], texts: list[KeptText], *, as_json: bool, quiet: bool) -> None:
     total = sum(e.size for e in gone) + sum(e.size for e in texts)
     if as_json:
         terminal.print_json(deleted=[e.key for e in gone], bytes=total, texts=[e.name for e in texts])

@@ -35,7 +35,7 @@ BEST = 10
 
 
 @dataclass(frozen=True)
-class MapOptions(OptionGroup):
+class KeptMapOptions(OptionGroup):
     """What is drawn."""
 
     PANEL: ClassVar[str] = "Map"
@@ -49,7 +49,7 @@ class MapOptions(OptionGroup):
 def command(
     files: FILES = None,
     *,
-    drawn: MapOptions,
+    drawn: KeptMapOptions,
     read: ReadOptions,
     output: OutputOptions,
 ) -> None:

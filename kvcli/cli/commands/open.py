@@ -10,7 +10,7 @@ import typer
 from kvcli.cli import question_log, viewer
 from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
-from kvcli.cli.question_log import Logged, Place
+from kvcli.cli.question_log import Logged, QuotePlace
 from kvcli.cli.views import terminal
 from kvcli.errors import InputError
 
@@ -44,7 +44,7 @@ def command(
         _open(last, chosen[0], only_link=link)
 
 
-def _open(last: Logged, place: Place, *, only_link: bool) -> None:
+def _open(last: Logged, place: QuotePlace, *, only_link: bool) -> None:
     name = last.path(place.file)
     address = viewer.link(name, place.page, place.quote)
     if address is None:
@@ -56,10 +56,10 @@ def _open(last: Logged, place: Place, *, only_link: bool) -> None:
         terminal.note("place", f"{_where(place)}: “{place.quote}”" + (f" · {program}" if program else ""))
 
 
-def _where(place: Place) -> str:
+def _where(place: QuotePlace) -> str:
     return f"{place.file}, " + (f"line {place.line}" if place.page is None else f"p. {place.page}")
 
 
-def _facts(last: Logged, place: Place) -> dict[str, object]:
+def _facts(last: Logged, place: QuotePlace) -> dict[str, object]:
     address = viewer.link(last.path(place.file), place.page, place.quote)
     return {"page": place.page, "line": place.line, "quote": place.quote, "link": address}

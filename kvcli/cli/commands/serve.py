@@ -181,12 +181,12 @@ def _serve(
     """Serve until stopped; ``detached`` leaves the terminal as soon as requests are accepted."""
     loaded = open_model(options)
     from kvcli.server.run import serve
-    from kvcli.server.service import EngineOptions, Service
+    from kvcli.server.service import Service, ServiceOptions
     from kvcli.utils.process_memory import available
 
     spec, quiet, ready = loaded.model.spec, options.quiet, [False]
     memory = available(spec.device) // 4 if server.memory is None else parse_size(server.memory, "--memory")
-    engine = EngineOptions(options.policy, options.budget, options.kv_bits, options.chunk)
+    engine = ServiceOptions(options.policy, options.budget, options.kv_bits, options.chunk)
     names = list(dict.fromkeys(name for name in (options.model, spec.name) if name))
     cache = _cache(options) if options.cache else None
     root = None if server.root is None else Path(server.root)

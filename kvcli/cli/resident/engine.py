@@ -19,10 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.resident import held, protocol
+from kvcli.cli.resident.client_command import REPLY_S, ClientCommand, ignore
 from kvcli.cli.resident.place import open_place
 from kvcli.cli.resident.streams import Streams
 from kvcli.cli.views.activity import row
@@ -41,112 +42,9 @@ IDLE = 300.0
 _WAITS = -1
 """In place of an exit code: a chat that waits for its next line."""
 
-_ANSWERS = 5.0
-"""Seconds in which a client must say that it still waits."""
-
 
 class Leave(Exception):
     """SIGTERM while no command runs."""
-
-
-class Job:
-    """One command of one client.
-
-    Attributes:
-        chat: what the command opened, if it is a chat.
-        line: of the chat that is to run; ``None`` for its end.
-    """
-
-    def __init__(self, connection: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
-        self.connection, self.request, self.descriptors = connection, request, descriptors
-        self.chat: Chat | None = None
-        self.line: str | None = None
-        self.gone = self.ended = False
-        self.began = time.monotonic()
-        self.answered = threading.Event()
-        self.goes = False
-        self.signals: list[int] = []
-        self.used: set[str] = set()
-        self._lock = threading.Lock()
-        self._runs = False
-        self.early = 0
-
-    def tell(self, **message: Any) -> None:
-        """Tell the client, if it is still there."""
-        with contextlib.suppress(OSError):
-            protocol.send(self.connection, **message)
-
-    def used_stream(self, what: str) -> None:
-        """Tell the client once that a stream is used: from then on the command cannot be run a second time."""
-        if what not in self.used:
-            self.used.add(what)
-            self.tell(**{what: True})
-
-    def follow(self, lines: protocol.Lines, submit: Callable[[Job], None]) -> None:
-        """Read what the client says until it leaves; runs in a thread. ``submit`` puts the job into the queue."""
-        while (message := lines.next()) is not None:
-            if message.get("go"):
-                self.goes = True
-                self.answered.set()
-            elif message.get("signal") in (signal.SIGINT, signal.SIGTERM):
-                self._raise(message["signal"])
-            elif self.chat is not None and "line" in message:
-                self.line, self.early = message["line"], 0
-                submit(self)
-        self.answered.set()
-        if not self.goes:  # nobody may wait for the end of a file that is kept open here
-            self.give_back()
-        with self._lock:
-            self.gone = True
-            if self.chat is not None and not self._runs:
-                submit(self)
-        self._raise(signal.SIGTERM)
-
-    def keep(self, chat: Chat) -> None:
-        """The command has opened a chat."""
-        with self._lock:
-            self.chat = chat
-
-    def wanted(self) -> bool:
-        """Whether the client still waits when its turn comes."""
-        self.tell(turn=True)
-        return self.answered.wait(_ANSWERS) and self.goes
-
-    def _raise(self, number: int) -> None:
-        with self._lock:
-            if self._runs:
-                self.signals.append(number)
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
-            else:
-                self.early = number  # of a line that waits for its turn
-
-    @contextlib.contextmanager
-    def signalled(self) -> Iterator[None]:
-        """Signals of the client are raised in the main thread."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with self._lock:
-            self._runs = True
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _ignore)
-            with self._lock:
-                self._runs = False
-
-    def give_back(self) -> None:
-        """Close the client's files."""
-        with self._lock:
-            descriptors, self.descriptors = self.descriptors, []
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Close the client's files and the connection."""
-        self.give_back()
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
 
 
 class Engine:
@@ -159,9 +57,9 @@ class Engine:
 
     def __init__(self, listening: socket.socket, key: str, inode: int) -> None:
         self.listening, self.key, self.inode = listening, key, inode
-        self.jobs: queue.Queue[Job | None] = queue.Queue()
-        self.running: Job | None = None
-        self.chats: set[Job] = set()
+        self.commands: queue.Queue[ClientCommand | None] = queue.Queue()
+        self.running: ClientCommand | None = None
+        self.chats: set[ClientCommand] = set()
         self.leaving = False
         self.idle = IDLE
         self.served = 0
@@ -175,20 +73,20 @@ class Engine:
         threading.Thread(target=self._accept, daemon=True).start()
         _leave_on_sigterm()
         try:
-            while not (self.leaving and self.jobs.empty() and not self.chats):
+            while not (self.leaving and self.commands.empty() and not self.chats):
                 with contextlib.suppress(queue.Empty):
                     left = max(0.0, self.last + self.idle - time.monotonic())
-                    job = self.jobs.get(timeout=None if self.chats else left)
-                    if job is not None:
-                        self._serve(job)
+                    command = self.commands.get(timeout=None if self.chats else left)
+                    if command is not None:
+                        self._serve(command)
                     continue
                 if self._retire():
                     self.leaving = True
         except Leave:
             self._retire()
-        while not self.jobs.empty():  # came while the socket was removed
-            if (job := self.jobs.get()) is not None:
-                job.close()
+        while not self.commands.empty():  # came while the socket was removed
+            if (command := self.commands.get()) is not None:
+                command.close()
 
     # --- connections ---
 
@@ -204,20 +102,20 @@ class Engine:
         """One connection, in a thread of its own."""
         try:
             protocol.send(connection, pid=os.getpid(), version=__version__)
-            connection.settimeout(_ANSWERS)
+            connection.settimeout(REPLY_S)
             request, descriptors = protocol.receive_request(connection)
         except (OSError, ValueError):
             connection.close()
             return
         connection.settimeout(None)
-        job = Job(connection, request, descriptors)
+        command = ClientCommand(connection, request, descriptors)
         if request.get("do") == "run" and len(descriptors) == protocol.DESCRIPTORS:
-            self.jobs.put(job)
-            job.follow(protocol.Lines(connection), self.jobs.put)
+            self.commands.put(command)
+            command.follow(protocol.Lines(connection), self.commands.put)
             return
         if request.get("do") in ("status", "stop"):
-            job.tell(**self.status())
-        job.close()
+            command.tell(**self.status())
+        command.close()
         if request.get("do") in ("stop", "release"):
             self._stop(only_idle=request["do"] == "release")
 
@@ -225,7 +123,8 @@ class Engine:
         """What ``kvcli ps`` shows."""
         from kvcli.utils.process_memory import resident
 
-        job, now = self.running, time.monotonic()
+        command, now = self.running, time.monotonic()
+        used = command is not None or bool(self.chats)
         return {
             "pid": os.getpid(),
             "version": __version__,
@@ -233,9 +132,9 @@ class Engine:
             "memory_bytes": resident(),
             "age_s": round(now - self.started, 1),
             "commands": self.served,
-            "state": "busy" if job is not None else "chat" if self.chats else "idle",
-            "busy_s": None if job is None else round(now - job.began, 1),
-            "leaves_in_s": None if job is not None or self.chats else round(max(0.0, self.last + self.idle - now), 1),
+            "state": "busy" if command is not None else "chat" if self.chats else "idle",
+            "busy_s": None if command is None else round(now - command.began, 1),
+            "leaves_in_s": None if used else round(max(0.0, self.last + self.idle - now), 1),
         }
 
     def _stop(self, *, only_idle: bool) -> None:
@@ -243,11 +142,11 @@ class Engine:
 
         With ``only_idle``: only if there are none, and if the memory that the model takes may be needed.
         """
-        if only_idle and (self.running is not None or self.chats or not self.jobs.empty() or not _holds_much()):
+        if only_idle and (self.running is not None or self.chats or not self.commands.empty() or not _holds_much()):
             return
         self.leaving = True
         self._retire()
-        self.jobs.put(None)
+        self.commands.put(None)
 
     def _retire(self) -> bool:
         """Remove the socket, so that the next client starts another engine; false if one is being made."""
@@ -262,51 +161,51 @@ class Engine:
 
     # --- commands ---
 
-    def _serve(self, job: Job) -> None:
+    def _serve(self, command: ClientCommand) -> None:
         """Run one command or one line of a chat, if its client still waits."""
         code: int | None = None
-        if job.ended:
+        if command.ended:
             return
         try:
-            if job.chat is None and not job.wanted():
+            if command.chat is None and not command.wanted():
                 return
-            self.running, job.began = job, time.monotonic()
-            if job.chat is not None:
-                job.tell(turn=True)
-            with self._as_client(job):
-                code = _run(job)
+            self.running, command.began = command, time.monotonic()
+            if command.chat is not None:
+                command.tell(turn=True)
+            with self._as_client(command):
+                code = _run(command)
         finally:
             self.running, self.last = None, time.monotonic()
-            self._ended(job, code)
-        if code == 143 and signal.SIGTERM not in job.signals:  # someone ends this process
+            self._ended(command, code)
+        if code == 143 and signal.SIGTERM not in command.signals:  # someone ends this process
             raise Leave
         if code not in (None, _WAITS) and (held.doubtful or code not in CLEAN):
             held.forget()
         _tidy()
         _leave_on_sigterm()
 
-    def _ended(self, job: Job, code: int | None) -> None:
+    def _ended(self, command: ClientCommand, code: int | None) -> None:
         """Tell the client how its command or line has ended."""
-        if code == _WAITS and job.chat is not None and not job.gone:
-            self.chats.add(job)
-            job.tell(**job.chat.state())
+        if code == _WAITS and command.chat is not None and not command.gone:
+            self.chats.add(command)
+            command.tell(**command.chat.state())
             return
-        job.ended = True
-        self.chats.discard(job)
-        job.give_back()
-        if job.chat is not None:
-            job.chat.session.close()
+        command.ended = True
+        self.chats.discard(command)
+        command.give_back()
+        if command.chat is not None:
+            command.chat.session.close()
         if code is not None:  # else the client runs the command itself
             self.served += 1
-            job.tell(exit=code)
-        job.close()
+            command.tell(exit=code)
+        command.close()
 
     @contextlib.contextmanager
-    def _as_client(self, job: Job) -> Iterator[None]:
+    def _as_client(self, command: ClientCommand) -> Iterator[None]:
         """The client's files, directory, umask and environment; at the end nothing of them is kept open."""
-        request, environment, mask = job.request, dict(os.environ), os.umask(0)
+        request, environment, mask = command.request, dict(os.environ), os.umask(0)
         self.idle = float(request["keep_alive"])
-        *files, here = job.descriptors
+        *files, here = command.descriptors
         try:
             for number, descriptor in enumerate(files):
                 os.dup2(descriptor, number)
@@ -315,7 +214,7 @@ class Engine:
             _replace(request["environment"])
             tempfile.tempdir = None
             _reset_peak()
-            self.out.begin(job.used_stream, request["streams"])
+            self.out.begin(command.used_stream, request["streams"])
             if request.pop("row", False):
                 row.take_over()
             yield
@@ -326,23 +225,23 @@ class Engine:
             os.chdir("/")
 
 
-def _run(job: Job) -> int | None:
+def _run(command: ClientCommand) -> int | None:
     """Run the command; every ending becomes an exit code, or ``None`` if the client is to run it."""
     from kvcli.cli.app import run
 
-    sys.argv = ["kvcli", *job.request["args"]]
+    sys.argv = ["kvcli", *command.request["args"]]
     try:
-        with job.signalled():
-            if job.chat is not None:
-                return _run_line(job, job.chat)
-            code = run(job.request["args"])
+        with command.signalled():
+            if command.chat is not None:
+                return _run_line(command, command.chat)
+            code = run(command.request["args"])
             opened, held.chat = held.chat, None
             if opened is None:
                 return code
-            job.keep(opened)
+            command.keep(opened)
             return code or _WAITS
     except held.RunAlone:
-        job.tell(alone=True)
+        command.tell(alone=True)
         return None
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -352,19 +251,19 @@ def _run(job: Job) -> int | None:
         return exit_codes.to_kvcli_error(problem).exit
 
 
-def _run_line(job: Job, chat: Chat) -> int:
+def _run_line(command: ClientCommand, chat: Chat) -> int:
     """Run the line of a chat, or its end."""
     from kvcli.cli import exit_codes
     from kvcli.cli.signals import install_sigterm
 
     install_sigterm()
     try:
-        if job.gone:
+        if command.gone:
             return 0
-        if job.line is not None:
-            chat.take(job.line, job.early)
+        if command.line is not None:
+            chat.take(command.line, command.early)
             sys.stdout.flush()
-        return chat.end() if chat.leave or job.line is None else _WAITS
+        return chat.end() if chat.leave or command.line is None else _WAITS
     except BaseException as problem:
         return exit_codes.finish(problem, as_json=False, debug=chat.debug)
     finally:
@@ -411,23 +310,19 @@ def _holds_much() -> bool:
     return str(held.facts.get("device", "cpu")) != "cpu" or host_available() < 2 * resident()
 
 
-def _ignore(_number: int, _frame: object) -> None:
-    """A handler, not SIG_IGN, which children would inherit."""
-
-
 def _leave(_number: int, _frame: object) -> None:
     raise Leave
 
 
 def _leave_on_sigterm() -> None:
-    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGINT, ignore)
     signal.signal(signal.SIGTERM, _leave)
 
 
 def main() -> int:
     """``sys.argv``: the number of the listening socket, its name and its inode."""
     number, key, inode = sys.argv[1:]
-    signal.signal(signal.SIGHUP, _ignore)
+    signal.signal(signal.SIGHUP, ignore)
     light_imports.install()
     Engine(socket.socket(fileno=int(number)), key, int(inode)).run()
     os._exit(0)  # torch and its threads have nothing to save

@@ -21,7 +21,7 @@ from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
-    from kvcli.corpus.task import Task
+    from kvcli.corpus.task import DocumentTask
     from kvcli.models.source import ModelSource
     from kvcli.planning.speed_history import Rates
     from kvcli.recipe import Recipe
@@ -33,7 +33,7 @@ ANSWER = 64
 """Tokens that an answer is assumed to have, if ``--max-tokens`` allows them."""
 
 
-def show(tasks: Sequence[Task], own: RunOptions, source: ModelSource, workers: Workers) -> None:
+def show(tasks: Sequence[DocumentTask], own: RunOptions, source: ModelSource, workers: Workers) -> None:
     """Print what a run takes: extracts and counts every document.
 
     Args:

@@ -101,10 +101,10 @@ def files(document: Any) -> Iterator[dict[str, str]]:
 def add(found: Extract, source: Source, inner: list[dict[str, str]]) -> list[str]:
     """Add the texts of a portfolio's files to those of its pages, or why one is not read; returns their names."""
     from kvcli.documents.reader import read_one
-    from kvcli.documents.worker import Worker
+    from kvcli.documents.worker import ReaderProcess
 
     told: list[str] = []
-    with Worker() as worker:
+    with ReaderProcess() as worker:
         for name, data in ((file["file"], base64.b64decode(file["data"])) for file in inner):
             whole = f"{source.name}: {name}"
             one = Source(data, whole, source.quoted, source.options, PurePath(name).suffix, inner=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.documents import Document, pdf, read, reader
-from kvcli.documents.worker import Worker
+from kvcli.documents.worker import ReaderProcess
 from kvcli.errors import InputError
 from tests.e2e.fuzz.conftest import TIMES, clear, in_time
 from tests.e2e.fuzz.mutate import mutants
@@ -55,16 +55,16 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def readers() -> Iterator[Worker]:
-    with Worker() as readers:
+def readers() -> Iterator[ReaderProcess]:
+    with ReaderProcess() as readers:
         yield readers
 
 
 @pytest.fixture
-def load(tmp_path: Path, server: Server, readers: Worker, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(tmp_path: Path, server: Server, readers: ReaderProcess, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Read a file of this name and content; ``None`` where it is refused."""
     monkeypatch.setattr(pdf, "run", server.run)
-    monkeypatch.setattr(reader, "Worker", lambda: nullcontext(readers))
+    monkeypatch.setattr(reader, "ReaderProcess", lambda: nullcontext(readers))
 
     def load(name: str, data: bytes) -> Document | None:
         (tmp_path / name).write_bytes(data)

@@ -9,7 +9,7 @@ import pytest
 
 from kvcli.cli import question_log
 from kvcli.cli.options import RunOptions
-from kvcli.cli.question_log import Place
+from kvcli.cli.question_log import QuotePlace
 from kvcli.documents import Options
 from kvcli.errors import DamagedError, InputError
 from kvcli.planning.budget import Budget
@@ -29,7 +29,9 @@ def record(question: str, answer: str) -> dict[str, Any]:
 def add(question: str, answer: str = "Yes.", files: tuple[str, ...] = ("a.txt",), **more: Any) -> None:
     previous = more.pop("previous", None)
     options = RunOptions(**more)
-    assert question_log.add(options, files, record(question, answer), [Place("a.txt", 3, 7, "q")], previous) is None
+    assert (
+        question_log.add(options, files, record(question, answer), [QuotePlace("a.txt", 3, 7, "q")], previous) is None
+    )
 
 
 def test_what_is_logged_is_found() -> None:
@@ -43,7 +45,7 @@ def test_what_is_logged_is_found() -> None:
     assert [e.question for e in question_log.last(9, ["two_", "YES"])] == ["two_three"]
     assert question_log.last(9, ["t_o"]) == []
     entry = question_log.latest()
-    assert entry.places == (Place("a.txt", 3, 7, "q"),)
+    assert entry.places == (QuotePlace("a.txt", 3, 7, "q"),)
     assert entry.files == ("a.txt",)
     assert question_log.path().stat().st_mode & 0o777 == 0o600
     assert question_log.clear() == 3

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import kvcli
-from kvcli.corpus.task import Question, Settings, Task, corpus
-from kvcli.corpus.worker import Answered, Failed, Finished, LocalWorkers, Stopped, Worker
+from kvcli.corpus.task import DocumentTask, Question, Settings, corpus
+from kvcli.corpus.worker import Answered, DocumentFinished, Failed, LocalWorkers, Stopped, Worker
 from kvcli.errors import KvcliError, ResourceError
 from kvcli.events import Notice
 from kvcli.planning import speed_history
@@ -57,14 +57,14 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def tasks(here: Path) -> list[Task]:
+def tasks(here: Path) -> list[DocumentTask]:
     files = [*(f"{n}.txt" for n in range(5)), "bad.txt"]
     assert here
     return list(corpus(files, (), QUESTIONS, "").tasks)
 
 
 @pytest.fixture(scope="module")
-def alone(settings: Settings, tasks: list[Task]) -> Any:
+def alone(settings: Settings, tasks: list[DocumentTask]) -> Any:
     """The worker of this process, and what it says."""
     model = kvcli.load_model(settings.model, device="cpu", find_heads=False)
     return model, [*LocalWorkers(Worker(model, settings)).items(tasks, never)]
@@ -76,7 +76,7 @@ def by_key(items: list[Any]) -> dict[str, Any]:
 
 
 def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
-    here: Path, settings: Settings, tasks: list[Task], alone: Any, capfd: pytest.CaptureFixture[str]
+    here: Path, settings: Settings, tasks: list[DocumentTask], alone: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers answer as one; one is killed in the middle of a document; then all are told to stop."""
     from kvcli.corpus.ray_cluster import nodes, rates
@@ -95,7 +95,7 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
         assert by_key(items) == by_key(expected)
         keys = [item.record["key"] for item in items if isinstance(item, Answered)]
         assert len(keys) == len(set(keys)), "nothing is answered twice"
-        assert {i.task.name for i in items if isinstance(i, Finished)} == {f"{n}.txt" for n in range(5)}
+        assert {i.task.name for i in items if isinstance(i, DocumentFinished)} == {f"{n}.txt" for n in range(5)}
 
         assert [node["kvcli"] for node in nodes(ray)] == [__version__]
         recipe = parse("keydiff(budget=96)")
@@ -112,7 +112,7 @@ def test_a_killed_worker_loses_nothing_and_planted_modules_do_not_run(
         assert __version__ in refused
 
         seen, asked = list[Any](), (Question("Again?"),) * 9
-        again = [Task(t.name, t.sha256, asked, tuple("abcdefghi"), "f", size=t.size) for t in tasks[:5]]
+        again = [DocumentTask(t.name, t.sha256, asked, tuple("abcdefghi"), "f", size=t.size) for t in tasks[:5]]
         running = workers.items(again, lambda: any(isinstance(i, Answered) for i in seen))
         with pytest.raises(Stopped):
             seen.extend(running)

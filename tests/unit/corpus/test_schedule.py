@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcli.corpus.schedule import Schedule
-from kvcli.corpus.task import Question, Task
+from kvcli.corpus.task import DocumentTask, Question
 
 QUESTION = Question("Who?")
 SIZES = dict(zip("abcdefgh", (3, 1, 4, 1, 5, 9, 2, 6), strict=True))
 
 
-def task(name: str) -> Task:
-    return Task(name, name, (QUESTION,), (f"key {name}",), f"failure {name}", size=SIZES[name])
+def task(name: str) -> DocumentTask:
+    return DocumentTask(name, name, (QUESTION,), (f"key {name}",), f"failure {name}", size=SIZES[name])
 
 
 NAMES = st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1)
@@ -47,7 +47,7 @@ def test_each_document_is_given_out_once_and_to_who_holds_it(
 
 def test_a_task_loses_the_questions_that_are_answered() -> None:
     questions = tuple(Question(text) for text in ("a", "b", "c"))
-    whole = Task("n", "n", questions, ("1", "2", "3"), "f")
+    whole = DocumentTask("n", "n", questions, ("1", "2", "3"), "f")
     left = whole.without(["2"])
     assert [question.text for question in left.questions] == ["a", "c"]
     assert left.keys == ("1", "3")

@@ -11,11 +11,11 @@ from kvcli.documents import reader, worker
 
 
 @pytest.fixture(scope="session")
-def readers() -> Iterator[worker.Worker]:
-    with worker.Worker() as readers:
+def readers() -> Iterator[worker.ReaderProcess]:
+    with worker.ReaderProcess() as readers:
         yield readers
 
 
 @pytest.fixture(autouse=True)
-def _one_process(readers: worker.Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "Worker", lambda: nullcontext(readers))
+def _one_process(readers: worker.ReaderProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "ReaderProcess", lambda: nullcontext(readers))

@@ -28,7 +28,7 @@ worker.main()
 """
 
 
-class Hostile(worker.Worker):
+class Hostile(worker.ReaderProcess):
     """A process with readers that misbehave, and a second of time."""
 
     def command(self) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_reader_that_waits_is_stopped() -> None:
 
 def test_many_files_take_one_process() -> None:
     files = {"docx": docx(paragraph("one")), "epub": epub({"a.xhtml": "<p>two</p>"}), "html": b"<p>three</p>"}
-    with worker.Worker() as own:
+    with worker.ReaderProcess() as own:
         texts = [own.extract(k, Source(d, f"a.{k}", "a")).parts[0].text for k, d in files.items()]
         assert texts == ["one\n", "two\n", "three\n"]
         assert own.starts == 1
@@ -73,5 +73,5 @@ def test_all_that_a_reader_says_comes_through() -> None:
     source = Source(epub({"a.xhtml": body}, spine=["a.xhtml", "x"]), "a.epub", "a.epub", Options(pages=((1, None),)))
     from kvcli.documents import epub as reader
 
-    with worker.Worker() as own:
+    with worker.ReaderProcess() as own:
         assert own.extract("epub", source) == reader.extract(source)

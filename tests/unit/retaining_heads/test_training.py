@@ -23,7 +23,7 @@ from kvcli.retaining_heads import checkpoint, data
 from kvcli.retaining_heads.checkpoint import HeadsCard
 from kvcli.retaining_heads.data import Corpus, TrainingRecord
 from kvcli.retaining_heads.facts import insert_fact, interleave
-from kvcli.retaining_heads.labels import Recorder
+from kvcli.retaining_heads.labels import LabelRecorder
 from kvcli.retaining_heads.losses import LEVELS, detrended, ordinal, overlap, regression, smooth_labels
 from kvcli.retaining_heads.module import shapes
 from kvcli.retaining_heads.trainer import Trainer, TrainingExample, TrainingOptions, _repeated, make_example, train
@@ -143,7 +143,7 @@ def test_recorded_features_do_not_depend_on_chunks() -> None:
     ids = tiny.document(50)
 
     def recorded(chunk: int) -> list[torch.Tensor]:
-        recorder = Recorder(model.spec.layers)
+        recorder = LabelRecorder(model.spec.layers)
         before, model.heads = model.heads, recorder
         drain(prefill_steps(model, ids, parse("locret(budget=50)"), chunk=chunk))
         model.heads = before

@@ -16,7 +16,7 @@ import pytest
 
 import kvcli
 from kvcli.server.run import bind, serve
-from kvcli.server.service import EngineOptions, Service
+from kvcli.server.service import Service, ServiceOptions
 from tests.e2e.conftest import save_tiny
 
 NAME = "tiny"
@@ -69,7 +69,7 @@ def start(model: Any) -> Start:
         listening = bind("127.0.0.1", 0)
         directory = None if cache is None else kvcli.CacheDirectory(cache)
         service = Service(
-            model, [NAME], EngineOptions(recipe, chunk_size=chunk), cache=directory, memory=memory, queue=queue
+            model, [NAME], ServiceOptions(recipe, chunk_size=chunk), cache=directory, memory=memory, queue=queue
         )
         ready, stops = threading.Event(), list[Callable[[], None]]()
 

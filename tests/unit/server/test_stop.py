@@ -14,14 +14,14 @@ import pytest
 from kvcli.documents import Document
 from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.server.run import bind, serve
-from kvcli.server.service import EngineOptions, Service
+from kvcli.server.service import Service, ServiceOptions
 from tests.unit.server.conftest import NAME, TEXT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_documents_are_prefilled_saves_the_progress(model: Any, tmp_path: Path, number: int) -> None:
     cache, received, ready = CacheDirectory(tmp_path), list[int](), list[Any]()
-    options = EngineOptions("keydiff(budget=128)", chunk_size=64)
+    options = ServiceOptions("keydiff(budget=128)", chunk_size=64)
     service = Service(model, [NAME], options, cache=cache, memory=1 << 30, queue=4)
 
     def interrupt() -> None:
