@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvcli
-from kvcli.corpus.parts import Over, Part, PartAnswer, ask_over, cut
+from kvcli.corpus.parts import Over, PartAnswer, TextPart, ask_over, cut
 from kvcli.documents import Document
 from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, Token
@@ -51,7 +51,7 @@ def test_parts_cover_the_text_in_order(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("name", "heading"),
     [
-        ("book.md", "# Part {n}"),
+        ("book.md", "# TextPart {n}"),
         ("book.txt", "CHAPTER {n}"),
         ("book.txt", "Letter {n}. To Mrs. Saville, England"),
         ("book.html", "<h2>House {n}</h2>"),
@@ -69,8 +69,8 @@ def test_chapters_are_those_of_the_headings(tmp_path: Path, name: str, heading: 
 
 
 def test_a_title_above_all_chapters_and_a_table_of_contents_are_no_chapters(tmp_path: Path) -> None:
-    book = read(tmp_path, "book.md", "# The book\n\n" + chapters(5, 6, heading="## Part {n}"))
-    assert [p.title for p in cut(book, Over("chapters"), Bytes(), 8192)] == ["Part 1", "Part 2"]  # type: ignore[arg-type]
+    book = read(tmp_path, "book.md", "# The book\n\n" + chapters(5, 6, heading="## TextPart {n}"))
+    assert [p.title for p in cut(book, Over("chapters"), Bytes(), 8192)] == ["TextPart 1", "TextPart 2"]  # type: ignore[arg-type]
     contents = "\n\n".join(f"CHAPTER {n}" for n in (1, 2, 3))
     plain = read(tmp_path, "book.txt", f"{contents}\n\n{chapters(5, 5, 5, heading='CHAPTER {n}')}")
     assert len(cut(plain, Over("chapters"), Bytes(), 8192)) == 3  # type: ignore[arg-type]
@@ -121,7 +121,7 @@ def test_a_part_after_a_full_context_is_the_whole_text_and_the_part(model: Any) 
     pipeline = kvcli.Pipeline(model, "full", chunk_size=64)
     context, empty = pipeline.prefill(text), pipeline.prefill(None)
     ids = pipeline.prompt.document(text) + pipeline.prompt.question("Who?", passages=[text[:90].strip()])
-    part = Part(0, 90, "one")
+    part = TextPart(0, 90, "one")
     (answer,) = [
         e.answer for e in ask_over(pipeline, context, [part], "Who?", max_tokens=8) if isinstance(e, PartAnswer)
     ]
@@ -132,7 +132,7 @@ def test_many_answers_are_joined_in_steps_and_may_be_put_together(model: Any) ->
     text = "".join(SENTENCE.format(n=n) for n in range(12))
     pipeline = kvcli.Pipeline(model, "keydiff(budget=64)", chunk_size=64)
     context = pipeline.prefill(text)
-    parts = [Part(n * 50, n * 50 + 50, f"part {n} {'with a long title ' * 20}") for n in range(8)]
+    parts = [TextPart(n * 50, n * 50 + 50, f"part {n} {'with a long title ' * 20}") for n in range(8)]
     *_, end = ask_over(pipeline, context, parts, "Who?", max_tokens=6)
     assert isinstance(end, Answer)
     assert end.completion_tokens <= 6
