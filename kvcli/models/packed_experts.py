@@ -62,11 +62,12 @@ class PackedExperts(nn.Module):
     Args:
         matrices: ``[experts, n, k]``.
         held: ``int8``, with a float32 scale for each row, or ``nf4``, with one for 64 numbers.
+        turned: whether the model has them transposed (gpt-oss), and writes ``x @ matrix``.
     """
 
-    def __init__(self, matrices: Tensor, held: str) -> None:
+    def __init__(self, matrices: Tensor, held: str, turned: bool = False) -> None:
         super().__init__()
-        self.shape, self.dtype = matrices.shape, matrices.dtype
+        self.shape, self.dtype, self.turned = matrices.shape, matrices.dtype, turned
         if held == "int8":
             scale = matrices.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
             packed, self.code = (matrices / scale).round().to(torch.int8), None
@@ -84,7 +85,11 @@ class PackedExperts(nn.Module):
         if self.code is None:
             whole: Callable[[], Tensor] = lambda: (packed * scale).to(self.dtype)  # noqa: E731
             kernels: Any = experts() if packed.device.type == "cpu" else None
-            return whole() if kernels is None else Matrix(whole, lambda x: kernels.int8(x, packed, scale))
+            if kernels is None:
+                return whole()
+            if self.turned:
+                return Matrix(lambda: whole().T, lambda x: kernels.int8_turned(x, packed, scale), turned=True)
+            return Matrix(whole, lambda x: kernels.int8(x, packed, scale))
         from bitsandbytes.functional import QuantState
 
         from kvcli.models.nf4_linear import unpack
@@ -177,7 +182,7 @@ def packing(held: str, own: str | None = None) -> Iterator[None]:
                 if not packable(model.get_submodule(path), last):
                     made |= self.linear.convert({full: value}, model=model, **options)
                     continue
-                packed[full] = PackedExperts(_only(value), held)
+                packed[full] = PackedExperts(_only(value), held, bool(model.get_submodule(path).is_transposed))
                 made[full] = packed[full].packed
             return made
 

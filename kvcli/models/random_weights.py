@@ -79,7 +79,8 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
             module.set_submodule(name, quantization.linear(part, held))
         for last, _ in list(part.named_parameters(recurse=False)) if held != "bf16" else ():
             if packed_experts.packable(part, last):
-                packed_experts.pack(part, last, packed_experts.PackedExperts(getattr(part, last), held))
+                parts = packed_experts.PackedExperts(getattr(part, last), held, bool(part.is_transposed))
+                packed_experts.pack(part, last, parts)
     for name, part in list(module.named_modules()):
         missing = {last: b for last, b in part.named_buffers(recurse=False) if b.device.type == "meta"}
         if missing and hasattr(part, "config"):

@@ -16,12 +16,17 @@ _PART = 1 << 20  # minimum bytes of a matrix per thread
 
 def int8(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """``x @ (codes · scale).T`` in the dtype of ``x [m, K]``, with codes int8 ``[N, K]`` and float32 ``[N, 1]``."""
-    return _multiply(_int8, x, (codes, scale.view(-1)), codes.nbytes)
+    return _multiply(_int8, x, (codes, scale.view(-1)), len(codes))
+
+
+def int8_turned(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """``x @ (codes · scale)`` in the dtype of ``x [m, K]``, with codes int8 ``[K, N]`` and float32 ``[K, 1]``."""
+    return _multiply(_int8_turned, x, (codes, scale.view(-1)), codes.shape[1])
 
 
 def mxfp4(x: Tensor, blocks: Tensor, scales: Tensor) -> Tensor:
     """``x @ w.T`` in the dtype of ``x [m, K]``: ``w`` in uint8 ``[N, K / 32, 16]``, with exponents ``[N, K / 32]``."""
-    return _multiply(_mxfp4, x, (blocks, scales), blocks.nbytes)
+    return _multiply(_mxfp4, x, (blocks, scales), len(blocks))
 
 
 def unpack_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,17 +38,17 @@ def unpack_mxfp4(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return out.to(dtype)
 
 
-def _multiply(product, x: Tensor, packed: tuple[Tensor, Tensor], size: int) -> Tensor:
+def _multiply(product, x: Tensor, packed: tuple[Tensor, Tensor], outputs: int) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).float().contiguous()
     packed = (packed[0].detach(), packed[1].detach())
-    y = torch.empty(len(rows), len(packed[0]))
+    y, parts = torch.empty(len(rows), outputs), packed[0].nbytes // _PART
     given, codes, scale, out = map(recording.array, (rows, *packed, y))
 
     def work() -> None:
-        on_threads(lambda start, stop: product(given, codes, scale, out, start, stop), len(codes), size // _PART)
+        on_threads(lambda start, stop: product(given, codes, scale, out, start, stop), outputs, parts)
 
     recording.run(work, (rows, *packed), (y,))
-    return y.to(x.dtype).view(*x.shape[:-1], len(codes))
+    return y.to(x.dtype).view(*x.shape[:-1], outputs)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -55,6 +60,25 @@ def _int8(x, codes, scale, out, start, stop):
             for k in range(row.size):
                 total += np.float32(row[k]) * given[k]
             out[m, n] = total * scale[n]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+def _int8_turned(x, codes, scale, out, start, stop):
+    inputs = len(codes)
+    for m in range(len(x)):
+        given, sums = x[m], out[m, start:stop]
+        sums[:] = 0
+        for k in range(0, inputs - 3, 4):
+            a, b = codes[k, start:stop], codes[k + 1, start:stop]
+            c, e = codes[k + 2, start:stop], codes[k + 3, start:stop]
+            u, v = given[k] * scale[k], given[k + 1] * scale[k + 1]
+            w, y = given[k + 2] * scale[k + 2], given[k + 3] * scale[k + 3]
+            for n in range(sums.size):
+                sums[n] += u * np.float32(a[n]) + v * np.float32(b[n]) + w * np.float32(c[n]) + y * np.float32(e[n])
+        for k in range(inputs - inputs % 4, inputs):
+            row, u = codes[k, start:stop], given[k] * scale[k]
+            for n in range(sums.size):
+                sums[n] += u * np.float32(row[n])
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

@@ -40,7 +40,7 @@ def test_each_expert_is_unpacked_alone(shape: tuple[int, int, int], dtype: torch
 
 @pytest.mark.parametrize("rows", [1, 4, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("held", ["int8", "nf4", "mxfp4"])
+@pytest.mark.parametrize("held", ["int8", "int8 turned", "nf4", "mxfp4"])
 def test_rows_times_an_expert_are_those_of_the_unpacked_matrix(held: str, dtype: torch.dtype, rows: int) -> None:
     draw = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 64, generator=draw).to(dtype)
@@ -50,11 +50,15 @@ def test_rows_times_an_expert_are_those_of_the_unpacked_matrix(held: str, dtype:
         parts = StoredExperts(blocks, torch.randint(115, 135, (2, 40, 2), generator=draw).to(torch.uint8), dtype)
         whole = convert_moe_packed_tensors(blocks, parts.scale, dtype=torch.float32)[1].T
         assert torch.equal(parts[1].T.float(), whole)
+    elif held == "int8 turned":
+        parts = PackedExperts(torch.randn(2, 64, 43, generator=draw).to(dtype), "int8", True)
+        whole = (parts.packed[1] * parts.scale[1]).T
     else:
         parts = PackedExperts(torch.randn(2, 40, 64, generator=draw).to(dtype), held)
         whole = parts[1].float()
     with torch.inference_mode():
-        got = x @ parts[1] if held == "mxfp4" else torch.nn.functional.linear(x, parts[1])
+        turned = held in ("int8 turned", "mxfp4")
+        got = x @ parts[1] if turned else torch.nn.functional.linear(x, parts[1])
         expected = x.float() @ whole.T
     assert got.dtype == dtype
     assert (got.float() - expected).norm() / expected.norm() < (1e-2 if dtype == torch.bfloat16 else 1e-5)
@@ -102,9 +106,9 @@ def test_what_is_loaded_is_as_planned(kind: str, held: str, tmp_path: Path, monk
     assert built.spec.weight_bytes == pytest.approx(model.spec.weight_bytes, rel=1e-3)
 
 
-@pytest.mark.parametrize("held", ["int8", "nf4"])
-def test_it_reads_and_answers(held: str, tmp_path: Path) -> None:
-    small_models.build("qwen3_moe").save_pretrained(tmp_path)
+@pytest.mark.parametrize(("kind", "held"), [("qwen3_moe", "int8"), ("qwen3_moe", "nf4"), ("gpt_oss", "int8")])
+def test_it_reads_and_answers(kind: str, held: str, tmp_path: Path) -> None:
+    small_models.build(kind).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     source = ModelSource("moe", tmp_path, "directory")
     model = loading.load(source, device="cpu", dtype="float32", weights=held)
