@@ -131,6 +131,14 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_LATENT, "head_dim": 8},
     "deepseek_v3": {**_LATENT, "head_dim": 8, "n_group": 1, "topk_group": 1},
     "glm4_moe_lite": _LATENT,
+    "mistral4": {
+        **_LATENT,
+        "head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "partial_rotary_factor": 1 / 3,
+        },
+    },
     **{kind: {**_LATENT, "head_dim": 8} for kind in ("minicpm3", "youtu", "axk1")},
     "qwen2_5_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
     "smollm3": {"no_rope_layers": [1, 0, 1, 1]},

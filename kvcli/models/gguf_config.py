@@ -105,7 +105,7 @@ def _rope(keys: _Keys, found: Config) -> Config:
     rotated = keys.get("rope.dimension_count")
     if rotated and rotated != found["head_dim"] and header.architecture in _PARTIAL:
         rope["partial_rotary_factor"] = rotated / found["head_dim"]
-    elif rotated and rotated != found["head_dim"] and header.architecture not in ("deepseek2", "gemma4"):
+    elif rotated and rotated != found["head_dim"] and header.architecture not in ("deepseek2", "gemma4", "mistral4"):
         raise ModelError(f"it rotates {rotated} of {found['head_dim']} numbers of a head, and its architecture all")
     return rope
 
@@ -313,6 +313,18 @@ def _deepseek2(keys: _Keys, found: Config) -> Config:
         "topk_method": "greedy",
         "attention_bias": False,
     }
+    # Converters leave the scale of Mistral Small 4 out; Mistral Large 3 has it under the name of the architecture here.
+    beta = keys.get("attention.temperature_scale", 0.1 if keys.header.architecture == "mistral4" else None)
+    if beta is not None:
+        rope = found["rope_parameters"]
+        length = rope.get("original_max_position_embeddings")
+        if length is None or keys.get("attention.temperature_length", length) != length:
+            raise ModelError(f"it scales queries by their position, and the original context length is {length}")
+        made |= {
+            "model_type": "mistral4",
+            "head_dim": int(key),
+            "rope_parameters": {**rope, "llama_4_scaling_beta": beta, "partial_rotary_factor": rotated / int(key)},
+        }
     if keys.header.metadata.get("tokenizer.ggml.pre") == "glm4":
         made |= {
             "model_type": "glm4_moe_lite",
@@ -423,6 +435,7 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[_Keys, Config], Config]]] = {
     "nemotron_h": ("nemotron_h", _nemotron_h),
     "nemotron_h_moe": ("nemotron_h", _nemotron_h),
     "deepseek2": ("deepseek_v3", _deepseek2),
+    "mistral4": ("mistral4", _deepseek2),
     "glm4moe": ("glm4_moe", _glm4moe),
     "olmo2": ("olmo3", _olmo),
     "exaone4": ("exaone4", _exaone4),

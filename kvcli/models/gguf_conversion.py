@@ -49,10 +49,11 @@ def _by_tensor(settings: dict[str, Any], source: Path, target: Path, header: Ggu
     import transformers
 
     from kvcli.models import gguf_tensors
+    from kvcli.models.auto_class import auto_class
 
     config = transformers.AutoConfig.for_model(**settings)
     with torch.device("meta"):
-        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+        module = auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     module.tie_weights()
     for done, total in gguf_tensors.write(module, header, source.name, target / "model.safetensors"):
         print(f"{done} {total}", flush=True)

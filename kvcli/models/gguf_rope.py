@@ -11,7 +11,7 @@ from typing import Any
 
 from kvcli.errors import ModelError
 
-_LOGARITHM = {"deepseek2": 10.0, "mistral3": 1.0}
+_LOGARITHM = {"deepseek2": 10.0, "mistral4": 10.0, "mistral3": 1.0}
 """``mscale_all_dim`` in units of what a file says; ``mscale`` is the same in all published models."""
 
 _EXACT = 1e-3

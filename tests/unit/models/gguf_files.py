@@ -169,7 +169,7 @@ def metadata(config: Any, architecture: str) -> dict[str, Any]:
         found["shortconv.l_cache"] = config.conv_L_cache
     if architecture == "gpt-oss":
         found["expert_feed_forward_length"] = config.intermediate_size
-    if architecture == "deepseek2":
+    if architecture in ("deepseek2", "mistral4"):
         found |= {
             "attention.head_count_kv": 1,
             "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
@@ -185,6 +185,9 @@ def metadata(config: Any, architecture: str) -> dict[str, Any]:
         if get("mlp_layer_types"):
             found["leading_dense_block_count"] = config.mlp_layer_types.count("dense")
             found["tokenizer.ggml.pre"] = "glm4"
+    if get("model_type") == "mistral4" and architecture == "deepseek2":  # as Mistral's own format is converted
+        found["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
+        found["attention.temperature_length"] = rope["original_max_position_embeddings"]
     if architecture == "deepseek2" and get("first_k_dense_replace") == layers:
         found = {key: value for key, value in found.items() if not key.startswith(("expert_", "leading_"))}
     if architecture == "glm4moe":

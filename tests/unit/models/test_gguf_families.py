@@ -7,11 +7,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig
 
 from benchmarks import small_models
 from kvcli.errors import ModelError
 from kvcli.models import gguf_config, gguf_conversion
+from kvcli.models.auto_class import auto_class
 from kvcli.models.gguf import content_key
 from kvcli.models.gguf_header import read_header
 from kvcli.models.gguf_tensors import TensorReader
@@ -49,6 +50,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("deepseek_v2", "deepseek2", {}),
     ("deepseek_v3", "deepseek2", {"rope_parameters": _LATENT}),
     ("deepseek_v3", "deepseek2", {"first_k_dense_replace": 4}),
+    ("mistral4", "mistral4", {}),
+    ("mistral4", "deepseek2", {}),
     ("glm4_moe", "glm4moe", {"use_qk_norm": True}),
     ("olmo3", "olmo2", {}),
     ("exaone4", "exaone4", {}),
@@ -58,7 +61,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 def small(kind: str, **changes: Any) -> Any:
     """A model with wide random weights, all of them numbers of bfloat16."""
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(small_models.small_config(kind, **changes), dtype=torch.float32)
+    config = small_models.small_config(kind, **changes)
+    module = auto_class(config).from_config(config, dtype=torch.float32)
     learned = ("correction_bias", "expert_bias", "layer_scalar")
     with torch.no_grad():
         for tensor in [*module.parameters(), *(b for n, b in module.named_buffers() if n.endswith(learned))]:
@@ -73,7 +77,8 @@ def converted(file: Path, target: Path) -> Any:
     assert settings is not None
     target.mkdir()
     gguf_conversion._by_tensor(settings, file, target, header)
-    module, found = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
+    own = auto_class(AutoConfig.from_pretrained(target))
+    module, found = own.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
     assert not any(found.values())
     return module.eval()
 
