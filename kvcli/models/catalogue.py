@@ -31,6 +31,7 @@ class Alias:
         sliding: width of the sliding windows; 0 if there are none.
         every: of so many layers, one attends to everything.
         gated: whether the hub wants its terms accepted before a download.
+        suggested: whether ``kvcli models suggest`` may take it; older models of a size are known by name only.
         linear: parameters in matrices that ``--weights`` quantises, experts included; 0 if the sizes above say it.
         experts: parameters of all experts, and ``used`` of so many experts per token.
         more: what else its config says, for models with experts, recurrent layers or heads that differ by layer.
@@ -52,6 +53,7 @@ class Alias:
     sliding: int = 0
     every: int = 1
     gated: bool = False
+    suggested: bool = True
     linear: int = 0
     experts: int = 0
     used: tuple[int, int] = (1, 1)
@@ -168,6 +170,12 @@ _ROWS = (
           36, 2_560, 9_728, 32, 8, 128, 151_936, tied=True),
     Alias("qwen2.5-7b-1m", "Qwen/Qwen2.5-7B-Instruct-1M", 7_615_616_512, 1_010_000, "apache-2.0",
           28, 3_584, 18_944, 28, 4, 128, 152_064),
+    Alias("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", 7_615_616_512, 128_000, "apache-2.0",
+          28, 3_584, 18_944, 28, 4, 128, 152_064, suggested=False),
+    Alias("olmo-3-7b", "allenai/Olmo-3-7B-Instruct", 7_298_011_136, 65_536, "apache-2.0",
+          32, 4_096, 11_008, 32, 32, 128, 100_278, sliding=4_096, every=4),
+    Alias("ministral-3-8b", "mistralai/Ministral-3-8B-Instruct-2512-BF16", 8_489_553_920, 262_144, "apache-2.0",
+          34, 4_096, 14_336, 32, 8, 128, 131_072),
     Alias("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, 131_072, "llama3.1",
           32, 4_096, 14_336, 32, 8, 128, 128_256, gated=True),
     Alias("qwen3-8b", "Qwen/Qwen3-8B", 8_190_735_360, 40_960, "apache-2.0",
@@ -180,6 +188,8 @@ _ROWS = (
           40, 5_120, 17_408, 40, 8, 128, 151_936),
     Alias("qwen2.5-14b-1m", "Qwen/Qwen2.5-14B-Instruct-1M", 14_770_033_664, 1_010_000, "apache-2.0",
           48, 5_120, 13_824, 40, 8, 128, 152_064),
+    Alias("mistral-small", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", 23_572_403_200, 131_072, "apache-2.0",
+          40, 5_120, 32_768, 32, 8, 128, 131_072),
     Alias("qwen3-32b", "Qwen/Qwen3-32B", 32_762_123_264, 40_960, "apache-2.0",
           64, 5_120, 25_600, 64, 8, 128, 151_936),
     Alias("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct", 1_720_574_976, 262_144, "apache-2.0",
@@ -198,6 +208,12 @@ _ROWS = (
     Alias("qwen3.5-9b", "Qwen/Qwen3.5-9B", 8_953_803_264, 262_144, "apache-2.0",
           32, 4_096, 12_288, 16, 4, 256, 248_320, linear=6_918_504_448,
           more=_qwen(32, model_type="qwen3_5_text")),
+    Alias("deepseek-v2-lite", "deepseek-ai/DeepSeek-V2-Lite-Chat", 15_706_484_224, 163_840, "other",
+          27, 2_048, 10_944, 16, 16, 64, 102_400, linear=15_283_519_488, experts=14_394_851_328, used=(6, 64),
+          suggested=False,
+          more=_experts("deepseek_v2", 6, 64, 1_408, "n_routed_experts", n_shared_experts=2, first_k_dense_replace=1,
+                        kv_lora_rank=512, q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64,
+                        v_head_dim=128)),
     Alias("gpt-oss-20b", "openai/gpt-oss-20b", 20_914_757_184, 131_072, "apache-2.0",
           24, 2_880, 2_880, 64, 8, 64, 201_088, linear=19_747_307_520, experts=19_110_297_600, used=(4, 32),
           more={"model_type": "gpt_oss", "num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128,
@@ -232,6 +248,11 @@ _ROWS = (
           more={"model_type": "granitemoehybrid", "num_local_experts": 72, "num_experts_per_tok": 10,
                 "shared_intermediate_size": 1_536, "layer_types": _mixed(40, (5, 15, 25, 35), "mamba", "attention"),
                 "mamba_n_heads": 128, **_MAMBA}),
+    Alias("laguna-xs", "poolside/Laguna-XS.2", 33_442_617_088, 131_072, "apache-2.0",
+          40, 2_048, 8_192, 48, 8, 128, 100_352, linear=33_010_941_952, experts=31_406_948_352, used=(8, 256),
+          more=_experts("laguna", 8, 256, 512, shared_expert_intermediate_size=512, sliding_window=512,
+                        layer_types=["full_attention" if i % 4 == 0 else "sliding_attention" for i in range(40)],
+                        num_attention_heads_per_layer=[64 if i % 4 else 48 for i in range(40)])),
     Alias("qwen3.6-35b-a3b", "Qwen/Qwen3.6-35B-A3B", 34_660_610_688, 262_144, "apache-2.0",
           40, 2_048, 512, 16, 2, 256, 248_320, linear=33_621_360_640, experts=32_212_254_720, used=(8, 256),
           more=_experts("qwen3_5_moe_text", 8, 256, 512, shared_expert_intermediate_size=512, **_qwen(32))),

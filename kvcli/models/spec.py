@@ -94,7 +94,7 @@ def spec(
         fingerprint=fingerprint(source, held),
         former_fingerprint=former_fingerprint(source, held),
         layers=len(shapes),
-        heads=heads,
+        heads=max(own for own, _, _ in shapes),
         kv_heads=max(kv for _, kv, _ in shapes),
         head_dim=max(dim for _, _, dim in shapes),
         hidden=hidden,
@@ -205,6 +205,7 @@ def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int, latent: bo
         if latent:
             return heads, 1, int(text["kv_lora_rank"]) + rotated
         return heads, heads, int(text["qk_nope_head_dim"]) + rotated
+    heads = (text.get("num_attention_heads_per_layer") or {layer: heads})[layer]
     own = (text.get("per_layer_config") or {}).get(str(layer)) or {}
     full = (layer_kinds(text) or [""])[min(layer, len(layer_kinds(text)) - 1)] == "full_attention"
     if full and not own and text.get("global_head_dim"):

@@ -15,7 +15,7 @@ from kvcli.models.resolve import resolve
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Forecast, Target, Workload, forecast
 from kvcli.recipe import default
-from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS
+from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS, ModelSpec
 
 PATIENCE = 30 * 60
 """Seconds of prefill that a suggested model may take on a machine whose speed is known."""
@@ -40,6 +40,7 @@ class Suggestion:
         budget: units to keep if the default budget does not fit; ``None`` for the default.
         weights: precision of its weights: the first of :data:`kvcli.types.WEIGHTS` that fits, else the smallest.
         forecast: what the run takes.
+        weight_bytes: of the weights, for each of :data:`kvcli.types.WEIGHTS` that it can have.
         seconds: of prefill, from the measured speed of the default model and the parameters that a token uses; ``None``
             if nothing was measured, or for another machine.
     """
@@ -48,6 +49,7 @@ class Suggestion:
     budget: int | None
     weights: str
     forecast: Forecast
+    weight_bytes: dict[str, int]
     seconds: float | None
 
     @property
@@ -69,21 +71,25 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
     cost = _cost(device, dtype) if target.here else None
     found = []
     for alias in ALIASES.values():
-        for weights in WEIGHTS[: 1 if "quantization_config" in alias.config else None]:
-            budget, best = _forecast(alias, weights, device, dtype, work, target)
+        held = WEIGHTS[: 1 if "quantization_config" in alias.config else None]
+        sizes = {kind: model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=kind) for kind in held}
+        for weights in held:
+            budget, best = _forecast(sizes[weights], device, work, target)
             if best.fits:
                 break
-        found.append(Suggestion(alias, budget, weights, best, None if cost is None else cost * alias.active * tokens))
+        seconds = None if cost is None else cost * alias.active * tokens
+        stored = {kind: spec.weight_bytes for kind, spec in sizes.items()}
+        found.append(Suggestion(alias, budget, weights, best, stored, seconds))
     return found
 
 
 def best(found: Sequence[Suggestion]) -> Suggestion | None:
     """The largest one that fits and can be downloaded without accepting terms first; ``None`` if none fits."""
-    return max((s for s in found if s.fits and not s.alias.gated), key=lambda s: s.alias.parameters, default=None)
+    able = (s for s in found if s.fits and s.alias.suggested and not s.alias.gated)
+    return max(able, key=lambda s: s.alias.parameters, default=None)
 
 
-def _forecast(alias: Alias, held: str, device: str, dtype: str, work: Workload, target: Target) -> _Tried:
-    sizes = model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=held)
+def _forecast(sizes: ModelSpec, device: str, work: Workload, target: Target) -> _Tried:
     spec = replace(sizes, device=device)  # the device need not be in this machine
     recipe, work = default(spec), replace(work, chunk=default_chunk(spec))
     found = forecast(spec, recipe, work, target)

@@ -13,6 +13,7 @@ from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import ResourceError
+from kvcli.models.catalogue import DEFAULT
 from kvcli.utils import config_file
 from kvcli.utils.sizes import format_bytes, parse_tokens
 
@@ -154,8 +155,9 @@ def suggest(
         shown = [name for name in columns if timed or name != "prefill"]
         cells = [[_suggestion_row(each)[name] for name in shown] for each in found]
         terminal.table(shown, cells, optional=["parameters", "licence"])
-        if any(each.alias.gated for each in found):
-            print("\n* Hugging Face asks you to accept its terms before a download")
+        gated = any(each.alias.gated for each in found)
+        print("\n* Hugging Face asks you to accept its terms before a download" if gated else "")
+        print(f"Memory is computed from the sizes of the models; only {DEFAULT} was measured.")
     if best is None:
         smallest = found[0]
         needed = smallest.forecast.plan.total if smallest.forecast.plan else 0
@@ -231,6 +233,7 @@ def _suggestion_json(found: "Suggestion", tokens: int) -> dict[str, object]:
         "window": alias.window,
     }
     facts["active_parameters"] = alias.active
+    facts |= {"measured": alias.name == DEFAULT, "weight_bytes": found.weight_bytes}
     terms = {"licence": alias.licence, "gated": alias.gated}
     seconds = None if found.seconds is None else round(found.seconds, 1)
     run = {"weights": found.weights, "fits": found.fits, "prefill_s": seconds}

@@ -27,7 +27,7 @@ def test_the_largest_that_fits(gib: float) -> None:
         assert each.weights == few or each.forecast.fits
         assert each.seconds is None  # nothing was measured on another machine
     chosen = best(found)
-    fitting = [each for each in found if each.forecast.fits and not each.alias.gated]
+    fitting = [each for each in found if each.forecast.fits and each.alias.suggested and not each.alias.gated]
     assert (chosen is None) == (not fitting)
     if chosen is not None:
         assert chosen.alias.parameters == max(each.alias.parameters for each in fitting)
