@@ -2,7 +2,7 @@
 
     python -m benchmarks.families --out all.jsonl         # all types, one row each: an hour on one core
     python -m benchmarks.families qwen3_5 gpt_oss         # some
-    python -m benchmarks.families --quick --out all.jsonl # one width of window and one recipe: half an hour
+    python -m benchmarks.families --quick --out all.jsonl # one width of window and one recipe: three minutes
     python -m benchmarks.families --read --out all.jsonl  # memory and speed of three kinds of models at 8K tokens
     python -m benchmarks.families --write all.jsonl       # write docs/results/data/models.jsonl from such rows
 
@@ -38,36 +38,38 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from benchmarks.small_models import build
 
 COMMON = (
-    ("qwen3_5", "Qwen 3.5, 3.6, 3.8"),
-    ("qwen3_5_moe", "Qwen 3.5 and 3.6 MoE (35B-A3B, 122B-A10B)"),
-    ("gemma4", "Gemma 4"),
-    ("gpt_oss", "gpt-oss"),
-    ("qwen3", "Qwen3"),
-    ("qwen3_moe", "Qwen3 MoE, Qwen3-Coder"),
-    ("qwen3_vl", "Qwen3-VL"),
-    ("llama", "Llama 3.x, SmolLM2, most fine-tunes"),
-    ("gemma3", "Gemma 3"),
-    ("qwen2", "Qwen2.5, R1 distills"),
-    ("mistral3", "Mistral Small 3.x, Devstral, Magistral"),
-    ("ministral3", "Ministral 3"),
-    ("mistral", "Mistral 7B, Nemo"),
-    ("phi3", "Phi-4, Phi-4-mini"),
-    ("qwen3_next", "Qwen3-Next, Qwen3-Coder-Next"),
-    ("glm4_moe_lite", "GLM-4.7-Flash"),
-    ("nemotron_h", "Nemotron 3 Nano"),
-    ("lfm2", "LFM2, LFM2.5"),
-    ("lfm2_moe", "LFM2 MoE"),
-    ("granitemoehybrid", "Granite 4 H"),
-    ("deepseek_v3", "DeepSeek V3, R1"),
-    ("deepseek_v2", "DeepSeek V2-Lite, Coder-V2-Lite"),
-    ("olmo3", "OLMo 3"),
-    ("smollm3", "SmolLM3"),
-    ("qwen2_5_vl", "Qwen2.5-VL"),
-    ("gemma3n_text", "Gemma 3n"),
-    ("laguna", "Laguna XS"),
-    ("glm4_moe", "GLM-4.5-Air"),
+    ("qwen3_5", "Qwen 3.5, 3.6, 3.8", "refused"),
+    ("qwen3_5_moe", "Qwen 3.5 and 3.6 MoE (35B-A3B, 122B-A10B)", "refused"),
+    ("gemma4", "Gemma 4", "fault"),
+    ("gpt_oss", "gpt-oss", "fault"),
+    ("qwen3", "Qwen3", "pass"),
+    ("qwen3_moe", "Qwen3 MoE, Qwen3-Coder", "pass"),
+    ("qwen3_vl", "Qwen3-VL", "not loaded"),
+    ("llama", "Llama 3.x, SmolLM2, most fine-tunes", "pass"),
+    ("gemma3", "Gemma 3", "pass"),
+    ("qwen2", "Qwen2.5, R1 distills", "pass"),
+    ("mistral3", "Mistral Small 3.x, Devstral, Magistral", "not loaded"),
+    ("ministral3", "Ministral 3", "wrong"),
+    ("mistral", "Mistral 7B, Nemo", "pass"),
+    ("phi3", "Phi-4, Phi-4-mini", "pass"),
+    ("qwen3_next", "Qwen3-Next, Qwen3-Coder-Next", "refused"),
+    ("glm4_moe_lite", "GLM-4.7-Flash", "refused"),
+    ("mistral4", "Mistral Small 4", "not loaded"),
+    ("nemotron_h", "Nemotron 3 Nano", "refused"),
+    ("lfm2", "LFM2, LFM2.5", "refused"),
+    ("lfm2_moe", "LFM2 MoE", "refused"),
+    ("granitemoehybrid", "Granite 4 H", "refused"),
+    ("deepseek_v3", "DeepSeek V3, R1", "refused"),
+    ("deepseek_v2", "DeepSeek V2-Lite, Coder-V2-Lite", "refused"),
+    ("olmo3", "OLMo 3", "fault"),
+    ("smollm3", "SmolLM3", "pass"),
+    ("qwen2_5_vl", "Qwen2.5-VL", "not loaded"),
+    ("gemma3n_text", "Gemma 3n", "fault"),
+    ("laguna", "Laguna XS", "fault"),
+    ("glm4_moe", "GLM-4.5-Air", "pass"),
 )
-"""Types that people ran locally in 2026, most downloaded first, and the models of each."""
+"""Types that people ran locally in 2026, most downloaded first, the models of each, and what became of it in kvcli
+9bfd80a (27 November 2026)."""
 
 _LINEAR, _LOCAL = "linear_attention", "sliding_attention"
 READ: dict[str, tuple[int, dict[str, Any]]] = {
@@ -111,8 +113,6 @@ def judge(kind: str, window: int, recipes: tuple[str, ...] = RECIPES) -> dict[st
         if not error <= TOLERANCE:
             return {"verdict": "wrong", "error": error, "message": ""}
         for recipe in recipes:
-            if model.spec.capped and "+" in recipe:
-                continue  # refused, in one line
             _use(model, ids[:TOKENS].tolist(), ids[TOKENS:].tolist(), recipe)
     except Exception as failed:
         return {"verdict": "fails", "message": f"{type(failed).__name__}: {_line(failed)}"}
@@ -220,7 +220,7 @@ def kinds() -> Iterator[tuple[str, bool]]:
     """All types of transformers' causal and image-text mappings, and whether the type has a causal class."""
     causal = {k for k in CONFIG_MAPPING if _maps(MODEL_FOR_CAUSAL_LM_MAPPING, k)}
     images = {k for k in CONFIG_MAPPING if _maps(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, k)}
-    known = [kind for kind, _ in COMMON]
+    known = [kind for kind, *_ in COMMON]
     for kind in [*known, *sorted((causal | images) - set(known))]:
         yield kind, kind in causal
 
@@ -233,7 +233,7 @@ def rows(wanted: list[str], *, quick: bool = False) -> Iterator[dict[str, Any]]:
     """One row per type, judged in processes of their own: one that ends early fails its type, and the next goes on."""
     from benchmarks.provenance import provenance
 
-    names, causal = dict(COMMON), dict(kinds())
+    names, causal = {kind: facts for kind, *facts in COMMON}, dict(kinds())
     left = [kind for kind in causal if not wanted or kind in wanted]
     while left:
         for kind, found in _apart(left, quick):
@@ -243,7 +243,7 @@ def rows(wanted: list[str], *, quick: bool = False) -> Iterator[dict[str, Any]]:
             yield {
                 "table": "models-common" if kind in names else "models-others",
                 "type": kind,
-                "models": names.get(kind, ""),
+                **dict(zip(("models", "before"), names.get(kind, ()), strict=False)),
                 "class": "text" if causal[kind] else "images and text",
                 "verdict": worst["verdict"],
                 **({"error": max(errors)} if errors else {}),

@@ -82,7 +82,8 @@ def build(family: str, *, seed: int = 0) -> PreTrainedModel:
 def capped(seed: int = 0) -> PreTrainedModel:
     """Gemma 2, which caps its attention logits, here so low that it shows."""
     torch.manual_seed(seed)
-    config = Gemma2Config(**SIZES, head_dim=8, sliding_window=16, attn_logit_softcapping=2.0)
+    own = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16, "attn_logit_softcapping": 2.0}
+    config = Gemma2Config(**SIZES, **own)
     return randomise(AutoModelForCausalLM.from_config(config, dtype=torch.float32), seed)
 
 
@@ -98,7 +99,8 @@ def randomise(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 def load(family: str, *, seed: int = 0) -> Model:
     """A random model with random retaining heads, ready for the engine; passing the probe is part of it."""
-    model = wrap(build(family, seed=seed), None, name=family, fingerprint=None)
+    built = capped(seed) if family == "capped" else build(family, seed=seed)
+    model = wrap(built, None, name=family, fingerprint=None)
     model.heads = RetainingHeads.like(model.spec, width=16, seed=seed).requires_grad_(False)
     return model
 

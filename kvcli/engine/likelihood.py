@@ -15,7 +15,7 @@ from torch import Tensor
 from kvcli.cache.base import with_sink
 from kvcli.engine.generate import append_tokens, new_decode_cache
 from kvcli.models.model import Model
-from kvcli_kernels.attention import attention
+from kvcli_kernels.attention import attention, scaled
 
 MIDDLE = (1 / 3, 2 / 3)
 """Layers whose attention is summed, as shares of the depth."""
@@ -103,7 +103,7 @@ def _attention_to(q: Tensor, k: Tensor, scale: float, start: int, stop: int) -> 
     """
     words, total = q.shape[1], k.shape[1]
     grouped = q.float().reshape(k.shape[0], -1, words, q.shape[2])
-    scores = torch.einsum("hgwd,hnd->hgwn", grouped, k.float()) * scale
+    scores = scaled(torch.einsum("hgwd,hnd->hgwn", grouped, k.float()), scale)
     later = torch.ones(words, total, dtype=torch.bool, device=q.device).triu(total - words + 1)
     return scores.masked_fill(later, float("-inf")).softmax(-1)[..., start:stop].sum(-1).mean()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvcli.cache.base import State, with_sink
 from kvcli.cache.context import Context
 from kvcli.types import Rotary
-from kvcli_kernels.attention import attention
+from kvcli_kernels.attention import attention, scaled
 from kvcli_kernels.merge import merge
 
 LabelKind = Literal["prob", "logit", "repeat"]
@@ -107,7 +107,7 @@ class ObserverLayer:
         step = max(1, _WORK // max(1, n * q.shape[0]))
         for start in range(0, q.shape[1], step):
             rows = slice(start, start + step)
-            logits = (q[:, rows].reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float() * scale
+            logits = scaled((q[:, rows].reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float(), scale)
             if self.observer.kind != "logit":
                 logits -= lse[:, rows].reshape(kv_heads, -1, 1)
             yield logits

@@ -91,7 +91,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
 
     Raises:
         ModelError: the policy needs retaining heads, or the storage a calibration or known weights, and the model has
-            none. Also if the storage cannot cap logits, and the model does; or if the policy changes latents.
+            none. Also if the policy changes latents.
     """
     if recipe.policy.needs_heads and model.heads is None:
         raise ModelError(
@@ -102,11 +102,6 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         raise ModelError(
             f"'{recipe}' needs a calibration, and none exists for {model.name}",
             f"kvcli calibrate -m {model.name} FILE…, or another skew",
-        )
-    if model.spec.capped and recipe.storage.name != "dense":
-        raise ModelError(
-            f"'+{recipe.storage.name}' cannot cap attention logits, as {model.name} does",
-            f"--policy '{recipe.policy.name}', without a storage",
         )
     if model.spec.latent and recipe.policy.changes_units:
         raise ModelError(

@@ -266,9 +266,11 @@ class Chunk:
 
         Yields:
             the block's first query, and its causally masked logits ``[H_kv, H / H_kv, rows, u + probe]`` in the model's
-            dtype, with the scale. The caller may overwrite them.
+            dtype, scaled and capped. The caller may overwrite them.
         """
         import torch
+
+        from kvcli_kernels.attention import scaled
 
         q, k = self.rotated
         kv_heads, keys, dim = k.shape
@@ -277,7 +279,7 @@ class Chunk:
         for start in range(first, last, block):
             stop = min(start + block, last)
             rows = q[:, start:stop].reshape(kv_heads, group * (stop - start), dim)
-            logits = (rows @ k.transpose(1, 2)).view(kv_heads, group, stop - start, keys) * self.scale
+            logits = scaled((rows @ k.transpose(1, 2)).view(kv_heads, group, stop - start, keys), self.scale)
             future = position > self.kept + torch.arange(start, stop, device=k.device)[:, None]
             yield start, logits.masked_fill_(future, float("-inf"))
 

@@ -66,6 +66,7 @@ def match(chunk: Chunk, index: Tensor, queries: Tensor, ridge: float = RIDGE) ->
     import torch
 
     from kvcli.eviction.selection import gather
+    from kvcli_kernels.attention import scaled
 
     heads, units = chunk.pos.shape
     v_kept, survivors = gather(chunk.v, index), index.shape[1]
@@ -88,8 +89,8 @@ def match(chunk: Chunk, index: Tensor, queries: Tensor, ridge: float = RIDGE) ->
     for head in range(heads):  # one at a time: weights of all queries are [n, u]
         rows = [q.view(heads, -1, q.shape[-1])[head].float() for q in (q_old, q_new)]
         v, kept = chunk.v[head].float(), v_kept[head].float()
-        y = torch.softmax(rows[0] @ k_old[head].float().T * chunk.scale, dim=-1) @ v
-        x = torch.softmax(rows[1] @ k_new[head].float().T * chunk.scale, dim=-1)
+        y = torch.softmax(scaled(rows[0] @ k_old[head].float().T, chunk.scale), dim=-1) @ v
+        x = torch.softmax(scaled(rows[1] @ k_new[head].float().T, chunk.scale), dim=-1)
         free = x.masked_fill(chunk.pos[head, index[head]] < SINKS, 0.0)
         gram = free @ free.T
         penalty = ridge * gram.diagonal().mean().clamp_min(1e-12)

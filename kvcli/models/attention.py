@@ -14,8 +14,9 @@ from transformers import AttentionInterface
 from kvcli.cache.base import KVCache
 from kvcli.errors import UnsupportedModel
 from kvcli.models.latent import LATENT, Latent
+from kvcli.models.trial import logit_scale
 from kvcli.utils.current_device import current_device
-from kvcli_kernels.attention import CappedScale, LatentScale
+from kvcli_kernels.attention import LatentScale
 
 NAME = "kvcli"
 
@@ -105,8 +106,7 @@ def attend(
             f"{type(module).__name__}, layer {number}: kvcli does not understand {', '.join(problems)};"
             f" q {tuple(query.shape)}, k {tuple(key.shape)}"
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scale = CappedScale(scale, softcap) if softcap else scale
+    scale = logit_scale(query, scaling, softcap)
     latent: Latent | None = getattr(module, LATENT, None)
     if latent is not None:
         with current_device(query.device):

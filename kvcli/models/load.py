@@ -44,6 +44,7 @@ from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
 from kvcli.models.trial import Call
 from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli_kernels.attention import CappedScale
 from kvcli_kernels.linear import prepare
 
 
@@ -316,7 +317,7 @@ def _spec(
         shapes=shapes if len(set(shapes)) > 1 else (),
         owners=owners if owners != tuple(range(len(calls))) else (),
         latent=bool(latents),
-        capped=any(call.capped for call in calls),
+        capped=any(isinstance(call.scale, CappedScale) for call in calls),
         devices=devices if len(set(devices)) > 1 else (),
         dtype=str(module.dtype).removeprefix("torch."),
         device=str(here[0].device),

@@ -24,7 +24,8 @@ def install(calls: Sequence[Call]) -> None:
     """
     for index, (call, following) in enumerate(pairwise(calls)):
         if _predictable(following):
-            call.module.register_forward_pre_hook(partial(_predict, index + 1, following.module), with_kwargs=True)
+            hook = partial(_predict, index + 1, following.module, following.scale)
+            call.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _predictable(call: Call) -> bool:
@@ -39,14 +40,12 @@ def _predictable(call: Call) -> bool:
 
 
 def _predict(
-    index: int, following: nn.Module, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    index: int, following: nn.Module, scale: float, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     cache = attention.current()
     if isinstance(cache, DecodeCache) and cache.prefetches(index):
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        q = queries(following, hidden)
-        scale = getattr(following, "scaling", None)
-        cache.prefetch(index, q, q.shape[-1] ** -0.5 if scale is None else scale)
+        cache.prefetch(index, queries(following, hidden), scale)
 
 
 def queries(layer: nn.Module, hidden: Tensor) -> Tensor:

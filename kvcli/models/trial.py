@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from kvcli.errors import UnsupportedModel
 from kvcli.models.auto_class import attend_by
+from kvcli_kernels.attention import CappedScale
 
 NAME = "kvcli-trial"
 TOKENS, START = 12, 3
@@ -30,7 +31,7 @@ class Call:
         name, module: the attention layer.
         q, k, v: ``[H, m, D]`` as they reach the attention, rotated if the layer rotates.
         window: the layer's sliding window.
-        capped: whether the layer caps its logits.
+        scale: factor on the layer's logits, and their cap.
         source: index of an earlier call whose keys these are, if layers share them.
         hidden: ``[1, m, hidden]``, the layer's input; ``None`` if it has none of that name.
     """
@@ -41,7 +42,7 @@ class Call:
     k: Tensor
     v: Tensor
     window: int | None
-    capped: bool = False
+    scale: float
     source: int | None = None
     hidden: Tensor | None = None
 
@@ -63,17 +64,24 @@ def _observe(
     key: Tensor,
     value: Tensor,
     _attention_mask: Tensor | None = None,
-    scaling: float | None = None,  # noqa: ARG001  # the names are transformers'
+    scaling: float | None = None,  # the names are transformers'
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_flags: Any,
 ) -> tuple[Tensor, None]:
     """Record and return zeros, so that no layer's input depends on what rotates before it."""
     trial, names = _running[-1]
-    made = Call(names.get(module, "?"), module, query[0], key[0], value[0], sliding_window, bool(softcap))
+    scale = logit_scale(query, scaling, softcap)
+    made = Call(names.get(module, "?"), module, query[0], key[0], value[0], sliding_window, scale)
     made.source = next((i for i, c in enumerate(trial.calls) if _same(c.k, made.k) and _same(c.v, made.v)), None)
     trial.calls.append(made)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+
+
+def logit_scale(query: Tensor, scaling: float | None, softcap: float | None) -> float:
+    """The factor on an attention layer's logits, and their cap, of what the layer passes."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return CappedScale(scale, softcap) if softcap else scale
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -26,10 +26,9 @@ class MInference(SparsePrefill):
 
     Differences: all heads have the vertical-slash pattern and the same sizes, as in the authors' released searches but
     for a few heads; there is no search. The patterns are estimated for each chunk, over kept units and the chunk.
-    Layers with a sliding window, attention sinks or capped logits attend to everything, and so does every layer while
-    it has at most ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the
-    patterns. Memory and answers are those of the policy. It gathers keys in plain tensor operations, without a kernel
-    of its own.
+    Layers with a sliding window or attention sinks attend to everything, and so does every layer while it has at most
+    ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the patterns. Memory and
+    answers are those of the policy. It gathers keys in plain tensor operations, without a kernel of its own.
 
     Args:
         vertical: columns per head.
@@ -49,9 +48,8 @@ class MInference(SparsePrefill):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """See :class:`kvcli.sparse_prefill.base.SparsePrefill`."""
         from kvcli.sparse_prefill import vertical_slash
-        from kvcli_kernels.attention import CappedScale
 
-        if self.vertical + self.slash >= k.shape[1] or isinstance(scale, CappedScale):
+        if self.vertical + self.slash >= k.shape[1]:
             return super().attend(q, k, v, scale)
         return vertical_slash.attend(q, k, v, scale, self.vertical, self.slash)
 

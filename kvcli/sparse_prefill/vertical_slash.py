@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvcli_kernels.attention import scaled
+
 BLOCK = 64
 """Queries that share one set of keys, and keys of a block that a diagonal touches."""
 
@@ -65,7 +67,7 @@ def chosen(columns: Tensor, diagonals: Tensor, rows: range) -> Tensor:
 
 def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     (heads, rows, dim), (kv_heads, n, _) = q.shape, k.shape
-    logits = (q.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float().view(heads, rows, n) * scale
+    logits = scaled((q.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float().view(heads, rows, n), scale)
     later = torch.ones(rows, n, dtype=torch.bool, device=q.device).triu(n - rows + 1)
     return logits.masked_fill_(later, -torch.inf).softmax(-1)
 
@@ -88,5 +90,5 @@ def _attend_chosen(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor, 
     at = torch.arange(rows.start, rows.stop, device=q.device)
     hidden = slots[:, None] > at[:, None]
     hidden |= (torch.arange(slots.shape[1], device=q.device) >= counts[:, None])[:, None]
-    weights = ((q @ keys.transpose(1, 2)).float() * scale).masked_fill_(hidden, -torch.inf).softmax(-1)
+    weights = scaled((q @ keys.transpose(1, 2)).float(), scale).masked_fill_(hidden, -torch.inf).softmax(-1)
     return weights.to(v.dtype) @ values

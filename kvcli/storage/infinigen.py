@@ -192,11 +192,13 @@ class PartialKeys:
         :class:`kvcli.storage.offload.layer.Index`."""
         import torch
 
+        from kvcli_kernels.attention import scaled
+
         kv_heads, n, _ = self.keys.shape
         rows = q.reshape(kv_heads, -1, q.shape[2]) @ self.rotation
         margin = torch.full((kv_heads, n), float("-inf"), device=q.device)
         for part in torch.split(rows, 64, dim=1):
-            logits = (part @ self.keys.transpose(1, 2)).float() * scale
+            logits = scaled((part @ self.keys.transpose(1, 2)).float(), scale)
             margin = torch.maximum(margin, (logits - logits.amax(-1, keepdim=True)).amax(1))
         lengths = (margin >= -self.alpha).sum(1).clamp(max=self.max_blocks)
         ids = margin.topk(self.max_blocks, dim=-1).indices

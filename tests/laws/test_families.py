@@ -26,7 +26,7 @@ from kvcli.recipe import default, parse
 from tests.laws.helpers import answer, asked, distance, drain, filled, reference
 from tests.laws.test_prompt_cache import interrupted, run, same
 
-KINDS = [kind for kind, _ in families.COMMON]
+KINDS = [kind for kind, *_ in families.COMMON]
 HYBRIDS = ["qwen3_5", "nemotron_h", "lfm2", "falcon_h1"]
 EXACT = 2e-5
 

@@ -1,5 +1,6 @@
 """Holds of few bits, on tiny models: they are what their codes mean and weigh what was planned."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kvcli.recipe import parse
 from kvcli.storage.base import KeptUnits
 from kvcli.storage.dense import DenseLayer
 from kvcli.storage.packed import PackedLayer
-from kvcli_kernels.attention import ref
+from kvcli_kernels.attention import CappedScale, ref
 from tests import tiny
 from tests.laws.helpers import answer, distance, drain, filled
 
@@ -28,6 +29,7 @@ HOLDS = [
     "turbo(bits=8)",
 ]
 FAMILIES = ["llama", "llama-mha", "gemma3", "mistral-window", "qwen3", "smollm3"]
+SCALES = [0.3, CappedScale(0.3, 2.0)]
 QUESTION = tiny.document(9, seed=3)
 
 
@@ -102,11 +104,11 @@ def test_attending_is_attention_over_the_whole(model, family: str, hold: str) ->
     spec, context = model(family).spec, held(model(family), hold)
     for layer in context.layers:
         k, v = layer.dense()
-        for m in (1, 13):
-            q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m))
+        for m, scale in product((1, 13), SCALES):
+            q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m)) * 3
             start = k.shape[1]
-            o, lse = layer.begin().attend(q, 0.3, start)
-            expected, expected_lse = ref.attention(q, k, v, 0.3, start, layer.window)
+            o, lse = layer.begin().attend(q, scale, start)
+            expected, expected_lse = ref.attention(q, k, v, scale, start, layer.window)
             assert distance(o, expected) < 1e-4
             assert torch.allclose(lse[lse.isfinite()], expected_lse[expected_lse.isfinite()], atol=1e-3)
 

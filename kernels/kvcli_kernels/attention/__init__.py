@@ -5,10 +5,10 @@ from torch import Tensor
 
 from kvcli_kernels.attention import blocked, ref, sdpa
 from kvcli_kernels.attention.latent import LatentScale
-from kvcli_kernels.attention.ref import CappedScale
+from kvcli_kernels.attention.ref import CappedScale, scaled
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["CAPPED_ROWS", "CappedScale", "LatentScale", "attention", "causal_attention"]
+__all__ = ["CAPPED_ROWS", "CappedScale", "LatentScale", "attention", "causal_attention", "scaled"]
 
 CAPPED_ROWS = 64
 """Queries whose logits exist at the same time if no flash kernel of torch serves them. Such a kernel caps no logits,

@@ -16,6 +16,12 @@ class CappedScale(float):
         return made
 
 
+def scaled(products: Tensor, scale: float) -> Tensor:
+    """Return logits of products of queries and keys: scaled, and capped if ``scale`` is a :class:`CappedScale`."""
+    logits = products * scale
+    return scale.cap * torch.tanh(logits / scale.cap) if isinstance(scale, CappedScale) else logits
+
+
 def visible(m: int, n: int, q_start: int, window: int | None, device: torch.device) -> Tensor | None:
     """Mask of the ``n`` keys at positions 0.. that each of ``m`` queries at ``q_start..`` attends to: bool ``[m, n]``.
 
@@ -49,9 +55,7 @@ def attention(
     heads, m, dim = q.shape
     kv_heads, n, _ = k.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
-    logits = torch.einsum("hgmd,hnd->hgmn", grouped, k.float()) * scale
-    if isinstance(scale, CappedScale):
-        logits = scale.cap * torch.tanh(logits / scale.cap)
+    logits = scaled(torch.einsum("hgmd,hnd->hgmn", grouped, k.float()), scale)
     mask = visible(m, n, q_start, window, q.device)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))

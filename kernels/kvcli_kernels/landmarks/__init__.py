@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kvcli_kernels.attention import CappedScale
 from kvcli_kernels.backend import on_triton
 from kvcli_kernels.landmarks import ref
 
@@ -10,7 +11,7 @@ __all__ = ["select_blocks"]
 
 def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
     """See :func:`kvcli_kernels.landmarks.ref.select_blocks`."""
-    if on_triton(q):
+    if on_triton(q) and not isinstance(scale, CappedScale):
         from kvcli_kernels.landmarks import triton
 
         return triton.select_blocks(q, landmarks, scale, count)

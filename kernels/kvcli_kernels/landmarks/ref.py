@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kvcli_kernels.attention.ref import scaled
+
 _QUERIES = 64  # queries whose logits exist at a time
 
 
@@ -15,7 +17,7 @@ def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Ten
     Args:
         q: ``[H, m, D]``, rotated.
         landmarks: ``[H_kv, N, D]``.
-        scale: factor on the logits.
+        scale: factor on the logits; a :class:`kvcli_kernels.attention.CappedScale` caps them too.
         count: number of blocks to select.
 
     Returns:
@@ -31,6 +33,6 @@ def votes(q: Tensor, landmarks: Tensor, scale: float) -> Tensor:
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
     found = q.new_zeros(kv_heads, heads // kv_heads, n, dtype=torch.float32)
     for part in torch.split(grouped, _QUERIES, dim=2):
-        logits = torch.einsum("hgmd,hnd->hgmn", part, landmarks.float()) * scale
+        logits = scaled(torch.einsum("hgmd,hnd->hgmn", part, landmarks.float()), scale)
         found += logits.softmax(-1).sum(2)
     return found.amax(1)

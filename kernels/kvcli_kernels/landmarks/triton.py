@@ -10,17 +10,9 @@ _ROWS, _MARKS = 16, 32
 
 @triton.jit
 def _normalise(
-    p_q,
-    p_marks,
-    p_lse,
-    rows,
-    marks,
-    dim,
-    scale,
-    ROWS: tl.constexpr,
-    MARKS: tl.constexpr,
-    DIM: tl.constexpr,
-):
+    p_q, p_marks, p_lse, rows, marks, dim, scale,
+    ROWS: tl.constexpr, MARKS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
     i_head, i_rows = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_rows, o_dim = i_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     m_rows, m_dim = o_rows < rows, o_dim < dim
@@ -46,19 +38,9 @@ def _normalise(
 
 @triton.jit
 def _vote(
-    p_q,
-    p_marks,
-    p_lse,
-    p_votes,
-    group,
-    m,
-    marks,
-    dim,
-    scale,
-    ROWS: tl.constexpr,
-    MARKS: tl.constexpr,
-    DIM: tl.constexpr,
-):
+    p_q, p_marks, p_lse, p_votes, group, m, marks, dim, scale,
+    ROWS: tl.constexpr, MARKS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
     i_head, i_marks = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_marks, o_dim = i_marks * MARKS + tl.arange(0, MARKS), tl.arange(0, DIM)
     m_marks, m_dim = o_marks < marks, o_dim < dim

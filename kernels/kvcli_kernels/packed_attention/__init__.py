@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kvcli_kernels import recording
-from kvcli_kernels.attention import attention
+from kvcli_kernels.attention import CappedScale, attention
 from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.merge import merge
 from kvcli_kernels.packed_attention import fused_scales, ref
@@ -22,13 +22,14 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     n = k.codes.shape[1]
     if n == 0:
         return ref.packed_attention(q, k, v, scale)
-    rows = q.shape[0] // k.codes.shape[0] * q.shape[1]
-    if on_triton(q) and rows <= _CARD_FEW:
+    rows, capped = q.shape[0] // k.codes.shape[0] * q.shape[1], isinstance(scale, CappedScale)
+    if on_triton(q) and rows <= _CARD_FEW and not capped:
         from kvcli_kernels.packed_attention import triton
 
         return triton.packed_attention(q, k, v, scale)
     if q.device.type == "cpu" and rows <= _FEW and v.tile[0] == 1:
-        kernels = for_cpu("packed_attention") if k.codes.numel() * 8 // k.bits >= _MANY else None
+        many = k.codes.numel() * 8 // k.bits >= _MANY
+        kernels = for_cpu("packed_attention") if many and not capped else None
         if kernels is not None and kernels.serves(k, v):
             return kernels.packed_attention(q, k, v, scale)  # type: ignore[no-any-return]
         return recording.attend(q, lambda: fused_scales.packed_attention(q, k, v, scale))

@@ -24,18 +24,21 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     heads, m, dim = q.shape
     kv_heads, n, _ = k.codes.shape
     rows = (q.float() * scale).reshape(kv_heads, heads // kv_heads * m, dim)
-    term = _block(rows, k, v) if n <= _BLOCK else None
+    cap: float | None = getattr(scale, "cap", None)
+    term = _block(rows, k, v, cap) if n <= _BLOCK else None
     for start in range(0, n if term is None else 0, _BLOCK):
         stop = min(start + _BLOCK, n)
-        part = _block(rows, k.tokens(start, stop), v.tokens(start, stop))
+        part = _block(rows, k.tokens(start, stop), v.tokens(start, stop), cap)
         term = part if term is None else merge(term, part)
     assert term is not None
     return term[0].to(q.dtype).reshape(heads, m, dim), term[1].reshape(heads, m)
 
 
-def _block(q: Tensor, k: Packed, v: Packed) -> tuple[Tensor, Tensor]:
+def _block(q: Tensor, k: Packed, v: Packed, cap: float | None) -> tuple[Tensor, Tensor]:
     """Attend with scaled queries ``[H_kv, r, D]`` to a block of keys."""
     logits = _by_channel(q, k) if k.tile[0] > 1 else _by_token(q, k)
+    if cap is not None:
+        logits = logits.div_(cap).tanh_().mul_(cap)
     highest = logits.amax(-1, keepdim=True)
     weights = logits.sub_(highest).exp_()
     total = weights.sum(-1, keepdim=True)

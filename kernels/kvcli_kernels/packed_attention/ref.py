@@ -13,7 +13,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     Args:
         q: ``[H, m, D]``, rotated.
         k, v: ``[H_kv, n, D]``, packed; keys rotated.
-        scale: factor on the logits.
+        scale: factor on the logits; a :class:`kvcli_kernels.attention.CappedScale` caps them too.
 
     Returns:
         ``(o [H, m, D] in q's dtype, lse [H, m] float32)``; ``lse = -inf`` and ``o = 0`` without keys.

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kvcli_kernels.attention import attention
+from kvcli_kernels.attention import CappedScale, attention
 from kvcli_kernels.backend import for_cpu, on_triton
 from kvcli_kernels.varlen import ref
 
@@ -15,6 +15,8 @@ def varlen_attention(
     """See :func:`kvcli_kernels.varlen.ref.varlen_attention`; without ``lengths`` the whole buffer is in use."""
     if lengths is None:
         return attention(q, k, v, scale, k.shape[1])
+    if isinstance(scale, CappedScale):
+        return ref.varlen_attention(q, k, v, scale, lengths)
     if on_triton(q):
         from kvcli_kernels.varlen import triton
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kvcli_kernels.attention.ref import scaled
+
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Attend with every query to the first ``lengths[h]`` keys of its KV head.
@@ -10,7 +12,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Ten
     Args:
         q: ``[H, m, D]``, rotated.
         k, v: ``[H_kv, n, D]``; entries after a head's length may be any finite number.
-        scale: factor on the logits.
+        scale: factor on the logits; a :class:`kvcli_kernels.attention.CappedScale` caps them too.
         lengths: int64 ``[H_kv]``.
 
     Returns:
@@ -19,7 +21,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Ten
     heads, m, dim = q.shape
     kv_heads, n, _ = k.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, m, dim)
-    logits = torch.einsum("hgmd,hnd->hgmn", grouped, k.float()) * scale
+    logits = scaled(torch.einsum("hgmd,hnd->hgmn", grouped, k.float()), scale)
     unused = torch.arange(n, device=k.device) >= lengths[:, None]
     logits = logits.masked_fill(unused[:, None, None], float("-inf"))
     lse = torch.logsumexp(logits, dim=-1)

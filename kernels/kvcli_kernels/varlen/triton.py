@@ -10,20 +10,9 @@ _ROWS, _UNITS = 16, 32
 
 @triton.jit
 def _kernel(
-    p_q,
-    p_k,
-    p_v,
-    p_lengths,
-    p_o,
-    p_lse,
-    rows,
-    units,
-    dim,
-    scale,
-    ROWS: tl.constexpr,
-    UNITS: tl.constexpr,
-    DIM: tl.constexpr,
-):
+    p_q, p_k, p_v, p_lengths, p_o, p_lse, rows, units, dim, scale,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DIM: tl.constexpr,
+):  # fmt: skip
     i_head, i_rows = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_rows, o_dim = i_rows * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM)
     m_rows, m_dim = o_rows < rows, o_dim < dim
@@ -66,19 +55,8 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, lengths: Ten
     o = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(heads, m, dtype=torch.float32, device=q.device)
     _kernel[kv_heads, triton.cdiv(rows, _ROWS)](
-        q.contiguous(),
-        k.contiguous(),
-        v.contiguous(),
-        lengths,
-        o,
-        lse,
-        rows,
-        units,
-        dim,
-        scale,
-        ROWS=_ROWS,
-        UNITS=_UNITS,
-        DIM=max(16, triton.next_power_of_2(dim)),
+        q.contiguous(), k.contiguous(), v.contiguous(), lengths, o, lse, rows, units, dim, scale,
+        ROWS=_ROWS, UNITS=_UNITS, DIM=max(16, triton.next_power_of_2(dim)),
         num_stages=3 if dim <= 128 else 1,  # limited by the memory of consumer GPUs
-    )
+    )  # fmt: skip
     return o, lse
