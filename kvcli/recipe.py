@@ -99,6 +99,7 @@ class Recipe:
         reasons = {
             f"{changing} gives evicted KV pairs to kept ones": policy.changes_units,
             f"layers share keys in {self.share.name}": self.share.name != "none",
+            f"{policy.name} evicts once more when the text is read": policy.allots,
             f"{self.sparse_prefill.name} has no sum of weights to add to": self.sparse_prefill.name != "none",
         }
         for reason in (text for text, holds in reasons.items() if holds):
@@ -137,10 +138,12 @@ class Recipe:
             return str(self)
         return _join(self.policy, self.share, self.fold, self.sparse_prefill)
 
-    def units(self, layer: int, layers: int) -> int | None:
+    def units(self, layer: int, layers: int, *, final: bool = False) -> int | None:
         """Return the units per KV head that one of ``layers`` layers keeps, without the protected tail; ``None`` for
-        all."""
-        return self.policy.units(layer, layers) if self.storage.limit is None else self.storage.limit
+        all. ``final``: after the policy has divided its budget anew."""
+        if self.storage.limit is not None:
+            return self.storage.limit
+        return self.policy.final_units(layer, layers) if final else self.policy.units(layer, layers)
 
     def with_bits(self, bits: int) -> Recipe:
         """Return the recipe with units stored in ``bits`` bits.

@@ -22,6 +22,7 @@ from kvcli.cache.units import DenseUnits, QuantizedUnits
 from kvcli.cache.workspace import Workspace
 from kvcli.errors import ModelError
 from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
+from kvcli.eviction.selection import gather, select
 from kvcli.fold.base import Folding
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
@@ -146,6 +147,19 @@ class PrefillCache:
         """Bytes of all buffers, workspace included."""
         state = 0 if self.state is None else self.state.nbytes
         return self.workspace.nbytes + sum(layer.nbytes for layer in self._layers) + state
+
+    def allot(self) -> None:
+        """Let the policy divide its budget anew among the layers, once the whole text is read."""
+        if self.limit is not None or not self.policy.allots:
+            return
+        own = [x for x in self._layers if x.window is None and not x.borrows and not x.follows]
+        counts = [max(0, layer.count - self.policy.tail) for layer in own]
+        for layer, budget in zip(own, self.policy.allot([layer.state for layer in own], counts), strict=True):
+            self.budgets[layer.index] = budget
+        for layer in self._layers:
+            if layer.window is None and not layer.borrows:
+                self.budgets[layer.index] = budget = self.budgets[self.leaders[layer.index]] or 0
+                layer.shrink(budget + self.policy.tail)
 
     def copy(self) -> PrefillCache:
         """Return an independent cache with the same units; the model's parts are shared."""
@@ -367,6 +381,21 @@ class PrefillCacheLayer:
             evict()
         self._end_chunk()
         return out
+
+    def shrink(self, count: int) -> None:
+        """Keep the ``count`` units with the best stored scores, and what is protected."""
+        if count >= self.count:
+            return
+        policy, units = self.cache.policy, slice(0, self.count)
+        pos, scores = self.pos[:, units], self.scores[:, units]
+        protected = min(count, policy.newest + policy.tail)
+        index = select(scores, count, sinks=pos < policy.sinks if policy.sinks else None, recent=protected)
+        kept = pos.gather(1, index), scores.gather(1, index)
+        place = index.to(self.k.device)
+        for tensor in (self.k,) if self.v is self.k else (self.k, self.v):
+            tensor[:, :count] = gather(tensor, place)
+        self.pos[:, :count], self.scores[:, :count] = kept
+        self.count = count
 
     def _end_chunk(self) -> None:
         if self.index + 1 == len(self.cache.layers):

@@ -83,6 +83,8 @@ def prefill_steps(
             model.forward(question, cache, logits=False)
         cache.seen += step.new
         yield Prefill(cache.seen, len(ids), cache.kept, perf_counter() - started)
+    with torch.inference_mode():
+        cache.allot()
     return cache
 
 

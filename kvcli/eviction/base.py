@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -60,6 +60,9 @@ class EvictionPolicy:
     evicts_early: ClassVar[bool] = False
     """Whether :meth:`choose` may evict units although no more than the budget are there."""
 
+    allots: ClassVar[bool] = False
+    """Whether the layers share the budget anew once the whole text is read (:meth:`allot`)."""
+
     observers: ClassVar[int] = 0
     """Maximum number of queries, at most 128, whose attention is recomputed at a time; the plan counts their logits."""
 
@@ -98,6 +101,22 @@ class EvictionPolicy:
                 break
             free = above
         return round(scale * shares[layer]) if layer < free and above else floor
+
+    def final_units(self, layer: int, layers: int) -> int | None:
+        """Return what :meth:`units` is after :meth:`allot`, on average over the layers."""
+        return self.units(layer, layers)
+
+    def allot(self, states: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> list[int]:  # noqa: ARG002
+        """Divide the budget among the layers from their running statistics, when the whole text is read.
+
+        Args:
+            states: per layer that evicts, its statistics.
+            counts: units per KV head that it has; it gets no more.
+
+        Returns:
+            units per KV head of each layer.
+        """
+        raise TypeError(f"the policy '{self.name}' does not define allot()")
 
     @property
     def newest(self) -> int:

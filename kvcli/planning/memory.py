@@ -184,7 +184,8 @@ def plan(
     )
     fill = sum(n * rows[i].kv_heads * recipe.storage.unit_nbytes(rows[i], i) for i, n in enumerate(kept))
     host = 0
-    held = [_held(spec, recipe, layer, count) for layer, count in enumerate(kept) if owners[layer] == layer]
+    final = [kept_units(spec, recipe, tokens, layer, final=True) for layer in range(spec.layers)]
+    held = [_held(spec, recipe, layer, count) for layer, count in enumerate(final) if owners[layer] == layer]
     observed = sum(
         recipe.storage.observed_nbytes(rows[i], i, tokens)
         for i, window in enumerate(spec.sliding)

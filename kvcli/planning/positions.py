@@ -7,14 +7,17 @@ from kvcli.recipe import Recipe
 from kvcli.types import ModelSpec
 
 
-def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int) -> int:
-    """Return units per KV head that a layer keeps after ``tokens``; 0 if it borrows those of another layer."""
+def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int, *, final: bool = False) -> int:
+    """Return units per KV head that a layer keeps after ``tokens``; 0 if it borrows those of another layer.
+
+    ``final``: on average over the layers, of a context, if the policy divides the budget after the text.
+    """
     if recipe.share.owners(spec)[layer] != layer:
         return 0
     window = spec.sliding[layer]
     if window is not None:
         return min(tokens, window - 1)
-    budget = recipe.units(recipe.share.leaders(spec)[layer], spec.layers)
+    budget = recipe.units(recipe.share.leaders(spec)[layer], spec.layers, final=final)
     return tokens if budget is None else min(tokens, budget + recipe.policy.tail)
 
 

@@ -63,7 +63,9 @@ def test_any_chunk_size(family: str, chunk: int) -> None:
     assert distance(got, reference(family, body + QUESTION, seen)[-6:]) < 1e-5
 
 
-@pytest.mark.parametrize("recipe", ["full", "h2o(budget=600)", "snapkv(budget=600)", "sirllm(budget=600)"])
+@pytest.mark.parametrize(
+    "recipe", ["full", "h2o(budget=600)", "snapkv(budget=600)", "sirllm(budget=600)", "vlcache(budget=600)"]
+)
 def test_no_policy_disturbs_pictures(recipe: str) -> None:
     body, seen = text("smolvlm")
     got = asked(model("smolvlm"), body, QUESTION, recipe, 16, seen)
