@@ -69,8 +69,10 @@ def check(options: RunOptions) -> Recipe | None:
 def check_reads_pictures(model: str | None) -> None:
     """Refuse pictures for a text model whose config is on this machine. Raises ``ModelError``."""
     from kvcli.models.pictures import require
-    from kvcli.models.resolve import resolve
+    from kvcli.models.resolve import default_name, resolve
 
+    if (model or default_name()) == DEFAULT:  # need not be fetched to know that
+        require(DEFAULT, {})
     try:
         source = drain(resolve(model, offline=True, only_config=True))
     except ModelError:  # not here yet, or loading says why

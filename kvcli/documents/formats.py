@@ -19,7 +19,9 @@ class Kind(NamedTuple):
 
 
 _PIPE = ' | kvcli ask "…"'
-_OCR = "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]')"
+_OCR = (
+    "read it with OCR: the same command with --ocr (pip install 'kvcli[ocr]'); a model that reads pictures: --image {}"
+)
 _OFFICE = 'soffice --headless --convert-to txt {} && kvcli ask NAME.txt "…"'
 _SPEECH = "make a transcript first: whisper {} --output_format txt"
 _UNPACK = "unpack it and name the text files inside"

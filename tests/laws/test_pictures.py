@@ -64,7 +64,15 @@ def test_any_chunk_size(family: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["full", "h2o(budget=600)", "snapkv(budget=600)", "sirllm(budget=600)", "vlcache(budget=600)"]
+    "recipe",
+    [
+        "full",
+        "h2o(budget=600)",
+        "snapkv(budget=600)",
+        "sirllm(budget=600)",
+        "elastic(budget=600)",
+        "vlcache(budget=600)",
+    ],
 )
 def test_no_policy_disturbs_pictures(recipe: str) -> None:
     body, seen = text("smolvlm")

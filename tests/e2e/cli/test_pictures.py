@@ -156,6 +156,11 @@ def test_a_text_model_reads_no_pictures(call: Call, tiny_model: Path) -> None:
             refused(call(*command, "-q", "-m", tiny_model, *option), 4, "text model", "reads no pictures")
 
 
+def test_the_default_model_is_not_fetched_to_say_so(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvcli.models.resolve.resolve", lambda *_, **__: pytest.fail("looked for the model"))
+    refused(call("ask", "-q", "--image", "no.png", "What?"), 4, "smollm2-135m is a text model")
+
+
 def test_the_pictures_of_other_families_are_refused(call: Call, tiny_model: Path, folder: Path) -> None:
     shutil.copytree(tiny_model, folder / "other")
     config = json.loads((tiny_model / "config.json").read_text())
