@@ -102,3 +102,18 @@ def needs_code(name: str, error: BaseException) -> ModelError | None:
         f"{name} needs Python code of its own to be loaded, and kvcli runs no code of a model",
         "a version of the model that transformers supports itself; see: kvcli models ls",
     )
+
+
+def unknown_type(name: str, config: dict[str, Any], error: BaseException) -> ModelError | None:
+    """What to tell of a model whose type transformers does not know; ``None`` if ``error`` says something else."""
+    if "model_type" not in str(error) and "does not recognize this architecture" not in str(error):
+        return None
+    if not (kind := config.get("model_type")):
+        return ModelError(
+            f"{name}: its config.json has no model_type, so its architecture is not known",
+            "the config.json of the model that it was made from",
+        )
+    return ModelError(
+        f"{name} has the architecture {kind}, which is not known here",
+        "a newer transformers (pip install -U transformers), or another model: kvcli models ls",
+    )

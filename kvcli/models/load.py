@@ -143,6 +143,7 @@ def load(
     except (ImportError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise (
             foreign_code.needs_code(source.name, error)
+            or foreign_code.unknown_type(source.name, source.config, error)
             or quantization.unreadable(source, error)
             or ModelError(f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}")
         ) from error

@@ -64,6 +64,17 @@ def test_only_this_refusal_is_translated() -> None:
     assert foreign_code.needs_code("m", ValueError("damaged")) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"), [(None, "has no model_type"), ("weirdo", "has the architecture weirdo, which is not known")]
+)
+def test_an_architecture_that_is_not_known_is_named(model: Path, kind: str | None, message: str) -> None:
+    config = json.loads((model / "config.json").read_text()) | {"model_type": kind, "architectures": ["Weirdo"]}
+    (model / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value}))
+    with pytest.raises(ModelError, match=message) as found:
+        load(drain(resolve(str(model))))
+    assert found.value.hint
+
+
 def test_a_layer_condensed_checkpoint_is_refused_with_the_reason(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "lckv-llama", "architectures": ["LCKVLlamaForCausalLM"], "layer_types": "0_1"}
