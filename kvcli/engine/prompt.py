@@ -48,7 +48,7 @@ _PLAIN = {
     QUESTION_INTRO: f"\n\n{_ABOUT}",
     ANSWER_RULE: "",
 }
-PLAIN_STOPS = ("\n\n", "\nQuestion")
+PLAIN_STOPS = ("\n\n", "\nQuestion", "\nAnswer")
 """Where the answer of such a model ends: it would ask and answer on."""
 
 # transformers keeps split_special_tokens as a state of the tokenizer, so two threads would disturb each other.
@@ -289,8 +289,7 @@ class Prompt:
             for ours, plain in _PLAIN.items():
                 content = content.replace(ours, plain)
             if message["role"] == "user":
-                about = _ABOUT in content
-                text += f"{content}\nAnswer from the text:" if about else f"Question: {content}\nAnswer:"
+                text += f"{content if _ABOUT in content else f'Question: {content}'}\nAnswer:"
             else:
                 text += f" {content}\n\n" if message["role"] == "assistant" else f"{content}\n\n"
         return text

@@ -442,7 +442,8 @@ class Pipeline:
         if self.prompt.plain and answer_format is None:
             stop = (*stop, *PLAIN_STOPS)
         same = kept is not None and visible is context.context
-        begun = reread is None  # what continues "Answer:" begins with a blank
+        blank = reread is not None or self.prompt.plain  # what continues "Answer:" begins with a blank
+        begun = not blank
         cache = kept.begin(self.model, visible, ids) if kept and same else new_decode_cache(self.model, visible)
         said = list(ids)
         try:
@@ -460,7 +461,7 @@ class Pipeline:
                 together=together,
             ):
                 if isinstance(event, Answer):
-                    text = event.text.lstrip() if reread else event.text
+                    text = event.text.lstrip() if blank else event.text
                     event = replace(event, text=text, prompt_tokens=len(ids))
                     if search is not None and quotes:
                         if by_model and not search.by_model:

@@ -21,7 +21,7 @@ def test_the_text_then_a_question_then_its_answer(words) -> None:  # type: ignor
     prompt = Prompt(words)
     assert prompt.plain
     text = words.decode(prompt.document(TEXT) + prompt.question(QUESTION))
-    assert text == f"{TEXT}\n\nQuestion about this text: {QUESTION}\nAnswer from the text:"
+    assert text == f"{TEXT}\n\nQuestion about this text: {QUESTION}\nAnswer:"
 
 
 def test_no_words_of_a_template_are_in_any_prompt(words) -> None:  # type: ignore[no-untyped-def]
@@ -48,7 +48,7 @@ def test_no_words_of_a_template_are_in_any_prompt(words) -> None:  # type: ignor
 def test_the_words_of_a_task_stay(words) -> None:  # type: ignore[no-untyped-def]
     prompt = Prompt(words, before="In French: ", after=" Be short.")
     assert words.decode(prompt.question(QUESTION)) == (
-        f"\n\nQuestion about this text: In French: {QUESTION} Be short.\nAnswer from the text:"
+        f"\n\nQuestion about this text: In French: {QUESTION} Be short.\nAnswer:"
     )
     assert ANSWER_RULE.strip() not in words.decode(Prompt(words).question(QUESTION))
 
