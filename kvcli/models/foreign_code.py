@@ -5,6 +5,7 @@ which may be a document. ``trust_remote_code=False`` at every call refuses inste
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,14 +107,9 @@ def needs_code(name: str, error: BaseException) -> ModelError | None:
 
 def unknown_type(name: str, config: dict[str, Any], error: BaseException) -> ModelError | None:
     """What to tell of a model whose type transformers does not know; ``None`` if ``error`` says something else."""
-    if "model_type" not in str(error) and "does not recognize this architecture" not in str(error):
+    if not re.search("model_type|does not recognize this architecture", str(error)):
         return None
-    if not (kind := config.get("model_type")):
-        return ModelError(
-            f"{name}: its config.json has no model_type, so its architecture is not known",
-            "the config.json of the model that it was made from",
-        )
-    return ModelError(
-        f"{name} has the architecture {kind}, which is not known here",
-        "a newer transformers (pip install -U transformers), or another model: kvcli models ls",
-    )
+    kind = config.get("model_type")
+    what = f"has the architecture {kind}, which" if kind else "has a config.json without model_type: its architecture"
+    hint = "a newer transformers (pip install -U transformers), or another model: kvcli models ls"
+    return ModelError(f"{name} {what} is not known here", hint)

@@ -94,10 +94,8 @@ def config(header: GgufHeader) -> Config | None:
 def _rope(keys: _Keys, found: Config) -> Config:
     header, tensors = keys.header, {}
     for key, name in _ROPE_TENSORS.items():
-        if f"{name}.weight" in header.shapes:
-            from kvcli.models.gguf_tensors import TensorReader
-
-            tensors[key] = TensorReader(header).read(f"{name}.weight").tolist()
+        if values := _values(keys, f"{name}.weight"):
+            tensors[key] = values
     if header.architecture == "gemma4":
         tensors = {}  # they say which numbers of a head do not rotate
     theta, window = float(keys.get("rope.freq_base", 10_000.0)), found["max_position_embeddings"]
@@ -316,20 +314,14 @@ def _deepseek2(keys: _Keys, found: Config) -> Config:
     # Converters leave the scale of Mistral Small 4 out; Mistral Large 3 has it under the name of the architecture here.
     beta = keys.get("attention.temperature_scale", 0.1 if keys.header.architecture == "mistral4" else None)
     if beta is not None:
-        rope = found["rope_parameters"]
-        length = rope.get("original_max_position_embeddings")
+        own = {"llama_4_scaling_beta": beta, "partial_rotary_factor": rotated / int(key)}
+        length = found["rope_parameters"].get("original_max_position_embeddings")
         if length is None or keys.get("attention.temperature_length", length) != length:
             raise ModelError(f"it scales queries by their position, and the original context length is {length}")
-        made |= {
-            "model_type": "mistral4",
-            "head_dim": int(key),
-            "rope_parameters": {**rope, "llama_4_scaling_beta": beta, "partial_rotary_factor": rotated / int(key)},
-        }
+        made |= {"model_type": "mistral4", "head_dim": int(key), "rope_parameters": found["rope_parameters"] | own}
     if keys.header.metadata.get("tokenizer.ggml.pre") == "glm4":
-        made |= {
-            "model_type": "glm4_moe_lite",
-            "mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(keys.layers)],
-        }
+        kinds = ["dense" if i < dense else "sparse" for i in range(keys.layers)]
+        made |= {"model_type": "glm4_moe_lite", "mlp_layer_types": kinds}
     return made
 
 

@@ -85,11 +85,9 @@ class PackedExperts(nn.Module):
         if self.code is None:
             whole: Callable[[], Tensor] = lambda: (packed * scale).to(self.dtype)  # noqa: E731
             kernels: Any = experts() if packed.device.type == "cpu" else None
-            if kernels is None:
-                return whole()
-            if self.turned:
+            if kernels is not None and self.turned:
                 return Matrix(lambda: whole().T, lambda x: kernels.int8_turned(x, packed, scale), turned=True)
-            return Matrix(whole, lambda x: kernels.int8(x, packed, scale))
+            return whole() if kernels is None else Matrix(whole, lambda x: kernels.int8(x, packed, scale))
         from bitsandbytes.functional import QuantState
 
         from kvcli.models.nf4_linear import unpack

@@ -65,7 +65,8 @@ def test_only_this_refusal_is_translated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [(None, "has no model_type"), ("weirdo", "has the architecture weirdo, which is not known")]
+    ("kind", "message"),
+    [(None, "has a config.json without model_type"), ("weirdo", "has the architecture weirdo, which is not known")],
 )
 def test_an_architecture_that_is_not_known_is_named(model: Path, kind: str | None, message: str) -> None:
     config = json.loads((model / "config.json").read_text()) | {"model_type": kind, "architectures": ["Weirdo"]}
