@@ -2,7 +2,7 @@
 
 base       the frozen document, and its prefill cache for further chunks
 evictions  the numbers of turns after which turns were evicted into the context
-tail       later turns, exact and rewindable
+cache      later turns, exact and rewindable
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Conversation:
         self.turns, self.evictions, self.unanswered = list(turns), list(evictions), unanswered
         self.base: ChatContext | None = None
         self.context: Context | None = None
-        self.tail: DecodeCache | None = None
+        self.cache: DecodeCache | None = None
         self._ids: list[int] = []
         self._begun: list[_TurnStart] = []
 
@@ -106,7 +106,7 @@ class Conversation:
     def nbytes(self) -> int:
         """Bytes of context, decode cache and prefill cache."""
         work = None if self.base is None else self.base.work
-        return sum(part.nbytes for part in (self.context, self.tail, work) if part is not None)
+        return sum(part.nbytes for part in (self.context, self.cache, work) if part is not None)
 
     def open(self) -> Generator[Prefill, None, None]:
         """Create the context, replay earlier turns, and evict those that were evicted before; yields eviction progress.
@@ -171,8 +171,8 @@ class Conversation:
         if self._begun:
             begun = self._begun.pop()
             del self._ids[begun.ids :]
-            if self.tail is not None:
-                self.tail.rewind(min(begun.held, self.tail.length))
+            if self.cache is not None:
+                self.cache.rewind(min(begun.held, self.cache.length))
         if self.evictions and self.evictions[-1] > len(self.turns):
             self.evictions = [end for end in self.evictions if end <= len(self.turns)]
             self.forget_ground()
@@ -183,15 +183,15 @@ class Conversation:
         """Remove all turns and keep the document."""
         if self.evictions:
             self.forget_ground()
-        elif self.tail is not None:
-            self.tail.rewind()
+        elif self.cache is not None:
+            self.cache.rewind()
         self.turns, self.evictions, self.unanswered = [], [], None
         self._ids, self._begun = [], []
         self.changed()
 
     def forget_ground(self) -> None:
         """Create the context anew at the next question, as the document or the system message has changed."""
-        self.base = self.context = self.tail = None
+        self.base = self.context = self.cache = None
         self._ids, self._begun = [], []
 
     def _opened(self) -> ChatContext:
@@ -200,7 +200,7 @@ class Conversation:
 
     def _start_from(self, context: Context | None) -> None:
         self.context = context
-        self.tail = new_decode_cache(self.model, context)
+        self.cache = new_decode_cache(self.model, context)
         self._ids, self._begun = [], []
 
     def _queue_turns(self, base: ChatContext, first: int, end: int) -> None:
@@ -243,32 +243,32 @@ class Conversation:
         return min(max_tokens, left), evicted
 
     def _evict_turns(self, base: ChatContext) -> Generator[Prefill, None, None]:
-        base.context = self.context = self.tail = None  # the prefill cache replaces them
+        base.context = self.context = self.cache = None  # the prefill cache replaces them
         context = yield from evict_turns(self.model, base.work, self._ids, base.recipe, chunk=base.chunk)
         self._start_from(context)
 
     def _answer(
         self, base: ChatContext, text: str, sampling: Sampling | None, longest: int, allow_repetition: bool
     ) -> Generator[Token | Answer, None, None]:
-        assert self.tail is not None
-        begun = _TurnStart(len(self._ids), self.tail.length)
-        first, pending = not self.turns, self._ids[self.tail.length :]
+        assert self.cache is not None
+        begun = _TurnStart(len(self._ids), self.cache.length)
+        first, pending = not self.turns, self._ids[self.cache.length :]
         again: Sequence[str] = ()
         sight = self.context
         if base.reread and base.document and self.context:
             again, sight = base.reread(self.context, text)
             if again and pending:
-                append_tokens(self.model, self.tail, pending, chunk=base.chunk)
+                append_tokens(self.model, self.cache, pending, chunk=base.chunk)
                 pending = []
         self._ids += self._question(base, text, first=first)
         made: list[int] = []
         parts: list[str] = []
         answer: Answer | None = None
-        began, read = perf_counter(), self.tail.length
-        self.tail.set_context(sight)
+        began, read = perf_counter(), self.cache.length
+        self.cache.set_context(sight)
         events = generate(
             self.model,
-            self.tail,
+            self.cache,
             pending + self._question(base, text, first=first, again=again),
             sampling=sampling,
             max_tokens=longest,
@@ -287,17 +287,17 @@ class Conversation:
                     yield event
         finally:
             seconds = perf_counter() - began
-            self.tail.set_context(self.context)
-            self.tail.rewind(self.tail.length)  # recurrent layers may be ahead of an interrupted step
+            self.cache.set_context(self.context)
+            self.cache.rewind(self.cache.length)  # recurrent layers may be ahead of an interrupted step
             cut = answer is not None and (answer.cut or base.prompt.plain)  # a stop text is no part of the answer
             if cut:  # the next turn reads the text that was kept
                 made = base.prompt.reply(answer.text if answer else "")
             if answer is None and not made:
                 del self._ids[begun.ids :]
-                self.tail.rewind(min(begun.held, self.tail.length))
+                self.cache.rewind(min(begun.held, self.cache.length))
             else:
                 if again or cut:  # remove the passages but keep earlier turns
-                    self.tail.rewind(read)
+                    self.cache.rewind(read)
                 self._ids += made
                 self._begun.append(begun)
                 finish = answer.finish_reason if answer else "interrupted"

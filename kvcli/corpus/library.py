@@ -4,7 +4,7 @@ A question ranks the sentences of all files. The answer is written after the rea
 passages of several files read again. With an embedding model, each sentence has a vector as well, and its cosine with
 the question counts beside the words (``kvcli.retrieval.quotes.fused``). A directory holds, for each document by its
 digest, the text with its places (``.json``), the index (``.npz``) and the vectors (``.npy``); ``library.json`` lists
-the files. The prefills are saved where all are.
+the files. The prefills are saved with all others.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from typing import Any
 class Span:
     """Where the characters ``start`` to ``end`` (exclusive) of ``Document.text`` came from.
 
-    ``body`` is where the source's own words begin: behind the file's header and the mark ``[page 12]``, which are
+    ``body`` is where the source's own words begin: after the file's header and the mark ``[page 12]``, which are
     kvcli's. ``page`` is the page number, counted from 1, and ``label`` what is printed on the page (``iv``); both
-    are ``None`` where the format has no pages. ``section`` is the path of headings above the text. ``line`` is the line
+    are ``None`` if the format has no pages. ``section`` is the path of headings above the text. ``line`` is the line
     at ``body``, counted from 1: in the file (text formats), or in the extracted text of the page or file (others).
     """
 
@@ -54,7 +54,7 @@ class Document:
 
     ``files`` are the names as given (``stdin`` for standard input; a directory's files one by one). ``bytes`` is their
     size together, and ``sha256`` the digest of their bytes one after the other: ``cat FILES | sha256sum`` prints the
-    same. ``pages`` is how many pages were read, ``None`` where no file has any. ``spans`` cover the text without a gap,
+    same. ``pages`` is how many pages were read, ``None`` if no file has any. ``spans`` cover the text without a gap,
     in order. ``notes`` say what was done on purpose (running heads left out); ``warnings`` what may be missing or
     wrong. ``without_text`` are pages that were asked for and gave nothing to read, as ``(file, page)``. ``pictures``
     are read before the text.
@@ -145,7 +145,7 @@ def join_documents(first: Document, more: Document) -> Document:
     moved = tuple(
         replace(
             span,
-            start=at if not i else span.start + own,  # the words between belong to the first span behind them
+            start=at if not i else span.start + own,  # the words between belong to the first span after them
             end=span.end + own,
             body=span.body + own,
         )

@@ -55,7 +55,7 @@ def walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> Found:
     """The files below ``root`` to read. Links are not followed, so that no cycle and no other place is entered.
 
     ``include`` and ``exclude`` are patterns as in .gitignore. ``include`` narrows what would be read, and brings
-    in files whose ending says that they are packed. Raises ``InputError`` where nothing is left or too much.
+    in files whose ending says that they are packed. Raises ``InputError`` if nothing is left or too much.
     """
     from pathspec import GitIgnoreSpec
 

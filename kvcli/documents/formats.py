@@ -79,7 +79,7 @@ _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
 
 
 def kind(data: bytes, suffix: str) -> Kind:
-    """The format of ``data``; text where nothing says otherwise.
+    """The format of ``data``; text if nothing says otherwise.
 
     The content decides; ``suffix`` (with its dot, may be empty) tells HTML from other marked-up text, and text from
     what has lost the beginning of a PDF, DOCX or EPUB. It names notebooks and mail, which are text.

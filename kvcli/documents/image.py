@@ -1,4 +1,4 @@
-"""Pictures of pages: PNG, JPEG, TIFF, GIF and WebP, read by OCR where ``--ocr`` allows it."""
+"""Pictures of pages: PNG, JPEG, TIFF, GIF and WebP, read by OCR if ``--ocr`` allows it."""
 
 from kvcli.documents.document import Extract, Part, Source
 from kvcli.documents.pages import select
@@ -7,7 +7,7 @@ from kvcli.errors import InputError
 
 
 def extract(source: Source) -> Extract:
-    """The text on a picture, or on each page of a TIFF. Raises ``InputError`` where there is none."""
+    """The text on a picture, or on each page of a TIFF. Raises ``InputError`` if there is none."""
     texts = ocr.pages(source, [])
     if not texts:
         raise InputError(f"{source.name} is damaged: it cannot be opened as a picture", "fetch the file again")

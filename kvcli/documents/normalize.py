@@ -30,14 +30,14 @@ _LETTER = re.compile(rf"[^\W_{_UNSPACED}]")
 
 @dataclass(frozen=True)
 class NormalizedText:
-    """A text to compare by. ``starts[i]`` and ``ends[i]`` are the stretch of the original behind ``text[i]``."""
+    """A text to compare by. ``text[i]`` stands for the original from ``starts[i]`` to ``ends[i]``."""
 
     text: str
     starts: "array[int]"
     ends: "array[int]"
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
-        """The stretch of the original behind ``text[start:end]``, which is not empty."""
+        """The characters of the original that ``text[start:end]`` stands for; it is not empty."""
         return self.starts[start], self.ends[end - 1]
 
     def splits_word(self, at: int) -> bool:

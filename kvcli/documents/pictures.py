@@ -71,7 +71,7 @@ def load(name: str) -> Picture:
 
 
 def decode(data: bytes) -> Any:
-    """A picture's pixels: upright, in RGB, with white where it is transparent. Raises what Pillow raises."""
+    """A picture's pixels: upright, in RGB, with white for what is transparent. Raises what Pillow raises."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(_open(data))

@@ -60,7 +60,7 @@ class Citation:
     quotation marks there. ``quote`` are the source's own words, kvcli's page marks left out, and ``start``, ``end``
     and ``span`` say where in the document's text these are, at the first of ``places`` places; ``line`` is counted as
     :attr:`Span.line` is. Of an unverified quote ``quote`` is the answer's text, ``places`` is 0 and the rest ``None``.
-    ``score`` is the likeness in per cent: 100 where it is verified.
+    ``score`` is the likeness in per cent: 100 if it is verified.
     """
 
     quote: str

@@ -42,7 +42,7 @@ def read(
     web: Web | None = None,
     contents: Mapping[str, bytes] | None = None,
 ) -> Document:
-    """Read ``paths`` in order; ``-`` (or, where no path is given, ``stdin`` alone) is standard input.
+    """Read ``paths`` in order; ``-`` (or, if no path is given, ``stdin`` alone) is standard input.
 
     ``contents`` are the bytes of files that are not here, by name.
 

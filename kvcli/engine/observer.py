@@ -30,28 +30,28 @@ class Observer:
     Args:
         rotary: the model's RoPE.
         context: the text. The pairs attend to all of it, however it is stored.
-        tails: per pair, the number of question ids and of answer ids.
+        pairs: per pair, the number of question ids and of answer ids.
         kind: the label to record; the caller chooses matching pairs.
     """
 
-    def __init__(self, rotary: Rotary, context: Context, tails: Sequence[tuple[int, int]], kind: LabelKind) -> None:
-        self.rotary, self.context, self.tails, self.kind = rotary, context, tails, kind
+    def __init__(self, rotary: Rotary, context: Context, pairs: Sequence[tuple[int, int]], kind: LabelKind) -> None:
+        self.rotary, self.context, self.pairs, self.kind = rotary, context, pairs, kind
         self.state = None if context.state is None else context.state.copy()
         self.layers = [ObserverLayer(self, i) for i in range(len(context.layers))]
 
     def position_ids(self, count: int) -> Tensor:
         """See :class:`kvcli.cache.base.KVCache`; each pair begins after the text."""
         device = self.context.layers[0].pos.device
-        places = [torch.arange(question + answer, device=device) for question, answer in self.tails]
+        places = [torch.arange(question + answer, device=device) for question, answer in self.pairs]
         return self.context.seen + torch.cat(places)[:count]
 
     def take_state(self) -> State | None:
         """See :class:`kvcli.cache.base.KVCache`."""
         return self.state
 
-    def restart(self, tails: Sequence[tuple[int, int]]) -> None:
+    def restart(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Observe other pairs too. The state of recurrent layers sees one pair at a time."""
-        self.tails = tails
+        self.pairs = pairs
         self.state = None if self.context.state is None else self.context.state.copy()
 
     @property
@@ -80,7 +80,7 @@ class ObserverLayer:
         elif observer.context.owners:
             self.new = k, v
         outputs, first = [], 0
-        for question, answer in observer.tails:
+        for question, answer in observer.pairs:
             m = question + answer
             part = slice(first, first + m)
             positions = range(start, start + m)

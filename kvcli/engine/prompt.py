@@ -253,10 +253,10 @@ class Prompt:
         messages = [_user(content), *more]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})
-        before, found, behind = self._render(messages).partition(mark)
+        before, found, after = self._render(messages).partition(mark)
         if not found:
             raise _template_error()
-        return before, behind
+        return before, after
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         if self.plain:

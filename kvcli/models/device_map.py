@@ -72,7 +72,7 @@ def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest
     """
     from accelerate import infer_auto_device_map
 
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # which says the same, and of every reading
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # which says the same each time
     whole, gib = _bytes(module), format_bytes
     kinds = list(getattr(module, "_no_split_modules", None) or [])
     with warnings.catch_warnings():
@@ -97,7 +97,7 @@ def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest
             f"{name} takes {gib(whole)} and {have} {room} for it, less than its first layer needs",
             "--device cpu",
         )
-    # Frequencies, and the last norm, by which a model's heads are found: small, and wanted where they can be read.
+    # Frequencies, and the last norm, by which a model's heads are found: small, and needed in host memory.
     small = [part for part in places if part.split(".")[-1] == "rotary_emb"]
     inside = tuple(f"{layer}." for layer in layers)
     norms = [n for n, m in module.named_modules() if n.split(".")[-1].endswith("norm") and not n.startswith(inside)]

@@ -78,7 +78,7 @@ def load(
         pictures: load the vision tower too, so that pictures can be read.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
-        announce: told in one line where a model that is larger than the card goes (:mod:`kvcli.models.device_map`).
+        announce: receives one line about a model that is larger than the card (:mod:`kvcli.models.device_map`).
 
     Raises:
         UsageError: a dtype or device that does not exist here.

@@ -126,7 +126,7 @@ def suppress_output(source: ModelSource) -> Iterator[None]:
 
 
 def prepare(source: ModelSource) -> None:
-    """Imports the package that reads a quantised checkpoint where it is large: what it takes is not the model's."""
+    """Import a large package that reads a quantised checkpoint, so that its memory is not counted as the model's."""
     if "gptqmodel" in NEEDS.get(method(source) or "", ()):
         with suppress_output(source):
             importlib.import_module("gptqmodel")
@@ -203,7 +203,7 @@ def fit_layers(module: nn.Module, held: str) -> None:
 
 
 def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:
-    """What a person is told of a quantised checkpoint that could not be loaded; ``None`` where it is not quantised."""
+    """What a person is told of a quantised checkpoint that could not be loaded; ``None`` if it is not quantised."""
     own = method(source)
     if own is None:
         return None

@@ -142,13 +142,13 @@ def through_store(model: Model, ids: Tensor, spec: ModelSpec | None = None) -> T
     model.rotary.fix_length(len(ids))
     place: Any = {"dtype": model.dtype, "device": model.device}
     used = spec or model.spec
-    fill = PrefillCache(used, Full(), model.rotary, tokens=body, chunk=CHUNK, state=model.empty_state(), **place)
+    prefilled = PrefillCache(used, Full(), model.rotary, tokens=body, chunk=CHUNK, state=model.empty_state(), **place)
     for start in range(0, body, CHUNK):
         new = min(CHUNK, body - start)
-        fill.step = ChunkStep(start=start, new=new, last=start + new == body)
-        model.forward(ids[start : start + new], fill, logits=False)
-        fill.seen += new
-    cache = DecodeCache(used, model.rotary, freeze(fill, Dense()), **place)
+        prefilled.step = ChunkStep(start=start, new=new, last=start + new == body)
+        model.forward(ids[start : start + new], prefilled, logits=False)
+        prefilled.seen += new
+    cache = DecodeCache(used, model.rotary, freeze(prefilled, Dense()), **place)
     rows = []
     last = len(ids) - STEPS
     for part in (ids[body:last], *torch.split(ids[last:], 1)):

@@ -370,7 +370,7 @@ class Pipeline:
             from_quotes: answer in one line from the three best sentences alone, after worked examples. If no sentence
                 seems to answer, from the context as usual.
             verbatim: with ``from_quotes``: the answer is successive words of one of these sentences.
-            drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once where
+            drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once if
                 the answer repeats it. Answers are the same.
             answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
                 An answer that ``max_tokens`` cuts ends with ``length`` and is not of this form.
@@ -598,13 +598,13 @@ class Pipeline:
         origin: str = "ask",
         keep_cache: bool = False,
     ) -> PrefillRequest:
-        behind = max(QUESTION_TOKENS + ANSWER_TOKENS, len(probe) + longest)
+        after = max(QUESTION_TOKENS + ANSWER_TOKENS, len(probe) + longest)
         tokens, chunk = len(source.ids), self.chunk_size
         return PrefillRequest(
             ids=source.ids,
             recipe=recipe,
             chunk=chunk,
-            horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, behind=behind),
+            horizon=max_position(self.model.spec, recipe, tokens=tokens, chunk=chunk, after=after),
             head=self.prompt_for(source).document("", question=first),
             text=source.document.text,
             document=source.facts,

@@ -32,7 +32,7 @@ SAMPLE = 20_000  # characters of a long text by which its tokens are estimated
 PASSAGES = 3  # default number of passages to re-read; chosen on development cases (docs/log.md)
 PASSAGE = 400  # tokens of a long passage, about
 _MIN_VISIBLE = 32  # units per KV head that stay visible beside re-read passages
-_STATES = 4  # of recurrent layers behind a document: the present one, its marks, and a copy of one
+_STATES = 4  # of recurrent layers after a document: the present one, its marks, and a copy of one
 _HEAD = 64  # tokens of a template's head, about
 
 

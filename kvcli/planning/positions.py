@@ -48,8 +48,8 @@ def check_positions(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int,
     return room
 
 
-def max_position(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, behind: int) -> int:
-    """Return the RoPE positions that prefill and ``behind`` tokens after it will use, in steps of 4,096.
+def max_position(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, after: int) -> int:
+    """Return the RoPE positions that prefill and ``after`` tokens after it will use, in steps of 4,096.
 
     With the steps, questions and answers of common length share a prefill even if RoPE depends on the length.
 
@@ -57,4 +57,4 @@ def max_position(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, be
         TooLongError: as :func:`check_positions`.
     """
     room = check_positions(spec, recipe, tokens=tokens, chunk=chunk, question=0)
-    return min(spec.max_positions, -(-(spec.max_positions - room + behind) // 4096) * 4096)
+    return min(spec.max_positions, -(-(spec.max_positions - room + after) // 4096) * 4096)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 FORMAT = 1
-"""Version of the file format, and of the arithmetic behind it: raise it when a policy comes to keep other units."""
+"""Version of the file format and of the computation. Raise it if a change makes a policy keep other units."""
 
 
 @dataclass(frozen=True)

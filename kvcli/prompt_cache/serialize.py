@@ -71,15 +71,15 @@ def opened(header: CacheHeader) -> Iterator[Tensors]:
         raise damaged(header.path, str(error)[:120]) from None
 
 
-def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
+def blobs(cache: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
     """The tensors of a prefill cache, and with a checkpoint of the same prefill its edge.
 
     Args:
-        fill: the prefill cache, at a chunk boundary or at its end.
+        cache: the prefill cache, at a chunk boundary or at its end.
         edge: the checkpoint before the last chunk; it must stay open until the blobs are written.
     """
     made: list[LazyTensor] = []
-    for layer in fill.layers:
+    for layer in cache.layers:
         at, c = f"layer.{layer.index}.", layer.count
         made += [
             _blob(f"{at}k", layer.k[:, :c]),
@@ -90,8 +90,8 @@ def blobs(fill: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
         ]
         if edge is not None:
             made += _edge(layer, edge)
-    if fill.state is not None:
-        made += [_blob(f"state.{name}", tensor) for name, tensor in fill.state.tensors().items()]
+    if cache.state is not None:
+        made += [_blob(f"state.{name}", tensor) for name, tensor in cache.state.tensors().items()]
         if edge is not None:
             made += [_blob(f"edge.state.{name}", tensor) for name, tensor in edge.states("state.").items()]
     return made
@@ -122,7 +122,7 @@ def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
     ]
 
 
-def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) -> None:
+def restore(cache: PrefillCache, file: Tensors, where: Literal["end", "edge"]) -> None:
     """Put units back into an empty prefill cache of the same model and recipe.
 
     Raises:
@@ -131,7 +131,7 @@ def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) ->
     meta = file.header.meta
     whole = where == "end" or meta.edge == meta.seen
     seen = meta.seen if whole else meta.edge
-    for layer in fill.layers:
+    for layer in cache.layers:
         units = _end(layer, file) if whole else _at_edge(layer, file)
         k, v, scores, pos, state = units
         _check(layer, file, k, v, scores, pos, seen)
@@ -139,18 +139,18 @@ def restore(fill: PrefillCache, file: Tensors, where: Literal["end", "edge"]) ->
         for buffer, tensor in ((layer.k, k), (layer.v, v), (layer.scores, scores), (layer.pos, pos)):
             buffer[:, :c] = tensor
         layer.state = {name: tensor.to(layer.device) for name, tensor in state.items()}
-    _restore_state(fill, file, "state." if whole else "edge.state.")
-    fill.seen = seen
+    _restore_state(cache, file, "state." if whole else "edge.state.")
+    cache.seen = seen
 
 
-def _restore_state(fill: PrefillCache, file: Tensors, prefix: str) -> None:
+def _restore_state(cache: PrefillCache, file: Tensors, prefix: str) -> None:
     found = file.states(prefix)
-    if fill.state is None:
+    if cache.state is None:
         return
     if not found:
         raise damaged(file.header.path, "it has no state of the model's recurrent layers")
     try:
-        fill.state.restore({name: tensor.to(fill.layers[0].device) for name, tensor in found.items()})
+        cache.state.restore({name: tensor.to(cache.layers[0].device) for name, tensor in found.items()})
     except ValueError as error:
         raise damaged(file.header.path, str(error)) from None
 

@@ -335,12 +335,12 @@ def make_example(
     with torch.inference_mode():
         context = freeze(work, Dense())
         if kind == "repeat":
-            tails = _repeated(prompt, ids[head:])
+            pairs = _repeated(prompt, ids[head:])
         else:
-            tails = [(prompt.question(question), prompt.answer(answer)) for question, answer in example.turns]
-        sizes = [(len(q), len(a)) for q, a in tails]
+            pairs = [(prompt.question(question), prompt.answer(answer)) for question, answer in example.turns]
+        sizes = [(len(q), len(a)) for q, a in pairs]
         observer = Observer(model.rotary, context, sizes, kind)
-        for some in [tails] if context.state is None else [[pair] for pair in tails]:
+        for some in [pairs] if context.state is None else [[pair] for pair in pairs]:
             observer.restart([(len(q), len(a)) for q, a in some])
             flat = [i for q, a in some for i in q + a]
             model.forward(torch.tensor(flat, device=model.device), observer, logits=False)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @torch.inference_mode()
 def question_attention(model: Model, context: Context, ids: Sequence[int]) -> list[Tensor | None]:
-    """How much some ids look at each kept unit of a read document.
+    """How much some ids attend to each kept unit of a document.
 
     Args:
         model: the model.
@@ -39,7 +39,7 @@ def question_attention(model: Model, context: Context, ids: Sequence[int]) -> li
 
 
 def attention_by_position(context: Context, labels: Sequence[Tensor | None]) -> Tensor:
-    """:func:`question_attention` by place: float32 ``[seen]``, summed over layers and KV heads; 0 where nothing was
+    """:func:`question_attention` by place: float32 ``[seen]``, summed over layers and KV heads; 0 if nothing was
     kept."""
     total = torch.zeros(context.seen, device=context.layers[0].pos.device)
     for held, label in zip(context.layers, labels, strict=True):
@@ -50,17 +50,16 @@ def attention_by_position(context: Context, labels: Sequence[Tensor | None]) -> 
 
 @torch.inference_mode()
 def narrow_context(context: Context, labels: Sequence[Tensor | None], text: range) -> Context:
-    """The part of a context that is looked at most, as it stands there: nothing moves, and a tail fits behind either.
+    """The part of a context that gets most attention. Units keep their positions, so the same tokens may follow.
 
     Args:
         context: a read document.
         labels: from :func:`question_attention`.
-        text: places of which :func:`kvcli.planning.memory.visible_units` units per KV head stay. Of all others, the
-        template's head
-            and turns of a chat, everything does.
+        text: places of which :func:`kvcli.planning.memory.visible_units` units per KV head stay. All units of other
+            places stay: the beginning of the template, and turns of a chat.
 
     Returns:
-        the context itself where all of it stays.
+        the context itself if all of it stays.
     """
     layers: list[StoredLayer] = []
     for i, (held, label) in enumerate(zip(context.layers, labels, strict=True)):

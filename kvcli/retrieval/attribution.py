@@ -90,9 +90,9 @@ def attribute(
         document: the document.
         question: what was asked.
         answer: the answer's text; without any there are no sources.
-        ids: of the question, where they are not those of :meth:`Prompt.question`.
+        ids: of the question, if they are not those of :meth:`Prompt.question`.
         count: how many at most.
-        tokens: how many were read of the document, where something else was read behind it; by default all.
+        tokens: how many were read of the document, if something else was read after it; by default all.
     """
     pieces = blocks(document)
     reply = prompt.answer(answer) if answer.strip() else []
@@ -129,7 +129,7 @@ def per_block(
 
     Args:
         pieces: in order.
-        offsets: of each of the last places of the reading, its characters.
+        offsets: the characters of each of the last tokens that were read.
         mass, units: ``[seen]``.
     """
     index, k = [], 0
@@ -140,8 +140,8 @@ def per_block(
         index.append(k if k < len(pieces) and middle >= pieces[k].start else len(pieces))
     where = torch.tensor(index, device=mass.device)
     totals = torch.zeros(2, len(pieces) + 1, device=mass.device)
-    behind = mass.shape[0] - len(index)
-    totals.index_add_(1, where, torch.stack([mass[behind:], units[behind:]]))
+    first = mass.shape[0] - len(index)
+    totals.index_add_(1, where, torch.stack([mass[first:], units[first:]]))
     attention, kept = totals[:, :-1].tolist()
     return attention, kept
 
@@ -153,24 +153,24 @@ def parts(values: Sequence[float]) -> list[float]:
 
 
 def over_average(scores: Sequence[float]) -> list[float]:
-    """Each block's score over that of an average block: 1 for all where all are 0."""
+    """Each block's score over that of an average block: 1 for all if all are 0."""
     return lift(scores, [1.0] * len(scores)) if any(scores) else [1.0] * len(scores)
 
 
 def lift(attention: Sequence[float], share: Sequence[float]) -> list[float]:
-    """Each block's attention over its share, both in any unit: 1 for all blocks where they are proportional."""
+    """Each block's attention over its share, both in any unit: 1 for all blocks if they are proportional."""
     few = PRIOR / len(share)
     return [(a + few) / (b + few) for a, b in zip(parts(attention), parts(share), strict=True)]
 
 
 @torch.inference_mode()
 def answer_attention(model: Model, context: Context, ids: Sequence[int], first: int) -> tuple[Tensor, Tensor]:
-    """How much the ids from ``first`` on look at each place of a read document, layer by layer.
+    """How much the ids from ``first`` on attend to each position of a document, layer by layer.
 
     Args:
         model: the model.
         context: the document.
-        ids: a question's and behind it an answer's.
+        ids: of a question and, after it, of an answer.
         first: which of them is the first that counts.
 
     Returns:

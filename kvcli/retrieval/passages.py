@@ -45,7 +45,7 @@ class Retrieved:
 
     Attributes:
         passages: the best one last, which is where it stands next to the question.
-        context: what the question and its answer attend to in place of the whole reading.
+        context: what the question and its answer attend to in place of the whole context.
     """
 
     passages: tuple[Passage, ...]
@@ -73,7 +73,7 @@ def retrieve_passages(
         text: the document.
         question: about it.
         count: passages.
-        tokens: how many were read of the document, where something else was read behind it; by default all.
+        tokens: how many were read of the document, if something else was read after it; by default all.
     """
     spans, places = _spread(prompt, text)
     if len(spans) <= count:
@@ -101,7 +101,7 @@ def fuse_rankings(
     puts high and no word puts first.
 
     Args:
-        attended, shared: per passage, both 0 where nothing is known.
+        attended, shared: per passage, both 0 if nothing is known.
         count: passages.
         thin: whether little was kept of the text.
     """

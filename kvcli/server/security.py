@@ -18,7 +18,7 @@ class Gate:
     """ASGI middleware: Host and Origin against DNS rebinding and foreign web pages, the token, the size of the body.
 
     Args:
-        app: the application behind it.
+        app: the application that it protects.
         hosts: names under which this server may be addressed, with any port; ``None`` for any name.
         token: what ``Authorization: Bearer`` must carry; ``None`` for no check.
         largest: bytes of a request's body.

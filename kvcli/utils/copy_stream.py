@@ -20,10 +20,10 @@ class CopyStream:
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        """What is told here begins after all that the main stream was told before.
+        """Operations started here begin after all earlier operations of the main stream.
 
-        The main stream's tensors that it reads must live until :meth:`join`; ``record_stream`` would see to that, but
-        memory that it is told of in a recording is not used again.
+        Tensors of the main stream that they read must exist until :meth:`join`. ``record_stream`` would ensure that,
+        but during a CUDA graph's capture its memory is not used again.
         """
         if self._stream is None:
             yield
@@ -35,16 +35,16 @@ class CopyStream:
             yield
 
     def mark(self) -> Any:
-        """A point behind all that was told aside so far."""
+        """A point after all copies that were started so far."""
         return None if self._stream is None else self._stream.record_event()
 
     def wait(self) -> None:
-        """The host goes on when all that was told aside is done."""
+        """Wait on the host until all operations of this stream are done."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def join(self, mark: Any) -> None:
-        """What the main stream is told from now on begins after ``mark``; what was told aside since may go on."""
+        """Later operations of the main stream begin after ``mark``; later operations of this stream may go on."""
         if self._stream is not None:
             import torch
 

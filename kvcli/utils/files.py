@@ -53,7 +53,7 @@ def private_dir(path: Path) -> Path:
 
 
 def require_space(path: Path, size: int, what: str) -> None:
-    """Refuse before the first byte is written where ``size`` bytes cannot fit on the disk of ``path``."""
+    """Refuse, before the first byte is written, if ``size`` bytes cannot fit on the disk of ``path``."""
     free = shutil.disk_usage(path).free
     if free < size:
         raise ResourceError(
@@ -119,7 +119,7 @@ def _fsync_directory(directory: Path) -> None:
 
 @contextmanager
 def disk(what: str) -> Iterator[None]:
-    """Say :class:`ResourceError` where a disk or a quota is full."""
+    """Raise :class:`ResourceError` if a disk or a quota is full."""
     try:
         yield
     except OSError as error:

@@ -389,7 +389,7 @@ class ChatSession:
             ("KV cache", format_bytes(talk.context.nbytes if talk.context else 0)),
             ("RAM", format_bytes(talk.context.host_nbytes if talk.context else 0)),
             ("prefill", format_bytes(work.nbytes if work else 0)),
-            ("turns", format_bytes(talk.tail.nbytes if talk.tail else 0)),
+            ("turns", format_bytes(talk.cache.nbytes if talk.cache else 0)),
         ]
         return [*rows, ("in use", f"{format_bytes(used)} of {format_bytes(total)} on {spec.device}")]
 

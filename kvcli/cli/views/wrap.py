@@ -25,7 +25,7 @@ def columns(stream: TextIO) -> int:
 
 
 def wrapped(text: str, width: int, indent: int = 0) -> str:
-    """One paragraph in lines of ``width`` columns, all but the first behind ``indent`` blanks."""
+    """One paragraph in lines of ``width`` columns, all but the first indented by ``indent`` blanks."""
     wrap = WordWrap(width, indent)
     return wrap.feed(text) + wrap.flush()
 

@@ -37,9 +37,9 @@ MEMORY = 8 << 30
 
 
 def pages(source: Source, numbers: Sequence[int]) -> dict[int, str]:
-    """The text on pages of a PDF; on every frame of a picture where ``numbers`` is empty, counted from 1.
+    """The text on pages of a PDF; on every frame of a picture if ``numbers`` is empty, counted from 1.
 
-    Raises ``UsageError`` where RapidOCR is not installed and ``InputError`` where a page takes too long.
+    Raises ``UsageError`` if RapidOCR is not installed and ``InputError`` if a page takes too long.
     """
     if find_spec("rapidocr") is None or find_spec("onnxruntime") is None:
         raise UsageError("OCR is not installed", "pip install 'kvcli[ocr]'")
@@ -102,7 +102,7 @@ def _drawn(data: bytes, numbers: Sequence[int]) -> Iterator[tuple[int, Any, floa
 
 
 def _frames(data: bytes) -> Generator[tuple[int, Any, float], None, None]:
-    """The frames of a picture, made smaller where they are huge."""
+    """The frames of a picture, made smaller if they are huge."""
     from io import BytesIO
 
     import numpy as np

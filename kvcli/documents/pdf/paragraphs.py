@@ -65,7 +65,7 @@ def clean(text: str) -> str:
 
 
 def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
-    """The text of a page: a line is joined to the one before it where that one had no room for its first word."""
+    """The text of a page: a line is joined to the one before it if that one had no room for its first word."""
     if not lines:
         return ""
     steps: dict[int, list[float]] = defaultdict(list)

@@ -25,7 +25,7 @@ def picture(source: Source, page: int, quote: str = "") -> bytes:
     Args:
         source: a PDF.
         page: from 1.
-        quote: words to mark, where the page has them.
+        quote: words to mark, if the page has them.
 
     Raises:
         InputError: the page cannot be drawn.

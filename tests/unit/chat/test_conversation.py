@@ -28,8 +28,8 @@ def say(talk: Conversation, text: str, count: int = 8, **how: object) -> Answer:
 
 def held(talk: Conversation) -> list[torch.Tensor]:
     """Keys and values that the next question attends to: those kept, and those of the tail."""
-    assert talk.tail is not None
-    tail = [t[:, : talk.tail.length].clone() for layer in talk.tail.layers for t in (layer.k, layer.v)]
+    assert talk.cache is not None
+    tail = [t[:, : talk.cache.length].clone() for layer in talk.cache.layers for t in (layer.k, layer.v)]
     kept = [] if talk.context is None else [t for layer in talk.context.layers for t in (layer.k, layer.v)]
     return kept + tail
 
@@ -104,7 +104,7 @@ def test_passages_are_read_for_one_answer_and_leave_no_trace(model, talk: Talk) 
         asked = [*text, *ask(question, passages=shown[question], **given)]  # type: ignore[operator]
         found = [e.id for e in generate(model, tail, asked, max_tokens=8, chunk=CHUNK) if isinstance(e, Token)]
         assert tuple(found) == chat.turns[-1].ids
-        assert chat.tail.length == len(text)  # turns are read once
+        assert chat.cache.length == len(text)  # turns are read once
         text += [*ask(question, **given), *found]  # type: ignore[operator]
         assert chat.used == len(text)
     assert any(say(plain, q).text != turn.answer for q, turn in zip(QUESTIONS, chat.turns, strict=False))
@@ -260,11 +260,11 @@ def test_what_turns_were_evicted_from_is_freed(talk: Talk) -> None:
     gc.collect()
     gc.disable()
     try:
-        old = [ref(chat.context), ref(chat.tail)]
+        old = [ref(chat.context), ref(chat.cache)]
         while not chat.evictions:
             say(chat, QUESTIONS[len(chat.turns)])
         assert [part() for part in old] == [None, None]
-        old = [ref(chat.context), ref(chat.tail), ref(chat.base.work)]  # type: ignore[union-attr]
+        old = [ref(chat.context), ref(chat.cache), ref(chat.base.work)]  # type: ignore[union-attr]
         chat.clear()
         assert [part() for part in old] == [None, None, None]
     finally:

@@ -59,9 +59,9 @@ def test_two_hundred_turns_at_fixed_memory(model: Model, text: str, recipe: str)
             absorbed += isinstance(event, TurnsEvicted)
             if isinstance(event, Answer):
                 answers.append(event.text)
-        assert chat.tail is not None
+        assert chat.cache is not None
         sizes.append(chat.nbytes)
-        rooms.append(chat.tail.nbytes)
+        rooms.append(chat.cache.nbytes)
         if n == 0:
             assert chat.used < ROOM
     rounds = chat.evictions[1]  # by then context, tail and fill have had all their units
