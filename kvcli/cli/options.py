@@ -221,11 +221,12 @@ class AnswerOptions(OptionGroup):
 
     max_tokens: int | None = option(
         "-n, --max-tokens N",
-        f"Longest answer in tokens. Default: {ANSWER_TOKENS:,}. If given, repetition is not cut off.",
+        f"Longest answer in tokens. [default: {ANSWER_TOKENS:,}]",
         None,
         MAIN,
         min=1,
     )
+    allow_repetition: bool = option("--allow-repetition", "Do not end a greedy answer that repeats itself.", False)
     temp: float | None = option("--temp T", "Sampling temperature; 0 is greedy, the default of ask.", min=0.0)
     top_p: float | None = option("--top-p P", "Sample from the likeliest tokens, P in total.")
     top_k: int | None = option("--top-k K", "Sample from the K likeliest tokens.")
@@ -252,7 +253,7 @@ class AnswerOptions(OptionGroup):
 
     def settings(self) -> dict[str, Any]:
         limit = self.max_tokens or ANSWER_TOKENS
-        return {"max_tokens": limit, "allow_repetition": self.max_tokens is not None, "sampling": self.sampling}
+        return {"max_tokens": limit, "allow_repetition": self.allow_repetition, "sampling": self.sampling}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def length_remarks(answer: Answer, limit: int) -> list[str]:
     if answer.stopped_repeating:
         return [
             f"the answer started repeating itself and was stopped after {made:,} tokens;"
-            f" try --repeat-penalty 1.1 or a larger model, or -n {limit} to let it continue"
+            f" try --repeat-penalty 1.1 or a larger model, or --allow-repetition"
         ]
     if answer.finish_reason != "length":
         return []

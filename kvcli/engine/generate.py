@@ -15,6 +15,7 @@ from kvcli.engine.batched_step import Paused, Step, batches_pay
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
 from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay, near_tie
+from kvcli.engine.prompt import ANSWER_RULE, TEXT_END
 from kvcli.engine.repetition import RepetitionGuard
 from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
@@ -109,7 +110,7 @@ def generate(
     first_token_at = started
     count, reason = 0, "length"
     free = allow_repetition or settings.temperature or constraint is not None
-    guard = None if free else RepetitionGuard()
+    guard = None if free else RepetitionGuard((TEXT_END, ANSWER_RULE))
     stopped_repeating = False
     while count < max_tokens:
         assert logits is not None
@@ -153,7 +154,7 @@ def generate(
             cache.extend(1)
     rest = detokenizer.flush() if not stopped_repeating else ""
     if guard is not None:
-        rest = guard.close(rest)
+        rest = guard.close(rest, truncated=reason == "length")
     if rest:
         yield Token(-1, rest)
     yield Answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _END = re.compile(r"""[.!?…]["'”’»)\]*]*(?=\s)|[。！？]|\n""")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
@@ -15,28 +16,35 @@ class RepetitionGuard:
     """Watches a greedy answer: it ends it at a sentence that it has had before, or in a loop of tokens.
 
     A greedy answer that repeats a long sentence rarely comes back from it. Sentences are compared by their words
-    without case; those of fewer than :attr:`SENTENCE` characters and those of code blocks may be repeated. A loop is a
-    stretch of at least :attr:`LOOP` tokens, and of three times the same tokens, with a period of at most
-    :attr:`PERIOD` tokens. Text that may be a repetition is held back until it is none, so that nothing is printed which
-    is then cut. An answer without repetition is unchanged.
+    without case; those of code blocks may be repeated, and those of fewer than :attr:`SENTENCE` characters, or of
+    fewer than :attr:`AGAIN` right after the same one. A loop is a stretch of at least :attr:`LOOP` tokens, and of
+    three times the same tokens, with a period of at most :attr:`PERIOD` tokens. At the end of a truncated answer, a
+    loop of :attr:`TAIL` tokens and twice the same tokens is cut, and the beginning of a sentence that was there. Text
+    that may be a repetition is held back until it is none, so that nothing is printed which is then cut. An answer
+    without repetition is unchanged.
+
+    Args:
+        prompt: sentences of the prompt; an answer that goes on with one of them repeats the prompt.
 
     Attributes:
         text: the answer so far, and after its end without what was repeated.
         repeats: whether it has ended.
     """
 
-    SENTENCE, LOOP, PERIOD = 30, 64, 256
+    SENTENCE, AGAIN, LOOP, TAIL, PERIOD = 30, 12, 64, 16, 256
     _SUSPECT = 3
     """Tokens equal to earlier ones after which a loop is suspected."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Sequence[str] = ()) -> None:
         self.text, self.repeats = "", False
         self._shown = 0  # characters that were returned
         self._ids: list[int] = []
         self._starts: list[int] = []  # where the text of each token begins
         self._runs: dict[int, int] = {}
-        self._seen: set[str] = set()
+        self._prompt = {self._words(sentence) for sentence in prompt}
+        self._seen = set(self._prompt)
         self._sentence = 0  # where the unfinished sentence begins
+        self._last = ""  # the words of the one before it
 
     def push(self, token: int, piece: str) -> str:
         """Add a token and its text; returns the text that can be printed now."""
@@ -51,16 +59,20 @@ class RepetitionGuard:
             return self._cut(self._sentence)
         return self._show(min(self._held_sentence(), self._loop()))
 
-    def close(self, rest: str = "") -> str:
+    def close(self, rest: str = "", *, truncated: bool = False) -> str:
         """End the answer, whose last text is ``rest``; returns what is left to be printed."""
         self.text += rest
-        if not self.repeats and self.text[self._sentence :].strip():
+        at = len(self.text)
+        if truncated and not self.repeats:
+            if len(self._words(self.text[self._sentence :])) >= self.SENTENCE:
+                at = self._held_sentence()
+            if any(run >= max(self.TAIL, period) for period, run in self._runs.items()):
+                at = min(at, self._loop())
+        if at == len(self.text) and not self.repeats and self.text[self._sentence :].strip():
             self.text += "\n"
-            repeated = self._repeated_sentence()
+            at = self._sentence if self._repeated_sentence() else at
             self.text = self.text[:-1]
-            if repeated:
-                return self._cut(self._sentence)
-        return self._show(len(self.text))
+        return self._cut(at) if at < len(self.text) else self._show(at)
 
     def _show(self, end: int) -> str:
         out = self.text[self._shown : max(self._shown, end)]
@@ -85,19 +97,23 @@ class RepetitionGuard:
             words = self._words(self.text[self._sentence : at])
             if not words and end[0] != "\n":  # the number of an item
                 continue
-            if len(words) >= self.SENTENCE and not self._in_code():
-                if words in self._seen:
+            again = len(words) >= self.AGAIN and words == self._last and end[0] != "\n"
+            self._last = words
+            if not self._in_code():
+                begun = words not in self._prompt or bool(self.text[: self._sentence].strip())
+                if (words in self._seen and begun) or again:
                     return True
-                self._seen.add(words)
+                if len(words) >= self.SENTENCE:
+                    self._seen.add(words)
             self._sentence = at
         return False
 
     def _held_sentence(self) -> int:
         """Where the unfinished sentence begins if it may become one that was there; else the end of the text."""
         part = self.text[self._sentence :]
-        if part.strip() and self._seen and not self._in_code():
+        if part.strip() and not self._in_code():
             words = self._words(part)
-            if any(sentence.startswith(words) for sentence in self._seen):
+            if any(sentence.startswith(words) for sentence in (self._last, *self._seen)):
                 return self._sentence
         return len(self.text)
 

@@ -186,7 +186,19 @@ def test_thoughts_are_shown_and_hidden(chat: Open, tmp_path: Path) -> None:
 def test_interrupts_and_a_kill(chat: Open, tiny_model: Path, folder: Path, tmp_path: Path) -> None:
     """Stopped while it reads, the same command reads on; stopped in an answer, it goes on; killed, it is resumed."""
     (folder / "long.txt").write_text(SENTENCE * 400)
-    options = ("-m", tiny_model, "-n", "3000", "--no-cite", "--chunk-size", "64", "--session", "a", "long.txt")
+    options = (
+        "-m",
+        tiny_model,
+        "-n",
+        "3000",
+        "--allow-repetition",
+        "--no-cite",
+        "--chunk-size",
+        "64",
+        "--session",
+        "a",
+        "long.txt",
+    )
     talk = chat(*options)
     talk.wait(r"prefill .* [1-9]\d? %")
     talk.send(CTRL_C)

@@ -128,7 +128,7 @@ def test_whatever_the_locale(kvcli: Kvcli, tiny_model: Path, folder: Path) -> No
 
 def test_the_reader_goes_away(tiny_model: Path, book: Path, environment: dict[str, str]) -> None:
     """``kvcli ask … | head -c 1``: silence and 141."""
-    command = [*PROGRAM, "ask", "-q", "-m", str(tiny_model), "-n", "3000", str(book), "Who?"]
+    command = [*PROGRAM, "ask", "-q", "-m", str(tiny_model), "-n", "3000", "--allow-repetition", str(book), "Who?"]
     process = forked.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -205,7 +205,7 @@ def test_a_signal_while_reading(
 
 def test_a_signal_in_an_answer(slow_model: Path, book: Path, environment: dict[str, str]) -> None:
     """SIGTERM here, and Ctrl-C in the answer as JSON below."""
-    with start(slow_model, book, environment, "-n", "20000") as process:
+    with start(slow_model, book, environment, "-n", "20000", "--allow-repetition") as process:
         assert process.stdout is not None
         first = process.stdout.read(5)
         process.send_signal(signal.SIGTERM)
@@ -225,7 +225,9 @@ def test_a_signal_in_an_answer_as_json(
     import json
 
     for pause in PAUSES:
-        with start(slow_model, book, environment, "-n", "20000", "--json", "--no-cache") as process:
+        with start(
+            slow_model, book, environment, "-n", "20000", "--allow-repetition", "--json", "--no-cache"
+        ) as process:
             wait_for(process.stderr, b"prefill ")  # type: ignore[arg-type]
             time.sleep(pause)
             process.send_signal(signal.SIGINT)

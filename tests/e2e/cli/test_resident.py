@@ -266,7 +266,9 @@ def start(model: Path, folder: Path, environment: dict[str, str], *words: str) -
 
 
 def test_the_reader_goes_away(engines: Engines, tiny_model: Path, folder: Path, environment: dict[str, str]) -> None:
-    with start(tiny_model, folder, environment, "-q", "-n", "3000", "book.txt", "Who?") as process:
+    with start(
+        tiny_model, folder, environment, "-q", "-n", "3000", "--allow-repetition", "book.txt", "Who?"
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)
@@ -305,7 +307,7 @@ def test_ctrl_c_saves_a_prefill_and_the_same_command_goes_on(
 def test_ctrl_c_in_an_answer_keeps_what_is_written(
     slow_model: Path, folder: Path, environment: dict[str, str], engines: Engines
 ) -> None:
-    with start(slow_model, folder, environment, "-n", "20000", "book.txt", "Who?") as process:
+    with start(slow_model, folder, environment, "-n", "20000", "--allow-repetition", "book.txt", "Who?") as process:
         assert process.stdout is not None
         first = process.stdout.read(5)
         process.send_signal(signal.SIGINT)
@@ -320,7 +322,7 @@ def test_ctrl_c_in_an_answer_keeps_what_is_written(
 def test_a_client_that_is_killed_leaves_no_work(
     slow_model: Path, folder: Path, environment: dict[str, str], engines: Engines
 ) -> None:
-    with start(slow_model, folder, environment, "-n", "20000", "book.txt", "Who?") as process:
+    with start(slow_model, folder, environment, "-n", "20000", "--allow-repetition", "book.txt", "Who?") as process:
         assert process.stdout is not None
         process.stdout.read(1)
         process.kill()
@@ -329,7 +331,7 @@ def test_a_client_that_is_killed_leaves_no_work(
 
 def test_two_clients_at_once(kvcli: Kvcli, slow_model: Path, folder: Path, environment: dict[str, str]) -> None:
     """The engine is busy with one for longer than the other waits: that one runs the command itself."""
-    long = start(slow_model, folder, environment, "-q", "-n", "20000", "book.txt", "Who?")
+    long = start(slow_model, folder, environment, "-q", "-n", "20000", "--allow-repetition", "book.txt", "Who?")
     with long:
         assert long.stdout is not None
         long.stdout.read(1)
@@ -366,7 +368,7 @@ def test_on_a_terminal_a_new_engine_is_announced_and_one_that_dies_in_an_answer_
     slow_model: Path, folder: Path, environment: dict[str, str], engines: Engines
 ) -> None:
     kill(engines)
-    words = ["ask", "-m", str(slow_model), "-n", "20000", str(folder / "book.txt"), "Who?"]
+    words = ["ask", "-m", str(slow_model), "-n", "20000", "--allow-repetition", str(folder / "book.txt"), "Who?"]
     child = on_a_terminal(words, {**environment, "COLUMNS": "120"})
     child.expect("starting")
     child.expect("[a-h]{5}")

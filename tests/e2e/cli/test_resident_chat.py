@@ -88,7 +88,18 @@ def test_a_chat_on_a_terminal_leaves_the_engine_to_others(
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\n: < /dev/tty\nprintf 'Written in an editor.' > \"$1\"\n")
     editor.chmod(0o700)
-    talk = chat("-m", slow_model, "-n", "4", "--session", "a", "book.txt", EDITOR=str(editor), VISUAL=str(editor))
+    talk = chat(
+        "-m",
+        slow_model,
+        "-n",
+        "4",
+        "--allow-repetition",
+        "--session",
+        "a",
+        "book.txt",
+        EDITOR=str(editor),
+        VISUAL=str(editor),
+    )
     talk.prompt(1)
     (engine,) = engines()
     assert (engine["state"], engine["leaves_in_s"]) == ("chat", None)

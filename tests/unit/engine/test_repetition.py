@@ -6,20 +6,20 @@ import random
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvcli.engine.repetition import RepetitionGuard
 
 
-def watched(pieces: list[str]) -> tuple[str, RepetitionGuard]:
-    """What is printed of an answer in pieces, each word of which is one token."""
+def watched(pieces: list[str], *, truncated: bool = False) -> tuple[str, RepetitionGuard]:
+    """What is printed of an answer in pieces, each of which is one token."""
     guard, printed = RepetitionGuard(), ""
     for piece in pieces:
         printed += guard.push(hash(piece), piece)
         if guard.repeats:
             break
-    return printed + guard.close(), guard
+    return printed + guard.close(truncated=truncated), guard
 
 
 def words(text: str) -> list[str]:
@@ -75,16 +75,73 @@ def test_a_loop_of_tokens_ends_and_its_first_round_is_kept(period: int) -> None:
     assert len(kept.rstrip()) <= len(printed.rstrip()) <= len(kept) + 3 * 5
 
 
-PIECES = ["the ", "boat ", "left ", "at six. ", "\n", FIRST + " ", "1. ", "```\n"]
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"{FIRST} {FIRST[:40]}", FIRST),
+        (f"{FIRST} It {FIRST[4:40]}", None),
+        ("9" + " .1" * 20, "9 .1"),
+        (f"Yes. {'It is so and so of it. ' * 4}", "Yes. It is so and so of it."),
+    ],
+)
+def test_a_truncated_answer_does_not_end_in_what_was_there(text: str, kept: str | None) -> None:
+    printed, guard = watched(words(text), truncated=True)
+    assert printed == guard.text == (kept or text)
 
 
-PIECES = ["the ", "boat ", "left ", "at six. ", "\n", FIRST + " ", "1. ", "```\n"]
+def test_an_answer_ends_before_it_repeats_the_prompt() -> None:
+    rule = "Answer with the words of the text."
+    for opening, kept in (("It is red.\n\n", "It is red."), ("", f"{rule} Question: Why?")):
+        guard = RepetitionGuard([rule])
+        printed = "".join(guard.push(hash(w), w) for w in words(f"{opening}{rule} Question: Why?") if not guard.repeats)
+        assert (printed + guard.close()).rstrip() == guard.text.rstrip() == kept
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=80))
-def test_what_is_printed_is_what_is_kept(pieces: list[str]) -> None:
-    printed, guard = watched(pieces)
+PIECES = ["the ", "boat ", "left ", "at six. ", "\n", FIRST + " ", "It left at six. ", "1. ", "```\n", "。", ".1"]
+STREAMS = st.builds(
+    lambda opening, loop, rounds, rest: [*opening, *loop * rounds, *rest],
+    st.lists(st.sampled_from(PIECES), max_size=40),
+    st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=30),
+    st.integers(0, 60),
+    st.lists(st.sampled_from(PIECES), max_size=20),
+)
+
+
+@given(STREAMS, st.booleans())
+def test_what_is_printed_is_what_is_kept(pieces: list[str], truncated: bool) -> None:
+    printed, guard = watched(pieces, truncated=truncated)
     whole = "".join(pieces)
     assert printed == guard.text
     assert whole.startswith(printed)
     assert guard.repeats or printed == whole
+
+
+@given(STREAMS, st.booleans())
+def test_no_sentence_is_kept_twice(pieces: list[str], truncated: bool) -> None:
+    text, _ = watched(pieces, truncated=truncated)
+    assume("`" not in text and "~" not in text)  # code may repeat lines
+    sentences = [" ".join(re.findall(r"\w+", s)).casefold() for s in re.split(r"(?<=[.!?…])\s|\n|(?<=[。！？])", text)]
+    sentences = [re.sub(r"^[\W\d_]+", "", sentence) for sentence in sentences]
+    long = [sentence for sentence in sentences if len(sentence) >= RepetitionGuard.SENTENCE]
+    assert len(long) == len(set(long))
+
+
+@given(STREAMS, st.booleans())
+def test_no_loop_of_tokens_is_kept(pieces: list[str], truncated: bool) -> None:
+    """What is left has no three rounds of 64 tokens and more, and if it was truncated, does not end in two of 16."""
+    assume(all(pieces))
+    printed, guard = watched(pieces, truncated=truncated)
+    kept, size = list[str](), 0
+    for piece in pieces:
+        if size + len(piece) > len(printed):
+            break
+        kept.append(piece)
+        size += len(piece)
+    for period in range(1, RepetitionGuard.PERIOD + 1):
+        run = longest = 0
+        for i in range(period, len(kept)):
+            run = run + 1 if kept[i] == kept[i - period] else 0
+            longest = max(longest, run)
+        assert longest < max(RepetitionGuard.LOOP, 2 * period)
+        if truncated and not guard.repeats:
+            assert run < max(RepetitionGuard.TAIL, period)
