@@ -122,7 +122,7 @@ class Quote:
     Attributes:
         text: as it is in the document, from ``char_start`` to ``char_end``.
         source: the file.
-        page: from 1; ``None`` if the format has no pages.
+        page, label: its number from 1, and what is printed on it; ``None`` if the format has none.
         line: as :attr:`kvcli.documents.document.Span.line`.
         char_start, char_end: characters of the document's text.
         score: the probability that it answers, in [0, 1].
@@ -132,6 +132,7 @@ class Quote:
     text: str
     source: str
     page: int | None
+    label: str | None
     line: int
     char_start: int
     char_end: int

@@ -45,12 +45,16 @@ create table if not exists answers (
 
 @dataclass(frozen=True)
 class QuotePlace:
-    """A place that an answer cites: the file as it was named, its page (from 1) or line, and the text there."""
+    """A place that an answer cites: the file as it was named, its page (from 1) or line, and the text there.
+
+    ``label`` is what is printed on the page.
+    """
 
     file: str
     page: int | None
     line: int | None
     quote: str
+    label: str | None = None
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ class Worker:
                 by_model=False,
             ).quotes
             best = next((q for q in found_in if q.supports), None)
-            quotes[name] = None if best is None else {"quote": best.text, "page": best.page, "line": best.line}
+            place = {} if best is None else {"page": best.page, "label": best.label, "line": best.line}
+            quotes[name] = None if best is None else {"quote": best.text, **place}
         return {"fields": quotes}
 
 

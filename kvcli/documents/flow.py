@@ -2,9 +2,11 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvcli.documents.document import Part
+from kvcli.documents.pages import mark
 
 PAGE = "\x02"
 """Around a page label in running text. No white space, or it would be stripped."""
@@ -221,11 +223,18 @@ def left_out(left: Counter[str], name: str) -> list[str]:
     return [f"{name}: not read: {kinds}"] if kinds else []
 
 
-def parts(found: list[TextBlock], *, first_page: int | None = None) -> list[Part]:
-    """Blocks as text, cut at headings and at page marks; each part knows its section, page and line."""
+def parts(found: list[TextBlock], numbers: Sequence[int] = ()) -> list[Part]:
+    """Blocks as text, cut at headings and at page marks; each part knows its section, page and line.
+
+    Args:
+        found: in order.
+        numbers: of the pages, in their order; by default 1, 2, 3 …
+    """
     made: list[Part] = []
     path: list[tuple[int, str]] = []
-    page, label, line = first_page, None, 1
+    page: int | None = None
+    label: str | None = None
+    line, count = 1, 0
     current = Part("", page=page)
     texts: list[str] = []
 
@@ -234,16 +243,16 @@ def parts(found: list[TextBlock], *, first_page: int | None = None) -> list[Part
         texts.append(text)
         line += text.count("\n")
 
-    def cut(mark: str = "") -> None:
+    def cut(above: str = "") -> None:
         nonlocal current
         current.text = "".join(texts)
         texts.clear()
         if current.text:
             made.append(current)
         section = " › ".join(t for _, t in path) or None
-        current = Part("", len(mark), page, label, section, line)
-        if mark:
-            add(mark)
+        current = Part("", len(above), page, label, section, line)
+        if above:
+            add(above)
 
     for i, block in enumerate(found):
         if block.level:
@@ -257,8 +266,9 @@ def parts(found: list[TextBlock], *, first_page: int | None = None) -> list[Part
         pieces = block.text.split(PAGE)
         for j, piece in enumerate(pieces):
             if j % 2:
-                page, label = (page or 0) + 1, piece
-                cut(f"[page {piece}]" + (" " if pieces[j + 1].strip() else ""))
+                count += 1
+                page, label = numbers[count - 1] if numbers else count, piece
+                cut(mark(page, label) + (" " if pieces[j + 1].strip() else ""))
             elif piece:
                 heading = "#" * block.level + " " if block.level and not j else ""
                 add(heading + (piece.lstrip() if j else piece))
@@ -269,9 +279,9 @@ def parts(found: list[TextBlock], *, first_page: int | None = None) -> list[Part
 
 def slide_parts(blocks: list[TextBlock], chosen: list[int]) -> list[Part]:
     """Blocks as parts whose pages are the slides ``chosen``, of which each begins with a page mark."""
-    found = [part for part in parts(blocks) if part.page is not None]
+    found = [part for part in parts(blocks, chosen) if part.page is not None]
     for part in found:
-        part.page, part.label = chosen[(part.page or 1) - 1], None
+        part.label = None
         if part.body:  # the beginning of a slide, before its own title
             part.section = None
     return found

@@ -1,7 +1,7 @@
 """Pictures of pages: PNG, JPEG, TIFF, GIF and WebP, read by OCR if ``--ocr`` allows it."""
 
 from kvcli.documents.document import Extract, Part, Source
-from kvcli.documents.pages import select
+from kvcli.documents.pages import mark, select
 from kvcli.documents.pdf import ocr
 from kvcli.errors import InputError
 
@@ -15,7 +15,7 @@ def extract(source: Source) -> Extract:
         raise InputError(f"{source.name}: OCR found no text on it", "scan it with more dots per inch")
     found = Extract([], pages=len(texts), notes=[f"{source.name} was read by OCR"])
     for number in select(source.options.pages, len(texts), source.name):
-        mark = f"[page {number}]\n" if len(texts) > 1 else ""
-        found.parts.append(Part(f"{mark}{texts[number]}\n\n", len(mark), number))
+        above = f"{mark(number)}\n" if len(texts) > 1 else ""
+        found.parts.append(Part(f"{above}{texts[number]}\n\n", len(above), number))
     found.pages = len(found.parts)
     return found

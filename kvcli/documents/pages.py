@@ -1,4 +1,4 @@
-"""``--pages 1-40,55``: ranges of page numbers, counted from 1 as a viewer counts them."""
+"""Page numbers, counted from 1 as a viewer counts them: ranges (``--pages 1-40,55``), and how they are shown."""
 
 import re
 from collections.abc import Iterable
@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from kvcli.errors import UsageError
 
 Ranges = tuple[tuple[int, int | None], ...]
+
+MARK = r"\[page [^\]\n]{1,60}\]"
+"""A pattern for what :func:`mark` writes."""
 
 _RANGE = re.compile(r"(\d{1,7})?(-)?(\d{1,7})?")
 
@@ -47,6 +50,16 @@ def around(ranges: Ranges, total: int, near: int) -> list[int]:
     for first, last in ranges or ((1, None),):
         chosen.update(range(max(1, first - near), min(total, (last or total) + near) + 1))
     return sorted(chosen)
+
+
+def mark(page: int, label: str | None = None) -> str:
+    """kvcli's own mark in the text of a document: ``[page 22]``, or ``[page 22, printed 14]`` if that differs."""
+    return f"[page {page}, printed {label}]" if label and label != str(page) else f"[page {page}]"
+
+
+def with_label(page: int, label: str | None = None) -> str:
+    """``22``, or ``22 (printed 14)`` if the label of the page differs."""
+    return f"{page} (printed {label})" if label and label != str(page) else str(page)
 
 
 def shown(numbers: Iterable[int]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from kvcli.documents.pages import MARK
+
 Kind = Literal["sentence", "item", "row", "code", "heading"]
 
 LONGEST = 1000
@@ -39,7 +41,7 @@ _LINE = re.compile(r"[^\n\f\v\x1c-\x1e\x85\u2028\u2029]+")
 _FENCE = re.compile(r"\s*(?:```|~~~)")
 _RULE = re.compile(r"\s*(?:[=\-_*~+|:─━═]\s*){3,}$")
 _MARKED = re.compile(
-    r"(?P<heading>#{1,6}[ \t]+\S|\[page [^\]\n]{1,12}\]\s*$|=== .{1,300} ===\s*$)"
+    rf"(?P<heading>#{{1,6}}[ \t]+\S|{MARK}\s*$|=== .{{1,300}} ===\s*$)"
     r"|[ \t]*(?P<option>-{1,2}[A-Za-z?][\w-]*(?=[\s,=\[<]|$)|/[A-Za-z?]+(?=[ \t]{2,}\S))"
     r"|[ \t>]*(?P<item>[-*+•·–—▪◦‣]|\(?\d{1,3}(?:\.\d{1,3})*[.)]|\(?[a-z][.)]|\([ivx]+\))[ \t]+\S"
     r"|(?P<row>[ \t]*\|.*\||[^\t\n]*\S\t+\S|[^\n]{0,60}?\S(?<![.!?]) {3,}\S)"

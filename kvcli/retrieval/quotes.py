@@ -314,7 +314,8 @@ def quote_of(index: SentenceIndex, number: int, score: float, holds: bool | None
     """A sentence of an index as a quote, with its score and whether it supports an answer."""
     document, (start, end, _) = index.document, index.sentences[number]
     span = document.at(start)
-    return Quote(document.text[start:end], span.file, span.page, document.line(start), start, end, score, holds)
+    line = document.line(start)
+    return Quote(document.text[start:end], span.file, span.page, span.label, line, start, end, score, holds)
 
 
 def supports(text: str, question: str, answer: str, language: str) -> bool:

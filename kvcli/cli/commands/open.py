@@ -12,6 +12,7 @@ from kvcli.cli.option_groups import MAIN, annotation
 from kvcli.cli.options import DEBUG, JSON
 from kvcli.cli.question_log import Logged, QuotePlace
 from kvcli.cli.views import terminal
+from kvcli.documents.pages import with_label
 from kvcli.errors import InputError
 
 
@@ -57,9 +58,11 @@ def _open(last: Logged, place: QuotePlace, *, only_link: bool) -> None:
 
 
 def _where(place: QuotePlace) -> str:
-    return f"{place.file}, " + (f"line {place.line}" if place.page is None else f"p. {place.page}")
+    return f"{place.file}, " + (
+        f"line {place.line}" if place.page is None else f"p. {with_label(place.page, place.label)}"
+    )
 
 
 def _facts(last: Logged, place: QuotePlace) -> dict[str, object]:
     address = viewer.link(last.path(place.file), place.page, place.quote)
-    return {"page": place.page, "line": place.line, "quote": place.quote, "link": address}
+    return {"page": place.page, "label": place.label, "line": place.line, "quote": place.quote, "link": address}

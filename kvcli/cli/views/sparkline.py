@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvcli.documents import Document
+from kvcli.documents.pages import with_label
 
 WIDTH = 60
 BARS = " ▁▂▃▄▅▆▇█"
@@ -24,8 +25,10 @@ def shades(rows: Sequence[Sequence[float]]) -> list[str]:
 
 def ends(document: Document, width: int) -> str:
     """Labels for the left and right end of such a row: page numbers if there are pages."""
-    first, last = document.spans[0].page, document.spans[-1].page
-    left, right = ("start", "end") if first is None or last is None else (f"p. {first}", f"p. {last}")
+    first, last = document.spans[0], document.spans[-1]
+    left, right = "start", "end"
+    if first.page is not None and last.page is not None:
+        left, right = (f"p. {with_label(span.page or 0, span.label)}" for span in (first, last))
     return f"{left}{right:>{max(0, width - len(left))}}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kvcli.documents.document import Extract, Part, Source
 from kvcli.documents.flow import comment, left_out
 from kvcli.documents.isolated import run
-from kvcli.documents.pages import around, named, select, shown
+from kvcli.documents.pages import around, mark, named, select, shown
 from kvcli.documents.pdf import inside, layout, paragraphs
 from kvcli.documents.pdf.damage import ends
 from kvcli.documents.pdf.fonts import UNKNOWN
@@ -88,8 +88,8 @@ def extract(source: Source) -> Extract:
     for n in chosen:
         label = pages[n - 1]["label"]
         texts[n - 1] = "\n\n".join([texts[n - 1], *(comment(*c) for c in pages[n - 1].get("comments", ()))]).strip("\n")
-        mark = f"[page {label or n}]\n"
-        found.parts.append(Part(f"{mark}{texts[n - 1]}\n\n", len(mark), n, label, sections(n)))
+        above = f"{mark(n, label)}\n"
+        found.parts.append(Part(f"{above}{texts[n - 1]}\n\n", len(above), n, label, sections(n)))
     told = inside.add(found, source, head["files"]) if head["files"] and not source.inner else []
     found.warnings += _attached(source, [name for name in head["attached"] if name not in told])
     return found
@@ -97,10 +97,10 @@ def extract(source: Source) -> Extract:
 
 def _form(source: Source, lines: list[str]) -> Extract:
     """A dynamic XFA form: its page only says to wait, and a program would have to build the others."""
-    mark, text = "[page 1]\n", "\n\n".join(lines)
+    above, text = f"{mark(1)}\n", "\n\n".join(lines)
     how = "its words and values were read in the order of its template, without its scripts"
     warning = f"{source.name} is a dynamic XFA form: {how}"
-    return Extract([Part(f"{mark}{text}\n\n", len(mark), 1)], pages=1, warnings=[warning])
+    return Extract([Part(f"{above}{text}\n\n", len(above), 1)], pages=1, warnings=[warning])
 
 
 def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:

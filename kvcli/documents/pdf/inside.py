@@ -10,6 +10,7 @@ from typing import Any
 
 from kvcli.documents.document import Extract, Part, Source
 from kvcli.documents.flow import clean
+from kvcli.documents.pages import with_label
 from kvcli.errors import InputError, UsageError
 
 PACKETS = 64
@@ -118,7 +119,7 @@ def add(found: Extract, source: Source, inner: list[dict[str, str]]) -> list[str
             found.notes += extract.notes
             head = f"=== {name} ===\n\n"
             for part in extract.parts:
-                page = f"p. {part.label or part.page}" if part.page else ""
+                page = f"p. {with_label(part.page, part.label)}" if part.page else ""
                 section = " › ".join(filter(None, (name, page, part.section)))
                 mark = head + part.text[: part.body]
                 found.parts.append(Part(mark + part.text[part.body :], len(mark), None, None, section, part.line))

@@ -100,7 +100,7 @@ def test_pages_of_the_printed_book(tmp_path: Path) -> None:
         '<p>three<span epub:type="pagebreak" id="page6"></span></p>'
     )
     document = load(tmp_path, "a.epub", epub({"a.xhtml": body}))
-    assert document.text == "[page iv] One [page 5] two\n\nthree[page 6]\n"
+    assert document.text == "[page 1, printed iv] One [page 2, printed 5] two\n\nthree[page 3, printed 6]\n"
     assert document.at(document.text.index("three")).label == "5"
     assert document.pages == 3
 

@@ -110,7 +110,11 @@ def test_spans_know_page_label_section_and_line(tmp_path: Path) -> None:
         (2, "ii", "Preface"),
         (3, "1", "Chapter I"),
     ]
-    assert "[page ii]" in document.text
+    assert [document.text[s.start : s.body].strip() for s in document.spans] == [
+        "[page 1, printed i]",
+        "[page 2, printed ii]",
+        "[page 3, printed 1]",
+    ]
     at = document.text.index("page three")
     assert document.at(at).page == 3
     assert document.line(at) == 1
