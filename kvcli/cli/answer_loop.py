@@ -64,9 +64,10 @@ def log(
     places = list[question_log.QuotePlace]()
     for c in cited.quotes:
         at = c.span
-        places.append(question_log.QuotePlace(at.file if at else "", at.page if at else None, c.line, c.quote))
+        file, page, label = (at.file, at.page, at.label) if at else ("", None, None)
+        places.append(question_log.QuotePlace(file, page, c.line, c.quote, label))
     for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
-        places.append(question_log.QuotePlace(q.source, q.page, q.line, q.text))
+        places.append(question_log.QuotePlace(q.source, q.page, q.line, q.text, q.label))
     return question_log.add(options, files, record, places, options.previous)
 
 
@@ -92,7 +93,7 @@ def print_answer(
             first = lines  # pipes and files begin with the answer
         else:
             notes += lines
-    writer.end(text, record, marks=citations.marks(cited), notes=notes, first=first)
+    writer.end(text, record, notes=notes, first=first)
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,8 @@ class AnswerLoop:
         if self.task is not None:
             key = self.task.keys[self.task.questions.index(question)]
             record |= {"key": key, "file": self.task.name}
-        print_answer(self.writer, record, answer.text, document, question.text, cited, quotes)
+        text = answer.text if options.answer_format is not None else cited.text or answer.text
+        print_answer(self.writer, record, text, document, question.text, cited, quotes)
         texts = [name for name in document.files if name not in options.images] if document else []
         named = (f"@{self.library.name}",) if self.library else tuple(texts)
         if problem := log(options, named, record, cited, quotes):
@@ -276,6 +278,10 @@ class AnswerLoop:
         quotes: Quotes | None = None
         if not options.quiet:
             row.start("answer")
+        if self.writer.stream and options.cite and context.document is not None and options.answer_format is None:
+            from kvcli.documents.cited_answer import CitedAnswer
+
+            self.writer.citing = CitedAnswer(self._quote_index(context.document), question)
         start = first = time.perf_counter()
         parts, made = list[str](), 0
         events: Iterator[Any]
@@ -368,21 +374,24 @@ class AnswerLoop:
         return out
 
     def _cite(self, context: DocumentContext, question: str, answer: Answer, likely: bool | None = None) -> Citations:
-        from kvcli.documents.quotes import QuoteIndex
         from kvcli.pipeline import Citations
 
         options, cited = self.runs.options, Citations()
         if options.cite and context.document is not None:
-            if self._index is None:
-                self._index = QuoteIndex(self.library.document if self.library else context.document)
+            index = self._quote_index(context.document)
             likely = True if self.writer.as_json and likely is None else likely
             likely = False if self.library is not None else likely  # the model has read one file of them
             likely = False if answer.finish_reason == "interrupted" else likely
             with interruptible("looking for quotes"):
-                cited = self.runs.pipeline.cite(
-                    context, question, answer.text, likely_sources=likely, index=self._index
-                )
+                cited = self.runs.pipeline.cite(context, question, answer.text, likely_sources=likely, index=index)
         return cited
+
+    def _quote_index(self, document: Document) -> QuoteIndex:
+        from kvcli.documents.quotes import QuoteIndex
+
+        if self._index is None:
+            self._index = QuoteIndex(self.library.document if self.library else document)
+        return self._index
 
     def _print_summary(self, report: Report, answer: Answer, left: int) -> None:
         """After the answer: statistics and details if asked for, what was left undone, and where it was written."""

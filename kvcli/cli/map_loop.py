@@ -93,6 +93,8 @@ class MapRun:
             self._ask(source, found, lines)
         finally:
             lines.close()
+        if file is not None:
+            terminal.note("answers", f"{lines.written()} in {file.path}", quiet=self.options.quiet)
         failed = lines.failed_files
         if failed:
             what = terminal.plural(len(found.tasks) + len(found.unreadable), "document")
@@ -201,6 +203,13 @@ class _Lines:
         done = total - len(tasks) - len(self.found.unreadable)
         parts = [terminal.plural(total, "document"), questions]
         return " · ".join([*parts, *([f"{done:,} done before"] if done else [])])
+
+    def written(self) -> str:
+        """How many answers and failures of this command the file has, those of earlier runs among them."""
+        there = sum(key in self.file for key in self._keys) if self.file is not None else 0
+        failed = len(self._failed)
+        answers = terminal.plural(there - failed, "answer")
+        return f"{answers} and {terminal.plural(failed, 'failure')}" if failed else answers
 
     def unreadable(self) -> None:
         """Write the failures of files that cannot be opened."""

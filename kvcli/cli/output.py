@@ -19,6 +19,7 @@ from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
 if TYPE_CHECKING:
+    from kvcli.documents.cited_answer import CitedAnswer
     from kvcli.documents.pdf.highlight import Mark
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;[^\x1b]*\x1b\\")
@@ -29,6 +30,7 @@ class AnswerWriter:
 
     Attributes:
         heading: of the next answer, if there are several; written to pipes and files.
+        citing: puts numbers into the next answer while it is streamed.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class AnswerWriter:
     ) -> None:
         self.path = path
         self.heading = ""
+        self.citing: CitedAnswer | None = None
         self._sections = list[Section]()
         self._marks: list[Mark] = []
         self._inputs = inputs
@@ -76,24 +79,23 @@ class AnswerWriter:
     def write(self, text: str) -> None:
         """Write a piece of the answer."""
         if self.stream:
-            self._begin().write(text)
+            self._begin().write(text if self.citing is None else self.citing.push(text))
 
     def end(
         self,
         text: str,
         record: dict[str, Any],
         *,
-        marks: str = "",
         notes: Sequence[str] = (),
         first: Sequence[str] = (),
     ) -> None:
-        """Finish the answer: ``text`` is all of it, ``record`` its JSON.
+        """Finish the answer: ``text`` is all of it with the numbers of its quotes, ``record`` its JSON.
 
-        ``marks`` follow its last word; ``notes`` are lines below it, ``first`` lines above it if it was not streamed.
+        ``notes`` are lines below it, ``first`` lines above it if it was not streamed.
         """
         sources = tuple(_ANSI.sub("", line) for line in (*notes, *first))
         asked = " · ".join(dict.fromkeys(filter(None, (self.heading, str(record.get("question", ""))))))
-        self._sections.append(Section(asked, f"{text.strip()} {marks}".strip(), sources))
+        self._sections.append(Section(asked, text.strip(), sources))
         if self._export is not None and self._export.suffix == ".pdf":
             self._marks += _marks_of(record, *_pdfs(self._inputs))
         if self.as_json:
@@ -103,7 +105,8 @@ class AnswerWriter:
             if not self.stream:
                 self._paragraphs((*first, "") if first else ())
                 shown.write(text)
-            shown.end(marks)
+            self._end_citing(shown)
+            shown.end()
             self._paragraphs(notes)
         self._finish()
 
@@ -119,8 +122,14 @@ class AnswerWriter:
     def abandon(self) -> None:
         """End the line of an answer that an error cut short."""
         if self._shown is not None:
+            self._end_citing(self._shown)
             self._shown.end()
             self._finish()
+
+    def _end_citing(self, shown: TerminalAnswer | PlainAnswer) -> None:
+        if self.citing is not None:
+            shown.write(self.citing.end())
+            self.citing = None
 
     def _finish(self) -> None:
         self.file.flush()

@@ -3,18 +3,22 @@
 A quote is text between quotation marks of any usual style, or a Markdown block quote. Small models often answer in the
 text's exact words without any marks. So the whole answer, or else a line or a sentence of it, is also a quote if the
 text has it word for word. It is looked up exactly and in no other way, because nothing claims that it is a quote. What
-is found proves that the document has these words, and not that they answer the question.
+is found proves that the document has these words, and not that they answer the question. A heading or a running head
+without marks is no quote.
+
+A single word in quotation marks is a quote only if the document has it in one place, and the question has not. Else
+it is the name of something, and the first of its places says nothing.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 from kvcli.documents.document import Document, Span
-from kvcli.documents.normalize import NormalizedText, normalize
-from kvcli.documents.sentences import split_sentences
+from kvcli.documents.normalize import UNSPACED, NormalizedText, normalize
+from kvcli.documents.pages import MARK
 
 Status = Literal["verified", "repaired", "unverified"]
 
@@ -45,11 +49,15 @@ _STYLES = (
 _MARKED = re.compile("|".join(_STYLES), re.MULTILINE)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _GAP = re.compile(r"\s*[\[(]?(?:\.\s?\.\s?\.|…)\.?[\])]?\s*")
-_LINE = re.compile(r"[^\n]+")
 _BULLET = re.compile(r"[\s\-–—*•#>:,;.…]*(?:\d+[.)]\s+)?")
 _STOPS = " \t\n,;:.!?…。、！？*"
-_PAGE = re.compile(r"\[page [^\]\n]{1,12}\]")
+_PAGE = re.compile(MARK)
 _WORD = re.compile(r"\w")
+_LETTER = re.compile(r"[^\W\d_]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_NUMBERING = re.compile(r"^[\W\d_]+")
+_TITLE = 8
+"""Characters below which a heading may be a word of any sentence."""
 
 
 @dataclass(frozen=True)
@@ -105,36 +113,51 @@ class QuoteIndex:
         """The document's text without kvcli's marks, to compare by."""
         return normalize(self.document.text, ((s.start, s.body) for s in self.document.spans if s.body > s.start))
 
+    @cached_property
+    def _titles(self) -> list[str]:
+        """The headings of the document, folded, the longest first."""
+        titles = {title for span in self.document.spans for title in (span.section or "").split(" › ")}
+        folded = (_NUMBERING.sub("", folded_quote(title)).casefold() for title in titles)
+        return sorted({title for title in folded if len(title) >= _TITLE}, key=len, reverse=True)
+
+    def heading(self, text: str) -> bool:
+        """Whether a text is a heading or a running head: little remains of it without the document's headings."""
+        rest = folded_quote(text).casefold()
+        whole = len(_LETTER.findall(rest))
+        for title in self._titles:
+            rest = rest.replace(title, " ")
+        return 3 * len(_LETTER.findall(rest)) < whole
+
     def cite(self, answer: str, question: str = "") -> list[Citation]:
         """The quotes of an answer in its order; no two share a character of it, or are the same place of the document.
 
         Words of the ``question`` that the answer repeats without quotation marks are no quote.
         """
-        asked = folded_quote(question)
-        found = [c for start, end in marked(answer) if (c := self._marked(answer, start, end))]
-        taken = [(c.answer_start, c.answer_end) for c in found]
-        for start, end in unmarked(answer):
-            echo = bool(asked) and folded_quote(answer[start:end]) in asked
-            free = not echo and all(end <= a or b <= start for a, b in taken)
-            if free and (c := self._exact(answer, start, end, marked=False)):
-                found.append(c)
-                taken.append((start, end))
-        once = list[Citation]()
-        for c in sorted(found, key=lambda c: c.answer_start):
-            if c.start is None or not any(e.start is not None and _within(c, e) for e in once):
-                once.append(c)
-        return once
+        return self.cited(answer, question)[1]
 
-    def _marked(self, answer: str, start: int, end: int) -> Citation | None:
+    def cited(self, answer: str, question: str = "") -> tuple[str, list[Citation]]:
+        """The answer with ``[n]`` after each quote that the document has, and its quotes."""
+        from kvcli.documents.cited_answer import CitedAnswer
+
+        growing = CitedAnswer(self, question)
+        text = growing.push(answer) + growing.end()
+        return text, growing.citations
+
+    def marked(self, answer: str, start: int, end: int, asked: str = "") -> Citation | None:
+        """What stands in quotation marks, as a quote; ``asked`` is the folded question."""
         if not _WORD.search(answer, start, end):
             return None
-        return (
-            self._exact(answer, start, end)
+        found = (
+            self.exact(answer, start, end)
             or self._alike(answer, start, end)
             or Citation(answer[start:end], "unverified", start, end)
         )
+        text = answer[start:end].strip()
+        word = len(text) < LEAST_PART and len(text.split()) == 1 and not _UNSPACED.search(text)
+        named = found.places > 1 or (found.places and re.search(rf"\b{re.escape(folded_quote(text))}\b", asked))
+        return None if word and named else found
 
-    def _exact(self, answer: str, start: int, end: int, *, marked: bool = True) -> Citation | None:
+    def exact(self, answer: str, start: int, end: int, *, marked: bool = True) -> Citation | None:
         """Verified: as it stands, or without the punctuation that a sentence of the answer's own put at its ends."""
         for a, b in dict.fromkeys([(start, end), trimmed(answer, start, end)]):
             places = list(self._places(folded_quote(answer[a:b]))) if a < b else []
@@ -190,7 +213,7 @@ class QuoteIndex:
         return "".join(parts).strip()
 
 
-def _within(one: Citation, other: Citation) -> bool:
+def within(one: Citation, other: Citation) -> bool:
     """Whether a place in the document is a part of another one."""
     return (other.start or 0) <= (one.start or 0) and (one.end or 0) <= (other.end or 0)
 
@@ -200,14 +223,23 @@ def folded_quote(text: str) -> str:
     return normalize(text, (m.span() for m in _PAGE.finditer(text))).text.strip()
 
 
-def marked(answer: str) -> list[tuple[int, int]]:
-    """The stretches of an answer that are marked as quotes: cut at omissions (…), without them and without marks."""
-    found: list[tuple[int, int]] = []
-    for match in _MARKED.finditer(answer):
+def marked(
+    answer: str, start: int = 0, end: int | None = None, *, line: bool = True, final: bool = True
+) -> list[tuple[int, int, int]]:
+    """The stretches of an answer that are marked as quotes: cut at omissions (…), without them and without marks.
+
+    The third number is the end of what closes it. ``line`` says whether a line ends at ``end``, and so a block quote;
+    ``final`` whether the answer does, and so a quote that nothing closes.
+    """
+    found: list[tuple[int, int, int]] = []
+    for match in _MARKED.finditer(answer, start, len(answer) if end is None else end):
         assert match.lastgroup is not None
-        start, end = match.span(match.lastgroup)
-        if _PARAGRAPH.search(answer, start, end) is None:
-            found += _without_gaps(answer, start, end)
+        body = match.span(match.lastgroup)
+        open_ = (match.lastgroup == "m" and not line) or (
+            match.end() == body[1] and match.lastgroup == "a" and not final
+        )
+        if not open_ and _PARAGRAPH.search(answer, *body) is None:
+            found += ((a, b, match.end()) for a, b in _without_gaps(answer, *body))
     return found
 
 
@@ -224,23 +256,6 @@ def _nonempty(answer: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     start, end = start + len(body) - len(body.lstrip()), end - len(body) + len(body.rstrip())
     if start < end:
         yield start, end
-
-
-def unmarked(answer: str) -> list[tuple[int, int]]:
-    """What may be a quote without marks: the whole answer, then its lines and sentences, if long enough."""
-    lines = (match.span() for match in _LINE.finditer(answer))
-    sentences = ((s.start, s.end) for s in split_sentences(answer, items=False))
-    pieces = [(0, len(answer)), *lines, *sentences]
-    return list(_long_enough(answer, dict.fromkeys(trimmed(answer, a, b) for a, b in pieces)))
-
-
-def _long_enough(answer: str, pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    whole = trimmed(answer, 0, len(answer))
-    for start, end in pieces:
-        text = answer[start:end]
-        least = LEAST if (start, end) == whole or " " not in text else LEAST_PART
-        if end - start >= least and (" " in text or not text.isascii()):
-            yield start, end
 
 
 def trimmed(answer: str, start: int, end: int) -> tuple[int, int]:

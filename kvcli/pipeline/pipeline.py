@@ -572,13 +572,13 @@ class Pipeline:
         document = context.document
         if document is None:
             return Citations()
-        quotes = tuple((index or QuoteIndex(document)).cite(answer, question))
+        text, quotes = (index or QuoteIndex(document)).cited(answer, question)
         grounded = any(quote.status == "verified" for quote in quotes)
         likely: Sequence[LikelySource] = ()
         if context.context is not None and (likely_sources or (likely_sources is None and not grounded)):
             prompt = self.prompt_for(context.source)
             likely = attribute(self.model, prompt, context.context, document, question, answer)
-        return Citations(quotes, tuple(likely), grounded)
+        return Citations(tuple(quotes), tuple(likely), grounded, text)
 
     # --- within ---
 

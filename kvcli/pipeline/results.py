@@ -107,11 +107,13 @@ class Citations:
         quotes: passages that the answer quotes, verified against the text.
         likely_sources: pages that the answer attends to most.
         grounded: whether any quote is verified; ``None`` if nothing was looked up.
+        text: the answer with ``[n]`` after each of the ``quotes`` that the document has.
     """
 
     quotes: tuple[Citation, ...] = ()
     likely_sources: tuple[LikelySource, ...] = ()
     grounded: bool | None = None
+    text: str = ""
 
     def covered(self, answer: str) -> float:
         """The share of an answer's characters, blanks not counted, that verified quotes cover: 0 to 1."""

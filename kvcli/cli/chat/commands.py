@@ -22,7 +22,7 @@ from kvcli.errors import InputError, KvcliError, UsageError
 
 if TYPE_CHECKING:
     from kvcli.cli.chat.session import ChatSession
-    from kvcli.documents import Document
+    from kvcli.documents import Document, Span
 
 FOUND = 20
 MORE_QUOTES = 10
@@ -97,16 +97,20 @@ class Commands:
     def do_page(self, rest: str) -> None:
         """/page N — show a page, by its number or its printed one."""
         document = self._document()
-        spans = [span for span in document.spans if span.page is not None and str(span.page) == rest]
-        spans = spans or [span for span in document.spans if span.label is not None and span.label == rest]
+        own = [span for span in document.spans if span.page is not None and str(span.page) == rest]
+        printed = [span for span in document.spans if span.label is not None and span.label == rest]
+        spans = own or printed
         if not spans and not rest.isdecimal():
             raise UsageError(f"'{rest}' is not the number of a page", "/page 12")
         if not spans:
             pages = [span.page for span in document.spans if span.page is not None]
             there = f"pages are {min(pages)} to {max(pages)}" if pages else "the document has no pages"
             raise InputError(f"there is no page {int(rest):,}: {there}", "/find TEXT")
-        for span in spans:
-            _say(terminal.strip_control(document.text[span.body : span.end].strip("\n")))
+        texts = [text for span in spans if (text := document.text[span.body : span.end].strip("\n")).strip()]
+        for text in texts or [f"{_place(document, spans[0])} has no text"]:
+            _say(terminal.strip_control(text))
+        if own and (others := [span for span in printed if span not in own]):
+            _say(f"the page printed {rest} is {_place(document, others[0])}: /page {others[0].page}")
 
     def do_find(self, rest: str) -> None:
         """/find TEXT — search the documents."""
@@ -229,7 +233,7 @@ class Commands:
         elif name == "sampling" and value == "model":
             session.given = None
         elif name == "max_tokens":
-            session.max_tokens, session.allow_repetition = int(_number(name, value, int)), True
+            session.max_tokens = int(_number(name, value, int))
         elif name in SAMPLING:
             from kvcli.engine.sampling import Sampling
 
@@ -272,7 +276,7 @@ class Commands:
             raise UsageError("no file was named", "/export chat.md")
         path = Path(rest).expanduser()
         self.session.save()
-        export(path, self.session.saved, self.session.turn_sources)
+        export(path, self.session.saved, self.session.cited_turn)
         terminal.note("exported", str(path), quiet=self.session.quiet)
 
     def do_stats(self, _rest: str) -> None:
@@ -329,6 +333,10 @@ class Commands:
         if document is None:
             raise InputError("there is no document", "/add FILE")
         return document
+
+
+def _place(document: Document, span: Span) -> str:
+    return citations.where(document, span, span.line)
 
 
 def _say(text: str) -> None:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 SUFFIXES = (".md", ".html", ".json")
 
 
-def export(path: Path, saved: Transcript, sources: Callable[[Turn], list[str]]) -> None:
+def export(path: Path, saved: Transcript, cited: Callable[[Turn], tuple[str, list[str]]]) -> None:
     """Write a conversation to a file.
 
     Args:
         path: its suffix is the form.
         saved: the conversation.
-        sources: gives the citations of a turn, one line each.
+        cited: gives the answer of a turn with the numbers of its citations, and these, one line each.
 
     Raises:
         UsageError: another suffix.
@@ -37,7 +37,10 @@ def export(path: Path, saved: Transcript, sources: Callable[[Turn], list[str]]) 
     if path.suffix == ".json":
         text = json.dumps(asdict(saved), ensure_ascii=False, indent=1) + "\n"
     else:
-        sections = [Section(t.question, t.answer.strip() or "(no answer)", tuple(sources(t))) for t in saved.turns]
+        sections = []
+        for turn in saved.turns:
+            answer, lines = cited(turn)
+            sections.append(Section(turn.question, answer.strip() or "(no answer)", tuple(lines)))
         text = as_markdown(title, sections) if path.suffix == ".md" else as_html(title, sections)
     try:
         transcript.write(path, text)

@@ -16,6 +16,7 @@ from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
+from kvcli.documents.cited_answer import CitedAnswer
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
@@ -101,14 +102,21 @@ class ChatSession:
     def recall(self, turns: int = 1) -> None:
         """Print the last turns of the conversation, dim."""
         for turn in self.talk.turns[-turns:]:
-            answer = strip_reasoning(turn.answer, thinking=self.setup.prompt.thinks)
+            answer = self._without_reasoning(turn.answer)
             for text in (f"> {short(turn.question)}", *answer.strip().split("\n")):
                 terminal.paragraph(sys.stdout, terminal.strip_control(text), "dim")
 
-    def turn_sources(self, turn: transcript.Turn) -> list[str]:
-        """The citations of an answer, one line each."""
+    def cited_turn(self, turn: transcript.Turn) -> tuple[str, list[str]]:
+        """An answer with the numbers of its citations, and these, one line each."""
         document = self.setup.document
-        return [] if document is None else citations.lines(document, self._cited(turn.answer, turn.question))
+        if document is None:
+            return turn.answer, []
+        cited, body = self._cited(turn.answer, turn.question), self._without_reasoning(turn.answer)
+        head, found, tail = turn.answer.rpartition(body)
+        return head + cited.text + tail if found else turn.answer, citations.lines(document, cited)
+
+    def _without_reasoning(self, answer: str) -> str:
+        return strip_reasoning(answer, thinking=self.setup.prompt.thinks)
 
     def close(self) -> None:
         """Release the session for other processes."""
@@ -163,14 +171,14 @@ class ChatSession:
 
     def ask(self, text: str) -> None:
         """Ask a question and show its answer. Ctrl-C stops the answer and keeps the partial text."""
-        self._show(self.talk.ask(text, **self._how()))
+        self._show(self.talk.ask(text, **self._how()), text)
 
     def retry(self) -> None:
         """Ask the last question again."""
         text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
         if text:
             terminal.note("again", short(text), quiet=self.quiet)
-        self._show(self.talk.retry(**self._how()))
+        self._show(self.talk.retry(**self._how()), text)
 
     def _how(self) -> dict[str, Any]:
         return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "allow_repetition": self.allow_repetition}
@@ -185,8 +193,10 @@ class ChatSession:
         """The settings of sampling: those that were given, else those of the model."""
         return self.setup.sampling() if self.given is None else self.given
 
-    def _show(self, events: Generator[Prefill | TurnsEvicted | Token | Answer, None, None]) -> None:
+    def _show(self, events: Generator[Prefill | TurnsEvicted | Token | Answer, None, None], question: str) -> None:
         shown = _screen()
+        index = self._quote_index() if self.cite else None
+        citing = None if index is None else CitedAnswer(index, question)
         thoughts = ReasoningSplitter(thinking=self.setup.prompt.thinks)
         begun = False
 
@@ -194,8 +204,15 @@ class ChatSession:
             for text, thought in pieces:
                 if thought and self.hide_thoughts:
                     shown.wait("thinking …")
-                else:
+                elif thought or citing is None:
                     shown.write(text, thought=thought)
+                else:
+                    shown.write(citing.push(text))
+
+        def end() -> None:
+            if citing is not None:
+                shown.write(citing.end())
+            shown.end()
 
         if self.interactive and not self.quiet:
             row.start("thinking")
@@ -215,9 +232,9 @@ class ChatSession:
                     self.answers += 1
                     self.tps = event.decode_tps
                     write(thoughts.flush())
-                    cited = self._cited(event.text, self.talk.turns[-1].question) if self.cite else Citations()
-                    shown.end(citations.marks(cited))
+                    end()
                     if self.cite:
+                        cited = self._cited(event.text, question)
                         self._tell(cited)
                         self._tell_quotes(cited, event.text)
                     if event.stopped_repeating:
@@ -235,7 +252,7 @@ class ChatSession:
         except KeyboardInterrupt:
             events.close()
             if begun:
-                shown.end()
+                end()
             else:
                 shown.wait("")
             kept = "the partial answer is kept" if begun else "before the answer began"
@@ -246,7 +263,7 @@ class ChatSession:
             with suppress(Exception):
                 events.close()
             if begun:
-                shown.end()
+                end()
             raise
 
     # --- sources ---
@@ -270,13 +287,17 @@ class ChatSession:
         return citations.lines(document, cited)
 
     def _cited(self, answer: str, question: str) -> Citations:
-        document = self.setup.document
-        if document is None:
+        index = self._quote_index()
+        if index is None:
             return Citations()
-        if self._index is None or self._index.document is not document:
+        text, quotes = index.cited(self._without_reasoning(answer), question)
+        return Citations(tuple(quotes), (), any(quote.status == "verified" for quote in quotes), text)
+
+    def _quote_index(self) -> QuoteIndex | None:
+        document = self.setup.document
+        if document is not None and (self._index is None or self._index.document is not document):
             self._index = QuoteIndex(document)
-        quotes = tuple(self._index.cite(strip_reasoning(answer, thinking=self.setup.prompt.thinks), question))
-        return Citations(quotes, (), any(quote.status == "verified" for quote in quotes))
+        return None if document is None else self._index
 
     def _likely(self, turn: transcript.Turn) -> tuple[LikelySource, ...]:
         """Pages that an answer attends to, computed as if its question were the first one."""
@@ -344,7 +365,7 @@ class ChatSession:
         """Print the quotes of an answer that its citations do not show."""
         if self.setup.document is None or not self.setup.options.quotes:
             return
-        text = strip_reasoning(answer, thinking=self.setup.prompt.thinks)
+        text = self._without_reasoning(answer)
         found = self._look_for("quotes", lambda: self.find_quotes(self.setup.options.quotes, text))
         if found is None:
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from kvcli.cli import viewer
 from kvcli.cli.views import terminal
+from kvcli.documents.pages import with_label
 from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,11 +45,6 @@ def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, o
 
 
 # --- as text ------------------------------------------------------------------------------------------
-
-
-def marks(cited: Citations) -> str:
-    """``[1][2]``: the numbers of the quotes that the document has, to follow the answer."""
-    return "".join(f"[{n}]" for n, c in enumerate(cited.quotes, 1) if c.span is not None)
 
 
 def lines(document: Document, cited: Citations, links: TextIO | None = None) -> list[str]:
@@ -87,8 +83,7 @@ def where(document: Document, span: Span, line: int | None, last: int | None = N
     """``p. 12``, ``p. 12 (printed iv)``, ``Chapter 3, line 40``, ``lines 40–52``; and the file of several."""
     parts = [span.file] if len(document.files) > 1 else []
     if span.page is not None:
-        printed = span.label is not None and span.label != str(span.page)
-        parts.append(f"p. {span.page} (printed {span.label})" if printed else f"p. {span.page}")
+        parts.append(f"p. {with_label(span.page, span.label)}")
     else:
         parts += [span.section] if span.section else []
         parts.append(f"line {line}" if last is None or last == line else f"lines {line}–{last}")

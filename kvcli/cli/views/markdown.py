@@ -99,7 +99,6 @@ class MarkdownText:
         self._table: list[str] = []
         self._breaks = 0  # line ends before the next word
         self._any = False
-        self._after_word = False  # whether the last line is one of words
 
     def feed(self, text: str) -> str:
         """What can be written of the text so far, without line ends at its end."""
@@ -114,15 +113,11 @@ class MarkdownText:
             out.append(self._put(rest, whole=False))
         return "".join(out)
 
-    def flush(self, marks: str = "") -> str:
-        """The rest; ``marks`` follow its last word. Ends in one line end, if there is any text."""
+    def flush(self) -> str:
+        """The rest. Ends in one line end, if there is any text."""
         line, self._line = self._line, ""
         out = self._put(line, whole=True) if line or self._begun else ""
         out += self._close_table()
-        if marks and self._any:
-            self._wrap.width = self.width
-            after = self._wrap.feed(f" {marks}") + self._wrap.flush()
-            out += after if self._after_word else self._break() + marks
         self._fence, ended = "", self._any
         self._breaks, self._any = 0, False
         return out + "\n" * ended
@@ -182,7 +177,7 @@ class MarkdownText:
         out = self._wrap.feed(shown)
         if not whole:
             return out
-        self._begun, self._after_word = False, True
+        self._begun = False
         return out + self._wrap.rest() + ("\x1b[22m" if self._heading else "") + self._end()
 
     def _code(self, line: str) -> str:
@@ -212,7 +207,7 @@ class MarkdownText:
     def _break(self) -> str:
         """The line ends before what comes now."""
         out = "\n" * (self._breaks if self._any else 0)
-        self._any, self._breaks, self._after_word = True, 0, False
+        self._any, self._breaks = True, 0
         return out
 
     def _end(self) -> str:
@@ -250,10 +245,10 @@ class TerminalAnswer:
         else:
             row.clear()
 
-    def end(self, marks: str = "") -> None:
-        """End the answer, complete or not; ``marks`` follow its last word."""
+    def end(self) -> None:
+        """End the answer, complete or not."""
         self._end_thought()
-        self._put(self._text.flush(marks) or "\n" * (not self._shown))
+        self._put(self._text.flush() or "\n" * (not self._shown))
 
     def _end_thought(self) -> None:
         if self._thought is not None:
@@ -293,10 +288,10 @@ class PlainAnswer:
     def wait(self, what: str) -> None:
         """No effect."""
 
-    def end(self, marks: str = "") -> None:
-        """End the answer, complete or not; ``marks`` follow its last word."""
+    def end(self) -> None:
+        """End the answer, complete or not."""
         self._held = ""
-        self._put(f" {marks}\n" if marks else "\n")
+        self._put("\n")
 
     def _put(self, text: str) -> None:
         row.clear()

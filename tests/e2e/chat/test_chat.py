@@ -291,11 +291,11 @@ def test_no_escape_byte_into_a_pipe(tiny_model: Path, book: Path, environment: d
     assert b"\x1b" not in done.stdout + done.stderr
 
 
-def test_an_answer_in_circles_is_ended_until_its_length_is_set(
+def test_an_answer_in_circles_is_ended_unless_that_is_allowed(
     call: Call, tiny_model: Path, book: Path, data: Path
 ) -> None:
     made = call("chat", "-m", tiny_model, book, stdin=b"Who?\n/set max_tokens 500\n/retry\n")
     assert made.code == 0, made.err
-    assert made.err.count("/set repeat_penalty") == 1
-    assert "500 tokens" in made.err
+    assert made.err.count("/set repeat_penalty") == 2
+    assert "500 tokens" in call("chat", "-m", tiny_model, book, "-n", "500", "--allow-repetition", stdin=b"Who?\n").err
     assert len(answers(chats(data)[0])) == 1

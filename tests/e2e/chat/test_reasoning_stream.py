@@ -35,5 +35,5 @@ def test_thoughts_keep_their_tags_in_a_pipe(capsys: pytest.CaptureFixture[str]) 
     lines = PlainAnswer()
     for text, thought in (("hm", True), (" so", True), ("Pip.\n", False)):
         lines.write(text, thought=thought)
-    lines.end("[1]")
-    assert capsys.readouterr().out == "<think>\nhm so\n</think>\n\nPip. [1]\n"
+    lines.end()
+    assert capsys.readouterr().out == "<think>\nhm so\n</think>\n\nPip.\n"

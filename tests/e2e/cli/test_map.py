@@ -107,7 +107,9 @@ def test_failures_are_lines_and_are_retried_if_told(
     file = folder / "a.jsonl"
     (folder / "bad.txt").write_bytes(b"\x00\x01\x02" * 99)
     args = (documents[0], "bad.txt", "gone.txt", documents[1], *QUESTIONS, "-o", "a.jsonl")
-    assert ask(*args).code == 8
+    outcome = ask(*args)
+    assert outcome.code == 8
+    assert "4 answers and 2 failures in a.jsonl" in outcome.err
     failed = [line for line in lines(file) if "error" in line]
     assert sorted(line["file"] for line in failed) == ["bad.txt", "gone.txt"]
     assert len(lines(file)) == 6

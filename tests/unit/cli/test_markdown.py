@@ -46,7 +46,7 @@ def shown(text: str, cuts: list[int], width: int = 40) -> str:
     markdown.width = width
     edges = [0, *sorted(c % (len(text) + 1) for c in cuts), len(text)]
     out = "".join(markdown.feed(text[a:b]) for a, b in pairwise(edges))
-    return out + markdown.flush("[1]")
+    return out + markdown.flush()
 
 
 PIECES = st.sampled_from(
@@ -96,14 +96,14 @@ def test_what_is_shown() -> None:
     assert 'x = "**no**"' in rows
     assert "four inline five" in rows
     assert any(re.fullmatch(r"\s*a\s+b", row) for row in rows)
-    assert rows[-2] == "1984 was. *five* [1]"
+    assert rows[-2] == "1984 was. *five*"
     assert all(len(row) <= 40 and row == row.rstrip(" ") for row in rows)
 
 
 def test_no_letter_of_words_is_lost() -> None:
     """Marks of emphasis that are not closed are kept."""
     text = "a ** b * c `d _e __f \\ g ``h"
-    assert PLAIN.sub("", shown(text, [])) == text + " [1]\n"
+    assert PLAIN.sub("", shown(text, [])) == text + "\n"
 
 
 def test_words_are_shown_before_their_paragraph_ends() -> None:
@@ -112,11 +112,6 @@ def test_words_are_shown_before_their_paragraph_ends() -> None:
         PLAIN.sub("", markdown.feed("A **paragraph** that is not finished ye")).strip()
         == "A paragraph that is not finished"
     )
-
-
-@pytest.mark.parametrize(("text", "last"), [("a\n\nb c", "b c [1]"), ("a\nb\n\n", "b [1]"), ("```\nx", "[1]")])
-def test_marks_follow_the_last_word(text: str, last: str) -> None:
-    assert shown(text, []).split("\n")[-2] == last
 
 
 class Terminal(io.StringIO):
@@ -147,7 +142,7 @@ def test_thoughts_are_dim_and_above_the_answer(monkeypatch: pytest.MonkeyPatch) 
     paper = TerminalAnswer()
     for text, thought in (("hm", True), (" so", True), ("Pip", False), (".\n", False)):
         paper.write(text, thought=thought)
-    paper.end("[1]")
+    paper.end()
     view = pyte.Screen(80, 5)
     pyte.Stream(view).feed(screen.getvalue().replace("\n", "\r\n"))
-    assert [row.rstrip() for row in view.display][:3] == ["hm so", "", "Pip. [1]"]
+    assert [row.rstrip() for row in view.display][:3] == ["hm so", "", "Pip."]

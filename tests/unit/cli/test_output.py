@@ -16,8 +16,8 @@ from kvcli.errors import UsageError
 def answers(writer: AnswerWriter, count: int = 2) -> None:
     for n in range(count):
         writer.heading = f"Question {n}?"
-        writer.write(f"Answer {n}.")
-        writer.end(f"Answer {n}.", {"question": f"Question {n}?"}, marks="[1]", notes=("[1] p. 2 \x1b[1mword\x1b[22m",))
+        writer.write(f"Answer {n}. [1]")
+        writer.end(f"Answer {n}. [1]", {"question": f"Question {n}?"}, notes=("[1] p. 2 \x1b[1mword\x1b[22m",))
     writer.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from kvcli.cli.views.citations import where
 from kvcli.documents import Document, Span, read
 from kvcli.documents.normalize import normalize
-from kvcli.documents.quotes import ALIKE, LEAST, Citation, QuoteIndex, marked
+from kvcli.documents.pages import MARK, mark
+from kvcli.documents.quotes import ALIKE, LEAST, Citation, QuoteIndex, folded_quote, marked
 
 PAGES = (
     "Call me Ishmael. Some years ago—never mind how long precisely—having little or no money in my purse, I thought "
@@ -66,6 +68,7 @@ def test_every_style_of_marks(open_: str, close: str) -> None:
         ("ｋｅｐｔ his", "kept his"),  # full width
         ("the Pequod’s own", "the Pequod’s\nown"),  # over the mark [page 3]
         ("the Pequod’s [page 3] own", "the Pequod’s\nown"),
+        ("the Pequod’s [page 3, printed iv] own", "the Pequod’s\nown"),
         ("infinite of his soul,", "inﬁnite of his soul"),  # punctuation of the answer's own sentence
         ("boy", "boy"),
     ],
@@ -125,7 +128,7 @@ def test_no_quote_no_citation(answer: str) -> None:
 
 def test_an_apostrophe_opens_nothing() -> None:
     assert marked("The sailor's boat isn't the captain's.") == []
-    assert [("It's ‘don’t go’")[a:b] for a, b in marked("It's ‘don’t go’")] == ["don’t go"]
+    assert [("It's ‘don’t go’")[a:b] for a, b, _ in marked("It's ‘don’t go’")] == ["don’t go"]
 
 
 def test_chinese_has_no_spaces(tmp_path: Path) -> None:
@@ -204,6 +207,26 @@ def test_the_words_of_the_question_are_no_quote_unless_they_are_marked() -> None
     assert MOBY.cite("I would sail about a little.", question) == []
     assert len(MOBY.cite("“I would sail about a little”", question)) == 1
     assert len(MOBY.cite("I would sail about a little.", "Who sails?")) == 1
+
+
+def test_a_heading_is_no_quote_unless_it_is_marked() -> None:
+    spans = tuple(replace(s, section="Part I › 3.2. The ship sailed on") for s in MOBY.document.spans)
+    index = QuoteIndex(replace(MOBY.document, spans=spans))
+    assert index.cite("The ship sailed on.") == []
+    for quote in ("“The ship sailed on”", "and a soft hyphen. The ship sailed on"):
+        assert len(index.cite(quote)) == 1
+    assert len(MOBY.cite("The ship sailed on.")) == 1
+    manual = QuoteIndex(
+        Document.of_text("5.12.1 When a package can be salvaged\n5.12.2 releases the package at last.\n")
+    )
+    assert manual.cite("5.12.1 When a package can be salvaged\n\nYes.") == []
+    assert len(manual.cite("Well. 5.12.2 releases the package at last. Yes.")) == 1
+
+
+@given(st.integers(1, 9_999_999), st.text(st.characters(exclude_characters="]\n"), max_size=40))
+def test_marks_of_pages_are_known_whatever_the_label(page: int, label: str) -> None:
+    assert re.fullmatch(MARK, mark(page, label))
+    assert folded_quote(f"the Pequod’s {mark(page, label)} own") == "the Pequod's own"
 
 
 def test_a_page_is_named_as_a_viewer_counts_it() -> None:
