@@ -2,11 +2,21 @@
 
 numba reads that file when it is imported and at every compilation. It may name the folder from which compiled
 functions are loaded, and those are pickles: a downloaded folder with such a file would run its code.
+
+Compiled code on disk contains the functions that it calls. numba compiles it anew if its own file has changed; here any
+file of this package counts.
 """
 
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import config
 from numba.extending import intrinsic, overload
 
@@ -14,6 +24,24 @@ config._config_fname = ""
 config._env_reloader.update(force=True)
 
 __all__ = ["nearest", "njit", "number", "pointer"]
+
+
+@cache
+def _sources() -> str:
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def njit(**options: Any) -> Callable[[Any], Any]:
+    """``numba.njit``."""
+
+    def compiled(function: Any) -> Any:
+        made = numba.njit(**options)(function)
+        if (file := getattr(made._cache, "_cache_file", None)) is not None:
+            file._source_stamp = file._source_stamp, _sources()
+        return made
+
+    return compiled
 
 
 def number(stored):  # only its overload is compiled

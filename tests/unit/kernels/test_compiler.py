@@ -4,6 +4,7 @@ A ``.numba_config.yaml`` in the working directory decides nothing: it could name
 """
 
 import gc
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from kvcli_kernels import compiler
 from kvcli_kernels.backend import for_cpu
 
 PROGRAM = """
@@ -53,6 +55,31 @@ def test_the_next_process_compiles_nothing() -> None:
         if (said := done.stdout) == "0\n":
             break
     assert said == "0\n"
+
+
+CALLER = """
+from kvcli_kernels.compiler import nearest, njit
+
+@njit(cache=True)
+def call(x):
+    return nearest(x)
+
+print(call(1.0), sum(call.stats.cache_hits.values()))
+"""
+
+
+def test_a_change_in_a_file_of_what_it_calls_compiles_it_anew(tmp_path: Path) -> None:
+    shutil.copytree(Path(compiler.__file__).parent, tmp_path / "kvcli_kernels", ignore=shutil.ignore_patterns("__py*"))
+    (tmp_path / "caller.py").write_text(CALLER)
+    said = []
+    for change in (None, None, ("return np.uint16(0x7FC0)", "return np.uint16(7)\n    return np.uint16(7)")):
+        file = tmp_path / "kvcli_kernels" / "compiler.py"
+        if change is not None:
+            file.write_text(file.read_text().replace(*change))
+        command = [sys.executable, "-c", "import caller"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        said.append(done.stdout)
+    assert said == ["16256 0\n", "16256 1\n", "7 0\n"]
 
 
 def test_no_kernel_is_a_closure_over_more_than_numbers() -> None:
