@@ -16,12 +16,12 @@ class RepetitionGuard:
     """Watches a greedy answer: it ends it at a sentence that it has had before, or in a loop of tokens.
 
     A greedy answer that repeats a long sentence rarely comes back from it. Sentences are compared by their words
-    without case; those of code blocks may be repeated, and those of fewer than :attr:`SENTENCE` characters, or of
-    fewer than :attr:`AGAIN` right after the same one. A loop is a stretch of at least :attr:`LOOP` tokens, and of
-    three times the same tokens, with a period of at most :attr:`PERIOD` tokens. At the end of a truncated answer, a
-    loop of :attr:`TAIL` tokens and twice the same tokens is cut, and the beginning of a sentence that was there. Text
-    that may be a repetition is held back until it is none, so that nothing is printed which is then cut. An answer
-    without repetition is unchanged.
+    without case. Those of code blocks may be repeated, and those of fewer than :attr:`SENTENCE` characters. Right after
+    the same one, a sentence of :attr:`AGAIN` characters ends the answer too. A loop is a stretch of at least
+    :attr:`LOOP` tokens, and of three times the same tokens, with a period of at most :attr:`PERIOD` tokens. At the end
+    of a truncated answer, a loop of :attr:`TAIL` tokens and twice the same tokens is cut, and the beginning of a
+    sentence that was there. Text that may be a repetition is held back until it is none, so that nothing is printed
+    which is then cut. An answer without repetition is unchanged.
 
     Args:
         prompt: sentences of the prompt; an answer that goes on with one of them repeats the prompt.
