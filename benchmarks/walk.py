@@ -1,6 +1,7 @@
 """What a person sees of kvcli's commands on a terminal of 80 columns, and when: recordings made in tmux.
 
-    python -m benchmarks.walk TEXT [PDF] [--out walk.md] >> docs/results/data/walk.jsonl
+    python -m benchmarks.walk TEXT [PDF] [--out walk.md]
+    python -m benchmarks.walk TEXT PDF --rest       # the other commands of README and docs, without recordings
 
 Each command runs in a terminal of its own (tmux, 80 × 24), with an empty cache at first. Prints one row for each:
 seconds from Enter to the first sign, to the first word of the answer, and to the end, and the exit code. ``--out``
@@ -126,6 +127,52 @@ def commands(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[
     yield "stop", "kvcli stop", []
 
 
+def rest(text: str, pdf: str | None) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    """The other commands, in order: later ones use what earlier ones made. A first one makes files to ask about."""
+    ask, quit_chat = f"kvcli ask {text}", [("\n>", "/quit")]
+    files = f"mkdir src; head -c 2000 {text} > other.txt; cp other.txt src/one.txt; cp {text} src/two.txt"
+    yield "(files)", f"{files}; printf 'Who speaks?\\nWhere is it?\\n' > questions.txt", []
+    yield "--version", "kvcli --version", []
+    yield "ask --help", "kvcli ask --help | tail -5", []
+    yield "doctor", "kvcli doctor | tail -20", []
+    yield "ask --budget --stats", f'{ask} "{QUESTION}" -n 20 --budget 256 --stats', []
+    yield "ask, two questions, --json", f'{ask} -e "{QUESTION}" -e "Where is it?" -n 20 --json | jq -r .answer', []
+    yield "ask a directory", f'kvcli ask src "{QUESTION}" -n 20', []
+    yield "ask about two files, --cite strict", f'kvcli ask {text} other.txt "Where do they differ?" --cite strict', []
+    yield "ask --each", f'kvcli ask --each {text} other.txt "{QUESTION}" -n 20', []
+    yield "ask without a document", 'kvcli ask "What is the capital of France?"', []
+    yield "ask --policy full+quest", f'{ask} "{QUESTION}" -n 20 --policy full+quest', []
+    yield "ask --kv-bits 4", f'{ask} "{QUESTION}" -n 20 --kv-bits 4', []
+    yield "ask --query-aware", f'{ask} "{QUESTION}" -n 20 --query-aware', []
+    yield "ask -t quote", f'{ask} "{QUESTION}" -t quote', []
+    yield "ask --export", f'{ask} "{QUESTION}" -n 20 --export answer.html && head -c 60 answer.html', []
+    yield "ask -c", 'kvcli ask -c "And where?" -n 20', []
+    yield "open 1 --link", "kvcli open 1 --link", []
+    yield "prefill -o", f"kvcli prefill {text} -o text.kv", []
+    yield "ask a .kv file", f'kvcli ask text.kv "{QUESTION}" -n 20', []
+    yield "kv", f"kvcli kv {text} --budget 256", []
+    yield "map", f"kvcli map {text} other.txt -Q questions.txt -o answers.jsonl -n 20", []
+    yield "summarise", f"kvcli summarise {text} --words 40", []
+    if pdf:
+        yield "extract --report", f"kvcli extract {pdf} --report | tail -5", []
+    yield "models ls", "kvcli models ls", []
+    yield "models show", "kvcli models show smollm2-135m", []
+    yield "models suggest", "kvcli models suggest", []
+    yield "cache verify", "kvcli cache verify", []
+    yield "config show --origin", "kvcli config show --origin", []
+    yield "logs", "kvcli logs -n 3", []
+    yield "bench", "kvcli bench -p 512 -g 8 --budget 256", []
+    yield "eval needle", f"kvcli eval needle {text} --lengths 512 --cases 1 --budget 256", []
+    yield "calibrate", f"kvcli calibrate --tokens 256 {text}", []
+    yield "ask --policy full+infinigen", f'{ask} "{QUESTION}" -n 20 --policy "full+infinigen(skew=file)"', []
+    yield "train, two steps", f"kvcli train {text} --steps 2 --tokens 128-256 -o heads.safetensors", []
+    yield "chat --session", f"kvcli chat {text} --session walk", [("\n>", QUESTION), *quit_chat]
+    yield "chat -c", "kvcli chat -c", quit_chat
+    yield "questions in a pipe to chat", f"echo '{QUESTION}' | kvcli chat {text} -n 20", []
+    yield "ask, an unknown option", f'{ask} "{QUESTION}" --buget 5', []
+    yield "stop", "kvcli stop", []
+
+
 def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]:
     """The recordings, each as what was new on its screens; of many screens ``frames``."""
     yield (
@@ -156,6 +203,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("pdf", type=Path, nargs="?")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rest", action="store_true", help="the other commands of README and docs")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvcli-walk-") as name:
         folder = Path(name)
@@ -175,7 +223,8 @@ def main() -> None:
         terminal = Terminal(environment, folder)
         recordings = {}
         try:
-            for name, command, typed in commands(names[0], names[1] if len(names) > 1 else None):
+            chosen = rest if args.rest else commands
+            for name, command, typed in chosen(names[0], names[1] if len(names) > 1 else None):
                 recording = recordings[name] = terminal.run(command, typed)
                 row = {
                     "task": "walk",
@@ -187,7 +236,11 @@ def main() -> None:
                     "load": os.getloadavg()[0],
                 }
                 row = {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}
-                print(json.dumps(row | provenance("python -m benchmarks.walk book.txt manual.pdf", n=1)))
+                print(
+                    json.dumps(
+                        row | provenance("python -m benchmarks.walk book.txt manual.pdf" + " --rest" * args.rest, n=1)
+                    )
+                )
                 sys.stdout.flush()
         finally:
             terminal.close()
