@@ -217,6 +217,8 @@ def main() -> None:
             "TERM": "screen-256color",
             "LC_ALL": "C.UTF-8",
             "KVCLI_CACHE_DIR": str(folder / "cache"),
+            "KVCLI_DATA_DIR": str(folder / "data"),
+            "KVCLI_CONFIG": str(folder / "config.toml"),
             "XDG_RUNTIME_DIR": str(folder),
             "XDG_STATE_HOME": str(folder / "state"),
         }

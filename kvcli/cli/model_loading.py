@@ -249,12 +249,15 @@ def load_bare(
     with interruptible("loading the model"):
         from kvcli.models.resolve import resolve
 
+        source = run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet)
         _before_loading(quiet=quiet)
+        if not quiet:
+            row.start(f"loading {source.name}")
         from kvcli.pipeline import load_model
         from kvcli.retaining_heads import calibration
 
         model = load_model(
-            run_with_progress(resolve(options.model, offline=options.offline), quiet=quiet),
+            source,
             device=options.device,
             dtype=options.dtype,
             weights=weights,
