@@ -4,7 +4,7 @@
     python -m benchmarks.everyday --out squad.jsonl --squad squad_second_half.json --cases 60 --ways examples,words
     python -m benchmarks.everyday --out needles.jsonl --needles book.txt --length 8192 --cases 12 --ways ask,ranked
 
-The 56 questions are about eleven short documents in ``benchmarks/everyday/``: a licence, minutes, a lease, a manual
+The 60 questions are about twelve short documents in ``benchmarks/everyday/``: a licence, minutes, a lease, a manual
 page, source code … Each line of ``questions.jsonl`` has regular expressions, ignoring case: an answer is right if one
 of ``right`` is found in it, and half right if one of ``half`` is. With ``--squad`` an answer is right if it contains an
 answer of the data set, without articles and punctuation. With ``--needles`` each text is a part of a book with four
