@@ -81,9 +81,11 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="a SQuAD file")
     parser.add_argument("--cases", type=int, default=170)
     parser.add_argument("--rerank", required=True, metavar="MODEL", help="directory of an embedding model")
+    parser.add_argument("--rankings", metavar="A,B,…", help="by default all")
     options = parser.parse_args()
     command = f"python -m benchmarks.quote_rankings --data {Path(options.data).name} --cases {options.cases}"
     command += f" --rerank {Path(options.rerank).parent.name}"
+    command += f' --rankings "{options.rankings}"' if options.rankings else ""
     cases = sample(squad_cases(datasets.read([options.data])), options.cases, seed=0)
     encoder = load_encoder(options.rerank)
     pipeline = Pipeline(load_model(), cache=CacheDirectory.default())
@@ -96,7 +98,8 @@ def main() -> None:
         "words + embedding model": partial(by_quotes, reranked, True),
         "likely sources": partial(by_attention, pipeline),
     }
-    for name, ranking in rankings.items():
+    for name in options.rankings.split(",") if options.rankings else rankings:
+        ranking = rankings[name]
         places = [(ranking(case), case) for case in cases]
         hits = [[any(s <= a and b <= e for a, b in case.gold) for s, e in spans] for spans, case in places]
         lengths = [e - s for spans, _ in places for s, e in spans]

@@ -71,7 +71,7 @@ def hit_of(entry: Entry, index: SentenceIndex, number: int, score: float) -> Hit
     """A sentence with whole sentences around it, up to the page's ends."""
     from kvcli.retrieval.quotes import quote_of
 
-    quote, sentences = quote_of(index, number, score), index.sentences
+    quote, sentences = quote_of(index, [number], score), index.sentences
     span = index.document.at(quote.char_start)
     first = last = number
     while first and sentences[first - 1].start >= max(span.body, quote.char_start - AROUND):

@@ -7,8 +7,9 @@ only about those candidates that the words leave open, in one forward pass. It s
 learns that a question is about the last sentence of a text. It also sees the sentence before the candidate, which may
 name what it calls "it". Without either, the ranking is hardly better than by words (docs/log.md).
 
-A score is the probability that the text answers the question at all, by words, times the sentence's share of that.
-docs/results/quotes.md has how often the first quotes are right.
+If neither decides between two sentences that follow one another, they are one quote: the answer often stands beside
+the sentence with the question's words. A score is the probability that the text answers the question at all, by words,
+times the share of the quote's sentences of that. docs/results/quotes.md has how often the first quotes are right.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ EXAMPLES = (
     "Question: Who painted the portrait of King Olaf?\n\nText:"
 )
 """What the model sees before a candidate: each question asks about the last sentence or line of its text."""
+
+JOINED, LONGEST_JOINED = 0.1, 400
+"""Part of the likelier sentence's share from which the one before or after it is quoted with it, and the characters
+that both may have."""
 
 UNLIKELY = 0.2
 """Probability that the text answers, below which kvcli says that nothing in it seems to."""
@@ -258,7 +263,7 @@ class QuoteSearch:
         document: the text; nothing need have been read.
         question: what is asked.
         earlier: of a conversation, the last question and quote (:func:`names_before`).
-        count: quotes at most; fewer if fewer sentences share a word with the question.
+        count: quotes at most; fewer if fewer sentences share a word with the question, or if two are one quote.
     """
 
     def __init__(self, document: Document, question: str, earlier: Sequence[str] = (), *, count: int = 3) -> None:
@@ -292,9 +297,10 @@ class QuoteSearch:
         return tuple((s.start, s.end) for s in chosen), [text[s.start : s.end] for s in chosen]
 
     def _quotes(self, answer: str | None) -> list[Quote]:
+        places = joined(self.index, self.candidates)
         if answer is None or not answer.strip():
-            return [self._quote(c, None) for c in self.candidates[: self.count]]
-        quotes = [self._quote(c, answer) for c in self.candidates]
+            return [self._quote(place, None) for place in places[: self.count]]
+        quotes = [self._quote(place, answer) for place in places]
         supporting = [q for q in quotes if q.supports]
         if self.count == 1:
             return (supporting or quotes)[:1]
@@ -302,20 +308,44 @@ class QuoteSearch:
         chosen = (chosen + [q for q in quotes if q not in chosen])[: self.count]
         return sorted(chosen, key=lambda q: not q.supports)
 
-    def _quote(self, candidate: Candidate, answer: str | None) -> Quote:
-        start, end, _ = self.index.sentences[candidate.number]
-        holds = None
-        if answer is not None:
-            holds = supports(self.index.document.text[start:end], self.question, answer, self.index.language)
-        return quote_of(self.index, candidate.number, self.answered * candidate.share, holds)
+    def _quote(self, place: Sequence[Candidate], answer: str | None) -> Quote:
+        score = min(1.0, self.answered * sum(c.share for c in place))
+        quote = quote_of(self.index, [c.number for c in place], score)
+        if answer is None:
+            return quote
+        return replace(quote, supports=supports(quote.text, self.question, answer, self.index.language))
 
 
-def quote_of(index: SentenceIndex, number: int, score: float, holds: bool | None = None) -> Quote:
-    """A sentence of an index as a quote, with its score and whether it supports an answer."""
-    document, (start, end, _) = index.document, index.sentences[number]
+def joined(index: SentenceIndex, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Candidates, the likeliest first, as quotes of one or two sentences; the likeliest quote first."""
+    places: list[list[Candidate]] = []
+    for candidate in candidates:
+        beside = (p for p in places if len(p) == 1 and candidate.share >= JOINED * p[0].share)
+        place = next((p for p in beside if _adjoin(index, p[0].number, candidate.number)), None)
+        if place is None:
+            places.append([candidate])
+        else:
+            place.append(candidate)
+    return sorted(places, key=lambda place: -sum(c.share for c in place))
+
+
+def _adjoin(index: SentenceIndex, one: int, other: int) -> bool:
+    """Whether two sentences of flowing text follow one another in a paragraph, and are short enough for one quote."""
+    if abs(one - other) != 1 or index.paragraph[one] != index.paragraph[other]:
+        return False
+    first, last = (index.sentences[i] for i in sorted((one, other)))
+    between = index.document.text[first.end : last.start]
+    flowing = first.kind == last.kind == "sentence" and not between.strip()
+    return flowing and last.end - first.start <= LONGEST_JOINED
+
+
+def quote_of(index: SentenceIndex, numbers: Sequence[int], score: float) -> Quote:
+    """Successive sentences of an index as a quote."""
+    document = index.document
+    start, end = index.sentences[min(numbers)].start, index.sentences[max(numbers)].end
     span = document.at(start)
     line = document.line(start)
-    return Quote(document.text[start:end], span.file, span.page, span.label, line, start, end, score, holds)
+    return Quote(document.text[start:end], span.file, span.page, span.label, line, start, end, score)
 
 
 def supports(text: str, question: str, answer: str, language: str) -> bool:
