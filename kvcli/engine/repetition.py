@@ -8,6 +8,7 @@ from collections.abc import Sequence
 _END = re.compile(r"""[.!?…]["'”’»)\]*]*(?=\s)|[。！？]|\n""")
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
 _WORD = re.compile(r"\w+")
+_MARKER = re.compile(r"(?<!\S)\d{1,4}[.)](?=\s|$)")
 _NUMBER = re.compile(r"[\W\d_]*")
 """Before the words of a sentence: white space, bullets and numbers, in which repeated items of a list differ."""
 
@@ -31,7 +32,7 @@ class RepetitionGuard:
         repeats: whether it has ended.
     """
 
-    SENTENCE, AGAIN, LOOP, TAIL, PERIOD = 30, 12, 64, 16, 256
+    SENTENCE, AGAIN, LOOP, TAIL, PERIOD, MARKERS, MARKERS_LEFT = 30, 12, 64, 16, 256, 20, 5
     _SUSPECT = 3
     """Tokens equal to earlier ones after which a loop is suspected."""
 
@@ -45,11 +46,12 @@ class RepetitionGuard:
         self._seen = set(self._prompt)
         self._sentence = 0  # where the unfinished sentence begins
         self._last = ""  # the words of the one before it
+        self._wordless = 0  # after the last character that is no part of a list item's number
 
     def push(self, token: int, piece: str) -> str:
         """Add a token and its text; returns the text that can be printed now."""
         self._starts.append(len(self.text))
-        self.text += piece
+        self._add(piece)
         before = self._ids[: -self.PERIOD - 1 : -1]
         self._runs = {period: self._runs.get(period, 0) + 1 for period, id in enumerate(before, 1) if id == token}
         self._ids.append(token)
@@ -57,22 +59,30 @@ class RepetitionGuard:
             return self._cut(self._loop())
         if self._repeated_sentence():
             return self._cut(self._sentence)
-        return self._show(min(self._held_sentence(), self._loop()))
+        if (counted := self._counted(self.MARKERS)) < len(self.text):
+            return self._cut(counted)
+        return self._show(min(self._held_sentence(), self._loop(), self._counted(2)))
 
     def close(self, rest: str = "", *, truncated: bool = False) -> str:
         """End the answer, whose last text is ``rest``; returns what is left to be printed."""
-        self.text += rest
+        self._add(rest)
         at = len(self.text)
         if truncated and not self.repeats:
             if len(self._words(self.text[self._sentence :])) >= self.SENTENCE:
                 at = self._held_sentence()
             if any(run >= max(self.TAIL, period) for period, run in self._runs.items()):
                 at = min(at, self._loop())
+            at = min(at, self._counted(self.MARKERS_LEFT))
         if at == len(self.text) and not self.repeats and self.text[self._sentence :].strip():
             self.text += "\n"
             at = self._sentence if self._repeated_sentence() else at
             self.text = self.text[:-1]
         return self._cut(at) if at < len(self.text) else self._show(at)
+
+    def _add(self, piece: str) -> None:
+        for at, c in enumerate(piece, len(self.text) + 1):
+            self._wordless = self._wordless if c.isdigit() or c.isspace() or c in ".)" else at
+        self.text += piece
 
     def _show(self, end: int) -> str:
         out = self.text[self._shown : max(self._shown, end)]
@@ -88,6 +98,11 @@ class RepetitionGuard:
         """Where the longest stretch that equals earlier tokens begins; the end of the text if it is short."""
         run = max(self._runs.values(), default=0)
         return self._starts[-run] if run >= self._SUSPECT else len(self.text)
+
+    def _counted(self, least: int) -> int:
+        """The end of the first of so many item numbers without words at the text's end; else the text's end."""
+        found = list(_MARKER.finditer(self.text, self._wordless))
+        return found[0].end() if len(found) >= least and not self._in_code() else len(self.text)
 
     def _repeated_sentence(self) -> bool:
         """Go over the sentences that are complete; whether one was there before, at which it stops."""

@@ -54,6 +54,10 @@ UNREPEATED = [
     "No. No. No! The boat, Mr. Berg said, leaves at 3.5 past six.",
     f"{FIRST} {FIRST[:40]}",
     "2, 4, 8, 16, 2, 4, 8, 16",
+    " ".join(map(str, range(300))),
+    "Versions: " + " ".join(f"{n}.{n}" for n in range(40)),
+    "Rows to fill in:\n" + "\n".join(f"{n}." for n in range(1, 16)) + "\nEnd",
+    "```\n" + "\n".join(f"{n}." for n in range(1, 40)) + "\n```\n",
 ]
 
 
@@ -145,3 +149,25 @@ def test_no_loop_of_tokens_is_kept(pieces: list[str], truncated: bool) -> None:
         assert longest < max(RepetitionGuard.LOOP, 2 * period)
         if truncated and not guard.repeats:
             assert run < max(RepetitionGuard.TAIL, period)
+
+
+@given(
+    st.sampled_from(["", "Yes.", "Steps: 1. Do it.\n"]),
+    st.integers(0, 9000),
+    st.integers(1, 3),
+    st.sampled_from([" ", "\n", "  \n"]),
+    st.sampled_from(".)"),
+)
+def test_an_answer_that_only_counts_ends(begun: str, first: int, step: int, gap: str, mark: str) -> None:
+    numbers = [f"{gap}{n}{mark}" for n in range(first, first + 40 * step, step)]
+    printed, guard = watched([begun, *numbers])
+    assert guard.repeats
+    assert printed.rstrip() == guard.text.rstrip() == (begun + numbers[0]).rstrip()
+    assert not watched([begun, *numbers[:12], f"{gap}done"])[1].repeats, "it stopped counting by itself"
+
+
+@given(st.lists(st.sampled_from(["a", "yes", "x = 3", "4 eggs", "–"]), min_size=1, max_size=60), st.sampled_from(".)"))
+def test_a_list_with_items_is_no_counting(items: list[str], mark: str) -> None:
+    pieces = words("\n".join(f"{n}{mark} {item} {n}" for n, item in enumerate(items, 1)))
+    printed, guard = watched(pieces)
+    assert (printed, guard.repeats) == ("".join(pieces), False)
