@@ -13,8 +13,8 @@ import numpy as np
 from numba import carray, types
 from numba.extending import intrinsic
 
-from kvcli_kernels.compiler import nearest, njit, number, pointer
-from kvcli_kernels.linear.int8 import product
+from kvcli_kernels.compiler import nearest, njit, pointer
+from kvcli_kernels.linear.dot import dot4, dot8, round_inputs
 
 _LEFT, _DONE, _OVER, _WAITED, _TAKEN, _TASK = 0, 8, 16, 24, 32, 40
 _SPINS = 20_000  # looks at a cell before the processor is offered to others: some 20 µs
@@ -112,27 +112,28 @@ def _work(cells, task, leads):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _do(task, part):
-    """Do a part of a product with a weight of 8 bits (:func:`kvcli_kernels.linear.int8.linear`)."""
-    parts, narrow, groups, rows, blocks, m = task[0], task[1], task[2], task[3], task[4], task[5]
+    """Do a part of a product with a packed weight (:func:`kvcli_kernels.linear.packed.linear`)."""
+    parts, narrow, width, groups, blocks, m, rows = task[0], task[1], task[2], task[3], task[4], task[5], task[6]
     start, stop = part * groups // parts, (part + 1) * groups // parts
-    codes = carray(pointer(task[7]), (groups, 32, rows * blocks), np.int8)
-    scale = carray(pointer(task[8]), (groups, rows, blocks), np.float32)
-    tiles = np.empty((m, 32, rows * blocks), np.float32)
-    found = np.empty((m, (stop - start) * rows), np.float32)
-    x, bits = _both(task[6], m, blocks * 32)
+    codes, sums = np.empty((m, blocks * 32), np.int8), np.empty((m, blocks), np.int32)
+    scale, found = np.empty((m, blocks), np.float32), np.empty(16, np.float32)
     for i in range(m):
-        for r in range(rows):
-            for b in range(blocks):
-                for j in range(32):
-                    tiles[i, j, r * blocks + b] = number(bits[i, b * 32 + j]) if narrow else x[i, b * 32 + j]
-    product(tiles, codes, scale, found, start, stop)
-    y, rounded = _both(task[9], m, groups * rows)
-    for i in range(m):
-        for n in range(found.shape[1]):
-            if narrow:
-                rounded[i, start * rows + n] = nearest(found[i, n])
+        row = task[7] + i * blocks * 32 * (2 if narrow else 4)
+        round_inputs(row, narrow, blocks, codes[i].ctypes.data, scale[i].ctypes.data, sums[i].ctypes.data)
+    y, rounded = _both(task[9], m, rows)
+    for g in range(start, stop):
+        weight = task[8] + g * blocks * 64 * (1 + width)
+        for i in range(m):
+            given = codes[i].ctypes.data, scale[i].ctypes.data, sums[i].ctypes.data, found.ctypes.data
+            if width == 4:
+                dot4(weight, blocks, *given)
             else:
-                y[i, start * rows + n] = found[i, n]
+                dot8(weight, blocks, *given)
+            for n in range(min(16, rows - g * 16)):
+                if narrow:
+                    rounded[i, g * 16 + n] = nearest(found[n])
+                else:
+                    y[i, g * 16 + n] = found[n]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

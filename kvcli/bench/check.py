@@ -23,8 +23,8 @@ TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
 HELD = 0.7
 """Maximum change of logits by a correct storage (relative RMS); unrelated logits differ by 1.4."""
 
-NARROW = 0.1
-"""Maximum change of logits by the weights of 8 bits that decoding may take."""
+NARROW = 0.15
+"""Maximum change of logits by the weights of few bits that decoding may take, with inputs of 8 bits."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from kvcli.cache.batch_cache import BatchCache
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.events import Token
 from kvcli.models.model import Model
-from kvcli_kernels.linear import FEW_INT8
+from kvcli_kernels.linear import FEW_PACKED
 
-MOST = FEW_INT8
-"""Answers of a forward pass at most. With more rows, a model with weights of 8 bits takes its wider ones, which say
+MOST = FEW_PACKED
+"""Answers of a forward pass at most. With more rows, a model with packed weights takes its wider ones, which say
 something else."""
 
 

@@ -3,8 +3,9 @@
 While it decodes, a model reads narrower weights than it has, mapped from a file:
 
 - a float32 model whose file has bfloat16 weights reads those: the same numbers in half the bytes;
-- a model that was made from a quantised file (GGUF) reads 8 bits a weight, in blocks of 32 with a scale. This changes a
-  weight by less than rounding to 4 bits did, but answers may differ in words.
+- a model that was made from a quantised file (GGUF) reads 4 bits a weight if the file had 4 in steps of one size,
+  otherwise 8. This changes a weight by less than rounding to 4 bits did. What is multiplied is rounded to 8 bits, so
+  answers may differ in words.
 
 Many rows, in prefill, take the model's own weights and torch's product.
 """
@@ -23,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from kvcli.models import weights
+from kvcli.models.source import PACKED
 from kvcli.utils import files
-from kvcli_kernels.linear import FEW_INT8, int8, linear, serves
+from kvcli_kernels.linear import FEW_PACKED, linear, packed, serves
 
-PACKED = "decode-int8.safetensors"
-"""In the directory of a converted model: its weights with 8 bits."""
+_FORMER = "decode-int8.safetensors"  # an older kvcli's
 
 _SAMPLE = 64  # rows of a matrix that are compared with the file's
 
@@ -37,14 +38,14 @@ class CpuDecodeLinear(nn.Linear):
 
     Attributes:
         stored: the weight as the file has it, if that is narrower.
-        packed: the weight with 8 bits (:class:`kvcli_kernels.linear.int8.Int8Weight`), if decoding takes that.
+        packed: the weight with 4 or 8 bits (:class:`kvcli_kernels.linear.packed.PackedWeight`), if decoding takes that.
     """
 
     stored: Tensor | None = None
     packed: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.packed is not None and input.numel() <= FEW_INT8 * input.shape[-1] and not torch.is_grad_enabled():
+        if self.packed is not None and input.numel() <= FEW_PACKED * input.shape[-1] and not torch.is_grad_enabled():
             return self.packed.linear(input, self.bias)  # type: ignore[no-any-return]
         stored = self.stored
         weight = self.weight if stored is None or not serves(input, stored) else stored
@@ -72,7 +73,7 @@ def install(module: nn.Module, spare: AbstractSet[nn.Module] = frozenset()) -> C
 
 
 def map_packed(module: nn.Module, directory: Path) -> int:
-    """Give a model's layers weights of 8 bits, mapped from a file that is written the first time.
+    """Give a model's layers weights of 4 or 8 bits, mapped from a file that is written the first time.
 
     Args:
         module: after :func:`install` and its switch.
@@ -84,7 +85,7 @@ def map_packed(module: nn.Module, directory: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     layers = {n: m for n, m in module.named_modules() if type(m) is CpuDecodeLinear}
-    if (kernels := int8()) is None or not layers:
+    if (kernels := packed()) is None or not layers:
         return 0
     path = directory / PACKED
     try:
@@ -93,8 +94,8 @@ def map_packed(module: nn.Module, directory: Path) -> int:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             for name, layer in layers.items():
-                if f"{name}.codes" in names:
-                    weight = kernels.Int8Weight(file.get_tensor(f"{name}.codes"), file.get_tensor(f"{name}.scale"))
+                if name in names:
+                    weight = kernels.PackedWeight(file.get_tensor(name), layer.out_features)
                     layer.packed = weight if weight.stands_for(layer.weight) else kernels.pack(layer.weight)
     except (OSError, SafetensorError):  # a folder that cannot be written, or a damaged file
         for layer in layers.values():
@@ -102,17 +103,24 @@ def map_packed(module: nn.Module, directory: Path) -> int:
     return sum(layer.packed.nbytes for layer in layers.values() if layer.packed is not None)
 
 
+def spared_bytes(module: nn.Module) -> int:
+    """Bytes of weights that a token does not read, because its layers read narrower ones."""
+    layers = [m for m in module.modules() if type(m) is CpuDecodeLinear]
+    narrow = [(m.weight.nbytes, m.stored if m.packed is None else m.packed) for m in layers]
+    return sum(nbytes - taken.nbytes for nbytes, taken in narrow if taken is not None)
+
+
 @contextmanager
 def exact_weights(module: nn.Module) -> Iterator[None]:
-    """Decode with the model's own weights in the block, not with 8 bits."""
+    """Decode with the model's own weights in the block, not with fewer bits."""
     layers = [m for m in module.modules() if type(m) is CpuDecodeLinear and m.packed is not None]
-    packed = [layer.packed for layer in layers]
+    taken = [layer.packed for layer in layers]
     try:
         for layer in layers:
             layer.packed = None
         yield
     finally:
-        for layer, weight in zip(layers, packed, strict=True):
+        for layer, weight in zip(layers, taken, strict=True):
             layer.packed = weight
 
 
@@ -122,9 +130,10 @@ def _write_packed(kernels: ModuleType, layers: dict[str, CpuDecodeLinear], path:
     tensors = dict[str, Tensor]()
     for name, layer in layers.items():
         if (weight := kernels.pack(layer.weight)) is not None:
-            tensors |= {f"{name}.codes": weight.codes, f"{name}.scale": weight.scale}
+            tensors[name] = weight.blocks
     with files.atomic_write(path) as temporary:
         save_file(tensors, temporary)
+    (path.parent / _FORMER).unlink(missing_ok=True)
 
 
 def map_stored(module: nn.Module, directory: Path) -> int:

@@ -162,7 +162,7 @@ def load(
     if reader is not None:
         model.pictures, model.spec = reader, replace(model.spec, picture_bytes=reader.nbytes)
     if own is None:
-        packed = cpu_linear.map_packed(model.module, source.path) if source.int8 and weights == "bf16" else 0
+        packed = cpu_linear.map_packed(model.module, source.path) if source.few_bits and weights == "bf16" else 0
         mapped = packed + cpu_linear.map_stored(model.module, source.path)
         model.spec = replace(model.spec, mapped_bytes=mapped)
     return model

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kvcli.cache.base import KVCache, State
 from kvcli.errors import ModelError
-from kvcli.models import attention, packed_experts, rope
+from kvcli.models import attention, cpu_linear, packed_experts, rope
 from kvcli.models.auto_class import attend_by
 from kvcli.models.pictures import PictureReader
 from kvcli.types import ModelSpec, Scorer
@@ -115,7 +115,7 @@ class Model:
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         read = self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
         read -= round(sum(nbytes * (1 - share) for _, nbytes, share in packed_experts.matrices(self.module)))
-        return read - self.spec.mapped_bytes  # half of what the same matrices have in float32
+        return read - cpu_linear.spared_bytes(self.module)
 
     def empty_state(self) -> State | None:
         """A state of the recurrent layers before any token; ``None`` if there are none."""

@@ -6,6 +6,9 @@ from typing import Any
 
 from kvcli.models import weights
 
+PACKED = "decode-packed.safetensors"
+"""In the directory of a converted model: the weights of 4 and 8 bits that a CPU decodes with."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -25,8 +28,8 @@ class ModelSource:
     bits: int = 0  # per weight in the quantised file that it was made from; 0 if there was none
 
     @property
-    def int8(self) -> bool:
-        """Whether 8 bits a weight lose nothing beside what its file has lost: a CPU decodes with as many."""
+    def few_bits(self) -> bool:
+        """Whether 4 or 8 bits a weight lose nothing beside what its file has lost: a CPU decodes with as many."""
         return 0 < self.bits <= 8
 
     @property

@@ -20,7 +20,7 @@ from kvcli.errors import ModelError, UsageError
 from kvcli.models import catalogue, weights
 from kvcli.models.defaults import default_dtype
 from kvcli.models.foreign_code import refuse_condensed
-from kvcli.models.source import ModelSource
+from kvcli.models.source import PACKED, ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
 UNPACKING = "kv_b_proj"
@@ -141,13 +141,23 @@ def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any], he
         if len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
         if held == "bf16" or re.search(rf"embed|lm_head|{UNPACKING}", name)
     ]
-    total = 0
+    few = source.few_bits and held == "bf16"
+    total = packed = _packed_bytes(source) if few else 0
     for (n, k), dtype in found:
-        if source.int8 and held == "bf16" and n % 8 == 0 and k % 32 == 0:
-            total += n * k + n * k // 8
+        if few and k % 32 == 0:
+            total += 0 if packed else -(-n // 16) * 16 * k * 9 // 8  # 4 bits are known only when they are written
         elif dtype == "BF16" and spec.dtype == "float32":
             total += 2 * n * k
     return total
+
+
+def _packed_bytes(source: ModelSource) -> int:
+    """Bytes of the packed weights, if they have been written."""
+    try:
+        tensors = json.loads(weights.header(source.path / PACKED))
+    except (OSError, ValueError, ModelError):
+        return 0
+    return max((t["data_offsets"][1] for n, t in tensors.items() if n != "__metadata__"), default=0)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ MODULES = (
     "kvcli.chat.setup", "kvcli.cli.answer_loop", "kvcli.cli.app", "kvcli.cli.commands.ask", "kvcli.cli.commands.chat",
     "kvcli.cli.commands.serve", "kvcli.cli.commands.train", "kvcli.cli.program", "kvcli.cli.resident.client",
     "kvcli.documents.plain", "kvcli.models.load", "kvcli.pipeline", "kvcli.retaining_heads.trainer",
-    "kvcli_kernels.attention.cpu", "kvcli_kernels.linear.cpu", "kvcli_kernels.linear.int8",
+    "kvcli_kernels.attention.cpu", "kvcli_kernels.linear.cpu", "kvcli_kernels.linear.packed",
     "kvcli_kernels.small_operations", "kvcli_kernels.team_loop", "numpy.ma", "prompt_toolkit",
     "pydantic.main", "rich.progress", "transformers.conversion_mapping",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from kvcli_kernels.backend import for_cpu
 
-__all__ = ["FEW_EXPERT", "FEW_INT8", "experts", "int8", "linear", "prepare", "serves"]
+__all__ = ["FEW_EXPERT", "FEW_PACKED", "experts", "linear", "packed", "prepare", "serves"]
 
-FEW_INT8 = 16
-"""Maximum rows of a product with an 8-bit weight."""
+FEW_PACKED = 16
+"""Maximum rows of a product with a packed weight."""
 
 FEW_EXPERT = 4
 """Maximum rows for which a product with a packed matrix of an expert is faster than unpacking it."""
@@ -34,9 +34,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight.to(x.dtype), bias)
 
 
-def int8() -> ModuleType | None:
-    """:mod:`kvcli_kernels.linear.int8`, if its compiler is installed."""
-    return for_cpu("linear", "int8") if for_cpu("team_loop", "") is not None else None
+def packed() -> ModuleType | None:
+    """:mod:`kvcli_kernels.linear.packed`, if its compiler is installed."""
+    return for_cpu("linear", "packed") if for_cpu("team_loop", "") is not None else None
 
 
 def experts() -> ModuleType | None:

@@ -86,17 +86,17 @@ def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPat
         check.check(model, recipe)
 
 
-def test_weights_of_8_bits_are_measured_by_themselves(tmp_path: Path) -> None:
+def test_weights_of_few_bits_are_measured_by_themselves(tmp_path: Path) -> None:
     model = replace(of_whole_blocks(), tokenizer=NullTokenizer())
     assert check.check(model, parse("full")).weights == 0
     assert cpu_linear.map_packed(model.module, tmp_path) > 0
     found = check.check(model, parse("full+int8"))
     assert found.prefill < 1e-4
-    assert 0 < found.weights < 0.05
+    assert 0 < found.weights < 0.12
     assert found.hold > 0
     for layer in model.module.modules():
         if isinstance(layer, CpuDecodeLinear):
-            layer.packed = layer.packed._replace(scale=2 * layer.packed.scale)
+            layer.packed = layer.packed._replace(blocks=layer.packed.blocks.flip(0))
     with pytest.raises(ModelError, match="so it is not timed: weights"):
         check.check(model, parse("full"))
 

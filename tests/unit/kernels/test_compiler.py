@@ -84,7 +84,12 @@ def test_a_change_in_a_file_of_what_it_calls_compiles_it_anew(tmp_path: Path) ->
 
 def test_no_kernel_is_a_closure_over_more_than_numbers() -> None:
     # numba keeps compiled closures by the pickle of what they close over; that of a function differs by process
-    for operation, module in (("attention", "cpu"), ("linear", "cpu"), ("linear", "int8"), ("packed_attention", "cpu")):
+    for operation, module in (
+        ("attention", "cpu"),
+        ("linear", "cpu"),
+        ("linear", "packed"),
+        ("packed_attention", "cpu"),
+    ):
         kernels = for_cpu(operation, module)
         assert kernels is not None
     kernels._logits(4, 0, 0, 1, True), kernels._weighted(4, 0, 1, True)

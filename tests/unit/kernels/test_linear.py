@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numba
+import numpy as np
 import pytest
 import torch
 
 from kvcli_kernels import backend
 from kvcli_kernels.linear import linear, prepare, ref
+from tests.unit.kernels.rounding import rounded
 
 cpu = pytest.importorskip("kvcli_kernels.linear.cpu", reason="numba is not installed")
 
@@ -118,41 +121,107 @@ def test_ranges_make_up_the_whole(monkeypatch: pytest.MonkeyPatch, size: int, mo
     assert all(part[0] % step == 0 for part in parts)
 
 
-int8 = pytest.importorskip("kvcli_kernels.linear.int8", reason="numba is not installed")
+packed = pytest.importorskip("kvcli_kernels.linear.packed", reason="numba is not installed")
+dot = pytest.importorskip("kvcli_kernels.linear.dot", reason="numba is not installed")
+
+
+def of_four_bits(high: int, wide: int, codes: int = 16) -> torch.Tensor:
+    """A matrix as a file with 4 bits has it: in each block of 32, whole multiples of a step above a least number."""
+    step = draw(high, wide // 32, 1, seed=3).float().abs() + 0.01
+    least = -step * (4 + 8 * torch.rand(step.shape, generator=torch.Generator().manual_seed(wide)))
+    numbers = torch.randint(0, codes, (high, wide // 32, 32), generator=torch.Generator().manual_seed(high))
+    return (least.half() + step.half() * numbers).view(high, wide).float()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("high", "wide"), [(8, 32), (24, 96), (64, 576), (16, 1536), (40, 128)])
-def test_a_weight_of_8_bits_multiplies_as_its_numbers_do(high: int, wide: int, dtype: torch.dtype) -> None:
-    weight = draw(high, wide, seed=1)
-    packed = int8.pack(weight)
-    numbers = packed.dequantize()
-    largest = weight.float().abs().view(-1, 32).amax(1, keepdim=True)
-    assert ((numbers - weight.float()).abs().view(-1, 32) <= largest / 253).all()
-    assert packed.nbytes == high * wide * 9 // 8
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("high", "wide"), [(8, 32), (1, 32), (37, 96), (64, 576), (16, 1536), (40, 128)])
+def test_a_packed_weight_multiplies_as_its_numbers_do(high: int, wide: int, bits: int, dtype: torch.dtype) -> None:
+    weight = draw(high, wide, seed=1).float() if bits == 8 else of_four_bits(high, wide)
+    made = packed.pack(weight)
+    assert made.bits == bits
+    numbers = made.dequantize()
+    largest = weight.abs().view(-1, 32).amax(1, keepdim=True)
+    assert ((numbers - weight).abs().view(-1, 32) <= largest / 128).all()
+    assert made.nbytes == -(-high // 16) * 16 * wide * (bits + 1) // 8
     x, bias = draw(2, 3, wide).to(dtype), draw(high, seed=2).to(dtype)
     with torch.inference_mode():
-        found = packed.linear(x, bias)
-        rows = torch.stack([packed.linear(row, bias) for row in x.flatten(0, 1)]).view(2, 3, high)
+        found = made.linear(x, bias)
+        rows = torch.stack([made.linear(row, bias) for row in x.flatten(0, 1)]).view(2, 3, high)
     assert torch.equal(found, rows)  # a row does not depend on the others
-    expected = ref.linear(x, numbers.to(torch.float32), bias)
-    assert torch.allclose(found.float(), expected.float(), rtol=2**-7, atol=1e-4)
-    assert packed.stands_for(weight)
-    assert not packed.stands_for(weight * 1.1)
-    assert not packed.stands_for(weight.T.contiguous())
+    expected = ref.linear(rounded(x), numbers, bias.float())
+    assert torch.allclose(found.float(), expected, rtol=2**-7, atol=float(numbers.abs().max()) * 2e-3 * wide**0.5)
+    assert made.stands_for(weight)
+    assert not made.stands_for(weight * 1.1)
+    assert not made.stands_for(torch.cat([weight, weight]))
 
 
-def test_quantised_numbers_lose_nothing_to_8_bits() -> None:
-    """Blocks whose numbers are whole multiples of a step, as files with 8 bits have them."""
+@pytest.mark.parametrize("codes", range(1, 17))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_had_4_bits_keep_them(codes: int, dtype: torch.dtype) -> None:
+    """Also if a block has not all of the 16 numbers, and after the file's numbers were rounded to bfloat16."""
+    weight = of_four_bits(32, 256, codes)
+    made = packed.pack(weight.to(dtype))
+    assert made.bits == 4
+    error = (made.dequantize() - weight).abs().view(-1, 32).amax(1)
+    share = 500 if codes == 16 and dtype == torch.float32 else 85  # 1/128, and 1/256 of bfloat16
+    assert bool((error <= weight.abs().view(-1, 32).amax(1) / share).all())
+
+
+def test_one_block_of_other_numbers_is_enough_for_8_bits() -> None:
+    weight = of_four_bits(320, 64)
+    weight[217, 32:] = draw(32).float()
+    assert packed.pack(weight).bits == 8
+
+
+def test_numbers_of_8_bits_lose_nothing() -> None:
     codes = torch.randint(-127, 128, (16, 64), generator=torch.Generator().manual_seed(1)).float()
     codes[:, ::32] = 127
-    assert torch.allclose(int8.pack(codes * 0.5).dequantize(), codes * 0.5, rtol=1e-6)
+    assert torch.allclose(packed.pack(codes * 0.5).dequantize(), codes * 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(8, 33), (7, 32), (0, 32), (8, 0)])
-def test_shapes_that_do_not_fit_8_bits(shape) -> None:
-    assert int8.pack(torch.zeros(shape)) is None
+@pytest.mark.parametrize("shape", [(8, 33), (0, 32), (8, 0)])
+def test_shapes_that_are_not_packed(shape) -> None:
+    assert packed.pack(torch.zeros(shape)) is None
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    assert not int8.pack(torch.zeros(8, 64)).dequantize().any()
+    made = packed.pack(torch.zeros(8, 64))
+    assert not made.dequantize().any()
+    with torch.inference_mode():
+        assert not made.linear(torch.randn(2, 64)).any()
+
+
+def compiled(bits: int, products):
+    """A product of one row with 16 rows of a weight."""
+    multiply, round_inputs = dot.dot(bits, products), dot.round_inputs
+
+    @numba.njit
+    def run(x, blocks, out):
+        count = x.size // 32
+        codes, scale, sums = np.empty(x.size, np.int8), np.empty(count, np.float32), np.empty(count, np.int32)
+        given = codes.ctypes.data, scale.ctypes.data, sums.ctypes.data
+        round_inputs(x.ctypes.data, 0, count, *given)
+        multiply(blocks.ctypes.data, count, *given, out.ctypes.data)
+
+    def call(x: torch.Tensor, weight) -> torch.Tensor:
+        out = torch.empty(16)
+        run(x.numpy(), weight.blocks.numpy(), out.numpy())
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("products", [dot.vnni, dot.avx2, dot.plain])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_instructions_of_every_cpu_give_the_same_sums(bits: int, products) -> None:
+    """Largest codes and inputs too, where sums of 16 bits would overflow first."""
+    needs = {dot.vnni: "avx512vnni", dot.avx2: "avx2"}.get(products)
+    if needs and not dot.features().get(needs):
+        pytest.skip(f"this CPU has no {needs}")
+    call = compiled(bits, products)
+    weight = draw(16, 96).float() if bits == 8 else of_four_bits(16, 96)
+    weight[3], weight[4] = 127.0, -127.0
+    made = packed.pack(weight)
+    for x in (draw(96).float(), torch.full((96,), 3.0), torch.full((96,), -3.0)):
+        assert torch.allclose(call(x, made), made.dequantize() @ rounded(x), rtol=1e-4, atol=1e-2)

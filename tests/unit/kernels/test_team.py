@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from kvcli_kernels import team
+from tests.unit.kernels.rounding import rounded
 
 loop = pytest.importorskip("kvcli_kernels.team_loop", reason="numba is not installed")
-int8 = pytest.importorskip("kvcli_kernels.linear.int8", reason="numba is not installed")
+packed = pytest.importorskip("kvcli_kernels.linear.packed", reason="numba is not installed")
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,24 +38,24 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_shared_products_are_those_of_one_thread_bit_for_bit(
     dtype: torch.dtype, rows: int, wide: int, high: int
 ) -> None:
-    weight = int8.pack(draw(high, wide, seed=1))
+    weight = packed.pack(draw(high, wide, seed=1))
     x = draw(rows, wide).to(dtype)
     with torch.inference_mode():
-        alone = int8.linear(x, weight)
+        alone = packed.linear(x, weight)
         with team.together():
-            shared = [int8.linear(x, weight) for _ in range(20)]
-        exact = (x.float() @ weight.dequantize().T).to(dtype)
+            shared = [packed.linear(x, weight) for _ in range(20)]
+        exact = (rounded(x) @ weight.dequantize().T).to(dtype)
     assert all(torch.equal(one, alone) for one in shared)
-    assert torch.allclose(alone.float(), exact.float(), rtol=2**-7, atol=1e-5 * wide)
+    assert float((alone.float() - exact.float()).norm() / exact.float().norm()) < 0.005
 
 
 def test_parts_are_really_taken_by_others() -> None:
-    weight = int8.pack(draw(1536, 576))
+    weight = packed.pack(draw(1536, 576))
     x, end = draw(1, 576), time.monotonic() + 300
     while time.monotonic() < end:
         with team.together():
             for _ in range(50):
-                int8.linear(x, weight)
+                packed.linear(x, weight)
             active = team._active.get()
             if active is not None and loop.taken(active[1]):
                 return
@@ -63,11 +64,11 @@ def test_parts_are_really_taken_by_others() -> None:
 
 
 def test_numbers_that_are_not_finite_stay_so() -> None:
-    weight = int8.pack(draw(64, 32))
+    weight = packed.pack(draw(64, 32))
     for value in (float("nan"), float("inf"), 3e38):
         x = torch.full((1, 32), value).bfloat16()
         with torch.inference_mode(), team.together():
-            out = int8.linear(x, weight)
+            out = packed.linear(x, weight)
         assert out.isnan().any() if value != value else not out.isfinite().all()
 
 
@@ -79,15 +80,15 @@ def test_after_an_error_nobody_waits_any_longer() -> None:
 
 
 def test_two_answers_at_once_do_not_disturb_each_other() -> None:
-    weights = [int8.pack(draw(256, 96, seed=seed)) for seed in (1, 2)]
+    weights = [packed.pack(draw(256, 96, seed=seed)) for seed in (1, 2)]
     inputs = [draw(1, 96, seed=seed) for seed in (3, 4)]
-    want = [int8.linear(x, weight) for x, weight in zip(inputs, weights, strict=True)]
+    want = [packed.linear(x, weight) for x, weight in zip(inputs, weights, strict=True)]
     wrong = []
 
     def work(i: int) -> None:
         for _ in range(30):
             with torch.inference_mode(), team.together():
-                found = [int8.linear(inputs[i], weights[i]) for _ in range(5)]
+                found = [packed.linear(inputs[i], weights[i]) for _ in range(5)]
             if not all(torch.equal(one, want[i]) for one in found):
                 wrong.append(i)
 

@@ -138,7 +138,7 @@ def converted(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_of_a_quantised_file_decodes_with_8_bits(converted: Path, dtype: str) -> None:
+def test_a_model_of_a_quantised_file_decodes_with_few_bits(converted: Path, dtype: str) -> None:
     source = ModelSource("llama", converted, "gguf", bits=4)
     said = model_spec.spec(source, device="cpu", dtype=dtype)
     module = AutoModelForCausalLM.from_pretrained(converted, dtype=getattr(torch, dtype))
@@ -174,10 +174,10 @@ def test_damaged_and_foreign_packed_weights_are_not_taken(converted: Path) -> No
 
 
 def test_files_of_few_bits_are_told_from_others() -> None:
-    assert ModelSource("m", Path(), "gguf", bits=4).int8
-    assert ModelSource("m", Path(), "gguf", bits=8).int8
-    assert not ModelSource("m", Path(), "gguf", bits=16).int8
-    assert not ModelSource("m", Path(), "directory").int8
+    assert ModelSource("m", Path(), "gguf", bits=4).few_bits
+    assert ModelSource("m", Path(), "gguf", bits=8).few_bits
+    assert not ModelSource("m", Path(), "gguf", bits=16).few_bits
+    assert not ModelSource("m", Path(), "directory").few_bits
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
