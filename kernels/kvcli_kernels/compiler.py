@@ -16,14 +16,14 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import config
 from numba.extending import intrinsic, overload
 
 config._config_fname = ""
 config._env_reloader.update(force=True)
 
-__all__ = ["nearest", "njit", "number", "pointer"]
+__all__ = ["bits", "floats", "nearest", "njit", "number", "pointer"]
 
 
 @cache
@@ -74,3 +74,15 @@ def nearest(x):
     bits = np.float32(x).view(np.uint32)
     odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
     return np.uint16(np.uint32(np.uint32(bits + np.uint32(0x7FFF)) + odd) >> np.uint32(16))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def floats(address, size):
+    """Memory as float32."""
+    return carray(pointer(address), (size,), np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def bits(address, size):
+    """Memory as the bits of bfloat16."""
+    return carray(pointer(address), (size,), np.uint16)

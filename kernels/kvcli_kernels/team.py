@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from threading import Lock
 from types import ModuleType
@@ -23,7 +24,7 @@ from torch import Tensor
 from kvcli_kernels import backend
 
 _LEAST = 1 << 16  # minimum bytes of a weight that two threads share
-_LARGE = 1 << 22  # bytes of a weight for which Python's pool is worth its while
+_LARGE = 1 << 22  # bytes of a task for each thread, so that it is worth its while to call them for it alone
 _PART = 1 << 15  # bytes of a weight per part
 _PARTS = 64  # maximum parts of a task
 _MOST = 4  # threads
@@ -40,28 +41,43 @@ def parts(size: int, rows: int) -> int:
     return max(1, min(size // _PART, _PARTS, rows)) if size >= _LEAST else 1
 
 
-def task(parts: int, shape: Sequence[int], tensors: Sequence[Tensor]) -> Any:
-    """Describe a task to :func:`do`: how many parts it has, and its sizes and tensors in the order of its loop.
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Work for compiled loops. A call does it with this step's team, or if there is none, on several threads if large.
 
-    Whoever keeps the task keeps the tensors.
+    Attributes:
+        words: int64: how many parts it has, its kind, and sizes and addresses in the order of its loop.
+        size: bytes that it reads.
+        keep: what owns the memory.
     """
-    return np.array([parts, *shape, *(x.data_ptr() for x in tensors)], np.int64)
+
+    words: Any
+    size: int
+    keep: Sequence[Any]
+
+    def __call__(self) -> None:
+        if self.size >= 2 * _LARGE and _active.get() is None:
+            with together():
+                self._lead()
+        else:
+            self._lead()
+
+    def _lead(self) -> None:
+        loop, cells = _active.get() or (_loop(), None)
+        assert loop is not None
+        loop.lead(loop.begin() if cells is None else cells, self.words)
 
 
-def do(task: Any, size: int) -> None:
-    """Do a task that reads ``size`` bytes: with this step's team, or if there is none, on several threads if large."""
+def task(words: Sequence[int], tensors: Sequence[Tensor], size: int, *keep: Any) -> Task:
+    """Describe a task: its first words, and the tensors whose addresses follow them; ``keep`` owns other memory."""
+    return Task(np.array([*words, *(x.data_ptr() for x in tensors)], np.int64), size, (*tensors, *keep))
+
+
+def run(program: Any) -> None:
+    """Carry out a program (:func:`kvcli_kernels.team_loop.run`); its tasks are shared if this step has a team."""
     loop, cells = _active.get() or (_loop(), None)
     assert loop is not None
-    count = int(task[0])
-    if cells is not None and count > 1:
-        loop.lead(cells, task)
-    else:
-        backend.on_threads(lambda start, stop: loop.some(task, start, stop), count, size // _LARGE)
-
-
-def active() -> bool:
-    """Whether a team of this thread waits for tasks, so that the cores are taken."""
-    return _active.get() is not None
+    loop.run(loop.begin() if cells is None else cells, program)
 
 
 @cache

@@ -10,11 +10,18 @@ others took, and the task.
 import os
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
-from kvcli_kernels.compiler import nearest, njit, pointer
+from kvcli_kernels.attention.one_token import attend, join
+from kvcli_kernels.compiler import bits, floats, nearest, njit
 from kvcli_kernels.linear.dot import dot4, dot8, round_inputs
+from kvcli_kernels.merge.terms import merge_terms
+from kvcli_kernels.small_operations import TASK, WIDTH, carry_out
+
+PRODUCT, ATTENTION, MERGE = range(3)
+"""Kinds of tasks, their second word: :func:`kvcli_kernels.linear.packed.linear`, :mod:`.attention.one_token`,
+:mod:`.merge.terms`."""
 
 _LEFT, _DONE, _OVER, _WAITED, _TAKEN, _TASK = 0, 8, 16, 24, 32, 40
 _SPINS = 20_000  # looks at a cell before the processor is offered to others: some 20 µs
@@ -79,7 +86,7 @@ else:
         return 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy", inline="always")
 def _work(cells, task, leads):
     """Take parts of the task as the thread that leads, until it is done; as another one, of all tasks of the step."""
     if leads:
@@ -94,11 +101,18 @@ def _work(cells, task, leads):
             if part >= 0:
                 if not leads:
                     _add(cells, _TAKEN, 1)
-                _do(cells[_TASK:], part)
+                if cells[_TASK + 1] == ATTENTION:
+                    attend(cells[_TASK:], part)
+                elif cells[_TASK + 1] == MERGE:
+                    merge_terms(cells[_TASK:])
+                else:
+                    _multiply(cells[_TASK:], part)
                 _add(cells, _DONE, 1)
                 spins = 0
                 continue
         if leads and _load(cells, _DONE) == task[0]:
+            if task[1] == ATTENTION:
+                join(task)
             return
         if not leads and _load(cells, _OVER):
             return
@@ -110,19 +124,19 @@ def _work(cells, task, leads):
                 cells[_WAITED] += 1
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _do(task, part):
+@njit(nogil=True, error_model="numpy", inline="always")
+def _multiply(task, part):
     """Do a part of a product with a packed weight (:func:`kvcli_kernels.linear.packed.linear`)."""
-    parts, narrow, width, groups, blocks, m, rows = task[0], task[1], task[2], task[3], task[4], task[5], task[6]
+    parts, narrow, width, groups, blocks, m, rows = task[0], task[2], task[3], task[4], task[5], task[6], task[7]
     start, stop = part * groups // parts, (part + 1) * groups // parts
     codes, sums = np.empty((m, blocks * 32), np.int8), np.empty((m, blocks), np.int32)
     scale, found = np.empty((m, blocks), np.float32), np.empty(16, np.float32)
     for i in range(m):
-        row = task[7] + i * blocks * 32 * (2 if narrow else 4)
+        row = task[8] + i * blocks * 32 * (2 if narrow else 4)
         round_inputs(row, narrow, blocks, codes[i].ctypes.data, scale[i].ctypes.data, sums[i].ctypes.data)
-    y, rounded = _both(task[9], m, rows)
+    y, rounded = floats(task[10], m * rows), bits(task[10], m * rows)
     for g in range(start, stop):
-        weight = task[8] + g * blocks * 64 * (1 + width)
+        weight = task[9] + g * blocks * 64 * (1 + width)
         for i in range(m):
             given = codes[i].ctypes.data, scale[i].ctypes.data, sums[i].ctypes.data, found.ctypes.data
             if width == 4:
@@ -131,33 +145,38 @@ def _do(task, part):
                 dot8(weight, blocks, *given)
             for n in range(min(16, rows - g * 16)):
                 if narrow:
-                    rounded[i, g * 16 + n] = nearest(found[n])
+                    rounded[i * rows + g * 16 + n] = nearest(found[n])
                 else:
-                    y[i, g * 16 + n] = found[n]
+                    y[i * rows + g * 16 + n] = found[n]
+
+
+_FIRST = np.array([TASK])
+_NONE = np.array([[TASK, 0]])
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _both(address, rows, columns):
-    """A matrix as float32 and as the bits of bfloat16: which of them it is, the caller knows."""
-    at = pointer(address)
-    return carray(at, (rows, columns), np.float32), carray(at, (rows, columns), np.uint16)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def some(task, start, stop):
-    """Do some parts of a task."""
-    for part in range(start, stop):
-        _do(task, part)
+def _run(cells, program, leads):
+    a, b, c = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    for i in range(len(program)):
+        if program[i, 0] == TASK:
+            _work(cells, program[i, 1:], leads)
+        else:
+            carry_out(program[i], a, b, c)
 
 
 def lead(cells, task):
     """Do a task, with those who follow."""
-    _work(cells, task, True)
+    _run(cells, np.concatenate((_FIRST, task))[None], True)
+
+
+def run(cells, program):
+    """Carry out instructions of :mod:`kvcli_kernels.small_operations` ``[n, WORDS]`` in order, tasks among them."""
+    _run(cells, program, True)
 
 
 def follow(cells):
     """Take parts of tasks until :func:`end`."""
-    _work(cells, cells, False)
+    _run(cells, _NONE, False)
 
 
-lead(begin(), np.zeros(4, np.int64))  # compiled here: two threads that need it at once would wait for each other
+run(begin(), np.zeros((0, 4), np.int64))  # compiled here: two threads that need it at once would wait for each other

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.decode_step import StaticStep
-from kvcli.engine.step_program import Instruction, compiled, instruction
+from kvcli.engine.step_program import Instruction, compiled, instruction, of_task
 from kvcli.models.model import Model
 from kvcli_kernels import recording, team
 
@@ -172,7 +172,8 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             work()
         finally:
             self._paused = False
-        self._add(work, inputs, outputs, inputs)
+        small = of_task(work) if isinstance(work, team.Task) else None
+        self._add(work, inputs, outputs, inputs, small)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

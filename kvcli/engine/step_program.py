@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvcli_kernels import team
 from kvcli_kernels.backend import for_cpu
 
 _MOST = 1 << 16  # numbers of a result; torch is faster with more
@@ -59,15 +60,22 @@ def instruction(func: Any, args: Any, kwargs: Any, results: Sequence[Tensor]) ->
     )
 
 
+def of_task(task: team.Task) -> Instruction | None:
+    """A task of compiled loops as an instruction."""
+    loop = for_cpu("small_operations", "")
+    if loop is None:
+        return None
+    words = [loop.TASK, *task.words.tolist()]
+    return Instruction([words + [0] * (loop.WORDS - len(words))], task.keep)
+
+
 def compiled(instructions: Sequence[Instruction]) -> Callable[[], object]:
     """A call that carries them out."""
-    loop = for_cpu("small_operations", "")
-    assert loop is not None
     program = np.array([words for one in instructions for words in one.words], np.int64)
     keep = [one.keep for one in instructions]
 
     def call(_kept: Any = keep) -> None:
-        loop.run(program)
+        team.run(program)
 
     return call
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvcli_kernels import recording, team
 from kvcli_kernels.linear.dot import BLOCK, LANES
 
+_PRODUCT = 0  # the kind of the task (:mod:`kvcli_kernels.team_loop`)
 _HEAD = 64  # bytes of a block before its codes
 _SAMPLE = 8  # groups that tell whether 4 bits are enough
 _NEAR = 1 / 128  # of the largest of 32 numbers, which bfloat16 has rounded by up to 1/256
@@ -50,7 +51,7 @@ class PackedWeight(NamedTuple):
             step, least = head.view(torch.float32), None
             numbers = codes.float() - 128
         else:
-            step, least = head.view(torch.float16).float().split(LANES, -1)
+            step, least = head.view(torch.float16).float().chunk(2, -1)
             numbers = torch.cat([codes & 15, codes >> 4], -1).float()
         numbers = numbers.view(groups, blocks, -1, LANES, 4) * step[:, :, None, :, None]
         if least is not None:
@@ -109,9 +110,8 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tenso
     rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16 if narrow else torch.float32).contiguous()
     y = torch.empty(len(rows), weight.rows, dtype=rows.dtype)
     size = weight.nbytes
-    sizes = (narrow, weight.bits, groups, blocks, len(rows), weight.rows)
-    task = team.task(team.parts(size, groups), sizes, (rows, weight.blocks, y))
-    recording.run(lambda: team.do(task, size), (rows, weight.blocks), (y,))
+    words = team.parts(size, groups), _PRODUCT, narrow, weight.bits, groups, blocks, len(rows), weight.rows
+    recording.run(team.task(words, (rows, weight.blocks, y), size), (rows, weight.blocks), (y,))
     if bias is not None:
         y += bias
     return y.to(x.dtype).view(*x.shape[:-1], weight.rows)

@@ -43,7 +43,7 @@ for dtype in (torch.float32, torch.bfloat16):
     with torch.no_grad():
         cpu.attention(q, k, k, 0.25)
 """
-MISSES = "print(sum(sum(f.stats.cache_misses.values()) for f in (cpu._multiply, cpu._sum_up, cpu._attend)))"
+MISSES = "print(sum(sum(f.stats.cache_misses.values()) for f in (cpu.team_loop._work, cpu.team_loop._run)))"
 
 
 def test_the_next_process_compiles_nothing() -> None:

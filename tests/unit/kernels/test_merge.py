@@ -35,6 +35,20 @@ def test_merging_all_splits_is_merging_them_in_turn(count: int) -> None:
     assert torch.allclose(whole[1], term[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_merge_is_the_reference(dtype: torch.dtype) -> None:
+    compiled = pytest.importorskip("kvcli_kernels.merge.cpu", reason="numba is not installed")
+    o, lse = splits(3, 4)
+    for i, j in ((0, 1), (1, 2), (1, 1), (0, 2)):
+        a, b = (o[i].to(dtype), lse[i]), (o[j].to(dtype).transpose(0, 1).contiguous().transpose(0, 1), lse[j] * 3)
+        got, expected = compiled.merge(a, b), merge.merge(a, b)
+        assert got[0].dtype == dtype
+        assert torch.allclose(
+            got[0].float(), expected[0].float(), atol=1e-6, rtol=2**-8 if dtype != torch.float32 else 0
+        )
+        assert torch.allclose(got[1], expected[1], atol=1e-6)
+
+
 PROGRAM = """
 from kvcli_kernels.merge import ref as merge_ref, triton as merge
 from tests.unit.kernels.test_merge import rms, splits

@@ -28,7 +28,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(team, "_PART", 256)
     monkeypatch.setattr(team, "_rest", 0)
     yield
-    assert not team.active()
+    assert team._active.get() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
