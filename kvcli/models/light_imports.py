@@ -1,8 +1,9 @@
-"""transformers without the parts that kvcli's own processes never use: half of the time that its import takes.
+"""torch and transformers without the parts that kvcli's own processes never use: half of the time of their import.
 
-Its common modules import continuous batching, which imports torch's compiler, and tensor parallelism, which imports
-torch's distributed tensors: 2,000 modules, three to five seconds of processor time. ``install`` is for the processes
-that kvcli starts and owns. A program that imports kvcli as a library gets transformers as it is.
+The common modules of transformers import continuous batching, which imports torch's compiler, and tensor parallelism,
+which imports torch's distributed tensors: 2,000 modules, three to five seconds of processor time. torch imports its
+operations on tensors without data that are written in Python, half a second; see :func:`complete`. ``install`` is for
+the processes that kvcli starts and owns. A program that imports kvcli as a library gets both as they are.
 """
 
 import importlib
@@ -25,6 +26,12 @@ _UNUSED = (
 )
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _LISTS = "transformers.utils.import_utils"
+_META = ("torch._meta_registrations", "torch.distributed._meta_registrations")
+_BEHIND_META = frozenset(
+    f"torch.{name}" for name in ("_decomp", "_prims", "_prims_common.wrappers", "_refs", "utils._content_store")
+)
+"""What these import, in an order that others depend on."""
+
 _IMPORTERS = frozenset(
     f"transformers.{name}"
     for name in ("activations", "cache_utils", "generation.utils", "integrations", "masking_utils", "modeling_utils")
@@ -37,6 +44,23 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def complete() -> bool:
+    """Import torch's operations on tensors without data (``meta``) that are written in Python.
+
+    Returns:
+        whether they were missing: what failed for want of one may be tried again.
+    """
+    for finder in sys.meta_path:
+        if isinstance(finder, _Finder):
+            finder.postpones = False
+    missing = [name for name in _META if isinstance(sys.modules.get(name), _Postponed)]
+    for name in missing:
+        del sys.modules[name]
+    for name in missing:
+        importlib.import_module(name)
+    return bool(missing)
+
+
 def _installed() -> bool:
     return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
@@ -44,13 +68,36 @@ def _installed() -> bool:
 class _Finder(MetaPathFinder):
     """Finds the modules that import the unused ones, and has them executed with stand-ins."""
 
+    postpones = True
+
     def find_spec(self, name: str, path: Sequence[str] | None = None, _: ModuleType | None = None) -> ModuleSpec | None:
-        loader = _Loader if name in _IMPORTERS else _ClassList if name == _LISTS else None
+        if name in _META and self.postpones:
+            return ModuleSpec(name, _NoLoader())
+        loader: type[_Wrapped] | None = _Loader if name in _IMPORTERS else _ClassList if name == _LISTS else None
+        if name in _BEHIND_META and self.postpones:
+            loader = _AfterMeta
         spec = PathFinder.find_spec(name, path) if loader else None
         if loader is None or spec is None or spec.loader is None:
             return None
         spec.loader = loader(spec.loader)
         return spec
+
+
+class _Postponed(ModuleType):
+    """Stands for a module that is imported when somebody asks for one of its names."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        complete()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _NoLoader(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Postponed(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None: ...
 
 
 class _Wrapped(Loader):
@@ -61,6 +108,16 @@ class _Wrapped(Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
+
+
+class _AfterMeta(_Wrapped):
+    """Loads a module by loading those that import it."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        complete()
+        return importlib.import_module(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None: ...
 
 
 class _ClassList(_Wrapped):

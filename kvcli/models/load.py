@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,7 +121,8 @@ def load(
                 packed_experts.packing(weights, own),
                 nullcontext() if own else light_imports.stand_ins(),
             ):
-                module, found = cls.from_pretrained(
+                read = partial(
+                    cls.from_pretrained,
                     source.path,
                     trust_remote_code=False,
                     output_loading_info=True,
@@ -131,6 +133,12 @@ def load(
                     device_map=places,
                     **held,
                 )
+                try:
+                    module, found = read()
+                except NotImplementedError:
+                    if not light_imports.complete():
+                        raise
+                    module, found = read()
             own_class = source.config.get("architectures") or ()
             tensor_check.require_all(found, source.name, spare=own is not None, made=own_class)
             quantization.fit_layers(module, weights)

@@ -77,3 +77,35 @@ def test_an_import_that_fails_is_made_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert strange.calls == 2
     assert "transformers.half_1" not in sys.modules
     assert "transformers.half_2" in sys.modules
+
+
+POSTPONED = """
+import json, sys
+from kvcli.models import light_imports
+light_imports.install()
+import torch
+def missing():
+    return [name for name in light_imports._META if isinstance(sys.modules[name], light_imports._Postponed)]
+def without_data():
+    return list(torch.linalg.pinv(torch.empty(3, 2, device="meta")).shape)
+said = [len(missing()), "torch._decomp" in sys.modules]
+{need}
+said += [len(missing()), without_data(), light_imports.complete()]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize(
+    "need",
+    [
+        "light_imports.complete()",
+        "import torch._decomp",
+        "from torch._meta_registrations import meta_index_Tensor",
+        "import torch._dynamo",
+    ],
+)
+def test_operations_without_data_are_imported_when_they_are_needed(need: str) -> None:
+    command = [sys.executable, "-c", POSTPONED.replace("{need}", need)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [2, False, 0, [2, 3], False]
