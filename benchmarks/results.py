@@ -11,7 +11,8 @@ benchmarks/rows.py makes rows from ``kvcli eval``). A page says in a comment wha
     <!-- commands NAME NAME -->                       the commands behind these tables
     <!-- machines -->                                 the machines, by their letters
 
-A field is the name of a field, with an optional format (``alike:.3f``, ``peak_bytes:MiB``), or ``rate`` (right of ``n``
+A field is the name of a field, with an optional format (``alike:.3f``, ``peak_bytes:MiB``; ``kl:span.3f`` adds its
+interval from ``kl_low`` to ``kl_high``), or ``rate`` (right of ``n``
 in per cent ± half the width of its 95 % interval) or ``count`` ("right of n"). Unknown names are errors, but a
 table ``NAME?`` may have no rows yet.
 """
@@ -87,6 +88,9 @@ def cell(row: Row, field: str, usual: int) -> str:
         return _RECIPE.sub(lambda match: f"`{match[0]}`", value, count=1) if name in CODE else value
     if form == "MiB":
         return f"{value / 2**20:,.0f}"
+    if form.startswith("span"):
+        low, high = (f"{row[f'{name}_{end}']:{form[4:]}}" for end in ("low", "high"))
+        return f"{value:{form[4:]}} [{low}–{high}]"
     return f"{value:{form}}" if form else f"{value:,}"
 
 

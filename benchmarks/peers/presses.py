@@ -48,7 +48,8 @@ class Peer:
         message = {
             "document": prompt.document(case.text),
             "questions": [prompt.question(question.text) for question in case.questions],
-            "press": press,
+            "press": press.removesuffix("+question"),
+            "aware": press.endswith("+question"),
             "keep": keep,
             "max_tokens": case.max_tokens,
         }

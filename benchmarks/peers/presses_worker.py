@@ -1,9 +1,11 @@
 """The other side of :mod:`benchmarks.peers.presses`: runs in kvpress's own environment and knows nothing of kvcli.
 
 Reads cases as JSON lines on standard input (``{"document": ids, "questions": [ids], "press": name, "keep": units,
-"max_tokens": n}``) and writes one line of answers for each, with kvpress's own pipeline:
+"max_tokens": n, "aware": bool}``) and writes one line of answers for each, with kvpress's own pipeline:
 
     python presses_worker.py MODEL_FOLDER THREADS
+
+With ``aware`` each question but for its last tokens ends the text that is compressed, as in kvpress's own evaluation.
 """
 
 import json
@@ -17,7 +19,11 @@ from kvpress import (
     KnormPress,
     KVPressTextGenerationPipeline,
     KVzipPress,
+    PyramidKVPress,
+    RandomPress,
     SnapKVPress,
+    StreamingLLMPress,
+    ThinKPress,
     TOVAPress,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -29,7 +35,13 @@ PRESSES = {
     "KVzip": KVzipPress,
     "TOVA": TOVAPress,
     "Knorm": KnormPress,
+    "PyramidKV": PyramidKVPress,
+    "Random": RandomPress,
+    "StreamingLLM": lambda compression_ratio: StreamingLLMPress(compression_ratio, n_sink=48),
+    "ThinK": lambda **_: ThinKPress(key_channel_compression_ratio=0.4),  # keeps all units
 }
+END = 4
+"""Last tokens of a question, which a text does not end with."""
 
 
 @torch.inference_mode()
@@ -43,20 +55,18 @@ def main() -> None:
     pipe = KVPressTextGenerationPipeline(model=model, tokenizer=tokenizer)
     for line in sys.stdin:
         case = json.loads(line)
-        n = len(case["document"])
-        # kvpress keeps int(n * (1 - ratio)) units of each head; the half keeps rounding from losing one.
-        press = None
-        if case["press"] and n > case["keep"]:
-            press = PRESSES[case["press"]](compression_ratio=1 - (case["keep"] + 0.5) / n)
-        began = time.perf_counter()
-        answers = pipe._forward(
-            {
-                "context_ids": torch.tensor([case["document"]]),
-                "questions_ids": [torch.tensor([ids]) for ids in case["questions"]],
-            },
-            max_new_tokens=case["max_tokens"],
-            press=press,
-        )
+        parts = [(case["document"], case["questions"])]
+        if case.get("aware"):
+            parts = [([*case["document"], *ids[:-END]], [ids[-END:]]) for ids in case["questions"]]
+        began, answers = time.perf_counter(), []
+        for text, questions in parts:
+            # kvpress keeps int(n * (1 - ratio)) units of each head; the half keeps rounding from losing one.
+            n, keep = len(text), case["keep"] + len(text) - len(case["document"])
+            press = (
+                PRESSES[case["press"]](compression_ratio=1 - (keep + 0.5) / n) if case["press"] and n > keep else None
+            )
+            inputs = {"context_ids": torch.tensor([text]), "questions_ids": [torch.tensor([ids]) for ids in questions]}
+            answers += pipe._forward(inputs, max_new_tokens=case["max_tokens"], press=press)
         print(json.dumps({"answers": answers, "seconds": round(time.perf_counter() - began, 2)}), flush=True)
 
 

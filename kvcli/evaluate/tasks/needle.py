@@ -103,8 +103,8 @@ def multivalue(request: CaseRequest, count: int = 4) -> Case:
     )
 
 
-def multiquery(request: CaseRequest, count: int = 8) -> Case:
-    """Build a case with ``count`` facts of all phrasings, each asked for after the same prefill."""
+def multiquery(request: CaseRequest, count: int = 8, others: Sequence[tuple[str, CaseQuestion]] = ()) -> Case:
+    """Build a case with ``count`` facts of all phrasings and ``others``, each asked for after the same prefill."""
     rng = request.rng
     shapes = rng.sample(SHAPES, count)
     taken: list[str] = []
@@ -114,6 +114,8 @@ def multiquery(request: CaseRequest, count: int = 8) -> Case:
         taken += [key, value]
         facts.append(_say(shape, key, value))
         questions.append(_ask(shape, key, [value]))
+    facts += [fact for fact, _ in others]
+    questions += [question for _, question in others]
     text = request.haystack.hide(facts, [rng.random() for _ in facts], request.length, rng)
     return Case(text, tuple(questions))
 
