@@ -50,6 +50,8 @@ class ModelSpec:
         shapes: per layer ``(heads, kv_heads, head_dim)`` if layers differ, else empty; ``heads``, ``kv_heads`` and
             ``head_dim`` are then the largest.
         owners: per layer the layer whose keys and values it uses, if the model shares them, else empty.
+        passes: how often several tokens pass the model if layers use the keys of a higher layer
+            (:mod:`kvcli.models.condensed`); else 0.
         latent: whether a value is its key, of which layers use a part (:mod:`kvcli.models.latent`): kept once.
         capped: whether attention logits are capped.
         devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
@@ -79,6 +81,7 @@ class ModelSpec:
     mapped_bytes: int = 0
     shapes: tuple[tuple[int, int, int], ...] = ()
     owners: tuple[int, ...] = ()
+    passes: int = 0
     latent: bool = False
     capped: bool = False
     devices: tuple[str, ...] = ()

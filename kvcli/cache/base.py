@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -84,3 +84,18 @@ def with_sink(term: tuple[Tensor, Tensor], sink: Tensor | None) -> Tensor:
     if sink is None:
         return o
     return (o.float() * torch.sigmoid(lse - sink.float()[:, None])[..., None]).to(o.dtype)
+
+
+@runtime_checkable
+class DraftedCache(Protocol):
+    """A KV cache that chunks of a model whose layers use the keys of a higher layer pass several times.
+
+    Attributes:
+        draft: whether this pass is not the last one; it keeps nothing.
+    """
+
+    draft: bool
+
+    def begin_passes(self, tokens: int) -> None:
+        """Let the first pass over ``tokens`` new tokens see zeros for keys and values that do not exist yet."""
+        ...

@@ -82,24 +82,22 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         raise ValueError(f"{storage} differs from {prefill_cache.storage}, whose codes cannot be held in another form")
     if release:
         prefill_cache.release()
-    layers: list[StoredLayer] = []
-    starts: list[int] = []
+    layers: dict[int, StoredLayer] = {}
+    starts: dict[int, int] = {}
     numbers = 0
-    for layer, owner in zip(prefill_cache.layers, prefill_cache.owners, strict=True):
+    for layer in prefill_cache.layers:
         if layer.borrows:
-            layers.append(layers[owner])
-            starts.append(starts[owner])
             continue
         c = layer.count
         pos = layer.pos[:, :c].clone()
-        starts.append(c if layer.compact else prefill_cache.seen)
+        starts[layer.index] = c if layer.compact else prefill_cache.seen
         if layer.row_codec is not None:
             stored = layer.stored()
             numbers += 2 * pos.numel() * layer.dim
             if not release or c < layer.capacity:
                 k = stored.k.clone()
                 stored = replace(stored, k=k, v=k if prefill_cache.spec.latent else stored.v.clone())
-            layers.append(replace(stored, pos=pos))
+            layers[layer.index] = replace(stored, pos=pos)
             if release:
                 layer.release()
             continue
@@ -126,13 +124,12 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         numbers += 2 * raw.numel()
         with current_device(layer.device):
             if layer.leads:
-                layers.append(DenseLayer(kept.k, kept.v, pos, layer.window))
+                layers[layer.index] = DenseLayer(kept.k, kept.v, pos, layer.window)
             elif layer.follows:
                 lower = prefill_cache.leaders[layer.index]
-                layers[lower], upper = prefill_cache.share.join(layers[lower], kept, storage)
-                layers.append(upper)
+                layers[lower], layers[layer.index] = prefill_cache.share.join(layers[lower], kept, storage)
             else:
-                layers.append(storage.freeze(kept))
+                layers[layer.index] = storage.freeze(kept)
         if release:
             layer.release()
             if layer.device.type == "cpu":
@@ -141,8 +138,8 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
     if state is not None and not release:
         state = state.copy()
     context = Context(
-        layers,
-        starts,
+        [layers[owner] for owner in prefill_cache.owners],
+        [starts[owner] for owner in prefill_cache.owners],
         prefill_cache.seen,
         8 * prefill_cache.dtype.itemsize,
         prefill_cache.max_position,

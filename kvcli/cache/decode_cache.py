@@ -56,6 +56,7 @@ class DecodeCache:
         self._state = None if first is None else first.copy()
         self._ahead = False
         self.length = 0
+        self.draft = False
         self.position: Tensor | None = None
         self.staging = Staging()
         self.owners = (context.owners if context is not None else spec.owners) or tuple(range(spec.layers))
@@ -84,6 +85,14 @@ class DecodeCache:
     @property
     def layers(self) -> Sequence[DecodeCacheLayer]:
         return self._layers
+
+    def begin_passes(self, tokens: int) -> None:
+        """See :class:`kvcli.cache.base.DraftedCache`."""
+        for layer in self._layers:
+            if tokens > 1 and layer.index in self.owners[: layer.index]:
+                layer.make_room(self.length + tokens)
+                layer.k[:, self.length :] = 0
+                layer.v[:, self.length :] = 0
 
     def position_ids(self, count: int) -> Tensor:
         """See :class:`kvcli.cache.base.KVCache`."""
@@ -213,14 +222,20 @@ class DecodeCacheLayer:
         """Store rotated keys and values, and attend to this cache alone: ``(o [H, m, D], lse [H, m])``."""
         begin, end = self.cache.length, self.cache.length + q.shape[1]
         owner = self.owner
+        if owner.index > self.index:  # a higher one, which has stored its own in the pass before: earlier tokens'
+            return attention(q, owner.k[:, : end - 1], owner.v[:, : end - 1], scale, begin - 1)
         if owner is not self:  # a lower layer, which has stored its own
             return attention(q, owner.k[:, :end], owner.v[:, :end], scale, begin, window)
-        if end > self.k.shape[1]:
-            self.reserve(max(end, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
+        self.make_room(end)
         if self.v is not self.k:
             self.v[:, begin:end] = v
         self.k[:, begin:end] = k
         return attention(q, self.k[:, :end], self.v[:, :end], scale, begin, window)
+
+    def make_room(self, tokens: int) -> None:
+        """Have buffers for ``tokens`` tokens, and for more if these must grow."""
+        if tokens > self.k.shape[1]:
+            self.reserve(max(tokens, self.k.shape[1] + max(_GROWTH, self.k.shape[1] // 2)))
 
     def _attend_at(
         self, position: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, sink: Tensor | None

@@ -25,7 +25,7 @@ from kvcli.eviction.base import SURPRISE, Chunk, EvictionPolicy
 from kvcli.eviction.selection import gather, select
 from kvcli.fold.base import Folding
 from kvcli.share.base import LayerSharing
-from kvcli.sparse_prefill.base import SparsePrefill
+from kvcli.sparse_prefill.base import ChunkAttention
 from kvcli.storage.base import Basis, KVStorage
 from kvcli.storage.row_codec import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
@@ -94,7 +94,7 @@ class PrefillCache:
         basis: Callable[[int], Basis] | None = None,
         state: State | None = None,
         share: LayerSharing | None = None,
-        sparse: SparsePrefill | None = None,
+        sparse: ChunkAttention | None = None,
         folding: Folding | None = None,
     ) -> None:
         self.folding = folding
@@ -106,6 +106,7 @@ class PrefillCache:
         self.calibration, self.basis, self.dtype, self.state = calibration or {}, basis, dtype, state
         self.step = ChunkStep()
         self.seen = 0
+        self.draft = False
         self.max_position: int | None = None
         self.limit = None if storage is None else storage.limit
         self.row_codec = None if storage is None else storage.row_codec
@@ -121,6 +122,12 @@ class PrefillCache:
     @property
     def layers(self) -> Sequence[PrefillCacheLayer]:
         return self._layers
+
+    def begin_passes(self, tokens: int) -> None:
+        """See :class:`kvcli.cache.base.DraftedCache`."""
+        for layer in self._layers:
+            if layer.lends_down:
+                layer.ahead = layer.blank(tokens)
 
     @property
     def kept(self) -> int:
@@ -212,7 +219,8 @@ class _View:
     values: Tensor
     stored: RowLayer | None
     kept: int
-    sparse: SparsePrefill | None
+    sparse: ChunkAttention | None
+    layer: int
 
     def attend(
         self,
@@ -230,10 +238,15 @@ class _View:
             term = attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1])
             return with_sink(merge_terms(term, evicted), sink)
         if sink is None and window is None and self.sparse is not None:
-            return self.sparse.attend(q, self.keys, self.values, scale)
+            return self.sparse.attend(self.layer, q, self.keys, self.values, scale)
         if sink is None:
             return causal_attention(q, self.keys, self.values, scale, window)
         return with_sink(attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1], window), sink)
+
+    def attend_earlier(self, q: Tensor, scale: float) -> Tensor:
+        """Attend to earlier tokens than each query's own."""
+        k, v = self.keys[:, :-1], self.values[:, :-1]
+        return attention(q, k, v, scale, k.shape[1] - q.shape[1])[0]
 
 
 @dataclass(frozen=True)
@@ -261,6 +274,8 @@ class PrefillCacheLayer:
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     lent: _Lent | None = field(default=None, repr=False)
+    ahead: _View | None = field(default=None, repr=False)
+    """What lower layers use of the pass before (:class:`kvcli.cache.base.DraftedCache`)."""
     waiting: tuple[Tensor, ...] = field(default=(), repr=False)
     """Queries, keys and values of a chunk whose question follows in another pass."""
     chosen: Tensor | None = field(default=None, repr=False)
@@ -323,6 +338,9 @@ class PrefillCacheLayer:
         c = owner.count
         rope_positions = range(c, c + m) if self.compact else range(step.start, step.start + m)
         q_rotated = cache.rotary.rotate(self.index, q, rope_positions)
+        if owner.index > self.index:
+            assert owner.ahead is not None
+            return owner.ahead.attend_earlier(q_rotated, scale)
         if owner is not self:
             assert owner.lent is not None
             out = owner.lent.view.attend(q_rotated[:, -rows:], scale, window, sink)
@@ -337,10 +355,10 @@ class PrefillCacheLayer:
         units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
             keys, values, units = self._with_kept(k, v, pos)
-            view = _View(keys, values, None, c, cache.sparse)
+            view = _View(keys, values, None, c, cache.sparse, self.index)
         else:  # never in a layer with a window
             keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
-            view = _View(keys, v, stored, c, cache.sparse)
+            view = _View(keys, v, stored, c, cache.sparse, self.index)
             units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
         evicted = None
         if cache.folding is not None and of_fold(self.state):
@@ -349,8 +367,8 @@ class PrefillCacheLayer:
 
         u = c + step.new
         evict: Callable[[], None]
-        if step.part == "text":
-            evict = cache.workspace.wait  # nothing is evicted before the question
+        if cache.draft or step.part == "text":
+            evict = cache.workspace.wait  # nothing is evicted before the last pass or the question
         elif self.window is not None:
             evict = partial(self._keep_window, units.k, units.v, pos[:, :u])
         else:
@@ -375,7 +393,9 @@ class PrefillCacheLayer:
             if cache.storage is not None:
                 cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
             evict = partial(self._evict, chunk)
-        if self.index in cache.last_borrowers:
+        if self.lends_down:
+            self.ahead = view if cache.draft else None
+        if cache.last_borrowers.get(self.index, -1) > self.index:
             self.lent = _Lent(view, evict)
         else:
             evict()
@@ -405,6 +425,19 @@ class PrefillCacheLayer:
     def borrows(self) -> bool:
         """Whether the layer has no units and uses those of another one."""
         return self.cache.owners[self.index] != self.index
+
+    @property
+    def lends_down(self) -> bool:
+        """Whether a lower layer uses its units."""
+        return self.index in self.cache.owners[: self.index]
+
+    def blank(self, tokens: int) -> _View:
+        """Return the kept units, and zeros for ``tokens`` new ones."""
+        new = self.k.new_zeros(self.heads, tokens, self.dim)
+        start = self.cache.step.start
+        pos = torch.arange(start, start + tokens, dtype=torch.int32, device=self.device).expand(self.heads, tokens)
+        keys, values, _ = self._with_kept(new, new, torch.cat([self.pos[:, : self.count], pos], dim=1))
+        return _View(keys, values, None, self.count, None, self.index)
 
     @property
     def leads(self) -> bool:

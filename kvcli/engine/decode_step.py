@@ -44,6 +44,8 @@ def dynamic_reason(cache: DecodeCache) -> str | None:
         return "recurrent layers replace their state at every step"
     if cache.spec.capped:
         return "capped logits have no kernel of constant shape"
+    if cache.spec.passes:
+        return "a layer uses the keys of a higher layer without those of the present token"
     if cache.spec.host_weight_bytes:
         return "layers in main memory are copied to the GPU at every step"
     layers = () if cache.context is None else cache.context.layers

@@ -36,6 +36,7 @@ class Observer:
 
     def __init__(self, rotary: Rotary, context: Context, pairs: Sequence[tuple[int, int]], kind: LabelKind) -> None:
         self.rotary, self.context, self.pairs, self.kind = rotary, context, pairs, kind
+        self.draft = False
         self.state = None if context.state is None else context.state.copy()
         self.layers = [ObserverLayer(self, i) for i in range(len(context.layers))]
 
@@ -48,6 +49,11 @@ class Observer:
     def take_state(self) -> State | None:
         """See :class:`kvcli.cache.base.KVCache`."""
         return self.state
+
+    def begin_passes(self, tokens: int) -> None:  # noqa: ARG002
+        """See :class:`kvcli.cache.base.DraftedCache`."""
+        for layer in self.layers:
+            layer.new = None
 
     def restart(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Observe other pairs too. The state of recurrent layers sees one pair at a time."""
@@ -73,9 +79,10 @@ class ObserverLayer:
         observer, stored = self.observer, self.observer.context.layers[self.index]
         n, start = stored.pos.shape[1], observer.context.starts[self.index]
         kept_k, kept_v = stored.dense()
-        if (owner := observer.context.owner(self.index)) != self.index:
-            lent = observer.layers[owner].new
-            assert lent is not None
+        owner = observer.context.owner(self.index)
+        ahead = int(owner > self.index)  # then a token sees what comes before it
+        if owner != self.index:
+            lent = observer.layers[owner].new or (k * 0, v * 0)
             k, v = lent
         elif observer.context.owners:
             self.new = k, v
@@ -86,9 +93,9 @@ class ObserverLayer:
             positions = range(start, start + m)
             rotated = observer.rotary.rotate(self.index, q[:, part], positions)
             keys = observer.rotary.rotate(self.index, k[:, part], positions)
-            local_term = attention(rotated, keys, v[:, part], scale, 0, window)
+            local_term = attention(rotated, keys[:, : m - ahead], v[:, part][:, : m - ahead], scale, -ahead, window)
             o, lse = merge(attention(rotated, kept_k, kept_v, scale, n, stored.window), local_term)
-            if stored.window is None:
+            if stored.window is None and not observer.draft:
                 # The token that predicts the answer's first word is the question's last.
                 rows = slice(question - 1, m - 1) if observer.kind == "logit" else slice(0, m)
                 whole = lse if sink is None else torch.logaddexp(lse, sink.to(lse.dtype)[:, None])

@@ -81,20 +81,6 @@ def tokenizer_error(error: BaseException, name: str) -> ModelError:
     )
 
 
-def refuse_condensed(name: str, config: dict[str, Any]) -> None:
-    """Refuse a Layer-Condensed model (Wu and Tu 2024, arXiv 2405.10637) with the reason.
-
-    Raises:
-        ModelError: the model is one.
-    """
-    if "lckv" in str(config.get("model_type")):
-        raise ModelError(
-            f"{name} is a Layer-Condensed model: its layers use the keys of a higher layer, which exist only after"
-            " several passes over a chunk, and kvcli makes one",
-            "a model whose layers have keys of their own, with +kvsharer or +minicache; see: kvcli models ls",
-        )
-
-
 def needs_code(name: str, error: BaseException) -> ModelError | None:
     """What to tell of a model that needs its own Python; ``None`` if ``error`` says something else."""
     if "trust_remote_code" not in str(error):

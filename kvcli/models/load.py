@@ -22,6 +22,7 @@ from transformers import (
 from kvcli.errors import KvcliError, ModelError, ResourceError, UnsupportedModel, UsageError
 from kvcli.models import (
     attention,
+    condensed,
     cpu_linear,
     defaults,
     device_map,
@@ -89,7 +90,8 @@ def load(
     """
     device, dtype = placed(device, dtype)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    foreign_code.refuse_condensed(source.name, source.config)
+    plain = condensed.as_llama(source.name, source.config)
+    made = {"config": AutoConfig.for_model(**plain)} if "kvcli_owners" in plain else {}
     attention.register()
     held = quantization.options(source, weights, getattr(torch, dtype))
     own = quantization.method(source)
@@ -100,9 +102,13 @@ def load(
     try:
         with foreign_code.no_questions():
             with foreign_code.one_error(source.name):
-                tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source.path, local_files_only=True, trust_remote_code=False, **made
+                )
                 tokenizer(foreign_code.TRIAL)
-            config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=False)
+            config = made.get("config") or AutoConfig.from_pretrained(
+                source.path, local_files_only=True, trust_remote_code=False
+            )
             reader = PictureReader.of(source, config) if pictures else None
             cls = auto_class(config, pictures=pictures)
             quantization.prepare(source)
@@ -131,6 +137,7 @@ def load(
                     attn_implementation=attention.NAME,
                     local_files_only=True,
                     device_map=places,
+                    **made,
                     **held,
                 )
                 try:
@@ -140,6 +147,7 @@ def load(
                         raise
                     module, found = read()
             own_class = source.config.get("architectures") or ()
+            found = condensed.without_spare(found, plain)
             tensor_check.require_all(found, source.name, spare=own is not None, made=own_class)
             quantization.fit_layers(module, weights)
             if own is not None:
@@ -167,6 +175,10 @@ def load(
     except UnsupportedModel as error:
         cause = error.__cause__
         raise (None if cause is None else quantization.unreadable(source, cause)) or error from None
+    if owners := plain.get("kvcli_owners"):
+        model.spec = replace(model.spec, owners=tuple(owners), passes=plain["kvcli_passes"])
+        removed = condensed.condense(model.module, model.spec)
+        model.spec = replace(model.spec, weight_bytes=model.spec.weight_bytes - removed)
     if reader is not None:
         model.pictures, model.spec = reader, replace(model.spec, picture_bytes=reader.nbytes)
     if own is None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kvcli.cache.base import KVCache, State
+from kvcli.cache.base import DraftedCache, KVCache, State
 from kvcli.errors import ModelError
-from kvcli.models import attention, cpu_linear, packed_experts, rope
+from kvcli.models import attention, condensed, cpu_linear, packed_experts, rope
 from kvcli.models.auto_class import attend_by
 from kvcli.models.pictures import PictureReader
 from kvcli.types import ModelSpec, Scorer
@@ -156,12 +156,24 @@ class Model:
             length = getattr(store, "max_position", None)
             if length is not None and self.rotary.length_dependent:
                 self.rotary.fix_length(length)
+            if self.spec.passes and isinstance(store, DraftedCache):
+                self._draft(batch, store, len(ids))
             if logits is False:
                 self.module.base_model(**batch)
                 return None
             with self.head.keeping(rows):
                 scores = self.head.logits(self.module(**batch), rows)
             return scores[-1] if logits is True else scores
+
+    def _draft(self, batch: dict[str, Any], store: DraftedCache, tokens: int) -> None:
+        """Make all passes but the last one, which keep nothing, for layers that use the keys of a higher layer."""
+        store.begin_passes(tokens)
+        store.draft = True
+        try:
+            for _ in range(condensed.passes(self.spec, tokens) - 1):
+                self.module.base_model(**batch)
+        finally:
+            store.draft = False
 
     @contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:

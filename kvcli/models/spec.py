@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,8 @@ from typing import Any
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import catalogue, weights
+from kvcli.models.condensed import as_llama
 from kvcli.models.defaults import default_dtype
-from kvcli.models.foreign_code import refuse_condensed
 from kvcli.models.source import PACKED, ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
@@ -69,8 +70,7 @@ def spec(
     """
     device = _device(device)
     dtype = _known_dtype(dtype) or default_dtype(device)
-    config = source.config
-    refuse_condensed(source.name, config)
+    config = as_llama(source.name, source.config)
     text = text_config(config)
 
     def need(*names: str) -> int:
@@ -108,6 +108,7 @@ def spec(
         state_bytes=_state_bytes(text, kinds, DTYPE_BYTES[dtype]),
         shapes=shapes if len(set(shapes)) > 1 else (),
         owners=_owners(text, kinds),
+        passes=int(text.get("kvcli_passes") or 0),
         latent=latent,
         capped=bool(text.get("attn_logit_softcapping")),
     )
@@ -188,6 +189,8 @@ def layer_kinds(text: dict[str, Any]) -> list[str]:
 
 def kv_numbers(config: dict[str, Any]) -> int | None:
     """Numbers of keys and values that one token has in all layers that attend; ``None`` if the config does not say."""
+    with suppress(ModelError):
+        config = as_llama("", config)
     text = text_config(config)
     kinds, layers = layer_kinds(text), text.get("num_hidden_layers")
     heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
@@ -225,6 +228,8 @@ def _shape(text: dict[str, Any], heads: int, hidden: int, layer: int, latent: bo
 
 def _owners(text: dict[str, Any], kinds: list[str]) -> tuple[int, ...]:
     """The layers whose keys and values layers use: the last ones share those of the last layer of their kind before."""
+    if text.get("kvcli_owners"):
+        return tuple(text["kvcli_owners"])
     own = len(kinds) - int(text.get("num_kv_shared_layers") or 0)
     if not 0 < own < len(kinds) or not set(kinds[own:]) <= set(kinds[:own]):
         return ()

@@ -223,12 +223,13 @@ def plan(
 
 def _lent_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -> int:
     """Return the most bytes of keys, values and rotated keys that layers keep at once for those that borrow them."""
-    most, owners, size = 0, recipe.share.owners(spec), DTYPE_BYTES[spec.dtype]
+    most, owners = 0, recipe.share.owners(spec)
+    numbers = [3 * spec.of_layer(i).kv_heads * spec.of_layer(i).head_dim * (n + chunk) for i, n in enumerate(kept)]
     last = {owner: i for i, owner in enumerate(owners) if owner != i}
     for layer in range(spec.layers):
-        rows = [(spec.of_layer(o), kept[o] + chunk) for o, end in last.items() if o <= layer <= end]
-        most = max(most, sum(3 * own.kv_heads * own.head_dim * units * size for own, units in rows))
-    return most
+        most = max(most, sum(numbers[owner] for owner, end in last.items() if owner <= layer <= end))
+    down = sum(2 * numbers[i] for i in range(spec.layers) if i in owners[:i])  # of this pass and of the one before
+    return (most + down) * DTYPE_BYTES[spec.dtype]
 
 
 def _stored(spec: ModelSpec, recipe: Recipe, layer: int) -> ModelSpec:

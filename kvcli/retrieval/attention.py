@@ -17,7 +17,6 @@ from kvcli.storage.dense import DenseLayer
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.models.model import Model
-    from kvcli.storage.base import StoredLayer
 
 
 @torch.inference_mode()
@@ -61,23 +60,19 @@ def narrow_context(context: Context, labels: Sequence[Tensor | None], text: rang
     Returns:
         the context itself if all of it stays.
     """
-    layers: list[StoredLayer] = []
+    layers = list(context.layers)
     for i, (held, label) in enumerate(zip(context.layers, labels, strict=True)):
-        if (owner := context.owner(i)) != i:
-            layers.append(layers[owner])
-            continue
-        if label is None:
-            layers.append(held)
+        if label is None or context.owner(i) != i:
             continue
         others = (held.pos < text.start) | (held.pos >= text.stop)
         count = visible_units(held.pos.shape[1], len(text)) + int(others.sum(1).max())
         if count >= held.pos.shape[1]:
-            layers.append(held)
             continue
         best = label.masked_fill(others, inf).topk(count, dim=1).indices.sort(dim=1).values
         k, v = held.dense()
         rows = best[..., None].expand(-1, -1, k.shape[2])
         few = k.gather(1, rows)
-        layers.append(DenseLayer(few, few if v is k else v.gather(1, rows), held.pos.gather(1, best), held.window))
+        layers[i] = DenseLayer(few, few if v is k else v.gather(1, rows), held.pos.gather(1, best), held.window)
+    layers = [layers[context.owner(i)] for i in range(len(layers))]
     unchanged = all(new is held for new, held in zip(layers, context.layers, strict=True))
     return context if unchanged else replace(context, layers=layers)

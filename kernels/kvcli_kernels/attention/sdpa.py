@@ -24,7 +24,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`kvcli_kernels.attention.ref.attention`."""
     m, n = q.shape[1], k.shape[1]
-    if not _has_flash(q) or n == 0:
+    if not _has_flash(q) or n == 0 or q_start < 0:
         return ref.attention(q, k, v, scale, q_start, window)
     if window is not None and q_start + m > window:
         return _windowed(q, k, v, scale, q_start, window)

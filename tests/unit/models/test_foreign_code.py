@@ -12,7 +12,6 @@ from kvcli.errors import ModelError
 from kvcli.models import foreign_code
 from kvcli.models.load import load
 from kvcli.models.resolve import resolve
-from kvcli.models.spec import spec
 from tests.laws.helpers import drain
 
 ROOT = Path(__file__).parents[3]
@@ -74,13 +73,3 @@ def test_an_architecture_that_is_not_known_is_named(model: Path, kind: str | Non
     with pytest.raises(ModelError, match=message) as found:
         load(drain(resolve(str(model))))
     assert found.value.hint
-
-
-def test_a_layer_condensed_checkpoint_is_refused_with_the_reason(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "lckv-llama", "architectures": ["LCKVLlamaForCausalLM"], "layer_types": "0_1"}
-    (model / "config.json").write_text(json.dumps(config))
-    source = drain(resolve(str(model)))
-    for use in (spec, load):  # before loading, and to load it
-        with pytest.raises(ModelError, match="is a Layer-Condensed model: its layers use the keys of a higher layer"):
-            use(source)
