@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvcli import registry
-from kvcli.errors import UsageError
+from kvcli.errors import ModelError, UsageError
 from kvcli.fold.base import Fold
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
@@ -126,7 +126,24 @@ class Recipe:
         Raises:
             ModelError: the model cannot run the recipe, or a calibration is missing.
         """
-        return dataclasses.replace(self, share=self.share.for_model(spec), fold=self.fold.for_model(spec))
+        if spec.passes:
+            self._check_passes(spec)
+        own = {name: getattr(self, name).for_model(spec) for name in ("share", "fold", "sparse_prefill")}
+        return dataclasses.replace(self, **own)
+
+    def _check_passes(self, spec: ModelSpec) -> None:
+        whole = self.storage.offloads or self.storage.row_codec is not None
+        refused = {
+            format_policy(self.share): self.share.name != "none",
+            format_policy(self.fold): self.fold.name != "none",
+            format_policy(self.storage): whole,
+        }
+        for term in (text for text, holds in refused.items() if holds):
+            raise ModelError(
+                f"{spec.name} is a Layer-Condensed model, whose layers use the keys of a higher layer, and"
+                f" +{term} needs each layer's keys at once",
+                "a policy alone, or with +int8, +kivi or +turbo",
+            )
 
     @property
     def reading(self) -> str:

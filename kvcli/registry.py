@@ -38,12 +38,12 @@ _BASES: dict[Axis, str] = {
 
 _NOT_TERMS = {
     "base",
-    "hashing",
     "maps",
     "matching",
     "merging",
     "offload",
     "packed",
+    "patterns",
     "row_codec",
     "selection",
     "smoothing",

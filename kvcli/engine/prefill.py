@@ -129,7 +129,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         basis=basis_of(model) if recipe.storage.needs_basis else None,
         state=model.empty_state(),
         share=recipe.share,
-        sparse=recipe.sparse_prefill if recipe.sparse_prefill.name != "none" else None,
+        sparse=recipe.sparse_prefill.open(model.spec),
         folding=recipe.fold.open(model.spec, model.device),
     )
 

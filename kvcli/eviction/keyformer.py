@@ -74,7 +74,7 @@ def gumbel(chunk: Chunk, first: int, rows: int, seed: int) -> Tensor:
     """Draw a standard Gumbel number per query head, query and unit: float32 ``[H_kv, H / H_kv, rows, u]``."""
     import torch
 
-    from kvcli.eviction.hashing import uniform
+    from kvcli.utils.hashing import uniform
 
     heads, group = chunk.pos.shape[0], chunk.q.shape[0] // chunk.pos.shape[0]
     key = chunk.pos.long()[:, None, None, :]

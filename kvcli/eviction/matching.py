@@ -36,7 +36,7 @@ def references(chunk: Chunk) -> Tensor:
     """
     import torch
 
-    from kvcli.eviction.hashing import uniform
+    from kvcli.utils.hashing import uniform
 
     count = max(1, MATCH_QUERIES * chunk.pos.shape[0] // chunk.q.shape[0])
     places = torch.arange(chunk.start, chunk.start + chunk.new, device=chunk.pos.device)

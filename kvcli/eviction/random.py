@@ -24,7 +24,7 @@ class Random(EvictionPolicy):
 
     def score(self, chunk: Chunk) -> Tensor:
         """Hash seed, layer, head and position to [0, 1), independent of the chunks: ``[H_kv, new]``."""
-        from kvcli.eviction.hashing import uniform
+        from kvcli.utils.hashing import uniform
 
         position = chunk.pos[:, chunk.kept :].long()
         head = position.new_tensor(range(position.shape[0])).unsqueeze(1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from kvcli.errors import DamagedError, ModelError, ResourceError, UsageError
+from kvcli.errors import UsageError
 from kvcli.types import ModelSpec
-from kvcli.utils import files
+from kvcli.utils import calibration_file
 
 COMMAND = "kvcli calibrate --share N TEXT…"
 
@@ -64,22 +63,9 @@ def alike(spec: ModelSpec, layer: int, owner: int) -> bool:
     return spec.sliding[layer] == spec.sliding[owner] and sizes[0] == sizes[1]
 
 
-def path(spec: ModelSpec) -> Path:
-    """Return where the share map of a model is stored, whatever its weights are quantized to."""
-    return files.data_dir() / "share" / f"{spec.base_fingerprint}.json"
-
-
 def save(spec: ModelSpec, owners: Sequence[int], facts: dict[str, object]) -> Path:
     """Store the share map of a model. Raises ``ResourceError``."""
-    where = path(spec)
-    files.private_dir(where.parent)
-    made = {"model": spec.name, "identity": spec.base_fingerprint, "map": join(owners), **facts}
-    try:
-        with files.atomic_write(where) as temporary:
-            temporary.write_text(json.dumps(made, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot write {where}: {error.strerror}") from None
-    return where
+    return calibration_file.save("share", spec, {"map": join(owners), **facts})
 
 
 def stored(spec: ModelSpec) -> str:
@@ -89,15 +75,4 @@ def stored(spec: ModelSpec) -> str:
         ModelError: there is none, or it belongs to another model.
         DamagedError: the file is not a share map.
     """
-    where = path(spec)
-    again = COMMAND.replace("calibrate", f"calibrate -m {spec.name}")
-    if not where.exists():
-        raise ModelError(f"kvsharer needs a calibration, and none exists for {spec.name}", again)
-    try:
-        made = json.loads(where.read_text("utf-8"))
-        text, identity = str(made["map"]), made["identity"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{where} is not a share map: {error}", again) from error
-    if identity != spec.base_fingerprint:
-        raise ModelError(f"the share map {where} was made for {made.get('model')}, and this is {spec.name}", again)
-    return text
+    return str(calibration_file.load("share", spec, "map", term="kvsharer", what="share map", command=COMMAND))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from kvcli.types import ModelSpec
 
@@ -22,10 +22,31 @@ class SparsePrefill:
     name: ClassVar[str] = "none"
     """Its name in recipes, equal to its module's name; ``none`` for this one, which no recipe writes."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attend causally in a layer without window and attention sinks.
+    def for_model(self, spec: ModelSpec) -> Self:  # noqa: ARG002
+        """Return the sparse prefill with everything that depends on the model.
+
+        Raises:
+            ModelError: a calibration is missing.
+        """
+        return self
+
+    def open(self, spec: ModelSpec) -> ChunkAttention | None:  # noqa: ARG002
+        """Prepare it for a model; ``None`` for the one that attends to everything. Raises as :meth:`for_model`."""
+        return None
+
+    def work_nbytes(self, spec: ModelSpec, units: int, chunk: int) -> int:  # noqa: ARG002
+        """Return the temporary bytes beside dense attention's, for a chunk whose last query sees ``units``."""
+        return 0
+
+
+class ChunkAttention(Protocol):
+    """What a chunk attends to, in layers without window and attention sinks."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Attend causally.
 
         Args:
+            layer: its index.
             q: ``[H, m, D]``, rotated queries of the last ``m`` keys.
             k: ``[H_kv, n, D]``, rotated keys of kept units and the chunk.
             v: ``[H_kv, n, D]``.
@@ -34,10 +55,4 @@ class SparsePrefill:
         Returns:
             ``[H, m, D]``.
         """
-        from kvcli_kernels.attention import causal_attention
-
-        return causal_attention(q, k, v, scale)
-
-    def work_nbytes(self, spec: ModelSpec, units: int, chunk: int) -> int:  # noqa: ARG002
-        """Return the temporary bytes beside dense attention's, for a chunk whose last query sees ``units``."""
-        return 0
+        ...

@@ -16,19 +16,28 @@ ROWS = 64
 _SINKS, _NEAREST = 30, 100  # columns and distances that are always chosen
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, vertical: int, slash: int) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    vertical: int | Tensor,
+    slash: int | Tensor,
+    fixed: Tensor | None = None,
+) -> Tensor:
     """Attend causally to ``vertical`` columns and ``slash`` diagonals per head, chosen from the last queries.
 
     Args:
         q: ``[H, m, D]``, rotated queries of the last ``m`` keys.
         k, v: ``[H_kv, n, D]``, rotated keys, and values.
         scale: factor on the logits.
-        vertical, slash: numbers of columns and diagonals, what is always chosen included.
+        vertical, slash: numbers of columns and diagonals, what is always chosen included; ``[H]`` if heads differ.
+        fixed: bool ``[H]``, heads with the first columns and the nearest diagonals instead.
 
     Returns:
         ``[H, m, D]``.
     """
-    columns, diagonals = pattern(q, k, scale, vertical, slash)
+    columns, diagonals = pattern(q, k, scale, vertical, slash, fixed)
     start, parts = k.shape[1] - q.shape[1], []
     for first in range(0, q.shape[1], BLOCK):
         queries = q[:, first : first + BLOCK]
@@ -37,11 +46,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, vertical: int, slash: 
     return torch.cat(parts, dim=1)
 
 
-def pattern(q: Tensor, k: Tensor, scale: float, vertical: int, slash: int) -> tuple[Tensor, Tensor]:
+def pattern(
+    q: Tensor, k: Tensor, scale: float, vertical: int | Tensor, slash: int | Tensor, fixed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose columns and distances from the weights of the last queries: bool ``[H, n]`` each."""
-    columns, diagonals = sums(_weights(q[:, -ROWS:], k, scale))
+    columns, diagonals = sums(weights(q[:, -ROWS:], k, scale))
+    if fixed is not None:
+        columns[fixed] = diagonals[fixed] = -torch.arange(k.shape[1], dtype=columns.dtype, device=k.device)
     columns[:, :_SINKS], diagonals[:, :_NEAREST] = torch.inf, torch.inf
-    return _largest(columns, max(vertical, _SINKS)), _largest(diagonals, max(slash, _NEAREST))
+    counts = (torch.as_tensor(count, device=k.device) for count in (vertical, slash))
+    most, nearest = (n.clamp_min(least) for n, least in zip(counts, (_SINKS, _NEAREST), strict=True))
+    return _largest(columns, most), _largest(diagonals, nearest)
 
 
 def sums(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,17 +80,19 @@ def chosen(columns: Tensor, diagonals: Tensor, rows: range) -> Tensor:
     return touched.repeat_interleave(BLOCK, dim=1)[:, : rows.stop] | columns[:, : rows.stop]
 
 
-def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Attention weights of the queries of the last keys: float32 ``[H, rows, n]``."""
     (heads, rows, dim), (kv_heads, n, _) = q.shape, k.shape
     logits = scaled((q.reshape(kv_heads, -1, dim) @ k.transpose(1, 2)).float().view(heads, rows, n), scale)
     later = torch.ones(rows, n, dtype=torch.bool, device=q.device).triu(n - rows + 1)
     return logits.masked_fill_(later, -torch.inf).softmax(-1)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Mark the largest: of equal ones the first, so that more of them include fewer."""
-    order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
+def _largest(values: Tensor, counts: Tensor) -> Tensor:
+    """Mark the largest, one number for all heads or one each: of equal ones the first, so that more include fewer."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    first = torch.arange(values.shape[1], device=values.device) < counts.view(-1, 1)
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, first.expand_as(order))
 
 
 def _attend_chosen(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor, rows: range) -> Tensor:

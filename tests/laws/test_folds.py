@@ -25,6 +25,7 @@ from tests.laws.helpers import answer, asked, distance, drain, filled
 from tests.laws.test_prompt_cache import interrupted, job, run, same
 
 RECIPES = ["h2o(budget=24, sinks=2)", "knorm(budget=24)", "locret(budget=24, stabilizers=8)", "corm(budget=24)"]
+FOLDS = ["+less", "+clustergen(clusters=4, samples=2, values=6)"]
 OTHERS = [
     "knorm(budget=24, positions=original)",
     "snapkv(budget=24, stabilizers=4)",
@@ -52,8 +53,8 @@ def trained(model, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_with_nothing_evicted_it_changes_no_bit(model, family: str) -> None:
     ids, question = tiny.document(40), tiny.document(7, seed=3)
     for recipe in ("full", "knorm(budget=40)"):
-        one, two = (asked(model(family), ids, question, r, 16) for r in (recipe, f"{recipe}+less"))
-        assert torch.equal(one, two)
+        one, *others = (asked(model(family), ids, question, recipe + fold, 16) for fold in ("", *FOLDS))
+        assert all(torch.equal(one, other) for other in others)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -61,9 +62,10 @@ def test_with_something_evicted_it_does(model, family: str) -> None:
     if all(window is not None for window in model(family).spec.sliding):
         pytest.skip("all layers of this family have a sliding window")
     ids, question = tiny.document(90), tiny.document(7, seed=3)
-    one, two = (asked(model(family), ids, question, r, 16) for r in ("knorm(budget=24)", "knorm(budget=24)+less"))
-    assert two.isfinite().all()
-    assert distance(two, one) > 1e-4
+    one, *others = (asked(model(family), ids, question, f"knorm(budget=24){fold}", 16) for fold in ("", *FOLDS))
+    for other in others:
+        assert other.isfinite().all()
+        assert distance(other, one) > 1e-4
 
 
 def by_hand(value: float = 1.0) -> LessMaps:
@@ -141,9 +143,10 @@ def test_with_exact_terms_any_budget_is_full_attention(model, family: str, monke
         assert distance(logits, asked(known, ids, question, "full", 16)) < 1e-4
 
 
+@pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("recipe", [*RECIPES, *OTHERS])
-def test_planned_bytes_are_taken(model, recipe: str) -> None:
-    spec, found = model().spec, parse(f"{recipe}+less")
+def test_planned_bytes_are_taken(model, recipe: str, fold: str) -> None:
+    spec, found = model().spec, parse(recipe + fold)
     for tokens in (20, 100, 300):
         plan = memory.plan(spec, found, tokens=tokens, chunk=16, tail=9)
         cache = filled(model(), tiny.document(tokens), str(found), 16)
@@ -157,11 +160,12 @@ def test_planned_bytes_are_taken(model, recipe: str) -> None:
             assert plan.context == context.nbytes
 
 
+@pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize(
     ("family", "recipe"), [("llama", OTHERS[3]), ("gemma3", "keydiff(budget=24, sinks=2, tail=9)")]
 )
-def test_interrupted_saved_and_resumed_is_uninterrupted(model, family: str, recipe: str, tmp_path) -> None:
-    known, work = model(family), job(100, recipe=parse(f"{recipe}+less"))
+def test_interrupted_saved_and_resumed_is_uninterrupted(model, family: str, recipe: str, fold: str, tmp_path) -> None:
+    known, work = model(family), job(100, recipe=parse(recipe + fold))
     whole, _ = run(known, work, place=tmp_path / "whole.kv")
     interrupted(known, work, 40, place=tmp_path / "part.kv")
     resumed, seen = run(known, work, place=tmp_path / "part.kv")
@@ -179,10 +183,12 @@ def test_interrupted_saved_and_resumed_is_uninterrupted(model, family: str, reci
     same(known, run(known, longer, base=tmp_path / "whole.kv")[0], run(known, longer)[0])
 
 
-@pytest.mark.parametrize("recipe", [RECIPES[1], *OTHERS[2:]])
+@pytest.mark.parametrize(
+    "recipe", [f"{RECIPES[1]}+less", *(f"{recipe}+less" for recipe in OTHERS[2:]), f"{RECIPES[1]}+clustergen"]
+)
 def test_rewound_is_as_never_read_and_recorded_steps_are_plain_ones(model, recipe: str) -> None:
     known = model()
-    context = drain(prefill(known, tiny.document(80), parse(f"{recipe}+less"), chunk=16, horizon=300))
+    context = drain(prefill(known, tiny.document(80), parse(recipe), chunk=16, horizon=300))
     tail, plain = new_decode_cache(known, context), new_decode_cache(known, context)
     answer(known, tail, tiny.document(9), 20)
     tail.rewind(0)

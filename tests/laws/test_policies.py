@@ -29,7 +29,7 @@ def recipe(name: str, budget: int = 24, options: str = "") -> str:
     return f"{name}({', '.join(filter(None, fields))})"
 
 
-@pytest.mark.parametrize("family", ["gemma3", "smollm3"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("policy", NEWER)
 def test_with_a_budget_of_the_whole_text_nothing_is_lost(model, family: str, policy: str) -> None:
     body, question = tiny.document(70), tiny.document(9, seed=1)
@@ -38,7 +38,7 @@ def test_with_a_budget_of_the_whole_text_nothing_is_lost(model, family: str, pol
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
-@pytest.mark.parametrize("family", ["phi3-longrope", "gemma3"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("policy", NEWER)
 def test_what_is_kept_is_in_order_within_the_budget_and_finite(model, family: str, policy: str, positions: str) -> None:
     text = recipe(policy, options=f"stabilizers=4, sinks=2, positions={positions}")

@@ -53,3 +53,27 @@ def test_a_share_map_is_made_once_and_found_by_ask(
     assert first.code == second.code == 0, first.err
     assert first.out == second.out
     assert call("plan", "book.txt", "--policy", "full+kvsharer").code == 0
+
+
+def test_patterns_of_heads_are_made_once_and_found_by_ask(
+    call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "book.txt").write_text("Call me Ishmael. " * 60)
+    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
+    ask = ("ask", "book.txt", "Who?", "-n", "3", "--policy", "full+minference(heads=file)")
+    refused = call(*ask)
+    assert refused.code == 4
+    assert "kvcli calibrate" in refused.err
+    for wrong, code in ((("--prefill", "snapkv"), 2), (("--prefill", "minference", "--share", "1"), 2)):
+        assert call("calibrate", "book.txt", *wrong).code == code
+    assert call("calibrate", "book.txt", "--tokens", "200", "--prefill", "minference").code == 3
+    monkeypatch.setattr("kvcli.sparse_prefill.patterns.BEHIND", 50)
+    made = call("calibrate", "book.txt", "--tokens", "200", "--prefill", "minference")
+    assert made.code == 0, made.err
+    assert Path(made.out.strip()).parent == tmp_path / "data" / "minference"
+    assert "heads · 200 tokens" in made.err
+    first, second = call(*ask), call(*ask)
+    assert first.code == second.code == 0, first.err
+    assert first.out == second.out
+    assert call("plan", "book.txt", "--policy", "full+minference(heads=file)").code == 0
