@@ -97,7 +97,11 @@ class _NoLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Postponed(spec.name)
 
-    def exec_module(self, module: ModuleType) -> None: ...
+    def exec_module(self, module: ModuleType) -> None:  # noqa: ARG002
+        """Give torch's random generators their metaclass, which one of the postponed modules would; torch 2.13 asks."""
+        torch = sys.modules["torch"]
+        if hasattr(torch._C, "_set_generator_metaclass"):
+            torch._C._set_generator_metaclass(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
 
 
 class _Wrapped(Loader):

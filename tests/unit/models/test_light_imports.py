@@ -84,6 +84,7 @@ import json, sys
 from kvcli.models import light_imports
 light_imports.install()
 import torch
+torch.Generator().manual_seed(0)
 def missing():
     return [name for name in light_imports._META if isinstance(sys.modules[name], light_imports._Postponed)]
 def without_data():
