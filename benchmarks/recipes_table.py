@@ -23,7 +23,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -48,9 +50,9 @@ Row = dict[str, Any]
 
 SCORED = "sinks=48, stabilizers=64"
 POLICIES = {
-    **dict.fromkeys(("cascade", "corm", "elastic", "h2o", "keyformer", "kvmerger", "pyramidkv"), "sinks=48"),
-    **dict.fromkeys(("sirllm", "streaming", "vlcache"), "sinks=48"),
-    **dict.fromkeys(("keydiff", "knorm", "locret", "random", "snapkv", "subgen"), SCORED),
+    **dict.fromkeys(("locret", "keydiff", "snapkv", "knorm", "random", "subgen"), SCORED),
+    **dict.fromkeys(("h2o", "streaming", "pyramidkv", "vlcache", "kvmerger", "sirllm"), "sinks=48"),
+    **dict.fromkeys(("cascade", "corm", "elastic", "keyformer"), "sinks=48"),
 }
 SHARED = "0_1_2_3_4_5_6_7_8_9_10_11_12_13_14_15_16_17_18_11_20_11_22_23_24_25_26_11_11_29"
 EVICTING = [
@@ -146,14 +148,14 @@ class Measurement:
         asked = self.text.asked(self.aware if recipe.policy.query_aware else None)
         ids = [self.pipeline.prompt.question(question.text) for question in self.text.case.questions]
         found: Row = {"scores": [], "kl": [], "same": [], "answers": []}
-        read_s, decode_s, decoded = 0.0, 0.0, 0
+        read_s, steps = 0.0, list[float]()
         context: DocumentContext | None = None
         for group in [[i] for i in asked] if recipe.policy.query_aware else [asked]:
             context, seconds = self._read(recipe, self.text.case.questions[group[0]].text)
             read_s += seconds
             if recipe.policy.budget != BUDGETS["4K"][1]:
-                first, seconds = self._alone(context, ids[group[0]])
-                decode_s, decoded = decode_s + seconds, decoded + max(0, len(first.ids) - 1)
+                first, times = self._alone(context, ids[group[0]])
+                steps += times
                 said = [first, *self._together(context, [ids[i] for i in group[1:]])]
                 found["answers"] += [answer.text for answer in said]
                 found["scores"] += [
@@ -184,8 +186,7 @@ class Measurement:
             "host_bytes": kept.host_nbytes,
             "read_s": round(read_s / (len(asked) if recipe.policy.query_aware else 1), 3),
             "loaded": context.reused > 0,
-            "decode_s": round(decode_s, 3),
-            "decoded": decoded,
+            "step_s": round(median(steps), 4) if steps else None,
         }
 
     def _read(self, recipe: Recipe, question: str) -> tuple[DocumentContext, float]:
@@ -204,13 +205,13 @@ class Measurement:
             if isinstance(event, Prefill):
                 end = process_time()
 
-    def _alone(self, context: DocumentContext, ids: Sequence[int]) -> tuple[Said, float]:
-        """An answer, and the seconds from its first token to the last."""
+    def _alone(self, context: DocumentContext, ids: Sequence[int]) -> tuple[Said, list[float]]:
+        """An answer, and the seconds of each step; of the first ones some are spent on compiling."""
         said, times = Said(), list[float]()
         for event in self._asking(context, ids):
             if said.take(event):
                 times.append(process_time())
-        return said, times[-1] - times[0] if times else 0.0
+        return said, [b - a for a, b in pairwise(times)]
 
     def _together(self, context: DocumentContext, questions: Sequence[Sequence[int]]) -> list[Said]:
         """Answers whose steps are computed together, which is faster and changes none."""
@@ -311,7 +312,7 @@ def summarize(rows: Sequence[Row], command: str) -> list[Row]:
     counts = Counter((row["length"], row["number"]) for row in rows)
     most = {key: max((n for (length, _), n in counts.items() if length == key), default=0) for key in LENGTHS}
     rows = [row for row in rows if counts[row["length"], row["number"]] == most[row["length"]]]
-    compared = [row for row in rows if row["name"] == "full" and row["length"] == "4K"]
+    compared, full = ([r for r in rows if r["name"] == "full" and r["length"] == key] for key in ("4K", "2K"))
     found = []
     for name in dict.fromkeys(row["name"] for row in rows):
         mine = [row for row in rows if row["name"] == name]
@@ -333,7 +334,8 @@ def summarize(rows: Sequence[Row], command: str) -> list[Row]:
         made["bytes"] = round(_mean([row["device_bytes"] / row["tokens"] for row in at_4k]))
         if not any(row["loaded"] for row in at_4k):
             made["prefill"] = round(_mean([r["read_s"] for r in compared]) / _mean([r["read_s"] for r in at_4k]), 2)
-        made["decode"] = round(_speed(at_4k) / _speed(compared), 2)
+        if steps := [row["step_s"] for row in mine if row["length"] == "2K"]:
+            made["decode"] = round(median(row["step_s"] for row in full) / median(steps), 2)
         found.append(made | provenance(command, n=len(compared)))
     return sorted(found, key=lambda row: row["kl"])
 
@@ -357,10 +359,6 @@ def _estimate(column: str, values: Sequence[float], factor: float, digits: int) 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _speed(rows: Sequence[Row]) -> float:
-    return sum(row["decoded"] for row in rows) / sum(row["decode_s"] for row in rows)
 
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
