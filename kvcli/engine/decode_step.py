@@ -24,8 +24,7 @@ def make_decode_step(model: Model, cache: DecodeCache) -> DecodeStep:
     one_card = model.device.type == "cuda" and not model.spec.devices
     if one_card and os.environ.get("KVCLI_CUDA_GRAPH") == "1" and dynamic_reason(cache) is None:
         return CudaGraphStep(model, cache)
-    recordable = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
-    if recordable and for_cpu("attention") is not None and dynamic_reason(cache) is None:
+    if recordable(model, cache):
         from kvcli.engine.recorded_step import RecordedStep
 
         return RecordedStep(model, cache)
@@ -34,6 +33,12 @@ def make_decode_step(model: Model, cache: DecodeCache) -> DecodeStep:
         return _forward_one(model, cache, token)
 
     return step
+
+
+def recordable(model: Model, cache: DecodeCache) -> bool:
+    """Whether steps are recorded and replayed (:mod:`kvcli.engine.recorded_step`)."""
+    plain = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
+    return plain and for_cpu("attention") is not None and dynamic_reason(cache) is None
 
 
 def dynamic_reason(cache: DecodeCache) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from kvcli.cache.context import Context
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.answer_format import AnswerFormat
-from kvcli.engine.batched_step import Paused, Step, batches_pay
+from kvcli.engine.batched_step import Paused, Step, fewest_answers
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
 from kvcli.engine.detokenizer import Detokenizer
 from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay, near_tie
@@ -106,7 +106,7 @@ def generate(
         drafted = DraftedStep(model, cache, lookup, end=end, greedy=not settings.temperature, mask=adjust)
     plain = make_decode_step(model, cache) if drafted is None else drafted.plain
     step = drafted or plain
-    together = together and not ahead and batches_pay(model, cache)
+    fewest = fewest_answers(model, cache) if together and not ahead else None
     first_token_at = started
     count, reason = 0, "length"
     free = allow_repetition or settings.temperature or constraint is not None
@@ -141,10 +141,10 @@ def generate(
             stopped_repeating = True
             break
         if count < max_tokens:
-            waiting = Step(model, cache, token)
-            if together and (drafted is None or not drafted.knows(token_id)):
+            waiting = None if fewest is None else Step(model, cache, token, fewest)
+            if waiting is not None and (drafted is None or not drafted.knows(token_id)):
                 yield Paused(-1, "", waiting)
-            if waiting.logits is not None:
+            if waiting is not None and waiting.logits is not None:
                 next_logits = waiting.logits
                 if drafted is not None:
                     drafted.skip(token_id)

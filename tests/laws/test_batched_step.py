@@ -88,8 +88,9 @@ def alone(started: list[Iterator[Token | Answer]]) -> list[list[object]]:
 
 @pytest.fixture(autouse=True)
 def unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recording is a law of its own, and takes most of the time."""
+    """Recording is a law of its own, and takes most of the time. Two answers are enough to step together."""
     monkeypatch.setattr(recorded_step, "_PLAIN", 99)
+    monkeypatch.setattr(batched_step, "_LAYER", 0)
 
 
 @pytest.mark.parametrize(("family", "recipe"), CASES)
@@ -106,7 +107,21 @@ def test_answers_that_come_and_go_are_those_of_plain_decoding(family: str, recip
 def test_storages_that_are_opened_for_one_answer_step_alone() -> None:
     model = speaker("llama")
     held = contexts(model, "full+quest(page=4, pages=3, dense=0)")
-    assert [batched_step.batches_pay(model, new_decode_cache(model, one)) for one in held] == [False, False, True]
+    assert [batched_step.fewest_answers(model, new_decode_cache(model, one)) for one in held] == [None, None, 2]
+
+
+def test_few_answers_of_a_small_model_step_alone_if_their_steps_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batched_step, "_LAYER", 1 << 20)
+    for family, fewest in (("llama", 4), ("mistral-window", 2)):  # sliding windows are not recorded
+        model = speaker(family)
+        monkeypatch.setattr(type(model), "read_bytes", property(lambda _, m=model: m.spec.layers << 19))
+        cache = new_decode_cache(model, contexts(model, "full")[0])
+        assert batched_step.fewest_answers(model, cache) == fewest
+        steps = [batched_step.Step(model, cache, torch.tensor([5]), fewest) for _ in range(4)]
+        step_together(steps[: fewest - 1])
+        assert all(step.logits is None for step in steps)
+        step_together(steps[:fewest])
+        assert all(step.logits is not None for step in steps[:fewest])
 
 
 def test_more_answers_than_a_pass_takes(monkeypatch: pytest.MonkeyPatch) -> None:
