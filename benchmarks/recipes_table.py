@@ -351,7 +351,7 @@ def _estimate(column: str, values: Sequence[float], factor: float, digits: int) 
     """Mean and interval of a column; each question is a draw."""
     if not values:
         return {}
-    found = estimate([[value] for value in values])
+    found = estimate([[value] for value in values], shares=not column.startswith("kl"))
     numbers = {"": found.mean, "_low": found.low, "_high": found.high}
     made = {f"{column}{end}": round(factor * v, digits or None) for end, v in numbers.items() if v is not None}
     return made | {f"{column}_n": len(values)}

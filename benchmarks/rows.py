@@ -29,7 +29,7 @@ def fidelity(cases: list[dict[str, Any]], table: str, command: str) -> list[dict
         row = {"table": table, "recipe": recipe, "length": length, "budget": found[0]["budget"]}
         row["questions"] = sum(len(case["scores"]) for case in found)
         for name, key, factor, digits in (("kl", "kl", 1, 4), ("same", "scores", 100, 1), ("loss", "gold_nll", 1, 2)):
-            values = estimate([case[key] for case in found])
+            values = estimate([case[key] for case in found], shares=name == "same")
             row[name] = round(factor * values.mean, digits)
             row[f"{name}_low"], row[f"{name}_high"] = (
                 None if v is None else round(factor * v, digits) for v in (values.low, values.high)

@@ -130,7 +130,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         state=model.empty_state(),
         share=recipe.share,
         sparse=recipe.sparse_prefill.open(model.spec),
-        folding=recipe.fold.open(model.spec, model.device),
+        folding=recipe.fold.open(model.spec, model.device, model.rotary),
     )
 
 

@@ -193,7 +193,7 @@ def summary(cell: Cell) -> dict[str, Estimate]:
     """The mean KL per token in nats, the share of equal top tokens and the loss per token of the right answer."""
     values = {"kl": [r.kl or [] for r in cell.rows], "same": [r.scores for r in cell.rows]}
     values["gold_nll"] = [r.gold_nll or [] for r in cell.rows]
-    return {key: estimate(cases) for key, cases in values.items() if any(cases)}
+    return {key: estimate(cases, shares=key == "same") for key, cases in values.items() if any(cases)}
 
 
 def numbers(cell: Cell) -> dict[str, Any]:

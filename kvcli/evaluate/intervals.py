@@ -30,15 +30,16 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def estimate(cases: Sequence[Sequence[float]]) -> Estimate:
+def estimate(cases: Sequence[Sequence[float]], *, shares: bool = True) -> Estimate:
     """Estimate the mean over all questions; the interval treats the questions of one prefill as one draw.
 
     Args:
         cases: the scores of each case's questions.
+        shares: whether scores of 0 and 1 alone are wrong and right answers; not so for distances.
     """
     scores = [score for case in cases for score in case]
     mean = sum(scores) / len(scores)
-    binary = all(score in (0.0, 1.0) for score in scores)
+    binary = shares and all(score in (0.0, 1.0) for score in scores)
     if binary and (all(len(case) == 1 for case in cases) or len(set(scores)) == 1):
         # If all scores are equal, resampling would claim certainty: each prefill counts once.
         return Estimate(mean, *wilson(mean * len(cases), len(cases)), "wilson")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
-from kvcli.types import ModelSpec
+from kvcli.types import ModelSpec, Rotary
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class Fold:
         """
         return self
 
-    def open(self, spec: ModelSpec, device: torch.device) -> Folding | None:  # noqa: ARG002
+    def open(self, spec: ModelSpec, device: torch.device, rotary: Rotary) -> Folding | None:  # noqa: ARG002
         """Prepare the fold for a model; ``None`` for the one that forgets. Raises as :meth:`for_model`."""
         return None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvcli.errors import UsageError
 from kvcli.fold.base import PREFIX, Fold
-from kvcli.types import ModelSpec
+from kvcli.types import ModelSpec, Rotary
 from kvcli.utils.hashing import uniform
 
 if TYPE_CHECKING:
@@ -28,13 +28,15 @@ class ClusterGen(Fold):
 
     Differences: the number of clusters is bounded; then a key joins the nearest one whatever its distance. Samples are
     drawn without replacement (values by priority sampling, Duffield et al. 2007), which is exact while everything fits.
-    Keys are taken before RoPE, because evictions move kept units to other slots, so the estimate knows no distances.
+    Keys are taken before RoPE, because evictions move kept units to other slots; all of them count as equally far from
+    every query.
 
     Args:
         clusters: most clusters per KV head.
         samples: keys that are kept of a cluster.
         values: KV pairs that are kept for the sum of values.
         delta: a key farther than this from every centre begins a cluster.
+        distance: in positions, of evicted keys from a query. Keys at a query's own place would outweigh all others.
         seed: of the random numbers, which depend on places alone.
     """
 
@@ -43,6 +45,7 @@ class ClusterGen(Fold):
     samples: int = 4
     values: int = 64
     delta: float = 1.0
+    distance: int = 4096
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -51,12 +54,13 @@ class ClusterGen(Fold):
                 raise UsageError(f"clustergen: {key} must be 1 or more, got {getattr(self, key)}", f"{key}=16")
         if not 0 <= self.delta < float("inf"):
             raise UsageError(f"clustergen: delta must be 0 or more, got {self.delta}", "delta=1.0")
-        if self.seed < 0:
-            raise UsageError(f"clustergen: seed must be 0 or more, got {self.seed}", "seed=0")
+        for key in ("distance", "seed"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"clustergen: {key} must be 0 or more, got {getattr(self, key)}", f"{key}=0")
 
-    def open(self, spec: ModelSpec, device: torch.device) -> ClusterGen:  # noqa: ARG002
-        """See :class:`kvcli.fold.base.Fold`; nothing depends on the model."""
-        return self
+    def open(self, spec: ModelSpec, device: torch.device, rotary: Rotary) -> Clusters:  # noqa: ARG002
+        """See :class:`kvcli.fold.base.Fold`."""
+        return Clusters(self, rotary)
 
     def state_nbytes(self, spec: ModelSpec) -> int:
         """Count centres, samples and drawn KV pairs, in float32."""
@@ -148,8 +152,8 @@ class ClusterGen(Fold):
             _BOUND: torch.maximum(old[_BOUND], best[:, self.values]),
         }
 
-    def recall(self, layer: int, state: dict[str, Tensor], q: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See :class:`kvcli.fold.base.Folding`."""
+    def recall(self, state: dict[str, Tensor], q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.fold.base.Folding`; for queries as far from position 0 as they are from evicted keys."""
         import torch
 
         from kvcli_kernels.attention import scaled
@@ -166,3 +170,23 @@ class ClusterGen(Fold):
         logits = scaled(rows @ state[_KEY].transpose(1, 2), scale) + drawn.log()[:, None]
         o = torch.exp(logits - lse[..., None]) @ state[_VALUE]
         return o.to(q.dtype).view(heads, m, dim), lse.view(heads, m)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The fold with a model's RoPE."""
+
+    fold: ClusterGen
+    rotary: Rotary
+
+    def take(self, layer: int, state: dict[str, Tensor], k: Tensor, v: Tensor, pos: Tensor) -> None:
+        """See :class:`kvcli.fold.base.Folding`."""
+        self.fold.take(layer, state, k, v, pos)
+
+    def recall(self, layer: int, state: dict[str, Tensor], q: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """See :class:`kvcli.fold.base.Folding`."""
+        import torch
+
+        places = torch.full(q.shape[:2], self.fold.distance, device=q.device)
+        o, lse = self.fold.recall(state, self.rotary.rotate(layer, q, places), scale)
+        return o.to(q.dtype), lse

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from kvcli.errors import ModelError, UsageError
 from kvcli.fold import maps
 from kvcli.fold.base import PREFIX, Fold
-from kvcli.types import ModelSpec
+from kvcli.types import ModelSpec, Rotary
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class Less(Fold):
             )
         return replace(self, maps=found)
 
-    def open(self, spec: ModelSpec, device: torch.device) -> LessMaps:
+    def open(self, spec: ModelSpec, device: torch.device, rotary: Rotary | None = None) -> LessMaps:  # noqa: ARG002
         """See :class:`kvcli.fold.base.Fold`."""
         self.for_model(spec)
         tensors = maps.load(spec)

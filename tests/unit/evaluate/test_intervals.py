@@ -54,3 +54,8 @@ def test_a_bootstrap_covers_what_it_should() -> None:
         assert found.high is not None
         hits += found.low <= 0.5 <= found.high
     assert hits >= 34
+
+
+def test_distances_of_zero_are_no_wrong_answers() -> None:
+    found = estimate([[0.0], [0.0], [0.0]], shares=False)
+    assert (found.mean, found.low, found.high, found.interval) == (0.0, 0.0, 0.0, "bootstrap")

@@ -31,7 +31,7 @@ def test_what_fits_is_attended_exactly(parts: int) -> None:
     k, v, pos = units(40)
     q = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(9))
     fold = ClusterGen(clusters=3, samples=40, values=40, delta=0.5)
-    o, lse = fold.recall(0, folded(fold, k, v, pos, parts), q, 0.3)
+    o, lse = fold.recall(folded(fold, k, v, pos, parts), q, 0.3)
     expected, expected_lse = ref.attention(q, k, v, 0.3, 40)
     assert torch.allclose(o, expected, atol=1e-4)
     assert torch.allclose(lse, expected_lse, atol=1e-4)
@@ -55,7 +55,7 @@ def test_both_sums_are_unbiased() -> None:
     mass, total = [], []
     for seed in range(300):
         fold = ClusterGen(clusters=3, samples=3, values=8, delta=0.5, seed=seed)
-        o, lse = fold.recall(0, folded(fold, k, v, pos, 2), q, 1.0)
+        o, lse = fold.recall(folded(fold, k, v, pos, 2), q, 1.0)
         mass.append(lse.exp()[:, 0])
         total.append(o[:, 0] * lse.exp())
     for found, wanted in ((mass, weights.sum(2)[:, 0]), (total, (weights @ kept[1])[:, 0])):
@@ -91,15 +91,32 @@ def test_keys_near_a_centre_join_it_and_at_the_bound_all_do() -> None:
     assert bool((few[_COUNT] > 0).all())
 
 
+def test_all_evicted_keys_are_at_one_distance() -> None:
+    """What fits is attended as if all keys stood that far before each query."""
+    rotary = tiny.load("llama").rotary
+    k, v, pos = units(20)
+    q = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(9))
+    fold = ClusterGen(samples=20, values=20, distance=7).open(SPEC, torch.device("cpu"), rotary)
+    state: dict[str, torch.Tensor] = {}
+    fold.take(0, state, k, v, pos)
+    found = fold.recall(0, state, q, 0.3)
+    here, there = torch.full((2, 20), 30), torch.full((4, 3), 37)
+    expected = ref.attention(rotary.rotate(0, q, there), rotary.rotate(0, k, here), v, 0.3, 20)
+    assert torch.allclose(found[0], expected[0], atol=1e-4)
+    assert torch.allclose(found[1], expected[1], atol=1e-4)
+
+
 def test_values_of_zero_weigh_nothing() -> None:
     k, v, pos = units(30)
     fold = ClusterGen(values=4)
-    o, lse = fold.recall(0, folded(fold, k, v * 0, pos), torch.ones(4, 1, 8), 1.0)
+    o, lse = fold.recall(folded(fold, k, v * 0, pos), torch.ones(4, 1, 8), 1.0)
     assert torch.equal(o, torch.zeros(4, 1, 8))
     assert bool(lse.isfinite().all())
 
 
-@pytest.mark.parametrize("fields", [{"clusters": 0}, {"samples": 0}, {"values": 0}, {"delta": -1.0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"clusters": 0}, {"samples": 0}, {"values": 0}, {"delta": -1.0}, {"seed": -1}, {"distance": -1}]
+)
 def test_impossible_fields_are_refused(fields: dict) -> None:
     with pytest.raises(UsageError, match="clustergen"):
         ClusterGen(**fields)
