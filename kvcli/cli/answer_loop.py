@@ -412,5 +412,7 @@ class AnswerLoop:
             spec = self.runs.model.spec
             mapped = f" · decodes with {format_bytes(spec.mapped_bytes)} of other weights" if spec.mapped_bytes else ""
             terminal.note("model", f"fingerprint {spec.fingerprint}{mapped}", quiet=quiet)
+            alone = report.reread is not None and report.reread.alone
+            terminal.note("asked", "by worked examples" if alone else "by the model's own template", quiet=quiet)
         if self.writer.path is not None:
             terminal.note("answer", f"written to {self.writer.path}", quiet=quiet)

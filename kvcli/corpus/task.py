@@ -71,7 +71,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     passages: int | None = None
     query_aware: bool = False
-    from_quotes: bool = False
+    from_quotes: bool | None = False
     answer_format: AnswerFormat | None = None
     quotes: int = 0
     cite: bool = True

@@ -36,6 +36,8 @@ WORKED_EXAMPLES = (
     "Text: The meeting begins in the town hall at noon. Tea is served afterwards.\n"
     "Question: When does the meeting begin?\nAnswer: at noon\n\n"
     "Text: Anna Berg wrote the report for the council.\nQuestion: Who wrote the report?\nAnswer: Anna Berg\n\n"
+    "Text: The shop of Karl Lind in Visby was small. It sold bread and cheese to sailors.\n"
+    "Question: What did Karl Lind sell in Visby?\nAnswer: bread and cheese\n\n"
 )
 
 # A model without a chat template completes texts. Worked examples far before the question confuse it (docs/log.md).
@@ -174,7 +176,7 @@ class Prompt:
         return ids + self._template_and_text(before, question) + self._encode(after)
 
     def worked_examples(self, passages: Sequence[str], question: str) -> list[int]:
-        """Encode a question after passages and two worked examples, without a chat template.
+        """Encode a question after passages and three worked examples, without a chat template.
 
         A small model answers so more often rightly than by its template (docs/log.md). Its answer is one line.
 

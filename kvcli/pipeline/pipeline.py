@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
 
+ASKED_BY_EXAMPLES = ("smollm2-135m",)
+"""Models that answer questions about a text that they keep whole more often rightly from worked examples over quotes
+than by their chat template. Others were not measured (docs/results/everyday.md)."""
+
 _RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
 
 
@@ -345,7 +349,7 @@ class Pipeline:
         quotes: int = 0,
         by_model: bool = True,
         earlier: Sequence[str] = (),
-        from_quotes: bool = False,
+        from_quotes: bool | None = False,
         verbatim: bool = False,
         drafts: bool = True,
         answer_format: AnswerFormat | None = None,
@@ -368,7 +372,7 @@ class Pipeline:
             by_model: the model ranks the quotes too, in one forward pass after the answer.
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
             from_quotes: answer in one line from the three best sentences alone, after worked examples. If no sentence
-                seems to answer, from the context as usual.
+                seems to answer, from the context as usual. ``None`` does so if :meth:`asks_by_examples`.
             verbatim: with ``from_quotes``: the answer is successive words of one of these sentences.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once if
                 the answer repeats it. Answers are the same.
@@ -394,6 +398,10 @@ class Pipeline:
                 "an answer of a given form takes neither stop texts nor worked examples", "leave out --stop"
             )
         document, visible = context.document, context.context
+        by_default = from_quotes is None
+        if by_default:
+            plain = not (history or again or stop or answer_format) and isinstance(question, str)
+            from_quotes = plain and self.asks_by_examples(context, str(question))
 
         def encoded(*texts: str) -> list[int]:
             asked, end = question, list[int]()
@@ -415,7 +423,7 @@ class Pipeline:
                 yield search.quotes()
         if from_quotes and search is not None and search.found:
             began = perf_counter()
-            if by_model:
+            if by_model and not by_default:  # words choose as well, and the answer need not wait
                 self._rank(search)
             spans, texts = search.best(EXAMPLE_SENTENCES)
             ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
@@ -476,6 +484,18 @@ class Pipeline:
         finally:
             if kept is not None and same:
                 kept.end(cache, said)
+
+    def asks_by_examples(self, context: DocumentContext, question: str) -> bool:
+        """Whether worked examples over the likeliest sentences were measured to be better than the chat template.
+
+        That is so for a model of :data:`ASKED_BY_EXAMPLES` that keeps all of a text, with nothing of the caller's
+        around the question. What does not end with a question mark is an instruction: three sentences are few for it.
+        """
+        kv, prompt, source = context.context, self.prompt, context.source
+        if self.model.name not in ASKED_BY_EXAMPLES or kv is None or source is None or source.pictures:
+            return False
+        usual = not (prompt.raw or prompt.system or prompt.before) and prompt.after == ANSWER_RULE
+        return usual and kv.kept >= context.tokens and question.rstrip().endswith(("?", "？", "؟"))
 
     def quotes(
         self, document: DocumentContext | TokenizedDocument | Document | str, question: str, **options: Any

@@ -106,8 +106,10 @@ class AskOptions(AnswerOptions):
         "Put the question before the document as well. The prefill then serves only this question.",
         False,
     )
-    from_quotes: bool = option(
-        "--from-quotes", "Answer in one line from the three likeliest sentences alone. Helps small models.", False
+    from_quotes: bool | None = option(
+        "--from-quotes/--no-from-quotes",
+        "Answer in one line from the three likeliest sentences alone. Default: if the default model keeps all of a text"
+        " and is asked a question.",
     )
     schema: str | None = option("--schema FILE", "Answer in JSON that this JSON Schema allows, on one line.")
     choices: str | None = option("--choices A,B,…", "Answer with one of these texts.")
@@ -140,7 +142,7 @@ class AskOptions(AnswerOptions):
             "stop": stop,
             "query_aware": self.query_aware,
             "passages": self.reread,
-            "from_quotes": self.from_quotes,
+            "from_quotes": bool(self.from_quotes),
             "answer_format": answer_format(self.schema, self.choices),
         }
 
@@ -248,6 +250,9 @@ def command(
     options = RunOptions.of(read, pictures, answer, citing, output, **shown)
     if cite == "off" and not citing.quotes_only:
         options = replace(options, quotes=0)
+    given = answer.query_aware or answer.reread is not None or question.each
+    if answer.from_quotes is None and not (options.strict or given):
+        options = replace(options, from_quotes=None)
     options = options.under(task, answer.max_tokens)
     if question.continued:
         options, files = question_log.continued(options, question_log.latest(), request.files)

@@ -113,6 +113,29 @@ def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path,
     assert usual["document"]["tokens"] > 0
 
 
+def test_a_measured_model_answers_from_quotes_unless_told_otherwise(
+    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("ask", "-m", tiny_model, "-n", "4", "-v", book, "When does the ferry leave?")
+    usual = call(*command)
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    chosen = call(*command)
+    assert "by the model's own template" in usual.err
+    assert "by worked examples" in chosen.err
+    for options, alone in (
+        ((), True),
+        (("--no-from-quotes",), False),
+        (("--exit-status",), False),
+        (("--cite", "strict"), False),
+        (("--reread", "0"), False),
+        (("--query-aware",), False),
+        (("-t", "summary"), False),
+    ):
+        outcome = call(*command, "--json", *options)
+        assert outcome.json["from_quotes"] is alone, options
+        assert outcome.json["document"]["tokens"] > 0, "it is read all the same"
+
+
 @pytest.mark.parametrize(("said", "covered"), [("At noon.", True), ("At dusk.", False)])
 def test_quotes_come_before_an_answer_that_they_do_not_cover(
     call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch, said: str, covered: bool

@@ -167,6 +167,33 @@ def test_an_answer_from_quotes_needs_no_prefill_and_is_the_same(model: Any) -> N
         pipeline.answer(unread, question)
 
 
+def test_a_measured_model_that_keeps_the_text_is_asked_by_worked_examples(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, instruction = "Which house has 7 doors?", "Name the house that has 7 doors."
+    full = kvcli.Pipeline(model, "full")
+
+    def alone(pipeline: kvcli.Pipeline, asked: str = question, **options: Any) -> bool:
+        events = list(pipeline.ask(pipeline.prefill(TEXT), asked, max_tokens=2, from_quotes=None, **options))
+        return any(isinstance(event, Reread) and event.alone for event in events)
+
+    assert not alone(full), "a model that was not measured"
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (model.name,))
+    assert alone(full)
+    assert not any(isinstance(event, Reread) for event in full.ask(full.prefill(TEXT), question, max_tokens=2))
+    asked = {"max_tokens": 9, "quotes": 2}
+    by_default = full.answer(full.prefill(TEXT), question, from_quotes=None, **asked)
+    assert by_default.text == full.answer(full.prefill(TEXT), question, from_quotes=True, by_model=False, **asked).text
+    assert not alone(full, instruction)
+    assert not alone(full, "Who won the regatta of Cork?"), "no sentence seems to answer"
+    more: dict[str, Any]
+    for more in ({"history": [("Who?", "Anna.")]}, {"stop": ("x",)}, {"again": ["It rained."]}):
+        assert not alone(full, **more)
+    for changed in ({"raw": True}, {"system": "Be brief."}, {"after": ""}, {"before": "Please. "}):
+        assert not alone(kvcli.Pipeline(model, "full", **changed)), changed
+    assert not alone(kvcli.Pipeline(model, "keydiff(budget=64)")), "something was evicted"
+
+
 def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:
     document = Document.of_text("Captain Wren sailed in May. Captain Hale sailed in 1911 to Cork. Captains sail.")
     quotes = QuoteSearch(document, "When did the captain sail?").quotes("In 1911.").quotes
