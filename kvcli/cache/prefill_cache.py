@@ -212,36 +212,21 @@ class PrefillCache:
 
 
 @dataclass(frozen=True)
-class _View:
-    """What a chunk attends to in one layer, before eviction: rotated keys, values, and ``kept`` units in codes."""
+class _Visible:
+    """What a chunk attends to in one layer, before eviction.
+
+    Attributes:
+        keys, values: rotated keys and values of the chunk, after those of the kept units unless they are in codes.
+        stored: kept units in codes, if there are any.
+        units: what the policy chooses from.
+        pos: positions of kept units and the chunk, ``[H_kv, c + m]``.
+    """
 
     keys: Tensor
     values: Tensor
     stored: RowLayer | None
-    kept: int
-    sparse: ChunkAttention | None
-    layer: int
-
-    def attend(
-        self,
-        q: Tensor,
-        scale: float,
-        window: int | None,
-        sink: Tensor | None,
-        evicted: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend; ``evicted`` is a fold's term of evicted units."""
-        if self.stored is not None and self.kept:
-            term = merge_terms(self.stored.attend(q, scale, self.kept), attention(q, self.keys, self.values, scale, 0))
-            return with_sink(term if evicted is None else merge_terms(term, evicted), sink)
-        if evicted is not None:
-            term = attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1])
-            return with_sink(merge_terms(term, evicted), sink)
-        if sink is None and window is None and self.sparse is not None:
-            return self.sparse.attend(self.layer, q, self.keys, self.values, scale)
-        if sink is None:
-            return causal_attention(q, self.keys, self.values, scale, window)
-        return with_sink(attention(q, self.keys, self.values, scale, self.keys.shape[1] - q.shape[1], window), sink)
+    units: DenseUnits | QuantizedUnits
+    pos: Tensor
 
     def attend_earlier(self, q: Tensor, scale: float) -> Tensor:
         """Attend to earlier tokens than each query's own."""
@@ -251,9 +236,9 @@ class _View:
 
 @dataclass(frozen=True)
 class _Lent:
-    """A layer's view while others borrow it, and the eviction that waits for them."""
+    """What a layer attends to while others borrow it, and the eviction that waits for them."""
 
-    view: _View
+    visible: _Visible
     evict: Callable[[], None]
 
 
@@ -274,7 +259,7 @@ class PrefillCacheLayer:
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     lent: _Lent | None = field(default=None, repr=False)
-    ahead: _View | None = field(default=None, repr=False)
+    ahead: _Visible | None = field(default=None, repr=False)
     """What lower layers use of the pass before (:class:`kvcli.cache.base.DraftedCache`)."""
     waiting: tuple[Tensor, ...] = field(default=(), repr=False)
     """Queries, keys and values of a chunk whose question follows in another pass."""
@@ -341,66 +326,87 @@ class PrefillCacheLayer:
         if owner.index > self.index:
             assert owner.ahead is not None
             return owner.ahead.attend_earlier(q_rotated, scale)
-        if owner is not self:
+        if owner is self:
+            visible = self._visible(k, v, rope_positions)
+        else:
             assert owner.lent is not None
-            out = owner.lent.view.attend(q_rotated[:, -rows:], scale, window, sink)
-            if self.index == cache.last_borrowers[owner.index]:
-                owner.lent.evict()
-                cache.workspace.wait()  # copies to host memory read what the owner lent
-                owner.lent = None
-            self._end_chunk()
-            return out
+            visible = owner.lent.visible
+        keys, values, stored = visible.keys, visible.values, visible.stored
+        asking, old = q_rotated[:, -rows:], keys.shape[1] - rows
+        evicted = None
+        if owner is self and cache.folding is not None and of_fold(self.state):
+            evicted = cache.folding.recall(self.index, self.state, q[:, -rows:], scale)
+        if stored is None and sink is None and evicted is None:
+            if window is None and cache.sparse is not None:
+                out = cache.sparse.attend(owner.index, asking, keys, values, scale)
+            else:
+                out = causal_attention(asking, keys, values, scale, window)
+        else:
+            term = attention(asking, keys, values, scale, old, window)
+            if stored is not None:
+                term = merge_terms(stored.attend(asking, scale, c), term)
+            out = with_sink(term if evicted is None else merge_terms(term, evicted), sink)
+
+        if owner is self:
+            evict = self._eviction(visible, q, k, v, q_rotated, scale)
+            if self.lends_down:
+                self.ahead = visible if cache.draft else None
+            if cache.last_borrowers.get(self.index, -1) > self.index:
+                self.lent = _Lent(visible, evict)
+            else:
+                evict()
+        elif self.index == cache.last_borrowers[owner.index]:
+            assert owner.lent is not None
+            owner.lent.evict()
+            cache.workspace.wait()  # copies to host memory read what the owner lent
+            owner.lent = None
+        if self.index + 1 == len(cache.layers):
+            cache.workspace.wait()
+        return out
+
+    def _visible(self, k: Tensor, v: Tensor, rope_positions: range) -> _Visible:
+        """What a chunk with these keys and values attends to."""
+        step, c, m = self.cache.step, self.count, k.shape[1]
         pos = torch.arange(step.start, step.start + m, dtype=torch.int32, device=self.device)
         pos = torch.cat([self.pos[:, :c], pos.expand(k.shape[0], m)], dim=1)
-        units: DenseUnits | QuantizedUnits
         if self.row_codec is None:
             keys, values, units = self._with_kept(k, v, pos)
-            view = _View(keys, values, None, c, cache.sparse, self.index)
-        else:  # never in a layer with a window
-            keys, stored = cache.rotary.rotate(self.index, k, rope_positions), self.stored()
-            view = _View(keys, v, stored, c, cache.sparse, self.index)
-            units = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
-        evicted = None
-        if cache.folding is not None and of_fold(self.state):
-            evicted = cache.folding.recall(self.index, self.state, q[:, -rows:], scale)
-        out = view.attend(q_rotated[:, -rows:], scale, window, sink, evicted)
+            return _Visible(keys, values, None, units, pos)
+        keys, stored = self.cache.rotary.rotate(self.index, k, rope_positions), self.stored()  # never with a window
+        quantized = QuantizedUnits(stored, k[:, : step.new], v[:, : step.new], keys)
+        return _Visible(keys, v, stored if c else None, quantized, pos)
 
-        u = c + step.new
-        evict: Callable[[], None]
+    def _eviction(
+        self, visible: _Visible, q: Tensor, k: Tensor, v: Tensor, q_rotated: Tensor, scale: float
+    ) -> Callable[[], None]:
+        """What is to happen after the attention of a chunk: nothing, the next window, or the policy's choice."""
+        cache, step, c, units = self.cache, self.cache.step, self.count, visible.units
+        pos = visible.pos[:, : c + step.new]
         if cache.draft or step.part == "text":
-            evict = cache.workspace.wait  # nothing is evicted before the last pass or the question
-        elif self.window is not None:
-            evict = partial(self._keep_window, units.k, units.v, pos[:, :u])
-        else:
-            chunk = Chunk(
-                layer=self.index,
-                start=step.start,
-                units=units,
-                new_k=k[:, : step.new],
-                new_v=v[:, : step.new],
-                q=q[:, : step.new],
-                pos=pos[:, :u],
-                scores=self.scores[:, :c],
-                state=self.state,
-                q_rotated=q_rotated,
-                scale=scale,
-                probe=step.probe,
-                heads=cache.heads,
-                probe_q=q[:, step.new :],
-                compact=self.compact,
-                rotate=partial(cache.rotary.rotate, self.index),
-            )
-            if cache.storage is not None:
-                cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
-            evict = partial(self._evict, chunk)
-        if self.lends_down:
-            self.ahead = view if cache.draft else None
-        if cache.last_borrowers.get(self.index, -1) > self.index:
-            self.lent = _Lent(view, evict)
-        else:
-            evict()
-        self._end_chunk()
-        return out
+            return cache.workspace.wait  # nothing is evicted before the last pass or the question
+        if self.window is not None:
+            return partial(self._keep_window, units.k, units.v, pos)
+        if cache.storage is not None:
+            cache.storage.observe(self.state, self.index, q_rotated[:, : step.new], step.start)
+        chunk = Chunk(
+            layer=self.index,
+            start=step.start,
+            units=units,
+            new_k=k[:, : step.new],
+            new_v=v[:, : step.new],
+            q=q[:, : step.new],
+            pos=pos,
+            scores=self.scores[:, :c],
+            state=self.state,
+            q_rotated=q_rotated,
+            scale=scale,
+            probe=step.probe,
+            heads=cache.heads,
+            probe_q=q[:, step.new :],
+            compact=self.compact,
+            rotate=partial(cache.rotary.rotate, self.index),
+        )
+        return partial(self._evict, chunk)
 
     def shrink(self, count: int) -> None:
         """Keep the ``count`` units with the best stored scores, and what is protected."""
@@ -417,10 +423,6 @@ class PrefillCacheLayer:
         self.pos[:, :count], self.scores[:, :count] = kept
         self.count = count
 
-    def _end_chunk(self) -> None:
-        if self.index + 1 == len(self.cache.layers):
-            self.cache.workspace.wait()
-
     @property
     def borrows(self) -> bool:
         """Whether the layer has no units and uses those of another one."""
@@ -431,13 +433,13 @@ class PrefillCacheLayer:
         """Whether a lower layer uses its units."""
         return self.index in self.cache.owners[: self.index]
 
-    def blank(self, tokens: int) -> _View:
+    def blank(self, tokens: int) -> _Visible:
         """Return the kept units, and zeros for ``tokens`` new ones."""
-        new = self.k.new_zeros(self.heads, tokens, self.dim)
-        start = self.cache.step.start
+        new, start = self.k.new_zeros(self.heads, tokens, self.dim), self.cache.step.start
         pos = torch.arange(start, start + tokens, dtype=torch.int32, device=self.device).expand(self.heads, tokens)
-        keys, values, _ = self._with_kept(new, new, torch.cat([self.pos[:, : self.count], pos], dim=1))
-        return _View(keys, values, None, self.count, None, self.index)
+        pos = torch.cat([self.pos[:, : self.count], pos], dim=1)
+        keys, values, units = self._with_kept(new, new, pos)
+        return _Visible(keys, values, None, units, pos)
 
     @property
     def leads(self) -> bool:
