@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -99,3 +100,8 @@ class DraftedCache(Protocol):
     def begin_passes(self, tokens: int) -> None:
         """Let the first pass over ``tokens`` new tokens see zeros for keys and values that do not exist yet."""
         ...
+
+
+def current_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a card the current one: Triton launches there, wherever its tensors are. Nothing on a machine without."""
+    return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.device_count() > 1 else nullcontext()

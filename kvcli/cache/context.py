@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvcli.cache.base import State
+from kvcli.cache.base import State, current_device
 from kvcli.cache.folded import Folded, frozen
 from kvcli.cache.prefill_cache import PrefillCache
 from kvcli.storage.base import KeptUnits, KVStorage, StoredLayer
 from kvcli.storage.dense import DenseLayer
-from kvcli.utils.current_device import current_device
 from kvcli.utils.process_memory import trim
 
 
@@ -145,6 +144,6 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         prefill_cache.max_position,
         state,
         prefill_cache.owners if prefill_cache.last_borrowers else (),
-        frozen(prefill_cache),
+        None if prefill_cache.folding is None else frozen(prefill_cache, prefill_cache.folding),
     )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

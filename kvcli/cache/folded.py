@@ -34,10 +34,10 @@ class Folded:
         return merge(term, self.folding.recall(layer, state, q, scale)) if state else term
 
 
-def frozen(cache: PrefillCache) -> Folded | None:
+def frozen(cache: PrefillCache, folding: Folding) -> Folded | None:
     """Return what a prefill has folded; ``None`` if nothing."""
     states = tuple(of_fold(layer.state) for layer in cache.layers)
-    return Folded(cache.folding, states) if cache.folding is not None and any(states) else None
+    return Folded(folding, states) if any(states) else None
 
 
 def of_fold(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,25 +52,6 @@ def report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Excepti
     terminal.error(error)
 
 
-def log(
-    options: RunOptions, files: Sequence[str], record: dict[str, Any], cited: Citations, quotes: Quotes | None
-) -> str | None:
-    """Log an answer, with the places that ``kvcli open`` opens by number, unless options forbid it.
-
-    Returns why it could not be logged.
-    """
-    if not (options.log and options.cache):
-        return None
-    places = list[question_log.QuotePlace]()
-    for c in cited.quotes:
-        at = c.span
-        file, page, label = (at.file, at.page, at.label) if at else ("", None, None)
-        places.append(question_log.QuotePlace(file, page, c.line, c.quote, label))
-    for q in quote_lines.uncited(quotes, cited) if quotes is not None else ():
-        places.append(question_log.QuotePlace(q.source, q.page, q.line, q.text, q.label))
-    return question_log.add(options, files, record, places, options.previous)
-
-
 def print_answer(
     writer: AnswerWriter,
     record: dict[str, Any],
@@ -261,8 +242,11 @@ class AnswerLoop:
         print_answer(self.writer, record, text, document, question.text, cited, quotes)
         texts = [name for name in document.files if name not in options.images] if document else []
         named = (f"@{self.library.name}",) if self.library else tuple(texts)
-        if problem := log(options, named, record, cited, quotes):
-            self.runs.warn(problem)
+        if options.log and options.cache:
+            uncited = () if quotes is None else quote_lines.uncited(quotes, cited)
+            places = question_log.places(cited.quotes, uncited)
+            if problem := question_log.add(options, named, record, places, options.previous):
+                self.runs.warn(problem)
         for remark in remarks:
             terminal.warn(remark, quiet=options.quiet)
         self._print_summary(report, answer, left)

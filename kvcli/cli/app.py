@@ -14,9 +14,9 @@ def run(args: Sequence[str]) -> int:
     from kvcli.cli.views import terminal
     from kvcli.cli.views.activity import row
     from kvcli.errors import UsageError
-    from kvcli.utils import config_file, file_digest
+    from kvcli.utils import config_file, files
 
-    file_digest.watch = row.share
+    files.watch = row.share
     args = [*args[1:], "--help"] if [*args[:1]] == ["help"] else args
     own = list(args)[: list(args).index("--")] if "--" in args else list(args)
     found: dict[str, Any] = {}

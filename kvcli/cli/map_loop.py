@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.request import Request
     from kvcli.corpus.worker import Item
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
     from kvcli.planning.speed_history import Rates
     from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec

@@ -26,7 +26,7 @@ from kvcli.utils import files, process_memory
 
 if TYPE_CHECKING:
     from kvcli.models.model import Model
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
     from kvcli.recipe import Recipe
 
 
@@ -54,11 +54,11 @@ def check(options: RunOptions) -> Recipe | None:
         UsageError: a recipe, sampling, device or dtype that is not valid.
         ModelError: a model or heads file that does not exist.
     """
-    from kvcli.models import heads_on_disk, resolve, spec
+    from kvcli.models import defaults, heads_on_disk, resolve
 
     recipe = options.check()
     resolve.check_name(options.model or resolve.default_name())
-    spec.check_placement(options.device, options.dtype)
+    defaults.check_placement(options.device, options.dtype)
     if options.heads is not None:
         heads_on_disk.local(options.heads)
     if options.images or options.image_pages:

@@ -25,6 +25,8 @@ from kvcli.utils.from_json import from_json
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
+    from kvcli.documents.quotes import Citation
+    from kvcli.events import Quote
 
 MOST = 10_000
 """Answers that are kept."""
@@ -106,6 +108,15 @@ def _open() -> Iterator[sqlite3.Connection]:
             yield log
     except (sqlite3.Error, ValueError, TypeError) as error:
         raise DamagedError(f"{place} cannot be used: {error}", "kvcli logs clear") from None
+
+
+def places(cited: Sequence[Citation], uncited: Sequence[Quote]) -> list[QuotePlace]:
+    """The places that ``kvcli open`` opens by number: what an answer cites, then other sentences that may answer."""
+    found = list[QuotePlace]()
+    for c in cited:
+        file, page, label = (c.span.file, c.span.page, c.span.label) if c.span else ("", None, None)
+        found.append(QuotePlace(file, page, c.line, c.quote, label))
+    return found + [QuotePlace(q.source, q.page, q.line, q.text, q.label) for q in uncited]
 
 
 def add(

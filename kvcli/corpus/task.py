@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvcli.documents import Options
 from kvcli.documents.reader import expand, is_url, load_file
 from kvcli.errors import InputError, KvcliError, UsageError
-from kvcli.utils.file_digest import sha256
+from kvcli.utils.files import sha256
 
 if TYPE_CHECKING:
     from kvcli.documents.web import Web

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from kvcli.cache.context import Context
@@ -13,7 +14,6 @@ from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.batched_step import Paused, Step, fewest_answers
 from kvcli.engine.decode_step import AsyncTokenCopy, make_decode_step
-from kvcli.engine.detokenizer import Detokenizer
 from kvcli.engine.drafts import DraftedStep, Ids, PromptLookup, drafts_pay, near_tie
 from kvcli.engine.prompt import ANSWER_RULE, TEXT_END
 from kvcli.engine.repetition import RepetitionGuard
@@ -184,3 +184,34 @@ def _advance(model: Model, cache: DecodeCache, ids: Tensor) -> Tensor:
     cache.extend(len(ids))
     assert logits is not None
     return logits
+
+
+class Detokenizer:
+    """Converts token ids to text incrementally; withholds text that may begin a stop string."""
+
+    def __init__(self, tokenizer: object, stop: Sequence[str]) -> None:
+        self._backend = tokenizer._tokenizer  # type: ignore[attr-defined]
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop = tuple(filter(None, stop))
+        self._pending = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token and return the text that is now final."""
+        self._pending += self._stream.step(self._backend, token) or ""
+        starts = [start for s in self._stop if (start := self._pending.find(s)) >= 0]
+        if starts:
+            self._pending, self.stopped = self._pending[: min(starts)], True
+            return self.flush()
+        withheld = max((n for s in self._stop for n in range(len(s)) if n and self._pending.endswith(s[:n])), default=0)
+        return self._release(len(self._pending) - withheld)
+
+    def flush(self) -> str:
+        """Return the withheld text."""
+        return self._release(len(self._pending))
+
+    def _release(self, count: int) -> str:
+        piece, self._pending = self._pending[:count], self._pending[count:]
+        self.text += piece
+        return piece

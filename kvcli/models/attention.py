@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface
 
-from kvcli.cache.base import KVCache
+from kvcli.cache.base import KVCache, current_device
 from kvcli.errors import UnsupportedModel
 from kvcli.models.latent import LATENT, Latent
 from kvcli.models.trial import logit_scale
-from kvcli.utils.current_device import current_device
 from kvcli_kernels.attention import LatentScale
 
 NAME = "kvcli"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 
 DEFAULT = "smollm2-135m"
 

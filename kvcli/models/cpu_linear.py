@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcli.models import weights
-from kvcli.models.source import PACKED
+from kvcli.models.weights import PACKED
 from kvcli.utils import files
 from kvcli_kernels.linear import FEW_PACKED, linear, packed, serves
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Convert
 from kvcli.models.gguf_header import GgufHeader, check_extent, read_header
-from kvcli.utils import child_process, file_digest
+from kvcli.utils import child_process, files
 
 __all__ = ["GgufHeader", "bits", "content_key", "convert", "read_header"]
 
@@ -27,7 +27,7 @@ def bits(path: Path) -> int:
 
 def content_key(path: Path) -> str:
     """The sha256 of the file, or of those of all parts, whatever its path; all is read once and remembered."""
-    found = [file_digest.sha256(file) for file in read_header(path).files]
+    found = [files.sha256(file) for file in read_header(path).files]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 

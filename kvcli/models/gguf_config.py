@@ -11,44 +11,11 @@ from typing import Any
 
 from kvcli.errors import ModelError
 from kvcli.models import gguf_rope
-from kvcli.models.gguf_header import GgufHeader
+from kvcli.models.gguf_header import GgufHeader, Keys
 
 Config = dict[str, Any]
 
 _ROPE_TENSORS = {"factors": "rope_freqs", "short": "rope_factors_short", "long": "rope_factors_long"}
-
-
-class _Keys:
-    """The metadata of one file, by the keys of its architecture."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        self.header = header
-        self.layers = int(self.need("block_count")) - int(self.get("nextn_predict_layers") or 0)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        found = self.header.metadata.get(f"{self.header.architecture}.{key}")
-        return default if found is None else found
-
-    def need(self, key: str) -> Any:
-        if (found := self.get(key)) is None:
-            raise ModelError(f"it has no {self.header.architecture}.{key}, or too long a list")
-        return found
-
-    def most(self, key: str) -> int:
-        """A number, or the largest of a list with one for each layer."""
-        found = self.need(key)
-        return max(found) if isinstance(found, list) else int(found)
-
-    def has(self, end: str) -> bool:
-        """Whether a tensor's name ends like this."""
-        return any(name.endswith(end) for name in self.header.shapes)
-
-    def kinds(self, every: int | None = None) -> list[str]:
-        """Which layers have windows; if the file does not say, all but one of ``every``."""
-        pattern = self.get("attention.sliding_window_pattern", every) or self.need("attention.sliding_window_pattern")
-        if not isinstance(pattern, list):
-            pattern = [(i + 1) % int(pattern) != 0 for i in range(self.layers)]
-        return ["sliding_attention" if sliding else "full_attention" for sliding in pattern[: self.layers]]
 
 
 def config(header: GgufHeader) -> Config | None:
@@ -60,7 +27,7 @@ def config(header: GgufHeader) -> Config | None:
     known = _ARCHITECTURES.get(header.architecture)
     if known is None:
         return None
-    keys = _Keys(header)
+    keys = Keys(header)
     heads, hidden = keys.most("attention.head_count"), int(keys.need("embedding_length"))
     ids = {
         name: header.metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -91,10 +58,10 @@ def config(header: GgufHeader) -> Config | None:
     return {"model_type": known[0], **found, **known[1](keys, found)}
 
 
-def _rope(keys: _Keys, found: Config) -> Config:
+def _rope(keys: Keys, found: Config) -> Config:
     header, tensors = keys.header, {}
     for key, name in _ROPE_TENSORS.items():
-        if values := _values(keys, f"{name}.weight"):
+        if values := keys.values(f"{name}.weight"):
             tensors[key] = values
     if header.architecture == "gemma4":
         tensors = {}  # they say which numbers of a head do not rotate
@@ -108,14 +75,14 @@ def _rope(keys: _Keys, found: Config) -> Config:
     return rope
 
 
-def _by_kind(keys: _Keys, found: Config, sliding: Config | None = None) -> Config:
+def _by_kind(keys: Keys, found: Config, sliding: Config | None = None) -> Config:
     """RoPE of layers with windows, which is not scaled, and of the others."""
     theta = float(keys.get("rope.freq_base_swa", found["rope_parameters"]["rope_theta"]))
     own = sliding or {"rope_type": "default", "rope_theta": theta}
     return {"full_attention": found["rope_parameters"], "sliding_attention": own}
 
 
-def _llama(keys: _Keys, _found: Config) -> Config:
+def _llama(keys: Keys, _found: Config) -> Config:
     if experts := keys.get("expert_count"):
         if keys.has("ffn_gate.0.weight"):
             raise ModelError("it is a Mixtral of an old converter, with a tensor for each expert; fetch a newer file")
@@ -124,7 +91,7 @@ def _llama(keys: _Keys, _found: Config) -> Config:
     return {"mlp_bias": keys.has("ffn_up.bias")}
 
 
-def _mistral3(keys: _Keys, _found: Config) -> Config:
+def _mistral3(keys: Keys, _found: Config) -> Config:
     if keys.get("expert_count"):
         raise ModelError("it is a mixture of experts, which is not read from a GGUF")
     beta = keys.get("attention.temperature_scale")
@@ -133,23 +100,23 @@ def _mistral3(keys: _Keys, _found: Config) -> Config:
     return {"rope_parameters": {**_found["rope_parameters"], "llama_4_scaling_beta": beta}}
 
 
-def _windowed(keys: _Keys) -> Config:
+def _windowed(keys: Keys) -> Config:
     return {"sliding_window": keys.get("attention.sliding_window"), "layer_types": keys.kinds()}
 
 
-def _olmo(keys: _Keys, found: Config) -> Config:
+def _olmo(keys: Keys, found: Config) -> Config:
     if keys.get("attention.sliding_window") is None:
         return {"model_type": "olmo2"}
     return {**_windowed(keys), "rope_parameters": _by_kind(keys, found)}
 
 
-def _exaone4(keys: _Keys, _found: Config) -> Config:
+def _exaone4(keys: Keys, _found: Config) -> Config:
     if keys.get("attention.sliding_window") is None:
         return {"sliding_window": None, "layer_types": ["full_attention"] * keys.layers}
     return {**_windowed(keys), "sliding_window_pattern": "LLLG"}
 
 
-def _gemma3(keys: _Keys, found: Config) -> Config:
+def _gemma3(keys: Keys, found: Config) -> Config:
     scalar = found["hidden_size"] // found["num_attention_heads"] if keys.layers == 62 else found["head_dim"]  # 27B
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10_000.0))}
     return {
@@ -161,7 +128,7 @@ def _gemma3(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _gemma4(keys: _Keys, found: Config) -> Config:
+def _gemma4(keys: Keys, found: Config) -> Config:
     kinds = keys.kinds()
     kv = keys.need("attention.head_count_kv")
     by_layer = kv if isinstance(kv, list) else [kv] * keys.layers
@@ -171,7 +138,7 @@ def _gemma4(keys: _Keys, found: Config) -> Config:
     experts, dim = keys.get("expert_count"), int(keys.need("attention.key_length"))
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10_000.0))}
     theta = found["rope_parameters"]["rope_theta"]
-    rotated = sum(f < 1e9 for f in _values(keys, "rope_freqs.weight")) / max(1, dim // 2)
+    rotated = sum(f < 1e9 for f in keys.values("rope_freqs.weight")) / max(1, dim // 2)
     return {
         "layer_types": kinds,
         "sliding_window": keys.get("attention.sliding_window"),
@@ -197,16 +164,7 @@ def _gemma4(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _values(keys: _Keys, name: str) -> list[float]:
-    from kvcli.models.gguf_tensors import TensorReader
-
-    if name not in keys.header.shapes:
-        return []
-    found: list[float] = TensorReader(keys.header).read(name).tolist()
-    return found
-
-
-def _gpt_oss(keys: _Keys, found: Config) -> Config:
+def _gpt_oss(keys: Keys, found: Config) -> Config:
     rope = {**found["rope_parameters"], "truncate": False} if "factor" in found["rope_parameters"] else {}
     return {
         "num_local_experts": keys.need("expert_count"),
@@ -218,7 +176,7 @@ def _gpt_oss(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _granite(keys: _Keys, _found: Config) -> Config:
+def _granite(keys: Keys, _found: Config) -> Config:
     names = {
         "attention_multiplier": "attention.scale",
         "embedding_multiplier": "embedding_scale",
@@ -228,7 +186,7 @@ def _granite(keys: _Keys, _found: Config) -> Config:
     return {"mlp_bias": keys.has("ffn_up.bias")} | {ours: keys.get(theirs, 1.0) for ours, theirs in names.items()}
 
 
-def _granite_hybrid(keys: _Keys, found: Config) -> Config:
+def _granite_hybrid(keys: Keys, found: Config) -> Config:
     kv, wide = keys.need("attention.head_count_kv"), int(keys.need("ssm.inner_size"))
     by_layer = kv if isinstance(kv, list) else [kv] * keys.layers
     rope = any(n == 0 for n in by_layer) is False or bool(keys.get("rope.scaling.finetuned"))
@@ -252,7 +210,7 @@ def _granite_hybrid(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _nemotron_h(keys: _Keys, _found: Config) -> Config:
+def _nemotron_h(keys: Keys, _found: Config) -> Config:
     kv, ff = keys.need("attention.head_count_kv"), keys.need("feed_forward_length")
     kv, ff = (list(v) if isinstance(v, list) else [v] * keys.layers for v in (kv, ff))
     moe = bool(keys.get("expert_count"))
@@ -278,7 +236,7 @@ def _nemotron_h(keys: _Keys, _found: Config) -> Config:
     }
 
 
-def _routed(keys: _Keys) -> Config:
+def _routed(keys: Keys) -> Config:
     """Experts as DeepSeek and its successors name them."""
     return {
         "n_routed_experts": keys.need("expert_count"),
@@ -292,7 +250,7 @@ def _routed(keys: _Keys) -> Config:
     }
 
 
-def _deepseek2(keys: _Keys, found: Config) -> Config:
+def _deepseek2(keys: Keys, found: Config) -> Config:
     rotated, experts = int(keys.need("rope.dimension_count")), keys.get("expert_count")
     dense, sigmoid = int(keys.get("leading_dense_block_count", 0)), keys.has("exp_probs_b.bias")
     # Files of early converters keep every head's sizes under the plain keys.
@@ -325,7 +283,7 @@ def _deepseek2(keys: _Keys, found: Config) -> Config:
     return made
 
 
-def _glm4moe(keys: _Keys, _found: Config) -> Config:
+def _glm4moe(keys: Keys, _found: Config) -> Config:
     return {
         **_routed(keys),
         "first_k_dense_replace": int(keys.get("leading_dense_block_count", 0)),
@@ -334,11 +292,11 @@ def _glm4moe(keys: _Keys, _found: Config) -> Config:
     }
 
 
-def _smollm3(keys: _Keys, _found: Config) -> Config:
+def _smollm3(keys: Keys, _found: Config) -> Config:
     return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(keys.layers)], "mlp_bias": keys.has("ffn_up.bias")}
 
 
-def _lfm2(keys: _Keys, found: Config) -> Config:
+def _lfm2(keys: Keys, found: Config) -> Config:
     kv = keys.need("attention.head_count_kv")
     return {
         "norm_eps": found["rms_norm_eps"],
@@ -349,7 +307,7 @@ def _lfm2(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _lfm2moe(keys: _Keys, found: Config) -> Config:
+def _lfm2moe(keys: Keys, found: Config) -> Config:
     return {
         **_lfm2(keys, found),
         "num_experts": keys.need("expert_count"),
@@ -360,7 +318,7 @@ def _lfm2moe(keys: _Keys, found: Config) -> Config:
     }
 
 
-def _qwen3moe(keys: _Keys, _found: Config) -> Config:
+def _qwen3moe(keys: Keys, _found: Config) -> Config:
     return {
         "num_experts": keys.need("expert_count"),
         "num_experts_per_tok": keys.need("expert_used_count"),
@@ -370,7 +328,7 @@ def _qwen3moe(keys: _Keys, _found: Config) -> Config:
     }
 
 
-def _linear(keys: _Keys) -> Config:
+def _linear(keys: Keys) -> Config:
     """Layers with a gated delta rule."""
     values = int(keys.need("ssm.time_step_rank"))
     every = int(keys.get("full_attention_interval", 4))
@@ -384,30 +342,30 @@ def _linear(keys: _Keys) -> Config:
     }
 
 
-def _qwen35(keys: _Keys, found: Config) -> Config:
+def _qwen35(keys: Keys, found: Config) -> Config:
     sections = [n for n in keys.get("rope.dimension_sections", []) if n]
     rope = {**found["rope_parameters"], "mrope_interleaved": True} | ({"mrope_section": sections} if sections else {})
     return {**_linear(keys), "rope_parameters": rope}
 
 
-def _qwen35moe(keys: _Keys, found: Config) -> Config:
+def _qwen35moe(keys: Keys, found: Config) -> Config:
     shared = {"shared_expert_intermediate_size": keys.need("expert_shared_feed_forward_length")}
     return {**_qwen35(keys, found), **_qwen3moe(keys, found), **shared}
 
 
-def _qwen3next(keys: _Keys, found: Config) -> Config:
+def _qwen3next(keys: Keys, found: Config) -> Config:
     shared = {"shared_expert_intermediate_size": keys.need("expert_shared_feed_forward_length")}
     return {**_linear(keys), **_qwen3moe(keys, found), **shared, "decoder_sparse_step": 1}
 
 
-def _plain(_keys: _Keys, _found: Config) -> Config:
+def _plain(_keys: Keys, _found: Config) -> Config:
     return {}
 
 
 _NO_ROPE = ("nemotron_h",)
 _PARTIAL = {"qwen35", "qwen35moe", "qwen3next", "glm4moe", "phi3"}
 
-_ARCHITECTURES: dict[str, tuple[str, Callable[[_Keys, Config], Config]]] = {
+_ARCHITECTURES: dict[str, tuple[str, Callable[[Keys, Config], Config]]] = {
     "llama": ("llama", _llama),
     "mistral3": ("ministral3", _mistral3),
     "qwen2": ("qwen2", _plain),

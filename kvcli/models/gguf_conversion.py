@@ -15,7 +15,7 @@ from kvcli.errors import ModelError
 from kvcli.models import gguf_config, gguf_rope
 from kvcli.models.gguf import EXIT_DISK, EXIT_UNKNOWN
 from kvcli.models.gguf_header import GgufHeader, read_header
-from kvcli.models.tensor_check import require_all
+from kvcli.models.weights import require_all
 
 # Byte-level BPE whose digits stand alone (llama.cpp: "\p{N}", then the GPT-2 rule). transformers 5.23 splits
 # these as GPT-2 does, which reads "\n\n7" as three tokens where the model was trained on two.

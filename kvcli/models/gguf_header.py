@@ -200,3 +200,45 @@ def check_extent(header: GgufHeader) -> None:
             raise ModelError(
                 f"damaged GGUF file: {path} goes on for {spare:,} bytes after its last tensor: were files joined?"
             )
+
+
+class Keys:
+    """The metadata of one file, by the keys of its architecture."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.header = header
+        self.layers = int(self.need("block_count")) - int(self.get("nextn_predict_layers") or 0)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        found = self.header.metadata.get(f"{self.header.architecture}.{key}")
+        return default if found is None else found
+
+    def need(self, key: str) -> Any:
+        if (found := self.get(key)) is None:
+            raise ModelError(f"it has no {self.header.architecture}.{key}, or too long a list")
+        return found
+
+    def most(self, key: str) -> int:
+        """A number, or the largest of a list with one for each layer."""
+        found = self.need(key)
+        return max(found) if isinstance(found, list) else int(found)
+
+    def has(self, end: str) -> bool:
+        """Whether a tensor's name ends like this."""
+        return any(name.endswith(end) for name in self.header.shapes)
+
+    def values(self, name: str) -> list[float]:
+        """The numbers of a tensor; none if the file does not have it."""
+        from kvcli.models.gguf_tensors import TensorReader
+
+        if name not in self.header.shapes:
+            return []
+        found: list[float] = TensorReader(self.header).read(name).tolist()
+        return found
+
+    def kinds(self, every: int | None = None) -> list[str]:
+        """Which layers have windows; if the file does not say, all but one of ``every``."""
+        pattern = self.get("attention.sliding_window_pattern", every) or self.need("attention.sliding_window_pattern")
+        if not isinstance(pattern, list):
+            pattern = [(i + 1) % int(pattern) != 0 for i in range(self.layers)]
+        return ["sliding_attention" if sliding else "full_attention" for sliding in pattern[: self.layers]]

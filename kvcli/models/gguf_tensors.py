@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from kvcli.models.gguf_header import GgufHeader
-from kvcli.models.tensor_check import require_all
+from kvcli.models.weights import require_all
 
 _ROWS_AT_ONCE = 16 << 20
 """Numbers that are dequantised at a time: 64 MB in float32."""

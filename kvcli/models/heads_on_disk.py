@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.models import weights
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli.utils import files
 

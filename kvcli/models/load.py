@@ -35,16 +35,15 @@ from kvcli.models import (
     recurrent,
     rope,
     self_test,
-    tensor_check,
     trial,
 )
 from kvcli.models.auto_class import attend_by, auto_class, tower_parts
 from kvcli.models.latent import Latent
 from kvcli.models.model import Model, OutputHead
 from kvcli.models.pictures import PictureReader
-from kvcli.models.source import ModelSource
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
 from kvcli.models.trial import Call
+from kvcli.models.weights import ModelSource, require_all
 from kvcli.types import DTYPE_BYTES, ModelSpec
 from kvcli_kernels.attention import CappedScale
 from kvcli_kernels.linear import prepare
@@ -148,7 +147,7 @@ def load(
                     module, found = read()
             own_class = source.config.get("architectures") or ()
             found = condensed.without_spare(found, plain)
-            tensor_check.require_all(found, source.name, spare=own is not None, made=own_class)
+            require_all(found, source.name, spare=own is not None, made=own_class)
             quantization.fit_layers(module, weights)
             if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))

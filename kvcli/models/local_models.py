@@ -11,7 +11,7 @@ from kvcli.events import Event
 from kvcli.models import gguf, hub, resolve, weights
 from kvcli.models import spec as model_spec
 from kvcli.models.catalogue import ALIASES, DEFAULT
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 
 # Bytes of one number of a KV cache that is not quantised.
 _BF16 = 2

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvcli.documents.document import Picture
     from kvcli.models.model import Model
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
 
 TYPES = ("idefics3", "llava", "smolvlm")
 """``model_type`` of the families whose pictures are read."""

@@ -23,7 +23,7 @@ from torch import nn
 
 from kvcli.errors import ModelError, UsageError
 from kvcli.models import spec as model_spec
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 
 NEEDS = {
     "awq": ("gptqmodel",),

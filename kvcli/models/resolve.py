@@ -27,7 +27,7 @@ from kvcli.errors import ModelError
 from kvcli.events import Event, drain
 from kvcli.models import default_model, gguf, hub, weights
 from kvcli.models.catalogue import ALIASES, DEFAULT
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.utils import config_file, files
 
 # Part of the path of every converted model. Increase it if the conversion's result changes.

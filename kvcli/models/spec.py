@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from kvcli.errors import ModelError, UsageError
+from kvcli.errors import ModelError
 from kvcli.models import catalogue, weights
 from kvcli.models.condensed import as_llama
-from kvcli.models.defaults import default_dtype
-from kvcli.models.source import PACKED, ModelSource
+from kvcli.models.defaults import default_dtype, device_name, known_dtype
+from kvcli.models.weights import PACKED, ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
 
 UNPACKING = "kv_b_proj"
@@ -68,8 +65,8 @@ def spec(
         UsageError: an unknown dtype or device.
         ModelError: the config does not say what is needed; names it.
     """
-    device = _device(device)
-    dtype = _known_dtype(dtype) or default_dtype(device)
+    device = device_name(device)
+    dtype = known_dtype(dtype) or default_dtype(device)
     config = as_llama(source.name, source.config)
     text = text_config(config)
 
@@ -280,69 +277,6 @@ def intermediate_size(config: Any) -> int:
     """The width of the widest feed-forward layer, from a transformers configuration."""
     found = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return max(found) if isinstance(found, list | tuple) else int(found)
-
-
-def default_device() -> str:
-    """The first CUDA GPU, else the CPU. Asks the driver if torch was built for CUDA."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has("cuda"):
-        return "cpu"
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return "cuda:0" if pynvml.nvmlDeviceGetCount() else "cpu"
-    except Exception:  # no driver, or one that does not answer: each raises something of its own
-        return "cpu"
-
-
-def _device(name: str | None) -> str:
-    name = name or default_device()
-    check_placement(name, None)
-    if name != "cpu" and default_device() == "cpu":
-        hint = "--device cpu, or --gpu 4090 for a GPU that is not here"
-        raise UsageError(f"this machine has no device '{name}'", hint)
-    return "cuda:0" if name == "cuda" else name
-
-
-def check_placement(device: str | None, dtype: str | None) -> None:
-    """Refuse a device or dtype that cannot be, without torch; torch may still refuse others.
-
-    Raises:
-        UsageError: no such device or dtype.
-    """
-    _known_dtype(dtype)
-    if device is not None and re.fullmatch(r"mps|xpu", device):
-        raise UsageError(f"--device {device} is not supported: kvcli runs on CPUs and CUDA GPUs", "--device cpu")
-    if device is not None and re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
-        raise UsageError(f"'{device}' is not a device", "--device cpu")
-    if device not in (None, "cpu") and not _may_have_gpu():
-        raise UsageError(f"this machine has no device '{device}'", "--device cpu")
-
-
-def _may_have_gpu() -> bool:
-    """Whether torch may find a GPU. The driver's library does not know those of every board."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or not _torch_has("cuda|hip"):
-        return False
-    nodes = ("nv*", "dxg", "kfd")
-    return default_device() != "cpu" or any(next(Path("/dev").glob(name), None) for name in nodes)
-
-
-def _known_dtype(dtype: str | None) -> str | None:
-    if dtype is not None and dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
-    return dtype
-
-
-def _torch_has(kind: str) -> bool:
-    """Whether torch was built for a kind of GPU."""
-    found = find_spec("torch")
-    for place in (found.submodule_search_locations if found else None) or ():
-        try:
-            text = (Path(place) / "version.py").read_text()
-        except OSError:
-            return False
-        return re.search(rf"^(?:{kind})\b.*= *['\"]", text, re.MULTILINE) is not None
-    return False
 
 
 _Shape = tuple[str, tuple[int, ...]]

@@ -1,17 +1,22 @@
-"""A model's directory: whether it is complete, and its fingerprint, without reading all weights."""
+"""A model on this disk: whether its files and tensors are complete, and its fingerprint. Imports no torch."""
 
 import hashlib
 import json
+import re
 import shlex
 import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvcli.errors import ModelError
-from kvcli.utils import file_digest
+from kvcli.utils import files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PACKED = "decode-packed.safetensors"
+"""In the directory of a converted model: the weights of 4 and 8 bits that a CPU decodes with."""
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -20,6 +25,53 @@ TOKENIZERS = (
     "spiece.model",
     "tokenizer_config.json",
 )
+
+
+SHOWN = 3
+"""Names of each kind in a message."""
+
+_WRITES = re.compile(r"CausalLM|LMHead|ConditionalGeneration|Generat")
+"""In the names of classes that generate text."""
+
+_CONSTANTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
+"""Tables that old checkpoints hold and models compute."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on this disk.
+
+    ``path`` is a directory for ``from_pretrained(path, local_files_only=True)``: config, safetensors,
+    tokenizer. ``complete`` is False only after ``only_config`` if the weights are not on this disk.
+    """
+
+    name: str
+    path: Path
+    origin: str  # directory | hub | gguf | wheel
+    revision: str | None = None  # the hub's commit, or the key of the GGUF it was made from
+    licence: str | None = None
+    notes: tuple[str, ...] = ()  # warnings about this copy of the model
+    complete: bool = True
+    bits: int = 0  # per weight in the quantised file that it was made from; 0 if there was none
+
+    @property
+    def few_bits(self) -> bool:
+        """Whether 4 or 8 bits a weight lose nothing beside what its file has lost: a CPU decodes with as many."""
+        return 0 < self.bits <= 8
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stay when the directory moves and change when the config or the weights do."""
+        return fingerprint(self.path)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights on disk; 0 if there are none."""
+        return sum(shard.stat().st_size for shard in shards(self.path)) if self.complete else 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
 
 
 class DamagedModel(ModelError):
@@ -120,7 +172,7 @@ def fingerprint(directory: Path) -> str:
     """A short hash that names a model wherever it is: its config, and the name and the whole content of each shard.
 
     Two fine-tunes of one model may differ in a few numbers only. The content is read once and remembered
-    (:mod:`kvcli.utils.file_digest`).
+    (:mod:`kvcli.utils.files`).
     """
     digest = hashlib.sha256()
 
@@ -138,7 +190,7 @@ def fingerprint(directory: Path) -> str:
         found = []
     for shard in found:
         try:
-            add(f"{shard.name} {file_digest.sha256(shard)}".encode())
+            add(f"{shard.name} {files.sha256(shard)}".encode())
         except OSError as error:
             raise ModelError(f"cannot read {shard}: {error.strerror}") from None
     return digest.hexdigest()[:16]
@@ -194,3 +246,44 @@ def _without_config(directory: Path) -> ModelError:
     if ggufs:
         return ModelError(f"{directory} has no config.json, but a GGUF file", f"-m {ggufs[0]}")
     return ModelError(f"{directory} has no config.json: it is not a model's directory")
+
+
+def require_all(found: Mapping[str, Any], name: str, *, spare: bool = False, made: Sequence[str] = ()) -> None:
+    """Refuse a model whose tensors were missing, had another shape or were not its own.
+
+    Args:
+        found: what ``from_pretrained(…, output_loading_info=True)`` reports; it leaves tied tensors out.
+        name: of the model.
+        spare: tensors that the model does not have are no fault, as in quantised checkpoints.
+        made: the classes that the checkpoint was saved from, as its config says.
+
+    Raises:
+        ModelError: with the first names of each kind.
+    """
+    mismatched = [
+        f"{key} ({_shape(theirs)} instead of {_shape(ours)})" for key, theirs, ours in sorted(found["mismatched_keys"])
+    ]
+    foreign = [] if spare else [key for key in sorted(found["unexpected_keys"]) if not _CONSTANTS.search(key)]
+    kinds = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": mismatched,
+        "not in this architecture": foreign,
+        "not read": sorted(map(str, found.get("error_msgs") or ())),
+    }
+    faults = [_fault(kind, names) for kind, names in kinds.items() if names]
+    if faults and made and not any(_WRITES.search(cls) for cls in made):
+        raise ModelError(f"{name} is a {made[0]}, which does not generate text", "kvcli models ls lists models that do")
+    if faults:
+        raise ModelError(
+            f"{name} has not the weights that its config.json describes: {'; '.join(faults)}",
+            "fetch the model again, or ask who converted it",
+        )
+
+
+def _fault(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{len(names):,} {'tensor' if len(names) == 1 else 'tensors'} {kind}: {', '.join(names[:SHOWN])}{more}"
+
+
+def _shape(shape: Any) -> str:
+    return "×".join(map(str, shape)) or "a number"

@@ -12,7 +12,7 @@ from kvcli.documents import pages as page_ranges
 from kvcli.events import Event, drain
 from kvcli.models.load import load
 from kvcli.models.resolve import resolve
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.retaining_heads.discovery import attach
 
 if TYPE_CHECKING:

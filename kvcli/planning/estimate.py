@@ -142,9 +142,7 @@ def forecast(spec: ModelSpec, recipe: Recipe, workload: Workload, target: Target
     budget = None
     if workload.tokens:
         longest_answer = longest or workload.answer
-        budget = memory.largest_budget(
-            spec, bounded, target.usable, **run, answer=longest_answer, passages=workload.passages
-        )
+        budget = largest_budget(spec, bounded, target.usable, **run, answer=longest_answer, passages=workload.passages)
     units = [kept_units(spec, recipe, workload.tokens, i) for i in range(spec.layers)]
     return Forecast(
         recipe=recipe,
@@ -159,3 +157,44 @@ def forecast(spec: ModelSpec, recipe: Recipe, workload: Workload, target: Target
         problem=problem,
         numbers=sum(2 * s.kv_heads * s.head_dim * n for s, n in ((spec.of_layer(i), n) for i, n in enumerate(units))),
     )
+
+
+def largest_budget(
+    spec: ModelSpec,
+    recipe: Recipe,
+    usable: int,
+    *,
+    tokens: int,
+    chunk: int,
+    question: int,
+    answer: int,
+    passages: int | None = None,
+) -> int | None:
+    """Find the largest budget that fits ``usable`` bytes and the model's positions; ``None`` if none does.
+
+    At most ``tokens``, which evicts nothing. Arguments as for :func:`plan_run`; the whole ``answer`` must fit.
+    """
+
+    def fits(budget: int) -> bool:
+        try:
+            planned, longest = memory.plan_run(
+                spec,
+                recipe.with_budget(budget),
+                tokens=tokens,
+                chunk=chunk,
+                question=question,
+                answer=answer,
+                passages=passages,
+            )
+        except TooLongError:
+            return False
+        return planned.total <= usable and longest == answer
+
+    least = max(1, recipe.policy.sinks + (recipe.policy.stabilizers or 0))
+    if tokens >= least and fits(tokens):
+        return tokens
+    low, high = least - 1, max(tokens, least)  # bisection: a plan grows with its budget
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if low >= least else None

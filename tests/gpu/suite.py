@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.models import spec as model_spec
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from kvcli.retaining_heads.module import RetainingHeads, shapes

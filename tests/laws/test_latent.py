@@ -17,7 +17,7 @@ from kvcli.models.load import load as read
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
 from kvcli.models.random_weights import build
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.planning.memory import plan
 from kvcli.prompt_cache.request import PrefillRequest
 from kvcli.recipe import parse

@@ -116,7 +116,7 @@ def _parsed(context: typer.Context, key: str, values: list[str]) -> Any:
 def _check(option: str, value: str) -> None:
     """Refuse what a command would refuse later. Raises ``UsageError``."""
     from kvcli import recipe
-    from kvcli.models.spec import check_placement
+    from kvcli.models.defaults import check_placement
     from kvcli.planning.budget import Budget
 
     checks: dict[str, Callable[[str], object]] = {

@@ -30,7 +30,7 @@ from kvcli.cli.views import terminal
 from kvcli.corpus.library import Entry, Library, names
 from kvcli.corpus.task import find_files
 from kvcli.errors import InputError, KvcliError, UsageError
-from kvcli.utils.file_digest import sha256
+from kvcli.utils.files import sha256
 
 app = typer.Typer(
     cls=Group, help="Keep documents together, to ask about all of them: kvcli ask @NAME.", no_args_is_help=True

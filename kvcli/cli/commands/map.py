@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kvcli.cli.request import Request
     from kvcli.corpus.ray_workers import RayWorkers
     from kvcli.corpus.worker import LocalWorkers
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
 
 EXAMPLE = "kvcli map *.pdf -Q questions.txt -o answers.jsonl"
 

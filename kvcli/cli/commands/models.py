@@ -134,8 +134,7 @@ def suggest(
     Memory is estimated with the arithmetic of kvcli ask and its default recipe. Times are estimates from earlier runs
     of the default model on this machine. Exits with 5 if no model fits.
     """
-    from kvcli.models.defaults import default_dtype
-    from kvcli.models.spec import default_device
+    from kvcli.models.defaults import default_device, default_dtype
     from kvcli.planning import suggest as suggestions
     from kvcli.planning.estimate import Target
 

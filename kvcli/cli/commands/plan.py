@@ -36,7 +36,7 @@ from kvcli.utils.sizes import parse_tokens
 if TYPE_CHECKING:
     from kvcli.documents import Document
     from kvcli.models.pictures import PictureReader
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
     from kvcli.recipe import Recipe
     from kvcli.retaining_heads.published import PublishedHeads
     from kvcli.types import ModelSpec

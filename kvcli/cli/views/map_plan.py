@@ -22,7 +22,7 @@ from kvcli.utils.sizes import format_bytes
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.corpus.task import DocumentTask
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
     from kvcli.planning.speed_history import Rates
     from kvcli.recipe import Recipe
     from kvcli.types import ModelSpec

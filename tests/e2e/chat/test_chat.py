@@ -31,7 +31,7 @@ def book(folder: Path) -> Path:
 def save_heads(path: Path, model: Path) -> None:
     """Random retaining heads for a model."""
     from kvcli.models.load import load
-    from kvcli.models.source import ModelSource
+    from kvcli.models.weights import ModelSource
     from kvcli.retaining_heads import checkpoint
     from kvcli.retaining_heads.module import RetainingHeads
 

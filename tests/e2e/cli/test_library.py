@@ -14,7 +14,7 @@ from kvcli.corpus.library import Library
 from kvcli.documents import Document, Options
 from kvcli.retrieval.quotes import QuoteSearch, candidates_by_words
 from kvcli.retrieval.sentences import SentenceIndex
-from kvcli.utils.file_digest import sha256
+from kvcli.utils.files import sha256
 from tests.e2e.conftest import Call, Validate
 from tests.unit.models.test_encoder import made as save_encoder
 

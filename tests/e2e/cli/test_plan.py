@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.models import spec as model_spec
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.planning.estimate import Target
 from kvcli.recipe import parse
 from kvcli.types import WEIGHTS

@@ -13,7 +13,7 @@ from kvcli.engine.prefill import freeze_and_keep, new_prefill_cache, prefill_ste
 from kvcli.engine.prompt import Prompt
 from kvcli.models.load import load
 from kvcli.models.model import Model
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
 from tests.laws.helpers import drain

@@ -13,7 +13,7 @@ from kvcli.chat.conversation import Conversation
 from kvcli.events import Answer, TurnsEvicted
 from kvcli.models.load import load
 from kvcli.models.model import Model
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from tests.e2e.conftest import Call, call, environment, folder  # noqa: F401
 from tests.handmade import knower
 from tests.unit.chat.conftest import TEXT, base

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 
 GROUP = 32
 """Inputs of a matrix that share a scale; an edge of FP8's square blocks, too."""

@@ -17,7 +17,7 @@ from kvcli.models import cpu_linear
 from kvcli.models import spec as model_spec
 from kvcli.models.load import wrap
 from kvcli.models.model import Model
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.recipe import parse
 from kvcli_kernels import team
 from tests import tiny

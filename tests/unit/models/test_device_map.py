@@ -15,7 +15,7 @@ from kvcli.errors import ResourceError
 from kvcli.eviction.keydiff import Keydiff
 from kvcli.models import attention, device_map, load
 from kvcli.models.device_map import over
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from tests import tiny

@@ -17,7 +17,7 @@ from kvcli.models import load as loading
 from kvcli.models import random_weights
 from kvcli.models import spec as model_spec
 from kvcli.models.packed_experts import Matrix, PackedExperts, StoredExperts
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import byte_tokenizer
 

@@ -14,7 +14,7 @@ from kvcli.models import local_models, quantization, self_test
 from kvcli.models import spec as model_spec
 from kvcli.models.load import load
 from kvcli.models.random_weights import build
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
 from tests.laws.helpers import drain

@@ -12,7 +12,7 @@ import torch
 from benchmarks import families, small_models
 from kvcli.models import defaults, heads_on_disk, load
 from kvcli.models import spec as model_spec
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from kvcli.types import DTYPE_BYTES
 from tests import tiny
 

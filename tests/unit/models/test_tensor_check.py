@@ -13,7 +13,7 @@ from torch import Tensor
 from kvcli.errors import ModelError
 from kvcli.models import resolve
 from kvcli.models.load import load
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 
 from .conftest import make_model, run
 

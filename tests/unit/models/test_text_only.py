@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 from benchmarks import small_models
 from kvcli.models import load as loading
 from kvcli.models import spec as model_spec
-from kvcli.models.source import ModelSource
+from kvcli.models.weights import ModelSource
 from tests.e2e.conftest import byte_tokenizer
 
 
