@@ -191,10 +191,12 @@ def largest_budget(
         return planned.total <= usable and longest == answer
 
     least = max(1, recipe.policy.sinks + (recipe.policy.stabilizers or 0))
-    if tokens >= least and fits(tokens):
+    if tokens < least or not fits(least):
+        return None
+    if fits(tokens):
         return tokens
-    low, high = least - 1, max(tokens, least)  # bisection: a plan grows with its budget
+    low, high = least, tokens  # bisection: a plan grows with its budget
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low if low >= least else None
+    return low

@@ -235,7 +235,8 @@ def _lent_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -
 def _stored(spec: ModelSpec, recipe: Recipe, layer: int) -> ModelSpec:
     """Return a layer's sizes in storage; most storages keep latents as keys and as values."""
     own = spec.of_layer(layer)
-    return replace(own, latent=own.latent and (recipe.storage.keeps_latents or spec.sliding[layer] is not None))
+    unpacked = own.latent and not recipe.storage.keeps_latents and spec.sliding[layer] is None
+    return replace(own, latent=False) if unpacked else own
 
 
 def _held(spec: ModelSpec, recipe: Recipe, layer: int, units: int) -> StorageBytes:

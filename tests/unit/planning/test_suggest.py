@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -11,12 +12,16 @@ from kvcli.planning.estimate import Target
 from kvcli.planning.suggest import PATIENCE, Suggestion, best, suggest
 
 
+SIZES = (0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200)
+
+
+@cache
 def on_gpu(gib: float, tokens: int = 100_000) -> list[Suggestion]:
     target = Target("a card", int(gib * 2**30), here=False)
     return suggest(target, device="cuda:0", dtype="bfloat16", tokens=tokens)
 
 
-@pytest.mark.parametrize("gib", [0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200])
+@pytest.mark.parametrize("gib", SIZES)
 def test_the_largest_that_fits(gib: float) -> None:
     found = on_gpu(gib)
     for each in found:
@@ -34,7 +39,7 @@ def test_the_largest_that_fits(gib: float) -> None:
 
 
 def test_a_larger_card_never_gets_a_smaller_model() -> None:
-    sizes = [chosen.alias.parameters if (chosen := best(on_gpu(gib))) else 0 for gib in (0.1, 1, 4, 8, 12, 24, 48)]
+    sizes = [chosen.alias.parameters if (chosen := best(on_gpu(gib))) else 0 for gib in SIZES]
     assert sizes == sorted(sizes)
     assert sizes[0] == 0
     assert len(set(sizes)) > 5
@@ -42,7 +47,7 @@ def test_a_larger_card_never_gets_a_smaller_model() -> None:
 
 def test_a_smaller_budget_is_one_that_fits() -> None:
     """A budget below the default one is used if the default one does not fit, and only then."""
-    for gib in (3.4, 7.4, 15.4):
+    for gib in SIZES:
         for each in on_gpu(gib):
             if each.budget is not None:
                 assert each.forecast.fits
