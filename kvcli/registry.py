@@ -45,6 +45,7 @@ _NOT_TERMS = {
     "packed",
     "patterns",
     "row_codec",
+    "row_layer",
     "selection",
     "smoothing",
     "staging",

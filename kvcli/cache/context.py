@@ -133,7 +133,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
             layer.release()
             if layer.device.type == "cpu":
                 trim()  # what a hold computed with is in pieces that the next layer's do not fit into
-    state = prefill_cache.state
+    state, folding = prefill_cache.state, prefill_cache.folding
     if state is not None and not release:
         state = state.copy()
     context = Context(
@@ -144,6 +144,6 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         prefill_cache.max_position,
         state,
         prefill_cache.owners if prefill_cache.last_borrowers else (),
-        None if prefill_cache.folding is None else frozen(prefill_cache, prefill_cache.folding),
+        None if folding is None else frozen(folding, (layer.state for layer in prefill_cache.layers)),
     )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

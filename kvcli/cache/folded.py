@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from kvcli.eviction.base import Chunk
 from kvcli.eviction.selection import gather
 from kvcli.fold.base import PREFIX, Folding
 from kvcli_kernels.merge import merge
-
-if TYPE_CHECKING:
-    from kvcli.cache.prefill_cache import PrefillCache
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,9 @@ class Folded:
         return merge(term, self.folding.recall(layer, state, q, scale)) if state else term
 
 
-def frozen(cache: PrefillCache, folding: Folding) -> Folded | None:
-    """Return what a prefill has folded; ``None`` if nothing."""
-    states = tuple(of_fold(layer.state) for layer in cache.layers)
+def frozen(folding: Folding, layers: Iterable[dict[str, Tensor]]) -> Folded | None:
+    """Return what a prefill has folded, from the running statistics of its layers; ``None`` if nothing."""
+    states = tuple(map(of_fold, layers))
     return Folded(folding, states) if any(states) else None
 
 

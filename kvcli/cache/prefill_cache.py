@@ -27,7 +27,7 @@ from kvcli.fold.base import Folding
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import ChunkAttention
 from kvcli.storage.base import Basis, KVStorage
-from kvcli.storage.row_codec import RowLayer
+from kvcli.storage.row_layer import RowLayer
 from kvcli.types import ModelSpec, Rotary, Scorer
 from kvcli_kernels.attention import attention, causal_attention
 from kvcli_kernels.compact import Units, compact

@@ -8,7 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from kvcli.storage.row_codec import RowLayer, blocks
+from kvcli.storage.row_codec import blocks
+from kvcli.storage.row_layer import RowLayer
 
 
 @dataclass(frozen=True)

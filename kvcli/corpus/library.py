@@ -21,7 +21,7 @@ from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from kvcli.corpus.search_results import Hit, Search, hit_of
+from kvcli.corpus.search_results import Entry, Hit, Search, hit_of
 from kvcli.documents.document import Document, document_json
 from kvcli.errors import DamagedError, ModelError, ResourceError, UsageError
 from kvcli.utils import files
@@ -42,38 +42,6 @@ FILES = 40
 """Files that are looked at closely for a question: those with the best sentence by its words."""
 
 _NAME = re.compile(r"\w[\w.-]{0,63}")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file of a library.
-
-    Attributes:
-        path: absolute.
-        sha256: of its bytes when it was added.
-        size, modified: bytes, and the time of its last change in nanoseconds.
-        pages, characters: of its text.
-        reading: key of the saved prefill; ``None`` if it was not read.
-        vectors: fingerprint of the encoder that made its vectors; ``None`` without them.
-    """
-
-    path: str
-    sha256: str
-    size: int
-    modified: int
-    pages: int | None
-    characters: int
-    reading: str | None = None
-    vectors: str | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether the file has gone, or seems to be another one since."""
-        try:
-            info = Path(self.path).stat()
-        except OSError:
-            return True
-        return (info.st_size, info.st_mtime_ns) != (self.size, self.modified)
 
 
 @dataclass(frozen=True)

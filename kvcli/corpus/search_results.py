@@ -1,4 +1,4 @@
-"""What a search in a library found: passages of its files."""
+"""The files of a library, and what a search in it found: passages of its files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,42 @@ from kvcli.documents.document import Document, join_documents
 from kvcli.events import Quote, Quotes
 
 if TYPE_CHECKING:
-    from kvcli.corpus.library import Entry
     from kvcli.retrieval.sentences import SentenceIndex
 
 AROUND = 300
 """Characters on either side of the best sentence that a passage has at least, in whole sentences."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a library.
+
+    Attributes:
+        path: absolute.
+        sha256: of its bytes when it was added.
+        size, modified: bytes, and the time of its last change in nanoseconds.
+        pages, characters: of its text.
+        reading: key of the saved prefill; ``None`` if it was not read.
+        vectors: fingerprint of the encoder that made its vectors; ``None`` without them.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    modified: int
+    pages: int | None
+    characters: int
+    reading: str | None = None
+    vectors: str | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file has gone, or seems to be another one since."""
+        try:
+            info = Path(self.path).stat()
+        except OSError:
+            return True
+        return (info.st_size, info.st_mtime_ns) != (self.size, self.modified)
 
 
 @dataclass(frozen=True)

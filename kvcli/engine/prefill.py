@@ -11,11 +11,12 @@ from torch import Tensor
 
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.prefill_cache import ChunkStep, PrefillCache
+from kvcli.engine.picture_rows import PictureRows
 from kvcli.errors import InputError, ModelError
 from kvcli.events import Prefill
 from kvcli.models.bases import basis_of
 from kvcli.models.model import Model
-from kvcli.models.pictures import PictureRows, Pictures
+from kvcli.models.pictures import Pictures
 from kvcli.recipe import Recipe
 from kvcli.types import CHUNK
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Self
 from kvcli.errors import ModelError, UsageError
 from kvcli.fold import maps
 from kvcli.fold.base import PREFIX, Fold
+from kvcli.fold.maps import RANK
 from kvcli.types import ModelSpec, Rotary
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-RANK, WIDTH = 8, 64  # features of a key, as published, and hidden units; the paper has 512 for heads of 128
 _VALUES, _MASS = f"{PREFIX}values", f"{PREFIX}mass"
 _FLOOR = 1e-6  # least sum of weights, as published
 
@@ -63,24 +63,13 @@ class Less(Fold):
     def maps_nbytes(self, spec: ModelSpec) -> int:
         """Count the maps in float32."""
         return 4 * sum(
-            sum(a * b * c for a, b, c in shapes(spec.of_layer(layer)).values()) for layer in range(spec.layers)
+            sum(a * b * c for a, b, c in maps.shapes(spec.of_layer(layer)).values()) for layer in range(spec.layers)
         )
-
-
-def shapes(spec: ModelSpec) -> dict[str, tuple[int, int, int]]:
-    """Shapes of a layer's parameters by name: those of queries, and those of keys."""
-    heads, kv_heads, dim = spec.heads, spec.kv_heads, spec.head_dim
-    keys = {"w1": (dim, WIDTH), "w2": (WIDTH, RANK), "w3": (RANK, RANK), "a": (1, RANK), "b": (1, RANK)}
-    return {
-        "u1": (heads, dim, WIDTH),
-        "u2": (heads, WIDTH, RANK),
-        **{name: (kv_heads, *shape) for name, shape in keys.items()},
-    }
 
 
 @dataclass(frozen=True)
 class LessMaps:
-    """Feature maps of a model; parameters per layer as in :func:`shapes`, float32."""
+    """Feature maps of a model; parameters per layer as in :func:`kvcli.fold.maps.shapes`, float32."""
 
     layers: list[dict[str, Tensor]]
 

@@ -14,6 +14,7 @@ from kvcli.utils import files
 if TYPE_CHECKING:
     from torch import Tensor
 
+RANK, WIDTH = 8, 64  # features of a key, as published, and hidden units; the paper has 512 for heads of 128
 DIGEST = 8
 _SHIPPED = Path(__file__).parent / "shipped"
 
@@ -48,6 +49,17 @@ def _digest(found: Path, _changed: int) -> str:
     return hashlib.sha256(found.read_bytes()).hexdigest()[:DIGEST]
 
 
+def shapes(spec: ModelSpec) -> dict[str, tuple[int, int, int]]:
+    """Shapes of a layer's parameters by name: those of queries, and those of keys."""
+    heads, kv_heads, dim = spec.heads, spec.kv_heads, spec.head_dim
+    keys = {"w1": (dim, WIDTH), "w2": (WIDTH, RANK), "w3": (RANK, RANK), "a": (1, RANK), "b": (1, RANK)}
+    return {
+        "u1": (heads, dim, WIDTH),
+        "u2": (heads, WIDTH, RANK),
+        **{name: (kv_heads, *shape) for name, shape in keys.items()},
+    }
+
+
 def load(spec: ModelSpec) -> list[dict[str, Tensor]]:
     """Read the maps of a model, a dictionary per layer; those of layers with a sliding window are empty.
 
@@ -56,8 +68,6 @@ def load(spec: ModelSpec) -> list[dict[str, Tensor]]:
         DamagedError: the file does not have the tensors of this model's layers.
     """
     from safetensors import SafetensorError, safe_open
-
-    from kvcli.fold.less import shapes
 
     found = find(spec)
     try:

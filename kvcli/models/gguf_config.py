@@ -59,9 +59,11 @@ def config(header: GgufHeader) -> Config | None:
 
 
 def _rope(keys: Keys, found: Config) -> Config:
+    from kvcli.models.gguf_tensors import numbers_of
+
     header, tensors = keys.header, {}
     for key, name in _ROPE_TENSORS.items():
-        if values := keys.values(f"{name}.weight"):
+        if values := numbers_of(keys.header, f"{name}.weight"):
             tensors[key] = values
     if header.architecture == "gemma4":
         tensors = {}  # they say which numbers of a head do not rotate
@@ -129,6 +131,8 @@ def _gemma3(keys: Keys, found: Config) -> Config:
 
 
 def _gemma4(keys: Keys, found: Config) -> Config:
+    from kvcli.models.gguf_tensors import numbers_of
+
     kinds = keys.kinds()
     kv = keys.need("attention.head_count_kv")
     by_layer = kv if isinstance(kv, list) else [kv] * keys.layers
@@ -138,7 +142,7 @@ def _gemma4(keys: Keys, found: Config) -> Config:
     experts, dim = keys.get("expert_count"), int(keys.need("attention.key_length"))
     local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10_000.0))}
     theta = found["rope_parameters"]["rope_theta"]
-    rotated = sum(f < 1e9 for f in keys.values("rope_freqs.weight")) / max(1, dim // 2)
+    rotated = sum(f < 1e9 for f in numbers_of(keys.header, "rope_freqs.weight")) / max(1, dim // 2)
     return {
         "layer_types": kinds,
         "sliding_window": keys.get("attention.sliding_window"),

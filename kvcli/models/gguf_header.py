@@ -227,15 +227,6 @@ class Keys:
         """Whether a tensor's name ends like this."""
         return any(name.endswith(end) for name in self.header.shapes)
 
-    def values(self, name: str) -> list[float]:
-        """The numbers of a tensor; none if the file does not have it."""
-        from kvcli.models.gguf_tensors import TensorReader
-
-        if name not in self.header.shapes:
-            return []
-        found: list[float] = TensorReader(self.header).read(name).tolist()
-        return found
-
     def kinds(self, every: int | None = None) -> list[str]:
         """Which layers have windows; if the file does not say, all but one of ``every``."""
         pattern = self.get("attention.sliding_window_pattern", every) or self.need("attention.sliding_window_pattern")

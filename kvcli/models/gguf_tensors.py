@@ -277,3 +277,11 @@ def _tiled(name: str, found: _Made, config: Any, architecture: str) -> _Made:
         return torch.cat([tensor[: len(tensor) - len(index)], tensor[len(tensor) - len(index) :][index]])
 
     return _Made(found.sources, lambda *given: change(found.make(*given)), found.exact)
+
+
+def numbers_of(header: GgufHeader, name: str) -> list[float]:
+    """The numbers of a tensor; none if the file does not have it."""
+    if name not in header.shapes:
+        return []
+    found: list[float] = TensorReader(header).read(name).tolist()
+    return found

@@ -25,7 +25,8 @@ from kvcli.errors import DamagedError
 from kvcli.events import Training, drain
 from kvcli.eviction.base import Chunk
 from kvcli.eviction.full import Full
-from kvcli.fold.less import LessMaps, shapes
+from kvcli.fold.less import LessMaps
+from kvcli.fold.maps import shapes
 from kvcli.models.model import Model
 from kvcli.recipe import Recipe, parse
 from kvcli.retaining_heads.checkpoint import identity, write

@@ -13,7 +13,7 @@ from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep, prefill, prefill_steps
 from kvcli.engine.recorded_step import RecordedStep
 from kvcli.errors import UsageError
-from kvcli.fold import less, maps
+from kvcli.fold import maps
 from kvcli.fold.less import Less, LessMaps
 from kvcli.planning import disk, memory
 from kvcli.recipe import parse
@@ -44,7 +44,7 @@ def trained(model, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
             f"layers.{i}.{name}": torch.randn(shape, generator=made)
             for i, window in enumerate(spec.sliding)
             if window is None
-            for name, shape in less.shapes(spec.of_layer(i)).items()
+            for name, shape in maps.shapes(spec.of_layer(i)).items()
         }
         save_file(tensors or {"none": torch.zeros(1)}, maps.path(spec))
 
@@ -73,13 +73,13 @@ def by_hand(value: float = 1.0) -> LessMaps:
     one = torch.nn.functional.gelu(torch.tensor(1.0))
     inner = torch.linspace(0, 3, 3001)
     gelu = torch.nn.functional.gelu(inner)
-    needed = inner[(gelu - 1).abs().argmin()] * value / one / less.WIDTH  # gelu(needed · gelu(1) · WIDTH) = 1
-    shared = {"2": torch.zeros(1, less.WIDTH, less.RANK)}
+    needed = inner[(gelu - 1).abs().argmin()] * value / one / maps.WIDTH  # gelu(needed · gelu(1) · WIDTH) = 1
+    shared = {"2": torch.zeros(1, maps.WIDTH, maps.RANK)}
     shared["2"][..., 0] = needed
-    first = torch.ones(1, 1, less.WIDTH)
+    first = torch.ones(1, 1, maps.WIDTH)
     own = {"u1": first, "u2": shared["2"], "w1": first, "w2": shared["2"]}
-    own |= {"w3": torch.zeros(1, less.RANK, less.RANK), "a": torch.ones(1, 1, less.RANK)}
-    return LessMaps([own | {"b": torch.zeros(1, 1, less.RANK)}])
+    own |= {"w3": torch.zeros(1, maps.RANK, maps.RANK), "a": torch.ones(1, 1, maps.RANK)}
+    return LessMaps([own | {"b": torch.zeros(1, 1, maps.RANK)}])
 
 
 def test_an_answer_by_hand() -> None:

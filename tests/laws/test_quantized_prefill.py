@@ -13,7 +13,8 @@ from kvcli.errors import ModelError, UsageError
 from kvcli.planning import memory
 from kvcli.recipe import parse
 from kvcli.storage.dense import DenseLayer
-from kvcli.storage.row_codec import RowCodec, RowLayer
+from kvcli.storage.row_codec import RowCodec
+from kvcli.storage.row_layer import RowLayer
 from kvcli_kernels.attention import ref
 from kvcli_kernels.quantize import hadamard, turn
 from tests import tiny

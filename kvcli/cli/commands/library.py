@@ -27,7 +27,8 @@ from kvcli.cli.options import (
 from kvcli.cli.setup import open_run, prefill_with_progress
 from kvcli.cli.signals import Interrupted, interruptible
 from kvcli.cli.views import terminal
-from kvcli.corpus.library import Entry, Library, names
+from kvcli.corpus.library import Library, names
+from kvcli.corpus.search_results import Entry
 from kvcli.corpus.task import find_files
 from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.utils.files import sha256

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from kvcli.cli.chat.loop import Chat
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -20,8 +17,9 @@ active = False
 facts: dict[str, Any] = {}
 """Of the model that is kept, for ``kvcli ps``: name, device, dtype, weights."""
 
-chat: Chat | None = None
-"""What the command of an engine has opened; its client sends the lines, and other commands run between them."""
+chat: Any = None
+"""The :class:`kvcli.cli.chat.loop.Chat` that an engine's command has opened. Its client sends the lines, and other
+commands run between them."""
 
 
 doubtful = False

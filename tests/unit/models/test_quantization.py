@@ -99,7 +99,7 @@ def test_the_plan_of_a_quantised_checkpoint(
     wide: ModelSource, name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Few bits stay few where they are multiplied as they are; from the config alone nearly the same."""
-    monkeypatch.setattr(model_spec, "_device", lambda _: device)
+    monkeypatch.setattr(model_spec, "device_name", lambda _: device)
     theirs, plain = packed.pack(wide, name, tmp_path)
     planned, dense = (model_spec.spec(s, dtype="bfloat16").weight_bytes for s in (theirs, plain))
     if name.startswith("compressed") or (name == "fp8" and device == "cpu"):

@@ -11,7 +11,6 @@ from kvcli.planning import speed_history
 from kvcli.planning.estimate import Target
 from kvcli.planning.suggest import PATIENCE, Suggestion, best, suggest
 
-
 SIZES = (0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200)
 
 
