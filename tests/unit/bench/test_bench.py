@@ -45,6 +45,13 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "shape.json"
 
 
+@pytest.fixture(autouse=True)
+def short_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits from small buffers and few repetitions: no test here depends on the figure."""
+    monkeypatch.setattr(roofline, "_BUFFER", {"cpu": 2**20})
+    monkeypatch.setattr(roofline, "_ENOUGH", 0.0)
+
+
 def end(events):
     while True:
         try:
@@ -138,9 +145,7 @@ def test_an_embedding_that_is_not_the_head_is_not_read_for_a_token() -> None:
     assert model.read_bytes == model.spec.weight_bytes - 97 * 32 * 4
 
 
-def test_ceilings_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "_BUFFER", {"cpu": 2**20})
-    monkeypatch.setattr(roofline, "_ENOUGH", 0.0)
+def test_ceilings_are_positive() -> None:
     assert roofline.matmul(tiny.load("llama").spec, 8) > 0
     assert roofline.bandwidth("cpu") > 0
 
