@@ -228,10 +228,10 @@ class _Visible:
     units: DenseUnits | QuantizedUnits
     pos: Tensor
 
-    def attend_earlier(self, q: Tensor, scale: float) -> Tensor:
-        """Attend to earlier tokens than each query's own."""
-        k, v = self.keys[:, :-1], self.values[:, :-1]
-        return attention(q, k, v, scale, k.shape[1] - q.shape[1])[0]
+
+def attend_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attend to earlier tokens than each query's own: the last key belongs to the last query's token."""
+    return attention(q, k[:, :-1], v[:, :-1], scale, k.shape[1] - 1 - q.shape[1])[0]
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class PrefillCacheLayer:
         q_rotated = cache.rotary.rotate(self.index, q, rope_positions)
         if owner.index > self.index:
             assert owner.ahead is not None
-            return owner.ahead.attend_earlier(q_rotated, scale)
+            return attend_earlier(q_rotated, owner.ahead.keys, owner.ahead.values, scale)
         if owner is self:
             visible = self._visible(k, v, rope_positions)
         else:

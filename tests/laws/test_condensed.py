@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface
 
 from kvcli.cache.context import freeze
-from kvcli.cache.prefill_cache import _View
+from kvcli.cache.prefill_cache import attend_earlier
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import evict_turns, freeze_and_keep
 from kvcli.errors import ModelError
@@ -91,8 +91,8 @@ def test_a_map_without_borrowers_changes_no_bit() -> None:
 
 
 def test_the_first_token_sees_nothing_above() -> None:
-    view = _View(torch.ones(2, 1, 8), torch.ones(2, 1, 8), None, 0, None, 0)
-    assert torch.equal(view.attend_earlier(torch.ones(4, 1, 8), 1.0), torch.zeros(4, 1, 8))
+    key = torch.ones(2, 1, 8)
+    assert torch.equal(attend_earlier(torch.ones(4, 1, 8), key, key, 1.0), torch.zeros(4, 1, 8))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
