@@ -148,9 +148,8 @@ class AnswerLoop:
                 if not batch:
                     raise
                 failed += 1
-                name = {} if self.task is None else {"file": self.task.name}
-                name |= {} if question.id is None else {"id": question.id}
-                report_failure(self.writer, {**name, "question": question.text}, problem)
+                which = {"file": self.task and self.task.name, "id": question.id, "question": question.text}
+                report_failure(self.writer, {k: v for k, v in which.items() if v is not None}, problem)
         return failed
 
     def _probe(self, question: Question) -> str | list[int]:
@@ -268,7 +267,6 @@ class AnswerLoop:
             self.writer.citing = CitedAnswer(self._quote_index(context.document), question)
         start = first = time.perf_counter()
         parts, made = list[str](), 0
-        events: Iterator[Any]
         settings: dict[str, Any] = {
             "sampling": sampling,
             "max_tokens": options.max_tokens,
