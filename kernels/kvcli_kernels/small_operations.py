@@ -14,7 +14,7 @@ FLOAT32, BFLOAT16 = range(2)
 KIND, SHAPE, RESULT, FIRST, SECOND, INDEX, WORDS = 0, 1, 5, 11, 17, 23, 25
 """Columns of an instruction. An operand has six: type, address and strides. ``INDEX`` is the address of an int64 and
 the elements by which it moves the result, or zeros. After ``TASK`` follow the words of a
-:class:`kvcli_kernels.team.Task`."""
+:class:`kvcli_kernels.team.TeamTask`."""
 
 WIDTH = 1024
 """Numbers of a row at a time."""

@@ -42,7 +42,7 @@ def parts(size: int, rows: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class TeamTask:
     """Work for compiled loops. A call does it with this step's team, or if there is none, on several threads if large.
 
     Attributes:
@@ -68,9 +68,9 @@ class Task:
         loop.lead(loop.begin() if cells is None else cells, self.words)
 
 
-def task(words: Sequence[int], tensors: Sequence[Tensor], size: int, *keep: Any) -> Task:
+def task(words: Sequence[int], tensors: Sequence[Tensor], size: int, *keep: Any) -> TeamTask:
     """Describe a task: its first words, and the tensors whose addresses follow them; ``keep`` owns other memory."""
-    return Task(np.array([*words, *(x.data_ptr() for x in tensors)], np.int64), size, (*tensors, *keep))
+    return TeamTask(np.array([*words, *(x.data_ptr() for x in tensors)], np.int64), size, (*tensors, *keep))
 
 
 def run(program: Any) -> None:

@@ -172,7 +172,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
             work()
         finally:
             self._paused = False
-        small = of_task(work) if isinstance(work, team.Task) else None
+        small = of_task(work) if isinstance(work, team.TeamTask) else None
         self._add(work, inputs, outputs, inputs, small)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

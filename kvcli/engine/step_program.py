@@ -60,7 +60,7 @@ def instruction(func: Any, args: Any, kwargs: Any, results: Sequence[Tensor]) ->
     )
 
 
-def of_task(task: team.Task) -> Instruction | None:
+def of_task(task: team.TeamTask) -> Instruction | None:
     """A task of compiled loops as an instruction."""
     loop = for_cpu("small_operations", "")
     if loop is None:
