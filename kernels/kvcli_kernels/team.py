@@ -28,7 +28,7 @@ _LARGE = 1 << 22  # bytes of a task for each thread, so that it is worth its whi
 _PART = 1 << 15  # bytes of a weight per part
 _PARTS = 64  # maximum parts of a task
 _MOST = 4  # threads
-_WAITS = 64  # long waits in a step, some 2 ms, that show that the system does not run the others
+_WAITS = 512  # long waits in a step, some 6 ms, that show that the system does not run the others
 _REST = 16  # steps without the others after that
 
 _lock = Lock()
