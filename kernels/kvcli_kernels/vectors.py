@@ -87,11 +87,13 @@ def store(_context, x, at, value):
 def spread(_context, number):
     """The same number in all lanes."""
 
-    def make(context, builder, signature, args):
-        one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), args[0], ir.IntType(32)(0))
-        return _shuffle(builder, one, one, [0] * LANES)
+    return _floats(types.float32), lambda _context, builder, _signature, args: splat(builder, args[0], _FLOATS)
 
-    return _floats(types.float32), make
+
+def splat(builder: Any, number: Any, kind: ir.VectorType) -> Any:
+    """The same number in all lanes of a vector, in LLVM code."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, ir.IntType(32)(0))
+    return _shuffle(builder, one, one, [0] * len(kind))
 
 
 @intrinsic

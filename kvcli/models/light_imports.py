@@ -27,7 +27,7 @@ _UNUSED = (
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _LISTS = "transformers.utils.import_utils"
 _META = ("torch._meta_registrations", "torch.distributed._meta_registrations")
-_BEHIND_META = frozenset(
+_IMPORTED_BY_META = frozenset(
     f"torch.{name}" for name in ("_decomp", "_prims", "_prims_common.wrappers", "_refs", "utils._content_store")
 )
 """What these import, in an order that others depend on."""
@@ -74,7 +74,7 @@ class _Finder(MetaPathFinder):
         if name in _META and self.postpones:
             return ModuleSpec(name, _NoLoader())
         loader: type[_Wrapped] | None = _Loader if name in _IMPORTERS else _ClassList if name == _LISTS else None
-        if name in _BEHIND_META and self.postpones:
+        if name in _IMPORTED_BY_META and self.postpones:
             loader = _AfterMeta
         spec = PathFinder.find_spec(name, path) if loader else None
         if loader is None or spec is None or spec.loader is None:

@@ -19,7 +19,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES, BLOCK = 16, 32
+from kvcli_kernels.vectors import LANES, splat
+
+BLOCK = 32
 
 _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
@@ -48,10 +50,10 @@ def round_inputs(context, address, narrow, blocks, codes, scale, sums):
     """
 
     def make(context, builder, signature, args):
-        row, wide, count, out, scales, totals = args
+        row, narrow, count, out, scales, totals = args
         with _Blocks(builder, count) as b:
             start = builder.mul(b, _I64(BLOCK))
-            with builder.if_else(builder.icmp_signed("!=", wide, _I64(0))) as (then, otherwise):
+            with builder.if_else(builder.icmp_signed("!=", narrow, _I64(0))) as (then, otherwise):
                 with then:
                     bits = [
                         _load(builder, row, builder.add(start, _I64(i)), ir.VectorType(_I16, LANES), 2)
@@ -80,7 +82,7 @@ def round_inputs(context, address, narrow, blocks, codes, scale, sums):
             step = builder.select(whole, builder.fmul(largest, _F32(1 / 127)), _F32(float("nan")))
             total = _INTS([0] * LANES)
             for i, v in enumerate(x):
-                v = _call(builder, "llvm.rint.v16f32", _FLOATS, builder.fmul(v, _splat(builder, factor, _FLOATS)))
+                v = _call(builder, "llvm.rint.v16f32", _FLOATS, builder.fmul(v, splat(builder, factor, _FLOATS)))
                 v = _call(builder, "llvm.minnum.v16f32", _FLOATS, v, _FLOATS([127.0] * LANES))
                 v = _call(builder, "llvm.maxnum.v16f32", _FLOATS, v, _FLOATS([-127.0] * LANES))
                 whole_numbers = builder.fptosi(v, _INTS)
@@ -123,7 +125,7 @@ def dot(bits: int, products: Any = None) -> Any:
                 total = _load(builder, sums, b, _I32, 4)
                 found = taken(builder, bits, builder.add(start, _I64(64)), inputs)
                 if bits == 8:  # codes are stored plus 128
-                    found = builder.sub(found, _splat(builder, builder.mul(total, _I32(128)), _INTS))
+                    found = builder.sub(found, splat(builder, builder.mul(total, _I32(128)), _INTS))
                 found = builder.sitofp(found, _FLOATS)
                 if bits == 8:
                     found = builder.fmul(found, _load(builder, start, _I64(0), _FLOATS, 4))
@@ -131,9 +133,9 @@ def dot(bits: int, products: Any = None) -> Any:
                     step, least = (
                         builder.fpext(_load(builder, start, _I64(i), _HALVES, 2), _FLOATS) for i in (0, LANES)
                     )
-                    added = builder.fmul(least, _splat(builder, builder.sitofp(total, _F32), _FLOATS))
+                    added = builder.fmul(least, splat(builder, builder.sitofp(total, _F32), _FLOATS))
                     found = _call(builder, "llvm.fmuladd.v16f32", _FLOATS, found, step, added)
-                factor = _splat(builder, _load(builder, scale, b, _F32, 4), _FLOATS)
+                factor = splat(builder, _load(builder, scale, b, _F32, 4), _FLOATS)
                 result.append(_call(builder, "llvm.fmuladd.v16f32", _FLOATS, found, factor, result[0]))
             _store(builder, result[0], out, _I64(0), 4)
             return context.get_dummy_value()
@@ -166,7 +168,7 @@ def vnni(builder: ir.IRBuilder, bits: int, address: Any, inputs: Any) -> Any:
     """Sums of a block in AVX-512 VNNI: four products of bytes at a time are added to 32 bits."""
     sums = [_INTS([0] * LANES)] * 2
     for i, (codes, column) in enumerate(_stored(builder, bits, address)):
-        x = _splat(builder, _load(builder, builder.add(inputs, _I64(column)), _I64(0), _I32, 4), _INTS)
+        x = splat(builder, _load(builder, builder.add(inputs, _I64(column)), _I64(0), _I32, 4), _INTS)
         sums[i % 2] = _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS, sums[i % 2], codes, x)
     return builder.add(*sums)
 
@@ -178,7 +180,7 @@ def avx2(builder: ir.IRBuilder, bits: int, address: Any, inputs: Any) -> Any:
     sums = [[None, None], [None, None]]  # by half of the rows, by half of the bits
     for codes, column in _stored(builder, bits, address):
         x = _load(builder, builder.add(inputs, _I64(column)), _I64(0), _I32, 4)
-        x = builder.bitcast(_splat(builder, x, ints), _BYTES32)
+        x = builder.bitcast(splat(builder, x, ints), _BYTES32)
         for h in range(2):
             part = builder.shuffle_vector(codes, codes, ir.VectorType(_I32, 8)(list(range(8 * h, 8 * h + 8))))
             part = builder.bitcast(part, _BYTES32)
@@ -204,7 +206,7 @@ def plain(builder: ir.IRBuilder, bits: int, address: Any, inputs: Any) -> Any:
         for c in range(4):
             x = builder.sext(_load(builder, inputs, _I64(column + c), _I8, 1), _I32)
             part = builder.and_(builder.lshr(codes, _INTS([8 * c] * LANES)), _INTS([255] * LANES))
-            total = builder.add(total, builder.mul(part, _splat(builder, x, _INTS)))
+            total = builder.add(total, builder.mul(part, splat(builder, x, _INTS)))
     return total
 
 
@@ -252,11 +254,6 @@ def _load(builder: ir.IRBuilder, address: Any, index: Any, kind: Any, size: int)
 
 def _store(builder: ir.IRBuilder, value: Any, address: Any, index: Any, size: int) -> None:
     builder.store(value, _at(builder, address, index, value.type, size), align=1)
-
-
-def _splat(builder: ir.IRBuilder, x: Any, kind: Any) -> Any:
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), x, _I32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, kind.count), [0] * kind.count))
 
 
 def _call(builder: ir.IRBuilder, name: str, result: Any, *args: Any, fastmath: tuple[str, ...] = ()) -> Any:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kvcli_kernels import recording, team
-from kvcli_kernels.linear.dot import BLOCK, LANES
+from kvcli_kernels.linear.dot import BLOCK
+from kvcli_kernels.vectors import LANES
 
 _PRODUCT = 0  # the kind of the task (:mod:`kvcli_kernels.team_loop`)
 _HEAD = 64  # bytes of a block before its codes

@@ -168,6 +168,26 @@ def test_numbers_that_had_4_bits_keep_them(codes: int, dtype: torch.dtype) -> No
     assert bool((error <= weight.abs().view(-1, 32).amax(1) / share).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("format", "bits"), [("Q4_0", 4), ("Q4_1", 4), ("Q4_K", 4), ("Q5_1", 8), ("Q5_K", 8), ("Q8_0", 8), ("IQ4_NL", 8)]
+)
+def test_formats_of_4_bits_in_steps_of_one_size_keep_them(format: str, bits: int, dtype: torch.dtype) -> None:
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    kind, draws = gguf.GGMLQuantizationType[format], np.random.default_rng(0)
+    try:
+        stored = gguf.quants.quantize(draws.standard_normal((32, 512)).astype(np.float32) * 0.05, kind)
+    except NotImplementedError:  # of these the package only reads: any bytes, and the two factors that they begin with
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        stored = draws.integers(0, 256, (32, 512 // block, size), dtype=np.uint8)
+        stored[:, :, :4] = np.array([0.01, 0.05], np.float16).view(np.uint8)
+        stored = stored.reshape(32, -1)
+    weight = torch.from_numpy(gguf.quants.dequantize(stored, kind).copy()).to(dtype)
+    made = packed.pack(weight)
+    assert made.bits == bits
+    assert made.stands_for(weight)
+
+
 def test_one_block_of_other_numbers_is_enough_for_8_bits() -> None:
     weight = of_four_bits(320, 64)
     weight[217, 32:] = draw(32).float()
