@@ -22,12 +22,12 @@ def search(model: Model, ids: Sequence[int]) -> Generator[Prefill, None, list[li
     Raises:
         InputError: the text is too short.
     """
-    if len(ids) <= patterns.BEHIND:
+    if len(ids) <= patterns.SKIPPED:
         raise InputError(
-            f"the text has {len(ids):,} tokens, and a search needs more than {patterns.BEHIND:,}", "--tokens 4096"
+            f"the text has {len(ids):,} tokens, and a search needs more than {patterns.SKIPPED:,}", "--tokens 4096"
         )
     recipe = parse("full")
     cache = new_prefill_cache(model, recipe, len(ids))
-    cache.sparse = found = patterns.PatternSearch(behind=patterns.BEHIND)
+    cache.sparse = found = patterns.PatternSearch(skipped=patterns.SKIPPED)
     yield from prefill_steps(model, ids, recipe, chunk=CHUNK, resume=cache)
     return found.best(model.spec.layers)

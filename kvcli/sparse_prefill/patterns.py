@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 CANDIDATES = ("a100s800", "v30s800", "v100s750", "v500s700", "v3500s100")
 """The published ones, but for blocks of keys, which the authors' own search replaces by columns and diagonals."""
 
-BEHIND = 2500
-"""Queries before this slot do not count in a search, as published."""
+SKIPPED = 2500
+"""The first queries, which do not count in a search, as published."""
 
 COMMAND = "kvcli calibrate --prefill minference TEXT…"
 DIGEST = 8
@@ -95,8 +95,8 @@ class PerHead:
 class PatternSearch:
     """Attends to everything, and sums the attention weights that each candidate would have kept."""
 
-    def __init__(self, candidates: Sequence[str] = CANDIDATES, behind: int = BEHIND) -> None:
-        self.candidates, self.behind = list(candidates), behind
+    def __init__(self, candidates: Sequence[str] = CANDIDATES, skipped: int = SKIPPED) -> None:
+        self.candidates, self.skipped = list(candidates), skipped
         self.mass: dict[int, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -107,11 +107,11 @@ class PatternSearch:
         from kvcli_kernels.attention import causal_attention
 
         heads, m, start = q.shape[0], q.shape[1], k.shape[1] - q.shape[1]
-        if start + m > self.behind:
+        if start + m > self.skipped:
             every = [sizes([text] * heads) for text in self.candidates]
             patterns = [pattern(q, k, scale, *(part.to(q.device) for part in own)) for own in every]
             kept = self.mass.setdefault(layer, torch.zeros(len(every), heads))
-            for first in range(max(0, self.behind - start), m, BLOCK):
+            for first in range(max(0, self.skipped - start), m, BLOCK):
                 rows = range(start + first, start + min(m, first + BLOCK))
                 found = weights(q[:, first : first + BLOCK], k[:, : rows.stop], scale)
                 for mass, (columns, diagonals) in zip(kept, patterns, strict=True):

@@ -7,12 +7,16 @@ import pytest
 from tests.e2e.conftest import Call
 
 
-def test_made_once_and_found_by_ask(
-    call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def call(call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """With a text, a small model, and a folder of this test for what is made."""
     (folder / "book.txt").write_text("Call me Ishmael. " * 60)
     monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
+    return call
+
+
+def test_made_once_and_found_by_ask(call: Call, tmp_path: Path) -> None:
     ask = ("ask", "book.txt", "Who?", "-n", "3", "--no-cache", "--policy")
     before = call(*ask, "full+infinigen(least=0)")
     assert before.code == 0
@@ -30,12 +34,7 @@ def test_made_once_and_found_by_ask(
     assert "calibrated on book.txt, 200 tokens" in after.err
 
 
-def test_a_share_map_is_made_once_and_found_by_ask(
-    call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "book.txt").write_text("Call me Ishmael. " * 60)
-    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
+def test_a_share_map_is_made_once_and_found_by_ask(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ("ask", "book.txt", "Who?", "-n", "3", "--policy")
     refused = call(*ask, "full+kvsharer")
     assert refused.code == 4
@@ -56,11 +55,8 @@ def test_a_share_map_is_made_once_and_found_by_ask(
 
 
 def test_patterns_of_heads_are_made_once_and_found_by_ask(
-    call: Call, tiny_model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "book.txt").write_text("Call me Ishmael. " * 60)
-    monkeypatch.setenv("KVCLI_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("KVCLI_MODEL", str(tiny_model))
     ask = ("ask", "book.txt", "Who?", "-n", "3", "--policy", "full+minference(heads=file)")
     refused = call(*ask)
     assert refused.code == 4
@@ -68,7 +64,7 @@ def test_patterns_of_heads_are_made_once_and_found_by_ask(
     for wrong, code in ((("--prefill", "snapkv"), 2), (("--prefill", "minference", "--share", "1"), 2)):
         assert call("calibrate", "book.txt", *wrong).code == code
     assert call("calibrate", "book.txt", "--tokens", "200", "--prefill", "minference").code == 3
-    monkeypatch.setattr("kvcli.sparse_prefill.patterns.BEHIND", 50)
+    monkeypatch.setattr("kvcli.sparse_prefill.patterns.SKIPPED", 50)
     made = call("calibrate", "book.txt", "--tokens", "200", "--prefill", "minference")
     assert made.code == 0, made.err
     assert Path(made.out.strip()).parent == tmp_path / "data" / "minference"

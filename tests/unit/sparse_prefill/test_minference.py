@@ -148,13 +148,13 @@ def test_each_head_may_have_its_own_pattern() -> None:
 @pytest.mark.usefixtures("short")
 def test_a_search_finds_what_keeps_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """All columns keep the weights of all rows that count, so they win; without them, each head has its own best."""
-    monkeypatch.setattr(patterns, "BEHIND", 90)
-    found = patterns.PatternSearch(["a2s3", "v150s3", "v8s3"], behind=90)
+    monkeypatch.setattr(patterns, "SKIPPED", 90)
+    found = patterns.PatternSearch(["a2s3", "v150s3", "v8s3"], skipped=90)
     q, k, v = tensors(130, 150)
     assert torch.equal(found.attend(1, q, k, v, SCALE), causal_attention(q, k, v, SCALE))
     assert torch.allclose(found.mass[1][1], torch.full((4,), 60.0), atol=1e-3)
     assert found.best(3) == [[], ["v150s3"] * 4, []]
-    few = patterns.PatternSearch(["a2s3", "v8s3", "v2s9"], behind=0)
+    few = patterns.PatternSearch(["a2s3", "v8s3", "v2s9"], skipped=0)
     few.attend(0, q, k, v, SCALE)
     for head, mass in enumerate(few.mass[0].T):
         assert few.best(1)[0][head] == few.candidates[int(mass.argmax())]
