@@ -17,7 +17,8 @@ from time import perf_counter
 
 from benchmarks.provenance import provenance
 from kvcli.documents.document import Document
-from kvcli.retrieval.quotes import QuoteSearch, sentence_index
+from kvcli.retrieval.quotes import QuoteSearch
+from kvcli.retrieval.sentences import sentence_index
 
 QUESTIONS = 20
 

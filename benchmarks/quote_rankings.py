@@ -26,7 +26,7 @@ from kvcli.documents.document import Document
 from kvcli.evaluate import datasets
 from kvcli.evaluate.quotes import FIRST, THREE, QuoteCase, sample, squad_cases
 from kvcli.models.encoder import Encoder, load_encoder
-from kvcli.retrieval.quotes import sentence_index
+from kvcli.retrieval.sentences import sentence_index
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from kvcli.cli.inputs import open_documents
+from kvcli.cli.inputs import document_cache, open_documents
 from kvcli.cli.request import standard_input
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import citations, terminal
@@ -56,9 +56,9 @@ def _print(options: RunOptions, document: Document, questions: Sequence[Question
     """Returns for how many questions nothing in the text seems to answer."""
     from kvcli.retrieval.quotes import QuoteSearch
 
-    missing = 0
+    missing, kept = 0, document_cache(options)
     for question in questions:
-        search = QuoteSearch(document, question.text, count=options.quotes)
+        search = QuoteSearch(document, question.text, count=options.quotes, kept=kept)
         if options.rerank is not None:
             from kvcli.models.encoder import load_encoder
 

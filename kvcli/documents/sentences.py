@@ -117,7 +117,7 @@ def _blocks(text: str) -> Iterator[tuple[list[Line], Kind]]:
             yield lines, "heading" if len(lines) == 1 and not blank_before and body[0] in "=-~" else kind
             lines, previous = [], match.end()
             continue
-        marked = "code" if fenced else _mark(line)
+        marked = "code" if fenced else _mark(line, body)
         own = _INDENT.match(line).end()  # type: ignore[union-attr]
         deeper = (own > indent and marked != "item") or own >= indent + _COLUMN
         inside = kind in ("item", "row") and marked != "heading" and deeper and not fenced
@@ -130,7 +130,10 @@ def _blocks(text: str) -> Iterator[tuple[list[Line], Kind]]:
     yield lines, kind
 
 
-def _mark(line: str) -> Kind:
+def _mark(line: str, body: str) -> Kind:
+    wide = "\t" in line or "   " in line
+    if body[0].isalpha() and body[1:2] not in (".", ")") and body[-1] not in "{};" and not wide:
+        return "sentence"  # most lines, a tenth of the time of the pattern
     match = _MARKED.match(line)
     if match is None:
         return "sentence"

@@ -33,6 +33,7 @@ from kvcli.retaining_heads import calibration
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
+from kvcli.retrieval.sentences import STORED_FROM, sentence_index
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Pipeline:
         self.model = model
         named = recipes.parse(recipe) if isinstance(recipe, str) else recipe
         self.recipe = None if named is None else named.for_model(model.spec)
-        self.cache = cache
+        self.cache, self.texts = cache, None if cache is None else cache.texts
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
         published = model.heads_card if self.recipe is None else None
@@ -288,6 +289,8 @@ class Pipeline:
         )
         seconds = perf_counter() - began
         reuse_s = result.seconds if result.reused else 0.0
+        if self.texts is not None and result.cache != "hit" and len(source.document.text) >= STORED_FROM:
+            sentence_index(source.document, self.texts)  # stored beside the prefill
         return DocumentContext(
             source,
             recipe,
@@ -319,7 +322,7 @@ class Pipeline:
             earlier: as for :meth:`ask`.
         """
         source = self.tokenize(document)
-        if not QuoteSearch(source.document, question, earlier).found:
+        if not QuoteSearch(source.document, question, earlier, kept=self.texts).found:
             return None
         recipe = recipe or self.choose_recipe(source).recipe
         return DocumentContext(source, recipe, None, self.plan(None, recipe)[0])
@@ -418,7 +421,7 @@ class Pipeline:
         search: QuoteSearch | None = None
         reread: Reread | None = None
         if (quotes or from_quotes) and document is not None and isinstance(question, str):
-            search = QuoteSearch(document, question, earlier, count=quotes)
+            search = QuoteSearch(document, question, earlier, count=quotes, kept=self.texts)
             if quotes:
                 yield search.quotes()
         if from_quotes and search is not None and search.found:
@@ -531,7 +534,7 @@ class Pipeline:
         text = document if isinstance(document, Document) else document.document
         if text is None:
             return Quotes((), False, 0.0, 0.0, False)
-        search = QuoteSearch(text, question, earlier, count=count)
+        search = QuoteSearch(text, question, earlier, count=count, kept=self.texts)
         if by_model:
             self._rank(search)
         return search.quotes(answer)

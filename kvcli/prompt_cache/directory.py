@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvcli.documents.kept import DocumentCache
 from kvcli.errors import DamagedError, KvcliError, UsageError
 from kvcli.prompt_cache.file_format import SUFFIX, CacheHeader, header
 from kvcli.prompt_cache.key import CacheKey
@@ -63,17 +64,18 @@ class CacheDirectory:
     Args:
         folder: of mode 0700; made if it does not exist.
         limit: bytes of all files together.
+        texts: where the indexes of documents' sentences are stored, if anywhere.
     """
 
-    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: int = LIMIT, texts: DocumentCache | None = None) -> None:
+        self.folder, self.limit, self.texts = folder, limit, texts
 
     @classmethod
     def default(cls) -> CacheDirectory:
         """In kvcli's cache directory. Raises ``UsageError`` for a limit that is no size."""
         text = os.environ.get("KVCLI_CACHE_LIMIT")
         limit = LIMIT if text is None else parse_size(text, "KVCLI_CACHE_LIMIT")
-        return cls(files.private_dir(files.cache_dir() / "readings"), limit)
+        return cls(files.private_dir(files.cache_dir() / "readings"), limit, DocumentCache.default())
 
     def place(self, identity: CacheKey) -> Path:
         """The file of a saved prefill. It need not exist."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from math import exp, log
 from time import perf_counter
@@ -27,7 +26,7 @@ from kvcli.documents.document import Document
 from kvcli.documents.sentences import split_sentences
 from kvcli.events import Quote, Quotes
 from kvcli.retrieval.answer_type import expected, has_type
-from kvcli.retrieval.sentences import HEADING, Query, SentenceIndex
+from kvcli.retrieval.sentences import HEADING, Query, SentenceIndex, sentence_index
 from kvcli.retrieval.words import common_words, find_words, fold_words
 from kvcli.retrieval.words import language as language_of
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kvcli.documents.kept import DocumentCache
     from kvcli.engine.prompt import Prompt
     from kvcli.models.encoder import Encoder
     from kvcli.models.model import Model
@@ -112,12 +112,6 @@ class Candidate:
     def strength(self) -> float:
         """The logarithm of its share by words, up to a constant."""
         return sum(w * v for w, v in zip(_BY_WORDS, self.values, strict=True))
-
-
-@lru_cache(maxsize=4)
-def sentence_index(document: Document) -> SentenceIndex:
-    """The index of a document's sentences, made once."""
-    return SentenceIndex(document)
 
 
 def candidates_by_words(
@@ -264,11 +258,20 @@ class QuoteSearch:
         question: what is asked.
         earlier: of a conversation, the last question and quote (:func:`names_before`).
         count: quotes at most; fewer if fewer sentences share a word with the question, or if two are one quote.
+        kept: where the index of a long text is stored.
     """
 
-    def __init__(self, document: Document, question: str, earlier: Sequence[str] = (), *, count: int = 3) -> None:
+    def __init__(
+        self,
+        document: Document,
+        question: str,
+        earlier: Sequence[str] = (),
+        *,
+        count: int = 3,
+        kept: DocumentCache | None = None,
+    ) -> None:
         self._began = perf_counter()
-        self.index, self.question, self.count = sentence_index(document), question, count
+        self.index, self.question, self.count = sentence_index(document, kept), question, count
         names = names_before(question, earlier)
         self.candidates = candidates_by_words(self.index, question, max(count, CANDIDATES), names)
         self.answered = answered(self.candidates, len(self.index))

@@ -7,13 +7,17 @@ sentence says "he" if the sentence before it has the name. The index is arrays: 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from io import BytesIO
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 
+from kvcli.documents.document import Source
 from kvcli.documents.sentences import Kind, Sentence, split_sentences
 from kvcli.retrieval.words import common_words, find_words, fold_words, language
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvcli.documents.document import Document
+    from kvcli.documents.kept import DocumentCache
 
 K1, B = 1.2, 0.6
 """How fast a repeated word stops counting, and how much a long sentence is held against it."""
@@ -28,6 +33,11 @@ K1, B = 1.2, 0.6
 NEIGHBOURS, HEADING = 0.25, 0.3
 """What the scores of the sentences on either side, and of the heading, count."""
 
+STORED_FROM = 200_000
+"""Characters of a text from which its index is stored: to load it takes a tenth of the time (docs/log.md)."""
+
+FORMAT = 1
+"""Of stored indexes. Raise it if another kvcli of this version would make another one of the same text."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _ARRAYS = ("_begin", "_sentence", "_idf", "_weight")
@@ -66,11 +76,9 @@ class SentenceIndex:
         self.sentences = _own(split_sentences(text), document)
         count = len(self.sentences)
         words = [find_words(text[s.start : s.end]) for s in self.sentences]
-        numbers: dict[str, int] = {}
-        flat = np.fromiter(
-            (numbers.setdefault(word, len(numbers)) for word in chain.from_iterable(words)), dtype=np.int64
-        )
         sizes = np.fromiter(map(len, words), dtype=np.int64, count=count)
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(words)))}
+        flat = np.fromiter(map(numbers.__getitem__, chain.from_iterable(words)), np.int64, int(sizes.sum()))
         self.language = language(text)
         stems: dict[str, int] = {}
         to_stem = np.fromiter(
@@ -209,6 +217,26 @@ class SentenceIndex:
         """The numbers of the sentences that score most, the best first; earlier ones first among equals."""
         order = np.argsort(-scores, kind="stable")[:count]
         return [int(i) for i in order if scores[i] > 0]
+
+
+@lru_cache(maxsize=4)
+def sentence_index(document: Document, kept: DocumentCache | None = None) -> SentenceIndex:
+    """The index of a document's sentences, made once; that of a long text is looked for in ``kept`` and stored there.
+
+    One that is damaged is made again.
+    """
+    if kept is None or len(document.text) < STORED_FROM:
+        return SentenceIndex(document)
+    name, marks = next(iter(document.files), "text"), [(span.start, span.body) for span in document.spans]
+    text = document.text.encode("utf-8", "surrogatepass")
+    path = kept.path(Source(text, name, name), f"sentences {FORMAT} {marks}")
+    _, stored = kept.load(path)
+    with suppress(OSError, EOFError, ValueError, KeyError, IndexError, BadZipFile):
+        return SentenceIndex.restore(document, np.load(BytesIO(stored), allow_pickle=False))
+    index, file = SentenceIndex(document), BytesIO()
+    np.savez(file, **index.arrays())  # type: ignore[arg-type]
+    kept.save(path, {"name": name}, file.getvalue())
+    return index
 
 
 def _own(sentences: Sequence[Sentence], document: Document) -> list[Sentence]:

@@ -20,6 +20,7 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+_ASCII = re.compile("[a-z0-9]+")
 _WIDE = re.compile(rf"[{_UNSPACED}]")
 _SCRIPTS = (("а", "ӿ", "russian"), ("α", "ώ", "greek"), ("ء", "ي", "arabic"), ("ա", "ֆ", "armenian"))
 _LISTS = {  # language: the name of its list of common words in bm25s
@@ -48,6 +49,8 @@ _ASKING = {
 
 def find_words(text: str) -> list[str]:
     """The words of a text in lower case, in order; runs of a script without spaces become pairs of characters."""
+    if text.isascii():
+        return _ASCII.findall(text.lower())
     found = _WORD.findall(text.lower())
     if _WIDE.search(text) is None:
         return found

@@ -38,6 +38,25 @@ def test_quotes_alone_as_json(call: Call, book: Path, validate: Validate) -> Non
     assert owner["answer_in_text"] > 0.1 > regatta["answer_in_text"]
 
 
+def test_the_index_of_a_long_text_is_stored_and_deleted_with_its_prefill(
+    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvcli.retrieval.sentences.STORED_FROM", len(TEXT))
+    monkeypatch.setattr("kvcli.pipeline.pipeline.STORED_FROM", len(TEXT))
+    command = ("ask", "-t", "quote", book, "When does the ferry leave?")
+    plain = call(*command, "--no-cache")
+    assert call("cache", "ls", "--json").json["texts"] == []
+    assert call(*command).out == call(*command).out == plain.out
+    (stored,) = call("cache", "ls", "--json").json["texts"]
+    assert stored["name"] == str(book)
+    assert call("cache", "rm", "--all").code == 0
+    assert call("prefill", "-m", tiny_model, book).code == 0
+    listed = call("cache", "ls", "--json").json
+    assert listed["texts"][0]["path"] == stored["path"]
+    assert call("cache", "rm", listed["readings"][0]["id"]).code == 0
+    assert not Path(stored["path"]).exists()
+
+
 def test_an_encoder_ranks_quotes_alone(call: Call, book: Path) -> None:
     asked = ("ask", "--quotes-only", "--json", book, "When does the ferry leave?")
     plain, ranked = call(*asked), call(*asked, "--rerank", save_encoder(book.parent / "encoder"))

@@ -1,12 +1,18 @@
 """The sentence that shares a question's words is found, in any language and script."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvcli.documents.document import Document, Span
-from kvcli.retrieval.sentences import SentenceIndex
+from kvcli.documents.kept import DocumentCache
+from kvcli.events import Quote
+from kvcli.retrieval import sentences
+from kvcli.retrieval.quotes import QuoteSearch
+from kvcli.retrieval.sentences import STORED_FROM, SentenceIndex, sentence_index
 from kvcli.retrieval.words import find_words, fold_words, language
 
 TEXTS = {
@@ -102,3 +108,78 @@ def test_few_or_no_sentences(text: str) -> None:
     assert len(index) == (text == "One.")
     assert index.best(index.ranked("One?"), 3) == [0] * len(index)
     assert np.isfinite(index.ranked("Two")).all()
+
+
+QUESTIONS = ("Who sings?", "Is the sky blue in Cork?", "songs of men")
+PIECES = [
+    "The sky is blue.",
+    "Anna sings.",
+    "# Songs\n\n",
+    "12 men",
+    "\n\n",
+    "Бабушка поёт.",
+    "船長は猫を飼う。",
+    "| a | 1 |\n",
+]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Document]:
+    """The documents whose index is made and not loaded; those of short texts are stored too."""
+    made, build = list[Document](), SentenceIndex.__init__
+
+    def count(index: SentenceIndex, document: Document) -> None:
+        made.append(document)
+        build(index, document)
+
+    monkeypatch.setattr(sentences, "STORED_FROM", 0)
+    monkeypatch.setattr(SentenceIndex, "__init__", count)
+    return made
+
+
+def quotes(document: Document, kept: DocumentCache | None) -> list[tuple[Quote, ...]]:
+    """What another process would quote for each question."""
+    sentence_index.cache_clear()
+    return [QuoteSearch(document, question, kept=kept).quotes().quotes for question in QUESTIONS]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=12))
+def test_a_stored_index_gives_the_same_quotes(tmp_path: Path, built: list[Document], pieces: list[str]) -> None:
+    document, kept = Document.of_text(" ".join(pieces)), DocumentCache(tmp_path)
+    fresh, first = quotes(document, None), quotes(document, kept)
+    count = len(built)
+    assert fresh == first == quotes(document, kept)
+    assert len(built) == count, "the second time it is loaded"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "One man sings.", "a" * 10_000_000 + " sings"])
+def test_any_text_has_an_index_to_store(tmp_path: Path, built: list[Document], text: str) -> None:
+    document, kept = Document.of_text(text), DocumentCache(tmp_path)
+    first = quotes(document, kept)
+    assert bool(first[0]) == ("sings" in text)
+    assert (quotes(document, kept), len(built)) == (first, 1)
+
+
+def test_a_damaged_index_or_one_of_another_text_is_made_again(tmp_path: Path, built: list[Document]) -> None:
+    document, kept = Document.of_text("Anna sings. " * 9), DocumentCache(tmp_path)
+    first, (entry,) = quotes(document, kept), kept.entries()
+    whole = entry.path.read_bytes()
+    about, _ = kept.load(entry.path)
+    for number, content in enumerate([b"", whole[:40], whole[:-9], whole[:300] + b"?" + whole[301:], None], 2):
+        if content is None:
+            kept.save(entry.path, {"name": about["name"]}, b"PK no arrays")
+        else:
+            entry.path.write_bytes(content)
+        assert (quotes(document, kept), len(built)) == (first, number)
+    quotes(Document.of_text("Anna sang."), kept)
+    quotes(Document("Anna sang.", ("a.pdf",), "", 0, (), (Span(0, 10, 5, "a.pdf", 1),)), kept)
+    assert (len(kept.entries()), len(built)) == (3, 8)
+    assert [e.name for e in kept.remove(["a.pdf"])] == ["a.pdf"]
+
+
+def test_only_the_index_of_a_long_text_is_stored(tmp_path: Path) -> None:
+    kept = DocumentCache(tmp_path)
+    for length in (STORED_FROM - 1, STORED_FROM):
+        sentence_index(Document.of_text(("Anna sings. " * length)[:length]), kept)
+        assert len(kept.entries()) == (length == STORED_FROM)
