@@ -33,13 +33,12 @@ from benchmarks.provenance import provenance
 from kvcli.engine.batched_step import Paused, step_together
 from kvcli.errors import ModelError
 from kvcli.evaluate import datasets, vocabulary
-from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest, PassagePool
 from kvcli.evaluate.fidelity import divergence, log_probs
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.intervals import estimate
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.tasks import needle
-from kvcli.evaluate.tasks.passages import PassagePool
 from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.events import Answer, Prefill, Token
 from kvcli.pipeline import DocumentContext, Pipeline

@@ -38,6 +38,7 @@ _BASES: dict[Axis, str] = {
 
 _NOT_TERMS = {
     "base",
+    "chunk",
     "maps",
     "matching",
     "merging",

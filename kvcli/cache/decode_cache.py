@@ -37,7 +37,7 @@ class DecodeCache:
     Attributes:
         length: tokens in the cache.
         position: int64 ``[1]`` on the device, equal to ``length``, during a step of constant shape
-            (:class:`kvcli.engine.decode_step.StaticStep`); ``None`` otherwise.
+            (:class:`kvcli.engine.static_step.StaticStep`); ``None`` otherwise.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The units of one layer and chunk, as policies see them (:class:`kvcli.eviction.base.UnitView`)."""
+"""The units of one layer and chunk, as policies see them (:class:`kvcli.eviction.chunk.UnitView`)."""
 
 from __future__ import annotations
 

@@ -28,6 +28,17 @@ _WORD = re.compile(r"\w")
 _NUMBERED = re.compile(r"\d+(?:\.\d+)+\.?\s")
 
 
+def cite_answer(index: QuoteIndex, answer: str, question: str = "") -> tuple[str, list[Citation]]:
+    """Return an answer with ``[n]`` after each quote that the document has, and its quotes in order.
+
+    No two quotes share a character of the answer, or are the same place of the document. Words of the ``question``
+    that the answer repeats without quotation marks are no quote.
+    """
+    growing = CitedAnswer(index, question)
+    text = growing.push(answer) + growing.end()
+    return text, growing.citations
+
+
 class CitedAnswer:
     """Takes an answer in pieces and gives it back with numbers.
 

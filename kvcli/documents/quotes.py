@@ -128,21 +128,6 @@ class QuoteIndex:
             rest = rest.replace(title, " ")
         return 3 * len(_LETTER.findall(rest)) < whole
 
-    def cite(self, answer: str, question: str = "") -> list[Citation]:
-        """The quotes of an answer in its order; no two share a character of it, or are the same place of the document.
-
-        Words of the ``question`` that the answer repeats without quotation marks are no quote.
-        """
-        return self.cited(answer, question)[1]
-
-    def cited(self, answer: str, question: str = "") -> tuple[str, list[Citation]]:
-        """The answer with ``[n]`` after each quote that the document has, and its quotes."""
-        from kvcli.documents.cited_answer import CitedAnswer
-
-        growing = CitedAnswer(self, question)
-        text = growing.push(answer) + growing.end()
-        return text, growing.citations
-
     def marked(self, answer: str, start: int, end: int, asked: str = "") -> Citation | None:
         """What stands in quotation marks, as a quote; ``asked`` is the folded question."""
         if not _WORD.search(answer, start, end):

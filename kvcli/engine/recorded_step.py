@@ -1,7 +1,7 @@
 """A decode step for CPUs, recorded once as a list of tensor operations and replayed without the model's Python.
 
 With a small model, Python between operations takes longer than the operations. A step of constant shape
-(:class:`kvcli.engine.decode_step.StaticStep`) calls the same operations on the same memory for every token. The record
+(:class:`kvcli.engine.static_step.StaticStep`) calls the same operations on the same memory for every token. The record
 leaves out views and whatever depends on neither the token nor its position, and writes results where they were.
 """
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine.decode_step import StaticStep
+from kvcli.engine.static_step import StaticStep
 from kvcli.engine.step_program import Instruction, compiled, instruction, of_task
 from kvcli.models.model import Model
 from kvcli_kernels import recording, team
@@ -45,7 +45,7 @@ class RecordedStep(StaticStep):
 
     Recording takes as long as some steps save, so short answers go without.
 
-    Arguments as for :class:`kvcli.engine.decode_step.StaticStep`. The logits of a replayed step are overwritten by the
+    Arguments as for :class:`kvcli.engine.static_step.StaticStep`. The logits of a replayed step are overwritten by the
     next one.
 
     Attributes:

@@ -7,11 +7,10 @@ from functools import partial
 
 from kvcli.errors import UsageError
 from kvcli.evaluate import datasets
-from kvcli.evaluate.case import Case, CaseGenerator, CaseRequest, CaseSpec
+from kvcli.evaluate.case import Case, CaseGenerator, CaseRequest, CaseSpec, PassagePool
 from kvcli.evaluate.datasets import Data
 from kvcli.evaluate.haystack import Haystack
 from kvcli.evaluate.tasks import Task
-from kvcli.evaluate.tasks.passages import PassagePool
 from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.utils.sizes import parse_tokens
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kvcli.errors import InputError
+
 if TYPE_CHECKING:
     from kvcli.evaluate.haystack import Haystack
-    from kvcli.evaluate.tasks.passages import PassagePool
     from kvcli.evaluate.token_counter import TokenCounter
 
 _GOLDEN = 0.6180339887498949
@@ -69,6 +70,32 @@ class Case:
     max_tokens: int = 32
     tags: Mapping[str, str] = field(default_factory=dict)
     raw: bool = False
+
+
+@dataclass(frozen=True)
+class PoolPassage:
+    """A text, its title, and the questions that it answers: ``(question, answers)`` each."""
+
+    title: str
+    text: str
+    asked: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def show(self, n: int) -> str:
+        return f"Document [{n}] (Title: {self.title}) {self.text}\n" if self.title else f"Document [{n}] {self.text}\n"
+
+
+@dataclass(frozen=True)
+class PassagePool:
+    """All passages of ``--data``."""
+
+    all: tuple[PoolPassage, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.all) < 2 or not any(p.asked for p in self.all):
+            raise InputError(
+                f"{len(self.all)} passages with {sum(len(p.asked) for p in self.all)} questions are too few",
+                'JSON Lines of {"title": …, "text": …, "question": …, "answers": […]}, or a SQuAD file',
+            )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from kvcli.errors import InputError
-from kvcli.evaluate.case import Case, CaseSpec
+from kvcli.evaluate.case import Case, CaseSpec, PassagePool, PoolPassage
 from kvcli.evaluate.tasks import public_benchmarks
-from kvcli.evaluate.tasks.passages import PassagePool, PoolPassage
 
 _ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 

@@ -15,7 +15,7 @@ from kvcli.eviction.merging import MATCH_QUERIES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcli.eviction.base import Chunk
+    from kvcli.eviction.chunk import Chunk
 
 RIDGE = 1.0
 """Penalty on changes of values, in mean squared norms of a query's weights. With 1e-3 values fit the reference queries

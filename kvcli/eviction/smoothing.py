@@ -14,7 +14,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvcli.eviction.base import Chunk
+    from kvcli.eviction.chunk import Chunk
 
 
 def mean(scores: Tensor, width: int) -> Tensor:

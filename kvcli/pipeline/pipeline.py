@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from kvcli import recipe as recipes
+from kvcli.documents.cited_answer import cite_answer
 from kvcli.documents.document import Document
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.engine.answer_format import AnswerFormat
@@ -595,7 +596,7 @@ class Pipeline:
         document = context.document
         if document is None:
             return Citations()
-        text, quotes = (index or QuoteIndex(document)).cited(answer, question)
+        text, quotes = cite_answer(index or QuoteIndex(document), answer, question)
         grounded = any(quote.status == "verified" for quote in quotes)
         likely: Sequence[LikelySource] = ()
         if context.context is not None and (likely_sources or (likely_sources is None and not grounded)):

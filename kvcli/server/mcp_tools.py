@@ -14,6 +14,7 @@ import anyio
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
+from kvcli.documents.cited_answer import cite_answer
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import KvcliError
 from kvcli.events import Prefill
@@ -103,7 +104,7 @@ class DocumentTools:
         """
         file = await _in_thread(lambda: self.files.find(document))
         marked = f"“{quote.replace('“', '‟').replace('”', '‟')}”"
-        found = await _in_thread(lambda: QuoteIndex(file.document).cite(marked))
+        found = await _in_thread(lambda: cite_answer(QuoteIndex(file.document), marked)[1])
         return found[0].to_json(1) if found else {"n": 1, "quote": quote, "status": "unverified"}
 
     async def _read(self, name: str, ctx: Context) -> tuple[UploadedFile, DocumentContext]:

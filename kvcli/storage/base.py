@@ -129,7 +129,7 @@ class StoredLayer(Attendable, Protocol):
 
     @property
     def dynamic_reason(self) -> str | None:
-        """Why a decode step over this layer is not static (:class:`kvcli.engine.decode_step.StaticStep`), or ``None``.
+        """Why a decode step over this layer is not static (:class:`kvcli.engine.static_step.StaticStep`), or ``None``.
 
         A step is static if shapes and addresses never change, nothing waits for the device, and all state that a step
         leaves for the next is on the device.

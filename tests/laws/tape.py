@@ -1,8 +1,8 @@
-"""A stand-in for a CUDA graph where there is no card: a step is recorded once and done again from the record.
+"""A stand-in for a CUDA graph where there is no GPU: a step is recorded once and done again from the record.
 
 Doing it again runs none of the step's Python. Each operator is called with the very tensors and numbers it was recorded
 with, and what it returns goes where it went; so a tensor that a step replaces instead of writing to it, a place that is
-a Python number, or a shape that depends on the data shows as it would on a card. What a card's host would have to wait
+a Python number, or a shape that depends on the data shows as it would on a GPU. What a GPU's host would have to wait
 for is refused while recording.
 """
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine.decode_step import StaticStep
+from kvcli.engine.static_step import StaticStep
 from kvcli.models.model import Model
 from kvcli.utils.copy_stream import CopyStream
 from kvcli_kernels import recording
@@ -64,7 +64,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def call(self, work: Callable[[], Any], _inputs: Any, _outputs: Any) -> None:
-        """See :class:`kvcli_kernels.recording.Recorder`: a kernel of the CPU stands for one of a card."""
+        """See :class:`kvcli_kernels.recording.Recorder`: a kernel of the CPU stands for one of a GPU."""
         kernel(work)()
 
     @contextmanager
@@ -130,7 +130,7 @@ class _Asked(TorchFunctionMode):
 
 
 def refuse(func: Any, args: Any) -> None:
-    """Raises where a card's host would wait, or where a shape depends on the data."""
+    """Raises where a GPU's host would wait, or where a shape depends on the data."""
     if func in _INDEXED:
         if any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1]):
             raise Waits(f"{func} with a mask waits for the device")
@@ -139,7 +139,7 @@ def refuse(func: Any, args: Any) -> None:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is one kernel on a card: recorded as it is called, whatever it does within."""
+    """A function that is one kernel on a GPU: recorded as it is called, whatever it does within."""
 
     def told(*args: Any, **kwargs: Any) -> Any:
         tape = Tape.current
@@ -157,7 +157,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Taped(StaticStep):
-    """Steps as :class:`kvcli.engine.decode_step.CudaGraphStep` takes them: warmed up, recorded, done again."""
+    """Steps as :class:`kvcli.engine.static_step.CudaGraphStep` takes them: warmed up, recorded, done again."""
 
     def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)

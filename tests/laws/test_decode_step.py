@@ -6,11 +6,12 @@ import gc
 import pytest
 import torch
 
-from kvcli.engine.decode_step import StaticStep, dynamic_reason, make_decode_step
+from kvcli.engine.decode_step import make_decode_step
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.recorded_step import RecordedStep
 from kvcli.engine.sampling import Sampling, sample
+from kvcli.engine.static_step import StaticStep, dynamic_reason
 from kvcli.events import Answer, Token
 from kvcli.models.load import wrap
 from kvcli.recipe import parse
@@ -27,7 +28,7 @@ FETCHING = [
     "full+shadowkv(rank=6, chunk=2, chunks=3, outliers=2)",
     "full+infinigen(alpha=1, cap=0.3, dense=1, least=12)",
 ]
-NO_CARD = "needs a CUDA card: what waits for the device can only be seen on one"
+NO_GPU = "needs a CUDA GPU: what waits for the device can only be seen on one"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,15 +148,15 @@ def test_drawing_is_multinomial() -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CARD)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_GPU)
 @pytest.mark.parametrize("graph", ["0", "1"])
 @pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.01, seed=1)])
 @pytest.mark.parametrize("recipe", [HELD[0], *FETCHING])
-def test_nothing_waits_for_the_card(monkeypatch, graph: str, how: Sampling, recipe: str) -> None:
+def test_nothing_waits_for_the_gpu(monkeypatch, graph: str, how: Sampling, recipe: str) -> None:
     monkeypatch.setenv("KVCLI_CUDA_GRAPH", graph)
     model = wrap(tiny.build("llama").to("cuda", torch.bfloat16), Bytes(), name="llama", fingerprint=None)
     answer = generate(model, behind(model, recipe), tiny.document(9), sampling=how, max_tokens=30)
-    next(answer)  # the question goes to the card and kernels are compiled
+    next(answer)  # the question goes to the GPU and kernels are compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in answer:

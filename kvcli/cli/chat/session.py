@@ -16,7 +16,7 @@ from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
-from kvcli.documents.cited_answer import CitedAnswer
+from kvcli.documents.cited_answer import CitedAnswer, cite_answer
 from kvcli.documents.quotes import QuoteIndex
 from kvcli.errors import InputError, KvcliError, UsageError
 from kvcli.events import Answer, Prefill, Token, TurnsEvicted
@@ -290,7 +290,7 @@ class ChatSession:
         index = self._quote_index()
         if index is None:
             return Citations()
-        text, quotes = index.cited(self._without_reasoning(answer), question)
+        text, quotes = cite_answer(index, self._without_reasoning(answer), question)
         return Citations(tuple(quotes), (), any(quote.status == "verified" for quote in quotes), text)
 
     def _quote_index(self) -> QuoteIndex | None:

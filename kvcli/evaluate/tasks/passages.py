@@ -8,37 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kvcli.errors import InputError, UsageError
-from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest
+from kvcli.evaluate.case import Case, CaseQuestion, CaseRequest, PoolPassage
 from kvcli.evaluate.metrics import normalise
-
-
-@dataclass(frozen=True)
-class PoolPassage:
-    """A text, its title, and the questions that it answers: ``(question, answers)`` each."""
-
-    title: str
-    text: str
-    asked: tuple[tuple[str, tuple[str, ...]], ...]
-
-    def show(self, n: int) -> str:
-        return f"Document [{n}] (Title: {self.title}) {self.text}\n" if self.title else f"Document [{n}] {self.text}\n"
-
-
-@dataclass(frozen=True)
-class PassagePool:
-    """All passages of ``--data``."""
-
-    all: tuple[PoolPassage, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.all) < 2 or not any(p.asked for p in self.all):
-            raise InputError(
-                f"{len(self.all)} passages with {sum(len(p.asked) for p in self.all)} questions are too few",
-                'JSON Lines of {"title": …, "text": …, "question": …, "answers": […]}, or a SQuAD file',
-            )
 
 
 def multidoc(request: CaseRequest) -> Case:

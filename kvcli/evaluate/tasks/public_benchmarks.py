@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvcli.evaluate.case import Case, CaseQuestion
+from kvcli.evaluate.case import Case, CaseQuestion, PoolPassage
 from kvcli.evaluate.tasks import kv_retrieval
-from kvcli.evaluate.tasks.passages import PoolPassage
 
 DataRow = dict[str, Any]
 

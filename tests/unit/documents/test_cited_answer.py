@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvcli.documents import Document
-from kvcli.documents.cited_answer import CitedAnswer
+from kvcli.documents.cited_answer import CitedAnswer, cite_answer
 from kvcli.documents.quotes import QuoteIndex
 
 SENTENCES = (
@@ -23,7 +23,7 @@ INDEX = QuoteIndex(Document.of_text(f"{SENTENCES[0]} {SENTENCES[1]}\nA ship came
 
 
 def numbered(answer: str, question: str = "") -> str:
-    return INDEX.cited(answer, question)[0]
+    return cite_answer(INDEX, answer, question)[0]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ pieces = st.sampled_from([*SENTENCES, *SENTENCES[2].split(), *"“”\"' \n>`…
 @given(st.lists(pieces, max_size=14).map("".join) | st.text(max_size=60), st.lists(st.integers(0, 999), max_size=9))
 def test_numbers_do_not_depend_on_how_an_answer_arrives(answer: str, cuts: list[int]) -> None:
     """And without them the answer is what it was, but for white space beside them and at its end."""
-    whole, found = INDEX.cited(answer)
+    whole, found = cite_answer(INDEX, answer)
     edges = [0, *sorted(cut % (len(answer) + 1) for cut in cuts), len(answer)]
     growing = CitedAnswer(INDEX)
     text = "".join(growing.push(answer[a:b]) for a, b in pairwise(edges)) + growing.end()
@@ -86,6 +86,6 @@ def test_a_word_without_end_is_shown_as_it_grows() -> None:
 @given(st.lists(pieces, max_size=14).map("".join))
 def test_quotes_are_in_order_and_share_no_character(answer: str) -> None:
     end = 0
-    for citation in INDEX.cite(answer):
+    for citation in cite_answer(INDEX, answer)[1]:
         assert end <= citation.answer_start < citation.answer_end <= len(answer)
         end = citation.answer_end

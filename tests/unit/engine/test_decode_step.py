@@ -1,4 +1,4 @@
-"""A step over host memory is the same work each time, so that a card can record it once and do it again."""
+"""A step over host memory is the same work each time, so that a GPU can record it once and do it again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 import kvcli_kernels.gather.ref as gather
 import kvcli_kernels.reconstruct.ref as reconstruct
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.engine.decode_step import CudaGraphStep, StaticStep, dynamic_reason
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
+from kvcli.engine.static_step import CudaGraphStep, StaticStep, dynamic_reason
 from kvcli.recipe import parse
 from kvcli.storage import staging
 from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
@@ -30,7 +30,7 @@ QUESTION, STEPS = tiny.document(6, seed=5), tiny.document(14, seed=6)
 
 @pytest.fixture
 def kernels(monkeypatch) -> None:
-    """References that are one kernel on a card count as one."""
+    """References that are one kernel on a GPU count as one."""
     for module in (gather, reconstruct):
         name = module.__name__.split(".")[1]
         monkeypatch.setattr(module, name, kernel(getattr(module, name)))
@@ -179,23 +179,23 @@ print("same")
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is for Linux")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a card records for itself")
-def test_with_the_kernels_of_a_card(tmp_path: Path) -> None:
-    """What stands around each kernel is recorded as on a card; each launch is one thing to do again."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU records for itself")
+def test_with_the_kernels_of_a_gpu(tmp_path: Path) -> None:
+    """What stands around each kernel is recorded as on a GPU; each launch is one thing to do again."""
     assert run(PROGRAM, tmp_path) == "same"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a CUDA GPU")
 @pytest.mark.parametrize("family", ["llama", "llama-mha"])
 @pytest.mark.parametrize("name", FEW)
 def test_a_graph_of_a_step_is_the_step(family: str, name: str) -> None:
     from kvcli.models.load import wrap
 
-    card = wrap(tiny.build(family).to("cuda"), None, name=family, fingerprint=None)
-    plain, other = (tail(card, f"full+{FEW[name]}") for _ in range(2))
+    gpu = wrap(tiny.build(family).to("cuda"), None, name=family, fingerprint=None)
+    plain, other = (tail(gpu, f"full+{FEW[name]}") for _ in range(2))
     with torch.inference_mode():
-        graph = CudaGraphStep(card, other)
+        graph = CudaGraphStep(gpu, other)
     where = memory(other)
-    assert apart(card, plain, other, graph) < 1e-4
+    assert apart(gpu, plain, other, graph) < 1e-4
     assert memory(other) == where
     assert all(r.misses for r in readers(other))

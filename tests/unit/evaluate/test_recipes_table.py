@@ -11,8 +11,8 @@ import pytest
 from benchmarks import recipes_table as table
 from benchmarks.peers import recipes_table as peers
 from kvcli import registry
+from kvcli.evaluate.case import PassagePool, PoolPassage
 from kvcli.evaluate.haystack import Haystack
-from kvcli.evaluate.tasks.passages import PassagePool, PoolPassage
 from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.pipeline import Pipeline
 

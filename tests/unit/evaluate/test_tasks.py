@@ -10,11 +10,10 @@ import pytest
 from kvcli.errors import InputError, UsageError
 from kvcli.evaluate import vocabulary
 from kvcli.evaluate.build_cases import lengths
-from kvcli.evaluate.case import Case, CaseRequest
+from kvcli.evaluate.case import Case, CaseRequest, PassagePool, PoolPassage
 from kvcli.evaluate.haystack import Haystack, split
 from kvcli.evaluate.metrics import score
 from kvcli.evaluate.tasks import TASKS, lookup, needle
-from kvcli.evaluate.tasks.passages import PassagePool, PoolPassage
 from kvcli.evaluate.token_counter import TokenCounter
 from kvcli.retaining_heads import facts
 

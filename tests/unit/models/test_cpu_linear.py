@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from kvcli.engine.decode_step import StaticStep
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.recorded_step import RecordedStep
+from kvcli.engine.static_step import StaticStep
 from kvcli.models import cpu_linear
 from kvcli.models import spec as model_spec
 from kvcli.models.load import wrap

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from kvcli.cache.context import freeze
-from kvcli.engine.decode_step import StaticStep, dynamic_reason
 from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import new_prefill_cache
 from kvcli.engine.recorded_step import RecordedStep
+from kvcli.engine.static_step import StaticStep, dynamic_reason
 from kvcli.errors import ModelError, UsageError
 from kvcli.models.bases import basis
 from kvcli.planning import memory
