@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Positions = Literal["compact", "original"]
 """RoPE positions of kept units: their slots (0, 1, 2 … without gaps) or their positions in the document."""
 
-CHUNK, AMX_CHUNK, CARD_CHUNK = 512, 1024, 2048
+CHUNK, AMX_CHUNK, GPU_CHUNK = 512, 1024, 2048
 """Default number of tokens per forward pass of prefill: on a CPU, on a CPU with AMX, and on a GPU."""
 
 DRAFT = 10
@@ -54,7 +54,7 @@ class ModelSpec:
             (:mod:`kvcli.models.condensed`); else 0.
         latent: whether a value is its key, of which layers use a part (:mod:`kvcli.models.latent`): kept once.
         capped: whether attention logits are capped.
-        devices: per layer its device if the model is over several cards, else empty; ``device`` has the embeddings.
+        devices: per layer its device if the model is over several GPUs, else empty; ``device`` has the embeddings.
         picture_bytes: memory that reading one picture takes; 0 without a vision tower.
         multiplied: numbers of the layers' matrices that one token is multiplied with: of experts, those that it uses. 0
             before the model is loaded.

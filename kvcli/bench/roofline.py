@@ -17,7 +17,7 @@ from kvcli.recipe import Recipe
 from kvcli.types import ModelSpec
 
 _ENOUGH, _LEAST = 0.4, 4  # seconds and repetitions of one measurement
-_CARD_ROWS = 4096  # tokens at a time that a GPU multiplies at full speed
+_GPU_ROWS = 4096  # tokens at a time that a GPU multiplies at full speed
 _BUFFER = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes, far beyond any cache
 
 
@@ -46,7 +46,7 @@ def _fastest(work: Callable[[], object], device: str) -> float:
 def matmul(spec: ModelSpec, chunk: int) -> float:
     """Measure FLOP/s of one layer's projections in the model's dtype, ``chunk`` tokens at a time (at least 4,096 on a
     GPU)."""
-    rows = chunk if spec.device == "cpu" else max(chunk, _CARD_ROWS)
+    rows = chunk if spec.device == "cpu" else max(chunk, _GPU_ROWS)
     place = {"dtype": getattr(torch, spec.dtype), "device": spec.device}
     pairs = [(torch.randn(rows, i, **place), torch.randn(o, i, **place)) for o, i in _projections(spec)]
     flop = sum(2 * rows * w.numel() for _, w in pairs)

@@ -103,5 +103,5 @@ class DraftedCache(Protocol):
 
 
 def current_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Make a card the current one: Triton launches there, wherever its tensors are. Nothing on a machine without."""
+    """Make a GPU the current one: Triton launches there, wherever its tensors are. Nothing on a machine without."""
     return torch.cuda.device(device) if device.type == "cuda" and torch.cuda.device_count() > 1 else nullcontext()

@@ -65,7 +65,7 @@ class PrefillCache:
         rotary: the model's RoPE.
         tokens: length of the document; buffers never exceed it.
         chunk: longest chunk, probe included.
-        dtype, device: of keys and values; over several cards each layer's are on its own.
+        dtype, device: of keys and values; over several GPUs each layer's are on its own.
         heads: the model's retaining heads, for policies that need them.
         storage: the later KV storage. If it offloads, keys and values are in host memory already here, pinned for a
             GPU, and each layer's are copied to the workspace while the previous layer computes.

@@ -15,7 +15,7 @@ from kvcli.documents import Options, pages
 from kvcli.engine.prompt import ANSWER_RULE
 from kvcli.errors import UsageError
 from kvcli.planning.budget import Budget
-from kvcli.types import AMX_CHUNK, ANSWER_TOKENS, CARD_CHUNK, CHUNK
+from kvcli.types import AMX_CHUNK, ANSWER_TOKENS, CHUNK, GPU_CHUNK
 from kvcli.types import WEIGHTS as PRECISIONS
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _OFFLINE = ("--offline", "Do not access the network.")
 _HEADS = ("--heads FILE|REPO", "Retaining heads. Default: those for the model.")
 _CHUNK = (
     "--chunk-size N",
-    f"Tokens per prefill step. [default: {CHUNK}; on CPUs with AMX {AMX_CHUNK}, on a GPU {CARD_CHUNK}]",
+    f"Tokens per prefill step. [default: {CHUNK}; on CPUs with AMX {AMX_CHUNK}, on a GPU {GPU_CHUNK}]",
 )
 KV_BITS = ("--kv-bits 16|8|4|2", "Bits per stored number after prefill.")
 

@@ -35,7 +35,7 @@ class RayOptions(OptionGroup):
     ray: str | None = option(
         "--ray [ADDRESS]", "Workers on Ray: of this machine, of auto, or of HOST:PORT.", None, MAIN
     )
-    workers: int | None = option("--workers N", "Workers. Default: one per card, or one per core.", min=1)
+    workers: int | None = option("--workers N", "Workers. Default: one per GPU, or one per core.", min=1)
     cpus_per_worker: int = option("--cpus-per-worker N", "Cores of a worker.", 1, min=1)
     shared_paths: bool = option("--shared-paths", "Workers open the files themselves, at the same paths.", False)
 
@@ -77,8 +77,8 @@ class RayOptions(OptionGroup):
             return ray_cluster.rates(ray, spec, recipe, own, workers=self.workers, cpus=self.cpus_per_worker)
 
 
-def cards() -> int:
-    """Cards that this machine has, without importing torch."""
+def gpus() -> int:
+    """GPUs that this machine has, without importing torch."""
     try:
         import pynvml
 

@@ -106,7 +106,7 @@ def _check_address(address: str) -> None:
 
 
 def nodes(ray: Any) -> list[dict[str, Any]]:
-    """The machines of a cluster: name, cores, cards, bytes of memory, and the version of kvcli there."""
+    """The machines of a cluster: name, cores, GPUs, bytes of memory, and the version of kvcli there."""
     found = []
     for node, version in _ask_nodes(ray, _version):
         resources = node["Resources"]
@@ -136,8 +136,8 @@ def rates(
     found, left = [], workers
     for node, measured in _ask_nodes(ray, _rates, spec, recipe, own.device, own.dtype):
         resources = node["Resources"]
-        cards = int(resources.get("GPU", 0)) if own.device in (None, "cuda") else 0
-        count = cards or int(resources.get("CPU", 0)) // cpus
+        gpus = int(resources.get("GPU", 0)) if own.device in (None, "cuda") else 0
+        count = gpus or int(resources.get("CPU", 0)) // cpus
         if left is not None:
             count = min(count, left)
             left -= count

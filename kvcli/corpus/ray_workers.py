@@ -1,4 +1,4 @@
-"""Workers on Ray (extra ``kvcli[ray]``): an actor per card, or per few cores, each with the model loaded once.
+"""Workers on Ray (extra ``kvcli[ray]``): an actor per GPU, or per few cores, each with the model loaded once.
 
 Documents go to the workers by content, or by a path that all machines share. A document goes to a worker on whose
 machine its prefill is saved, if there is one. A worker that dies loses only the document under way: another one takes
@@ -124,7 +124,7 @@ class RayWorkers:
         settings: of every answer.
         fingerprint: of the model; a worker that loads another one is refused.
         address: ``HOST:PORT`` or ``auto`` of a cluster; ``None`` starts one on this machine.
-        workers: how many; by default one per card, or one per ``cpus``.
+        workers: how many; by default one per GPU, or one per ``cpus``.
         cpus: cores of a worker.
         shared_paths: workers open the files themselves, at the same absolute paths.
 
@@ -156,15 +156,15 @@ class RayWorkers:
             import ray
 
             self.resources = ray.cluster_resources()
-            cards = int(self.resources.get("GPU", 0)) if self.settings.device in (None, "cuda") else 0
+            gpus = int(self.resources.get("GPU", 0)) if self.settings.device in (None, "cuda") else 0
             cores = int(self.resources.get("CPU", 0))
-            self.count = self._wanted or cards or cores // self.cpus
-            if not self.count or (not cards and self.count * self.cpus > cores):
+            self.count = self._wanted or gpus or cores // self.cpus
+            if not self.count or (not gpus and self.count * self.cpus > cores):
                 raise ResourceError(
                     f"{self.count or 1} workers of {self.cpus} cores need more than the {cores} cores of the cluster",
                     "a smaller --workers or --cpus-per-worker",
                 )
-            options = {"num_cpus": self.cpus, "num_gpus": 1 if cards else 0, "max_concurrency": 2}
+            options = {"num_cpus": self.cpus, "num_gpus": 1 if gpus else 0, "max_concurrency": 2}
             self._actor = ray.remote(RemoteWorker).options(**options)
             self._slots = [self._start() for _ in range(self.count)]
         except BaseException:

@@ -113,7 +113,7 @@ def new_prefill_cache(model: Model, recipe: Recipe, tokens: int, *, chunk: int =
         )
     if model.spec.devices and recipe.storage.offloads:
         raise ModelError(
-            f"'+{recipe.storage.name}' keeps units in main memory, which a model over several cards cannot use",
+            f"'+{recipe.storage.name}' keeps units in main memory, which a model over several GPUs cannot use",
             f"--policy '{recipe.policy.name}', without a storage",
         )
     return PrefillCache(

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kvcli.errors import UsageError
-from kvcli.types import AMX_CHUNK, CARD_CHUNK, CHUNK, DTYPE_BYTES, ModelSpec
+from kvcli.types import AMX_CHUNK, CHUNK, DTYPE_BYTES, GPU_CHUNK, ModelSpec
 
 
 @cache
@@ -34,7 +34,7 @@ def default_chunk(spec: ModelSpec) -> int:
 
     A small context window has room for kept units beside a small chunk only.
     """
-    wide = CARD_CHUNK if spec.device.startswith("cuda") else AMX_CHUNK if "amx_tile" in cpu_flags() else CHUNK
+    wide = GPU_CHUNK if spec.device.startswith("cuda") else AMX_CHUNK if "amx_tile" in cpu_flags() else CHUNK
     return min(wide, max(CHUNK, spec.max_positions // 4))
 
 

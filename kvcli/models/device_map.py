@@ -1,4 +1,4 @@
-"""Split a model that is larger than the GPU: layers over all cards, and in main memory what they have no room for.
+"""Split a model that is larger than the GPU: layers over all GPUs, and in main memory what they have no room for.
 
 The keys and values of a layer are where the layer is (:attr:`kvcli.types.ModelSpec.devices`). accelerate copies a layer
 from main memory to the GPU each time it is used. Prefill in large chunks hides part of these copies; decoding pays for
@@ -24,7 +24,7 @@ from kvcli.utils.process_memory import available, host_available
 from kvcli.utils.sizes import format_bytes
 
 KEPT_BACK = 0.25
-"""Share of the card's free memory that a model which does not fit leaves to the cache and to what is computed with."""
+"""Share of the GPU's free memory that a model which does not fit leaves to the cache and to what is computed with."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DeviceMap:
 
     Attributes:
         places: accelerate's device map.
-        cards: by card, bytes of weights on it.
+        gpus: by GPU, bytes of weights on it.
         host: bytes of weights in main memory.
         text: one line for the user.
     """
 
     places: dict[str, str]
-    cards: dict[str, int]
+    gpus: dict[str, int]
     host: int
     text: str
 
@@ -47,10 +47,10 @@ class DeviceMap:
 def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str) -> DeviceMap | None:
     """How to split a model; ``None`` if the GPU holds all of it.
 
-    The first card shares it with the others; any other card, named with ``--device``, has it for itself.
+    The first GPU shares it with the others; any other GPU, named with ``--device``, has it for itself.
 
     Raises:
-        ResourceError: not one layer fits a card, or the rest does not fit main memory.
+        ResourceError: not one layer fits a GPU, or the rest does not fit main memory.
     """
     free = available(device)
     light_imports.complete()
@@ -61,13 +61,13 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
     module.tie_weights()
     if _bytes(module) <= free:
         return None
-    cards = [device] if device != "cuda:0" else [f"cuda:{i}" for i in range(max(1, torch.cuda.device_count()))]
-    rooms = {card: int(available(card) * (1 - KEPT_BACK)) for card in cards}
+    gpus = [device] if device != "cuda:0" else [f"cuda:{i}" for i in range(max(1, torch.cuda.device_count()))]
+    rooms = {gpu: int(available(gpu) * (1 - KEPT_BACK)) for gpu in gpus}
     return over(module, rooms, host_available(), name)
 
 
 def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest: str = "cpu") -> DeviceMap:
-    """Split a model without weights between cards, each with its bytes of room, and ``host`` bytes of main memory.
+    """Split a model without weights between GPUs, each with its bytes of room, and ``host`` bytes of main memory.
 
     Raises:
         ResourceError: as for :func:`needed`.
@@ -87,14 +87,14 @@ def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest
     places = {part: names[where] if isinstance(where, int) else rest for part, where in found.items()}
     layers = [n for n, part in module.named_modules() if type(part).__name__ in kinds]
     counts = Counter(_place(places, layer) for layer in layers)
-    on_cards = sum(counts[card] for card in names)
+    on_gpus = sum(counts[gpu] for gpu in names)
     if "disk" in found.values():
         raise ResourceError(
             f"{name} takes {gib(whole)}, more than the {room} that {have} for it and the {gib(host)} of main memory"
             " together",
             "--weights nf4",
         )
-    if not on_cards:
+    if not on_gpus:
         raise ResourceError(
             f"{name} takes {gib(whole)} and {have} {room} for it, less than its first layer needs",
             "--device cpu",
@@ -107,11 +107,11 @@ def over(module: nn.Module, rooms: Mapping[str, int], host: int, name: str, rest
     held = Counter[str]()
     for parameter, weight in module.named_parameters():
         held[_place(places, parameter)] += weight.nbytes
-    parts = [f"{counts[card]} of {len(layers)} layers ({gib(held[card])}) on {card}" for card in names if counts[card]]
+    parts = [f"{counts[gpu]} of {len(layers)} layers ({gib(held[gpu])}) on {gpu}" for gpu in names if counts[gpu]]
     text = f"{name} takes {gib(whole)}, and {device} has {gib(rooms[device])} for weights: {', '.join(parts)}"
-    if left := whole - sum(held[card] for card in names):
+    if left := whole - sum(held[gpu] for gpu in names):
         text += f", {gib(left)} offloaded to RAM, which is slow; --weights nf4 takes a third"
-    return DeviceMap(places, {card: held[card] for card in names}, left, text)
+    return DeviceMap(places, {gpu: held[gpu] for gpu in names}, left, text)
 
 
 def _place(places: dict[str, str], name: str) -> str:

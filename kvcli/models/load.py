@@ -50,12 +50,12 @@ from kvcli_kernels.linear import prepare
 
 
 def default_device() -> str:
-    """The first CUDA card, else the CPU."""
+    """The first CUDA GPU, else the CPU."""
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def default_dtype(device: str) -> str:
-    """The same as :func:`kvcli.models.defaults.default_dtype`, and float16 on a card without bfloat16."""
+    """The same as :func:`kvcli.models.defaults.default_dtype`, and float16 on a GPU without bfloat16."""
     narrow = device.startswith("cuda") and not torch.cuda.is_bf16_supported()
     return "float16" if narrow else defaults.default_dtype(device)
 
@@ -79,7 +79,7 @@ def load(
         pictures: load the vision tower too, so that pictures can be read.
         ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
             the process takes then is not the model's.
-        announce: receives one line about a model that is larger than the card (:mod:`kvcli.models.device_map`).
+        announce: receives one line about a model that is larger than the GPU (:mod:`kvcli.models.device_map`).
 
     Raises:
         UsageError: a dtype or device that does not exist here.

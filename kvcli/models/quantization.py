@@ -1,7 +1,7 @@
 """Weights in fewer bits: matrices quantised while loading (bitsandbytes), and checkpoints that come quantised.
 
 bitsandbytes multiplies both on CUDA and, in the release 0.50 that the tests run with, on the CPU. Of the others,
-gptqmodel multiplies AWQ and GPTQ as they are, on the CPU too; FP8 stays so on a card; compressed-tensors is unpacked.
+gptqmodel multiplies AWQ and GPTQ as they are, on the CPU too; FP8 stays so on a GPU; compressed-tensors is unpacked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NEEDS = {
     "torchao": ("torchao",),
     "eetq": ("kernels",),
 }
-"""Method of a quantised checkpoint to the packages that read it. FP8 needs ``kernels``, and that on a card only."""
+"""Method of a quantised checkpoint to the packages that read it. FP8 needs ``kernels``, and that on a GPU only."""
 
 
 def method(source: ModelSource) -> str | None:
@@ -208,8 +208,8 @@ def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:
     if own is None:
         return None
     reason = " ".join(str(error).split())[:300]
-    card = re.search(r"\b(GPU|CUDA|XPU)\b", reason) and not torch.cuda.is_available()
-    hint = "a machine with a CUDA card, or an unquantised copy" if card else f"kvcli models show {source.name}"
+    gpu = re.search(r"\b(GPU|CUDA|XPU)\b", reason) and not torch.cuda.is_available()
+    hint = "a machine with a CUDA GPU, or an unquantised copy" if gpu else f"kvcli models show {source.name}"
     return ModelError(f"{source.name} is quantised with {own} and cannot be loaded: {reason}", hint)
 
 

@@ -56,7 +56,7 @@ def spec(
 
     Args:
         source: from :func:`kvcli.models.resolve.resolve`; its weights need not be there.
-        device: as for loading; by default the first CUDA card, else the CPU.
+        device: as for loading; by default the first CUDA GPU, else the CPU.
         dtype: of weights and cache, as for loading; by default what this device would get.
         held: one of :data:`kvcli.types.WEIGHTS`.
         pictures: count the weights of the vision tower too.

@@ -70,7 +70,7 @@ class Plan:
         return self.weights + cache + self.runtime + self.text
 
     def check_devices(self, spec: ModelSpec) -> None:
-        """Refuse a plan that does not fit what is free now, on each card of the model. Raises as :meth:`check`."""
+        """Refuse a plan that does not fit what is free now, on each GPU of the model. Raises as :meth:`check`."""
         for device, layers in Counter(spec.devices or (spec.device,)).items():
             share = layers / len(spec.devices or (spec.device,))
             part = replace(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class CopyStream:
-    """On a card, work beside the main stream; anywhere else the same work, done at once."""
+    """On a GPU, work beside the main stream; anywhere else the same work, done at once."""
 
     def __init__(self, device: torch.device) -> None:
         import torch

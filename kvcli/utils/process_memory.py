@@ -23,7 +23,7 @@ def age() -> float:
 
 
 def peak(device: str) -> int:
-    """The most it has taken so far on ``device``: allocated card memory, or resident main memory."""
+    """The most it has taken so far on ``device``: allocated GPU memory, or resident main memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -37,7 +37,7 @@ def peak(device: str) -> int:
 
 
 def used_and_total(device: str) -> tuple[int, int]:
-    """Memory in use and there is, of the card, or of this process and the machine."""
+    """Memory in use and there is, of the GPU, or of this process and the machine."""
     if device.startswith("cuda"):
         import torch
 
@@ -54,7 +54,7 @@ def host_available() -> int:
 
 
 def available(device: str) -> int:
-    """Bytes that can still be taken on a device: free card memory, or RAM that is free or reclaimable."""
+    """Bytes that can still be taken on a device: free GPU memory, or RAM that is free or reclaimable."""
     if device.startswith("cuda"):
         import torch
 

@@ -1,6 +1,6 @@
 """The steps of suite.sh, one process each, until the time is up; see there.
 
-Cards of 24 and 8 GB are stood for by ``KVCLI_CARD_BYTES``, of which this process sets torch's fraction before the
+GPUs of 24 and 8 GB are stood for by ``KVCLI_GPU_BYTES``, of which this process sets torch's fraction before the
 program starts. A step that fails or finds no time is a line of the table like any other, and the next one begins.
 """
 
@@ -42,7 +42,7 @@ class Step:
     """One ``kvcli bench``.
 
     Attributes:
-        card: its size in GB, or 0 for all of it.
+        gpu: its size in GB, or 0 for all of it.
         graph: whether a step of the answer is one CUDA graph.
     """
 
@@ -52,7 +52,7 @@ class Step:
     policies: tuple[str, ...]
     weights: str = "bf16"
     options: tuple[str, ...] = ()
-    card: int = 0
+    gpu: int = 0
     graph: bool = False
 
     def command(self) -> list[str]:
@@ -63,27 +63,27 @@ class Step:
 
 
 STEPS = (
-    Step("8B bf16, 24 GB", "llama-3.1-8b", "128K", (LOCRET, LOCRET + FOUR), card=24),
-    Step("8B nf4, 8 GB", "llama-3.1-8b", "128K", (SMALL + FOUR, LOCRET + CODES), "nf4", card=8),
+    Step("8B bf16, 24 GB", "llama-3.1-8b", "128K", (LOCRET, LOCRET + FOUR), gpu=24),
+    Step("8B nf4, 8 GB", "llama-3.1-8b", "128K", (SMALL + FOUR, LOCRET + CODES), "nf4", gpu=8),
     Step("8B bf16, against full", "llama-3.1-8b", "128K", (LOCRET, "full"), options=("--vs", "full")),
-    Step("8B bf16, fill in codes", "llama-3.1-8b", "128K", (WIDE, WIDE + CODES), card=24),
-    Step("mini bf16, 24 GB", "phi-3-mini", "128K", (SMALL, SMALL + FOUR), card=24),
-    Step("mini nf4, 8 GB", "phi-3-mini", "128K", (SMALL + FOUR,), "nf4", card=8),
-    Step("8B bf16, 1M in 24 GB", "llama-3.1-8b", "1M", (LOCRET,), card=24),
-    Step("mini bf16, 1M in 24 GB", "phi-3-mini", "1M", (SMALL,), card=24),
+    Step("8B bf16, fill in codes", "llama-3.1-8b", "128K", (WIDE, WIDE + CODES), gpu=24),
+    Step("mini bf16, 24 GB", "phi-3-mini", "128K", (SMALL, SMALL + FOUR), gpu=24),
+    Step("mini nf4, 8 GB", "phi-3-mini", "128K", (SMALL + FOUR,), "nf4", gpu=8),
+    Step("8B bf16, 1M in 24 GB", "llama-3.1-8b", "1M", (LOCRET,), gpu=24),
+    Step("mini bf16, 1M in 24 GB", "phi-3-mini", "1M", (SMALL,), gpu=24),
     Step("8B bf16, graph", "llama-3.1-8b", "32K", (LOCRET, LOCRET + FOUR), graph=True),
     Step("mini bf16, against full", "phi-3-mini", "128K", (SMALL, "full"), options=("--vs", "full")),
-    Step("8B nf4, 1M in 8 GB", "llama-3.1-8b", "1M", (SMALL + FOUR,), "nf4", card=8),
-    Step("mini nf4, 1M in 8 GB", "phi-3-mini", "1M", (SMALL + FOUR,), "nf4", card=8),
+    Step("8B nf4, 1M in 8 GB", "llama-3.1-8b", "1M", (SMALL + FOUR,), "nf4", gpu=8),
+    Step("mini nf4, 1M in 8 GB", "phi-3-mini", "1M", (SMALL + FOUR,), "nf4", gpu=8),
 )
 
 TESTS = ["-m", "pytest", "-q", "tests/unit/kernels", "tests/laws/test_decode_step.py"]
 TESTS_LIMIT = 120
 
-# Run in front of the program: a card of so many bytes.
+# Run in front of the program: a GPU of so many bytes.
 CAPPED = """
 import os, sys, torch
-size = int(os.environ["KVCLI_CARD_BYTES"])
+size = int(os.environ["KVCLI_GPU_BYTES"])
 if size:
     total = torch.cuda.get_device_properties(0).total_memory
     if size < total:
@@ -102,10 +102,10 @@ def main(words: Sequence[str]) -> int:
     import torch
 
     if not torch.cuda.is_available():
-        print("no CUDA card here: nothing was measured", file=sys.stderr)
+        print("no CUDA GPU here: nothing was measured", file=sys.stderr)
         return 5
-    card = torch.cuda.get_device_properties(0)
-    head = f"{card.name} · {card.total_memory / 2**30:.0f} GiB · torch {torch.__version__} · CUDA {torch.version.cuda}"
+    gpu = torch.cuda.get_device_properties(0)
+    head = f"{gpu.name} · {gpu.total_memory / 2**30:.0f} GiB · torch {torch.__version__} · CUDA {torch.version.cuda}"
     print(head, flush=True)
     return run(STEPS, folder, head)
 
@@ -116,7 +116,7 @@ def dry_run() -> int:
     for step in STEPS:
         print(f"\n{step.name}\n  kvcli {shlex.join(step.command())}{'   # one CUDA graph' if step.graph else ''}")
         for policy in step.policies:
-            room = f" of {step.card} GB" if step.card else ""
+            room = f" of {step.gpu} GB" if step.gpu else ""
             print(f"  {policy}: {planned(step, policy) / 1e9:.1f} GB planned{room}")
     return 0
 
@@ -189,7 +189,7 @@ class _Missing(Exception):
 def _figures(step: Step, folder: Path, left: float) -> dict[str, Any]:
     """The JSON of a step, from an earlier run of the same command or from one now."""
     log = folder / f"{step.name.replace(' ', '-').replace(',', '')}.log"
-    kept, command = log.with_suffix(".json"), [*step.command(), str(step.card), str(step.graph)]
+    kept, command = log.with_suffix(".json"), [*step.command(), str(step.gpu), str(step.graph)]
     with suppress(OSError, ValueError, KeyError, TypeError):
         earlier = json.loads(kept.read_text())
         if earlier["command"] == command:
@@ -199,7 +199,7 @@ def _figures(step: Step, folder: Path, left: float) -> dict[str, Any]:
     print(f"{step.name} · {left:.0f} s left", flush=True)
     if left < 20:
         raise _Missing("no time left", failed=False)
-    code, out = _run([sys.executable, "-c", CAPPED, *step.command()], log, left, step.card * 10**9, graph=step.graph)
+    code, out = _run([sys.executable, "-c", CAPPED, *step.command()], log, left, step.gpu * 10**9, graph=step.graph)
     if code == 124:
         raise _Missing("no time left", failed=False)
     try:
@@ -213,11 +213,11 @@ def _figures(step: Step, folder: Path, left: float) -> dict[str, Any]:
     return result
 
 
-def _run(command: list[str], log: Path, limit: float, card: int = 0, *, graph: bool = False) -> tuple[int, str]:
+def _run(command: list[str], log: Path, limit: float, gpu: int = 0, *, graph: bool = False) -> tuple[int, str]:
     """Exit code, 124 where the time was up, and standard output; standard error goes to ``log``."""
     own = {"PYTHONPATH": f".{os.pathsep}kernels{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     own["KVCLI_CUDA_GRAPH"] = str(int(graph))
-    environment = {**os.environ, **own, "KVCLI_CARD_BYTES": str(card), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, **own, "KVCLI_GPU_BYTES": str(gpu), "HF_HUB_OFFLINE": "1"}
     with log.open("w") as errors:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
@@ -226,7 +226,7 @@ def _run(command: list[str], log: Path, limit: float, card: int = 0, *, graph: b
             out, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # tests have children, and the card is wanted by the next step
+                os.killpg(process.pid, signal.SIGKILL)  # tests have children, and the GPU is wanted by the next step
             process.communicate()
             return 124, ""
         if process.returncode:

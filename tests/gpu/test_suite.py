@@ -1,4 +1,4 @@
-"""The suite for cards is runnable without one: its shapes are models, and its commands are understood."""
+"""The suite for GPUs is runnable without one: its shapes are models, and its commands are understood."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_shapes_are_those_of_the_models(shape: str, parameters: int) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: s.name)
-def test_steps_fit_the_cards_that_they_stand_for(step: Step) -> None:
+def test_steps_fit_the_gpus_that_they_stand_for(step: Step) -> None:
     """By the plan, with what bitsandbytes unpacks for a product (a matrix of 14,336 by 4,096 at most) on top."""
     for policy in step.policies:
         total = suite.planned(step, policy)
         assert total > 2e9
-        assert not step.card or total + 2 * 14336 * 4096 < step.card * 10**9
+        assert not step.gpu or total + 2 * 14336 * 4096 < step.gpu * 10**9
 
 
 def test_steps_are_those_of_the_issue() -> None:
@@ -44,12 +44,12 @@ def test_steps_are_those_of_the_issue() -> None:
         policy.partition("(")[0] + policy[policy.find("+") :] * ("+" in policy) for s in STEPS for policy in s.policies
     }
     assert recipes >= {"full", "locret", "locret+kivi(bits=4)", "locret+turbo(bits=4, fill=true)"}
-    assert {s.card for s in STEPS} >= {24, 8}
+    assert {s.gpu for s in STEPS} >= {24, 8}
     assert {s.shape for s in STEPS if "--vs" in s.options} == {"llama-3.1-8b", "phi-3-mini"}
     assert len({s.name for s in STEPS}) == len(STEPS)
 
 
-def test_a_dry_run_needs_no_card(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert suite.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
     assert all(step.name in said for step in STEPS)
@@ -69,13 +69,13 @@ def test_a_failure_leaves_the_others_and_the_next_run_goes_on(
     """The program itself, on the CPU."""
 
     def lines() -> list[str]:
-        return capsys.readouterr().out.split("a card")[1].splitlines()[1:]
+        return capsys.readouterr().out.split("a GPU")[1].splitlines()[1:]
 
     place = ("--device", "cpu", "--dtype", "float32")
     broken = Step("broken", tiny_shape, "200", ("nothing(budget=64)",), options=place)
     step = replace(broken, name="sound", policies=("keydiff(budget=64)",))
     folder = tmp_path / "out"
-    assert suite.run([broken, step], folder, "a card", tests=["-c", "pass"]) == 1
+    assert suite.run([broken, step], folder, "a GPU", tests=["-c", "pass"]) == 1
     table = lines()
     assert [line.split()[0] for line in table] == ["step", "kernels", "broken", "sound"]
     assert "passed" in table[1]
@@ -84,11 +84,11 @@ def test_a_failure_leaves_the_others_and_the_next_run_goes_on(
 
     begun = []
     monkeypatch.setattr(suite, "_run", lambda command, *_, **__: begun.append(command) or (1, "nonsense"))
-    assert suite.run([broken, step], folder, "a card", tests=["-c", "pass"]) == 1
+    assert suite.run([broken, step], folder, "a GPU", tests=["-c", "pass"]) == 1
     (command,) = begun
     assert "nothing(budget=64)" in command
     assert lines()[3] == table[3]
-    assert suite.run([replace(step, tokens="100")], folder, "a card") == 1  # another command of this name is run
+    assert suite.run([replace(step, tokens="100")], folder, "a GPU") == 1  # another command of this name is run
     assert "100" in begun[-1]
 
 
@@ -107,7 +107,7 @@ def test_memory_at_two_lengths_is_compared(
             "settings": {"model": {"weight_bytes": 1800}},
         },
     )
-    assert suite.run(list(steps), tmp_path, "a card") == 0
+    assert suite.run(list(steps), tmp_path, "a GPU") == 0
     assert capsys.readouterr().out.endswith("tiny bf16, full: 1.050 times the memory at 300 as at 200 tokens\n")
 
 
@@ -117,7 +117,7 @@ def test_the_clock_ends_a_step_and_its_children(tmp_path: Path) -> None:
     assert suite._run([sys.executable, "-c", program], tmp_path / "log", 1) == (124, "")
     assert time.monotonic() - began < 500
     steps = [Step("late", "tiny", "200", ("full",))]
-    assert suite.run(steps, tmp_path, "a card", limit=5, tests=["-c", "pass"]) == 0
+    assert suite.run(steps, tmp_path, "a GPU", limit=5, tests=["-c", "pass"]) == 0
     assert not (tmp_path / "late.json").exists()
 
 
@@ -125,10 +125,10 @@ def test_a_skipped_row_is_a_line() -> None:
     assert len(_line(STEPS[0], {"recipe": "full", "tokens": 9, "skipped": "why"}, 0)) == 9
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card, and the suite would run for minutes")
-def test_without_a_card_it_says_so(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and the suite would run for minutes")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.gpu.suite", str(tmp_path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.endswith("no CUDA card here: nothing was measured\n")
+    assert done.stderr.endswith("no CUDA GPU here: nothing was measured\n")

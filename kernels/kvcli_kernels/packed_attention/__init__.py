@@ -12,7 +12,7 @@ from kvcli_kernels.quantize import Packed, dequantize
 __all__ = ["packed_attention"]
 
 _FEW = 16  # maximum query rows of a KV head for which unpacking costs more than the products
-_CARD_FEW = 64  # the same on a GPU: with more rows, several programs unpack the same keys
+_GPU_FEW = 64  # the same on a GPU: with more rows, several programs unpack the same keys
 _MANY = 1 << 15  # minimum codes of keys for which a compiled kernel saves more than its call costs
 _BLOCK = 8192  # keys unpacked at a time for more query rows
 
@@ -23,7 +23,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
     if n == 0:
         return ref.packed_attention(q, k, v, scale)
     rows, capped = q.shape[0] // k.codes.shape[0] * q.shape[1], isinstance(scale, CappedScale)
-    if on_triton(q) and rows <= _CARD_FEW and not capped:
+    if on_triton(q) and rows <= _GPU_FEW and not capped:
         from kvcli_kernels.packed_attention import triton
 
         return triton.packed_attention(q, k, v, scale)

@@ -87,7 +87,7 @@ def packed_attention(q: Tensor, k: Packed, v: Packed, scale: float) -> tuple[Ten
 
 def _stages(dim: int, rows: int, book: bool) -> int:
     """Return the number of pipeline stages, limited by the memory of consumer GPUs
-    (tests/unit/kernels/test_for_cards.py)."""
+    (tests/unit/kernels/test_for_gpus.py)."""
     if dim <= 64:
         return 3
     return 2 if dim <= 128 and (rows <= _ROWS or not book) else 1

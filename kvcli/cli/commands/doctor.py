@@ -170,7 +170,7 @@ def _show(found: dict[str, Any]) -> None:
     present = "downloaded" if model["present"] else "not downloaded: kvcli models pull"
     rows.append(("model", f"{model['name']} · {present}"))
     for node in found.get("ray", {}).get("nodes", ()):
-        parts = [node["host"], terminal.plural(node["cpus"], "core"), terminal.plural(node["gpus"], "card")]
+        parts = [node["host"], terminal.plural(node["cpus"], "core"), terminal.plural(node["gpus"], "GPU")]
         parts += [size(node["memory_bytes"]), f"kvcli {node['kvcli']}"]
         rows.append(("ray", " · ".join(parts)))
     terminal.facts([*rows, *(("problem", problem) for problem in found["problems"])], terminal.LABEL + 1)

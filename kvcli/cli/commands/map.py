@@ -22,7 +22,7 @@ from kvcli.cli.options import (
     named_files,
 )
 from kvcli.cli.output import refuse_output
-from kvcli.cli.ray_option import LOCAL, RayCommand, RayOptions, cards
+from kvcli.cli.ray_option import LOCAL, RayCommand, RayOptions, gpus
 from kvcli.cli.request import parse_request
 from kvcli.cli.signals import install_sigterm, interruptible
 from kvcli.cli.views import terminal
@@ -141,15 +141,15 @@ def command(
 
 @contextmanager
 def _workers(ray: RayOptions, options: RunOptions, source: ModelSource) -> Iterator[LocalWorkers | RayWorkers]:
-    """One worker in this process; with ``--ray``, or if there are several cards and Ray is installed, several."""
+    """One worker in this process; with ``--ray``, or if there are several GPUs and Ray is installed, several."""
     from kvcli.corpus.record import installed
 
-    several = cards() if ray.ray is None and options.device in (None, "cuda") else 0
+    several = gpus() if ray.ray is None and options.device in (None, "cuda") else 0
     if several > 1 and installed("ray") is None:
-        text = f"one of {several} cards is used; for all of them: pip install 'kvcli[ray]'"
+        text = f"one of {several} GPUs is used; for all of them: pip install 'kvcli[ray]'"
         terminal.note("workers", text, quiet=options.quiet)
     elif several > 1:
-        terminal.note("workers", f"{several} cards: one worker each, on Ray", quiet=options.quiet)
+        terminal.note("workers", f"{several} GPUs: one worker each, on Ray", quiet=options.quiet)
         ray = replace(ray, ray=LOCAL)
     if ray.ray is None:
         from kvcli.corpus.worker import LocalWorkers, Worker

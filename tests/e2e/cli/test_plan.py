@@ -1,4 +1,4 @@
-"""``kvcli plan``: the same numbers as ``ask``, without torch; cards, comparisons, rates, and what does not fit."""
+"""``kvcli plan``: the same numbers as ``ask``, without torch; GPUs, comparisons, rates, and what does not fit."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_weights_by_hand(tiny_model: Path) -> None:
     assert plain - four == 2 * numbers - (numbers // 2 + 4 * numbers // 64)
 
 
-def test_a_card_knows_its_memory() -> None:
+def test_a_gpu_knows_its_memory() -> None:
     assert Target.gpu("8GB").usable == Target.gpu("RTX 3070").usable
     assert Target.gpu("4090").usable == 24 * 2**30 - 600 * 2**20
     assert format_bytes(Target.gpu("rtx3060").usable) == "11.4 GiB"

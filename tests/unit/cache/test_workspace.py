@@ -87,15 +87,15 @@ def test_each_layer_sets_out_while_the_one_before_computes(model, monkeypatch) -
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_a_card_has_room_for_two_layers_and_no_more(model, family: str) -> None:
+def test_a_gpu_has_room_for_two_layers_and_no_more(model, family: str) -> None:
     spec, chunk, tokens = model(family).spec, 16, 90
     work = filled(model(family), tiny.document(tokens), f"full+{HOLD}", chunk)
     assert work.workspace.nbytes == 2 * (tokens + chunk) * spec.kv_heads * spec.unit_bytes
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA GPU")
 @pytest.mark.parametrize("keep", KEEPS)
-def test_on_a_card_too(keep: str) -> None:
-    card = wrap(tiny.build("llama").to("cuda"), None, name="llama", fingerprint=None)
-    for a, b in zip(units(card, keep, HOLD), units(card, keep, "dense"), strict=True):
+def test_on_a_gpu_too(keep: str) -> None:
+    gpu = wrap(tiny.build("llama").to("cuda"), None, name="llama", fingerprint=None)
+    for a, b in zip(units(gpu, keep, HOLD), units(gpu, keep, "dense"), strict=True):
         assert torch.equal(a.cpu(), b.cpu())

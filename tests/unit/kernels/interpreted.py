@@ -1,4 +1,4 @@
-"""Running programs with triton's kernels: on a card where there is one, else in triton's interpreter."""
+"""Running programs with triton's kernels: on a GPU where there is one, else in triton's interpreter."""
 
 import os
 import subprocess

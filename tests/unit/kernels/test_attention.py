@@ -89,13 +89,13 @@ def test_blocked_bfloat16_is_near_the_reference(heads, kv_heads, m, n, monkeypat
     assert rms(flash, expected) < 1e-2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card: its flash attention is another one")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: its flash attention is another one")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("dim", [64, 96, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (9, 3)])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 300), (127, 127), (129, 130), (300, 1000)])
 @pytest.mark.parametrize("window", [None, 50])
-def test_on_a_card_it_is_the_reference(heads, kv_heads, m, n, window, dim, dtype) -> None:
+def test_on_a_gpu_it_is_the_reference(heads, kv_heads, m, n, window, dim, dtype) -> None:
     q, k, v = (t.cuda() for t in draw(heads, kv_heads, m, n, dim=dim, dtype=dtype))
     o, lse = attention(q, k, v, 0.1, n - m, window)
     expected, expected_lse = ref.attention(q, k, v, 0.1, n - m, window)

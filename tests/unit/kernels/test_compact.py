@@ -94,7 +94,7 @@ NEEDED = 6 * 2**30
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is for Linux")
 def test_beyond_what_an_int32_counts(tmp_path: Path) -> None:
     if torch.cuda.is_available():
-        free, where = torch.cuda.mem_get_info()[0], "the card"
+        free, where = torch.cuda.mem_get_info()[0], "the GPU"
     else:
         free, where = psutil.virtual_memory().available, "this machine"
     if free < NEEDED:

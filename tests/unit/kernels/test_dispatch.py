@@ -1,4 +1,4 @@
-"""A reading and a question with triton's kernels chosen, as a card chooses them, against one without."""
+"""A reading and a question with triton's kernels chosen, as a GPU chooses them, against one without."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +48,6 @@ print(*sorted(set(seen)))
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is for Linux")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on a card there is no other choice to compare with")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU there is no other choice to compare with")
 def test_the_engine_with_kernels_is_the_engine_without(tmp_path: Path) -> None:
     assert run(PROGRAM, tmp_path) == "compact merge packed_attention quantize"

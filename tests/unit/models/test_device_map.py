@@ -1,6 +1,6 @@
-"""A model that is larger than the card: where its parts go, that this is said, and that it computes the same.
+"""A model that is larger than the GPU: where its parts go, that this is said, and that it computes the same.
 
-There is no card here: the CPU stands for it, and the disk for main memory.
+There is no GPU here: the CPU stands for it, and the disk for main memory.
 """
 
 from dataclasses import replace
@@ -32,37 +32,37 @@ def outline(family: str = "llama"):
 
 @pytest.mark.parametrize("share", [0.75, 0.85, 0.95])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi3-longrope"])
-def test_no_more_goes_to_the_card_than_it_has_room_for(family: str, share: float) -> None:
+def test_no_more_goes_to_the_gpu_than_it_has_room_for(family: str, share: float) -> None:
     module, whole = outline(family)
     found = over(module, {"cuda:0": int(share * whole)}, 2**30, "m")
-    (card,) = found.cards.values()
-    assert 0 < card <= share * whole
-    assert card + found.host == whole
+    (gpu,) = found.gpus.values()
+    assert 0 < gpu <= share * whole
+    assert gpu + found.host == whole
     assert set(found.places.values()) == {"cuda:0", "cpu"}
     assert all(where == "cuda:0" for part, where in found.places.items() if part.endswith(("rotary_emb", "model.norm")))
     layers = [found.places.get(f"model.layers.{i}", found.places.get("model.layers")) for i in range(3)]
-    assert layers == sorted(layers, reverse=True)  # the first ones are on the card
+    assert layers == sorted(layers, reverse=True)  # the first ones are on the GPU
     assert f"{layers.count('cuda:0')} of 3 layers" in found.text
 
 
 @pytest.mark.parametrize("shares", [(0.75, 0.5), (0.75, 0.75, 0.75), (0.75, 0.3)])
-def test_layers_are_spread_over_the_cards_in_order(shares: tuple[float, ...]) -> None:
+def test_layers_are_spread_over_the_gpus_in_order(shares: tuple[float, ...]) -> None:
     module, whole = outline()
     rooms = {f"cuda:{i}": int(share * whole) for i, share in enumerate(shares)}
     found = over(module, rooms, 2**30, "m")
-    assert list(found.cards) == list(rooms)
-    assert all(held <= rooms[card] for card, held in found.cards.items())
-    assert sum(found.cards.values()) + found.host == whole
+    assert list(found.gpus) == list(rooms)
+    assert all(held <= rooms[gpu] for gpu, held in found.gpus.items())
+    assert sum(found.gpus.values()) + found.host == whole
     order = [*rooms, "cpu"]
     layers = [order.index(found.places.get(f"model.layers.{i}", "cpu")) for i in range(3)]
     assert layers == sorted(layers)
     assert len(set(layers)) > 1
     assert ("offloaded to RAM" in found.text) is bool(found.host)
-    assert all(f"on {card}" in found.text for card in {order[i] for i in layers} - {"cpu"})
+    assert all(f"on {gpu}" in found.text for gpu in {order[i] for i in layers} - {"cpu"})
 
 
 def test_keys_and_values_are_where_their_layer_is() -> None:
-    """A device without memory stands for the second card."""
+    """A device without memory stands for the second GPU."""
     model = load.wrap(tiny.build("llama"), None, name="m", fingerprint=None)
     assert model.spec.devices == ()
     spread = replace(model.spec, devices=("cpu", "cpu", "meta"))
@@ -74,7 +74,7 @@ def test_keys_and_values_are_where_their_layer_is() -> None:
     assert {on.type for on in prefill.workspace.tensors} == {"cpu", "meta"}
 
 
-def test_each_card_needs_room_for_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_needs_room_for_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load.wrap(tiny.build("llama"), None, name="m", fingerprint=None).spec
     plan, _ = memory.plan_run(spec, parse("keydiff(budget=24)"), tokens=900, chunk=64, question=8, answer=500)
     spread = replace(spec, device="cuda:0", devices=("cuda:0", "cuda:0", "cuda:1"))
@@ -164,7 +164,7 @@ def test_fetched_layers_compute_the_same_on_the_device(tmp_path, monkeypatch, fa
 
 
 def test_ask_says_it_and_answers_the_same(tiny_model, call, folder, monkeypatch) -> None:  # noqa: F811
-    """The whole command: the CPU is told to be a card that is too small, and the disk to be main memory."""
+    """The whole command: the CPU is told to be a GPU that is too small, and the disk to be main memory."""
     (folder / "a.txt").write_text("The dog is called Pepper. " * 20)
     words = ["ask", "a.txt", "Who?", "-m", tiny_model, "--dtype", "float32", "-n", "6", "--no-cache", "--json"]
     plain = call(*words)

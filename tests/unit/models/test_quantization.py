@@ -125,9 +125,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(
     assert f'"torch=={torch.__version__.split("+")[0]}"' in str(found.value.hint)
 
 
-def test_only_a_card_needs_kernels_for_fp8(
-    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_gpu_needs_kernels_for_fp8(source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, _ = packed.pack(source, "fp8", tmp_path)
     monkeypatch.setattr(quantization, "_installed", lambda _: False)
     assert quantization.reading(theirs, "cpu") == {}
@@ -136,7 +134,7 @@ def test_only_a_card_needs_kernels_for_fp8(
 
 
 @pytest.mark.parametrize(
-    ("said", "hint"), [("a GPU is needed for this", "CUDA card"), ("no such\ntensor", "kvcli models show")]
+    ("said", "hint"), [("a GPU is needed for this", "CUDA GPU"), ("no such\ntensor", "kvcli models show")]
 )
 def test_what_transformers_cannot_read_is_said_in_one_line(
     source: ModelSource, said: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

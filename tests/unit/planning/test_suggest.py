@@ -16,7 +16,7 @@ SIZES = (0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200)
 
 @cache
 def on_gpu(gib: float, tokens: int = 100_000) -> list[Suggestion]:
-    target = Target("a card", int(gib * 2**30), here=False)
+    target = Target("a GPU", int(gib * 2**30), here=False)
     return suggest(target, device="cuda:0", dtype="bfloat16", tokens=tokens)
 
 
@@ -37,7 +37,7 @@ def test_the_largest_that_fits(gib: float) -> None:
         assert chosen.alias.parameters == max(each.alias.parameters for each in fitting)
 
 
-def test_a_larger_card_never_gets_a_smaller_model() -> None:
+def test_a_larger_gpu_never_gets_a_smaller_model() -> None:
     sizes = [chosen.alias.parameters if (chosen := best(on_gpu(gib))) else 0 for gib in SIZES]
     assert sizes == sorted(sizes)
     assert sizes[0] == 0

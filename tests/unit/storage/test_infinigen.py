@@ -132,7 +132,7 @@ def test_what_is_fetched_ahead_is_waited_for(model, monkeypatch) -> None:
 
 
 def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> None:
-    """On a card its memory would be given to another while it is read."""
+    """On a GPU its memory would be given to another while it is read."""
     held, guesses, alive = context(model(), "infinigen(dense=0, least=0)"), [], []
     foresee, join = PrefetchingReader.prefetch, CopyStream.join
     monkeypatch.setattr(
@@ -147,7 +147,7 @@ def test_what_is_read_aside_lives_until_it_is_waited_for(model, monkeypatch) -> 
     assert [guess() for guess in guesses] == [None, None]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA card")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a second stream needs a CUDA GPU")
 def test_a_second_stream_sees_what_the_first_wrote() -> None:
     aside, x = CopyStream(torch.device("cuda")), torch.zeros(1 << 24, device="cuda")
     for step in range(20):

@@ -1,4 +1,4 @@
-"""What offloading takes is planned apart for the card and for the machine, and refused with numbers."""
+"""What offloading takes is planned apart for the GPU and for the machine, and refused with numbers."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def test_the_plan_says_what_a_context_takes(model, family: str, name: str, lengt
 @pytest.mark.parametrize(
     ("name", "share"), [("quest", 1 / 7), ("infllm", 1 / 11), ("shadowkv", 1 / 6), ("infinigen", 1 / 4)]
 )
-def test_a_small_card_holds_a_long_document(name: str, share: float) -> None:
+def test_a_small_gpu_holds_a_long_document(name: str, share: float) -> None:
     """Llama-3.1-8B's shape at 126K tokens with the published settings."""
     full, few = (memory.plan(LLAMA, parse(r), tokens=129_024, chunk=1024, tail=512) for r in ("full", f"full+{name}"))
     notes = full.prefill - full.context

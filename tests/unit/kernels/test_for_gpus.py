@@ -1,6 +1,6 @@
-"""Every kernel compiles for cards, as launched with heads of 128 and 256 channels, and fits what a program may share.
+"""Every kernel compiles for GPUs, as launched with heads of 128 and 256 channels, and fits what a program may share.
 
-No card is needed for that: triton is told that there is one, and a launch ends where the compiled program would start.
+No GPU is needed for that: triton is told that there is one, and a launch ends where the compiled program would start.
 """
 
 import os
@@ -31,7 +31,7 @@ CAPABILITY, SHARED = 89, 99 << 10
 seen = {}
 
 
-class Card:
+class GPU:
     def get_current_device(self):
         return 0
 
@@ -49,7 +49,7 @@ def compiled(self, *args, grid, warmup, **options):
     seen[name] = max(seen.get(name, 0), kernel.metadata.shared)
 
 
-driver.set_active(Card())
+driver.set_active(GPU())
 launch, JITFunction.run = JITFunction.run, compiled
 packed.products = lambda q: tl.bfloat16
 
@@ -92,7 +92,7 @@ KERNELS = (
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is for Linux")
-def test_kernels_compile_for_a_consumer_card(tmp_path: Path) -> None:
+def test_kernels_compile_for_a_consumer_gpu(tmp_path: Path) -> None:
     """Ada, 99 KiB; the largest of what models and holds ask for."""
     root = Path(__file__).parents[3]
     given = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
