@@ -18,6 +18,10 @@ __all__ = ["GgufHeader", "bits", "content_key", "convert", "read_header"]
 
 EXIT_DISK, EXIT_UNKNOWN = 5, 4
 
+REVISIONS = {"deepseek2": 2}
+"""By architecture, how often its conversion changed since :data:`kvcli.models.resolve.CONVERTER` did: older copies are
+not used. 2: queries of Mistral Large 3 are scaled by their position."""
+
 
 def bits(path: Path) -> int:
     """Bits per weight in a model, from the size of its files."""
@@ -26,8 +30,11 @@ def bits(path: Path) -> int:
 
 
 def content_key(path: Path) -> str:
-    """The sha256 of the file, or of those of all parts, whatever its path; all is read once and remembered."""
-    found = [files.sha256(file) for file in read_header(path).files]
+    """The sha256 of the file, or of those of all parts and of the revision; all is read once and remembered."""
+    header = read_header(path)
+    found = [files.sha256(file) for file in header.files]
+    if revision := REVISIONS.get(header.architecture):
+        found.append(str(revision))
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ from kvcli.models.catalogue import ALIASES, DEFAULT
 from kvcli.models.weights import ModelSource
 from kvcli.utils import config_file, files
 
-# Part of the path of every converted model. Increase it if the conversion's result changes.
+# Part of the path of every converted model. Increase it if the result changes for all; gguf.REVISIONS is for some.
 CONVERTER = "v2"
 
 CARD = "kvcli.json"

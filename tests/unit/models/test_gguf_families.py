@@ -98,6 +98,15 @@ def test_logits_are_those_of_the_model(tmp_path: Path, kind: str, architecture: 
     torch.testing.assert_close(logits(converted(file, tmp_path / "out")), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_copy_that_an_older_conversion_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = gguf_files.write(tmp_path / "m.gguf", small("mistral4"), "deepseek2")
+    other = gguf_files.write(tmp_path / "o.gguf", small("llama"), "llama")
+    now, same = content_key(changed), content_key(other)
+    monkeypatch.setattr("kvcli.models.gguf.REVISIONS", {})
+    assert now != content_key(changed)
+    assert same == content_key(other)
+
+
 @pytest.mark.parametrize("opened", [0, 2])
 def test_a_split_model_is_read_whole_from_any_part(tmp_path: Path, opened: int) -> None:
     module = small("llama")
