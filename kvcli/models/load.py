@@ -31,7 +31,6 @@ from kvcli.models import (
     light_imports,
     packed_experts,
     quantization,
-    query_prediction,
     recurrent,
     rope,
     self_test,
@@ -39,9 +38,9 @@ from kvcli.models import (
 )
 from kvcli.models.auto_class import attend_by, auto_class, tower_parts
 from kvcli.models.latent import Latent
-from kvcli.models.model import Model, OutputHead
+from kvcli.models.model import Model, OutputHead, matrices, weight_bytes
 from kvcli.models.pictures import PictureReader
-from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size
+from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size, loaded_config
 from kvcli.models.trial import Call
 from kvcli.models.weights import ModelSource, require_all
 from kvcli.types import DTYPE_BYTES, ModelSpec
@@ -89,11 +88,12 @@ def load(
     """
     device, dtype = placed(device, dtype)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    plain = condensed.as_llama(source.name, source.config)
+    plain = loaded_config(source.name, source.config)
     made = {"config": AutoConfig.for_model(**plain)} if "kvcli_owners" in plain else {}
     attention.register()
-    held = quantization.options(source, weights, getattr(torch, dtype))
-    own = quantization.method(source)
+    held = {} if weights == "bf16" else quantization.options(source, weights, getattr(torch, dtype))
+    own = source.quantized
+    quiet = nullcontext if own is None else quantization.suppress_output
     if own is not None:
         held = quantization.reading(source, device)
         if text := quantization.load_notice(source, device, dtype):
@@ -110,7 +110,8 @@ def load(
             )
             reader = PictureReader.of(source, config) if pictures else None
             cls = auto_class(config, pictures=pictures)
-            quantization.prepare(source)
+            if own is not None:
+                quantization.prepare(source)
             if device == "cpu":
                 prepare()
             ready()
@@ -122,8 +123,8 @@ def load(
                     places = wide.places
             with (
                 _no_progress_bar(),
-                quantization.suppress_output(source),
-                packed_experts.packing(weights, own),
+                quiet(),
+                packed_experts.packing(weights, own) if held else nullcontext(),
                 nullcontext() if own else light_imports.stand_ins(),
             ):
                 read = partial(
@@ -146,9 +147,11 @@ def load(
                         raise
                     module, found = read()
             own_class = source.config.get("architectures") or ()
-            found = condensed.without_spare(found, plain)
+            if "kvcli_owners" in plain:
+                found = condensed.without_spare(found, plain)
             require_all(found, source.name, spare=own is not None, made=own_class)
-            quantization.fit_layers(module, weights)
+            if held or own is not None:
+                quantization.fit_layers(module, weights)
             if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:
@@ -163,7 +166,7 @@ def load(
             or ModelError(f"{source.name}: cannot be loaded: {_line(error)}", f"kvcli models show {source.name}")
         ) from error
     try:
-        with quantization.suppress_output(source):  # the probe may be the first that runs
+        with quiet():  # the probe may be the first that runs
             model = wrap(
                 module,
                 tokenizer,
@@ -242,7 +245,7 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
     if head is None:
         raise UnsupportedModel(f"{type(module).__name__} has no language-model head")
     attend_by(module, attention.NAME)
-    weight_bytes = quantization.weight_bytes(module)  # before a forward pass: that moves scales out of sight
+    stored = weight_bytes(module)  # before a forward pass: that moves scales out of sight
     state = recurrent.empty(module.config)
     rotated = trial.run(module, state=state)
     trial.one_call_a_layer(module, rotated.calls)
@@ -262,23 +265,23 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
         finally:
             unrotated(False)
 
-    latents = latent.find(rotary, rotated.calls, again)
-    kept_latents = latent.install(rotated.calls, latents)
+    own_keys = all(call.q.shape[0] == call.k.shape[0] for call in rotated.calls)  # as of latents
+    latents = latent.find(rotary, rotated.calls, again) if own_keys else []
+    kept_latents = latent.install(rotated.calls, latents) if latents else None
 
     def switch(ours: bool) -> None:
         unrotated(ours)
         thin_layers(ours)
-        kept_latents(ours)
+        if kept_latents is not None:
+            kept_latents(ours)
 
     switch(True)
     for index, part in enumerate(parts):
         setattr(part, attention.LAYER, index)
-    if not latents:
-        query_prediction.install(plain.calls)
     spec = _spec(module, plain.calls, latents, name, fingerprint or name, former)
-    multiplied = round(sum(numbers * share for numbers, _, share in packed_experts.matrices(module)))
+    multiplied = round(sum(numbers * share for numbers, _, share in matrices(module)))
     states = 0 if state is None else state.nbytes
-    spec = replace(spec, weight_bytes=weight_bytes, state_bytes=states, multiplied=multiplied)
+    spec = replace(spec, weight_bytes=stored, state_bytes=states, multiplied=multiplied)
     model = Model(spec, module, tokenizer, rotary, _eos(module, tokenizer), OutputHead(head), first, switch)
     self_test.check(model, remember=fingerprint is not None)
     return model

@@ -10,7 +10,8 @@ from kvcli.errors import ModelError
 from kvcli.events import Event
 from kvcli.models import gguf, hub, resolve, weights
 from kvcli.models import spec as model_spec
-from kvcli.models.catalogue import ALIASES, DEFAULT
+from kvcli.models.catalogue import ALIASES
+from kvcli.models.default_model import DEFAULT
 from kvcli.models.weights import ModelSource
 
 # Bytes of one number of a KV cache that is not quantised.

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from kvcli.cache.base import DraftedCache, KVCache, State
 from kvcli.errors import ModelError
-from kvcli.models import attention, condensed, cpu_linear, packed_experts, rope
+from kvcli.models import attention, condensed, cpu_linear, rope
 from kvcli.models.auto_class import attend_by
+from kvcli.models.packed_experts import PackedExperts, StoredExperts
 from kvcli.models.pictures import PictureReader
 from kvcli.types import ModelSpec, Scorer
 
@@ -114,7 +115,7 @@ class Model:
         """Bytes of weights that one token's forward pass reads: no untied embedding table, and no unused experts."""
         table, head = (m.weight for m in (self.module.get_input_embeddings(), self.module.get_output_embeddings()))
         read = self.spec.weight_bytes - (0 if table is head else int(table.nbytes))
-        read -= round(sum(nbytes * (1 - share) for _, nbytes, share in packed_experts.matrices(self.module)))
+        read -= round(sum(nbytes * (1 - share) for _, nbytes, share in matrices(self.module)))
         return read - cpu_linear.spared_bytes(self.module)
 
     def empty_state(self) -> State | None:
@@ -185,3 +186,36 @@ class Model:
         finally:
             attend_by(self.module, attention.NAME)
             self._switch(True)
+
+
+def matrices(module: Any) -> Iterator[tuple[int, int, float]]:
+    """Numbers and bytes of the matrices in a model's layers, and the share of them that one token uses."""
+    config = module.config.get_text_config()
+    names = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "experts_per_token")
+    used = next((int(n) for name in names if (n := getattr(config, name, None))), 0)
+    for part in module.base_model.modules():
+        if isinstance(part, nn.Linear):
+            yield part.in_features * part.out_features, part.weight.nbytes, 1.0
+        elif isinstance(part, PackedExperts | StoredExperts):
+            numbers = part.shape.numel() if isinstance(part, PackedExperts) else 2 * part.packed.numel()
+            count = len(part.packed)
+            yield numbers, part.packed.nbytes + part.scale.nbytes, min(1.0, (used or count) / count)
+        elif hasattr(part, "is_concatenated"):
+            for tensor in part.parameters(recurse=False):
+                if tensor.dim() == 3:
+                    yield tensor.numel(), tensor.nbytes, min(1.0, (used or len(tensor)) / len(tensor))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters, and of scales that lie beside them."""
+    total = 0
+    for parameter in module.parameters():
+        extra: Any = parameter
+        state = getattr(extra, "quant_state", None)
+        for scale in (getattr(extra, "SCB", None), getattr(state, "absmax", None)):
+            total += scale.nbytes if isinstance(scale, torch.Tensor) else 0
+        total += parameter.nbytes
+    if getattr(getattr(module, "config", None), "quantization_config", None) is None:
+        return total
+    # A checkpoint that came quantised may have its integers and scales as buffers.
+    return total + sum(b.nbytes for n, b in module.named_buffers() if not n.endswith("inv_freq"))

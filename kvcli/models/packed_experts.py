@@ -128,24 +128,6 @@ def packable(module: nn.Module, name: str) -> bool:
     return hasattr(module, "is_concatenated") and len(shape) == 3 and shape[1] * shape[2] % BLOCK == 0
 
 
-def matrices(module: Any) -> Iterator[tuple[int, int, float]]:
-    """Numbers and bytes of the matrices in a model's layers, and the share of them that one token uses."""
-    config = module.config.get_text_config()
-    names = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "experts_per_token")
-    used = next((int(n) for name in names if (n := getattr(config, name, None))), 0)
-    for part in module.base_model.modules():
-        if isinstance(part, nn.Linear):
-            yield part.in_features * part.out_features, part.weight.nbytes, 1.0
-        elif isinstance(part, PackedExperts | StoredExperts):
-            numbers = part.shape.numel() if isinstance(part, PackedExperts) else 2 * part.packed.numel()
-            count = len(part.packed)
-            yield numbers, part.packed.nbytes + part.scale.nbytes, min(1.0, (used or count) / count)
-        elif hasattr(part, "is_concatenated"):
-            for tensor in part.parameters(recurse=False):
-                if tensor.dim() == 3:
-                    yield tensor.numel(), tensor.nbytes, min(1.0, (used or len(tensor)) / len(tensor))
-
-
 def pack(module: nn.Module, name: str, parts: nn.Module) -> None:
     """Put packed matrices in the place of the others, which may be gone by now."""
     delattr(module, name)

@@ -39,13 +39,6 @@ NEEDS = {
 """Method of a quantised checkpoint to the packages that read it. FP8 needs ``kernels``, and that on a GPU only."""
 
 
-def method(source: ModelSource) -> str | None:
-    """How the checkpoint itself is quantised, as its config says."""
-    config = source.config
-    found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
-    return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
-
-
 def options(source: ModelSource, held: str, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for ``--weights``.
 
@@ -53,7 +46,7 @@ def options(source: ModelSource, held: str, dtype: torch.dtype) -> dict[str, Any
         UsageError: the checkpoint is quantised already.
         ModelError: bitsandbytes is not there.
     """
-    own = method(source)
+    own = source.quantized
     if held == "bf16":
         return {}
     if own is not None:
@@ -79,7 +72,7 @@ def reading(source: ModelSource, device: str) -> dict[str, Any]:
     Raises:
         ModelError: a package is missing; names it and the command.
     """
-    own = method(source)
+    own = source.quantized
     if missing := _missing(own, device):
         raise ModelError(
             f"{source.name} is quantised with {own}, which needs {' and '.join(missing)}, and that is not installed",
@@ -98,7 +91,7 @@ def reading(source: ModelSource, device: str) -> dict[str, Any]:
 
 def load_notice(source: ModelSource, device: str, dtype: str) -> str | None:
     """What a person should know before a checkpoint that comes quantised is loaded, in one line."""
-    own = method(source)
+    own = source.quantized
     if model_spec.unpacked(own, device):
         return f"{source.name} comes quantised ({own}) and is unpacked to {dtype}"
     if "gptqmodel" in NEEDS.get(own or "", ()):
@@ -107,14 +100,11 @@ def load_notice(source: ModelSource, device: str, dtype: str) -> str | None:
 
 
 @contextmanager
-def suppress_output(source: ModelSource) -> Iterator[None]:
-    """Lets the packages that read quantised checkpoints say nothing, where it is one of these.
+def suppress_output() -> Iterator[None]:
+    """Lets the packages that read quantised checkpoints say nothing.
 
     They have banners, logs and progress bars, some of it on standard output, which is the answer's.
     """
-    if method(source) is None:
-        yield
-        return
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
@@ -127,8 +117,8 @@ def suppress_output(source: ModelSource) -> Iterator[None]:
 
 def prepare(source: ModelSource) -> None:
     """Import a large package that reads a quantised checkpoint, so that its memory is not counted as the model's."""
-    if "gptqmodel" in NEEDS.get(method(source) or "", ()):
-        with suppress_output(source):
+    if "gptqmodel" in NEEDS.get(source.quantized or "", ()):
+        with suppress_output():
             importlib.import_module("gptqmodel")
 
 
@@ -204,25 +194,10 @@ def fit_layers(module: nn.Module, held: str) -> None:
 
 def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:
     """What a person is told of a quantised checkpoint that could not be loaded; ``None`` if it is not quantised."""
-    own = method(source)
+    own = source.quantized
     if own is None:
         return None
     reason = " ".join(str(error).split())[:300]
     gpu = re.search(r"\b(GPU|CUDA|XPU)\b", reason) and not torch.cuda.is_available()
     hint = "a machine with a CUDA GPU, or an unquantised copy" if gpu else f"kvcli models show {source.name}"
     return ModelError(f"{source.name} is quantised with {own} and cannot be loaded: {reason}", hint)
-
-
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters, and of scales that lie beside them."""
-    total = 0
-    for parameter in module.parameters():
-        extra: Any = parameter
-        state = getattr(extra, "quant_state", None)
-        for scale in (getattr(extra, "SCB", None), getattr(state, "absmax", None)):
-            total += scale.nbytes if isinstance(scale, torch.Tensor) else 0
-        total += parameter.nbytes
-    if getattr(getattr(module, "config", None), "quantization_config", None) is None:
-        return total
-    # A checkpoint that came quantised may have its integers and scales as buffers.
-    return total + sum(b.nbytes for n, b in module.named_buffers() if not n.endswith("inv_freq"))

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from kvcli.cache.decode_cache import DecodeCache
-from kvcli.models import attention
+from kvcli.models import attention, recurrent, trial
 from kvcli.models.trial import Call
 
+if TYPE_CHECKING:
+    from kvcli.models.model import Model
 
-def install(calls: Sequence[Call]) -> None:
-    """Make each attention layer predict the next layer's queries for storage that asks for them.
+_installed: WeakSet[nn.Module] = WeakSet()
 
-    Args:
-        calls: of a trial without RoPE, with inputs. Layers whose queries :func:`queries` does not reproduce are not
-            predicted; storage then fetches for them when they run.
+
+def install(model: Model) -> None:
+    """Make each attention layer predict the next layer's queries for storage that asks for them; once for a model.
+
+    Layers whose queries :func:`queries` does not reproduce in a trial are not predicted; storage then fetches for them
+    when they run.
     """
-    for index, (call, following) in enumerate(pairwise(calls)):
-        if _predictable(following):
-            hook = partial(_predict, index + 1, following.module, following.scale)
-            call.module.register_forward_pre_hook(hook, with_kwargs=True)
+    module = model.module
+    with model.lock:
+        if model.spec.latent or module in _installed:
+            return
+        _installed.add(module)
+        parts = [part for part in module.modules() if hasattr(part, attention.LAYER)]
+        calls = trial.run(module, hidden=parts, state=recurrent.empty(module.config)).calls
+        for index, (call, following) in enumerate(pairwise(calls)):
+            if _predictable(following):
+                hook = partial(_predict, index + 1, following.module, following.scale)
+                call.module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _predictable(call: Call) -> bool:

@@ -11,6 +11,8 @@
 transformers.
 """
 
+from __future__ import annotations
+
 import difflib
 import json
 import os
@@ -21,14 +23,17 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvcli.errors import ModelError
 from kvcli.events import Event, drain
 from kvcli.models import default_model, gguf, hub, weights
-from kvcli.models.catalogue import ALIASES, DEFAULT
+from kvcli.models.default_model import DEFAULT
 from kvcli.models.weights import ModelSource
 from kvcli.utils import config_file, files
+
+if TYPE_CHECKING:
+    from kvcli.models.catalogue import Alias
 
 # Part of the path of every converted model. Increase it if the result changes for all; gguf.REVISIONS is for some.
 CONVERTER = "v2"
@@ -69,8 +74,8 @@ def resolve(
     wish = _ResolveOptions(offline or hub.switched_off(), only_config, refresh)
     if name == DEFAULT:
         return (yield from _default(wish))
-    if name in ALIASES:
-        return (yield from _hub(name, ALIASES[name].repo, None, wish))
+    if (alias := _aliases().get(name)) is not None:
+        return (yield from _hub(name, alias.repo, None, wish))
     check_name(name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -111,7 +116,7 @@ def check_name(name: str) -> str:
         ModelError: it is none of these. Whether the hub has it is not asked.
     """
     path = Path(name).expanduser()
-    if name in ALIASES:
+    if name == DEFAULT or name in _aliases():
         return name
     if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
         return str(path.absolute())
@@ -126,8 +131,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def _aliases() -> dict[str, Alias]:
+    """The table of short names; the default model needs none of it."""
+    from kvcli.models.catalogue import ALIASES
+
+    return ALIASES
+
+
 def _unknown_alias(name: str) -> ModelError:
-    near = difflib.get_close_matches(name.lower(), ALIASES, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), _aliases(), n=1, cutoff=0.5)
     meant = f"; did you mean {near[0]}?" if near else ""
     return ModelError(f"unknown model: there is no directory and no alias {name!r}{meant}", "kvcli models ls")
 
@@ -172,17 +184,17 @@ def _from_snapshot(name: str, snapshot: hub.Snapshot, wish: _ResolveOptions) -> 
 
 
 def _default(wish: _ResolveOptions) -> Steps:
-    alias = ALIASES[DEFAULT]
-    if not wish.refresh and (source := _cached(DEFAULT, alias.repo, None, wish, strict=False)):
+    repo = default_model.REPO
+    if not wish.refresh and (source := _cached(DEFAULT, repo, None, wish, strict=False)):
         return source
     folder = folder_of(DEFAULT, default_model.GGUF_SHA256)
-    here = default_model.installed()
     if (folder / CARD).is_file() and not wish.refresh:
         return _converted(DEFAULT, folder)
+    here = default_model.installed()
     unreachable = ""
     if not wish.offline:
         try:
-            snapshot = yield from hub.fetch(alias.repo, only_config=wish.only_config, timeout=2.0)
+            snapshot = yield from hub.fetch(repo, only_config=wish.only_config, timeout=2.0)
             return _from_snapshot(DEFAULT, snapshot, wish)
         except ModelError as error:
             unreachable = error.message

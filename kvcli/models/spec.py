@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvcli.errors import ModelError
-from kvcli.models import catalogue, weights
-from kvcli.models.condensed import as_llama
+from kvcli.models import condensed, weights
 from kvcli.models.defaults import default_dtype, device_name, known_dtype
 from kvcli.models.weights import PACKED, ModelSource
 from kvcli.types import DTYPE_BYTES, ModelSpec
@@ -67,7 +66,7 @@ def spec(
     """
     device = device_name(device)
     dtype = known_dtype(dtype) or default_dtype(device)
-    config = as_llama(source.name, source.config)
+    config = loaded_config(source.name, source.config)
     text = text_config(config)
 
     def need(*names: str) -> int:
@@ -184,10 +183,15 @@ def layer_kinds(text: dict[str, Any]) -> list[str]:
     return []
 
 
+def loaded_config(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that is loaded: that of a Llama for a Layer-Condensed model, any other unchanged."""
+    return condensed.as_llama(name, config) if config.get("model_type") == condensed.KIND else config
+
+
 def kv_numbers(config: dict[str, Any]) -> int | None:
     """Numbers of keys and values that one token has in all layers that attend; ``None`` if the config does not say."""
     with suppress(ModelError):
-        config = as_llama("", config)
+        config = loaded_config("", config)
     text = text_config(config)
     kinds, layers = layer_kinds(text), text.get("num_hidden_layers")
     heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
@@ -342,6 +346,8 @@ def _stored(
 
 def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
     """Bytes of the matrices of a Llama-like model; biases and norms are negligible."""
+    from kvcli.models import catalogue
+
     alias = catalogue.known(spec.name)
     if alias is not None and alias.linear:
         once = spec.vocab * spec.hidden

@@ -60,6 +60,13 @@ class ModelSource:
         return 0 < self.bits <= 8
 
     @property
+    def quantized(self) -> str | None:
+        """How the checkpoint itself is quantised, as its config says."""
+        config = self.config
+        found = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+        return str(found.get("quant_method", "unknown")) if isinstance(found, dict) else None
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that stay when the directory moves and change when the config or the weights do."""
         return fingerprint(self.path)

@@ -159,7 +159,8 @@ class Pipeline:
             general = chosen(questions=0)
             if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):
                 recipe = general
-        return RecipeChoice(recipe, free and not trained, calibration.attach(self.model, [recipe]))
+        calibrated = None if recipe.storage.calibrated == "never" else calibration.attach(self.model, [recipe])
+        return RecipeChoice(recipe, free and not trained, calibrated)
 
     def plan(
         self,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from kvcli.errors import ModelError
 from kvcli.events import drain
 from kvcli.models import spec as model_spec
-from kvcli.models.catalogue import ALIASES, DEFAULT, Alias
+from kvcli.models.catalogue import ALIASES, Alias
+from kvcli.models.default_model import DEFAULT
 from kvcli.models.defaults import default_chunk
 from kvcli.models.heads_on_disk import heads_bytes
 from kvcli.models.resolve import resolve

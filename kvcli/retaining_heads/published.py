@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvcli.models.catalogue import ALIASES
 from kvcli.types import ModelSpec
 
 WIDTH = 1024
@@ -55,6 +54,8 @@ _PUBLISHED = (
 
 def of_model(name: str) -> PublishedHeads | None:
     """The heads of the model called ``name``: an alias or a hub id, with or without a revision."""
+    from kvcli.models.catalogue import ALIASES
+
     wanted = (ALIASES[name].repo if name in ALIASES else name.partition("@")[0]).lower()
     wanted = wanted.replace("/meta-llama-3.1", "/llama-3.1")  # its first name on the hub
     return next((heads for heads in _PUBLISHED if heads.model.lower() == wanted), None)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvcli.storage.row_codec import RowCodec
-    from kvcli.storage.staging import Staging
     from kvcli.types import ModelSpec
+    from kvcli.utils.copy_stream import CopyStream
 
 
 class Basis(NamedTuple):
@@ -150,6 +151,40 @@ class StoredLayer(Attendable, Protocol):
         ``staging`` is memory that the cache's layers use in turn; by default the layer allocates its own.
         """
         ...
+
+
+class Staging:
+    """Buffers of the largest layer's size, shared by all layers; allocated at first use, never moved."""
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self._size = 0
+        self._buffers: dict[str, Tensor] = {}
+        self._copy_stream: CopyStream | None = None
+
+    def register(self, *shape: int) -> int:
+        """Announce a reader's buffer size before the first use; return the reader's index."""
+        self._size = max(self._size, prod(shape))
+        self.readers += 1
+        return self.readers - 1
+
+    def buffer(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Return the buffer ``name`` as a view of ``shape``; its contents are kept, zeros at first."""
+        if name not in self._buffers:
+            self._buffers[name] = like.new_zeros(self._size)
+        return self._buffers[name][: prod(shape)].view(shape)
+
+    def copy_stream(self, like: Tensor) -> CopyStream:
+        """Return the stream on which all layers prefetch."""
+        from kvcli.utils.copy_stream import CopyStream
+
+        self._copy_stream = self._copy_stream or CopyStream(like.device)
+        return self._copy_stream
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all allocated buffers."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
 
 class ResidentLayer:

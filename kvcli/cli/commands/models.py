@@ -13,7 +13,7 @@ from kvcli.cli.options import DEBUG, JSON, OFFLINE, QUIET
 from kvcli.cli.views import terminal
 from kvcli.cli.views.progress import run_with_progress
 from kvcli.errors import ResourceError
-from kvcli.models.catalogue import DEFAULT
+from kvcli.models.default_model import DEFAULT
 from kvcli.utils import config_file
 from kvcli.utils.sizes import format_bytes, parse_tokens
 

@@ -151,13 +151,13 @@ def _spec(model: ModelOptions, target: Target | None, *, quiet: bool, pictures: 
 
 def _source(model: ModelOptions, *, quiet: bool) -> ModelSource:
     """The model's config, downloaded if it is not here; what the catalogue says of it if that fails."""
-    from kvcli.models import catalogue, resolve
+    from kvcli.models import catalogue, default_model, resolve
 
     try:
         return run_with_progress(resolve.resolve(model.model, offline=model.offline, only_config=True), quiet=quiet)
     except ModelError:
         alias = catalogue.ALIASES.get(model.model or resolve.default_name())
-        if alias is None or alias.name == catalogue.DEFAULT:
+        if alias is None or alias.name == default_model.DEFAULT:
             raise
         return alias.source()
 

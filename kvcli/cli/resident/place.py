@@ -138,3 +138,12 @@ def open_place(*, make: bool = True) -> Place | None:
         whose = "another user's" if found.st_uid != os.getuid() else f"open to others (mode {found.st_mode & 0o777:o})"
         raise UnsafePlace(f"{path} is {whose}")
     return Place(path, descriptor)
+
+
+def engines() -> list[str]:
+    """The engines of this user that have, or had, a socket. Raises :class:`UnsafePlace`."""
+    place = open_place(make=False)
+    if place is None:
+        return []
+    with contextlib.closing(place):
+        return place.sockets()

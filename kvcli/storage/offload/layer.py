@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from kvcli.storage.base import KeptUnits, StorageBytes
+from kvcli.storage.base import KeptUnits, Staging, StorageBytes
 from kvcli.storage.dense import DenseLayer
 from kvcli.storage.offload.host_store import BlockStore, HostStore, blocks, to_host
-from kvcli.storage.staging import Staging
 
 if TYPE_CHECKING:
     from torch import Tensor

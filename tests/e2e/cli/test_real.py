@@ -25,7 +25,7 @@ def model() -> Path:
     """Its directory. Fetched once for the test run, by whichever test comes first."""
     from kvcli.cli.views.progress import run_with_progress
     from kvcli.errors import KvcliError
-    from kvcli.models.catalogue import DEFAULT
+    from kvcli.models.default_model import DEFAULT
     from kvcli.models.resolve import resolve
 
     try:

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from kvcli.models import catalogue
 from kvcli.models import spec as model_spec
 from kvcli.models.auto_class import auto_class
+from kvcli.models.default_model import DEFAULT
 from kvcli.models.packed_experts import packable
 from kvcli.types import ModelSpec
 
@@ -84,4 +85,4 @@ def test_names_and_repositories_are_unique() -> None:
     aliases = list(catalogue.ALIASES.values())
     assert len({alias.repo for alias in aliases}) == len(aliases)
     assert [alias.parameters for alias in aliases] == sorted(alias.parameters for alias in aliases)
-    assert catalogue.DEFAULT in catalogue.ALIASES
+    assert DEFAULT in catalogue.ALIASES

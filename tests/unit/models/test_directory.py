@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvcli.errors import ModelError
-from kvcli.models import catalogue, resolve, weights
+from kvcli.models import resolve, weights
+from kvcli.models.default_model import DEFAULT
 
 from .conftest import make_model, run
 
@@ -27,7 +28,7 @@ def test_a_directory_is_used_as_it_lies(model: Path) -> None:
 
 
 def test_the_default_can_be_set(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve.default_name() == catalogue.DEFAULT
+    assert resolve.default_name() == DEFAULT
     monkeypatch.setenv("KVCLI_MODEL", str(model))
     assert run(resolve.resolve())[0].path == model
 

@@ -9,6 +9,7 @@ import pytest
 from kvcli.errors import ModelError
 from kvcli.events import Download
 from kvcli.models import catalogue, resolve
+from kvcli.models.default_model import DEFAULT
 
 from .conftest import Hub, make_model, run
 
@@ -100,7 +101,7 @@ def test_no_hub() -> None:
         run(resolve.resolve("owner/tiny"))
 
 
-@pytest.mark.parametrize("name", ["owner/tiny", catalogue.DEFAULT, "llama-3.1-8b"])
+@pytest.mark.parametrize("name", ["owner/tiny", DEFAULT, "llama-3.1-8b"])
 @pytest.mark.parametrize("by", ["option", "environment"])
 def test_offline_with_nothing_here_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, by: str) -> None:
     if by == "environment":
@@ -136,9 +137,9 @@ def test_an_index_that_names_a_file_the_repository_lacks(repo: Path) -> None:
 
 
 def test_the_default_model_comes_from_the_hub_where_there_is_one(hub: Hub, repo: Path) -> None:
-    hub.repos[catalogue.ALIASES[catalogue.DEFAULT].repo] = repo
+    hub.repos[catalogue.ALIASES[DEFAULT].repo] = repo
     source, _ = run(resolve.resolve())
-    assert (source.name, source.origin) == (catalogue.DEFAULT, "hub")
+    assert (source.name, source.origin) == (DEFAULT, "hub")
     index = json.loads((source.path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {p.name for p in source.path.glob("*.safetensors")}
     shutil.rmtree(repo)

@@ -13,6 +13,7 @@ from kvcli.errors import ModelError, UnsupportedModel, UsageError
 from kvcli.models import local_models, quantization, self_test
 from kvcli.models import spec as model_spec
 from kvcli.models.load import load
+from kvcli.models.model import weight_bytes
 from kvcli.models.random_weights import build
 from kvcli.models.weights import ModelSource
 from kvcli.recipe import parse
@@ -81,13 +82,13 @@ def test_a_quantised_checkpoint_says_what_its_numbers_mean(
     ids = torch.arange(40)[None]
     with model.reference() as few, whole.reference() as all_bits, torch.inference_mode():
         a, b = few(ids).logits.float(), all_bits(ids).logits.float()
-    kernel = quantization.method(theirs) in ("gptq", "awq")
+    kernel = theirs.quantized in ("gptq", "awq")
     assert float((a - b).norm() / b.norm()) < (0.05 if kernel or dtype == "bfloat16" else 5e-3)
     assert len(said) == 1
-    assert f"comes quantised ({quantization.method(theirs)})" in said[0]
+    assert f"comes quantised ({theirs.quantized})" in said[0]
     planned = model_spec.spec(theirs, device="cpu", dtype=dtype)
     assert model.spec.weight_bytes == pytest.approx(planned.weight_bytes, rel=0.05)
-    assert quantization.weight_bytes(model.module) == pytest.approx(planned.weight_bytes, rel=0.06)
+    assert weight_bytes(model.module) == pytest.approx(planned.weight_bytes, rel=0.06)
     assert (planned.weight_bytes < whole.spec.weight_bytes) == kernel  # the others are unpacked
     assert model.spec.fingerprint != whole.spec.fingerprint
     check.check(model, parse("keydiff(budget=64)"))
@@ -116,10 +117,10 @@ def test_what_is_missing_is_named_before_anything_is_loaded(
 ) -> None:
     theirs, _ = packed.pack(source, name, tmp_path)
     monkeypatch.setattr(quantization, "_installed", lambda _: False)
-    with pytest.raises(ModelError, match=f"quantised with {quantization.method(theirs)}, which needs ") as found:
+    with pytest.raises(ModelError, match=f"quantised with {theirs.quantized}, which needs ") as found:
         load(theirs, device="cpu")
     assert "\n" not in found.value.message
-    for package in quantization.NEEDS[str(quantization.method(theirs))]:
+    for package in quantization.NEEDS[str(theirs.quantized)]:
         assert package in found.value.message
         assert package in str(found.value.hint)
     assert f'"torch=={torch.__version__.split("+")[0]}"' in str(found.value.hint)

@@ -1,7 +1,9 @@
 """InfiniGen: guesses are made a layer ahead from the right things, and what they leave out is what weighs least."""
 
+import copy
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +104,20 @@ def test_a_layers_queries_are_what_its_attention_makes_of_its_input(model, famil
 
 def context(model, hold: str):
     return drain(prefill(model, tiny.document(90), parse(f"full+{hold}"), chunk=16, horizon=160))
+
+
+def test_layers_predict_only_for_storage_that_fetches_ahead(model) -> None:
+    made = replace(model("llama"), module=copy.deepcopy(model("llama").module))
+    layers = [part for part in made.module.modules() if hasattr(part, LAYER)]
+
+    def hooks(hold: str) -> list[int]:
+        new_decode_cache(made, context(made, hold))
+        return [len(part._forward_pre_hooks) for part in layers]
+
+    before = hooks("dense")
+    after = hooks("infinigen")
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 0]
+    assert hooks("infinigen") == after  # once for a model
 
 
 def test_every_offloaded_layer_behind_the_first_is_guessed_for(model, monkeypatch) -> None:
