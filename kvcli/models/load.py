@@ -43,7 +43,7 @@ from kvcli.models.pictures import PictureReader
 from kvcli.models.spec import fingerprint, former_fingerprint, intermediate_size, loaded_config
 from kvcli.models.trial import Call
 from kvcli.models.weights import ModelSource, require_all
-from kvcli.types import DTYPE_BYTES, ModelSpec
+from kvcli.types import ModelSpec
 from kvcli_kernels.attention import CappedScale
 from kvcli_kernels.linear import prepare
 
@@ -124,7 +124,7 @@ def load(
             with (
                 _no_progress_bar(),
                 quiet(),
-                packed_experts.packing(weights, own) if held else nullcontext(),
+                packed_experts.packing(weights, own) if weights != "bf16" or own == "mxfp4" else nullcontext(),
                 nullcontext() if own else light_imports.stand_ins(),
             ):
                 read = partial(
@@ -152,7 +152,6 @@ def load(
             require_all(found, source.name, spare=own is not None, made=own_class)
             if held or own is not None:
                 quantization.fit_layers(module, weights)
-            if own is not None:
                 quantization.cast_leftovers(module, getattr(torch, dtype))
     except torch.OutOfMemoryError as error:
         raise ResourceError(
@@ -211,10 +210,7 @@ def placed(device: str | None, dtype: str | None) -> tuple[str, str]:
         UsageError: a dtype or device that does not exist here.
     """
     device = _checked_device(device)
-    dtype = dtype or default_dtype(device)
-    if dtype not in DTYPE_BYTES:
-        raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
-    return device, dtype
+    return device, defaults.known_dtype(dtype) or default_dtype(device)
 
 
 def wrap(module: PreTrainedModel, tokenizer: Any, *, name: str, fingerprint: str | None, former: str = "") -> Model:
@@ -267,13 +263,12 @@ def _wrap(module: PreTrainedModel, tokenizer: Any, name: str, fingerprint: str |
 
     own_keys = all(call.q.shape[0] == call.k.shape[0] for call in rotated.calls)  # as of latents
     latents = latent.find(rotary, rotated.calls, again) if own_keys else []
-    kept_latents = latent.install(rotated.calls, latents) if latents else None
+    kept_latents = latent.install(rotated.calls, latents) if latents else lambda _ours: None
 
     def switch(ours: bool) -> None:
         unrotated(ours)
         thin_layers(ours)
-        if kept_latents is not None:
-            kept_latents(ours)
+        kept_latents(ours)
 
     switch(True)
     for index, part in enumerate(parts):

@@ -132,7 +132,6 @@ def _facts(source: ModelSource) -> ModelFacts:
     text = model_spec.text_config(config)
     numbers = model_spec.kv_numbers(config)
     card = resolve.card(source.path)
-    packing = config.get("quantization_config") or text.get("quantization_config") or {}
     return ModelFacts(
         name=source.name,
         local=source.complete,
@@ -147,7 +146,7 @@ def _facts(source: ModelSource) -> ModelFacts:
         kv_bytes_per_token=numbers * _BF16 if numbers else _per_token(*(shape[k] for k in _SHAPE)),
         fingerprint=source.fingerprint if source.complete else None,
         path=source.path,
-        notes=(*source.notes, *([f"comes quantised: {packing.get('quant_method')}"] if packing else [])),
+        notes=(*source.notes, *([f"comes quantised: {source.quantized}"] if source.quantized else [])),
     )
 
 

@@ -145,9 +145,6 @@ def packing(held: str, own: str | None = None) -> Iterator[None]:
         own: how the checkpoint is quantised itself.
     """
     name = {"int8": "bitsandbytes_8bit", "nf4": "bitsandbytes_4bit"}.get(held, own)
-    if name != "mxfp4" and held == "bf16":
-        yield
-        return
     usual: Any = AUTO_QUANTIZER_MAPPING[name]
     packed: dict[str, nn.Module] = {}
 

@@ -40,15 +40,13 @@ NEEDS = {
 
 
 def options(source: ModelSource, held: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for ``--weights``.
+    """Arguments of ``from_pretrained`` for ``--weights int8`` and ``nf4``.
 
     Raises:
         UsageError: the checkpoint is quantised already.
         ModelError: bitsandbytes is not there.
     """
     own = source.quantized
-    if held == "bf16":
-        return {}
     if own is not None:
         raise UsageError(
             f"{source.name} is quantised already ({own}): --weights {held} cannot be", "leave out --weights"

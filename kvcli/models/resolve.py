@@ -11,8 +11,6 @@
 transformers.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os
@@ -23,7 +21,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvcli.errors import ModelError
 from kvcli.events import Event, drain
@@ -32,9 +30,6 @@ from kvcli.models.default_model import DEFAULT
 from kvcli.models.weights import ModelSource
 from kvcli.utils import config_file, files
 
-if TYPE_CHECKING:
-    from kvcli.models.catalogue import Alias
-
 # Part of the path of every converted model. Increase it if the result changes for all; gguf.REVISIONS is for some.
 CONVERTER = "v2"
 
@@ -42,7 +37,6 @@ CARD = "kvcli.json"
 
 _DEFAULT_BITS = 4
 """Of the default model's file."""
-
 
 Steps = Generator[Event, None, ModelSource]
 
@@ -74,8 +68,10 @@ def resolve(
     wish = _ResolveOptions(offline or hub.switched_off(), only_config, refresh)
     if name == DEFAULT:
         return (yield from _default(wish))
-    if (alias := _aliases().get(name)) is not None:
-        return (yield from _hub(name, alias.repo, None, wish))
+    from kvcli.models.catalogue import ALIASES
+
+    if name in ALIASES:
+        return (yield from _hub(name, ALIASES[name].repo, None, wish))
     check_name(name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -115,8 +111,12 @@ def check_name(name: str) -> str:
     Raises:
         ModelError: it is none of these. Whether the hub has it is not asked.
     """
+    if name == DEFAULT:
+        return name
+    from kvcli.models.catalogue import ALIASES
+
     path = Path(name).expanduser()
-    if name == DEFAULT or name in _aliases():
+    if name in ALIASES:
         return name
     if path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file()):
         return str(path.absolute())
@@ -131,15 +131,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def _aliases() -> dict[str, Alias]:
-    """The table of short names; the default model needs none of it."""
+def _unknown_alias(name: str) -> ModelError:
     from kvcli.models.catalogue import ALIASES
 
-    return ALIASES
-
-
-def _unknown_alias(name: str) -> ModelError:
-    near = difflib.get_close_matches(name.lower(), _aliases(), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), ALIASES, n=1, cutoff=0.5)
     meant = f"; did you mean {near[0]}?" if near else ""
     return ModelError(f"unknown model: there is no directory and no alias {name!r}{meant}", "kvcli models ls")
 

@@ -111,11 +111,6 @@ def _require(model: Model, found: Difference, where: str) -> None:
         )
 
 
-def difference(model: Model) -> float:
-    """Relative RMS between the logits of the last tokens after a chunked prefill and those of one full forward pass."""
-    return compare(model).logits
-
-
 @torch.inference_mode()
 def compare(model: Model, spec: ModelSpec | None = None) -> Difference:
     """Compare logits and layers.

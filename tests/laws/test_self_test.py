@@ -11,7 +11,7 @@ from tests import tiny
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_families_pass(model, family: str) -> None:
-    assert self_test.difference(model(family)) < 1e-5
+    assert self_test.compare(model(family)).logits < 1e-5
 
 
 def test_what_kvcli_does_not_understand_is_refused_with_a_report() -> None:
@@ -37,7 +37,7 @@ def test_a_mistake_in_rotation_is_caught(family: str, break_it) -> None:
     """What the probe is for: each of these is a mistake that kvcli could make."""
     model = tiny.load(family)
     break_it(model)
-    assert self_test.difference(model) > 100 * self_test.TOLERANCE["float32"]
+    assert self_test.compare(model).logits > 100 * self_test.TOLERANCE["float32"]
 
 
 def test_frequencies_of_a_wrong_length_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +45,7 @@ def test_frequencies_of_a_wrong_length_are_caught(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(model.rotary, "fix_length", lambda _: None)
     model.rotary.horizon = 400
     model.rotary._tables.clear()
-    assert self_test.difference(model) > 100 * self_test.TOLERANCE["float32"]
+    assert self_test.compare(model).logits > 100 * self_test.TOLERANCE["float32"]
 
 
 def test_whatever_a_model_raises_is_a_report_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
