@@ -26,7 +26,8 @@ from kvcli.documents.document import Document
 from kvcli.documents.sentences import split_sentences
 from kvcli.events import Quote, Quotes
 from kvcli.retrieval.answer_type import expected, has_type
-from kvcli.retrieval.sentences import HEADING, Query, SentenceIndex, sentence_index
+from kvcli.retrieval.bm25 import Query
+from kvcli.retrieval.sentences import HEADING, SentenceIndex, sentence_index
 from kvcli.retrieval.words import common_words, find_words, fold_words
 from kvcli.retrieval.words import language as language_of
 

@@ -1,4 +1,4 @@
-"""An index of a document's sentences, and BM25 over them (Robertson and Zaragoza 2009).
+"""An index of a document's sentences, and BM25 over them.
 
 A sentence is found by its own words; those of its neighbours and of its heading count less. They count because a
 sentence says "he" if the sentence before it has the name. The index is arrays: looking up adds a few of them.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 from zipfile import BadZipFile
 
@@ -19,16 +18,14 @@ import numpy as np
 
 from kvcli.documents.document import Source
 from kvcli.documents.sentences import Kind, Sentence, split_sentences
-from kvcli.retrieval.words import common_words, find_words, fold_words, language
+from kvcli.retrieval.bm25 import Query, WordIndex
+from kvcli.retrieval.words import language
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvcli.documents.document import Document
     from kvcli.documents.kept import DocumentCache
-
-K1, B = 1.2, 0.6
-"""How fast a repeated word stops counting, and how much a long sentence is held against it."""
 
 NEIGHBOURS, HEADING = 0.25, 0.3
 """What the scores of the sentences on either side, and of the heading, count."""
@@ -43,26 +40,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _ARRAYS = ("_begin", "_sentence", "_idf", "_weight")
 
 
-@dataclass(frozen=True)
-class Query:
-    """A question's words as the index knows them.
-
-    Attributes:
-        terms: numbers of its words, those that are too common left out; each once.
-        weights: float32, how rare each is (idf).
-        unknown: the idf, summed, that its words outside the text would have.
-    """
-
-    terms: tuple[int, ...]
-    weights: tuple[float, ...]
-    unknown: float
-
-    @property
-    def total(self) -> float:
-        return sum(self.weights) + self.unknown
-
-
-class SentenceIndex:
+class SentenceIndex(WordIndex):
     """The sentences of a document and the words in them.
 
     Attributes:
@@ -74,27 +52,8 @@ class SentenceIndex:
     def __init__(self, document: Document) -> None:
         self.document, text = document, document.text
         self.sentences = _own(split_sentences(text), document)
-        count = len(self.sentences)
-        words = [find_words(text[s.start : s.end]) for s in self.sentences]
-        sizes = np.fromiter(map(len, words), dtype=np.int64, count=count)
-        numbers = {word: number for number, word in enumerate(dict.fromkeys(chain.from_iterable(words)))}
-        flat = np.fromiter(map(numbers.__getitem__, chain.from_iterable(words)), np.int64, int(sizes.sum()))
-        self.language = language(text)
-        stems: dict[str, int] = {}
-        to_stem = np.fromiter(
-            (stems.setdefault(stem, len(stems)) for stem in fold_words(list(numbers), self.language)), dtype=np.int64
-        )
-        self.terms = stems
-        pairs = to_stem[flat] * count + np.repeat(np.arange(count), sizes) if count else flat
-        pairs, often = np.unique(pairs, return_counts=True)
-        term, self._sentence = np.divmod(pairs, max(1, count))
-        self._begin = np.searchsorted(term, np.arange(len(stems) + 1))
-        found = np.diff(self._begin)
-        self._idf = np.log1p((count - found + 0.5) / (found + 0.5)).astype(np.float32)
-        length = sizes / max(1.0, float(sizes.mean()) if count else 1.0)
-        held = often / (often + K1 * (1 - B + B * length[self._sentence])) if count else often.astype(np.float64)
-        self._weight = (held * (K1 + 1)).astype(np.float32)
-        self._sentence = self._sentence.astype(np.int32)
+        super().__init__([text[s.start : s.end] for s in self.sentences], language(text))
+        count = self.count
         headings = np.fromiter((s.kind == "heading" for s in self.sentences), dtype=bool, count=count)
         self.is_heading = headings
         at = np.where(headings, np.arange(count), -1)
@@ -122,13 +81,11 @@ class SentenceIndex:
         found.language = stored["language"].tobytes().decode()
         for name in ("heading", *_ARRAYS):
             setattr(found, name, stored[name])
+        found.count = len(found.sentences)
         found.is_heading = stored["places"][:, 2] == KINDS.index("heading")
-        if len(found._begin) != len(found.terms) + 1 or len(found.heading) != len(found.sentences):
+        if len(found._begin) != len(found.terms) + 1 or len(found.heading) != found.count:
             raise ValueError("the index does not fit its words")
         return found
-
-    def __len__(self) -> int:
-        return len(self.sentences)
 
     @cached_property
     def paragraph(self) -> NDArray[np.int64]:
@@ -138,40 +95,6 @@ class SentenceIndex:
         apart = np.fromiter(gaps, dtype=bool, count=max(0, count - 1)) | (self.heading[1:] != self.heading[:-1])
         found: NDArray[np.int64] = np.concatenate(([0], np.cumsum(apart)))[:count].astype(np.int64)
         return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum(a.nbytes for a in (self._sentence, self._begin, self._idf, self._weight, self.heading))
-
-    def query(self, question: str, names: Sequence[str] = ()) -> Query:
-        """The words of a question; all of them if every one is common.
-
-        Args:
-            question: what is asked.
-            names: words that are meant too; their weights sum to at most half of those of the question's words.
-        """
-        words = list(dict.fromkeys(find_words(question)))
-        told = language(question)
-        common = common_words(self.language) | common_words("russian") | common_words(told)
-        asked = [w for w in words if w not in common] or words
-        stems = dict.fromkeys(fold_words(asked, self.language))
-        rarest = float(np.log1p((len(self) + 0.5) / 0.5))
-        weights = {self.terms[s]: float(self._idf[self.terms[s]]) for s in stems if s in self.terms}
-        unknown = rarest * (len(stems) - len(weights))
-        meant = fold_words(find_words(" ".join(names)), self.language)
-        more = {self.terms[s]: float(self._idf[self.terms[s]]) for s in meant if s in self.terms and s not in stems}
-        part = min(1.0, (sum(weights.values()) + unknown) / 2 / sum(more.values())) if more else 0.0
-        weights |= {term: part * weight for term, weight in more.items()}
-        return Query(tuple(weights), tuple(weights.values()), unknown)
-
-    def scores(self, query: Query) -> NDArray[np.float32]:
-        """BM25 of each sentence's own words: float32 ``[s]``."""
-        total = np.zeros(len(self), dtype=np.float32)
-        for term, idf in zip(query.terms, query.weights, strict=True):
-            part = slice(self._begin[term], self._begin[term + 1])
-            total[self._sentence[part]] += idf * self._weight[part]
-        return total
 
     def covered(self, query: Query) -> NDArray[np.float32]:
         """Which part of a question's words, weighted by rarity, are in reach of each sentence: float32 ``[3, s]``.

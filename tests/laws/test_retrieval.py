@@ -43,6 +43,8 @@ def test_words_in_common_find_the_passage() -> None:
     scores = bm25_scores(texts, "What does the harbour master own?")
     assert max(range(4), key=scores.__getitem__) == 1
     assert bm25_scores(texts, "Zyzzyva?") == [0.0] * 4
+    assert bm25_scores(texts, "Whose parrots are harboured?") == bm25_scores(texts, "parrot harbour"), "in any form"
+    assert bm25_scores([], "parrot") == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
