@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,7 +11,7 @@ import typer
 from kvcli.cli import question_log
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.report import Report, reading
-from kvcli.cli.setup import OpenRun, prefill_with_progress
+from kvcli.cli.setup import OpenRun, prefill_with_progress, show_quotes
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
@@ -25,6 +23,7 @@ from kvcli.utils import process_memory
 from kvcli.utils.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from kvcli.cli.from_library import FromLibrary
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
     from kvcli.corpus.parts import PartAnswer, TextPart
@@ -50,41 +49,6 @@ def report_failure(writer: AnswerWriter, which: dict[str, Any], problem: Excepti
     if writer.as_json:
         writer.end("", {**error.to_json(), **which})
     terminal.error(error)
-
-
-def print_answer(
-    writer: AnswerWriter,
-    record: dict[str, Any],
-    text: str,
-    document: Document | None,
-    question: str,
-    cited: Citations,
-    quotes: Quotes | None,
-) -> None:
-    """Finish an answer: its citations and the sentences that may answer follow it."""
-    links = sys.stdout if writer.path is None and not writer.as_json else None
-    notes = citations.lines(document, cited, links) if document else []
-    first: list[str] = []
-    if document and quotes is not None and (left_out := quote_lines.uncited(quotes, cited)):
-        shown = writer.path is None and terminal.is_terminal(sys.stdout)
-        lines = [quote_lines.heading(quotes, grounded=bool(cited.grounded))]
-        lines += quote_lines.lines(document, left_out, question, bold=shown, links=links)
-        covered = any(quote.supports for quote in quotes.quotes)
-        if shown and not writer.stream and not covered:
-            first = lines  # pipes and files begin with the answer
-        else:
-            notes += lines
-    writer.end(text, record, notes=notes, first=first)
-
-
-@dataclass(frozen=True)
-class FromLibrary:
-    """What a library adds to one question: passages to read again, the documents they are from, and quotes."""
-
-    name: str
-    passages: list[str]
-    document: Document
-    quotes: Quotes
 
 
 class AnswerLoop:
@@ -115,11 +79,22 @@ class AnswerLoop:
     ) -> None:
         self.runs, self.questions, self.writer = run, questions, writer
         self.library, self.task, self.title = library, task, title
+        if writer.stream is None:
+            writer.stream = not self._waits
         self.without_citation = 0
         self.context: DocumentContext | None = None
         self._index: QuoteIndex | None = None
         self._parts: list[TextPart] = []
         self._part_answers: list[PartAnswer] = []
+
+    @property
+    def _waits(self) -> bool:
+        """Whether quotes may have to stand before an answer: the model is often wrong, or writes one line from them."""
+        from kvcli.pipeline.pipeline import ASKED_BY_EXAMPLES
+
+        options = self.runs.options
+        quoting = options.cite and options.quotes > 0 and (self.runs.document or self.library) is not None
+        return quoting and (bool(options.from_quotes) or self.runs.model.name in ASKED_BY_EXAMPLES)
 
     def run(self, *, batch: bool) -> int:
         """Answer all questions; returns how many failed."""
@@ -130,6 +105,7 @@ class AnswerLoop:
             if several and self.task is None:
                 terminal.note("question", f"[{n}/{len(self.questions)}] {question.text}", quiet=options.quiet)
             try:
+                self._show_quotes(question.text)
                 passages, probe = self._passages(question), self._probe(question)
                 context = self._unread(question) or self._reusable(probe)
                 if context is None:
@@ -151,6 +127,15 @@ class AnswerLoop:
                 which = {"file": self.task and self.task.name, "id": question.id, "question": question.text}
                 report_failure(self.writer, {k: v for k, v in which.items() if v is not None}, problem)
         return failed
+
+    def _show_quotes(self, question: str) -> None:
+        """Show the likeliest sentences by words until there is an answer."""
+        if self.writer.as_json or self.writer.path is not None:
+            return
+        if self.library is not None:
+            quote_lines.keep_above(self.library.document, self.library.quotes, question)
+        elif self.runs.document is not None:
+            show_quotes(self.runs.options, self.runs.document, question)
 
     def _probe(self, question: Question) -> str | list[int]:
         """What the prefill leaves room for: the question, or its ids with the longest part."""
@@ -206,7 +191,8 @@ class AnswerLoop:
         document = run.document
         if self.library is not None:
             document = self.library.document
-            quotes = self.library.quotes if options.quotes and options.cite else None
+            quoting = options.quotes and options.cite
+            quotes = self.library.quotes_for(question.text, answer.text) if quoting else None
         if options.answer_format is not None and answer.finish_reason != "stop":
             if stopped is not None:
                 raise Interrupted("interrupted before the answer was complete", cause=stopped)
@@ -238,7 +224,8 @@ class AnswerLoop:
             key = self.task.keys[self.task.questions.index(question)]
             record |= {"key": key, "file": self.task.name}
         text = answer.text if options.answer_format is not None else cited.text or answer.text
-        print_answer(self.writer, record, text, document, question.text, cited, quotes)
+        row.keep_above(None)
+        self.writer.answer(text, record, document, question.text, cited, quotes)
         texts = [name for name in document.files if name not in options.images] if document else []
         named = (f"@{self.library.name}",) if self.library else tuple(texts)
         if options.log and options.cache:
@@ -259,8 +246,6 @@ class AnswerLoop:
         run, options = self.runs, self.runs.options
         reread: Reread | None = None
         quotes: Quotes | None = None
-        if not options.quiet:
-            row.start("answer")
         if self.writer.stream and options.cite and context.document is not None and options.answer_format is None:
             from kvcli.documents.cited_answer import CitedAnswer
 
@@ -289,13 +274,14 @@ class AnswerLoop:
             )
         else:
             events = self._over(context, question, settings)
+        self._wait()
         try:
             for event in events:
                 if isinstance(event, Answer):
                     return event, reread, quotes, None
                 if isinstance(event, Quotes):
-                    if quotes is None and not event.found:
-                        terminal.note("text", f"{quote_lines.NOTHING} seems to answer", quiet=options.quiet)
+                    if quotes is None and not event.found and not (self.writer.holds and event.quotes):
+                        terminal.note("text", quote_lines.NOTHING, quiet=options.quiet)
                     quotes = event
                     start = first = time.perf_counter() if not made else first
                 if isinstance(event, Reread):
@@ -311,11 +297,17 @@ class AnswerLoop:
                     made += event.id >= 0
                     parts.append(event.text)
                     self.writer.write(event.text)
+                self._wait(printing=bool(made and self.writer.stream))
         except INTERRUPTS as stop:
             text, now = "".join(parts), time.perf_counter()
             length = len(run.prompt.question(question, document=run.source is not None))
             return Answer(text, "interrupted", length, made, first - start, now - first), reread, quotes, stop
         raise RuntimeError("the engine ended without an answer")
+
+    def _wait(self, *, printing: bool = False) -> None:
+        """Say that the answer is being written, unless that can be seen."""
+        if not (printing or self.runs.options.quiet):
+            row.start("writing the answer")
 
     def _over(self, context: DocumentContext, question: str, settings: dict[str, Any]) -> Iterator[Any]:
         """The events of the last question, after each part was asked about."""

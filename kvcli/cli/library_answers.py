@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvcli.cli import answer_loop
+from kvcli.cli.from_library import FromLibrary
 from kvcli.cli.inputs import Inputs
 from kvcli.cli.model_loading import check, open_model
 from kvcli.cli.setup import banner, open_run
@@ -40,7 +41,7 @@ def answer(options: RunOptions, name: str, request: Request, writer: AnswerWrite
         banner(run)
         named = terminal.plural(len(whole.files), "file")
         terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
-        passages = answer_loop.FromLibrary(name, found.passages(), whole, quotes)
+        passages = FromLibrary(name, found.passages(), whole, quotes)
         title = question.text if len(request.questions) > 1 else ""
         loop = answer_loop.AnswerLoop(run, [question], writer, library=passages, title=title)
         failed += loop.run(batch=request.batch)

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvcli.cli.views import terminal
+from kvcli.cli.views import citations, terminal
+from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.markdown import PlainAnswer, TerminalAnswer
 from kvcli.cli.views.page import Section, as_html, as_markdown
@@ -19,8 +20,11 @@ from kvcli.errors import InputError, UsageError
 from kvcli.prompt_cache.file_format import looks_like
 
 if TYPE_CHECKING:
+    from kvcli.documents import Document
     from kvcli.documents.cited_answer import CitedAnswer
     from kvcli.documents.pdf.highlight import Mark
+    from kvcli.events import Quotes
+    from kvcli.pipeline import Citations
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;[^\x1b]*\x1b\\")
 
@@ -29,6 +33,7 @@ class AnswerWriter:
     """Writes answers one after the other; each ends in exactly one newline.
 
     Attributes:
+        stream: whether answers are printed while they are written; ``None`` until it is known which model writes.
         heading: of the next answer, if there are several; written to pipes and files.
         citing: puts numbers into the next answer while it is streamed.
     """
@@ -37,7 +42,7 @@ class AnswerWriter:
         self,
         path: str | None = None,
         *,
-        stream: bool = True,
+        stream: bool | None = True,
         as_json: bool = False,
         inputs: Sequence[str] = (),
         wrap: bool = True,
@@ -52,7 +57,7 @@ class AnswerWriter:
         self._inputs = inputs
         self._export = None if export is None else _check_page(export, inputs)
         self.as_json = as_json
-        self.stream = stream and not as_json and path is None
+        self.stream = False if as_json or path is not None else stream
         self._file: TextIO | None = None
         self._answers = 0
         self._terminal = path is None and terminal.is_terminal(sys.stdout)
@@ -61,6 +66,11 @@ class AnswerWriter:
         self._headings = headings and not as_json and not self._terminal
         if path is not None:
             refuse_output(Path(path), inputs)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the answer is printed, but only when it is complete."""
+        return not self.stream and not self.as_json and self.path is None
 
     @property
     def file(self) -> TextIO:
@@ -80,6 +90,26 @@ class AnswerWriter:
         """Write a piece of the answer."""
         if self.stream:
             self._begin().write(text if self.citing is None else self.citing.push(text))
+
+    def answer(
+        self,
+        text: str,
+        record: dict[str, Any],
+        document: Document | None,
+        question: str,
+        cited: Citations,
+        quotes: Quotes | None,
+    ) -> None:
+        """Finish an answer, with its citations and the sentences that may answer below it or above it."""
+        shown = self._terminal and not self.as_json
+        links = sys.stdout if shown else None
+        notes, first = citations.lines(document, cited, links) if document else [], list[str]()
+        if document and quotes is not None:
+            held = not self.stream
+            first, below = quote_lines.around(document, quotes, question, cited, held=held, bold=shown, links=links)
+            notes += below
+        notes += citations.likely(document, cited) if document else []
+        self.end(text, record, notes=notes, first=first)
 
     def end(
         self,

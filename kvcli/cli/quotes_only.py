@@ -65,11 +65,12 @@ def _print(options: RunOptions, document: Document, questions: Sequence[Question
             search.rank_by_encoder(load_encoder(options.rerank, device=options.device))
         found = search.quotes()
         missing += not found.found
-        bold = writer.path is None and terminal.is_terminal(sys.stdout)
-        lines = quote_lines.lines(document, found.quotes, question.text, bold=bold)
+        shown = writer.path is None and terminal.is_terminal(sys.stdout)
+        links = sys.stdout if shown else None
+        lines = quote_lines.lines(document, found.quotes, question.text, bold=shown, links=links)
         if not found.found:
             nearest = f" The nearest {'is' if len(lines) == 1 else 'are'} below." if lines else ""
-            terminal.note("text", f"{quote_lines.NOTHING} seems to answer.{nearest}", quiet=options.quiet)
+            terminal.note("text", f"{quote_lines.NOTHING}.{nearest}", quiet=options.quiet)
         record = {
             "schema": SCHEMA,
             **({"id": question.id} if question.id is not None else {}),

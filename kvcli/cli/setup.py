@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvcli.cli.inputs import Inputs, open_documents
+from kvcli.cli.inputs import Inputs, document_cache, open_documents
 from kvcli.cli.model_loading import LoadedModel, check, largest_text, open_model
 from kvcli.cli.options import RunOptions
 from kvcli.cli.request import Request, standard_input
 from kvcli.cli.resident import held
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
-from kvcli.cli.views import terminal
+from kvcli.cli.views import quotes, terminal
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.errors import InputError, ResourceError
@@ -132,6 +133,7 @@ def open_request(
     questions: int,
     stdin_is_questions: bool = False,
     required: str | None = None,
+    early: str | None = None,
 ) -> OpenRun:
     """Read the documents of a command, load the model and choose the recipe.
 
@@ -141,6 +143,7 @@ def open_request(
         questions: how many will be asked; 0 if unknown.
         stdin_is_questions: standard input is not a document.
         required: the hint of the error if there is no document; ``None`` allows that.
+        early: a question whose quotes are shown while the model is loaded and the text is read.
     """
     recipe = check(options)
     with interruptible("waiting for standard input"):
@@ -153,7 +156,23 @@ def open_request(
     inputs = open_documents(options, request.files, stdin)
     if required is not None and inputs.document is None:
         raise InputError("no document was given", required)
+    if early is not None and inputs.document is not None:
+        show_quotes(inputs.options, inputs.document, early)
     return open_run(inputs, open_model(inputs.options, inputs.saved, inputs), questions=questions)
+
+
+def show_quotes(options: RunOptions, document: Document, question: str) -> None:
+    """Show the likeliest sentences by words above the row, if there is one and the answer will have quotes."""
+    if options.quiet or not (options.cite and options.quotes and row.visible and terminal.is_terminal(sys.stdout)):
+        return
+    from kvcli.retrieval.quotes import QuoteSearch
+
+    row.start("looking up quotes")
+    with interruptible("looking up quotes"):
+        earlier = [question for question, _ in options.history[-1:]]
+        kept = document_cache(options)
+        found = QuoteSearch(document, question, earlier, count=options.quotes, kept=kept).quotes()
+        quotes.keep_above(document, found, question)
 
 
 def banner(run: OpenRun) -> None:

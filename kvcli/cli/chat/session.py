@@ -284,7 +284,7 @@ class ChatSession:
             raise InputError(f"there is no turn {number:,}; turns are 1 to {len(turns):,}", "/sources")
         turn = turns[number - 1]
         cited = replace(self._cited(turn.answer, turn.question), likely_sources=self._likely(turn), grounded=None)
-        return citations.lines(document, cited)
+        return citations.lines(document, cited) + citations.likely(document, cited)
 
     def _cited(self, answer: str, question: str) -> Citations:
         index = self._quote_index()
@@ -333,7 +333,7 @@ class ChatSession:
         if not cited.grounded:
             likely = self._look_for("sources", lambda: self._likely(self.talk.turns[-1]))
             cited = replace(cited, likely_sources=likely or ())
-        for line in citations.lines(document, cited, sys.stdout):
+        for line in citations.lines(document, cited, sys.stdout) + citations.likely(document, cited):
             terminal.paragraph(sys.stdout, line, "dim", indent=4)
 
     def find_quotes(self, count: int, answer: str | None = None) -> Quotes:
@@ -370,7 +370,7 @@ class ChatSession:
         if found is None:
             return
         if left_out := quote_lines.uncited(found, cited):
-            terminal.write(sys.stdout, quote_lines.heading(found), "dim")
+            terminal.write(sys.stdout, quote_lines.heading(found, cited), "dim")
             self.show_quotes(left_out, self.talk.turns[-1].question)
         else:
             self.shown = found.quotes

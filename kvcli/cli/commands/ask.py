@@ -27,6 +27,7 @@ from kvcli.cli.resident import held
 from kvcli.cli.setup import banner, open_request
 from kvcli.cli.templates import Template
 from kvcli.cli.views import citations
+from kvcli.cli.views.activity import row
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
 
@@ -196,8 +197,15 @@ class AskOutput(OutputOptions):
     )
     no_headings: bool = option("--no-headings", "In a pipe, no heading before each of several answers.", False)
     no_stream: bool = option("-S, --no-stream", "Print the answer only when it is complete.", False)
+    stream: bool = option(
+        "--stream", "Print the answer while it is written. Default: of larger models, and without quotes.", False
+    )
     no_log: bool = option("--no-log", "Keep question and answer out of kvcli logs.", False)
     stats: bool = option("--stats", "Print times, speed and memory to stderr.", False)
+
+    def __post_init__(self) -> None:
+        if self.stream and self.no_stream:
+            raise UsageError("--stream and --no-stream contradict each other", "leave out one of them")
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "stats": self.stats, "log": not self.no_log}
@@ -268,7 +276,7 @@ def command(
     inputs = [*request.files, *options.images, *named]
     writer = AnswerWriter(
         output.output,
-        stream=not (output.no_stream or answer.from_quotes or answer.formatted),
+        stream=False if output.no_stream or answer.formatted else output.stream or None,
         as_json=output.as_json,
         inputs=inputs,
         wrap=not answer.formatted,
@@ -285,10 +293,12 @@ def command(
             each_answers.answer(options, request, writer)
         else:
             questions = 0 if over else len(request.questions)  # one reading serves all parts
-            run = open_request(options, request, questions=questions, stdin_is_questions=STDIN in named)
+            early = None if output.as_json or output.output is not None else request.questions[0].text
+            run = open_request(options, request, questions=questions, stdin_is_questions=STDIN in named, early=early)
             banner(run)
             loop = answer_loop.AnswerLoop(run, request.questions, writer)
             failed = loop.run(batch=request.batch)
             answer_loop.finish(failed, len(request.questions), "question", loop.without_citation, options)
     finally:
+        row.keep_above(None)
         writer.close()

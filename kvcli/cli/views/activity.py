@@ -1,6 +1,7 @@
 """A row on stderr that shows what a long step does and since when. It imports little: it is the first thing on screen.
 
-The row goes when anything else is printed: :mod:`kvcli.cli.views.terminal` clears it first.
+The row goes when anything else is printed: :mod:`kvcli.cli.views.terminal` clears it first. Lines may stand above it,
+as what is known already; they come and go with it, and with a progress bar.
 """
 
 from __future__ import annotations
@@ -10,12 +11,19 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 TICK = 0.25
 """Seconds between two states of the row."""
 
 LARGE = 1 << 28
 """Bytes of a file that takes a second to read."""
+
+PATIENCE = 0.5
+"""Seconds before lines are shown above the row: what takes less time does not flash."""
+
+MARGIN = 3
+"""Columns at the right that stay empty: "^C" there begins no new line."""
 
 ERASE = "\r\x1b[K"
 
@@ -32,7 +40,15 @@ class Activity:
         self._detail = ""
         self._began = 0.0
         self._drawn = False
+        self._above: Callable[[int, int], list[str]] | None = None
+        self._given = 0.0
+        self._lines: list[str] = []  # that are on the terminal
         self._thread: threading.Thread | None = None
+
+    @property
+    def visible(self) -> bool:
+        """Whether there is a terminal for the row."""
+        return _terminal()
 
     def start(self, text: str, *, later: bool = False) -> None:
         """Show the row until something is printed. No effect if stderr is not a terminal.
@@ -46,8 +62,8 @@ class Activity:
         with self._lock:
             if not self._text:
                 self._began = time.monotonic()
-            self._text = "".join(c for c in text if c.isprintable())
-            if not later:
+            before, self._text = self._text, "".join(c for c in text if c.isprintable())
+            if not later and not (self._drawn and before == self._text):
                 self._draw()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True)
@@ -57,15 +73,35 @@ class Activity:
         """Show beside the row how much of a large file is read; nothing if there is no row."""
         self._detail = f" · reads {what} once {100 * done // total} %" if LARGE <= total > done else ""
 
+    def keep_above(self, lines: Callable[[int, int], list[str]] | None) -> None:
+        """Show lines above the row from now on, whenever there is one.
+
+        Args:
+            lines: makes them for a terminal of so many columns and rows; ``None`` for no lines.
+        """
+        with self._lock:
+            self._above, self._given = lines, time.monotonic()
+
+    def above(self) -> list[str]:
+        """The lines, if they are to be shown by now."""
+        if self._above is None or time.monotonic() - self._given < PATIENCE:
+            return []
+        return self._above(*size())
+
     def clear(self) -> None:
-        """Remove the row, and end it."""
+        """Remove the row and the lines above it, and end it."""
         with self._lock:
             self._text = ""
             if self._drawn:
                 self._drawn = False
                 with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(ERASE)
+                    sys.stderr.write(self._erase())
                     sys.stderr.flush()
+
+    def _erase(self) -> str:
+        up = "\x1b[A\x1b[2K" * len(self._lines)
+        self._lines = []
+        return ERASE + up
 
     def hand_over(self) -> bool:
         """End the row, but leave it on the terminal for the process that prints next; whether it is there."""
@@ -78,12 +114,18 @@ class Activity:
         self._drawn = True
 
     def _draw(self) -> None:
+        if not _terminal():  # foreign code writes to stderr, and is not to be seen
+            return
         seconds = time.monotonic() - self._began
         row = f"{self._text}{self._detail} {'.' * (1 + int(seconds / TICK) % 3):<3}" + (
             f" {seconds:.0f} s" if seconds >= 1 else ""
         )
+        lines, erase = self.above(), ERASE
+        if lines != self._lines:
+            erase = self._erase() + "".join(f"{line}\n" for line in lines)
+            self._lines = lines
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(ERASE + row[: _columns() - 1])
+            sys.stderr.write(erase + row[: size()[0] - MARGIN])
             sys.stderr.flush()
             self._drawn = True
 
@@ -116,7 +158,9 @@ def _terminal() -> bool:
     return False
 
 
-def _columns() -> int:
+def size() -> tuple[int, int]:
+    """Columns and rows of the terminal."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    return 80
+        columns, rows = os.get_terminal_size(sys.stderr.fileno())
+        return columns or 80, rows or 24
+    return 80, 24

@@ -48,7 +48,7 @@ def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, o
 
 
 def lines(document: Document, cited: Citations, links: TextIO | None = None) -> list[str]:
-    """One line for each citation, then the likely sources if no quote is verified.
+    """One line for each citation.
 
     Args:
         document, cited: the text, and what is cited of it.
@@ -64,10 +64,15 @@ def lines(document: Document, cited: Citations, links: TextIO | None = None) -> 
         at = where(document, c.span, c.line)
         text = terminal.oneline(f'[{n}] {at} "{_excerpt(document, c)}"  {found}{places}')
         out.append(with_link(text, at, c.span, c.quote, links))
-    if cited.likely_sources and not cited.grounded:
-        named = [where(document, s.span, s.line, s.last) for s in cited.likely_sources]
-        out.append(terminal.oneline("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named)))
     return out
+
+
+def likely(document: Document, cited: Citations) -> list[str]:
+    """A line of the likely sources, if no quote is verified."""
+    if cited.grounded or not cited.likely_sources:
+        return []
+    named = [where(document, s.span, s.line, s.last) for s in cited.likely_sources]
+    return [terminal.oneline("likely source" + "s" * (len(named) > 1) + ": " + " · ".join(named))]
 
 
 def with_link(line: str, at: str, span: Span, quote: str, links: TextIO | None) -> str:

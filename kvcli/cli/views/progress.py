@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -14,6 +14,7 @@ from kvcli.utils.sizes import format_bytes
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+from kvcli.cli.views.activity import MARGIN, row, size
 from kvcli.cli.views.terminal import console, count, duration, is_terminal, note, oneline, plural
 
 T = TypeVar("T")
@@ -127,9 +128,20 @@ class ProgressDisplay:
 
     def _draw(self, key: str, meter: Meter) -> None:
         if self.progress is None:
+            from rich.console import RenderableType
+            from rich.constrain import Constrain
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.text import Text
 
-            self.progress = Progress(
+            class Bars(Progress):
+                """The bars below what the row has above it."""
+
+                def get_renderables(self) -> Iterator[RenderableType]:
+                    if lines := row.above():
+                        yield Text.from_ansi("\n".join(lines), no_wrap=True)
+                    yield Constrain(self.make_tasks_table(self.tasks), size()[0] - MARGIN)
+
+            self.progress = Bars(
                 TextColumn("{task.description}", style="cyan"),
                 BarColumn(bar_width=20),
                 TextColumn("{task.fields[percent]}"),

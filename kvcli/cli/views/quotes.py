@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from kvcli.cli.views import terminal
+from kvcli.cli.views import terminal, wrap
+from kvcli.cli.views.activity import row
 from kvcli.cli.views.citations import where, with_link
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 LONGEST = 400
 """Characters of a quote on the screen; JSON has all of it."""
 
-NOTHING = "no sentence of the text"
-UNSUPPORTED = "The answer is not covered by these sentences of the text:"
-SUPPORTED = "From the text:"
+NOTHING = "no sentence of the text seems to answer"
 
 
 def lines(
@@ -39,11 +38,54 @@ def lines(
     return found
 
 
-def heading(found: Quotes, *, grounded: bool = False) -> str:
-    """What the quotes are, after an answer; ``grounded``: a citation has shown where its words are."""
+def around(
+    document: Document, found: Quotes, question: str, cited: Citations, *, held: bool, **shown: Any
+) -> tuple[list[str], list[str]]:
+    """Lines above and below an answer: its quotes under a heading, above it if they do not cover it.
+
+    Args:
+        document, found, question: as for :func:`lines`, and ``shown`` too.
+        cited: what the answer cites; these quotes are not shown again.
+        held: whether the answer is still to be printed.
+    """
+    above = held and not covered(found, cited)
+    left_out = uncited(found, cited)
+    if not left_out:
+        return [], []
+    text = [heading(found, cited, above=above), *lines(document, left_out, question, **shown)]
+    return (text, []) if above else ([], text)
+
+
+def keep_above(document: Document, found: Quotes, question: str) -> None:
+    """Show quotes by words above the row on stderr, until there is an answer."""
+    title = "Likeliest sentences so far:" if found.found else f"{NOTHING.capitalize()}. The nearest:"
+    texts = lines(document, found.quotes, question, bold=True)
+
+    def fitting(columns: int, rows: int) -> list[str]:
+        """At most two rows for each quote, and half of the screen for all."""
+        shown = [f"\x1b[2m{title}\x1b[22m"]
+        for text in texts:
+            first, *more = wrap.wrapped(text, columns - 2, indent=2).split("\n")
+            shown += [first, *more[:1]]
+            if len(more) > 1:
+                shown[-1] += "\x1b[22m…"
+        return shown[: rows // 2] if len(title) < columns else []
+
+    row.keep_above(fitting if texts else None)
+
+
+def heading(found: Quotes, cited: Citations, *, above: bool = False) -> str:
+    """What the quotes are that stand below an answer, or ``above`` it."""
     if not found.found:
-        return f"{NOTHING.capitalize()} seems to answer. The nearest:"
-    return SUPPORTED if grounded or any(quote.supports for quote in found.quotes) else UNSUPPORTED
+        return f"{NOTHING.capitalize()}. The nearest:"
+    if covered(found, cited):
+        return "From the text:"
+    return f"The answer {'below ' if above else ''}is not covered by these sentences of the text:"
+
+
+def covered(found: Quotes, cited: Citations) -> bool:
+    """Whether a citation or a quote has the words of the answer; true if the answer was not compared with them."""
+    return bool(cited.grounded) or any(quote.supports is not False for quote in found.quotes)
 
 
 def uncited(found: Quotes, cited: Citations) -> list[Quote]:

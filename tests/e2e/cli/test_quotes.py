@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvcli.events import Answer
+from kvcli.events import Answer, Token
 from tests.e2e.conftest import Call, Validate
 from tests.unit.models.test_encoder import made as save_encoder
 
@@ -155,20 +157,81 @@ def test_a_measured_model_answers_from_quotes_unless_told_otherwise(
         assert outcome.json["document"]["tokens"] > 0, "it is read all the same"
 
 
+NOT_COVERED = "is not covered by these sentences of the text:"
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the model write an answer."""
+
+    def write(text: str) -> None:
+        events = (Token(0, text), Answer(text, "stop", 1, 1, 0.1, 0.1))
+        monkeypatch.setattr("kvcli.pipeline.pipeline.generate", lambda *_, **__: iter(events))
+
+    return write
+
+
+@pytest.mark.parametrize("screen", [True, False])
 @pytest.mark.parametrize(("said", "covered"), [("At noon.", True), ("At dusk.", False)])
 def test_quotes_come_before_an_answer_that_they_do_not_cover(
-    call: Call, tiny_model: Path, book: Path, monkeypatch: pytest.MonkeyPatch, said: str, covered: bool
+    call: Call,
+    tiny_model: Path,
+    book: Path,
+    say: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    covered: bool,
+    screen: bool,
 ) -> None:
-    """On a terminal, if the answer is not streamed. Pipes begin with the answer."""
-    answer = Answer(said, "stop", 1, 1, 0.1, 0.1)
-    monkeypatch.setattr("kvcli.pipeline.pipeline.generate", lambda *_, **__: iter([answer]))
-    command = ("ask", "-q", "-S", "--cite", "-m", tiny_model, book, "When does the ferry leave?")
-    assert call(*command).out.startswith(said)
-    monkeypatch.setattr("kvcli.cli.views.terminal.is_terminal", lambda _stream: True)
-    lines = call(*command).out.splitlines()
-    place = next(n for n, line in enumerate(lines) if line.startswith(said))
-    quote = next(n for n, line in enumerate(lines) if line.startswith("line 1"))
-    assert (place < quote) == covered
+    """Of a model that is often wrong, and of any other with ``--no-stream``; else what follows the answer says it."""
+    say(said)
+    monkeypatch.setattr("kvcli.cli.views.terminal.is_terminal", lambda _stream: screen)
+    command = ("ask", "-q", "--cite", "-m", tiny_model, book, "When does the ferry leave?")
+    larger, held = call(*command).out, call(*command, "-S").out
+    call(*command, "-S", "-o", book.parent / "out.txt")
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    small, streamed = call(*command).out, call(*command, "--stream").out
+    assert (larger, small) == (streamed, held)
+    for text, above in ((larger, False), (small, not covered)):
+        lines = text.splitlines()
+        place = next(n for n, line in enumerate(lines) if line.startswith(said))
+        quotes = [n for n, line in enumerate(lines) if line.startswith("line ")]
+        assert quotes
+        assert all((n < place) == above for n in quotes)
+        assert (NOT_COVERED in text) == (not covered)
+        assert lines[0] == ("The answer below " + NOT_COVERED if above else said)
+    assert "\x1b" in small or not screen
+    assert re.sub(r"\x1b\[\d+m", "", small) == (book.parent / "out.txt").read_text()
+
+
+def test_an_answer_without_quotes_is_streamed(
+    call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("At dusk.")
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    written = list[str]()
+    monkeypatch.setattr("kvcli.cli.views.markdown.PlainAnswer.write", lambda _, text: written.append(text))
+    for options in ((), ("--cite", "--quotes", "0")):
+        assert call("ask", "-q", "-m", tiny_model, book, "When does the ferry leave?", *options).code == 0
+        assert written
+        written.clear()
+    assert call("ask", "-m", tiny_model, book, "Why?", "--stream", "-S").code == 2
+
+
+def test_a_text_that_seems_not_to_answer_is_said_first(
+    call: Call, tiny_model: Path, book: Path, say: Callable[[str], None]
+) -> None:
+    say("At dusk.")
+    command = ("ask", "-S", "--cite", "-m", tiny_model, book)
+    said = "o sentence of the text seems to answer"
+    near = call(*command, "--exit-status", "Which regatta in Valparaiso did Captain Wren lose to a harbour thief?")
+    assert near.code == 10
+    assert near.out.startswith(f"N{said}. The nearest:\nline 3 “The harbour master")
+    assert near.out.endswith("\n\nAt dusk.\n")
+    assert said not in near.err, "it is said once"
+    far = call(*command, "Whose regatta?")
+    assert far.out.startswith("At dusk.\n")
+    assert said in far.err
 
 
 def test_map_refuses_a_task_that_writes_no_answer(call: Call, book: Path) -> None:

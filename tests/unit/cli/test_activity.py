@@ -12,7 +12,12 @@ import pytest
 
 from kvcli.cli import commands
 from kvcli.cli.views import activity, terminal
+from kvcli.cli.views import quotes as quote_lines
 from kvcli.cli.views.activity import Activity
+from kvcli.cli.views.progress import ProgressDisplay
+from kvcli.documents import Document
+from kvcli.events import Prefill
+from kvcli.retrieval.quotes import QuoteSearch
 
 
 class Terminal(io.StringIO):
@@ -27,8 +32,8 @@ def terminal_on(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return stream
 
 
-def shown(written: str) -> list[str]:
-    screen = pyte.Screen(80, 24)
+def shown(written: str, columns: int = 80, rows: int = 24) -> list[str]:
+    screen = pyte.Screen(columns, rows)
     pyte.Stream(screen).feed(written.replace("\n", "\r\n"))
     return [line.rstrip() for line in screen.display if line.strip()]
 
@@ -93,6 +98,59 @@ def test_json_takes_the_place_of_the_row(monkeypatch: pytest.MonkeyPatch, capsys
     terminal.print_json(answer=1)
     assert shown(stderr.getvalue()) == []
     assert '"answer": 1' in capsys.readouterr().out
+
+
+TEXT = "The ferry leaves at noon from the east pier of the old harbour, and it is full on each Sunday in summer. " * 3
+QUESTION = "When does the ferry leave?"
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 24), (36, 10), (120, 3)])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_quotes_stand_above_the_row_and_the_bar_and_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch, columns: int, rows: int, interrupted: bool
+) -> None:
+    stderr = terminal_on(monkeypatch)
+    for module in ("activity", "progress"):
+        monkeypatch.setattr(f"kvcli.cli.views.{module}.size", lambda: (columns, rows))
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(rows))
+    monkeypatch.setattr(activity, "PATIENCE", 0.0)
+    document = Document.of_text("\n\n".join([TEXT, "A ferry leaves.", "The crew leaves the ferry."]))
+
+    def screen() -> list[str]:
+        return shown(stderr.getvalue(), columns, rows)
+
+    activity.row.start("loading")
+    quote_lines.keep_above(document, QuoteSearch(document, QUESTION).quotes(), QUESTION)
+    try:
+        activity.row._draw()
+        *above, row = screen()
+        assert above[0] == "Likeliest sentences so far:"
+        assert 1 <= len(above) <= rows // 2
+        assert len(above) < 2 or above[1].startswith("line 1 “The ferry")
+        assert all(len(line) < columns for line in above)
+        assert row.startswith("loading")
+        written = len(stderr.getvalue())
+        activity.row._draw()
+        assert "ferry" not in stderr.getvalue()[written:], "it is drawn once"
+        with ProgressDisplay() as display:
+            for done in (1, 2):
+                display.drawn = 0.0
+                display.see(Prefill(done, 3, 1, 0.5 * done))
+                *under, bar = screen()
+                assert under == above
+                assert len(bar) < columns - 1
+            if interrupted:
+                stderr.write("^C")  # as the terminal does
+        assert screen()[0].startswith("prefill  2 tokens")
+        assert "ferry" not in "".join(screen())
+        activity.row.start("writing the answer")
+        assert screen()[-len(above) - 1 : -1] == above
+    finally:
+        activity.row.keep_above(None)
+    terminal.write(sys.stderr, "At noon.")
+    assert screen()[-1] == "At noon."
+    assert "Likeliest" not in "".join(screen())
 
 
 @pytest.mark.parametrize("args", [["plan", "a.txt"], ["ask", "a.txt", "Why?"], ["extract", "a.pdf"]])
