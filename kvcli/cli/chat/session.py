@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvcli.chat import transcript
 from kvcli.chat.reasoning import ReasoningSplitter, strip_reasoning
-from kvcli.cli.setup import banner
+from kvcli.cli.setup import banner, show_quotes
 from kvcli.cli.signals import DeferredSignals, Interrupted
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
@@ -198,18 +198,29 @@ class ChatSession:
         index = self._quote_index() if self.cite else None
         citing = None if index is None else CitedAnswer(index, question)
         thoughts = ReasoningSplitter(thinking=self.setup.prompt.thinks)
-        begun = False
+        begun = above = False
+        found: Quotes | None = None
+        held = list[str]() if self._holds else None
+        if held is not None and self.interactive and self.setup.document is not None:
+            earlier = tuple((turn.question, "") for turn in self.talk.turns[-1:])
+            show_quotes(replace(self.setup.options, history=earlier), self.setup.document, question)
 
         def write(pieces: list[tuple[str, bool]]) -> None:
             for text, thought in pieces:
                 if thought and self.hide_thoughts:
                     shown.wait("thinking …")
+                elif held is not None and not thought:
+                    held.append(text)
+                    shown.wait("writing the answer")
                 elif thought or citing is None:
                     shown.write(text, thought=thought)
                 else:
                     shown.write(citing.push(text))
 
         def end() -> None:
+            row.keep_above(None)
+            if held and citing is not None:
+                shown.write(citing.push("".join(held)))
             if citing is not None:
                 shown.write(citing.end())
             shown.end()
@@ -232,11 +243,24 @@ class ChatSession:
                     self.answers += 1
                     self.tps = event.decode_tps
                     write(thoughts.flush())
-                    end()
+                    if held is None:
+                        end()
+                    cited = self._cited(event.text, question) if self.cite else Citations()
                     if self.cite:
-                        cited = self._cited(event.text, question)
-                        self._tell(cited)
-                        self._tell_quotes(cited, event.text)
+                        found = self._quotes_for(event.text)
+                    if held is not None:
+                        above = found is not None and not quote_lines.covered(found, cited)
+                        if found is not None and above:
+                            row.keep_above(None)
+                            self._tell_quotes(found, cited, above=True)
+                            sys.stdout.write("\n")
+                        end()
+                    self._tell(citations.lines, cited)
+                    if found is not None and not above:
+                        self._tell_quotes(found, cited)
+                    if self.cite and not cited.grounded:
+                        likely = self._look_for("sources", lambda: self._likely(self.talk.turns[-1]))
+                        self._tell(citations.likely, replace(cited, likely_sources=likely or ()))
                     if event.stopped_repeating:
                         terminal.warn(
                             f"the answer started repeating itself and was stopped after {event.completion_tokens:,}"
@@ -265,6 +289,8 @@ class ChatSession:
             if begun:
                 end()
             raise
+        finally:
+            row.keep_above(None)
 
     # --- sources ---
 
@@ -325,15 +351,10 @@ class ChatSession:
         finally:
             waiting.wait("")
 
-    def _tell(self, cited: Citations) -> None:
-        """Print the citations of an answer, and likely sources if no quote is verified."""
+    def _tell(self, lines: Callable[..., list[str]], cited: Citations) -> None:
+        """Print lines about citations."""
         document = self.setup.document
-        if document is None:
-            return
-        if not cited.grounded:
-            likely = self._look_for("sources", lambda: self._likely(self.talk.turns[-1]))
-            cited = replace(cited, likely_sources=likely or ())
-        for line in citations.lines(document, cited, sys.stdout) + citations.likely(document, cited):
+        for line in [] if document is None else lines(document, cited, sys.stdout):
             terminal.paragraph(sys.stdout, line, "dim", indent=4)
 
     def find_quotes(self, count: int, answer: str | None = None) -> Quotes:
@@ -358,19 +379,28 @@ class ChatSession:
         assert document is not None
         self.shown = tuple(quotes)
         bold = terminal.is_terminal(sys.stdout)
-        for number, line in enumerate(quote_lines.lines(document, quotes, question, bold=bold), 1):
+        for number, line in enumerate(quote_lines.lines(document, quotes, question, bold=bold, links=sys.stdout), 1):
             terminal.paragraph(sys.stdout, f"{number}. {line}", indent=3)
 
-    def _tell_quotes(self, cited: Citations, answer: str) -> None:
+    @property
+    def _holds(self) -> bool:
+        """Whether an answer is printed when it is complete: quotes that do not cover it stand before it."""
+        from kvcli.pipeline.pipeline import ASKED_BY_EXAMPLES
+
+        quoting = self.cite and self.setup.document is not None and self.setup.options.quotes
+        return bool(quoting) and self.setup.model.name in ASKED_BY_EXAMPLES
+
+    def _quotes_for(self, answer: str) -> Quotes | None:
+        """The quotes of an answer; ``None`` if none are wanted, or after Ctrl-C."""
+        count, text = self.setup.options.quotes, self._without_reasoning(answer)
+        if self.setup.document is None or not count:
+            return None
+        return self._look_for("quotes", lambda: self.find_quotes(count, text))
+
+    def _tell_quotes(self, found: Quotes, cited: Citations, *, above: bool = False) -> None:
         """Print the quotes of an answer that its citations do not show."""
-        if self.setup.document is None or not self.setup.options.quotes:
-            return
-        text = self._without_reasoning(answer)
-        found = self._look_for("quotes", lambda: self.find_quotes(self.setup.options.quotes, text))
-        if found is None:
-            return
         if left_out := quote_lines.uncited(found, cited):
-            terminal.write(sys.stdout, quote_lines.heading(found, cited), "dim")
+            terminal.write(sys.stdout, quote_lines.heading(found, cited, above=above), "dim")
             self.show_quotes(left_out, self.talk.turns[-1].question)
         else:
             self.shown = found.quotes

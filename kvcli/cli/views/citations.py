@@ -67,7 +67,7 @@ def lines(document: Document, cited: Citations, links: TextIO | None = None) -> 
     return out
 
 
-def likely(document: Document, cited: Citations) -> list[str]:
+def likely(document: Document, cited: Citations, _links: TextIO | None = None) -> list[str]:
     """A line of the likely sources, if no quote is verified."""
     if cited.grounded or not cited.likely_sources:
         return []

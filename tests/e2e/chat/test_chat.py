@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kvcli.events import Answer, Token
 from tests.e2e import forked, golden
 from tests.e2e.conftest import PROGRAM, Call, save_tiny
 
@@ -85,6 +87,32 @@ def test_quotes_follow_answers_and_open(call: Call, tiny_model: Path, folder: Pa
         "chat", "-m", tiny_model, "-n", "4", "--cite", "--quotes", "0", "pier.txt", stdin=b"Who keeps parrots?\n"
     )
     assert "1. line" not in silent.out
+
+
+@pytest.mark.parametrize(("said", "above"), [("Two parrots.", False), ("A herring.", True)])
+def test_quotes_precede_an_answer_that_they_do_not_cover(
+    call: Call, tiny_model: Path, folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, said: str, above: bool
+) -> None:
+    """Of a model that is often wrong; the answer of another one is printed while it is written."""
+    (folder / "pier.txt").write_text(f"{TEXT}\n\nCaptain Wren keeps two parrots. She sailed in 1911.\n")
+
+    def write(*_: object, **__: object) -> Iterator[Token | Answer]:
+        yield Token(0, said)
+        yield Answer(said, "stop", 1, 1, 0.1, 0.1)
+
+    monkeypatch.setattr("kvcli.chat.conversation.generate", write)
+    command = ("chat", "-q", "-m", tiny_model, "--cite", "pier.txt")
+    question = b"What does Captain Wren keep?\n"
+    first = call(*command, stdin=question)
+    assert first.code == 0, first.err
+    after = first.out
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    before = call(*command, stdin=question).out
+    assert after.startswith(f"{said}\n")
+    assert (before == after) == (not above)
+    assert not above or before.startswith("The answer below is not covered by these sentences of the text:\n1. line 3 ")
+    assert f"\n\n{said}\n" in before or not above
+    assert [answers(path)[-1][1] for path in chats(data)] == [said, said]
 
 
 def test_going_on_reads_nothing(call: Call, tiny_model: Path, book: Path, data: Path) -> None:
