@@ -103,7 +103,8 @@ class AnswerWriter:
         """Finish an answer, with its citations and the sentences that may answer below it or above it."""
         shown = self._terminal and not self.as_json
         links = sys.stdout if shown else None
-        notes, first = citations.lines(document, cited, links) if document else [], list[str]()
+        bold = question if shown else ""
+        notes, first = citations.lines(document, cited, links, bold) if document else [], list[str]()
         if document and quotes is not None:
             held = not self.stream
             first, below = quote_lines.around(document, quotes, question, cited, held=held, bold=shown, links=links)

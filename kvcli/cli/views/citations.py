@@ -47,12 +47,13 @@ def mode(cite: str | None, *, no_cite: bool, exit_status: bool, as_json: bool, o
 # --- as text ------------------------------------------------------------------------------------------
 
 
-def lines(document: Document, cited: Citations, links: TextIO | None = None) -> list[str]:
+def lines(document: Document, cited: Citations, links: TextIO | None = None, question: str = "") -> list[str]:
     """One line for each citation.
 
     Args:
         document, cited: the text, and what is cited of it.
         links: the terminal that shows the lines; places are links if it shows links.
+        question: its words are bold.
     """
     out = list[str]()
     for n, c in enumerate(cited.quotes, 1):
@@ -62,7 +63,7 @@ def lines(document: Document, cited: Citations, links: TextIO | None = None) -> 
         found = "found in text" if c.status == "verified" else f"nearly in text, {int(c.score)} % alike"
         places = f", first of {c.places:,} places" if c.places > 1 else ""
         at = where(document, c.span, c.line)
-        text = terminal.oneline(f'[{n}] {at} "{_excerpt(document, c)}"  {found}{places}')
+        text = terminal.oneline(f"[{n}] {at}") + f' "{bold(_excerpt(document, c), question)}"  {found}{places}'
         out.append(with_link(text, at, c.span, c.quote, links))
     return out
 
@@ -82,6 +83,18 @@ def with_link(line: str, at: str, span: Span, quote: str, links: TextIO | None) 
         return line
     before, after = line.split(place, 1)
     return f"{before}{viewer.linked(place, viewer.link(span.file, span.page, quote), links)}{after}"
+
+
+def bold(text: str, question: str) -> str:
+    """``text`` with the words of a question in bold, in any form."""
+    from kvcli.retrieval.quotes import shared_words
+    from kvcli.retrieval.words import language
+
+    parts, at = list[str](), 0
+    for start, end in shared_words(text, question, language(text)) if question else ():
+        parts += [text[at:start], f"\x1b[1m{text[start:end]}\x1b[22m"]
+        at = end
+    return "".join(parts) + text[at:]
 
 
 def where(document: Document, span: Span, line: int | None, last: int | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvcli.cli.views import terminal, wrap
+from kvcli.cli.views import citations, terminal, wrap
 from kvcli.cli.views.activity import row
 from kvcli.cli.views.citations import where, with_link
 
@@ -34,7 +34,8 @@ def lines(
     found = []
     for quote in quotes:
         at, span = _where(document, quote), document.at(quote.char_start)
-        found.append(with_link(f"{at} {_text(quote, question, bold=bold)}", at, span, quote.text, links))
+        text = citations.bold(_text(quote), question if bold else "")
+        found.append(with_link(f"{at} \u201c{text}\u201d", at, span, quote.text, links))
     return found
 
 
@@ -98,17 +99,6 @@ def _where(document: Document, quote: Quote) -> str:
     return where(document, document.at(quote.char_start), quote.line)
 
 
-def _text(quote: Quote, question: str, *, bold: bool) -> str:
+def _text(quote: Quote) -> str:
     text = terminal.oneline(" ".join(quote.text.split()))
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 4 :]}"
-    if not bold:
-        return f"\u201c{text}\u201d"
-    from kvcli.retrieval.quotes import shared_words
-    from kvcli.retrieval.words import language
-
-    parts, at = list[str](), 0
-    for start, end in shared_words(text, question, language(quote.text)):
-        parts += [text[at:start], f"\x1b[1m{text[start:end]}\x1b[22m"]
-        at = end
-    return f"\u201c{''.join(parts)}{text[at:]}\u201d"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 4 :]}"

@@ -204,6 +204,20 @@ def test_quotes_come_before_an_answer_that_they_do_not_cover(
     assert re.sub(r"\x1b\[\d+m", "", small) == (book.parent / "out.txt").read_text()
 
 
+def test_the_words_of_the_question_are_bold_in_quotes_and_citations(
+    call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("The ferry leaves at noon from the east pier.")
+    monkeypatch.setattr("kvcli.cli.views.terminal.is_terminal", lambda _stream: True)
+    command = ("ask", "-q", "-m", tiny_model, book, "-e", "When does the ferry leave for the harbour?")
+    answer, cited, *rest = call(*command).out.splitlines()
+    assert "\x1b" not in answer
+    assert cited.startswith('[1] line 1 "The\x1b[1m ferry\x1b[22m\x1b[1m leaves\x1b[22m at noon')
+    assert any(line.startswith("line 3 “The\x1b[1m harbour\x1b[22m master") for line in rest)
+    call(*command, "--export", book.parent / "a.md")
+    assert "\x1b" not in (book.parent / "a.md").read_text()
+
+
 def test_an_answer_without_quotes_is_streamed(
     call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
