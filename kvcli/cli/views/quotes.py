@@ -67,10 +67,13 @@ def keep_above(document: Document, found: Quotes, question: str) -> None:
         shown = [f"\x1b[2m{title}\x1b[22m"]
         for text in texts:
             first, *more = wrap.wrapped(text, columns - 2, indent=2).split("\n")
-            shown += [first, *more[:1]]
+            quote = [first, *more[:1]]
             if len(more) > 1:
-                shown[-1] += "\x1b[22m…"
-        return shown[: rows // 2] if len(title) < columns else []
+                quote[-1] += "\x1b[22m…"
+            if len(shown) + len(quote) > rows // 2:
+                break
+            shown += quote
+        return shown if len(shown) > 1 and len(title) < columns else []
 
     row.keep_above(fitting if texts else None)
 

@@ -125,9 +125,10 @@ def test_quotes_stand_above_the_row_and_the_bar_and_leave_nothing(
     try:
         activity.row._draw()
         *above, row = screen()
-        assert above[0] == "Likeliest sentences so far:"
-        assert 1 <= len(above) <= rows // 2
-        assert len(above) < 2 or above[1].startswith("line 1 “The ferry")
+        assert (len(above) > 1) == (rows > 5), "a quote needs room"
+        assert not above or above[0] == "Likeliest sentences so far:"
+        assert not above or above[1].startswith("line 1 “The ferry")
+        assert len(above) <= rows // 2
         assert all(len(line) < columns for line in above)
         assert row.startswith("loading")
         written = len(stderr.getvalue())
@@ -145,7 +146,7 @@ def test_quotes_stand_above_the_row_and_the_bar_and_leave_nothing(
         assert screen()[0].startswith("prefill  2 tokens")
         assert "ferry" not in "".join(screen())
         activity.row.start("writing the answer")
-        assert screen()[-len(above) - 1 : -1] == above
+        assert screen()[:-1][-len(above) :] == above or not above
     finally:
         activity.row.keep_above(None)
     terminal.write(sys.stderr, "At noon.")
