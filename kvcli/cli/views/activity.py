@@ -80,7 +80,9 @@ class Activity:
             lines: makes them for a terminal of so many columns and rows; ``None`` for no lines.
         """
         with self._lock:
-            self._above, self._given = lines, time.monotonic()
+            if self._above is None:
+                self._given = time.monotonic()
+            self._above = lines
 
     def above(self) -> list[str]:
         """The lines, if they are to be shown by now."""

@@ -154,6 +154,18 @@ def test_quotes_stand_above_the_row_and_the_bar_and_leave_nothing(
     assert "Likeliest" not in "".join(screen())
 
 
+def test_lines_wait_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal_on(monkeypatch)
+    row = Activity()
+    row.keep_above(lambda *_: ["one"])
+    assert row.above() == [], "what takes less time does not flash"
+    monkeypatch.setattr(activity, "PATIENCE", 0.0)
+    assert row.above() == ["one"]
+    monkeypatch.setattr(activity, "PATIENCE", time.monotonic() - row._given)
+    row.keep_above(lambda *_: ["two"])
+    assert row.above() == ["two"]
+
+
 @pytest.mark.parametrize("args", [["plan", "a.txt"], ["ask", "a.txt", "Why?"], ["extract", "a.pdf"]])
 def test_slow_commands_show_that_they_have_begun(monkeypatch: pytest.MonkeyPatch, args: list[str]) -> None:
     stderr = terminal_on(monkeypatch)
