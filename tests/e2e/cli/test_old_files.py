@@ -1,7 +1,7 @@
-"""Files that kvcli 0.1.0 wrote before its packages were renamed still load: a saved prefill and a chat.
+"""Files that kvcli 0.1.0 wrote before its packages were renamed still load: a saved prefill, a chat and a training.
 
 They were made at commit 9bfd80a with the tiny model beside them: a prefill with ``keydiff(budget=32)``, one answer
-from it as JSON, and a chat of two turns.
+from it as JSON, a chat of two turns, and the checkpoint of a training that was killed after 50 of 60 steps.
 """
 
 from __future__ import annotations
@@ -42,3 +42,15 @@ def test_a_chat(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     turns = json.loads(path.read_text())["turns"]
     assert turns[:2] == saved["turns"]
     assert len(turns) == 3
+
+
+def test_a_training(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    quiet = "It was a quiet day in {}. Nobody came up the hill, and nobody asked why. "
+    Path("prose.txt").write_text("".join(map(quiet.format, ["Whitby", "Crieff", "Wooler"] * 30)))
+    shutil.copy(FILES / "heads.safetensors.training", tmp_path)
+    few = ("--steps", "60", "--width", "2", "--tokens", "64-96", "--budget", "32", "--check-every", "0")
+    outcome = call("train", *MODEL, "prose.txt", "-o", "heads.safetensors", *few)
+    assert outcome.code == 0, outcome.err
+    assert "resumed after 50" in outcome.err
+    assert Path("heads.safetensors").is_file()
