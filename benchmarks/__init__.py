@@ -1,1 +1,1 @@
-"""Measurements behind docs/results. Run by hand, never by the test command."""
+"""Programs that measure docs/results. Run by hand, never by the test command."""

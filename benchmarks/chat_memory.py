@@ -60,7 +60,7 @@ def heap() -> tuple[int, int]:
 
 
 def tensors() -> int:
-    """Bytes behind all tensors that are alive."""
+    """Bytes of all tensors that are alive."""
     import torch
 
     sizes = {}

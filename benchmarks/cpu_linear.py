@@ -1,6 +1,6 @@
 """A decoding step with kvcli's product of one row and with torch's, in turn in one process.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.thin --text great_expectations.txt --tokens 2K --keep "keydiff(budget=1024)"
+    OMP_NUM_THREADS=1 python -m benchmarks.cpu_linear --text great.txt --tokens 2K --keep "keydiff(budget=1024)"
 
 Ratios are medians over rounds of one step each; the last line is JSON.
 """

@@ -1,9 +1,9 @@
-"""Time of a token behind a long text: holds that offload, full attention, and full offload, in turn in one run.
+"""Time of a token after a long text: storages that offload, full attention, and full offload, in turn in one run.
 
     python -m benchmarks.offload_speed --text book.txt --tokens 4K --rounds 9
 
-Each round takes one step behind every recipe; ``streamed`` is full offload: all keys and values of a layer are copied
-from host memory to one buffer at each step, and attended to. The last line of standard output is JSON with medians of
+Each round takes one step after every recipe's prefill. ``streamed`` is full offload: at each step all keys and values
+of a layer are copied from host memory to one buffer. The last line of standard output is JSON with medians of
 seconds and medians of each round's ratios to ``dense`` and to ``streamed``.
 """
 
@@ -38,7 +38,7 @@ from tests.laws.helpers import drain
 class Streamed(DenseLayer):
     """Full offload: everything comes at each step."""
 
-    def begin(self, staging: Staging | None = None) -> Streamed:
+    def open(self, staging: Staging | None = None) -> Streamed:
         assert staging is not None
         staging.register(*self.k.shape)
         return _Streaming(**vars(self), staging=staging)

@@ -112,12 +112,12 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
         context = freeze(work, parsed.storage)
         tail = new_decode_cache(_model, context)
         for count in looks:
-            asked, sight = question, context
+            asked, visible = question, context
             if count:
                 found = retrieve_passages(_model, prompt, context, said, QUESTION, count=count)
-                asked, sight = prompt.question(QUESTION, passages=found.texts(said)), found.context
+                asked, visible = prompt.question(QUESTION, passages=found.texts(said)), found.context
             tail.rewind()
-            tail.set_context(sight)
+            tail.set_context(visible)
             answer = [e for e in generate(_model, tail, asked, max_tokens=24) if isinstance(e, Answer)][-1]
             rows.append(
                 {

@@ -8,7 +8,7 @@ benchmarks/rows.py makes rows from ``kvcli eval``). A page says in a comment wha
 
     <!-- table NAME: recipe × length = rate -->       one row per recipe, one column per length, rates in the cells
     <!-- table NAME: tokens; peak_mib = peak, MiB --> one row per row, one column per field, with its heading
-    <!-- commands NAME NAME -->                       the commands behind these tables
+    <!-- commands NAME NAME -->                       the commands of these tables
     <!-- machines -->                                 the machines, by their letters
 
 A field is the name of a field, with an optional format (``alike:.3f``, ``peak_bytes:MiB``; ``kl:span.3f`` adds its
@@ -148,7 +148,7 @@ def source(rows: list[Row], usual: int, machines: dict[str, Row]) -> str:
 
 
 def commands(names: list[str], tables: Tables) -> str:
-    """The commands behind tables, each once."""
+    """The commands of tables, each once."""
     found = dict.fromkeys(row["command"] for name in names for row in _named(name, tables))
     return "```sh\n" + "\n".join(found) + "\n```"
 

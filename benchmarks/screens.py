@@ -1,7 +1,7 @@
-"""What a person sees of kvcli's commands on a terminal of 80 columns, and when: recordings made in tmux.
+"""What a user sees of kvcli's commands on a terminal of 80 columns, and when: recordings made in tmux.
 
-    python -m benchmarks.walk TEXT [PDF] [--out walk.md]
-    python -m benchmarks.walk TEXT PDF --rest       # the other commands of README and docs, without recordings
+    python -m benchmarks.screens TEXT [PDF] [--out screens.md]
+    python -m benchmarks.screens TEXT PDF --rest       # the other commands of README and docs, without recordings
 
 Each command runs in a terminal of its own (tmux, 80 × 24), with an empty cache at first. Prints one row for each:
 seconds from Enter to the first sign, to the first word of the answer, and to the end, and the exit code. ``--out``
@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks.provenance import provenance
 
 COLUMNS, ROWS = 80, 24
-POLL_S, PATIENCE_S = 0.05, 900.0
+POLL_S, TIMEOUT_S = 0.05, 900.0
 QUESTION = "Who tells the story?"
 NOTES = re.compile(
     r"(starting|loading|download|convert|document|model|engine|heads|prefill|cached|resumed|reread|text|chat) "
@@ -83,7 +83,7 @@ class Terminal:
         self._tmux("send-keys", "Enter")
         start, recording, left = time.perf_counter(), Recording(command), list(typed)
         seen = 0
-        while time.perf_counter() - start < PATIENCE_S:
+        while time.perf_counter() - start < TIMEOUT_S:
             rows, seconds = self.screen(), time.perf_counter() - start
             if any("echo $? >" in row for row in rows):
                 rows = []  # the command itself, before the screen is cleared
@@ -98,7 +98,7 @@ class Terminal:
                 recording.code, recording.end_s = int(self.status.read_text()), seconds
                 return recording
             time.sleep(POLL_S)
-        raise RuntimeError(f"{command} did not end in {PATIENCE_S:.0f} s:\n" + "\n".join(self.screen()))
+        raise RuntimeError(f"{command} did not end in {TIMEOUT_S:.0f} s:\n" + "\n".join(self.screen()))
 
     def close(self) -> None:
         """End tmux."""
@@ -177,7 +177,7 @@ def markdown(recordings: dict[str, Recording], frames: int = 6) -> Iterator[str]
     """The recordings, each as what was new on its screens; of many screens ``frames``."""
     yield (
         "# Recordings\n\n"
-        f"What commands show on a terminal of {COLUMNS} columns, and when. `python -m benchmarks.walk book.txt "
+        f"What commands show on a terminal of {COLUMNS} columns, and when. `python -m benchmarks.screens book.txt "
         "manual.pdf --out docs/recordings.md`\nmakes this page in tmux. A line `--- 3.2 s` says when the rows after it "
         f"were new; of many screens at most {frames} are here.\n"
     )
@@ -240,7 +240,8 @@ def main() -> None:
                 row = {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}
                 print(
                     json.dumps(
-                        row | provenance("python -m benchmarks.walk book.txt manual.pdf" + " --rest" * args.rest, n=1)
+                        row
+                        | provenance("python -m benchmarks.screens book.txt manual.pdf" + " --rest" * args.rest, n=1)
                     )
                 )
                 sys.stdout.flush()

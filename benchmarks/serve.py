@@ -6,7 +6,7 @@
     python -m benchmarks.serve BOOK --clients 32    # many clients at once (:mod:`benchmarks.serve_load`)
 
 The document is prefilled and saved first. Then each round asks the same question in a process of its own, with
-``--whole`` in one that imports all of transformers (:mod:`kvcli.models.light_imports`), by a resident engine, and by
+``--whole`` in one that imports all of transformers (:mod:`kvcli.models.partial_imports`), by a resident engine, and by
 ``curl`` of ``kvcli serve``, one after the other, so that all meet the same load. Prints one row for each way, with
 medians: seconds until
 the first byte of the answer and until the end, and the machine's load; of a command its processor time, of a server the
@@ -45,8 +45,8 @@ from benchmarks.provenance import provenance
 QUESTION = "Who tells the story?"
 WHOLE = """\
 import sys
-from kvcli.models import light_imports
-light_imports.install = lambda: None
+from kvcli.models import partial_imports
+partial_imports.install = lambda: None
 from kvcli.cli.app import main
 main()
 """

@@ -43,7 +43,7 @@ def shaped(folder: Path, layers: int | None) -> tuple[Any, int]:
 
 
 def flop(model: Any, width: int, tokens: int, asked: int) -> float:
-    """Of reading, of what is asked behind it, and of the heads, forward and the gradients of their matrices."""
+    """Floating-point operations of reading, of the question, and of the heads: forward pass and matrix gradients."""
     from kvcli.bench import roofline
     from kvcli.retaining_heads.module import shapes
 
@@ -73,7 +73,7 @@ def main() -> None:
     there = options.layers or depth
     prompt, settings = Prompt(model.tokenizer), TrainingOptions(labels=options.labels)
     text = options.text.read_text()
-    corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), focus=0.0)
+    corpus = Corpus([text], [], tokens=(options.tokens, options.tokens), question_first=0.0)
     trainer = Trainer(model, settings, corpus)
     read, taught, flops, sizes = [], [], [], []
     for number in range(options.steps + 1):  # the first step warms up

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
+    from kvcli.engine.answer_format import AnswerFormat
     from kvcli.errors import (
         DamagedError,
         InputError,

@@ -82,7 +82,7 @@ def run(program: Any) -> None:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Of its own: whoever follows occupies a thread for a whole step."""
+    """A thread pool for this module alone, because a task occupies its thread for a whole step."""
     return ThreadPoolExecutor(threads, thread_name_prefix="team")
 
 

@@ -20,7 +20,7 @@ from kvcli.recipe import Recipe, parse
 
 TOKENS, QUESTION, ANSWER, CHUNK = 96, 16, 12, 40
 
-HELD = 0.7
+STORED = 0.7
 """Maximum change of logits by a correct storage (relative RMS); unrelated logits differ by 1.4."""
 
 NARROW = 0.15
@@ -61,21 +61,21 @@ def check(model: Model, recipe: Recipe) -> Check:
             for event in generate(model, new_decode_cache(model, context), question, max_tokens=ANSWER)
             if isinstance(event, Token) and event.id >= 0
         ]
-        hold = 0.0 if recipe.storage == dense.storage else _hold(model, recipe, dense, document, question, got)
+        stored = 0.0 if recipe.storage == dense.storage else _stored(model, recipe, dense, document, question, got)
     expected = _full(model, document + question + answer)
     said = expected[-len(answer) - 1 : -1]
     below = said.max(-1).values - said.gather(1, torch.tensor(answer, device=said.device)[:, None])[:, 0]
     found = Check(
         prefill=_apart(got, expected[TOKENS : TOKENS + QUESTION]),
         decode=float((below / said.square().mean(-1).sqrt()).max()),
-        hold=hold,
+        hold=stored,
         weights=_apart(_question(model, context, question), got),
     )
     limit = TOLERANCE[precision(model)]
     for name, value, most in (
         ("prefill", found.prefill, limit),
         ("decode", found.decode, 8 * limit),
-        ("hold", found.hold, HELD),
+        ("storage", found.hold, STORED),
         ("weights", found.weights, NARROW),
     ):
         if not value <= most:
@@ -124,11 +124,11 @@ def _full(model: Model, ids: list[int]) -> Tensor:
     return logits.float()
 
 
-def _hold(
+def _stored(
     model: Model, recipe: Recipe, dense: Recipe, document: list[int], question: list[int], expected: Tensor
 ) -> float:
-    held = _read(model, document, replace(dense, storage=recipe.storage), question)
-    return _apart(_question(model, held, question), expected)
+    stored = _read(model, document, replace(dense, storage=recipe.storage), question)
+    return _apart(_question(model, stored, question), expected)
 
 
 def _apart(got: Tensor, expected: Tensor) -> float:

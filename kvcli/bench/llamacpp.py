@@ -1,4 +1,4 @@
-"""The same measurement with llama.cpp (the package llama-cpp-python), on the GGUF file that the model was made from.
+"""Benchmark llama.cpp (the package llama-cpp-python) on the GGUF file that the model was made from.
 
 llama.cpp runs in a process of its own (:mod:`kvcli.bench.llamacpp_process`): a crash there ends no measurement here.
 """

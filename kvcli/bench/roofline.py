@@ -98,13 +98,13 @@ def prefill_flop(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, pr
 
 
 def full_flop(spec: ModelSpec, tokens: int) -> float:
-    """Count the same of one causal forward pass over all tokens."""
+    """Count the floating-point operations of one causal forward pass over all tokens."""
     widths = sum(own.heads * own.head_dim for own in map(spec.of_layer, range(spec.layers)))
     return _matrix_flop(spec) * tokens + 4.0 * widths * tokens * (tokens + 1) / 2
 
 
 def _matrix_flop(spec: ModelSpec) -> float:
-    """Of one token in all layers, those without attention too."""
+    """Floating-point operations of one token in the matrices of all layers."""
     return 2.0 * (spec.multiplied or spec.layers * sum(o * i for o, i in _projections(spec)))
 
 

@@ -39,7 +39,7 @@ class Context:
     folded: Folded | None = None
 
     def owner(self, layer: int) -> int:
-        """Return the layer whose keys and values a layer uses: its own index unless it borrows."""
+        """Return the layer whose keys and values a layer uses: its own index unless it shares."""
         return self.owners[layer] if self.owners else layer
 
     @property
@@ -85,7 +85,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
     starts: dict[int, int] = {}
     numbers = 0
     for layer in prefill_cache.layers:
-        if layer.borrows:
+        if layer.uses_owner:
             continue
         c = layer.count
         pos = layer.pos[:, :c].clone()
@@ -143,7 +143,7 @@ def freeze(prefill_cache: PrefillCache, storage: KVStorage, *, release: bool = T
         8 * prefill_cache.dtype.itemsize,
         prefill_cache.max_position,
         state,
-        prefill_cache.owners if prefill_cache.last_borrowers else (),
+        prefill_cache.owners if prefill_cache.last_users else (),
         None if folding is None else frozen(folding, (layer.state for layer in prefill_cache.layers)),
     )
     return replace(context, bits=8 * (context.nbytes + context.host_nbytes) / numbers) if numbers else context

@@ -79,7 +79,7 @@ class DecodeCache:
         if context is self.context:  # what its layers remember is still of use
             return
         self.context = context
-        self.context_layers = [] if context is None else [layer.begin(self.staging) for layer in context.layers]
+        self.context_layers = [] if context is None else [layer.open(self.staging) for layer in context.layers]
 
     @property
     def layers(self) -> Sequence[DecodeCacheLayer]:
@@ -213,7 +213,7 @@ class DecodeCacheLayer:
 
     @property
     def owner(self) -> DecodeCacheLayer:
-        """The layer whose keys and values this one uses: itself unless it borrows."""
+        """The layer whose keys and values this one uses: itself unless it shares."""
         layer: DecodeCacheLayer = self.cache._layers[self.cache.owners[self.index]]
         return layer
 

@@ -101,7 +101,7 @@ class PrefillCache:
         self.sparse = sparse
         self.share = share or LayerSharing()
         self.owners, self.leaders = self.share.owners(spec), self.share.leaders(spec)
-        self.last_borrowers = {owner: i for i, owner in enumerate(self.owners) if owner != i}
+        self.last_users = {owner: i for i, owner in enumerate(self.owners) if owner != i}
         self.spec, self.policy, self.rotary, self.heads, self.storage = spec, policy, rotary, heads, storage
         self.calibration, self.basis, self.dtype, self.state = calibration or {}, basis, dtype, state
         self.step = ChunkStep()
@@ -126,7 +126,7 @@ class PrefillCache:
     def begin_passes(self, tokens: int) -> None:
         """See :class:`kvcli.cache.base.DraftedCache`."""
         for layer in self._layers:
-            if layer.lends_down:
+            if layer.shared_with_lower:
                 layer.ahead = layer.blank(tokens)
 
     @property
@@ -146,7 +146,7 @@ class PrefillCache:
     def tell(self, surprise: Tensor) -> None:
         """Give the last chunk's :data:`kvcli.eviction.base.SURPRISE` to all layers without a window."""
         for layer in self._layers:
-            if layer.window is None and not layer.borrows and not layer.follows:
+            if layer.window is None and not layer.uses_owner and not layer.follows:
                 layer.state[SURPRISE] = surprise
 
     @property
@@ -159,12 +159,12 @@ class PrefillCache:
         """Let the policy divide its budget anew among the layers, once the whole text is read."""
         if self.limit is not None or not self.policy.allots:
             return
-        own = [x for x in self._layers if x.window is None and not x.borrows and not x.follows]
+        own = [x for x in self._layers if x.window is None and not x.uses_owner and not x.follows]
         counts = [max(0, layer.count - self.policy.tail) for layer in own]
         for layer, budget in zip(own, self.policy.allot([layer.state for layer in own], counts), strict=True):
             self.budgets[layer.index] = budget
         for layer in self._layers:
-            if layer.window is None and not layer.borrows:
+            if layer.window is None and not layer.uses_owner:
                 self.budgets[layer.index] = budget = self.budgets[self.leaders[layer.index]] or 0
                 layer.shrink(budget + self.policy.tail)
 
@@ -235,8 +235,8 @@ def attend_earlier(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Lent:
-    """What a layer attends to while others borrow it, and the eviction that waits for them."""
+class _SharedUnits:
+    """What a layer attends to while others use it, and the eviction that waits for them."""
 
     visible: _Visible
     evict: Callable[[], None]
@@ -258,7 +258,7 @@ class PrefillCacheLayer:
     device: torch.device
     count: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
-    lent: _Lent | None = field(default=None, repr=False)
+    shared: _SharedUnits | None = field(default=None, repr=False)
     ahead: _Visible | None = field(default=None, repr=False)
     """What lower layers use of the pass before (:class:`kvcli.cache.base.DraftedCache`)."""
     waiting: tuple[Tensor, ...] = field(default=(), repr=False)
@@ -329,8 +329,8 @@ class PrefillCacheLayer:
         if owner is self:
             visible = self._visible(k, v, rope_positions)
         else:
-            assert owner.lent is not None
-            visible = owner.lent.visible
+            assert owner.shared is not None
+            visible = owner.shared.visible
         keys, values, stored = visible.keys, visible.values, visible.stored
         asking, old = q_rotated[:, -rows:], keys.shape[1] - rows
         evicted = None
@@ -349,17 +349,17 @@ class PrefillCacheLayer:
 
         if owner is self:
             evict = self._eviction(visible, q, k, v, q_rotated, scale)
-            if self.lends_down:
+            if self.shared_with_lower:
                 self.ahead = visible if cache.draft else None
-            if cache.last_borrowers.get(self.index, -1) > self.index:
-                self.lent = _Lent(visible, evict)
+            if cache.last_users.get(self.index, -1) > self.index:
+                self.shared = _SharedUnits(visible, evict)
             else:
                 evict()
-        elif self.index == cache.last_borrowers[owner.index]:
-            assert owner.lent is not None
-            owner.lent.evict()
-            cache.workspace.wait()  # copies to host memory read what the owner lent
-            owner.lent = None
+        elif self.index == cache.last_users[owner.index]:
+            assert owner.shared is not None
+            owner.shared.evict()
+            cache.workspace.wait()  # copies to host memory read what the owner shared
+            owner.shared = None
         if self.index + 1 == len(cache.layers):
             cache.workspace.wait()
         return out
@@ -379,7 +379,7 @@ class PrefillCacheLayer:
     def _eviction(
         self, visible: _Visible, q: Tensor, k: Tensor, v: Tensor, q_rotated: Tensor, scale: float
     ) -> Callable[[], None]:
-        """What is to happen after the attention of a chunk: nothing, the next window, or the policy's choice."""
+        """The step after a chunk's attention: nothing, the next window, or the policy's choice."""
         cache, step, c, units = self.cache, self.cache.step, self.count, visible.units
         pos = visible.pos[:, : c + step.new]
         if cache.draft or step.part == "text":
@@ -424,12 +424,12 @@ class PrefillCacheLayer:
         self.count = count
 
     @property
-    def borrows(self) -> bool:
+    def uses_owner(self) -> bool:
         """Whether the layer has no units and uses those of another one."""
         return self.cache.owners[self.index] != self.index
 
     @property
-    def lends_down(self) -> bool:
+    def shared_with_lower(self) -> bool:
         """Whether a lower layer uses its units."""
         return self.index in self.cache.owners[: self.index]
 
@@ -469,7 +469,7 @@ class PrefillCacheLayer:
         c, m, u = self.count, k.shape[1], self.count + self.cache.step.new
         work_k, work_v = (t[:, : c + m] for t in self.cache.workspace.view(self.cache.layers, self.index))
         work_k[:, c:], work_v[:, c:] = k, v
-        if self.index in self.cache.last_borrowers:  # the next layers compute in the workspace
+        if self.index in self.cache.last_users:  # the next layers compute in the workspace
             work_k, work_v = work_k.clone(), work_v.clone()
         k_rotated = self.cache.rotary.rotate(self.index, work_k, range(c + m) if self.compact else pos.long())
         return k_rotated, work_v, DenseUnits(work_k[:, :u], work_v[:, :u], k_rotated)

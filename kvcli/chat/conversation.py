@@ -175,21 +175,21 @@ class Conversation:
                 self.cache.rewind(min(begun.held, self.cache.length))
         if self.evictions and self.evictions[-1] > len(self.turns):
             self.evictions = [end for end in self.evictions if end <= len(self.turns)]
-            self.forget_ground()
+            self.forget_context()
         self.changed()
         return turn
 
     def clear(self) -> None:
         """Remove all turns and keep the document."""
         if self.evictions:
-            self.forget_ground()
+            self.forget_context()
         elif self.cache is not None:
             self.cache.rewind()
         self.turns, self.evictions, self.unanswered = [], [], None
         self._ids, self._begun = [], []
         self.changed()
 
-    def forget_ground(self) -> None:
+    def forget_context(self) -> None:
         """Create the context anew at the next question, as the document or the system message has changed."""
         self.base = self.context = self.cache = None
         self._ids, self._begun = [], []
@@ -226,7 +226,7 @@ class Conversation:
             try:
                 yield from self._evict_turns(base)
             except BaseException:
-                self.forget_ground()  # layers may differ in what they have read
+                self.forget_context()  # layers may differ in what they have read
                 raise
             self.evictions.append(len(self.turns))
         left = base.room - self.used - needed
@@ -254,9 +254,9 @@ class Conversation:
         begun = _TurnStart(len(self._ids), self.cache.length)
         first, pending = not self.turns, self._ids[self.cache.length :]
         again: Sequence[str] = ()
-        sight = self.context
+        visible = self.context
         if base.reread and base.document and self.context:
-            again, sight = base.reread(self.context, text)
+            again, visible = base.reread(self.context, text)
             if again and pending:
                 append_tokens(self.model, self.cache, pending, chunk=base.chunk)
                 pending = []
@@ -265,7 +265,7 @@ class Conversation:
         parts: list[str] = []
         answer: Answer | None = None
         began, read = perf_counter(), self.cache.length
-        self.cache.set_context(sight)
+        self.cache.set_context(visible)
         events = generate(
             self.model,
             self.cache,

@@ -54,15 +54,15 @@ class ReasoningSplitter:
         keep = max((n for n in range(len(CLOSE)) if self._held.endswith(CLOSE[:n])), default=0)
         return len(self._held[: len(self._held) - keep].rstrip())
 
-    def _say(self, text: str, thought: bool) -> Iterator[ReasoningPiece]:
+    def _say(self, text: str, reasoning: bool) -> Iterator[ReasoningPiece]:
         if self._begin:
             text = text.lstrip("\n")
         if text:
             self._begin = False
-            yield text, thought
+            yield text, reasoning
 
 
 def strip_reasoning(text: str, *, thinking: bool = False) -> str:
     """Return an answer without its reasoning."""
-    thoughts = ReasoningSplitter(thinking=thinking)
-    return "".join(piece for piece, thought in [*thoughts.push(text), *thoughts.flush()] if not thought)
+    splitter = ReasoningSplitter(thinking=thinking)
+    return "".join(piece for piece, reasoning in [*splitter.push(text), *splitter.flush()] if not reasoning)

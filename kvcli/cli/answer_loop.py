@@ -138,7 +138,7 @@ class AnswerLoop:
             show_quotes(self.runs.options, self.runs.document, question)
 
     def _probe(self, question: Question) -> str | list[int]:
-        """What the prefill leaves room for: the question, or its ids with the longest part."""
+        """The question for which prefill leaves room: its text, or its ids with the longest part."""
         run, over = self.runs, self.runs.options.over
         if self.library is not None and not run.recipe.policy.query_aware:
             return run.pipeline.prompt.question(question.text, passages=self.library.passages)

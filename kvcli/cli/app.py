@@ -58,7 +58,7 @@ def _environment() -> None:
         **({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "1000"}),
     }.items():
         os.environ.setdefault(name, value)
-    for name in ("torchao", "torch.utils._pytree"):  # what torchao, where it is installed, says of each start
+    for name in ("torchao", "torch.utils._pytree"):  # torchao, if it is installed, warns at each start
         logging.getLogger(name).addFilter(_only_errors)
     if os.path.expanduser("~") == "~" and os.environ.get("KVCLI_CACHE_DIR"):  # noqa: PTH111  # Path raises instead
         os.environ.setdefault("HF_HOME", os.path.join(os.environ["KVCLI_CACHE_DIR"], "huggingface"))  # noqa: PTH118
@@ -86,9 +86,9 @@ def _open_streams() -> None:
 def main() -> NoReturn:
     """The console script."""
     from kvcli.cli.views import activity
-    from kvcli.models import light_imports
+    from kvcli.models import partial_imports
 
-    light_imports.install()
+    partial_imports.install()
     args = sys.argv[1:]
     if os.environ.get("_KVCLI_COMPLETE"):  # the shell asks for names
         sys.exit(run(args))

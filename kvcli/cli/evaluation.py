@@ -46,13 +46,13 @@ class CaseOptions(OptionGroup):
     PANEL: ClassVar[str] = "Cases"
 
     lengths: str | None = option("--lengths N,…", "Tokens to read: 4K,8K,1M. Default: all of FILE, or 4K.", None, MAIN)
-    cases: int | None = option("--cases N", "Cases per row. Default: 10; of --data all.", None, MAIN, min=1)
+    cases: int | None = option("--cases N", "Cases per row. Default: 10; with --data all.", None, MAIN, min=1)
     out: Path | None = option("--out FILE", "Save results here, and resume from them.", None, MAIN)
     data: list[str] | None = option("--data PATH", "Benchmark file or a folder of them; repeatable.")
     seed: int = option("--seed N", "Random seed of the generated cases.", 0)
-    query_aware: bool = option("--query-aware", "Prefill once for each question, which also stands first.", False)
+    query_aware: bool = option("--query-aware", "Prefill once for each question, which also precedes the text.", False)
     reread: str = option("--reread N,…", "Passages to re-read before an answer; 0,3 compares both.", "0")
-    rerank: str | None = option("--rerank MODEL", "Of quotes: also rank by an embedding model or a cross-encoder.")
+    rerank: str | None = option("--rerank MODEL", "For quotes: also rank by an embedding model or a cross-encoder.")
     kv_bits: int | None = option(*KV_BITS, panel="KV cache")
 
 
@@ -68,7 +68,7 @@ class Evaluation:
             raise UsageError(f"no task was given; expected one of {', '.join(tasks.TASKS)}", "kvcli eval needle")
         self.options, self.quiet = options, quiet
         self._chunk = compared.chunk
-        self.read_options = CaseReading(options.query_aware, build_cases.looks(options.reread))
+        self.read_options = CaseReading(options.query_aware, build_cases.reread_counts(options.reread))
         self.lengths = None if options.lengths is None else build_cases.lengths(options.lengths)
         self.tasks = list(dict.fromkeys(tasks.lookup(name.strip()) for name in words[0].split(",")))
         self._check_inputs(words)
@@ -193,11 +193,11 @@ class Evaluation:
         return run(self.model, self.prompt, self.work, self.rows, chunk=self.chunk, read_options=self.read_options)
 
     def facts(self) -> dict[str, Any]:
-        """What the JSON has beside the cells."""
+        """Fields of the JSON besides the cells."""
         return {}
 
     def numbers(self, _cell: report.Cell) -> dict[str, Any]:
-        """What the JSON of a cell has beside what all tasks have."""
+        """Fields of a cell's JSON that not all tasks have."""
         return {}
 
     def table(self, found: list[report.Cell]) -> tuple[list[str], list[list[str]], list[str]]:

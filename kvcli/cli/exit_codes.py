@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.signals import INTERRUPTS, Interrupted
 from kvcli.cli.views import terminal
 from kvcli.errors import KvcliError, ResourceError, UsageError
@@ -29,7 +29,7 @@ BROKEN_PIPE = 141
 def to_kvcli_error(problem: BaseException) -> KvcliError:
     """The error to print for any exception. After some, an engine loads its model again."""
     error = _error(problem)
-    held.doubtful = held.doubtful or error.exit in (KvcliError.exit, ResourceError.exit)
+    kept.doubtful = kept.doubtful or error.exit in (KvcliError.exit, ResourceError.exit)
     return error
 
 

@@ -188,7 +188,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
         return Inputs(given, document, None, perf_counter() - start)
     if given.images or given.image_pages:
         raise UsageError(
-            f"pictures stand before the text, and {saved.path} was read without these", "name the document instead"
+            f"pictures precede the text, and {saved.path} was read without these", "name the document instead"
         )
     if given.rebuild:
         raise UsageError(f"--rebuild cannot be used with the saved prefill {saved.path}", "name the document instead")

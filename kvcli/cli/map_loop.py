@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class Workers(Protocol):
-    """What answers tasks: one worker in this process, or several on Ray."""
+    """One worker in this process, or several on Ray."""
 
     def items(self, tasks: list[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
-        """What happens; raises ``Stopped`` if ``stop`` returned true."""
+        """Yield events. Raises ``Stopped`` if ``stop`` returned true."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.cli.inputs import Inputs, Saved
 from kvcli.cli.options import LoadOptions, RunOptions
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.cli.views.activity import row
@@ -91,15 +91,15 @@ def _check_length(inputs: Inputs, recipe: Recipe | None, source: ModelSource) ->
         return
     from kvcli.engine.prompt import Prompt
     from kvcli.models import spec as model_spec
-    from kvcli.models.tokenizer import LightTokenizer
+    from kvcli.models.tokenizer import FileTokenizer
     from kvcli.planning import memory
 
     with suppress(ModelError):  # loading says why
-        spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
+        spec = model_spec.spec(source, device=options.device, dtype=options.dtype, stored=options.weights)
         if options.budget is not None:
             options.budget.units(spec, len(document.text))
         if recipe is not None and recipe.policy.budget is None and len(document.text) > 2 * spec.max_positions:
-            prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
+            prompt = Prompt(FileTokenizer(source.path), system=options.system, raw=options.raw)
             tokens = len(prompt.document(document.text))
             chunk = options.chunk or default_chunk(spec)
             memory.plan_run(spec, recipe, tokens=tokens, chunk=chunk, question=1, answer=1)
@@ -115,7 +115,7 @@ def largest_text(options: RunOptions, recipe: Recipe | None) -> int:
     if recipe is not None and recipe.policy.budget is None:
         with suppress(ModelError):  # not on this machine yet, or loading says why
             source = drain(resolve(options.model, offline=True))
-            spec = model_spec.spec(source, device=options.device, dtype=options.dtype, held=options.weights)
+            spec = model_spec.spec(source, device=options.device, dtype=options.dtype, stored=options.weights)
     chunk = options.chunk or (CHUNK if spec is None else default_chunk(spec))
     return memory.largest_text(spec, recipe, chunk=chunk)
 
@@ -160,7 +160,7 @@ def open_model(options: RunOptions, saved: Saved | None = None, inputs: Inputs |
     if options.model is None and source.name == DEFAULT:
         _suggest_once(quiet=quiet)
     spec = model.spec
-    held.facts = {"model": spec.name, "device": spec.device, "dtype": spec.dtype, "weights": options.weights}
+    kept.facts = {"model": spec.name, "device": spec.device, "dtype": spec.dtype, "weights": options.weights}
     return LoadedModel(model, load_s, 0 if spec.device.startswith("cuda") else bare.baseline_bytes, facts)
 
 
@@ -207,7 +207,7 @@ def _bare(source: ModelSource, options: RunOptions, *, pictures: bool) -> _Bare:
         return _Bare(model, tuple(notices), before[-1])
 
     key = (source, files.directory_key(source.path), options.device, options.dtype, options.weights, pictures)
-    bare = held.keep("model", key, load)
+    bare = kept.keep("model", key, load)
     for text in bare.notices:
         terminal.note("weights", text, quiet=options.quiet)
     return bare
@@ -215,11 +215,11 @@ def _bare(source: ModelSource, options: RunOptions, *, pictures: bool) -> _Bare:
 
 def _before_loading(*, quiet: bool) -> None:
     """Say that an engine starts; in a process of its own, ask idle engines for the memory they keep."""
-    if not held.active:
-        from kvcli.cli.resident import place
+    if not kept.active:
+        from kvcli.cli.resident import sockets
 
-        with suppress(place.UnsafePlace):
-            if place.engines():
+        with suppress(sockets.UnsafeDirectory):
+            if sockets.engines():
                 from kvcli.cli.resident import client
 
                 client.engines("release")
@@ -228,7 +228,7 @@ def _before_loading(*, quiet: bool) -> None:
 
 
 def _suggest_once(*, quiet: bool) -> None:
-    """Say to a person, one time, that there are better models than the default one."""
+    """Tell the user once that there are better models than the default one."""
     marker = files.data_dir() / "model-suggested"
     if not quiet and terminal.is_terminal(sys.stderr) and not marker.exists():
         text = f"{DEFAULT} is small and often wrong; for one that suits this machine: kvcli models suggest"

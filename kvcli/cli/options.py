@@ -87,7 +87,7 @@ class ModelOptions(LoadOptions):
 
 @dataclass(frozen=True)
 class PolicyOptions(OptionGroup):
-    """What is kept of the KV cache."""
+    """Options of eviction and storage."""
 
     PANEL: ClassVar[str] = "KV cache"
 
@@ -131,7 +131,7 @@ class ComparisonOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class PromptOptions(OptionGroup):
-    """What surrounds the document and the question."""
+    """Options of the prompt around document and question."""
 
     PANEL: ClassVar[str] = "Prompt"
 
@@ -178,9 +178,7 @@ class PictureOptions(OptionGroup):
 
     PANEL: ClassVar[str] = "Documents"
 
-    image: list[str] | None = option(
-        "--image FILE", "Picture for a model that reads pictures; repeatable. It stands before the text.", None, MAIN
-    )
+    image: list[str] | None = option("--image FILE", "Picture before the text, for models that read them; repeatable.")
     pages_as_images: str | None = option("--pages-as-images RANGES", "Pages of PDFs to read as pictures too: 3,7.")
 
     def settings(self) -> dict[str, Any]:
@@ -204,7 +202,7 @@ class CacheOptions(OptionGroup):
 
 @dataclass(frozen=True)
 class ReadOptions(OptionGroup):
-    """What a command that reads documents takes."""
+    """Options of commands that read documents."""
 
     model: ModelOptions
     document: DocumentOptions

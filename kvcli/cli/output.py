@@ -172,7 +172,7 @@ class AnswerWriter:
             self.file.write(f"{text}\n")
 
     def _begin(self) -> TerminalAnswer | PlainAnswer:
-        """What shows the answer that comes now."""
+        """Choose the view of the next answer."""
         if self._shown is None:
             self._shown = TerminalAnswer() if self._markdown else PlainAnswer(self.file)
             if self._answers:

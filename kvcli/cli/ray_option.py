@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvcli.cli.help import Command
-from kvcli.cli.option_groups import MAIN, OptionGroup, option
+from kvcli.cli.option_groups import OptionGroup, option
 from kvcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RayOptions(OptionGroup):
     PANEL: ClassVar[str] = "Workers"
 
     ray: str | None = option(
-        "--ray [ADDRESS]", "Workers on Ray: of this machine, of auto, or of HOST:PORT.", None, MAIN
+        "--ray [ADDRESS]", "Use Ray workers: on this machine, or of the cluster at ADDRESS: auto or HOST:PORT."
     )
     workers: int | None = option("--workers N", "Workers. Default: one per GPU, or one per core.", min=1)
     cpus_per_worker: int = option("--cpus-per-worker N", "Cores of a worker.", 1, min=1)
@@ -48,7 +48,7 @@ class RayOptions(OptionGroup):
 
     @property
     def address(self) -> str | None:
-        """Of a cluster; ``None`` for one on this machine."""
+        """Address of the cluster; ``None`` if it is on this machine."""
         return None if self.ray in (None, LOCAL) else self.ray
 
     def make(self, settings: Settings, fingerprint: str) -> RayWorkers:
@@ -65,7 +65,7 @@ class RayOptions(OptionGroup):
         )
 
     def rates(self, own: Settings, spec: ModelSpec, recipe: Recipe) -> list[tuple[str, int, Rates]]:
-        """Of each machine its name, its workers and its measured speeds; asks the cluster, loads no model."""
+        """Each machine's name, number of workers and measured speeds. Asks the cluster; loads no model."""
         if self.ray is None:
             from kvcli.planning import speed_history
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.views import terminal
 from kvcli.corpus.record import answer_record, kv_record
 from kvcli.corpus.task import Question
@@ -116,8 +116,8 @@ class Report:
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
 
     def _start(self, answer: Answer) -> list[str]:
-        """What this process took apart from the steps that have a time of their own; an engine has started before."""
-        if held.active:
+        """The time of this process outside the timed steps; nothing in an engine, which has started before."""
+        if kept.active:
             return []
         from kvcli.utils.process_memory import age
 

@@ -12,7 +12,7 @@ from kvcli.cli.inputs import Inputs, document_cache, open_documents
 from kvcli.cli.model_loading import LoadedModel, check, largest_text, open_model
 from kvcli.cli.options import RunOptions
 from kvcli.cli.request import Request, standard_input
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.signals import INTERRUPTS, DeferredSignals, Interrupted, interruptible
 from kvcli.cli.views import quotes, terminal
 from kvcli.cli.views.activity import row
@@ -122,7 +122,7 @@ def _tokenize(pipeline: Pipeline, document: Document) -> TokenizedDocument:
     model, prompt = pipeline.model, pipeline.prompt
     shown = tuple((picture.sha256, picture.page) for picture in document.pictures)
     key = (model.spec.fingerprint, id(model.module), prompt.system, prompt.raw, document.text, shown)
-    found = held.keep("tokens", key, lambda: pipeline.tokenize(document))
+    found = kept.keep("tokens", key, lambda: pipeline.tokenize(document))
     return found if found.document == document else replace(found, document=document)
 
 
@@ -191,8 +191,8 @@ def banner(run: OpenRun) -> None:
         )
     else:
         text = "no document"
-    held = spec.dtype if run.options.weights == "bf16" else run.options.weights
-    terminal.note("model", f"{spec.name} {held} · {spec.device} · {text}", quiet=quiet)
+    stored = spec.dtype if run.options.weights == "bf16" else run.options.weights
+    terminal.note("model", f"{spec.name} {stored} · {spec.device} · {text}", quiet=quiet)
 
 
 def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:

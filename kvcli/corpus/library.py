@@ -283,7 +283,7 @@ class Library:
             raise self._damaged(path, error) from None
 
     def _cosines(self, entry: Entry, index: SentenceIndex, asked: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of each sentence its cosine with the question: float32 ``[s]``. Raises ``DamagedError``, ``UsageError``."""
+        """The cosine of each sentence with the question: float32 ``[s]``. Raises ``DamagedError``, ``UsageError``."""
         import numpy as np
 
         path = self.folder / f"{entry.sha256}.npy"

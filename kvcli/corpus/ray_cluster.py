@@ -125,7 +125,7 @@ def nodes(ray: Any) -> list[dict[str, Any]]:
 def rates(
     ray: Any, spec: ModelSpec, recipe: Recipe, own: Settings, *, workers: int | None, cpus: int
 ) -> list[tuple[str, int, Rates]]:
-    """Of each machine its name, how many workers it would have, and the speeds that kvcli measured there.
+    """Each machine's name, its number of workers, and the speeds that kvcli measured there.
 
     Args:
         ray: from :func:`cluster`.
@@ -148,7 +148,7 @@ def rates(
 
 
 def _ask_nodes(ray: Any, function: Callable[..., Any], *given: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What a function returns, or the error that it raises, on each machine that is alive."""
+    """Run a function on each machine that is alive; return its results and errors."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     for node in ray.nodes():

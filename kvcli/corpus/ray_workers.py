@@ -185,7 +185,7 @@ class RayWorkers:
         return next((slot.pid for slot in self._slots if slot.task and slot.task.sha256 == task.sha256), 0)
 
     def items(self, tasks: Sequence[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
-        """What happens while all tasks are done, in the order of the workers' messages. Raises :class:`Stopped`."""
+        """Do all tasks and yield events in the order of the workers' messages. Raises :class:`Stopped`."""
         import ray
 
         queue, deaths, starts, told = Schedule(tasks), Counter[str](), 0, False

@@ -191,7 +191,7 @@ class DocumentTasks:
 
     @property
     def keys(self) -> list[str]:
-        """Of every line that the run may write, in order: of unreadable files, then of each document."""
+        """The keys of all lines that the run may write: first unreadable files, then each document."""
         own = [key for task in self.tasks for key in (*task.keys, task.failure_key)]
         return [*(file.key for file in self.unreadable), *own]
 

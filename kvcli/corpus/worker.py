@@ -274,7 +274,7 @@ class LocalWorkers:
         self.worker = worker
 
     def items(self, tasks: list[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
-        """What happens while the tasks are done one after the other. Raises :class:`Stopped`."""
+        """Do the tasks one after the other and yield events. Raises :class:`Stopped`."""
         for task in tasks:
             if stop():
                 raise Stopped

@@ -1,4 +1,4 @@
-"""A document in the pieces that a person looks things up in: pages, or sections and runs of lines."""
+"""A document in pieces for looking things up: pages, or sections and runs of lines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -177,7 +177,7 @@ class CitedAnswer:
     def _add(self, found: Citation, *, cut: bool = False) -> None:
         """Number a quote: as the last one if it holds that, as an earlier one if it is a part of its place.
 
-        If the answer was ``cut`` inside a sentence that continues the last quote, the number stands before it already.
+        If the answer was ``cut`` inside a sentence that continues the last quote, the number is before it already.
         """
         place = found.start is not None
         if self.citations and self.citations[-1].answer_end > found.answer_start:

@@ -127,7 +127,7 @@ class Extract:
 class Source:
     """One file for a reader: ``name`` for messages, ``quoted`` for commands, ``suffix`` (``.pdf``) for its format.
 
-    ``inner``: it lies in another file.
+    ``inner``: it is inside another file.
     """
 
     data: bytes

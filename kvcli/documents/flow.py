@@ -169,7 +169,7 @@ def clean(text: str) -> str:
 
 
 def shifted(text: str) -> str:
-    """Superscripts and subscripts written out, so that none melts into a number: ``10^6``, ``x_i``, ``H2O``."""
+    """Superscripts and subscripts written out, so that none runs on into a number: ``10^6``, ``x_i``, ``H2O``."""
     if LEVEL not in text:
         return text
     return re.sub(f"[{RAISED}{LOWERED}{LEVEL}]", "", _SHIFTED.sub(_shift, text))
@@ -189,8 +189,8 @@ def _shift(match: re.Match[str]) -> str:
         return match[2]
     if not raised and body.isdigit() and not before.isdigit() and not after.isdigit():
         return match[2]
-    melts = bool(after) and ((body[-1].isdigit() and after.isdigit()) or (body[-1].isalpha() and after.isalpha()))
-    shown = body if _SIMPLE.fullmatch(body) and not melts else f"({body})"
+    runs_on = bool(after) and ((body[-1].isdigit() and after.isdigit()) or (body[-1].isalpha() and after.isalpha()))
+    shown = body if _SIMPLE.fullmatch(body) and not runs_on else f"({body})"
     return ("^" if raised else "_") + shown
 
 

@@ -93,7 +93,7 @@ class DocumentCache:
         self.save(path, {"name": name}, zlib.compress(json.dumps(found).encode(), 1))
 
     def load(self, path: Path) -> tuple[dict[str, Any], bytes]:
-        """What describes an entry, and its bytes; ``{}`` and no bytes if there is none, or a damaged one."""
+        """Return an entry's description and its bytes; ``{}`` and no bytes if it is missing or damaged."""
         if self.reuse:
             with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
                 head, body = path.read_bytes().split(b"\n", 1)
@@ -113,7 +113,7 @@ class DocumentCache:
                     temporary.write_bytes(data)
 
     def entries(self) -> list[KeptText]:
-        """All of them, the most recently used first."""
+        """All entries, the most recently used first."""
         found = []
         for path in self.folder.glob(f"*{_SUFFIX}"):
             with suppress(OSError):  # deleted since
@@ -150,7 +150,7 @@ class DocumentCache:
 
 
 def _digest(about: dict[str, Any], body: bytes) -> str:
-    """Of all that an entry says."""
+    """Digest of an entry's description and bytes."""
     described = sorted((key, value) for key, value in about.items() if key != "digest")
     return hashlib.sha256(json.dumps(described).encode() + body).hexdigest()
 

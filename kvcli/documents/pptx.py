@@ -114,7 +114,7 @@ class _Reader:
         out.end_table()
 
     def _notes(self, member: str) -> None:
-        """What the speaker says, below the slide."""
+        """Write the speaker notes below the slide."""
         for tree in elements(ooxml.root(self.archive, member), "spTree"):
             for node in _shapes(tree):
                 if _name(node) == "sp" and _place(node) == "body":

@@ -64,7 +64,7 @@ _TITLE = 8
 class Citation:
     """One quote of an answer.
 
-    ``answer_start`` and ``answer_end`` are its characters in the answer, ``marked`` says whether it stood in
+    ``answer_start`` and ``answer_end`` are its characters in the answer, ``marked`` says whether it was in
     quotation marks there. ``quote`` are the source's own words, kvcli's page marks left out, and ``start``, ``end``
     and ``span`` say where in the document's text these are, at the first of ``places`` places; ``line`` is counted as
     :attr:`Span.line` is. Of an unverified quote ``quote`` is the answer's text, ``places`` is 0 and the rest ``None``.
@@ -129,7 +129,7 @@ class QuoteIndex:
         return 3 * len(_LETTER.findall(rest)) < whole
 
     def marked(self, answer: str, start: int, end: int, asked: str = "") -> Citation | None:
-        """What stands in quotation marks, as a quote; ``asked`` is the folded question."""
+        """Look up text in quotation marks; ``asked`` is the folded question."""
         if not _WORD.search(answer, start, end):
             return None
         found = (

@@ -213,7 +213,7 @@ def load_file(name: str) -> bytes:
 
 
 def _nearest(path: Path) -> str:
-    """What the name may have been meant to be, or where to look."""
+    """A hint for a missing file: the most similar name, or a command that lists the directory."""
     folder = path.parent
     try:
         names = [p.name for p in folder.iterdir()]

@@ -28,7 +28,7 @@ CLOSE = 0.97
 """By all of its words, a text is Windows-1252 if that is this close to the likeliest."""
 
 SAMPLE = 1 << 17
-"""Bytes by which an encoding is told."""
+"""Bytes from which an encoding is detected."""
 
 STRANGE_SHARE = 0.1
 """Above this share of characters that an encoding does not have or use, a text is not in it."""

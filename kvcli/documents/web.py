@@ -70,7 +70,7 @@ class Web:
         offline: use kept copies only, however old.
         allow_private: also fetch from this computer and from private networks.
         kept: where copies are kept; ``None`` keeps none.
-        say: is told in one line what was fetched, or what copy is used.
+        say: receives one line: what was fetched, or which copy is used.
     """
 
     offline: bool = False

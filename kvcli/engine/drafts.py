@@ -1,6 +1,6 @@
 """Drafts of the next tokens, and decode steps that check them (speculative decoding).
 
-Answers about a document repeat its words. The longest end of what was said is looked up in the document and in the
+Answers about a document repeat its words. The longest suffix of the answer is looked up in the document and in the
 prompt, and the tokens after it are the draft (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). The
 texts are scanned without an index: 4 bytes per token, 0.1 ms for 100,000 tokens.
 

@@ -75,7 +75,7 @@ class Prompt:
         raw: no chat template and none of our words: the text, then the question.
         before: text before a question.
         after: text after it. What surrounds a question does not change what is read before it.
-        pictures: ids of pictures that stand before the document's text.
+        pictures: ids of pictures, which precede the document's text.
         text: whether the document has a text; without, the question follows the pictures.
     """
 

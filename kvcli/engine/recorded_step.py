@@ -80,13 +80,13 @@ class RecordedStep(StaticStep):
             return self.logits if self._checked else self._check()
 
     def _record(self) -> Tensor:
-        tape = _Tape((self.token, self.position))
+        recording = _Recording((self.token, self.position))
         try:
-            self.logits = tape.record(self._run)
+            self.logits = recording.record(self._run)
         except Unrecordable:
             self._failed = True
             return self._run()
-        self.calls, self._checked = tape.calls(self.logits, compiles=self._compiles), False
+        self.calls, self._checked = recording.calls(self.logits, compiles=self._compiles), False
         return self.logits
 
     def _check(self) -> Tensor:
@@ -109,7 +109,7 @@ class _Entry:
     small: Instruction | None = None  # the same without torch
 
 
-class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operations in order, with their arguments and results, all of which stay in memory.
 
     Args:
@@ -338,7 +338,7 @@ def _kind(func: Any) -> _Kind:
 
 
 def _into(func: Any, kind: _Kind, args: Any, kwargs: Any, results: Sequence[Tensor]) -> Call:
-    """A call of a function that returns new tensors, into tensors that are there."""
+    """Make a function that returns new tensors write to existing ones."""
     if func is _aten._to_copy.default:
         return partial(results[0].copy_, args[0])
     if kind.variant is not None:

@@ -30,7 +30,7 @@ def lengths(text: str, option: str = "--lengths") -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def looks(text: str, option: str = "--reread") -> tuple[int, ...]:
+def reread_counts(text: str, option: str = "--reread") -> tuple[int, ...]:
     """Parse ``0,3`` into distinct numbers of passages in order. Errors name ``option``.
 
     Raises:

@@ -22,13 +22,12 @@ class CaseReading:
     """Options of reading a text for its questions.
 
     Attributes:
-        focus: whether the text is read once per question, which then also precedes the text.
-        looks: numbers of passages to re-read before an answer; each question is answered once per number, from the same
-            prefill.
+        query_aware: whether the text is read once per question, which then also precedes the text.
+        rereads: numbers of passages to re-read before an answer; each question is answered once for each.
     """
 
-    focus: bool = False
-    looks: tuple[int, ...] = (0,)
+    query_aware: bool = False
+    rereads: tuple[int, ...] = (0,)
 
 
 PLAIN = CaseReading()

@@ -29,7 +29,7 @@ from kvcli.recipe import Recipe, parse
 
 @dataclass(frozen=True)
 class Reference:
-    """What full attention says to one question.
+    """Full attention's answer to one question, and its token probabilities.
 
     Attributes:
         question, answer, gold: token ids; the answer is the model's own, ``gold`` the right one.
@@ -197,7 +197,7 @@ def summary(cell: Cell) -> dict[str, Estimate]:
 
 
 def numbers(cell: Cell) -> dict[str, Any]:
-    """What a cell's JSON has beside that of other tasks."""
+    """Fields of a cell's JSON that other tasks do not have."""
     found = summary(cell)
     return {
         key: {"mean": round(e.mean, 6), "low": e.low and round(e.low, 6), "high": e.high and round(e.high, 6)}

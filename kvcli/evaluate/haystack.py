@@ -31,7 +31,7 @@ class Haystack:
     """
 
     def __init__(self, counter: TokenCounter, text: str | None = None, name: str = "the document") -> None:
-        self._ruler, self._name = counter, name
+        self._counter, self._name = counter, name
         self._pieces = [NOISE] if text is None else split(text)
         self._endless = text is None
         self._ends = [0, *accumulate(counter.pieces(self._pieces))]
@@ -56,14 +56,14 @@ class Haystack:
                 f"{self._name} has {self.tokens:,} tokens, fewer than the {length:,} to be read",
                 f"--lengths {self.tokens}, or more files",
             )
-        room = length - self._ruler.overhead - sum(self._ruler.pieces([f"{fact} " for fact in facts]))
+        room = length - self._counter.overhead - sum(self._counter.pieces([f"{fact} " for fact in facts]))
         pieces = self._window(room, rng)
-        while (over := self._ruler.document(text := _plant(pieces, facts, depths)) - length) > 0:
+        while (over := self._counter.document(text := _plant(pieces, facts, depths)) - length) > 0:
             if not pieces:
                 raise UsageError(
                     f"{length:,} tokens are too few for the facts of the task", f"--lengths {length + over}"
                 )
-            counts = self._ruler.pieces(pieces)
+            counts = self._counter.pieces(pieces)
             while pieces and over > 0:
                 over -= counts[len(pieces) - 1]
                 pieces.pop()

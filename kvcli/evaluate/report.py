@@ -36,7 +36,7 @@ class Cell:
     @property
     def reader(self) -> str:
         """The recipe, and the number of re-read passages, if any."""
-        return f"{self.recipe} · look {self.look}" if self.look else self.recipe
+        return f"{self.recipe} · reread {self.look}" if self.look else self.recipe
 
     @property
     def estimate(self) -> Estimate | None:

@@ -91,21 +91,21 @@ def answer_case(
         a :class:`Prefill` after each chunk.
 
     Returns:
-        one result for each of ``options.looks``.
+        one result for each of ``options.rereads``.
 
     Raises:
         TooLongError: text and question do not fit the model's window under this recipe.
         ResourceError: they do not fit the machine's memory.
     """
     raw = pipeline.prompt.raw
-    aware, most = options.focus and not raw, 0 if raw else max(options.looks)
+    aware, most = options.query_aware and not raw, 0 if raw else max(options.rereads)
     source = pipeline.tokenize(text)
     longest_question = max((pipeline.prompt.question(question) for question in questions), key=len)
     _, longest = pipeline.plan(
         source, recipe, question=longest_question, max_tokens=max_tokens, passages=most
     )  # refuses before anything is read
-    answers: dict[int, list[str]] = {count: [] for count in options.looks}
-    answer_s = dict.fromkeys(options.looks, 0.0)
+    answers: dict[int, list[str]] = {count: [] for count in options.rereads}
+    answer_s = dict.fromkeys(options.rereads, 0.0)
     context: DocumentContext | None = None
     readings, read_s = 0, 0.0
     for question in questions:
@@ -118,7 +118,7 @@ def answer_case(
             context = yield from only_prefill(reading)
             readings += 1
         read_s += perf_counter() - began
-        for count in options.looks:
+        for count in options.rereads:
             began = perf_counter()
             for event in pipeline.ask(
                 context, question, max_tokens=longest, passages=0 if raw else count, allow_repetition=True
@@ -142,7 +142,7 @@ def answer_case(
             read_s,
             answer_s[count],
         )
-        for count in options.looks
+        for count in options.rereads
     ]
 
 
@@ -184,8 +184,8 @@ def run(
     for job, recipes in work:
         missing = {r: [key.look for key in keys(job, r, read_options) if key not in rows.done] for r in recipes}
         case = job.make() if any(missing.values()) else None
-        for recipe, looks in missing.items():
-            while looks:
+        for recipe, counts in missing.items():
+            while counts:
                 assert case is not None
                 try:
                     readings = yield from answer_case(
@@ -194,11 +194,11 @@ def run(
                         case.text,
                         [question.text for question in case.questions],
                         max_tokens=case.max_tokens,
-                        options=replace(read_options, looks=tuple(looks)),
+                        options=replace(read_options, rereads=tuple(counts)),
                     )
                 except (TooLongError, ResourceError) as problem:  # raised before prefill; fewer passages may fit
-                    most = max(looks)
-                    looks.remove(most)
+                    most = max(counts)
+                    counts.remove(most)
                     skipped.append(Skipped(Key(job.task, job.length, str(recipe), most, job.number), problem))
                     total -= 1
                     continue
@@ -213,7 +213,7 @@ def run(
 
 def keys(job: CaseSpec, recipe: Recipe, read_options: CaseReading) -> list[Key]:
     """Return the keys of a case's results under a recipe."""
-    return [Key(job.task, job.length, str(recipe), look, job.number) for look in read_options.looks]
+    return [Key(job.task, job.length, str(recipe), count, job.number) for count in read_options.rereads]
 
 
 def digest(model: Model) -> str | None:
@@ -306,7 +306,7 @@ def settings(
         "device": model.device.type,
         "seed": seed,
         "chunk-size": chunk,
-        "focus": int(read_options.focus),
+        "focus": int(read_options.query_aware),
         "document": document,
         "data": data,
         "prompt": words,

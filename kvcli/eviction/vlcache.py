@@ -72,7 +72,7 @@ class Vlcache(EvictionPolicy):
 
     @property
     def recent(self) -> int:
-        """The same, unless ``stabilizers`` is set."""
+        """A tenth of the budget, unless ``stabilizers`` is set."""
         return self.newest if self.stabilizers is None else self.stabilizers
 
     def rescore(self, chunk: Chunk) -> Tensor:

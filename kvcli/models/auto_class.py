@@ -56,7 +56,7 @@ def drop_towers(module: PreTrainedModel) -> list[str]:
 
 
 def _towers(module: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
-    """What is beside the language model on the way to it and has weights, but for the output matrix: owner and name."""
+    """Modules with weights beside the language model, except for the output matrix: owner and name."""
     decoder, head = module.get_decoder(), module.get_output_embeddings()
     path = next((name for name, part in module.named_modules() if part is decoder), "")
     owner: nn.Module = module

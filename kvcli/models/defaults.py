@@ -85,7 +85,7 @@ def _may_have_gpu() -> bool:
 
 
 def known_dtype(dtype: str | None) -> str | None:
-    """The same dtype. Raises ``UsageError`` if there is none of this name."""
+    """Return the name of a dtype. Raises ``UsageError`` if it is unknown."""
     if dtype is not None and dtype not in DTYPE_BYTES:
         raise UsageError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPE_BYTES)}")
     return dtype

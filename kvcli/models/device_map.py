@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from kvcli.errors import ResourceError
-from kvcli.models import light_imports
+from kvcli.models import partial_imports
 from kvcli.models.auto_class import auto_class
 from kvcli.utils.process_memory import available, host_available
 from kvcli.utils.sizes import format_bytes
@@ -53,7 +53,7 @@ def needed(config: PretrainedConfig, dtype: torch.dtype, device: str, name: str)
         ResourceError: not one layer fits a GPU, or the rest does not fit main memory.
     """
     free = available(device)
-    light_imports.complete()
+    partial_imports.complete()
     with torch.device("meta"):
         module = auto_class(config).from_config(
             config, dtype=dtype, attn_implementation="eager", trust_remote_code=False

@@ -99,7 +99,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _run(self, inputs: Sequence[tuple[str, ...]]) -> list[Tensor]:
-        """Of each input its logits or its pooled vector, float32 on the CPU."""
+        """Return the logits or the pooled vector of each input, float32 on the CPU."""
         order = sorted(range(len(inputs)), key=lambda i: sum(map(len, inputs[i])))
         found: list[Tensor] = [torch.empty(0)] * len(inputs)
         for first in range(0, len(order), BATCH):

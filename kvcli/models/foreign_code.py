@@ -73,7 +73,7 @@ def tokenizer_failed(error: BaseException) -> bool:
 
 
 def tokenizer_error(error: BaseException, name: str) -> ModelError:
-    """What to tell of a tokenizer that cannot be read or used."""
+    """The error for a tokenizer that cannot be read or used."""
     said = " ".join(str(error).split())[:200]
     return ModelError(
         f"the tokenizer of {name} is damaged, or needs another version: {said}",
@@ -82,7 +82,7 @@ def tokenizer_error(error: BaseException, name: str) -> ModelError:
 
 
 def needs_code(name: str, error: BaseException) -> ModelError | None:
-    """What to tell of a model that needs its own Python; ``None`` if ``error`` says something else."""
+    """The error for a model that needs its own Python; ``None`` if ``error`` says something else."""
     if "trust_remote_code" not in str(error):
         return None
     return ModelError(
@@ -92,7 +92,7 @@ def needs_code(name: str, error: BaseException) -> ModelError | None:
 
 
 def unknown_type(name: str, config: dict[str, Any], error: BaseException) -> ModelError | None:
-    """What to tell of a model whose type transformers does not know; ``None`` if ``error`` says something else."""
+    """The error for a model whose type transformers does not know; ``None`` if ``error`` says something else."""
     if not re.search("model_type|does not recognize this architecture", str(error)):
         return None
     kind = config.get("model_type")

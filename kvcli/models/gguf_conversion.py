@@ -48,11 +48,11 @@ def _by_tensor(settings: dict[str, Any], source: Path, target: Path, header: Ggu
     import torch
     import transformers
 
-    from kvcli.models import gguf_tensors, light_imports
+    from kvcli.models import gguf_tensors, partial_imports
     from kvcli.models.auto_class import auto_class
 
     config = transformers.AutoConfig.for_model(**settings)
-    light_imports.complete()
+    partial_imports.complete()
     with torch.device("meta"):
         module = auto_class(config).from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     module.tie_weights()

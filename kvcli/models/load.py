@@ -28,8 +28,8 @@ from kvcli.models import (
     device_map,
     foreign_code,
     latent,
-    light_imports,
     packed_experts,
+    partial_imports,
     quantization,
     recurrent,
     rope,
@@ -54,7 +54,7 @@ def default_device() -> str:
 
 
 def default_dtype(device: str) -> str:
-    """The same as :func:`kvcli.models.defaults.default_dtype`, and float16 on a GPU without bfloat16."""
+    """Return :func:`kvcli.models.defaults.default_dtype`, or float16 on a GPU without bfloat16."""
     narrow = device.startswith("cuda") and not torch.cuda.is_bf16_supported()
     return "float16" if narrow else defaults.default_dtype(device)
 
@@ -125,7 +125,7 @@ def load(
                 _no_progress_bar(),
                 quiet(),
                 packed_experts.packing(weights, own) if weights != "bf16" or own == "mxfp4" else nullcontext(),
-                nullcontext() if own else light_imports.stand_ins(),
+                nullcontext() if own else partial_imports.without_compiler(),
             ):
                 read = partial(
                     cls.from_pretrained,
@@ -143,7 +143,7 @@ def load(
                 try:
                     module, found = read()
                 except NotImplementedError:
-                    if not light_imports.complete():
+                    if not partial_imports.complete():
                         raise
                     module, found = read()
             own_class = source.config.get("architectures") or ()

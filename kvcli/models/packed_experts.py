@@ -96,7 +96,7 @@ class PackedExperts(nn.Module):
 
 
 class StoredExperts(nn.Module):
-    """The same for a checkpoint that comes in MXFP4: its blocks and scales as they are.
+    """Expert matrices of a checkpoint in MXFP4, whose blocks and scales stay as they are.
 
     Args:
         blocks: uint8 ``[experts, n, k / 32, 16]``, two numbers each.

@@ -1,9 +1,8 @@
 """torch and transformers without the parts that kvcli's own processes never use: half of the time of their import.
 
-The common modules of transformers import continuous batching, which imports torch's compiler, and tensor parallelism,
-which imports torch's distributed tensors: 2,000 modules, three to five seconds of processor time. torch imports its
-operations on tensors without data that are written in Python, half a second; see :func:`complete`. ``install`` is for
-the processes that kvcli starts and owns. A program that imports kvcli as a library gets both as they are.
+The common modules of transformers import torch's compiler and its distributed tensors: 2,000 modules, three to five
+seconds of processor time. torch imports operations on tensors without data, half a second; see :func:`complete`.
+``install`` is for the processes that kvcli starts. A program that imports kvcli as a library gets both as they are.
 """
 
 import importlib
@@ -52,7 +51,7 @@ def complete() -> bool:
     """
     for finder in sys.meta_path:
         if isinstance(finder, _Finder):
-            finder.postpones = False
+            finder.active = False
     missing = [name for name in _META if isinstance(sys.modules.get(name), _Postponed)]
     for name in missing:
         del sys.modules[name]
@@ -68,13 +67,13 @@ def _installed() -> bool:
 class _Finder(MetaPathFinder):
     """Finds the modules that import the unused ones, and has them executed with stand-ins."""
 
-    postpones = True
+    active = True
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, _: ModuleType | None = None) -> ModuleSpec | None:
-        if name in _META and self.postpones:
+        if name in _META and self.active:
             return ModuleSpec(name, _NoLoader())
         loader: type[_Wrapped] | None = _Loader if name in _IMPORTERS else _ClassList if name == _LISTS else None
-        if name in _IMPORTED_BY_META and self.postpones:
+        if name in _IMPORTED_BY_META and self.active:
             loader = _AfterMeta
         spec = PathFinder.find_spec(name, path) if loader else None
         if loader is None or spec is None or spec.loader is None:
@@ -134,7 +133,7 @@ class _Loader(_Wrapped):
     def exec_module(self, module: ModuleType) -> None:
         before = set(sys.modules)
         try:
-            with stand_ins():
+            with without_compiler():
                 self.loader.exec_module(module)
         except Exception:  # another transformers than those that were tried: import it whole
             for name in set(sys.modules) - before:
@@ -144,7 +143,7 @@ class _Loader(_Wrapped):
 
 
 @contextmanager
-def stand_ins() -> Iterator[None]:
+def without_compiler() -> Iterator[None]:
     """Run the block without importing torch's compiler; for imports, and for models on the meta device.
 
     torch computes ranges and random numbers of a tensor without data by functions that ask the compiler to leave

@@ -88,7 +88,7 @@ def reading(source: ModelSource, device: str) -> dict[str, Any]:
 
 
 def load_notice(source: ModelSource, device: str, dtype: str) -> str | None:
-    """What a person should know before a checkpoint that comes quantised is loaded, in one line."""
+    """One line for the user before a quantised checkpoint is loaded."""
     own = source.quantized
     if model_spec.unpacked(own, device):
         return f"{source.name} comes quantised ({own}) and is unpacked to {dtype}"
@@ -191,7 +191,7 @@ def fit_layers(module: nn.Module, held: str) -> None:
 
 
 def unreadable(source: ModelSource, error: BaseException) -> ModelError | None:
-    """What a person is told of a quantised checkpoint that could not be loaded; ``None`` if it is not quantised."""
+    """The error for a quantised checkpoint that could not be loaded; ``None`` if it is not quantised."""
     own = source.quantized
     if own is None:
         return None

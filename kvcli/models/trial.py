@@ -49,7 +49,7 @@ class Call:
 
 @dataclass
 class Trial:
-    """What a run showed: calls in order, and the rotary modules that were asked for angles, by name."""
+    """Records of a run: calls in order, and the rotary modules that computed angles, by name."""
 
     calls: list[Call] = field(default_factory=list)
     rotaries: dict[str, nn.Module] = field(default_factory=dict)

@@ -49,7 +49,7 @@ ASKED_BY_EXAMPLES = ("smollm2-135m",)
 """Models that answer questions about a text that they keep whole more often rightly from worked examples over quotes
 than by their chat template. Others were not measured (docs/results/everyday.md)."""
 
-_RESERVED = [0] * QUESTION_TOKENS  # stands for a question that is not known yet
+_RESERVED = [0] * QUESTION_TOKENS  # in place of a question that is not known yet
 
 
 class Pipeline:
@@ -131,7 +131,7 @@ class Pipeline:
         return replace(made, ids=self.prompt_for(made).document(document.text))
 
     def prompt_for(self, source: TokenizedDocument | None) -> Prompt:
-        """The prompt of a document: pictures stand before its text."""
+        """The prompt of a document: pictures precede its text."""
         if source is None or source.pictures is None:
             return self.prompt
         return self.prompt.with_pictures(source.pictures.ids, text=bool(source.document.text))
@@ -157,7 +157,7 @@ class Pipeline:
         free = self.recipe is None and source is not None
         if free and source and recipe.policy.query_aware and saved and self.cache is not None:
             general = chosen(questions=0)
-            if is_prefilled(self.cache.place(request_key(self.model, self._request(source, general)))):
+            if is_prefilled(self.cache.path(request_key(self.model, self._request(source, general)))):
                 recipe = general
         calibrated = None if recipe.storage.calibrated == "never" else calibration.attach(self.model, [recipe])
         return RecipeChoice(recipe, free and not trained, calibrated)
@@ -278,7 +278,7 @@ class Pipeline:
             keep_cache=keep_cache,
         )
         key, began = request_key(self.model, request), perf_counter()
-        place = path if self.cache is None else self.cache.place(key)
+        place = path if self.cache is None else self.cache.path(key)
         result = yield from cached_prefill(
             self.model,
             request,

@@ -1,4 +1,4 @@
-"""What a pipeline works with and returns: immutable, so that threads may share it."""
+"""Inputs and results of a pipeline: immutable, so that threads may share them."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def plan(
         workspace = max(kv * dim * (n + chunk) for _, ((_, kv, dim), n) in shapes) * size * parts
     if codec is not None and coded_units:
         workspace += transient_nbytes(spec, codec.width(spec.head_dim), max(coded_units), chunk)
-    workspace += _lent_nbytes(spec, recipe, kept, chunk)
+    workspace += _shared_nbytes(spec, recipe, kept, chunk)
     if probe and spec.state_bytes:  # queries, keys and values of all layers wait for the question
         rows = [spec.of_layer(i) for i in range(spec.layers)]
         workspace += sum((own.heads + 2 * own.kv_heads) * own.head_dim for own in rows) * (chunk - probe) * size
@@ -221,7 +221,7 @@ def plan(
     )
 
 
-def _lent_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -> int:
+def _shared_nbytes(spec: ModelSpec, recipe: Recipe, kept: list[int], chunk: int) -> int:
     """Return the most bytes of keys, values and rotated keys that layers keep at once for those that borrow them."""
     most, owners = 0, recipe.share.owners(spec)
     numbers = [3 * spec.of_layer(i).kv_heads * spec.of_layer(i).head_dim * (n + chunk) for i, n in enumerate(kept)]

@@ -8,7 +8,7 @@ from kvcli.types import ModelSpec
 
 
 def kept_units(spec: ModelSpec, recipe: Recipe, tokens: int, layer: int, *, final: bool = False) -> int:
-    """Return units per KV head that a layer keeps after ``tokens``; 0 if it borrows those of another layer.
+    """Return units per KV head that a layer keeps after ``tokens``; 0 if it uses those of another layer.
 
     ``final``: on average over the layers, of a context, if the policy divides the budget after the text.
     """

@@ -18,7 +18,7 @@ from kvcli.planning.estimate import Forecast, Target, Workload, forecast
 from kvcli.recipe import default
 from kvcli.types import ANSWER_TOKENS, CHUNK, QUESTION_TOKENS, WEIGHTS, ModelSpec
 
-PATIENCE = 30 * 60
+LONGEST_READ_S = 30 * 60
 """Seconds of prefill that a suggested model may take on a machine whose speed is known."""
 
 BUDGET_STEP, LEAST_BUDGET = 256, 2048
@@ -56,7 +56,7 @@ class Suggestion:
     @property
     def fits(self) -> bool:
         """Whether it fits the memory, and is not too slow as far as that is known."""
-        return self.forecast.fits and (self.seconds is None or self.seconds <= PATIENCE)
+        return self.forecast.fits and (self.seconds is None or self.seconds <= LONGEST_READ_S)
 
 
 def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Suggestion]:
@@ -73,7 +73,7 @@ def suggest(target: Target, *, device: str, dtype: str, tokens: int) -> list[Sug
     found = []
     for alias in ALIASES.values():
         held = WEIGHTS[: 1 if "quantization_config" in alias.config else None]
-        sizes = {kind: model_spec.spec(alias.source(), device="cpu", dtype=dtype, held=kind) for kind in held}
+        sizes = {kind: model_spec.spec(alias.source(), device="cpu", dtype=dtype, stored=kind) for kind in held}
         for weights in held:
             budget, best = _forecast(sizes[weights], device, work, target)
             if best.fits:

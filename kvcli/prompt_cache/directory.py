@@ -77,7 +77,7 @@ class CacheDirectory:
         limit = LIMIT if text is None else parse_size(text, "KVCLI_CACHE_LIMIT")
         return cls(files.private_dir(files.cache_dir() / "readings"), limit, DocumentCache.default())
 
-    def place(self, identity: CacheKey) -> Path:
+    def path(self, identity: CacheKey) -> Path:
         """The file of a saved prefill. It need not exist."""
         return self.folder / f"{identity.key}{SUFFIX}"
 

@@ -102,24 +102,24 @@ def cached_prefill(
     reused = work.seen
 
     with ExitStack() as stack:
-        keeper = Checkpointer(model, job, own, place if reused < total else None, library)
-        if keeper.place is not None and library is not None:
-            mine, waited = yield from _lock(stack, keeper.place, library, total, stop)
+        checkpointer = Checkpointer(model, job, own, place if reused < total else None, library)
+        if checkpointer.place is not None and library is not None:
+            mine, waited = yield from _lock(stack, checkpointer.place, library, total, stop)
             if not mine:
-                keeper.place = None
+                checkpointer.place = None
             elif waited and not rebuild:  # the other process has saved it
                 work, found, seconds = yield from _continued(model, job, own, *sources)
                 reused = work.seen
                 if reused == total:
-                    keeper.place = None
+                    checkpointer.place = None
         if found is not None:
             if library is not None and found.path.parent == library.folder:
                 library.touch(found.path)
             yield CacheHit(reused, total, seconds)
         if found is not None and found.path == place:
-            keeper.saved = reused
+            checkpointer.saved = reused
         elif reused and reused == job.edge:
-            yield from keeper.save(work)
+            yield from checkpointer.save(work)
         for event in prefill_steps(
             model,
             job.ids,
@@ -132,17 +132,17 @@ def cached_prefill(
         ):
             yield event
             stopped = stop()
-            if not work.step.last and (stopped or work.seen == job.edge or keeper.due(work)):
-                yield from keeper.save(work)
+            if not work.step.last and (stopped or work.seen == job.edge or checkpointer.due(work)):
+                yield from checkpointer.save(work)
             if stopped and work.seen < total:
-                raise PrefillInterrupted(work.seen, total, keeper.saved)
+                raise PrefillInterrupted(work.seen, total, checkpointer.saved)
         if reused < total:
-            yield from keeper.finish(work)
+            yield from checkpointer.finish(work)
         if stop():
-            raise PrefillInterrupted(total, total, keeper.saved)
+            raise PrefillInterrupted(total, total, checkpointer.saved)
     with torch.inference_mode(), model.lock:
         context = freeze_and_keep(work, job.recipe) if job.keep_cache else freeze(work, job.recipe.storage)
-    path = found.path if found is not None and reused == total else keeper.place
+    path = found.path if found is not None and reused == total else checkpointer.place
     cache: Literal["hit", "resumed", "miss", "off"] = "off" if place is None else "miss"
     if found is not None:
         cache = "hit" if reused == total else "resumed"

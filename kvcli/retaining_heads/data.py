@@ -22,12 +22,12 @@ class Example:
     Attributes:
         text: the text to read.
         turns: ``(question, answer)`` pairs.
-        focus: whether the (one) question also precedes the text.
+        question_first: whether the (one) question also precedes the text.
     """
 
     text: str
     turns: tuple[tuple[str, str], ...]
-    focus: bool = False
+    question_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Corpus:
         prose: whole texts, into which facts are inserted.
         records: questions with their own context.
         tokens: shortest and longest text, in tokens.
-        focus: share of examples whose question also precedes the text.
+        question_first: share of examples whose question also precedes the text.
         seed: of all random choices.
     """
 
@@ -63,10 +63,10 @@ class Corpus:
         records: Sequence[TrainingRecord],
         *,
         tokens: tuple[int, int] = (512, 2048),
-        focus: float = 0.25,
+        question_first: float = 0.25,
         seed: int = 0,
     ) -> None:
-        self.tokens, self.focus, self.seed = tokens, focus, seed
+        self.tokens, self.question_first, self.seed = tokens, question_first, seed
         self.prose = [t[: len(t) * 9 // 10] for t in prose]
         self._rest = "\n".join(t[len(t) * 9 // 10 :] for t in prose)
         self.short = [r for r in records if len(r.context) <= _SHORT]
@@ -79,7 +79,7 @@ class Corpus:
         """The corpus's parameters as JSON, with one digest of texts, records and seed."""
         items = [self.seed, self.prose, self._rest, *([astuple(r) for r in some] for some in (self.short, self.long))]
         digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
-        return {"data": digest, "tokens": list(self.tokens), "focus": self.focus}
+        return {"data": digest, "tokens": list(self.tokens), "focus": self.question_first}
 
     def example(self, number: int) -> Example:
         """Return example ``number``."""
@@ -87,14 +87,14 @@ class Corpus:
         room = int(rng.uniform(*self.tokens) * CHARS_PER_TOKEN)
         kinds = ["prose"] * (3 if self.prose else 0) + ["short"] * (2 if self.short else 0) + ["long"] * bool(self.long)
         kind = rng.choice(kinds)
-        focus = rng.random() < self.focus
+        question_first = rng.random() < self.question_first
         if kind == "prose":
             text, turns = self._planted(room, rng)
         elif kind == "short":
             text, turns = self._packed(room, rng)
         else:
             text, turns = self._window(room, rng)
-        return Example(text, tuple([rng.choice(turns)] if focus else turns), focus)
+        return Example(text, tuple([rng.choice(turns)] if question_first else turns), question_first)
 
     def chance(self, number: int, choice: str = "chance") -> float:
         """Return a random number in [0, 1) for this example, independent of its data."""
@@ -112,8 +112,8 @@ class Corpus:
             room = int(tokens * CHARS_PER_TOKEN)
             start = rng.randrange(max(1, len(text) - room))
             planted = [insert_fact(rng) for _ in range(facts)]
-            woven = interleave(text[start : start + room], planted, rng)
-            made.append(Example(woven, tuple((f.question, f.answer) for f in planted)))
+            mixed = interleave(text[start : start + room], planted, rng)
+            made.append(Example(mixed, tuple((f.question, f.answer) for f in planted)))
         return made
 
     def _planted(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
@@ -124,8 +124,8 @@ class Corpus:
         if rng.random() < _REPETITIVE:
             piece = window[: rng.randint(80, 500)] + "\n"
             window = piece * max(1, room // len(piece))
-        woven = interleave(window, facts, rng)
-        return woven, [(f.question, f.claim if rng.random() < 0.4 else f"{f.answer}.") for f in facts]
+        mixed = interleave(window, facts, rng)
+        return mixed, [(f.question, f.claim if rng.random() < 0.4 else f"{f.answer}.") for f in facts]
 
     def _packed(self, room: int, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
         chosen: list[TrainingRecord] = []

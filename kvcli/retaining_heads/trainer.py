@@ -327,9 +327,9 @@ def make_example(
         heads: evict by these heads while recording; ``None`` records features under full attention.
         kind: the label. ``repeat`` has no question, so none precedes its text either.
     """
-    focus = example.turns[0][0] if example.focus and kind != "repeat" else None
-    ids = prompt.document(example.text, question=focus)
-    head = len(prompt.document("", question=focus))
+    first = example.turns[0][0] if example.question_first and kind != "repeat" else None
+    ids = prompt.document(example.text, question=first)
+    head = len(prompt.document("", question=first))
     recorder = LabelRecorder(model.spec.layers)
     work = _record(model, ids, f"locret(budget={len(ids)}, stabilizers=0)", recorder)
     with torch.inference_mode():

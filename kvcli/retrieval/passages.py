@@ -66,7 +66,7 @@ def retrieve_passages(
     count: int = 3,
     tokens: int | None = None,
 ) -> Retrieved:
-    """The passages worth a second look, and the kept units that stay in sight.
+    """Select the passages to read again, and the kept units that stay visible.
 
     Args:
         model, prompt, context: what the text was read with.
@@ -85,13 +85,13 @@ def retrieve_passages(
         0, places, attention_by_position(context, labels)[read.start : end].cpu(), "amax"
     )
     shared = bm25_scores(tuple(text[s.start : s.end] for s in spans), question)
-    sight = narrow_context(context, labels, read)
-    best = fuse_rankings(attended.tolist(), shared, count, thin=sight is not context)
-    return Retrieved(tuple(replace(spans[i], score=score) for i, score in reversed(best)), sight)
+    visible = narrow_context(context, labels, read)
+    best = fuse_rankings(attended.tolist(), shared, count, narrowed=visible is not context)
+    return Retrieved(tuple(replace(spans[i], score=score) for i, score in reversed(best)), visible)
 
 
 def fuse_rankings(
-    attended: Sequence[float], shared: Sequence[float], count: int, *, thin: bool = False
+    attended: Sequence[float], shared: Sequence[float], count: int, *, narrowed: bool = False
 ) -> list[tuple[int, float]]:
     """The ``count`` best passages with their scores, best first.
 
@@ -103,14 +103,14 @@ def fuse_rankings(
     Args:
         attended, shared: per passage, both 0 if nothing is known.
         count: passages.
-        thin: whether little was kept of the text.
+        narrowed: whether little was kept of the text.
     """
     ranked = [0.0] * len(shared)
     for measure in (attended, shared):
         for rank, i in enumerate(sorted(range(len(measure)), key=lambda i: -measure[i])):
             ranked[i] += (measure[i] > 0) / (_RANK_OFFSET + rank)
     by_rank = sorted(range(len(ranked)), key=lambda i: -ranked[i])
-    if not thin:
+    if not narrowed:
         return [(i, ranked[i]) for i in by_rank[:count]]
     most, words = max(attended) or 1.0, max(shared) or 1.0
     scores = [2 * w / words + a / most for a, w in zip(attended, shared, strict=True)]
@@ -122,7 +122,7 @@ def fuse_rankings(
 
 @lru_cache(maxsize=1)  # many questions about one text
 def _spread(prompt: Prompt, text: str) -> tuple[tuple[Passage, ...], torch.Tensor]:
-    """The passages of a text, and of each of its tokens the passage that it lies in: int64 ``[n]``."""
+    """The passages of a text, and for each of its tokens the passage that contains it: int64 ``[n]``."""
     spans = passages(text)
     ends = torch.tensor([span.end for span in spans[:-1]])
     middles = torch.tensor([(start + end) / 2 for start, end in prompt.offsets(text)])

@@ -7,7 +7,7 @@ only about those candidates that the words leave open, in one forward pass. It s
 learns that a question is about the last sentence of a text. It also sees the sentence before the candidate, which may
 name what it calls "it". Without either, the ranking is hardly better than by words (docs/log.md).
 
-If neither decides between two sentences that follow one another, they are one quote: the answer often stands beside
+If neither decides between two sentences that follow one another, they are one quote: the answer is often beside
 the sentence with the question's words. A score is the probability that the text answers the question at all, by words,
 times the share of the quote's sentences of that. docs/results/quotes.md has how often the first quotes are right.
 """

@@ -116,7 +116,7 @@ class SentenceIndex(WordIndex):
         return total
 
     def around(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of each sentence, the scores of the two beside it under the same heading, summed: float32 ``[s]``."""
+        """Sum the scores of each sentence's two neighbours under the same heading: float32 ``[s]``."""
         beside = np.zeros_like(own)
         if len(own) > 1:
             same = self.heading[1:] == self.heading[:-1]
@@ -125,7 +125,7 @@ class SentenceIndex(WordIndex):
         return beside
 
     def above(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of each sentence, the score of its heading; 0 without one and for headings: float32 ``[s]``."""
+        """The score of each sentence's heading; 0 without one and for headings: float32 ``[s]``."""
         under = (self.heading >= 0) & ~self.is_heading
         return np.where(under, own[np.maximum(self.heading, 0)], 0).astype(np.float32) if len(own) else own
 

@@ -1,6 +1,6 @@
 """Words as they are compared: lower case, without accents, inflected forms as one, scripts without spaces in pairs.
 
-Forms are folded by Snowball's stemmers (Porter 2001) in the language of the text, which is told by its commonest
+Forms are folded by Snowball's stemmers (Porter 2001) in the language of the text, which is detected by its commonest
 words. Words of another script than the text's are folded in that script's language.
 """
 
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 SAMPLE = 200_000
-"""Characters by which a language is told."""
+"""Characters from which a language is detected."""
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"

@@ -212,7 +212,7 @@ async def _drained(events: Events) -> Events:
 
 
 async def _begun(events: Events) -> Events:
-    """The same events, after the first one: what is wrong with the request is known by then, and no header is sent."""
+    """Wait for the first event, then return all: a wrong request is noticed before a header is sent."""
     first: list[Any] = []
     try:
         first.append(await anext(events))

@@ -39,7 +39,7 @@ QUOTES = 3
 """Sentences of the documents that a response quotes."""
 
 STRIP = 60
-"""Parts of a document of which the kept share is told."""
+"""Parts of a document whose kept shares are reported."""
 
 
 _RANGE = ("char_start", "char_end")

@@ -144,7 +144,7 @@ class StoredLayer(Attendable, Protocol):
         """
         ...
 
-    def begin(self, staging: Staging | None = None) -> Attendable:
+    def open(self, staging: Staging | None = None) -> Attendable:
         """Open the stored layer for one decode cache. It may cache state between calls, but results must not depend on
         it.
 
@@ -199,7 +199,7 @@ class ResidentLayer:
         """See :class:`StoredLayer`."""
         return None
 
-    def begin(self, staging: Staging | None = None) -> Self:  # noqa: ARG002
+    def open(self, staging: Staging | None = None) -> Self:  # noqa: ARG002
         """See :class:`StoredLayer`; there is nothing to open."""
         return self
 

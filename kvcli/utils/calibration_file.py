@@ -11,7 +11,7 @@ from kvcli.utils import files
 
 
 class Measured(Protocol):
-    """What names a model (:class:`kvcli.types.ModelSpec`)."""
+    """Identifies a model (:class:`kvcli.types.ModelSpec`)."""
 
     @property
     def name(self) -> str: ...

@@ -1,7 +1,7 @@
 """Where kvcli keeps what it makes: one cache directory, readable by its owner alone.
 
 A KV cache contains the document it was made from, so every directory is 0700 and every file 0600. Weights
-from the hub stay in the Hugging Face cache; only what kvcli converted itself lies here.
+from the hub stay in the Hugging Face cache; only what kvcli converted itself is here.
 """
 
 import errno
@@ -36,7 +36,7 @@ def cache_dir() -> Path:
 
 
 def data_dir() -> Path:
-    """``$KVCLI_DATA_DIR``, else the platform's data directory: what a person made and would miss."""
+    """``$KVCLI_DATA_DIR``, else the platform's data directory: files that the user made."""
     override = os.environ.get("KVCLI_DATA_DIR")
     if override:
         return private_dir(Path(override).expanduser().absolute())
@@ -53,7 +53,7 @@ def _absolute(path: Path, variable: str) -> Path:
 
 
 def private_dir(path: Path) -> Path:
-    """Create a directory, 0700. One that exists keeps its mode: a person may have opened it on purpose."""
+    """Create a directory, 0700. An existing one keeps its mode, which the user may have chosen."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

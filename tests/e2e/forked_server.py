@@ -89,9 +89,9 @@ def main() -> None:
         "GOMP_SPINCOUNT": "1000",
     }.items():
         os.environ.setdefault(name, value)  # as the program does before its imports
-    from kvcli.models import light_imports
+    from kvcli.models import partial_imports
 
-    light_imports.install()
+    partial_imports.install()
     for name in MODULES:
         importlib.import_module(name)
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")  # kept by transformers

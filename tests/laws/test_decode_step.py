@@ -17,8 +17,8 @@ from kvcli.models.load import wrap
 from kvcli.recipe import parse
 from tests import tiny
 from tests.laws.helpers import distance, drain
-from tests.laws.tape import Taped, Waits
 from tests.laws.test_generate import Bytes
+from tests.laws.traced_step import TracedStep, Waits
 
 HELD = ["knorm(budget=24)", "keydiff(budget=24)+kivi(bits=4, group=8)"]
 EXPANDED = ["full+think(recent=4)", "full+lorc", "full+kivi(bits=2, group=8)", "full+int8+kvsharer(map=0_0_2)"]
@@ -108,7 +108,7 @@ def test_what_is_in_the_way_of_steps_that_are_all_alike(model) -> None:
     coded = "keydiff(budget=24, positions=original)+turbo(bits=8, fill=true)"
     assert "by the model itself" in str(dynamic_reason(behind(model(), coded)))
     with pytest.raises(Waits):
-        Taped(model(), ready(model(), coded))
+        TracedStep(model(), ready(model(), coded))
     elsewhere = new_decode_cache(model(), None)
     elsewhere.spec = dataclasses.replace(elsewhere.spec, host_weight_bytes=1)
     assert "main memory" in str(dynamic_reason(elsewhere))
@@ -129,12 +129,12 @@ def ready(model, recipe: str | None, tokens: int = 80):
 def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, recipe: str | None) -> None:
     one, two = (ready(model(family), recipe) for _ in range(2))
     assert dynamic_reason(two) is None
-    taped = Taped(model(family), two)
+    traced = TracedStep(model(family), two)
     for number in tiny.document(14, seed=6):
         token = torch.tensor([number])
         expected = model(family).forward(token, one, logits=True)
         with torch.inference_mode():
-            assert distance(taped(token), expected) < 1e-5
+            assert distance(traced(token), expected) < 1e-5
         one.extend(1)
         two.extend(1)
 

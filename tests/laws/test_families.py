@@ -130,7 +130,7 @@ def test_a_saved_state_is_that_of_an_uninterrupted_prefill(kind: str, tmp_path: 
 
     for count, reused in ((100, 48), (100, 100), (130, job(100).edge)):
         work = job(count)
-        place = library.place(request_key(model, work))
+        place = library.path(request_key(model, work))
         if reused == 48:
             interrupted(model, work, reused, place=place, library=library)
         saved, _ = run(model, work, place=place, library=library)

@@ -107,7 +107,7 @@ def test_attending_is_attention_over_the_whole(model, family: str, hold: str) ->
         for m, scale in product((1, 13), SCALES):
             q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m)) * 3
             start = k.shape[1]
-            o, lse = layer.begin().attend(q, scale, start)
+            o, lse = layer.open().attend(q, scale, start)
             expected, expected_lse = ref.attention(q, k, v, scale, start, layer.window)
             assert distance(o, expected) < 1e-4
             assert torch.allclose(lse[lse.isfinite()], expected_lse[expected_lse.isfinite()], atol=1e-3)
@@ -181,7 +181,7 @@ def test_saved_and_loaded_packs_the_same_bytes(model, tmp_path: Path, family: st
     from tests.laws.test_prompt_cache import job, run
 
     work, library = job(recipe=parse(f"keydiff(budget=70, stabilizers=8)+{hold}")), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(family), work))
+    place = library.path(request_key(model(family), work))
     first, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (first.cache, again.cache) == ("miss", "hit")

@@ -123,7 +123,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 @pytest.mark.parametrize("held", ["int8", "nf4"])
 def test_quantized_weights_keep_latents(source: ModelSource, held: str, dtype: str) -> None:
     model = read(source, device="cpu", dtype=dtype, weights=held)
-    sizes = model_spec.spec(source, device="cpu", dtype=dtype, held=held)
+    sizes = model_spec.spec(source, device="cpu", dtype=dtype, stored=held)
     assert model.spec.weight_bytes == pytest.approx(sizes.weight_bytes, rel=1e-3)  # experts' biases stay float32
     assert replace(model.spec, weight_bytes=sizes.weight_bytes) == sizes
     assert sizes.latent

@@ -71,7 +71,7 @@ def test_stabilizers_stay_between_chunks(model, policy: str) -> None:
 def test_saved_resumed_and_continued_prefills_are_as_uninterrupted_ones(model, policy: str, tmp_path: Path) -> None:
     family = "gemma3"  # layers with and without windows
     work, library = job(recipe=parse(recipe(policy, options="sinks=2, tail=9"))), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(family), work))
+    place = library.path(request_key(model(family), work))
     straight, _ = run(model(family), work)
     interrupted(model(family), work, 48, place=place, library=library)
     resumed, _ = run(model(family), work, place=place, library=library)
@@ -81,7 +81,7 @@ def test_saved_resumed_and_continued_prefills_are_as_uninterrupted_ones(model, p
     planned = disk.disk_bytes(model(family).spec, work.recipe, tokens=100, chunk=16, text=len(work.text) + 200)
     assert place.stat().st_size <= planned
     longer = job(130, recipe=work.recipe)
-    on, _ = run(model(family), longer, place=library.place(request_key(model(family), longer)), library=library)
+    on, _ = run(model(family), longer, place=library.path(request_key(model(family), longer)), library=library)
     assert on.cache == "resumed"
     same(model(family), run(model(family), longer)[0], on)
 

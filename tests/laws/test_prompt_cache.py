@@ -84,7 +84,7 @@ def library(tmp_path: Path) -> CacheDirectory:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_reading_reads_nothing(model, library: CacheDirectory, family: str, policy: str) -> None:
     work = job(policy=policy)
-    place = library.place(request_key(model(family), work))
+    place = library.path(request_key(model(family), work))
     plain, _ = run(model(family), work)
     first, events = run(model(family), work, place=place, library=library)
     assert (plain.cache, first.cache) == ("off", "miss")
@@ -101,7 +101,7 @@ def test_a_second_reading_reads_nothing(model, library: CacheDirectory, family: 
 def test_resumed_is_uninterrupted(model, library: CacheDirectory, family: str, policy: str, after: int) -> None:
     """Stopped in the body, at its edge, or in the protected tail."""
     work = job(policy=policy)
-    place = library.place(request_key(model(family), work))
+    place = library.path(request_key(model(family), work))
     paused = interrupted(model(family), work, after, place=place, library=library)
     assert 0 < paused.saved <= paused.done < 100
     assert file_format.header(place).meta.seen == paused.saved
@@ -120,8 +120,8 @@ def test_a_longer_text_continues_a_shorter_one(
     ids = tiny.document(130)
     longer, shorter = job(policy=policy, ids=ids), job(policy=policy, ids=ids[:length])
     assert shorter.edge > 0
-    run(model(family), shorter, place=library.place(request_key(model(family), shorter)), library=library)
-    place = library.place(request_key(model(family), longer))
+    run(model(family), shorter, place=library.path(request_key(model(family), shorter)), library=library)
+    place = library.path(request_key(model(family), longer))
     continued, events = run(model(family), longer, place=place, library=library)
     assert (continued.cache, continued.reused) == ("resumed", shorter.edge)
     assert not [e for e in events if isinstance(e, Notice)]
@@ -133,7 +133,7 @@ def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> No
     ids = tiny.document(130)
     for length in (50, 59, 90, 130):  # from 50 to 59 the edge stays where it was
         work = job(ids=ids[:length])
-        reading, _ = run(model(), work, place=library.place(request_key(model(), work)), library=library)
+        reading, _ = run(model(), work, place=library.path(request_key(model(), work)), library=library)
         assert reading.cache == ("miss" if length == 50 else "resumed")
         assert file_format.header(reading.path).meta.edge == work.edge  # type: ignore[arg-type]
         same(model(), run(model(), work)[0], reading)
@@ -141,10 +141,10 @@ def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> No
 
 def test_another_text_is_not_continued(model, library: CacheDirectory) -> None:
     work = job(60)
-    run(model(), work, place=library.place(request_key(model(), work)), library=library)
+    run(model(), work, place=library.path(request_key(model(), work)), library=library)
     ids = tiny.document(60)
     other = job(ids=[ids[0] % 90 + 3, *ids[1:], *ids])
-    assert run(model(), other, place=library.place(request_key(model(), other)), library=library)[0].cache == "miss"
+    assert run(model(), other, place=library.path(request_key(model(), other)), library=library)[0].cache == "miss"
 
 
 def test_one_portable_file(model, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_full_disk_stops_no_reading(model, library: CacheDirectory, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     work = job()
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     monkeypatch.setattr(os, "fsync", full)
     reading, events = run(model(), work, place=place, library=library)
     warnings = [e.text for e in events if isinstance(e, Notice)]
@@ -189,7 +189,7 @@ def test_files_are_private_and_nothing_is_left_over(model, library: CacheDirecto
     work = job()
     before = os.umask(0)
     try:
-        run(model(), work, place=library.place(request_key(model(), work)), library=library)
+        run(model(), work, place=library.path(request_key(model(), work)), library=library)
     finally:
         os.umask(before)
     (path,) = (p for p in library.folder.iterdir() if p.is_file())
@@ -201,7 +201,7 @@ def test_files_are_private_and_nothing_is_left_over(model, library: CacheDirecto
 
 def test_one_writer_at_a_time(model, library: CacheDirectory) -> None:
     work = job()
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     with library.lock(place) as mine:
         assert mine
         reading, events = run(model(), work, place=place, library=library)
@@ -218,7 +218,7 @@ def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> Non
 
     def save(number: int, policy: str = "keydiff") -> Path:
         work = job(ids=tiny.document(60, seed=number), policy=policy)
-        place = library.place(request_key(model(), work))
+        place = library.path(request_key(model(), work))
         run(model(), work, place=place, library=library)
         os.utime(place, (number, number))
         return place
@@ -235,7 +235,7 @@ def test_the_least_recently_used_go_first(model, library: CacheDirectory) -> Non
     assert [p.exists() for p in (one, two, four, five, six)] == [True, False, True, True, True]
     library.limit = size // 2
     work = job(ids=tiny.document(60, seed=7))
-    _, events = run(model(), work, place=library.place(request_key(model(), work)), library=library)
+    _, events = run(model(), work, place=library.path(request_key(model(), work)), library=library)
     assert len([e for e in events if isinstance(e, Notice)]) == 1
     assert one.exists(), "nothing is thrown away for what would not fit in any case"
 
@@ -245,7 +245,7 @@ def test_checkpoints_come_by_tokens_and_stay_bounded(model, library: CacheDirect
     monkeypatch.setattr("kvcli.prompt_cache.checkpoint.EVERY_TOKENS", 64)
     monkeypatch.setattr("kvcli.prompt_cache.checkpoint._SHARE", 0.0)
     work = job(400)
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     sizes, seen = set(), [0]
     for event in cached_prefill(model(), work, place=place, library=library):
         if isinstance(event, Prefill):
@@ -287,7 +287,7 @@ def another_process(library: CacheDirectory, place: Path, *words: Path) -> Itera
 
 def test_the_second_process_waits_and_takes_what_the_first_has_read(model, library, tmp_path) -> None:  # type: ignore[no-untyped-def]
     work = job()
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     expected, _ = run(model(), work, place=place, library=library)
     place.rename(tmp_path / "read")
     with another_process(library, place, tmp_path / "read") as first:
@@ -307,7 +307,7 @@ def test_the_second_process_waits_and_takes_what_the_first_has_read(model, libra
 
 def test_the_death_of_the_first_process_ends_the_waiting(model, library) -> None:  # type: ignore[no-untyped-def]
     work = job()
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     with another_process(library, place) as first:
         events = cached_prefill(model(), work, place=place, library=library)
         assert isinstance(next(events), Notice)
@@ -318,7 +318,7 @@ def test_the_death_of_the_first_process_ends_the_waiting(model, library) -> None
 
 def test_waiting_can_be_stopped(model, library) -> None:  # type: ignore[no-untyped-def]
     work = job()
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     with another_process(library, place):
         events = cached_prefill(model(), work, place=place, library=library, stop=lambda: True)
         assert isinstance(next(events), Notice)

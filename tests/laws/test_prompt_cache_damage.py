@@ -57,7 +57,7 @@ def test_every_byte_counts(model, tmp_path: Path) -> None:
     """A byte changed anywhere, or a cut anywhere: refused by name, read again by itself, never answered from."""
     library = CacheDirectory(tmp_path)
     work = job(40)
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     first, _ = run(model(), work, place=place, library=library)
     whole = place.read_bytes()
     generator = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def test_a_well_made_file_with_wrong_tensors_is_refused(model, tmp_path: Path) -
 )
 def test_a_header_with_impossible_values_is_damaged(model, tmp_path: Path, field: str, value: object) -> None:  # type: ignore[no-untyped-def]
     work, library = job(), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     run(model(), work, place=place, library=library)
     good = file_format.header(place)
     meta = replace(good.meta, identity=replace(good.meta.identity, **{field: value}))
@@ -136,7 +136,7 @@ def test_a_header_with_impossible_values_is_damaged(model, tmp_path: Path, field
 
 def test_a_digest_that_is_none_is_damaged(model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     work, library = job(), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     run(model(), work, place=place, library=library)
     digest = file_format.header(place).digest.encode()
     for wrong in (rb"\ud800" + b"0" * 58, b"0" * 63 + b"g", b"-" * 64):

@@ -183,7 +183,7 @@ def test_attending_is_attention_over_the_whole(model, family: str, positions: st
         assert isinstance(layer, RowLayer if layer.window is None else DenseLayer)
         for m in (1, 13):
             q = torch.randn(spec.heads, m, spec.head_dim, generator=torch.Generator().manual_seed(m))
-            o, lse = layer.begin().attend(q, 0.3, k.shape[1])
+            o, lse = layer.open().attend(q, 0.3, k.shape[1])
             expected, expected_lse = ref.attention(q, k, v, 0.3, k.shape[1], layer.window)
             assert distance(o, expected) < 1e-4
             assert torch.allclose(lse[lse.isfinite()], expected_lse[expected_lse.isfinite()], atol=1e-3)
@@ -221,14 +221,14 @@ def test_saved_loaded_and_continued_are_identical(model, tmp_path: Path, family:
 
     recipe = parse(f"{policy}(budget=30, stabilizers=8, sinks=2, tail=9)+turbo(fill=true)")
     work, library = job(recipe=recipe), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(family), work))
+    place = library.path(request_key(model(family), work))
     straight, _ = run(model(family), work)
     interrupted(model(family), work, after, place=place, library=library)
     resumed, _ = run(model(family), work, place=place, library=library)
     again, _ = run(model(family), work, place=place, library=library)
     assert (resumed.cache, again.cache) == ("resumed", "hit")
     longer = job(130, recipe=recipe)
-    on, _ = run(model(family), longer, place=library.place(request_key(model(family), longer)), library=library)
+    on, _ = run(model(family), longer, place=library.path(request_key(model(family), longer)), library=library)
     assert on.cache == "resumed"
     fresh, _ = run(model(family), longer)
     for one, two in ((straight, resumed), (straight, again), (fresh, on)):

@@ -79,7 +79,7 @@ POSITIVE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), min_size=1, ma
 
 @given(POSITIVE, st.integers(1, 5), st.booleans())
 def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, count: int, thin: bool) -> None:
-    found = passages.fuse_rankings([a for a, _ in pairs], [w for _, w in pairs], count, thin=thin)
+    found = passages.fuse_rankings([a for a, _ in pairs], [w for _, w in pairs], count, narrowed=thin)
     places = [i for i, _ in found]
     assert len(set(places)) == len(places) == min(count, len(pairs))
     assert all(a >= b for (_, a), (_, b) in pairwise(found[:-1]))
@@ -93,10 +93,10 @@ def test_words_that_lead_by_far_are_outvoted_only_where_much_is_kept() -> None:
         1,
         4,
     ]  # 1 is first by attention and fourth by words
-    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2, thin=True)] == [4, 1]
+    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2, narrowed=True)] == [4, 1]
     for thin in (False, True):
-        assert passages.fuse_rankings(attended, [0.0] * 7, 3, thin=thin)[0][0] == 1
-        assert passages.fuse_rankings([0.0] * 7, shared, 1, thin=thin)[0][0] == 4
+        assert passages.fuse_rankings(attended, [0.0] * 7, 3, narrowed=thin)[0][0] == 1
+        assert passages.fuse_rankings([0.0] * 7, shared, 1, narrowed=thin)[0][0] == 4
 
 
 HELD = ["", "+kivi(bits=4, group=8)", "+int8", "+turbo(bits=4, fill=true)", "+quest", "+shadowkv(rank=4)"]

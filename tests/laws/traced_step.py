@@ -1,6 +1,6 @@
-"""A stand-in for a CUDA graph where there is no GPU: a step is recorded once and done again from the record.
+"""A substitute for a CUDA graph on machines without a GPU: a step is traced once and replayed from the trace.
 
-Doing it again runs none of the step's Python. Each operator is called with the very tensors and numbers it was recorded
+A replay runs none of the step's Python. Each operator is called with the very tensors and numbers it was recorded
 with, and what it returns goes where it went; so a tensor that a step replaces instead of writing to it, a place that is
 a Python number, or a shape that depends on the data shows as it would on a GPU. What a GPU's host would have to wait
 for is refused while recording.
@@ -38,16 +38,16 @@ class Waits(AssertionError):
     """A step asks the device for something."""
 
 
-class Tape(TorchDispatchMode):
-    """Operators in the order in which they were told, with their arguments and results."""
+class Trace(TorchDispatchMode):
+    """Operators in order, with their arguments and results."""
 
-    current: Tape | None = None
+    current: Trace | None = None
     frees = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[_Call] = []
-        self.aside: list[_Call] = []
+        self.calls: list[_Call] = []
+        self.copied: list[_Call] = []
         self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +60,7 @@ class Tape(TorchDispatchMode):
         if parts is not NotImplemented:
             return parts
         out = func(*args, **kwargs)
-        self.told.append((func, args, kwargs, out))
+        self.calls.append((func, args, kwargs, out))
         return out
 
     def call(self, work: Callable[[], Any], _inputs: Any, _outputs: Any) -> None:
@@ -69,17 +69,17 @@ class Tape(TorchDispatchMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        Tape.current, token = self, recording.recorder.set(self)
+        Trace.current, token = self, recording.recorder.set(self)
         try:
             with _Asked(self), self:
                 yield
         finally:
-            Tape.current = None
+            Trace.current = None
             recording.recorder.reset(token)
 
     def again(self) -> None:
         """Everything once more, in the same memory."""
-        for func, args, kwargs, out in self.told:
+        for func, args, kwargs, out in self.calls:
             if func in _EMPTY:
                 continue
             for old, new in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
@@ -90,41 +90,41 @@ class Tape(TorchDispatchMode):
 
 
 class LateStream(CopyStream):
-    """A second stream of a record: when it is done again, everything aside comes as late as it may."""
+    """A second stream of a trace: in a replay its work comes as late as it may."""
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        tape = Tape.current
-        if tape is None:
+        trace = Trace.current
+        if trace is None:
             yield
             return
-        before, tape.told = tape.told, tape.aside
+        before, trace.calls = trace.calls, trace.copied
         try:
             yield
         finally:
-            tape.told = before
+            trace.calls = before
 
     def mark(self) -> int:
-        return len(Tape.current.aside) if Tape.current else 0
+        return len(Trace.current.copied) if Trace.current else 0
 
     def join(self, mark: int) -> None:
-        if tape := Tape.current:
-            tape.told += tape.aside[:mark]
-            del tape.aside[:mark]
+        if trace := Trace.current:
+            trace.calls += trace.copied[:mark]
+            del trace.copied[:mark]
 
 
 class _Asked(TorchFunctionMode):
     """Refuses what never reaches an operator on a CPU."""
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.tape = tape
+        self.trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         elsewhere = name == "to" and any(isinstance(x, (str, torch.device)) for x in (*args[1:], *kwargs.values()))
-        if not self.tape.paused and (name in _TO_HOST or elsewhere):
+        if not self.trace.paused and (name in _TO_HOST or elsewhere):
             raise Waits(f"Tensor.{name} waits for the device")
         return func(*args, **kwargs)
 
@@ -141,37 +141,37 @@ def refuse(func: Any, args: Any) -> None:
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is one kernel on a GPU: recorded as it is called, whatever it does within."""
 
-    def told(*args: Any, **kwargs: Any) -> Any:
-        tape = Tape.current
-        if tape is None or tape.paused:
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        trace = Trace.current
+        if trace is None or trace.paused:
             return function(*args, **kwargs)
-        tape.paused = True
+        trace.paused = True
         try:
             out = function(*args, **kwargs)
         finally:
-            tape.paused = False
-        tape.told.append((function, args, kwargs, out))
+            trace.paused = False
+        trace.calls.append((function, args, kwargs, out))
         return out
 
-    return told
+    return traced
 
 
-class Taped(StaticStep):
+class TracedStep(StaticStep):
     """Steps as :class:`kvcli.engine.static_step.CudaGraphStep` takes them: warmed up, recorded, done again."""
 
     def __init__(self, model: Model, tail: DecodeCache) -> None:
         super().__init__(model, tail)
         self.position.fill_(tail.length)
-        self.tape = Tape()
+        self.trace = Trace()
         with torch.inference_mode():
             for _ in range(2):
                 self._run()
-            with self.tape.recording():
+            with self.trace.recording():
                 self.logits = self._run()
-        if self.tape.aside:
-            raise Waits("the step ends before what is done aside")
+        if self.trace.copied:
+            raise Waits("the step ends before the work of the second stream")
 
     def __call__(self, token: Tensor) -> Tensor:
         self._set_inputs(token)
-        self.tape.again()
+        self.trace.again()
         return self.logits

@@ -38,11 +38,11 @@ class Commands:
 
     Args:
         session: the conversation.
-        consent: asks a yes-or-no question; returns yes if standard input is not a terminal.
+        confirm: asks a yes-or-no question; returns yes if standard input is not a terminal.
     """
 
-    def __init__(self, session: ChatSession, consent: Callable[[str], bool]) -> None:
-        self.session, self.consent = session, consent
+    def __init__(self, session: ChatSession, confirm: Callable[[str], bool]) -> None:
+        self.session, self.confirm = session, confirm
         self.leave = False
 
     @classmethod
@@ -148,7 +148,7 @@ class Commands:
             raise UsageError(f"'{rest}' is not a number of sentences", "/quotes 10")
         session = self.session
         found = session.find_quotes(int(rest or MORE_QUOTES))
-        turns, asked = session.talk.turns, session.talk.unanswered
+        turns, asked = session.conversation.turns, session.conversation.unanswered
         if not found.quotes:
             _say("no sentence of the documents shares a word with the question")
         session.show_quotes(found.quotes, asked or turns[-1].question)
@@ -170,7 +170,7 @@ class Commands:
 
     def do_history(self, _rest: str) -> None:
         """/history — show the conversation so far."""
-        self.session.recall(len(self.session.talk.turns))
+        self.session.recall(len(self.session.conversation.turns))
 
     def do_retry(self, _rest: str) -> None:
         """/retry — ask the last question again."""
@@ -178,17 +178,17 @@ class Commands:
 
     def do_undo(self, _rest: str) -> None:
         """/undo — remove the last turn."""
-        talk = self.session.talk
-        if talk.unanswered is not None:  # the last question has no answer
-            question, talk.unanswered = talk.unanswered, None
+        conversation = self.session.conversation
+        if conversation.unanswered is not None:  # the last question has no answer
+            question, conversation.unanswered = conversation.unanswered, None
             self.session.save()
         else:
-            question = talk.undo().question
+            question = conversation.undo().question
         terminal.note("undone", short(question), quiet=self.session.quiet)
 
     def do_clear(self, _rest: str) -> None:
         """/clear — remove all turns; the documents stay."""
-        self.session.talk.clear()
+        self.session.conversation.clear()
         terminal.note("cleared", "all turns are removed; the documents stay", quiet=self.session.quiet)
 
     def do_system(self, rest: str) -> None:
@@ -293,7 +293,7 @@ class Commands:
         """/kv — show which parts of the documents are kept."""
         from kvcli.cache.retention import equal_bins, mean_retention
 
-        setup, context = self.session.setup, self.session.talk.context
+        setup, context = self.session.setup, self.session.conversation.context
         document, tokens = setup.document, setup.tokens
         if document is None or context is None:
             raise InputError("there is no document", "/add FILE")
@@ -310,17 +310,17 @@ class Commands:
 
     def _read_again(self, question: str | None, undo: Callable[[], None], stopped: str) -> bool:
         """Read the documents after a change, if the user agrees to ``question``; else undo it. Whether it was kept."""
-        talk = self.session.talk
+        conversation = self.session.conversation
         try:
-            if question is not None and not self.consent(question):
+            if question is not None and not self.confirm(question):
                 undo()
                 return False
-            talk.forget_ground()
-            for _ in talk.open():
+            conversation.forget_context()
+            for _ in conversation.open():
                 pass
         except (KvcliError, KeyboardInterrupt) as problem:
             undo()
-            talk.forget_ground()
+            conversation.forget_context()
             if isinstance(problem, KvcliError) and not isinstance(problem, Interrupted):
                 raise
             terminal.note("stopped", stopped)

@@ -85,7 +85,7 @@ class Chat:
         """Close the conversation; returns the exit code."""
         session = self.session
         session.close()
-        if session.interactive and session.talk.turns:
+        if session.interactive and session.conversation.turns:
             again = f"kvcli chat --session {session.path.stem}, or kvcli chat -c"
             terminal.note("saved", again, quiet=session.quiet)
         return PARTLY_FAILED if session.failed and not session.interactive else 0

@@ -65,7 +65,7 @@ class ChatSession:
         self._index: QuoteIndex | None = None
         self._told = False
         self._lock = ExitStack()
-        self.talk = self._conversation()
+        self.conversation = self._conversation()
 
     def _conversation(self) -> Conversation:
         from kvcli.chat.conversation import Conversation
@@ -87,21 +87,21 @@ class ChatSession:
         """Process the document, or load its saved prefill, and the saved turns."""
         self._lock.enter_context(transcript.locked(self.path))
         banner(self.setup.run)
-        with DeferredSignals() as patience:
-            for _ in self.talk.open():
-                if patience.cause is not None:
+        with DeferredSignals() as signals:
+            for _ in self.conversation.open():
+                if signals.cause is not None:
                     break
-        if patience.cause is not None:
-            raise Interrupted("interrupted while loading the turns", "kvcli chat -c", cause=patience.cause)
-        turns = len(self.talk.turns)
+        if signals.cause is not None:
+            raise Interrupted("interrupted while loading the turns", "kvcli chat -c", cause=signals.cause)
+        turns = len(self.conversation.turns)
         if turns:
             terminal.note("session", f"{self.path.stem} · {terminal.plural(turns, 'turn')}", quiet=self.quiet)
-        if self.talk.unanswered is not None:
+        if self.conversation.unanswered is not None:
             terminal.note("session", "the last question was not answered; /retry asks it again", quiet=self.quiet)
 
     def recall(self, turns: int = 1) -> None:
         """Print the last turns of the conversation, dim."""
-        for turn in self.talk.turns[-turns:]:
+        for turn in self.conversation.turns[-turns:]:
             answer = self._without_reasoning(turn.answer)
             for text in (f"> {short(turn.question)}", *answer.strip().split("\n")):
                 terminal.paragraph(sys.stdout, terminal.strip_control(text), "dim")
@@ -151,12 +151,12 @@ class ChatSession:
         self._lock_only(path)
         self.saved, self.path, self.given = found, path, found.sampling
         self.hide_thoughts = found.hide_thoughts
-        self.talk = self._conversation()
+        self.conversation = self._conversation()
 
     def save(self) -> None:
         """Save the conversation; an error of the disk is printed once and does not end the chat."""
-        saved, talk, setup = self.saved, self.talk, self.setup
-        saved.turns, saved.absorbed, saved.unanswered = talk.turns, talk.evictions, talk.unanswered
+        saved, chat, setup = self.saved, self.conversation, self.setup
+        saved.turns, saved.absorbed, saved.unanswered = chat.turns, chat.evictions, chat.unanswered
         saved.fingerprint, saved.sampling = setup.model.spec.fingerprint, self.given
         saved.system, saved.added = setup.options.system, setup.added
         saved.hide_thoughts = self.hide_thoughts
@@ -171,14 +171,14 @@ class ChatSession:
 
     def ask(self, text: str) -> None:
         """Ask a question and show its answer. Ctrl-C stops the answer and keeps the partial text."""
-        self._show(self.talk.ask(text, **self._how()), text)
+        self._show(self.conversation.ask(text, **self._how()), text)
 
     def retry(self) -> None:
         """Ask the last question again."""
-        text = self.talk.unanswered or (self.talk.turns[-1].question if self.talk.turns else "")
+        text = self.conversation.unanswered or (self.conversation.turns[-1].question if self.conversation.turns else "")
         if text:
             terminal.note("again", short(text), quiet=self.quiet)
-        self._show(self.talk.retry(**self._how()), text)
+        self._show(self.conversation.retry(**self._how()), text)
 
     def _how(self) -> dict[str, Any]:
         return {"sampling": self.sampling(), "max_tokens": self.max_tokens, "allow_repetition": self.allow_repetition}
@@ -202,12 +202,12 @@ class ChatSession:
         found: Quotes | None = None
         held = list[str]() if self._holds else None
         if held is not None and self.interactive and self.setup.document is not None:
-            earlier = tuple((turn.question, "") for turn in self.talk.turns[-1:])
+            earlier = tuple((turn.question, "") for turn in self.conversation.turns[-1:])
             show_quotes(replace(self.setup.options, history=earlier), self.setup.document, question)
 
         def write(pieces: list[tuple[str, bool]]) -> None:
-            for text, thought in pieces:
-                if thought and self.hide_thoughts:
+            for text, reasoning in pieces:
+                if reasoning and self.hide_thoughts:
                     shown.wait("thinking …")
                 elif held is not None and not thought:
                     held.append(text)
@@ -236,7 +236,7 @@ class ChatSession:
                     self._evicted(event)
                 elif isinstance(event, Token):
                     begun = True
-                    write(thoughts.push(event.text))
+                    write(splitter.push(event.text))
                 elif isinstance(event, Prefill):
                     shown.wait(f"reading your message {event.done:,}/{event.total:,}")
                 elif isinstance(event, Answer):
@@ -259,7 +259,7 @@ class ChatSession:
                     if found is not None and not above:
                         self._tell_quotes(found, cited)
                     if self.cite and not cited.grounded:
-                        likely = self._look_for("sources", lambda: self._likely(self.talk.turns[-1]))
+                        likely = self._look_for("sources", lambda: self._likely(self.conversation.turns[-1]))
                         self._tell(citations.likely, replace(cited, likely_sources=likely or ()))
                     if event.stopped_repeating:
                         terminal.warn(
@@ -300,7 +300,7 @@ class ChatSession:
         Raises:
             InputError: there is no such turn, or no document.
         """
-        document, turns = self.setup.document, self.talk.turns
+        document, turns = self.setup.document, self.conversation.turns
         if document is None:
             raise InputError("there is no document", "/add FILE")
         if not turns:
@@ -330,9 +330,9 @@ class ChatSession:
         from kvcli.retrieval.attribution import attribute
 
         setup = self.setup
-        for _ in self.talk.open():
+        for _ in self.conversation.open():
             pass
-        context, document, prompt = self.talk.context, setup.document, setup.prompt
+        context, document, prompt = self.conversation.context, setup.document, setup.prompt
         if context is None or document is None:
             return ()
         text = strip_reasoning(turn.answer, thinking=prompt.thinks)
@@ -363,8 +363,8 @@ class ChatSession:
         Raises:
             InputError: there is no document, or no question yet.
         """
-        document, talk = self.setup.document, self.talk
-        asked = [turn.question for turn in talk.turns] + ([] if talk.unanswered is None else [talk.unanswered])
+        document, chat = self.setup.document, self.conversation
+        asked = [turn.question for turn in chat.turns] + ([] if chat.unanswered is None else [chat.unanswered])
         if document is None:
             raise InputError("there is no document", "/add FILE")
         if not asked:
@@ -401,13 +401,13 @@ class ChatSession:
         """Print the quotes of an answer that its citations do not show."""
         if left_out := quote_lines.uncited(found, cited):
             terminal.write(sys.stdout, quote_lines.heading(found, cited, above=above), "dim")
-            self.show_quotes(left_out, self.talk.turns[-1].question)
+            self.show_quotes(left_out, self.conversation.turns[-1].question)
         else:
             self.shown = found.quotes
 
     def _evicted(self, event: TurnsEvicted) -> None:
         """Print the first eviction of turns; later ones are not printed."""
-        if len(self.talk.evictions) == 1:
+        if len(self.conversation.evictions) == 1:
             text = (
                 f"{terminal.plural(event.turns, 'turn')} ({terminal.count(event.tokens)} tokens) were compressed to"
                 " free memory; details may be lost"
@@ -418,13 +418,13 @@ class ChatSession:
 
     def status(self) -> str:
         """The status line: model, policy and kept tokens of a document, turns, memory, speed."""
-        setup, talk = self.setup, self.talk
+        setup, conversation = self.setup, self.conversation
         used, total = process_memory.used_and_total(setup.model.spec.device)
-        context = talk.context
+        context = conversation.context
         parts = [Path(setup.model.name).name]  # the name of a directory, not its path
         if context is not None:
             parts += [setup.recipe.policy.name, f"kept {context.kept:,} of {context.seen:,}"]
-        parts.append(terminal.plural(len(talk.turns), "turn"))
+        parts.append(terminal.plural(len(conversation.turns), "turn"))
         parts.append(f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB")
         if self.tps:
             parts.append(f"{self.tps:.1f} tok/s")
@@ -432,31 +432,34 @@ class ChatSession:
 
     def memory(self) -> list[tuple[str, str]]:
         """Memory use, by name."""
-        talk, spec = self.talk, self.setup.model.spec
+        conversation, spec = self.conversation, self.setup.model.spec
         used, total = process_memory.used_and_total(spec.device)
-        work = None if talk.base is None else talk.base.work
+        work = None if conversation.base is None else conversation.base.work
         rows = [
             ("weights", format_bytes(spec.weight_bytes)),
-            ("KV cache", format_bytes(talk.context.nbytes if talk.context else 0)),
-            ("RAM", format_bytes(talk.context.host_nbytes if talk.context else 0)),
+            ("KV cache", format_bytes(conversation.context.nbytes if conversation.context else 0)),
+            ("RAM", format_bytes(conversation.context.host_nbytes if conversation.context else 0)),
             ("prefill", format_bytes(work.nbytes if work else 0)),
-            ("turns", format_bytes(talk.cache.nbytes if talk.cache else 0)),
+            ("turns", format_bytes(conversation.cache.nbytes if conversation.cache else 0)),
         ]
         return [*rows, ("in use", f"{format_bytes(used)} of {format_bytes(total)} on {spec.device}")]
 
     def stats(self) -> list[tuple[str, str]]:
         """Facts of the conversation, by name."""
-        talk, setup = self.talk, self.setup
-        made = sum(len(turn.ids) for turn in talk.turns)
+        conversation, setup = self.conversation, self.setup
+        made = sum(len(turn.ids) for turn in conversation.turns)
         sampling = ", ".join(f"{k} {v:g}" for k, v in self.settings().items() if v is not None) or "greedy"
         rows = [("session", f"{self.path.stem} · {self.path}")]
         if setup.tokens:
             rows.append(("read", setup.reading))
-        room = f" of {talk.base.room:,}" if talk.base else ""
+        room = f" of {conversation.base.room:,}" if conversation.base else ""
         return [
             *rows,
-            ("turns", f"{len(talk.turns):,}, {talk.evictions[-1] if talk.evictions else 0:,} of them compressed"),
-            ("tokens", f"{talk.used:,}{room} before turns are compressed · {made:,} generated"),
+            (
+                "turns",
+                f"{len(conversation.turns):,}, {[0, *conversation.evictions][-1]:,} of them compressed",
+            ),
+            ("tokens", f"{conversation.used:,}{room} before turns are compressed · {made:,} generated"),
             ("sampling", f"{sampling} · at most {self.max_tokens:,} tokens"),
             *([("speed", f"{self.tps:.1f} tok/s")] if self.tps else []),
         ]

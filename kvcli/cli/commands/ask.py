@@ -23,7 +23,7 @@ from kvcli.cli.options import (
 from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import Request, answer_format, parse_request, require_utf8
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.setup import banner, open_request
 from kvcli.cli.templates import Template
 from kvcli.cli.views import citations
@@ -51,17 +51,14 @@ class QuestionOptions(OptionGroup):
     files: list[str] | None = named_files()
     questions: list[str] | None = option("-e, --question TEXT", "Question; repeat to ask several.", None, MAIN)
     question_files: list[str] | None = option("-Q, --questions FILE", "File of questions: one per line, or JSON Lines.")
-    continued: bool = option(
-        "-c, --continue", "Continue the last question: its documents, options and answer.", False, MAIN
-    )
+    continued: bool = option("-c, --continue", "Continue the last question: its documents, options and answer.", False)
     each: bool = option("--each", "Ask about each file separately; kvcli map does it for many.", False)
     over: str | None = option("--over HOW", "Ask about each part, then join: chapters, pages:20 or tokens:8K.")
-    top: int | None = option("--top N", "Of a library (@NAME): passages to read again. Default: 4.", min=1)
+    top: int | None = option("--top N", "For a library (@NAME): passages to read again. Default: 4.", min=1)
     template: str = option(
         "-t, --template NAME",
         "Task: answer, quote, summary, …: kvcli templates ls",
         templates.DEFAULT,
-        MAIN,
         autocompletion=completion.tasks,
     )
 
@@ -238,7 +235,7 @@ def command(
       kvcli ask book.pdf -Q questions.txt --json > answers.jsonl
       kvcli ask invoice.pdf "Who pays how much?" --schema invoice.schema.json
     """
-    held.refuse(engine.no_server)
+    kept.refuse(engine.no_server)
     task = templates.load(question.template)
     citing = replace(citing, quotes_only=citing.quotes_only or task.quotes_only)
     request = question.request(words or [], task.question)

@@ -38,7 +38,7 @@ LLAMA = "llama.cpp"
 
 @dataclass(frozen=True)
 class BenchOptions(OptionGroup):
-    """What is measured."""
+    """Options of the measurement."""
 
     PANEL: ClassVar[str] = "Measurement"
 
@@ -60,7 +60,7 @@ class BenchOptions(OptionGroup):
 
     @property
     def others(self) -> list[str]:
-        """What ``--vs`` names."""
+        """The programs that ``--vs`` names."""
         return [name.strip() for name in self.against.split(",")] if self.against else []
 
 

@@ -199,7 +199,7 @@ def import_(
     library, made = CacheDirectory.default(), []
     for name in names:
         found = _whole(_entry(name, only_file=True))
-        place = library.place(found.meta.identity)
+        place = library.path(found.meta.identity)
         if found.size > library.limit:
             raise ResourceError(
                 f"{name} takes {format_bytes(found.size)}, and the limit of the cache is {format_bytes(library.limit)}",

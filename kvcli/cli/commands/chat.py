@@ -20,7 +20,7 @@ from kvcli.cli.options import (
     RunOptions,
     named_files,
 )
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
 from kvcli.errors import UsageError
@@ -73,10 +73,10 @@ def command(
     """Chat with a model, with or without documents.
 
     FILE is a document as in kvcli ask. /help lists the commands, Ctrl-D leaves. The conversation is saved after every
-    turn. If its turns no longer fit their room, the oldest are compressed like the document. If standard input is not
+    turn. If its turns no longer fit, the oldest are compressed like the document. If standard input is not
     a terminal, each of its lines is one question or command.
     """
-    held.refuse(engine.no_server)
+    kept.refuse(engine.no_server)
     names = [*(conversation.named or []), *(files or [])]
     if STDIN in names:
         raise UsageError("standard input holds the questions and cannot be a document", "kvcli chat FILE")
@@ -155,15 +155,15 @@ def _run(options: RunOptions, saved: Transcript, path: Path, drawn: dict[str, An
         if interactive and not options.quiet:
             session.recall()
             terminal.note("chat", "type a question; /help lists commands, Ctrl-D leaves")
-        if held.active:  # the client reads the lines
-            held.chat = chat
+        if kept.active:  # the client reads the lines
+            kept.chat = chat
             return
         for line in lines(chat.state()["names"], lambda: str(chat.state()["status"])):
             chat.take(line)
             if chat.leave:
                 break
     finally:
-        if held.chat is None:
+        if kept.chat is None:
             session.close()
     if code := chat.end():
         raise typer.Exit(code)

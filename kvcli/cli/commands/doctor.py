@@ -30,7 +30,11 @@ class Doctor(RayCommand):
 def command(
     as_json: JSON = False,
     ray: Annotated[
-        str | None, annotation("--ray [ADDRESS]", "Also show the machines of Ray: here, of auto, or of HOST:PORT.")
+        str | None,
+        annotation(
+            "--ray [ADDRESS]",
+            "Also show the machines of Ray: this one, or of the cluster at ADDRESS: auto or HOST:PORT.",
+        ),
     ] = None,
     _debug: DEBUG = False,
 ) -> None:

@@ -21,7 +21,7 @@ from kvcli.errors import UsageError
 
 @dataclass(frozen=True)
 class ExtractOutput(PlainOutput):
-    """What is printed, and where."""
+    """Options of the output."""
 
     report: bool = option("--report", "Print a table of pages instead of the text.", False)
     output: str | None = option("-o, --output FILE", "Write the text to FILE.")

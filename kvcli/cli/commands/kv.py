@@ -36,7 +36,7 @@ BEST = 10
 
 @dataclass(frozen=True)
 class KeptMapOptions(OptionGroup):
-    """What is drawn."""
+    """Options of the picture."""
 
     PANEL: ClassVar[str] = "Map"
 

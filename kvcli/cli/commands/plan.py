@@ -113,14 +113,14 @@ def command(
         published=theirs.recipe if theirs else "",
     )
     found = [forecast(spec, each, work, target) for each in (usual, *others)]
-    outlook = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16)
+    report = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16)
     if as_json:
-        plan.to_json(outlook)
+        plan.to_json(report)
     else:
-        plan.show(outlook)
+        plan.show(report)
     for note in text.warnings if text else ():
         terminal.warn(note, quiet=quiet)
-    plan.exit_if_too_big(outlook)
+    plan.exit_if_too_big(report)
 
 
 def _recipes(policy: PolicyOptions, others: list[str]) -> tuple[Recipe | None, list[Recipe]]:
@@ -141,7 +141,7 @@ def _spec(model: ModelOptions, target: Target | None, *, quiet: bool, pictures: 
         source,
         device="cpu" if target is not None else model.device,  # the target need not be in this machine
         dtype=model.dtype or ("bfloat16" if target is not None else None),
-        held=model.weights,
+        stored=model.weights,
         pictures=pictures,
     )
     if target is not None:
@@ -175,9 +175,9 @@ def _count(
     if source.origin == "catalogue":
         raise ModelError(f"{source.name}: its tokenizer is not on this machine", f"kvcli models pull {source.name}")
     from kvcli.engine.prompt import Prompt
-    from kvcli.models.tokenizer import LightTokenizer
+    from kvcli.models.tokenizer import FileTokenizer
 
-    prompt = Prompt(LightTokenizer(source.path), system=options.system, raw=options.raw)
+    prompt = Prompt(FileTokenizer(source.path), system=options.system, raw=options.raw)
     if reader is not None and text is not None:
         prompt = prompt.with_pictures(reader.read(text.pictures, prompt.encode).ids, text=bool(text.text))
     tokens = run.tokens or 0 if text is None else len(prompt.document(text.text))

@@ -21,7 +21,7 @@ from kvcli.cli.options import (
 from kvcli.cli.output import check_export_path
 from kvcli.cli.report import reading
 from kvcli.cli.request import Request
-from kvcli.cli.resident import held
+from kvcli.cli.resident import kept
 from kvcli.cli.setup import OpenRun, banner, open_request, prefill_with_progress
 from kvcli.cli.views import terminal
 from kvcli.errors import ResourceError, UsageError
@@ -55,7 +55,7 @@ def command(
     replaces the document: kvcli ask book.kv "…". A saved prefill as the first FILE is continued with the others.
     Prints the path of the saved prefill.
     """
-    held.refuse(engine.no_server)
+    kept.refuse(engine.no_server)
     out = None if output.output is None else check_export_path(output.output)
     if read.cache.no_cache and out is None:
         raise UsageError("--no-cache without -o would save nothing", "-o book.kv")

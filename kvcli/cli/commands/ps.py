@@ -1,7 +1,7 @@
 """``kvcli ps``: the engines that wait for the next ``kvcli ask``."""
 
 from kvcli.cli.options import DEBUG, JSON
-from kvcli.cli.resident import client, place
+from kvcli.cli.resident import client, sockets
 from kvcli.cli.views import terminal
 from kvcli.errors import ResourceError
 from kvcli.utils.sizes import format_bytes
@@ -18,7 +18,7 @@ def ask(what: str) -> list[dict[str, object]]:
     """Tell every engine something; returns their answers. Raises ``ResourceError``."""
     try:
         return client.engines(what)
-    except place.UnsafePlace as problem:
+    except sockets.UnsafeDirectory as problem:
         raise ResourceError(f"there is no safe place for sockets: {problem}", "export XDG_RUNTIME_DIR=…") from None
 
 

@@ -26,7 +26,7 @@ from kvcli.cli.options import (
     RunOptions,
 )
 from kvcli.cli.resident import servers
-from kvcli.cli.resident.place import UnsafePlace
+from kvcli.cli.resident.sockets import UnsafeDirectory
 from kvcli.cli.signals import INTERRUPTS, Interrupted, interruptible
 from kvcli.cli.views import terminal
 from kvcli.documents import STDIN
@@ -161,7 +161,7 @@ def _others(server: ServerOptions, *, quiet: bool) -> None:
 def _safely(work: Callable[[], T]) -> T:
     try:
         return work()
-    except UnsafePlace as problem:
+    except UnsafeDirectory as problem:
         raise ResourceError(f"there is no safe directory for servers: {problem}", "export XDG_RUNTIME_DIR=…") from None
 
 
@@ -202,8 +202,8 @@ def _serve(
 
     def started(_stop: object) -> None:
         ready[0] = True
-        held = spec.dtype if options.weights == "bf16" else options.weights
-        text = f"{names[0]} {held} · {spec.device} · up to {format_bytes(memory)} of KV cache · {address}"
+        stored = spec.dtype if options.weights == "bf16" else options.weights
+        text = f"{names[0]} {stored} · {spec.device} · up to {format_bytes(memory)} of KV cache · {address}"
         terminal.note("serving", text, quiet=quiet)
         known.enter_context(
             servers.registered(

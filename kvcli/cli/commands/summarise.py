@@ -29,7 +29,7 @@ PART_WORDS = 80
 
 @dataclass(frozen=True)
 class SummaryOptions(OptionGroup):
-    """What the summary is like."""
+    """Options of the summary."""
 
     PANEL: ClassVar[str] = "Summary"
 
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Summarise a document: each part, then the whole.
 
-    The document is read once. Each chapter is read again and summarised with the rest of the document in sight, and
+    The document is read once. Each chapter is read again and summarised while the model attends to the rest too, and
     the summaries are joined into one. A text without headings is cut into equal parts. It is the same as
     kvcli ask FILE "Summarise …" --over chapters.
 

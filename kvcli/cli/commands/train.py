@@ -43,7 +43,9 @@ class ExampleOptions(OptionGroup):
     PANEL: ClassVar[str] = "Examples"
 
     tokens: str = option("--tokens A-B", "Shortest and longest example in tokens.", "512-2048")
-    focus: float = option("--focus P", "Share of examples with the question first as well.", 0.25, min=0.0, max=1.0)
+    question_first: float = option(
+        "--question-first P", "Share of examples whose question also precedes the text.", 0.25, min=0.0, max=1.0
+    )
     labels: str = option(
         "--labels KIND,…", "prob, logit (Locret's) or repeat (KVzip's). One is drawn at random per example.", "prob"
     )
@@ -76,7 +78,7 @@ class OptimizerOptions(OptionGroup):
     PANEL: ClassVar[str] = "Training"
 
     steps: int | None = option(
-        "--steps N", "Training steps, one example each. Default: 2000; of a fold 200.", None, MAIN, min=1
+        "--steps N", "Training steps, one example each. Default: 2000; with --fold 200.", None, MAIN, min=1
     )
     rate: float = option("--rate R", "Peak learning rate.", 0.0015)
     schedule: str = option("--schedule NAME", "cosine or linear.", "cosine")
@@ -132,12 +134,12 @@ def command(
     model: LoadOptions,
     training: OptimizerOptions,
     examples: ExampleOptions,
-    output: HeadsOutput,
     fold: FoldTraining,
+    output: HeadsOutput,
 ) -> None:
     """Train retaining heads for a model.
 
-    They score KV pairs for the recipe locret. Examples ask for facts planted in the prose; records bring their own
+    They score KV pairs for the recipe locret. Examples ask for facts inserted into the prose; records bring their own
     questions. The model itself does not change. With --fold less it trains what +less remembers of evicted KV pairs.
     If training is interrupted, the same command resumes it.
     """
@@ -153,7 +155,8 @@ def command(
     from kvcli.retaining_heads.trainer import TrainingOptions, saved, train
 
     prose, records = training_data.load(data)
-    corpus = training_data.Corpus(prose, records, tokens=span, focus=examples.focus, seed=training.seed)
+    first = examples.question_first
+    corpus = training_data.Corpus(prose, records, tokens=span, question_first=first, seed=training.seed)
     loaded = load_bare(model, quiet=quiet)
     words = _command(data, model, training, examples, output, fold)
     if fold.fold is not None:

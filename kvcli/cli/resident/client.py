@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from kvcli.cli.resident import protocol
-from kvcli.cli.resident.place import Place, UnsafePlace, open_place
+from kvcli.cli.resident.sockets import SocketDirectory, UnsafeDirectory, open_directory
 from kvcli.cli.views.activity import row
 
 COMMANDS = ("ask", "prefill", "chat")
@@ -71,22 +71,22 @@ def run(args: Sequence[str]) -> int | None:
     if not seconds:
         return None
     try:
-        place = open_place()
-    except UnsafePlace as problem:
+        directory = open_directory()
+    except UnsafeDirectory as problem:
         _say(args, f"warning: no engine is used: {problem}")
         return None
-    if place is None:
+    if directory is None:
         return None
     try:
         here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        place.close()
+        directory.close()
         return None
     try:
-        return _run(place, args, seconds, here)
+        return _run(directory, args, seconds, here)
     finally:
         os.close(here)
-        place.close()
+        directory.close()
 
 
 def fits(args: Sequence[str]) -> bool:
@@ -118,18 +118,18 @@ def keep_alive() -> float:
     return float(int(match[1]) * _UNITS[match[2]])
 
 
-def _run(place: Place, args: Sequence[str], seconds: float, here: int) -> int | None:
+def _run(directory: SocketDirectory, args: Sequence[str], seconds: float, here: int) -> int | None:
     from kvcli.cli.resident.identity import key
 
     name = key()
     for _ in range(2):  # an engine may leave at the moment of the first try
-        connection, lines = place.connect(name, GREETING), None
+        connection, lines = directory.connect(name, GREETING), None
         if connection is not None:
             lines = _greeted(connection, GREETING)
         elif not _wanted(args):
             return None
         else:
-            connection = _start(place, name)
+            connection = _start(directory, name)
             if connection is None:
                 return None
             lines = _greeted(connection, STARTING)
@@ -165,34 +165,34 @@ def _greeted(connection: socket.socket, seconds: float) -> protocol.Lines | None
     return lines
 
 
-def _start(place: Place, name: str) -> socket.socket | None:
+def _start(directory: SocketDirectory, name: str) -> socket.socket | None:
     """Start an engine, detached; returns a connection to it. It accepts before it imports torch."""
     from kvcli.utils import child_process
 
     try:
-        with place.lock():
-            if (other := place.connect(name, GREETING)) is not None:  # another client was faster
+        with directory.lock():
+            if (other := directory.connect(name, GREETING)) is not None:  # another client was faster
                 return other
-            _sweep(place)
-            with place.listen(name) as listening:
+            _sweep(directory)
+            with directory.listen(name) as listening:
                 number = listening.fileno()
-                args = (str(number), name, str(place.inode(name)))
-                log = place.log(name)
+                args = (str(number), name, str(directory.inode(name)))
+                log = directory.log(name)
                 try:
                     child_process.detach(child_process.own_module("kvcli.cli.resident.engine", *args), log, number)
                 finally:
                     os.close(log)
-            return place.connect(name, GREETING)
+            return directory.connect(name, GREETING)
     except OSError:
         return None
 
 
-def _sweep(place: Place) -> None:
+def _sweep(directory: SocketDirectory) -> None:
     """Delete what engines left that were killed."""
-    for name in place.sockets():
-        connection = place.connect(name, GREETING)
+    for name in directory.sockets():
+        connection = directory.connect(name, GREETING)
         if connection is None:
-            place.remove(name)
+            directory.remove(name)
         else:
             connection.close()
 
@@ -337,13 +337,13 @@ def engines(ask: str) -> list[dict[str, Any]]:
             and keeps memory that another process may need.
 
     Raises:
-        UnsafePlace: the directory with the sockets is not this user's alone.
+        UnsafeDirectory: the directory with the sockets is not this user's alone.
     """
-    place = open_place(make=False) if hasattr(socket, "send_fds") else None
+    directory = open_directory(make=False) if hasattr(socket, "send_fds") else None
     found: list[dict[str, Any]] = []
-    for name in place.sockets() if place is not None else ():
-        assert place is not None
-        connection = place.connect(name, GREETING)
+    for name in directory.sockets() if directory is not None else ():
+        assert directory is not None
+        connection = directory.connect(name, GREETING)
         if connection is None:
             continue
         with connection, contextlib.suppress(OSError):
@@ -352,6 +352,6 @@ def engines(ask: str) -> list[dict[str, Any]]:
                 protocol.send_request(connection, {"do": ask}, [])
                 if (answer := lines.next()) is not None:
                     found.append(answer)
-    if place is not None:
-        place.close()
+    if directory is not None:
+        directory.close()
     return found

@@ -22,19 +22,19 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvcli.cli.resident import held, protocol
+from kvcli.cli.resident import kept, protocol
 from kvcli.cli.resident.client_command import REPLY_S, ClientCommand, ignore
-from kvcli.cli.resident.place import open_place
+from kvcli.cli.resident.sockets import open_directory
 from kvcli.cli.resident.streams import Streams
 from kvcli.cli.views.activity import row
-from kvcli.models import light_imports
+from kvcli.models import partial_imports
 from kvcli.utils.version import __version__
 
 if TYPE_CHECKING:
     from kvcli.cli.chat.loop import Chat
 
 CLEAN = frozenset((0, 2, 3, 4, 6, 7, 8, 10, 141))
-"""Exit codes after which the model is kept, unless ``held.doubtful``. After another one the next command loads it."""
+"""Exit codes after which the model is kept, unless ``kept.doubtful``. After another one the next command loads it."""
 
 IDLE = 300.0
 """Seconds without a command after which an engine leaves, until a client names others."""
@@ -65,11 +65,11 @@ class Engine:
         self.served = 0
         self.started = self.last = time.monotonic()
         self.out = Streams()
-        self.place = open_place()
+        self.directory = open_directory()
 
     def run(self) -> None:
         """Serve until nobody has asked for a while, or until told to leave."""
-        held.active = True
+        kept.active = True
         threading.Thread(target=self._accept, daemon=True).start()
         _leave_on_sigterm()
         try:
@@ -128,7 +128,7 @@ class Engine:
         return {
             "pid": os.getpid(),
             "version": __version__,
-            **{name: held.facts.get(name) for name in ("model", "device", "dtype", "weights")},
+            **{name: kept.facts.get(name) for name in ("model", "device", "dtype", "weights")},
             "memory_bytes": resident(),
             "age_s": round(now - self.started, 1),
             "commands": self.served,
@@ -151,10 +151,10 @@ class Engine:
     def _retire(self) -> bool:
         """Remove the socket, so that the next client starts another engine; false if one is being made."""
         try:
-            if self.place is not None:
-                with self.place.lock(wait=False):
-                    if self.place.inode(self.key) == self.inode:
-                        self.place.remove(self.key)
+            if self.directory is not None:
+                with self.directory.lock(wait=False):
+                    if self.directory.inode(self.key) == self.inode:
+                        self.directory.remove(self.key)
         except BlockingIOError:
             return False
         return True
@@ -179,8 +179,8 @@ class Engine:
             self._ended(command, code)
         if code == 143 and signal.SIGTERM not in command.signals:  # someone ends this process
             raise Leave
-        if code not in (None, _WAITS) and (held.doubtful or code not in CLEAN):
-            held.forget()
+        if code not in (None, _WAITS) and (kept.doubtful or code not in CLEAN):
+            kept.forget()
         _tidy()
         _leave_on_sigterm()
 
@@ -235,12 +235,12 @@ def _run(command: ClientCommand) -> int | None:
             if command.chat is not None:
                 return _run_line(command, command.chat)
             code = run(command.request["args"])
-            opened, held.chat = held.chat, None
+            opened, kept.chat = kept.chat, None
             if opened is None:
                 return code
             command.keep(opened)
             return code or _WAITS
-    except held.RunAlone:
+    except kept.RunAlone:
         command.tell(alone=True)
         return None
     except SystemExit as end:
@@ -307,7 +307,7 @@ def _holds_much() -> bool:
     """Whether another process may lack the memory that this one keeps."""
     from kvcli.utils.process_memory import host_available, resident
 
-    return str(held.facts.get("device", "cpu")) != "cpu" or host_available() < 2 * resident()
+    return str(kept.facts.get("device", "cpu")) != "cpu" or host_available() < 2 * resident()
 
 
 def _leave(_number: int, _frame: object) -> None:
@@ -323,6 +323,6 @@ def main() -> int:
     """``sys.argv``: the number of the listening socket, its name and its inode."""
     number, key, inode = sys.argv[1:]
     signal.signal(signal.SIGHUP, ignore)
-    light_imports.install()
+    partial_imports.install()
     Engine(socket.socket(fileno=int(number)), key, int(inode)).run()
     os._exit(0)  # torch and its threads have nothing to save

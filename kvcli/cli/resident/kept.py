@@ -34,7 +34,7 @@ _kept: dict[str, tuple[Hashable, Any]] = {}
 
 
 def keep(kind: str, key: Hashable, make: Callable[[], T]) -> T:
-    """What ``make`` made the last time for the same ``key``, else what it makes now.
+    """Return the last result of ``make`` if it had the same ``key``, else call ``make``.
 
     One thing of each kind is kept. It is dropped before another is made, so that both need not fit the memory.
     """

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from kvcli.cli.resident.place import Place, UnsafePlace, open_place
+from kvcli.cli.resident.sockets import SocketDirectory, UnsafeDirectory, open_directory
 from kvcli.errors import ResourceError
 
 _PREFIX = "serve-"
@@ -37,14 +37,14 @@ class Server:
 
 def running(port: int | None = None) -> list[Server]:
     """The servers that run, by port; only the one on ``port`` if that is given."""
-    place = open_place(make=False)
-    if place is None:
+    directory = open_directory(make=False)
+    if directory is None:
         return []
     try:
-        with place.lock():
-            found = [server for name in _names(place) if (server := _live(place, name)) is not None]
+        with directory.lock():
+            found = [server for name in _names(directory) if (server := _live(directory, name)) is not None]
     finally:
-        place.close()
+        directory.close()
     return [server for server in found if port in (None, server.port)]
 
 
@@ -52,17 +52,17 @@ def running(port: int | None = None) -> list[Server]:
 def registered(server: Server) -> Iterator[None]:
     """List the server as running inside the block, if there is a safe directory for it."""
     try:
-        place = open_place()
-    except UnsafePlace:
-        place = None
-    if place is None:
+        directory = open_directory()
+    except UnsafeDirectory:
+        directory = None
+    if directory is None:
         yield
         return
     import fcntl
 
     name = f"{_PREFIX}{server.port}"
-    with place.lock():  # nobody deletes the file between its creation and its lock
-        held = os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600, dir_fd=place.descriptor)
+    with directory.lock():  # nobody deletes the file between its creation and its lock
+        held = os.open(name, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600, dir_fd=directory.descriptor)
         fcntl.flock(held, fcntl.LOCK_EX)
     try:
         os.ftruncate(held, 0)
@@ -70,9 +70,9 @@ def registered(server: Server) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=place.descriptor)
+            os.unlink(name, dir_fd=directory.descriptor)
         os.close(held)
-        place.close()
+        directory.close()
 
 
 def stop(server: Server, seconds: float = 90) -> bool:
@@ -87,17 +87,17 @@ def stop(server: Server, seconds: float = 90) -> bool:
     return False
 
 
-def _names(place: Place) -> list[str]:
-    names = [name for name in os.listdir(place.descriptor) if name.startswith(_PREFIX) and not name.endswith(".log")]
+def _names(directory: SocketDirectory) -> list[str]:
+    names = [n for n in os.listdir(directory.descriptor) if n.startswith(_PREFIX) and not n.endswith(".log")]
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def _live(place: Place, name: str) -> Server | None:
+def _live(directory: SocketDirectory, name: str) -> Server | None:
     """The server that holds the file's lock; without one the file is deleted. Call it under the place's lock."""
     import fcntl
 
     try:
-        held = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=place.descriptor)
+        held = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory.descriptor)
     except OSError:
         return None
     try:
@@ -107,7 +107,7 @@ def _live(place: Place, name: str) -> Server | None:
             return Server(**json.loads(os.pread(held, 1 << 16, 0)))
     else:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=place.descriptor)
+            os.unlink(name, dir_fd=directory.descriptor)
     finally:
         os.close(held)
     return None
@@ -125,13 +125,13 @@ def detach(port: int) -> tuple[Callable[[], None], str] | None:
         SystemExit: in the command that was typed, if the server ended before it was ready; with its exit code.
     """
     if not hasattr(os, "fork"):
-        raise ResourceError("--background needs fork, which this system has not", "kvcli serve, in a window of its own")
-    place = open_place()
-    if place is None:
+        raise ResourceError("--background needs fork, which does not exist here", "kvcli serve, in another terminal")
+    directory = open_directory()
+    if directory is None:
         raise ResourceError("there is no directory for the server's log", "export XDG_RUNTIME_DIR=…")
-    path = os.path.join(place.path, f"{_PREFIX}{port}.log")
-    log = place.log(f"{_PREFIX}{port}")
-    place.close()
+    path = os.path.join(directory.path, f"{_PREFIX}{port}.log")
+    log = directory.log(f"{_PREFIX}{port}")
+    directory.close()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     ready, tell = os.pipe()

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 SUFFIX = ".sock"
 
 
-class UnsafePlace(Exception):
+class UnsafeDirectory(Exception):
     """The directory belongs to someone else, or others may enter it."""
 
 
-class Place:
+class SocketDirectory:
     """The open directory; close it with :meth:`close`."""
 
     def __init__(self, path: str, descriptor: int) -> None:
@@ -112,11 +112,11 @@ def _mine(path: str) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
-def open_place(*, make: bool = True) -> Place | None:
+def open_directory(*, make: bool = True) -> SocketDirectory | None:
     """The directory; ``None`` if it does not exist and is not to be made, or cannot be made.
 
     Raises:
-        UnsafePlace: it is not this user's alone.
+        UnsafeDirectory: it is not this user's alone.
     """
     if not hasattr(os, "getuid"):  # Windows
         return None
@@ -130,20 +130,20 @@ def open_place(*, make: bool = True) -> Place | None:
         return None
     except OSError as error:
         if make:
-            raise UnsafePlace(f"{path} cannot be used for a socket: {error.strerror}") from None
+            raise UnsafeDirectory(f"{path} cannot be used for a socket: {error.strerror}") from None
         return None
     found = os.fstat(descriptor)
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
         os.close(descriptor)
         whose = "another user's" if found.st_uid != os.getuid() else f"open to others (mode {found.st_mode & 0o777:o})"
-        raise UnsafePlace(f"{path} is {whose}")
-    return Place(path, descriptor)
+        raise UnsafeDirectory(f"{path} is {whose}")
+    return SocketDirectory(path, descriptor)
 
 
 def engines() -> list[str]:
-    """The engines of this user that have, or had, a socket. Raises :class:`UnsafePlace`."""
-    place = open_place(make=False)
-    if place is None:
+    """The engines of this user that have, or had, a socket. Raises :class:`UnsafeDirectory`."""
+    directory = open_directory(make=False)
+    if directory is None:
         return []
-    with contextlib.closing(place):
-        return place.sockets()
+    with contextlib.closing(directory):
+        return directory.sockets()

@@ -46,11 +46,11 @@ def show(tasks: Sequence[DocumentTask], own: RunOptions, source: ModelSource, wo
     from kvcli.engine.prompt import Prompt
     from kvcli.models import spec as model_spec
     from kvcli.models.heads_on_disk import heads_bytes
-    from kvcli.models.tokenizer import LightTokenizer
+    from kvcli.models.tokenizer import FileTokenizer
 
-    spec = model_spec.spec(source, device=own.device, dtype=own.dtype, held=own.weights)
+    spec = model_spec.spec(source, device=own.device, dtype=own.dtype, stored=own.weights)
     spec = replace(spec, heads_bytes=heads_bytes(source, spec))
-    prompt = Prompt(LightTokenizer(source.path), system=own.system, raw=own.raw)
+    prompt = Prompt(FileTokenizer(source.path), system=own.system, raw=own.raw)
     counts, disk, bad = list[int](), 0, 0
     size, done, began = sum(task.size for task in tasks), 0, time.monotonic()
     units = None if own.budget is None else own.budget.units(spec, 1 << 20)

@@ -101,7 +101,7 @@ class MarkdownText:
         self._any = False
 
     def feed(self, text: str) -> str:
-        """What can be written of the text so far, without line ends at its end."""
+        """Add text and return the part that can be printed, without line ends at its end."""
         out = list[str]()
         *lines, rest = (self._line + text).split("\n")
         for line in lines:
@@ -220,19 +220,19 @@ class TerminalAnswer:
 
     def __init__(self) -> None:
         self._text = MarkdownText()
-        self._thought: WordWrap | None = None
+        self._reasoning: WordWrap | None = None
         self._shown = False
 
-    def write(self, text: str, *, thought: bool = False) -> None:
+    def write(self, text: str, *, reasoning: bool = False) -> None:
         """Write a piece of the answer, or of the model's reasoning, which is dim plain text."""
         text = terminal.strip_control(text)
         width = columns(sys.stdout)
-        if thought:
-            if self._thought is None:
+        if reasoning:
+            if self._reasoning is None:
                 self._put(self._text.flush())
-                self._thought = WordWrap(width)
-            self._thought.width = width
-            self._put(_dim(self._thought.feed(text)))
+                self._reasoning = WordWrap(width)
+            self._reasoning.width = width
+            self._put(_dim(self._reasoning.feed(text)))
             return
         self._end_thought()
         self._text.width = width
@@ -251,9 +251,9 @@ class TerminalAnswer:
         self._put(self._text.flush() or "\n" * (not self._shown))
 
     def _end_thought(self) -> None:
-        if self._thought is not None:
-            self._put(_dim(self._thought.flush()) + "\n\n")
-            self._thought = None
+        if self._reasoning is not None:
+            self._put(_dim(self._reasoning.flush()) + "\n\n")
+            self._reasoning = None
 
     def _put(self, text: str) -> None:
         if text:
@@ -273,13 +273,13 @@ class PlainAnswer:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._held = ""
-        self._thought = False
+        self._reasoning = False
 
-    def write(self, text: str, *, thought: bool = False) -> None:
+    def write(self, text: str, *, reasoning: bool = False) -> None:
         """Write a piece of the answer. Line ends at its end wait for more text, because the last ones are dropped."""
-        if thought != self._thought:
-            self._thought = thought
-            text = ("<think>\n" if thought else "\n</think>\n\n") + text
+        if reasoning != self._reasoning:
+            self._reasoning = reasoning
+            text = ("<think>\n" if reasoning else "\n</think>\n\n") + text
         text = self._held + terminal.strip_control(text)
         body = text.rstrip("\n")
         self._held = text[len(body) :]

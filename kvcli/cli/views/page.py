@@ -32,7 +32,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def as_html(title: str, sections: Sequence[Section]) -> str:
-    """The same as one page without scripts or links to elsewhere."""
+    """The sections as one HTML page without scripts or external links."""
     from html import escape
 
     body = list[str]()

@@ -25,22 +25,22 @@ class PlanReport:
 
     spec: ModelSpec
     work: Workload
-    place: Target
+    target: Target
     found: Sequence[Forecast]
     document: "Document | None"
     weights: str
     kv_bits: int
 
 
-def show(outlook: PlanReport) -> None:
+def show(report: PlanReport) -> None:
     """Print the plan, and a table if there are recipes to compare."""
-    spec, work, place, first = outlook.spec, outlook.work, outlook.place, outlook.found[0]
+    spec, work, target, first = report.spec, report.work, report.target, report.found[0]
     tokens = f"{work.tokens:,} tokens"
-    title = terminal.title(outlook.document) if outlook.document else None
-    held = spec.dtype if outlook.weights == "bf16" else outlook.weights
+    title = terminal.title(report.document) if report.document else None
+    stored = spec.dtype if report.weights == "bf16" else report.weights
     rows = [
         ("document", f"{title} · {tokens}" if title else f"a document of {tokens}"),
-        ("model", f"{spec.name} {held} · {spec.device if place.here else place.name}"),
+        ("model", f"{spec.name} {stored} · {spec.device if target.here else target.name}"),
         ("recipe", f"{first.recipe} · keeping {first.kept:,} of {work.tokens:,} tokens"),
     ]
     if first.plan is not None:
@@ -65,21 +65,21 @@ def show(outlook: PlanReport) -> None:
             *([("RAM", f"{format_bytes(plan.host)} of the KV cache")] if plan.host else []),
             (
                 "memory",
-                f"{format_bytes(plan.total)} at the peak; {place.name} has {format_bytes(place.usable)}",
+                f"{format_bytes(plan.total)} at the peak; {target.name} has {format_bytes(target.usable)}",
             ),
         ]
-    rows += [("disk", f"at most {format_bytes(first.disk)} for the saved prefill"), ("time", _time(first, outlook))]
+    rows += [("disk", f"at most {format_bytes(first.disk)} for the saved prefill"), ("time", _time(first, report))]
     rows.append(("fits", _verdict(first, work)))
     terminal.facts(rows, LABEL)
-    if len(outlook.found) > 1:
+    if len(report.found) > 1:
         print()
-        _compare(outlook)
+        _compare(report)
 
 
-def _time(found: Forecast, outlook: PlanReport) -> str:
-    if not outlook.place.here:
+def _time(found: Forecast, report: PlanReport) -> str:
+    if not report.target.here:
         return "unknown: only runs on this machine are measured"
-    rates, seconds = found.rates, found.read_s(outlook.work.tokens)
+    rates, seconds = found.rates, found.read_s(report.work.tokens)
     parts = []
     if seconds is not None:
         runs = terminal.plural(rates.prefill_runs, "run")
@@ -104,11 +104,11 @@ def _largest(found: Forecast, work: Workload) -> str:
     return f"largest budget{other}: {found.budget:,}"
 
 
-def _compare(outlook: PlanReport) -> None:
+def _compare(report: PlanReport) -> None:
     columns = ("recipe", "kept", "memory", "disk", "prefill", "fits", "largest budget")
     rows = []
-    for each in outlook.found:
-        seconds = each.read_s(outlook.work.tokens)
+    for each in report.found:
+        seconds = each.read_s(report.work.tokens)
         rows.append(
             (
                 terminal.short_recipe(each.recipe),
@@ -124,19 +124,19 @@ def _compare(outlook: PlanReport) -> None:
     terminal.table(columns[:shown], [row[:shown] for row in rows], optional=("largest budget", "disk"))
 
 
-def to_json(outlook: PlanReport) -> None:
+def to_json(report: PlanReport) -> None:
     """Print the plan as JSON."""
-    spec, work, document = outlook.spec, outlook.work, outlook.document
-    first, *others = [each.to_json(work.tokens) for each in outlook.found]
+    spec, work, document = report.spec, report.work, report.document
+    first, *others = [each.to_json(work.tokens) for each in report.found]
     terminal.print_json(
         plan={
             "document": {"files": list(document.files) if document else [], "tokens": work.tokens},
             "model": {"name": spec.name, "fingerprint": spec.fingerprint, "dtype": spec.dtype, "device": spec.device},
-            "weights": outlook.weights,
-            "kv_bits": outlook.kv_bits,
+            "weights": report.weights,
+            "kv_bits": report.kv_bits,
             "chunk": work.chunk,
             "question_tokens": work.question,
-            "place": {"name": outlook.place.name, "usable_bytes": outlook.place.usable},
+            "place": {"name": report.target.name, "usable_bytes": report.target.usable},
             **first,
             "what_if": others,
             "notes": list(document.warnings) if document else [],
@@ -144,13 +144,13 @@ def to_json(outlook: PlanReport) -> None:
     )
 
 
-def exit_if_too_big(outlook: PlanReport) -> None:
+def exit_if_too_big(report: PlanReport) -> None:
     """Print an error if the plan does not fit.
 
     Raises:
         typer.Exit: 5 if the memory is too small, 6 if the context length is.
     """
-    first, place = outlook.found[0], outlook.place
+    first, target = report.found[0], report.target
     if first.fits:
         return
     if first.problem is not None:
@@ -162,13 +162,13 @@ def exit_if_too_big(outlook: PlanReport) -> None:
     if first.budget is not None:
         swap = "" if first.searched == first.recipe.policy.name else f"--policy {first.searched} "
         hint = f"{swap}--budget {first.budget}"
-    elif plan.weights <= place.usable:
+    elif plan.weights <= target.usable:
         hint = "use a smaller --chunk-size, or a shorter answer (-n)"
     terminal.error(
         ResourceError(
             f"this needs {format_bytes(plan.total)}"
             f" (weights {format_bytes(plan.weights)}, KV cache {format_bytes(plan.prefill)})"
-            f" and {place.name} has {format_bytes(place.usable)}",
+            f" and {target.name} has {format_bytes(target.usable)}",
             hint,
         )
     )

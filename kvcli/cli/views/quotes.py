@@ -79,7 +79,7 @@ def keep_above(document: Document, found: Quotes, question: str) -> None:
 
 
 def heading(found: Quotes, cited: Citations, *, above: bool = False) -> str:
-    """What the quotes are that stand below an answer, or ``above`` it."""
+    """The heading of quotes below an answer, or ``above`` it."""
     if not found.found:
         return f"{NOTHING.capitalize()}. The nearest:"
     if covered(found, cited):

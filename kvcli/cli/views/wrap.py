@@ -50,7 +50,7 @@ class WordWrap:
         self._fenced = False
 
     def feed(self, text: str) -> str:
-        """What can be written of the text so far. Its last word waits for the blank after it."""
+        """Add text and return the part that can be printed. The last word waits for the blank after it."""
         pieces = _PIECE.findall(self._held + text)
         self._held = ""
         if pieces and not pieces[-1].isspace() and not (self._cut and len(pieces) == 1) and not self._long(pieces[-1]):

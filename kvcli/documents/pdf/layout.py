@@ -111,15 +111,15 @@ def _row(segments: list[Line]) -> Line:
     """One line of the segments of a row."""
     whole = segments[0]
     for cell in segments[1:]:
-        glue = CELLS if cell.x0 - whole.x1 >= GAP * whole.height else " "
+        separator = CELLS if cell.x0 - whole.x1 >= GAP * whole.height else " "
         text = cell.pieces[0][1]
-        if glue != CELLS and text == cell.head.text:
+        if separator != CELLS and text == cell.head.text:
             before, text = join_scripts(whole.tail, cell.head)
             if before is not None and len(whole.pieces) == 1:
                 whole.pieces[0] = ("", before)
         if cell.x0 - whole.x1 <= BLANK * _common(whole.height, cell.height):
-            glue = ""
-        whole.pieces += [(glue, text), *cell.pieces[1:]]
+            separator = ""
+        whole.pieces += [(separator, text), *cell.pieces[1:]]
         whole.x1, whole.tail = max(whole.x1, cell.x1), cell.tail
         whole.y0, whole.y1 = min(whole.y0, cell.y0), max(whole.y1, cell.y1)
     return whole
@@ -129,7 +129,7 @@ def _text(pieces: Sequence[tuple[str, str]], *, right_to_left: bool) -> str:
     """The words of a line in the order of reading; within each cell, where scripts of both directions meet."""
     other = "L" if right_to_left else "R"
     if not any(strong(text) == other for _, text in pieces if not (text.isascii() and not right_to_left)):
-        return "".join(glue + text for glue, text in pieces)
+        return "".join(separator + text for separator, text in pieces)
     found: list[str] = []
     start = 0
     for end in range(1, len(pieces) + 1):

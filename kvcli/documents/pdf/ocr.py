@@ -29,7 +29,7 @@ FRAMES = 1_000
 SURE = 0.6
 """Lines that the model is less sure of are left out: they are more often a texture than a text."""
 
-PATIENCE = 900.0
+TIMEOUT_S = 900.0
 """Seconds one page may take, by the clock and of processor time."""
 
 MEMORY = 8 << 30
@@ -45,7 +45,7 @@ def pages(source: Source, numbers: Sequence[int]) -> dict[int, str]:
         raise UsageError("OCR is not installed", "pip install 'kvcli[ocr]'")
     read = {
         page["page"]: layout.lines([Word(*w) for w in page["words"]])
-        for page in run("kvcli.documents.pdf.ocr", source, *map(str, numbers), silence=PATIENCE)
+        for page in run("kvcli.documents.pdf.ocr", source, *map(str, numbers), silence=TIMEOUT_S)
     }
     hyphens = paragraphs.Hyphens(line.text for lines in read.values() for line in lines)
     return {n: paragraphs.finish(paragraphs.flow(read.get(n, []), hyphens)) for n in numbers or sorted(read)}
@@ -55,7 +55,7 @@ def main() -> None:
     """Read a file from standard input and page numbers from the arguments; write one JSON object per page."""
     import numpy as np
 
-    bounded(int(PATIENCE), MEMORY)
+    bounded(int(TIMEOUT_S), MEMORY)
     data = sys.stdin.buffer.read()
     numbers = [int(a) for a in sys.argv[1:]]
     engine = _engine()
@@ -70,7 +70,7 @@ def main() -> None:
                 words.append((text.strip(), min(xs), min(ys), max(xs), max(ys), 0))
         sys.stdout.write(json.dumps({"page": number, "words": words}) + "\n")
         sys.stdout.flush()
-        bounded(int(PATIENCE), MEMORY)
+        bounded(int(TIMEOUT_S), MEMORY)
 
 
 def _engine() -> Any:

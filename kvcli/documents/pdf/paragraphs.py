@@ -37,10 +37,10 @@ class Hyphens:
 
     def join(self, left: str, right: str) -> str:
         """``left``, which ends with a hyphen, and ``right`` as one text."""
-        return self.seam(left, right) + right
+        return self.stem(left, right) + right
 
-    def seam(self, left: str, right: str) -> str:
-        """``left`` without its last hyphen if ``right`` goes on in the same word, and with a plain one if not."""
+    def stem(self, left: str, right: str) -> str:
+        """Return ``left`` without its last hyphen if ``right`` continues the word, else with a plain hyphen."""
         stem, soft = left[:-1], left[-1] == "\xad"
         head, tail = _WORD_END.search(stem[-LONGEST:]), _WORD_START.match(right[:LONGEST])
         if head is None or tail is None:
@@ -79,7 +79,7 @@ def flow(lines: Sequence[Line], hyphens: Hyphens) -> str:
         pitch = min(pitches.get(b.column, b.height), 1.6 * max(a.height, b.height))
         if _wrapped(a, b, pitch, opened=opened):
             if _BROKEN.search(last[-2:]):
-                found[-1] = hyphens.seam(last, new)
+                found[-1] = hyphens.stem(last, new)
             elif not (_UNSPACED.match(last[-1:]) and _UNSPACED.match(new)):
                 found.append(" ")
             opened = False
@@ -111,7 +111,7 @@ def _wrapped(a: Line, b: Line, pitch: float, *, opened: bool) -> bool:
 
 
 def finish(text: str) -> str:
-    """What is left of signs for hyphens, as hyphens; no blanks at line ends, no more than one empty line."""
+    """Replace hyphenation signs by hyphens; remove blanks at line ends and repeated empty lines."""
     text = re.sub(rf"[{HYPHEN}\x02]", "-", text).replace("\xad", "")
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
 

@@ -213,7 +213,7 @@ def _pieces(text: str, places: Sequence[_Box], boxes: Boxes, *, spaced: bool) ->
 
 
 def _lines(characters: str) -> Iterator[tuple[int, int]]:
-    """What PDFium takes for lines."""
+    """The lines as PDFium finds them."""
     start = 0
     for match in _LINE_END.finditer(characters):
         yield start, match.start()

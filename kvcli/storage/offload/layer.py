@@ -97,14 +97,14 @@ class Offloaded:
         """See :class:`kvcli.storage.base.StoredLayer`."""
         return self.store.dense()
 
-    def begin(self, staging: Staging | None = None) -> BlockReader:
+    def open(self, staging: Staging | None = None) -> BlockReader:
         """Open a reader with nothing staged."""
         kind = PrefetchingReader if self.predicted else BlockReader
         return kind(self, Staging() if staging is None else staging)
 
     def attend(self, q: Tensor, scale: float, q_start: int) -> tuple[Tensor, Tensor]:
         """See :class:`kvcli.storage.base.StoredLayer`."""
-        return self.begin().attend(q, scale, q_start)
+        return self.open().attend(q, scale, q_start)
 
 
 class BlockReader:

@@ -34,6 +34,6 @@ def test_thoughts_are_told_from_the_answer_however_they_come(
 def test_thoughts_keep_their_tags_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainAnswer()
     for text, thought in (("hm", True), (" so", True), ("Pip.\n", False)):
-        lines.write(text, thought=thought)
+        lines.write(text, reasoning=thought)
     lines.end()
     assert capsys.readouterr().out == "<think>\nhm so\n</think>\n\nPip.\n"

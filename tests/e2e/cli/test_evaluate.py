@@ -76,7 +76,7 @@ def test_looks_side_by_side(tiny_model: Path, book: Path, call: Call, validate: 
         ("keydiff(budget=256)", 0, 1),
         ("keydiff(budget=256)", 3, 1),
     ]
-    assert sum("keydiff(budget=256) · look 3" in line for line in table) == 1
+    assert sum("keydiff(budget=256) · reread 3" in line for line in table) == 1
 
 
 def test_benchmark_files(tiny_model: Path, folder: Path, call: Call, validate: Validate) -> None:

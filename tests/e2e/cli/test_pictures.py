@@ -105,7 +105,7 @@ def test_a_portable_file_needs_no_picture(call: Call, seeing: Path, chart: Path,
     assert answer["answer"] == fresh["answer"]
     (folder / "other.png").write_bytes(pictures.png(9, 9))
     outcome = call("ask", "-q", "-m", seeing, "chart.kv", "--image", "other.png", "What is it?")
-    refused(outcome, 2, "pictures stand before the text")
+    refused(outcome, 2, "pictures precede the text")
 
 
 def test_a_question_is_continued_with_its_pictures(call: Call, seeing: Path, chart: Path) -> None:

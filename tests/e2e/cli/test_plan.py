@@ -236,7 +236,7 @@ def test_weights_by_hand(tiny_model: Path) -> None:
     """Of a matrix of 64 by 32: one byte a number and a float32 a row, or half a byte and a float32 every 64."""
     source = ModelSource("tiny", tiny_model, "directory")
     plain, eight, four = (
-        model_spec.spec(source, device="cpu", dtype="float16", held=held).weight_bytes for held in WEIGHTS
+        model_spec.spec(source, device="cpu", dtype="float16", stored=held).weight_bytes for held in WEIGHTS
     )
     matrices = 2 * [(32, 32), (16, 32), (16, 32), (32, 32), (64, 32), (64, 32), (32, 64)]
     numbers, rows = sum(a * b for a, b in matrices), sum(a for a, _ in matrices)

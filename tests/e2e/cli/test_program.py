@@ -63,6 +63,11 @@ def test_every_command_is_in_the_help(call: Call) -> None:
     assert "Usage:" in call().err
 
 
+def test_the_help_of_ask_begins_with_eight_options(call: Call) -> None:
+    first = call("ask", "--help").out.partition("Main options:\n")[2].partition("\n\n")[0]
+    assert len(re.findall(r"^  -", first, re.MULTILINE)) == 8
+
+
 def test_no_option_of_a_later_version(call: Call) -> None:
     text = call("ask", "-h").out
     assert "--session" not in text

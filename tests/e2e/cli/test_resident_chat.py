@@ -58,11 +58,11 @@ def test_a_piped_chat_is_that_of_a_process_of_its_own(
     for name, (words, stdin) in CASES.items():
         args = ["chat", "-m", str(tiny_model), *([] if "--session" in words else ["--session", "a"]), *words]
         found = []
-        for place in ("alone", "served"):
+        for directory in ("alone", "served"):
             (folder / "out.md").unlink(missing_ok=True)
-            own = {"KVCLI_DATA_DIR": str(tmp_path / place), "KVCLI_CACHE_DIR": str(tmp_path / place)}
+            own = {"KVCLI_DATA_DIR": str(tmp_path / directory), "KVCLI_CACHE_DIR": str(tmp_path / directory)}
             before = sum(engine["commands"] for engine in engines())
-            if place == "alone":
+            if directory == "alone":
                 for variable, value in own.items():
                     monkeypatch.setenv(variable, value)
                 done = call(*args, stdin=stdin)
@@ -73,10 +73,10 @@ def test_a_piped_chat_is_that_of_a_process_of_its_own(
                 assert sum(engine["commands"] for engine in engines()) == before + 1, name
             saved = [
                 [turn["question"] for turn in json.loads(path.read_text())["turns"]]
-                for path in sorted((tmp_path / place).glob("chats/*.json"))
+                for path in sorted((tmp_path / directory).glob("chats/*.json"))
             ]
             exported = (folder / "out.md").read_text() if (folder / "out.md").exists() else None
-            texts = [resident.clean(text, str(tmp_path / place)) for text in texts]
+            texts = [resident.clean(text, str(tmp_path / directory)) for text in texts]
             found.append((code, texts, saved, exported))
         assert found[0] == found[1], name
 

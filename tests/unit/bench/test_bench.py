@@ -69,7 +69,7 @@ def test_what_is_right_passes(family: str, recipe: str) -> None:
     assert found.decode < 1e-4
 
 
-@pytest.mark.parametrize("broken", ["prefill", "decode", "hold"])
+@pytest.mark.parametrize("broken", ["prefill", "decode", "storage"])
 def test_what_is_wrong_gets_no_figure(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = replace(tiny.load("llama"), tokenizer=NullTokenizer())
     recipe = parse("full")

@@ -141,7 +141,7 @@ def test_thoughts_are_dim_and_above_the_answer(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", screen)
     paper = TerminalAnswer()
     for text, thought in (("hm", True), (" so", True), ("Pip", False), (".\n", False)):
-        paper.write(text, thought=thought)
+        paper.write(text, reasoning=thought)
     paper.end()
     view = pyte.Screen(80, 5)
     pyte.Stream(view).feed(screen.getvalue().replace("\n", "\r\n"))

@@ -15,7 +15,7 @@ import pytest
 
 from kvcli.cli import app
 from kvcli.cli.exit_codes import to_kvcli_error
-from kvcli.cli.resident import client, held, identity, place, protocol
+from kvcli.cli.resident import client, identity, kept, protocol, sockets
 from kvcli.errors import DamagedError, InputError
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="needs Unix sockets")
@@ -39,14 +39,14 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def engine(runtime: Path) -> Iterator[Callable[[Behaviour], list[socket.socket]]]:
     """Something that listens where an engine would, and behaves in a given way towards each client."""
     assert runtime.is_dir()
-    sockets: list[socket.socket] = []
+    opened: list[socket.socket] = []
     accepted: list[socket.socket] = []
-    found = place.open_place()
+    found = sockets.open_directory()
     assert found is not None
 
     def start(behaviour: Behaviour) -> list[socket.socket]:
         listening = found.listen(identity.key())
-        sockets.append(listening)
+        opened.append(listening)
 
         def serve() -> None:
             while True:
@@ -61,7 +61,7 @@ def engine(runtime: Path) -> Iterator[Callable[[Behaviour], list[socket.socket]]
         return accepted
 
     yield start
-    for one in sockets:
+    for one in opened:
         one.shutdown(socket.SHUT_RDWR)
         one.close()
     for one in accepted:
@@ -169,7 +169,7 @@ def test_signals_are_passed_on(engine: Callable[[Behaviour], list[socket.socket]
 
 
 def test_directory_and_socket_are_private(runtime: Path) -> None:
-    found = place.open_place()
+    found = sockets.open_directory()
     assert found is not None
     with found.listen("key"):
         assert stat.S_IMODE((runtime / "kvcli").stat().st_mode) == 0o700
@@ -182,8 +182,8 @@ def test_a_directory_that_others_may_enter_is_refused(
 ) -> None:
     accepted = engine(lambda _connection: None)
     (runtime / "kvcli").chmod(0o750)
-    with pytest.raises(place.UnsafePlace):
-        place.open_place()
+    with pytest.raises(sockets.UnsafeDirectory):
+        sockets.open_directory()
     assert client.run(["ask", "book.txt", "Who?"]) is None
     assert "750" in capsys.readouterr().err
     assert not accepted
@@ -195,27 +195,27 @@ def test_a_directory_of_another_user_is_refused(
 ) -> None:
     accepted = engine(lambda _connection: None)
     os.chown(runtime / "kvcli", 12345, 12345)
-    with pytest.raises(place.UnsafePlace):
-        place.open_place()
+    with pytest.raises(sockets.UnsafeDirectory):
+        sockets.open_directory()
     assert client.run(ASK) is None
     assert not accepted
     os.chown(runtime, 12345, 12345)  # a runtime directory of another user is not used at all
     monkeypatch.setenv("TMPDIR", str(runtime))
-    assert place.folder() != str(runtime / "kvcli")
+    assert sockets.folder() != str(runtime / "kvcli")
 
 
 def test_a_link_in_place_of_the_directory_is_refused(runtime: Path) -> None:
     (runtime / "elsewhere").mkdir(mode=0o700)
     (runtime / "kvcli").symlink_to("elsewhere")
-    with pytest.raises(place.UnsafePlace):
-        place.open_place()
+    with pytest.raises(sockets.UnsafeDirectory):
+        sockets.open_directory()
 
 
 def test_a_long_path_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("x" * 120)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    found = place.open_place()
+    found = sockets.open_directory()
     assert found is not None
     with found.listen("key"):
         connection = found.connect("key", 1.0)
@@ -303,9 +303,9 @@ def test_after_a_fault_or_without_memory_the_model_is_loaded_again(
     monkeypatch: pytest.MonkeyPatch, problem: Exception, doubtful: bool
 ) -> None:
     """Also if the error is of one item of a batch, whose exit code is 8."""
-    monkeypatch.setattr(held, "doubtful", False)
+    monkeypatch.setattr(kept, "doubtful", False)
     to_kvcli_error(problem)
     to_kvcli_error(InputError("the next file is missing"))
-    assert held.doubtful is doubtful
-    held.forget()
-    assert not held.doubtful
+    assert kept.doubtful is doubtful
+    kept.forget()
+    assert not kept.doubtful

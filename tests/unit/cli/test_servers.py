@@ -22,7 +22,7 @@ with servers.registered(servers.Server(os.getpid(), port, f"http://127.0.0.1:{po
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "kvcli"
 
@@ -39,9 +39,9 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_none_without_a_directory(place: Path) -> None:
+def test_none_without_a_directory(directory: Path) -> None:
     assert servers.running() == []
-    assert not place.exists()
+    assert not directory.exists()
 
 
 def test_those_that_run_by_port() -> None:
@@ -56,12 +56,12 @@ def test_those_that_run_by_port() -> None:
             end(process)
 
 
-def test_one_that_was_killed_is_not_listed_and_its_file_goes(place: Path) -> None:
+def test_one_that_was_killed_is_not_listed_and_its_file_goes(directory: Path) -> None:
     process = start(8421)
     end(process)
-    assert (place / "serve-8421").exists()
+    assert (directory / "serve-8421").exists()
     assert servers.running() == []
-    assert not (place / "serve-8421").exists()
+    assert not (directory / "serve-8421").exists()
 
 
 def test_stop_ends_that_one() -> None:
@@ -85,10 +85,10 @@ def test_one_that_does_not_end_is_said() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"pid": 1}'])
-def test_a_damaged_file_is_no_server(place: Path, text: bytes) -> None:
+def test_a_damaged_file_is_no_server(directory: Path, text: bytes) -> None:
     process = start(8421)
     try:
-        (place / "serve-8421").write_bytes(text)
+        (directory / "serve-8421").write_bytes(text)
         assert servers.running() == []
     finally:
         end(process)

@@ -20,7 +20,7 @@ from kvcli.storage import staging
 from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
 from tests import tiny
 from tests.laws.helpers import distance, drain
-from tests.laws.tape import LateStream, Taped, Waits, kernel
+from tests.laws.traced_step import LateStream, TracedStep, Waits, kernel
 from tests.unit.kernels.interpreted import run
 from tests.unit.storage.test_offload import ALL, FEW
 
@@ -92,8 +92,8 @@ def test_steps_that_are_all_alike_are_the_steps(model, family: str, name: str) -
 def test_a_step_that_is_recorded_and_done_again_is_the_step(model, family: str, name: str, holds) -> None:
     """Nothing waits, and nothing that changes is anywhere but in memory that stays."""
     plain, other = (tail(model(family), f"full+{holds[name]}") for _ in range(2))
-    taped = Taped(model(family), other)
-    assert apart(model(family), plain, other, taped) < 1e-5
+    traced = TracedStep(model(family), other)
+    assert apart(model(family), plain, other, traced) < 1e-5
 
 
 @pytest.mark.usefixtures("kernels")
@@ -105,9 +105,9 @@ def test_what_is_done_aside_may_come_as_late_as_it_is_waited_for(model, name: st
     monkeypatch.setattr(LateStream, "mark", lambda self: (told.append(mark(self)), told[-1])[1])
     monkeypatch.setattr(staging, "CopyStream", LateStream)
     plain, other = (tail(model(), f"full+{FEW[name]}") for _ in range(2))
-    taped = Taped(model(), other)
+    traced = TracedStep(model(), other)
     assert any(told)
-    assert apart(model(), plain, other, taped) < 1e-5
+    assert apart(model(), plain, other, traced) < 1e-5
 
 
 @pytest.mark.usefixtures("kernels")
@@ -116,7 +116,7 @@ def test_a_layer_that_cannot_says_why_and_cannot(model) -> None:
     begun = tail(model("smollm3"), f"full+{FEW['shadowkv']}")
     assert "shadowkv" in str(dynamic_reason(begun))
     with pytest.raises(Waits, match="nonzero"):
-        Taped(model("smollm3"), begun)
+        TracedStep(model("smollm3"), begun)
     for name in set(FEW) - {"shadowkv"}:
         assert dynamic_reason(tail(model("smollm3"), f"full+{FEW[name]}")) is None
 
@@ -144,7 +144,7 @@ def test_who_is_interrupted_leaves_nothing_wrong(model, name: str, at: int, monk
         reader.attend(q[1], 0.3, 99)
     monkeypatch.undo()
     for one in (q[1], q[2], q[0]):
-        warm, cold = reader.attend(one, 0.3, 99), reader.layer.begin().attend(one, 0.3, 99)
+        warm, cold = reader.attend(one, 0.3, 99), reader.layer.open().attend(one, 0.3, 99)
         assert torch.equal(warm[0], cold[0])
 
 
@@ -158,7 +158,7 @@ import kvcli_kernels.packed_attention.triton, kvcli_kernels.reconstruct.triton, 
 from tests import tiny
 from tests.unit.storage.test_offload import FEW
 from tests.unit.engine.test_decode_step import apart, tail
-from tests.laws.tape import Taped, kernel
+from tests.laws.traced_step import TracedStep, kernel
 
 torch.empty, torch.empty_like = made, like
 launch = GridExecutor.__call__
@@ -169,10 +169,10 @@ for recipe in (*(f"full+{hold}" for hold in FEW.values()), "knorm(budget=24)+kiv
     os.environ["TRITON_INTERPRET"] = "0"
     plain, other = (tail(model, recipe) for _ in range(2))
     os.environ["TRITON_INTERPRET"] = "1"
-    taped = Taped(model, other)
-    assert sum(func is launch for func, *_ in taped.tape.told) > 5
+    traced = TracedStep(model, other)
+    assert sum(func is launch for func, *_ in traced.trace.calls) > 5
     os.environ["TRITON_INTERPRET"] = "0"
-    distance = apart(model, plain, other, taped, steps=2)  # the interpreter takes a second for each
+    distance = apart(model, plain, other, traced, steps=2)  # the interpreter takes a second for each
     assert distance < 1e-4, (recipe, distance)
 print("same")
 """

@@ -109,8 +109,8 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
         asked.append(list(ids))
         return ask(model, tail, ids, **rest)
 
-    def read(*looks: int) -> Any:
-        options = CaseReading(focus, looks)
+    def read(*counts: int) -> Any:
+        options = CaseReading(focus, counts)
         return drain(answer_case(pipeline, recipe, text, QUESTIONS, max_tokens=8, options=options))[1]
 
     monkeypatch.setattr("kvcli.pipeline.pipeline.generate", spy)
@@ -126,9 +126,9 @@ def test_several_looks_from_one_reading_answer_as_each_alone(
 
 def test_a_run_adds_the_look_that_is_missing(model: Any) -> None:
     done, work = rows(model), [(job(0), [parse("keydiff(budget=128)")])]
-    for looks, fresh in [((0,), [0]), ((0, 1), [1]), ((1, 0), [])]:
+    for counts, fresh in [((0,), [0]), ((0, 1), [1]), ((1, 0), [])]:
         events, _ = drain(
-            run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=CaseReading(looks=looks))
+            run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=CaseReading(rereads=counts))
         )
         assert [event.row.look for event in events if isinstance(event, Finished)] == fresh
 
@@ -137,7 +137,7 @@ def test_passages_that_do_not_fit_leave_the_plain_answer(model: Any) -> None:
     """8 passages and 3,900 tokens are more than the tiny model's 4,096 positions."""
     work, done = [(job(0, text="The grass is green. " * 170), [parse("full")])], rows(model)
     _, (left,) = drain(
-        run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=CaseReading(looks=(0, 8)))
+        run(model, Prompt(model.tokenizer), work, done, chunk=64, read_options=CaseReading(rereads=(0, 8)))
     )
     assert left.key.look == 8
     assert [key.look for key in done.done] == [0]

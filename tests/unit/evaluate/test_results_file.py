@@ -77,7 +77,7 @@ def test_a_cell_sums_up_its_rows() -> None:
     assert columns == ["task", "recipe", "4K", "20,000"]
     assert body == [
         ["needle", "full", "50.0 [9–91] n=2", "100.0 [21–100] n=1"],
-        ["needle", "full · look 3", "100.0 [21–100] n=1", ""],
+        ["needle", "full · reread 3", "100.0 [21–100] n=1", ""],
     ]
     assert notes == []
     json.dumps(numbers)

@@ -84,7 +84,7 @@ def test_other_terms_take_what_was_allotted(terms: str) -> None:
     assert bool(asked(MODEL, tiny.document(90), question, recipe, 16).isfinite().all())
     work = filled(MODEL, tiny.document(90), recipe, 16, probe=PROBE)
     layers = work.layers
-    counts = [layer.count for layer in layers if not layer.borrows and not layer.follows]
+    counts = [layer.count for layer in layers if not layer.uses_owner and not layer.follows]
     assert sum(counts) == 35 * len(counts)
     assert all(layer.count == layers[layer.index - 1].count for layer in layers if layer.follows)
 

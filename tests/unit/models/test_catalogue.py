@@ -72,7 +72,7 @@ def test_facts_of_published_models() -> None:
 @pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gemma-4-31b", "nemotron-3-nano", "glm-4.7-flash"])
 def test_few_bits_take_what_their_tensors_take(name: str, held: str) -> None:
     alias = catalogue.ALIASES[name]
-    found = model_spec.spec(alias.source(), device="cpu", dtype="bfloat16", held=held)
+    found = model_spec.spec(alias.source(), device="cpu", dtype="bfloat16", stored=held)
     bits = 8 if held == "int8" else 4.5
     whole = 47 * 20 * (192 + 256) * 512 if name == "glm-4.7-flash" else 0  # what unpacks latents
     expected = (alias.linear - whole) * bits / 8 + 2 * (alias.parameters - alias.linear + whole)

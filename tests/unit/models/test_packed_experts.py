@@ -96,7 +96,7 @@ def test_what_is_loaded_is_as_planned(kind: str, held: str, tmp_path: Path, monk
     byte_tokenizer().save_pretrained(tmp_path)
     source = ModelSource(kind, tmp_path, "directory")
     model = loading.load(source, device="cpu", dtype="bfloat16", weights=held)
-    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", held=held)
+    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", stored=held)
     whole = model_spec.spec(source, device="cpu", dtype="bfloat16")
     assert model.spec.weight_bytes == pytest.approx(planned.weight_bytes, rel=2e-3)
     assert model.spec.weight_bytes < (0.75 if held == "int8" else 0.5) * whole.weight_bytes

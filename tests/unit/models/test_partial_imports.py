@@ -10,14 +10,14 @@ from types import ModuleType
 import pytest
 
 import kvcli
-from kvcli.models import light_imports
+from kvcli.models import partial_imports
 from tests.e2e.conftest import save_tiny
 
 PROGRAM = """
 import json, sys
 import torch
-from kvcli.models import light_imports
-light_imports.install()
+from kvcli.models import partial_imports
+partial_imports.install()
 import kvcli
 model = kvcli.load_model(sys.argv[1], device="cpu", dtype="float32")
 compiled = "torch._dynamo" in sys.modules
@@ -25,7 +25,7 @@ pipeline = kvcli.Pipeline(model, "full")
 context = pipeline.prefill(kvcli.read_document(sys.argv[2]))
 answer = pipeline.answer(context, "Where?", max_tokens=9).text
 import torch._dynamo
-stood_in = [name for name, module in sys.modules.items() if type(module).__module__ == "kvcli.models.light_imports"]
+stood_in = [name for name, module in sys.modules.items() if type(module).__module__ == "kvcli.models.partial_imports"]
 real = torch._dynamo.is_compiling() is False and torch._dynamo is sys.modules["torch._dynamo"]
 parameter = torch.nn.Parameter(torch.ones(2))
 parameter.grad = torch.ones(2)
@@ -40,9 +40,9 @@ def test_the_same_answer_without_the_compiler(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(folder), str(text)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    compiler, answer, stand_ins, real, parameter = json.loads(done.stdout)
+    compiler, answer, without_compiler, real, parameter = json.loads(done.stdout)
     assert not compiler
-    assert (stand_ins, real) == ([], True)  # what is imported later is the real thing
+    assert (without_compiler, real) == ([], True)  # what is imported later is the real thing
     assert parameter != [1, 1]
     pipeline = kvcli.Pipeline(kvcli.load_model(str(folder), device="cpu", dtype="float32"), "full")
     assert answer == pipeline.answer(pipeline.prefill(kvcli.read_document(text)), "Where?", max_tokens=9).text
@@ -50,7 +50,7 @@ def test_the_same_answer_without_the_compiler(tmp_path: Path) -> None:
 
 def test_a_library_leaves_imports_alone() -> None:
     assert "kvcli.pipeline" in sys.modules
-    assert not any(type(finder).__module__ == light_imports.__name__ for finder in sys.meta_path)
+    assert not any(type(finder).__module__ == partial_imports.__name__ for finder in sys.meta_path)
 
 
 class _Strange:
@@ -72,7 +72,7 @@ class _Strange:
 def test_an_import_that_fails_is_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     strange, module = _Strange(), ModuleType("transformers.strange")
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    light_imports._Loader(strange).exec_module(module)  # type: ignore[arg-type]
+    partial_imports._Loader(strange).exec_module(module)  # type: ignore[arg-type]
     assert module.done
     assert strange.calls == 2
     assert "transformers.half_1" not in sys.modules
@@ -81,17 +81,17 @@ def test_an_import_that_fails_is_made_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
 POSTPONED = """
 import json, sys
-from kvcli.models import light_imports
-light_imports.install()
+from kvcli.models import partial_imports
+partial_imports.install()
 import torch
 torch.Generator().manual_seed(0)
 def missing():
-    return [name for name in light_imports._META if isinstance(sys.modules[name], light_imports._Postponed)]
+    return [name for name in partial_imports._META if isinstance(sys.modules[name], partial_imports._Postponed)]
 def without_data():
     return list(torch.linalg.pinv(torch.empty(3, 2, device="meta")).shape)
 said = [len(missing()), "torch._decomp" in sys.modules]
 {need}
-said += [len(missing()), without_data(), light_imports.complete()]
+said += [len(missing()), without_data(), partial_imports.complete()]
 print(json.dumps(said))
 """
 
@@ -99,7 +99,7 @@ print(json.dumps(said))
 @pytest.mark.parametrize(
     "need",
     [
-        "light_imports.complete()",
+        "partial_imports.complete()",
         "import torch._decomp",
         "from torch._meta_registrations import meta_index_Tensor",
         "import torch._dynamo",

@@ -30,7 +30,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
 @pytest.mark.parametrize("held", ["int8", "nf4"])
 def test_it_is_what_was_planned_and_near_the_original(source: ModelSource, held: str) -> None:
     model = load(source, device="cpu", dtype="bfloat16", weights=held)
-    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", held=held)
+    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", stored=held)
     assert model.spec == planned
     whole = load(source, device="cpu", dtype="bfloat16")
     assert model.spec.weight_bytes < whole.spec.weight_bytes
@@ -56,7 +56,7 @@ def test_float32_with_matrices_of_int8_passes_and_a_wrong_rotation_does_not(
 @pytest.mark.parametrize("held", ["int8", "nf4"])
 def test_random_weights_too(source: ModelSource, held: str) -> None:
     model = build(source.path, device="cpu", dtype="bfloat16", weights=held)
-    assert model.spec.weight_bytes == model_spec.spec(source, device="cpu", dtype="bfloat16", held=held).weight_bytes
+    assert model.spec.weight_bytes == model_spec.spec(source, device="cpu", dtype="bfloat16", stored=held).weight_bytes
     check.check(model, parse("full"))
 
 

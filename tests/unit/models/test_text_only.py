@@ -26,7 +26,7 @@ def test_parts_for_images_take_no_memory(kind: str, held: str, tmp_path: Path, m
     whole.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     source = ModelSource(kind, tmp_path, "directory")
-    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", held=held)
+    planned = model_spec.spec(source, device="cpu", dtype="bfloat16", stored=held)
     model = loading.load(source, device="cpu", dtype="bfloat16", weights=held)
     assert model.spec.weight_bytes == pytest.approx(planned.weight_bytes, rel=1e-4)
     assert model.spec.weight_bytes < 0.8 * sum(p.nbytes for p in whole.parameters())

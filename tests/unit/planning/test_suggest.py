@@ -9,7 +9,7 @@ import pytest
 
 from kvcli.planning import speed_history
 from kvcli.planning.estimate import Target
-from kvcli.planning.suggest import PATIENCE, Suggestion, best, suggest
+from kvcli.planning.suggest import LONGEST_READ_S, Suggestion, best, suggest
 
 SIZES = (0.01, 0.5, 3, 5.4, 7.4, 11.4, 23.4, 200)
 
@@ -63,7 +63,7 @@ def test_a_slow_machine_gets_what_it_can_read(monkeypatch: pytest.MonkeyPatch) -
     chosen = best(found)
     assert chosen is not None
     assert chosen.seconds is not None
-    assert chosen.seconds <= PATIENCE
+    assert chosen.seconds <= LONGEST_READ_S
     longer = suggest(here, device="cpu", dtype="float32", tokens=10_000_000)
     chosen_longer = best(longer)
     assert chosen_longer is None or chosen_longer.alias.parameters < chosen.alias.parameters

@@ -134,7 +134,7 @@ def test_a_reading_of_full_serves_holds_that_gather_nothing(model, tmp_path, hol
         PrefillRequest(ids=ids, recipe=parse(r), chunk=16, horizon=160, text="t", document={})
         for r in ("full", f"full+{hold}")
     ]
-    places = [library.place(request_key(model, job)) for job in jobs]
+    places = [library.path(request_key(model, job)) for job in jobs]
     found = [
         drain(cached_prefill(model, job, place=p, library=library)).cache for job, p in zip(jobs, places, strict=True)
     ]

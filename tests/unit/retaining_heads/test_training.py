@@ -108,9 +108,11 @@ def test_labels_do_not_depend_on_how_many_queries_are_taken_at_a_time(monkeypatc
         assert torch.allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("focus", [0.0, 1.0])
-def test_a_label_of_repeating_is_the_attention_of_the_text_said_again(talking, focus: float) -> None:
-    example = Corpus(["A quiet day. Nobody came. " * 40], [], tokens=(64, 128), focus=focus).example(0)
+@pytest.mark.parametrize("question_first", [0.0, 1.0])
+def test_a_label_of_repeating_is_the_attention_of_the_text_said_again(talking, question_first: float) -> None:
+    example = Corpus(["A quiet day. Nobody came. " * 40], [], tokens=(64, 128), question_first=question_first).example(
+        0
+    )
     prompt = Prompt(talking.tokenizer)
     taught = make_example(talking, prompt, example, TrainingOptions(), kind="repeat")
     ids = prompt.document(example.text)  # no question stands in front: none is asked
@@ -248,11 +250,11 @@ def test_a_lesson_with_eviction_has_features_of_every_token(talking) -> None:
     from kvcli.retaining_heads.module import RetainingHeads
 
     heads = RetainingHeads.like(talking.spec, width=8).requires_grad_(False)
-    example = Corpus(["A quiet day. " * 80], [], tokens=(64, 128), focus=1.0).example(0)
+    example = Corpus(["A quiet day. " * 80], [], tokens=(64, 128), question_first=1.0).example(0)
     prompt = Prompt(talking.tokenizer)
     plain = make_example(talking, prompt, example, TrainingOptions())
     looped = make_example(talking, prompt, example, TrainingOptions(budget=64), heads)
-    assert example.focus
+    assert example.question_first
     for a, b, y in zip(plain.features, looped.features, plain.labels, strict=True):
         assert a.shape == b.shape
         assert a.shape[0] == y.shape[1]
@@ -323,8 +325,8 @@ def test_examples_are_a_function_of_seed_and_number() -> None:
     one, two = Corpus(prose, records, seed=3), Corpus(prose, records, seed=3)
     assert [one.example(i) for i in (7, 3)] == [two.example(i) for i in (7, 3)]
     assert one.example(7) != Corpus(prose, records, seed=4).example(7)
-    assert any(one.example(i).focus for i in range(20))
-    assert all(len(one.example(i).turns) == 1 for i in range(20) if one.example(i).focus)
+    assert any(one.example(i).question_first for i in range(20))
+    assert all(len(one.example(i).turns) == 1 for i in range(20) if one.example(i).question_first)
 
 
 def test_what_is_held_out_is_in_no_example() -> None:

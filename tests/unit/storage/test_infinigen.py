@@ -209,7 +209,7 @@ def test_recall_of_the_true_largest_is_counted_per_layer(model) -> None:
     from benchmarks.offload import recall
 
     (held,) = [x for x in context(model(), "infinigen(partial=1, alpha=inf, cap=0.2, least=0)").layers if x.host_nbytes]
-    q, reader = draw(4, 1, 8), held.begin()
+    q, reader = draw(4, 1, 8), held.open()
     reader.attend(q, 0.3, 99)
     assert recall(reader, q) == 1.0
     assert recall(reader, -q) < 1.0

@@ -123,7 +123,7 @@ def test_attending_is_attention_over_the_expanded_units(model, block: int, monke
         assert isinstance(layer, LorcLayer if layer.window is None else DenseLayer)
         k, v = layer.dense()
         q = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
-        o, lse = layer.begin().attend(q, 0.3, k.shape[1])
+        o, lse = layer.open().attend(q, 0.3, k.shape[1])
         expected, expected_lse = ref.attention(q, k, v, 0.3, k.shape[1], layer.window)
         seen = expected_lse.isfinite()
         assert torch.allclose(o[seen], expected[seen], atol=1e-4)

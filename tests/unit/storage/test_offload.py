@@ -125,11 +125,11 @@ def test_rewinding_half_way_and_many_questions_in_one_run(model, name: str) -> N
 def test_what_is_staged_is_what_is_fetched(model, name: str) -> None:
     """A reader that hits and one that misses everything have the same buffers, bit for bit."""
     for held in offloaded(context(model(), FEW[name])):
-        reader, dim = held.begin(), held.k.shape[2]
+        reader, dim = held.open(), held.k.shape[2]
         generator = torch.Generator().manual_seed(0)
         for step in range(12):
             q = torch.randn(4, 1, dim, generator=generator) * (0.2 if step % 3 else 2.0)
-            warm, cold = reader.attend(q, 0.3, 99), held.begin().attend(q, 0.3, 99)
+            warm, cold = reader.attend(q, 0.3, 99), held.open().attend(q, 0.3, 99)
             assert torch.equal(warm[0], cold[0])
             assert torch.equal(warm[1], cold[1])
         assert (reader.hits > 0) != held.predicted

@@ -53,7 +53,7 @@ def test_attending_is_attention_over_keys_with_zeros(model, block: int, monkeypa
         assert isinstance(layer, ThinkLayer if layer.window is None else DenseLayer)
         k, v = layer.dense()
         q = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
-        o, lse = layer.begin().attend(q, 0.3, k.shape[1])
+        o, lse = layer.open().attend(q, 0.3, k.shape[1])
         expected, expected_lse = ref.attention(q, k, v, 0.3, k.shape[1], layer.window)
         seen = expected_lse.isfinite()
         assert torch.allclose(o[seen], expected[seen], atol=1e-5)
@@ -95,7 +95,7 @@ def test_a_resumed_prefill_has_the_same_channels(model, tmp_path) -> None:
     from tests.laws.test_prompt_cache import interrupted, job, run
 
     work, library = job(recipe=parse("keydiff(budget=30)+think(window=24)")), CacheDirectory(tmp_path)
-    place = library.place(request_key(model(), work))
+    place = library.path(request_key(model(), work))
     straight, _ = run(model(), work)
     interrupted(model(), work, 48, place=place, library=library)
     resumed, _ = run(model(), work, place=place, library=library)
