@@ -30,11 +30,7 @@ class Doctor(RayCommand):
 def command(
     as_json: JSON = False,
     ray: Annotated[
-        str | None,
-        annotation(
-            "--ray [ADDRESS]",
-            "Also show the machines of Ray: this one, or of the cluster at ADDRESS: auto or HOST:PORT.",
-        ),
+        str | None, annotation("--ray [ADDRESS]", "Show the machines of Ray too: auto or HOST:PORT.")
     ] = None,
     _debug: DEBUG = False,
 ) -> None:
