@@ -124,7 +124,7 @@ def dry_run() -> int:
 def planned(step: Step, policy: str) -> int:
     """Bytes at the peak of a step, weights and random heads included."""
     source = ModelSource(step.shape, SHAPES / step.shape, "directory", complete=False)
-    spec = replace(model_spec.spec(source, device="cpu", dtype="bfloat16", held=step.weights), device="cuda:0")
+    spec = replace(model_spec.spec(source, device="cpu", dtype="bfloat16", stored=step.weights), device="cuda:0")
     width = RetainingHeads.like(replace(spec, layers=1)).width
     spec = replace(spec, heads_bytes=2 * spec.layers * width * (shapes(spec)[0][0] + spec.kv_heads))
     tokens = int(step.tokens[:-1]) * {"K": 2**10, "M": 2**20}[step.tokens[-1]]

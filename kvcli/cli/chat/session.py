@@ -197,7 +197,7 @@ class ChatSession:
         shown = _screen()
         index = self._quote_index() if self.cite else None
         citing = None if index is None else CitedAnswer(index, question)
-        thoughts = ReasoningSplitter(thinking=self.setup.prompt.thinks)
+        splitter = ReasoningSplitter(thinking=self.setup.prompt.thinks)
         begun = above = False
         found: Quotes | None = None
         held = list[str]() if self._holds else None
@@ -209,11 +209,11 @@ class ChatSession:
             for text, reasoning in pieces:
                 if reasoning and self.hide_thoughts:
                     shown.wait("thinking …")
-                elif held is not None and not thought:
+                elif held is not None and not reasoning:
                     held.append(text)
                     shown.wait("writing the answer")
-                elif thought or citing is None:
-                    shown.write(text, thought=thought)
+                elif reasoning or citing is None:
+                    shown.write(text, reasoning=reasoning)
                 else:
                     shown.write(citing.push(text))
 
@@ -242,7 +242,7 @@ class ChatSession:
                 elif isinstance(event, Answer):
                     self.answers += 1
                     self.tps = event.decode_tps
-                    write(thoughts.flush())
+                    write(splitter.flush())
                     if held is None:
                         end()
                     cited = self._cited(event.text, question) if self.cite else Citations()
