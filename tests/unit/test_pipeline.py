@@ -14,6 +14,7 @@ from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.errors import InputError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Prefill, Reread, Token, drain
+from kvcli.prompt_cache import key
 from kvcli.prompt_cache.prefill import PrefillInterrupted
 from kvcli.recipe import parse
 from tests.e2e.conftest import save_tiny
@@ -115,6 +116,20 @@ def test_a_saved_prefill_is_taken_up(model: Any, tmp_path: Path) -> None:
         assert (
             pipeline.answer(first, question, max_tokens=8).text == pipeline.answer(second, question, max_tokens=8).text
         )
+
+
+@pytest.mark.parametrize("recipe", ["keydiff(budget=128)", "snapkv(budget=128)"])
+def test_a_text_is_hashed_once_whatever_is_asked(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    lengths: list[int] = []
+    pack = key.pack
+    monkeypatch.setattr(key, "pack", lambda ids: lengths.append(len(ids)) or pack(ids))
+    pipeline = kvcli.Pipeline(model, recipe, cache=kvcli.CacheDirectory(tmp_path), chunk_size=64)
+    source = pipeline.tokenize(TEXT)
+    for question in QUESTIONS:
+        pipeline.answer(pipeline.prefill(source, question=question), question, max_tokens=2)
+    assert lengths.count(len(source.ids)) == 1
 
 
 def test_a_checkpoint_event_says_what_the_next_prefill_reuses(model: Any, tmp_path: Path) -> None:

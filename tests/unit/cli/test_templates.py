@@ -8,7 +8,7 @@ import pytest
 
 from kvcli.cli import templates
 from kvcli.cli.request import parse_request
-from kvcli.engine.prompt import Prompt
+from kvcli.engine.prompt import ANSWER_RULE, Prompt
 from kvcli.errors import UsageError
 from tests.e2e.conftest import byte_tokenizer
 
@@ -26,6 +26,7 @@ def test_every_shipped_template_is_valid_and_tasks_of_other_words_do_not_ask_for
     assert all(template.about for template in found.values())
     assert [name for name, template in found.items() if template.quotes_only] == ["quote"]
     assert [name for name, template in found.items() if "exact words" in template.after] == ["answer"]
+    assert found["answer"].after == ANSWER_RULE.strip(), "asked from the library and from the command line alike"
 
 
 def test_an_own_template_comes_before_a_shipped_one(own: Path) -> None:
