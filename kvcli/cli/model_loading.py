@@ -216,12 +216,10 @@ def _bare(source: ModelSource, options: RunOptions, *, pictures: bool) -> _Bare:
 def _before_loading(*, quiet: bool) -> None:
     """Say that an engine starts; in a process of its own, ask idle engines for the memory they keep."""
     if not kept.active:
-        from kvcli.cli.resident import sockets
+        from kvcli.cli.resident import client, sockets
 
         with suppress(sockets.UnsafeDirectory):
             if sockets.engines():
-                from kvcli.cli.resident import client
-
                 client.engines("release")
     elif "torch" not in sys.modules and terminal.is_terminal(sys.stderr):
         terminal.note("starting", "kvcli; the next answer is instant", quiet=quiet)

@@ -180,10 +180,6 @@ class RayWorkers:
                 ray.kill(slot.actor)
         self._exit.close()
 
-    def pid_of(self, task: DocumentTask) -> int:
-        """The process that works at a document; 0 if none does. It may run on another machine."""
-        return next((slot.pid for slot in self._slots if slot.task and slot.task.sha256 == task.sha256), 0)
-
     def items(self, tasks: Sequence[DocumentTask], stop: Callable[[], bool]) -> Iterator[Item]:
         """Do all tasks and yield events in the order of the workers' messages. Raises :class:`Stopped`."""
         import ray

@@ -340,18 +340,16 @@ def engines(ask: str) -> list[dict[str, Any]]:
         UnsafeDirectory: the directory with the sockets is not this user's alone.
     """
     directory = open_directory(make=False) if hasattr(socket, "send_fds") else None
+    if directory is None:
+        return []
     found: list[dict[str, Any]] = []
-    for name in directory.sockets() if directory is not None else ():
-        assert directory is not None
-        connection = directory.connect(name, GREETING)
-        if connection is None:
-            continue
-        with connection, contextlib.suppress(OSError):
-            lines = _greeted(connection, GREETING)
-            if lines is not None:
-                protocol.send_request(connection, {"do": ask}, [])
-                if (answer := lines.next()) is not None:
-                    found.append(answer)
-    if directory is not None:
-        directory.close()
+    with contextlib.closing(directory):
+        for name in directory.sockets():
+            if (connection := directory.connect(name, GREETING)) is None:
+                continue
+            with connection, contextlib.suppress(OSError):
+                if (lines := _greeted(connection, GREETING)) is not None:
+                    protocol.send_request(connection, {"do": ask}, [])
+                    if (answer := lines.next()) is not None:
+                        found.append(answer)
     return found
