@@ -21,7 +21,7 @@ _MARKS = str.maketrans(
     {**dict.fromkeys("\u2010\u2011", "-"), **dict.fromkeys("‘’‚‛`´′ʼ", "'"), **dict.fromkeys("“”„‟«»″", '"')}
 )
 _UNWRITTEN = ("Cc", "Cf", "Cn")
-UNSPACED = (  # scripts that put nothing between words, so that a word's edge cannot be told
+UNSPACED = (  # scripts that put nothing between words, so that where a word ends is unknown
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u2e80-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff"
     "\U00020000-\U0003ffff"
 )

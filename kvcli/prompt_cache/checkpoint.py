@@ -57,19 +57,19 @@ class Checkpointer:
         yield failed or Checkpoint(work.seen)
 
     def finish(self, work: PrefillCache) -> Generator[Notice, None, None]:
-        """Write the complete prefill, and in the same file its edge, from the checkpoint that was written there."""
+        """Write the complete prefill with its resume point, which is the checkpoint that was written there."""
         if self.place is None:
             return
         before = None
         with ExitStack() as stack, torch.inference_mode():
-            if self.saved == self.job.edge > 0:
+            if self.saved == self.job.resume_point > 0:
                 with suppress(OSError, DamagedError):  # another process has deleted it
                     before = stack.enter_context(serialize.opened(file_format.header(self.place)))
-            failed = self._write(work, self.job.edge if before else 0, serialize.blobs(work, before))
+            failed = self._write(work, self.job.resume_point if before else 0, serialize.blobs(work, before))
         if failed:
             yield failed
 
-    def _write(self, work: PrefillCache, edge: int, blobs: list[LazyTensor]) -> Notice | None:
+    def _write(self, work: PrefillCache, resume_point: int, blobs: list[LazyTensor]) -> Notice | None:
         assert self.place is not None
         job = self.job
         about = json.dumps(job.document).encode()
@@ -83,22 +83,22 @@ class Checkpointer:
                     limit = f"{self.library.limit / 2**20:,.0f} MiB (KVCLI_CACHE_LIMIT)"
                     raise OSError(None, f"it takes {size / 2**20:,.0f} MiB, and the limit of the cache is {limit}")
                 self.library.prune(self.library.limit - size, exclude=self.own.key)
-            file_format.write(self.place, self._meta(work, edge), blobs)
+            file_format.write(self.place, self._meta(work, resume_point), blobs)
             self.saved = work.seen
         except OSError as error:
             where, self.place = self.place, None
             return Notice(f"the prefill cannot be saved: {error.strerror or error} ({where.parent})")
         return None
 
-    def _meta(self, work: PrefillCache, edge: int) -> Meta:
+    def _meta(self, work: PrefillCache, resume_point: int) -> Meta:
         job, spec = self.job, self.model.spec
         files = job.document.get("files", ()) if isinstance(job.document, dict) else ()
         return Meta(
             identity=self.own,
             seen=work.seen,
             tokens=len(job.ids),
-            edge=edge,
-            prefix=digest(job.ids[:edge]),
+            edge=resume_point,
+            prefix=digest(job.ids[:resume_point]),
             kept=work.kept,
             model=spec.name,
             files=tuple(str(name) for name in files),

@@ -47,7 +47,7 @@ class Meta:
         identity: model, recipe, text and all else that the numbers depend on.
         seen: tokens that were prefilled.
         tokens: tokens of the whole text; more than ``seen`` in a checkpoint.
-        edge: tokens after which the prefill of a longer text can continue from this file; 0 for none. In a checkpoint,
+        edge: the resume point, after which a longer text can continue from this file; 0 for none. In a checkpoint,
             ``seen``.
         prefix: digest of the first ``edge`` token ids.
         kept: units per KV head of the layer that keeps most.

@@ -118,7 +118,7 @@ def cached_prefill(
             yield CacheHit(reused, total, seconds)
         if found is not None and found.path == place:
             checkpointer.saved = reused
-        elif reused and reused == job.edge:
+        elif reused and reused == job.resume_point:
             yield from checkpointer.save(work)
         for event in prefill_steps(
             model,
@@ -132,7 +132,7 @@ def cached_prefill(
         ):
             yield event
             stopped = stop()
-            if not work.step.last and (stopped or work.seen == job.edge or checkpointer.due(work)):
+            if not work.step.last and (stopped or work.seen == job.resume_point or checkpointer.due(work)):
                 yield from checkpointer.save(work)
             if stopped and work.seen < total:
                 raise PrefillInterrupted(work.seen, total, checkpointer.saved)
@@ -251,9 +251,9 @@ def _of_today(header: CacheHeader, model: Model) -> CacheHeader:
 
 
 def _begins(header: CacheHeader, job: PrefillRequest) -> bool:
-    """Whether a job's text begins with what was read before the edge of a saved one."""
+    """Whether a job's text begins with what was read before the resume point of a saved one."""
     edge = header.meta.edge
-    return 0 < edge <= job.edge and edge % job.chunk == 0 and header.meta.prefix == digest(job.ids[:edge])
+    return 0 < edge <= job.resume_point and edge % job.chunk == 0 and header.meta.prefix == digest(job.ids[:edge])
 
 
 def check_key(header: CacheHeader, own: CacheKey) -> None:
@@ -288,4 +288,4 @@ def _restore(work: PrefillCache, header: CacheHeader, own: CacheKey) -> None:
     if same and not header.meta.complete and header.meta.seen % own.chunk:
         raise file_format.damaged(header.path, f"its checkpoint of {header.meta.seen} tokens is not between two chunks")
     with torch.inference_mode(), serialize.opened(header) as stored:
-        serialize.restore(work, stored, "end" if same else "edge")
+        serialize.restore(work, stored, "end" if same else "resume point")

@@ -54,7 +54,7 @@ class PrefillRequest:
     pictures: Pictures | None = None
 
     @property
-    def edge(self) -> int:
+    def resume_point(self) -> int:
         """Tokens before the last chunk, whose eviction differs: a longer text can continue from there."""
         return last_chunk_boundary(len(self.ids), self.chunk, self.recipe.policy.tail)
 

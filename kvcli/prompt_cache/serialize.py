@@ -1,17 +1,17 @@
 """A prefill cache as tensors of a file and back, bit for bit.
 
-A complete file also holds its *edge*: the prefill cache before the last chunk, from which a longer text continues. (The
-last chunk is special: stabilizers do not apply to it.) The edge is stored as a difference: the units that the last
+A complete file also holds its *resume point*: the prefill cache before the last chunk, from which a longer text
+continues. (Stabilizers do not apply to the last chunk.) It is stored as a difference: the units that the last
 chunk evicted, and the previous scores of those that stayed. If a policy changes kept units (``changes_units``), all
-units of the edge are stored.
+units of the resume point are stored. Its tensors are named ``edge``.
 
     layer.I.k, .v      [H_kv, c, D]   units at the end, keys before RoPE; uint8 rows if prefill quantized them; no .v if
                                       the model has latents
     layer.I.scores     [H_kv, c]      float32
     layer.I.pos        [H_kv, c]      int32
     layer.I.state.S    …              running statistics of the policy
-    edge.I.scores, .pos, .state.S     the same at the edge
-    edge.I.gone        [H_kv, c']     uint8, 1 where a unit of the edge is no unit of the end
+    edge.I.scores, .pos, .state.S     the same at the resume point
+    edge.I.gone        [H_kv, c']     uint8, 1 where a unit of it is no unit of the end
     edge.I.k, .v       [N, D]         those units, head by head
     state.S, edge.state.S             states of recurrent layers, if the model has such layers
 """
@@ -71,12 +71,12 @@ def opened(header: CacheHeader) -> Iterator[Tensors]:
         raise damaged(header.path, str(error)[:120]) from None
 
 
-def blobs(cache: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
-    """The tensors of a prefill cache, and with a checkpoint of the same prefill its edge.
+def blobs(cache: PrefillCache, before: Tensors | None = None) -> list[LazyTensor]:
+    """The tensors of a prefill cache, and with a checkpoint of the same prefill its resume point.
 
     Args:
         cache: the prefill cache, at a chunk boundary or at its end.
-        edge: the checkpoint before the last chunk; it must stay open until the blobs are written.
+        before: the checkpoint before the last chunk; it must stay open until the blobs are written.
     """
     made: list[LazyTensor] = []
     for layer in cache.layers:
@@ -88,41 +88,41 @@ def blobs(cache: PrefillCache, edge: Tensors | None = None) -> list[LazyTensor]:
             _blob(f"{at}pos", layer.pos[:, :c]),
             *(_blob(f"{at}state.{name}", tensor) for name, tensor in layer.state.items()),
         ]
-        if edge is not None:
-            made += _edge(layer, edge)
+        if before is not None:
+            made += _resume_point(layer, before)
     if cache.state is not None:
         made += [_blob(f"state.{name}", tensor) for name, tensor in cache.state.tensors().items()]
-        if edge is not None:
-            made += [_blob(f"edge.state.{name}", tensor) for name, tensor in edge.states("state.").items()]
+        if before is not None:
+            made += [_blob(f"edge.state.{name}", tensor) for name, tensor in before.states("state.").items()]
     return made
 
 
-def _edge(layer: PrefillCacheLayer, edge: Tensors) -> list[LazyTensor]:
+def _resume_point(layer: PrefillCacheLayer, before: Tensors) -> list[LazyTensor]:
     old, new = f"layer.{layer.index}.", f"edge.{layer.index}."
-    pos = edge.get(f"{old}pos")
+    pos = before.get(f"{old}pos")
     last = layer.pos[:, : layer.count].cpu()
     gone, stayed = ~_among(pos, last), _among(last, pos)
     sides = {"k": layer.k} if layer.v is layer.k else {"k": layer.k, "v": layer.v}
     for name, units in sides.items():
-        if not torch.equal(edge.get(f"{old}{name}")[~gone], units[:, : layer.count].cpu()[stayed]):
+        if not torch.equal(before.get(f"{old}{name}")[~gone], units[:, : layer.count].cpu()[stayed]):
             gone.fill_(True)
             break
     count, dim = int(gone.sum()), layer.k.shape[2]
 
     def victims(name: str) -> LazyTensor:
-        take: Callable[[], Tensor] = lambda: edge.get(f"{old}{name}")[gone]  # noqa: E731  # a layer at a time
+        take: Callable[[], Tensor] = lambda: before.get(f"{old}{name}")[gone]  # noqa: E731  # a layer at a time
         return LazyTensor(f"{new}{name}", _NAMES[layer.k.dtype], (count, dim), lambda: _bytes(take()))
 
     return [
         *map(victims, sides),
-        _blob(f"{new}scores", edge.get(f"{old}scores")),
+        _blob(f"{new}scores", before.get(f"{old}scores")),
         _blob(f"{new}pos", pos),
         _blob(f"{new}gone", gone.to(torch.uint8)),
-        *(_blob(f"{new}state.{name}", tensor) for name, tensor in edge.states(f"{old}state.").items()),
+        *(_blob(f"{new}state.{name}", tensor) for name, tensor in before.states(f"{old}state.").items()),
     ]
 
 
-def restore(cache: PrefillCache, file: Tensors, where: Literal["end", "edge"]) -> None:
+def restore(cache: PrefillCache, file: Tensors, where: Literal["end", "resume point"]) -> None:
     """Put units back into an empty prefill cache of the same model and recipe.
 
     Raises:
@@ -180,7 +180,7 @@ def _at_edge(layer: PrefillCacheLayer, file: Tensors) -> _Units:
         or not torch.equal((~gone).sum(1), stayed.sum(1))
         or int(gone.sum()) != len(gone_k)
     ):
-        raise damaged(file.header.path, f"the edge of layer {layer.index} does not fit its end")
+        raise damaged(file.header.path, f"the resume point of layer {layer.index} does not fit its end")
     units = []
     for there, then in ((k, gone_k), (v, gone_v)):
         both = there.new_empty(*pos.shape, there.shape[2])

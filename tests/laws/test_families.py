@@ -128,7 +128,7 @@ def test_a_saved_state_is_that_of_an_uninterrupted_prefill(kind: str, tmp_path: 
         recipe = parse("keydiff(budget=24, stabilizers=8, tail=9)")
         return PrefillRequest(text[:count], recipe, chunk=16, horizon=160, text="text", document={"files": ["a"]})
 
-    for count, reused in ((100, 48), (100, 100), (130, job(100).edge)):
+    for count, reused in ((100, 48), (100, 100), (130, job(100).resume_point)):
         work = job(count)
         place = library.path(request_key(model, work))
         if reused == 48:

@@ -119,14 +119,14 @@ def test_a_longer_text_continues_a_shorter_one(
     """As if both had been read in one go, although the last chunk of the shorter one had no stabilizers."""
     ids = tiny.document(130)
     longer, shorter = job(policy=policy, ids=ids), job(policy=policy, ids=ids[:length])
-    assert shorter.edge > 0
+    assert shorter.resume_point > 0
     run(model(family), shorter, place=library.path(request_key(model(family), shorter)), library=library)
     place = library.path(request_key(model(family), longer))
     continued, events = run(model(family), longer, place=place, library=library)
-    assert (continued.cache, continued.reused) == ("resumed", shorter.edge)
+    assert (continued.cache, continued.reused) == ("resumed", shorter.resume_point)
     assert not [e for e in events if isinstance(e, Notice)]
     same(model(family), run(model(family), longer)[0], continued)
-    assert file_format.header(place).meta.edge == longer.edge
+    assert file_format.header(place).meta.edge == longer.resume_point
 
 
 def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> None:
@@ -135,7 +135,7 @@ def test_a_continued_text_can_be_continued(model, library: CacheDirectory) -> No
         work = job(ids=ids[:length])
         reading, _ = run(model(), work, place=library.path(request_key(model(), work)), library=library)
         assert reading.cache == ("miss" if length == 50 else "resumed")
-        assert file_format.header(reading.path).meta.edge == work.edge  # type: ignore[arg-type]
+        assert file_format.header(reading.path).meta.edge == work.resume_point  # type: ignore[arg-type]
         same(model(), run(model(), work)[0], reading)
 
 
@@ -157,7 +157,7 @@ def test_one_portable_file(model, tmp_path: Path) -> None:
     same(model(), written, used)
     longer = job(ids=ids)
     continued, _ = run(model(), longer, base=book)
-    assert (continued.cache, continued.reused) == ("resumed", work.edge)
+    assert (continued.cache, continued.reused) == ("resumed", work.resume_point)
     same(model(), run(model(), longer)[0], continued)
     assert file_format.header(book).read("text") == b"text"
 
