@@ -18,4 +18,5 @@ def force() -> None:
         from kvcli.models import defaults, load, spec
 
         for module in (defaults, load, spec):
-            module.default_dtype = lambda _device: NAME  # type: ignore[attr-defined]
+            usual = module.default_dtype  # a GPU keeps its own
+            module.default_dtype = lambda device, usual=usual: usual(device) if device.startswith("cuda") else NAME

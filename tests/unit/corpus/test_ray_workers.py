@@ -20,6 +20,7 @@ from kvcli.events import Notice
 from kvcli.planning import speed_history
 from kvcli.recipe import parse
 from kvcli.utils.version import __version__
+from tests.dtype import NAME
 from tests.e2e.conftest import save_tiny
 
 ray = pytest.importorskip("ray")
@@ -53,7 +54,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     path = save_tiny(tmp_path_factory.mktemp("model"), wide=True)
-    return Settings(model=str(path), policy="keydiff(budget=96)", chunk=64, max_tokens=24, device="cpu")
+    return Settings(model=str(path), policy="keydiff(budget=96)", chunk=64, max_tokens=24, device="cpu", dtype=NAME)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def tasks(here: Path) -> list[DocumentTask]:
 @pytest.fixture(scope="module")
 def alone(settings: Settings, tasks: list[DocumentTask]) -> Any:
     """The worker of this process, and what it says."""
-    model = kvcli.load_model(settings.model, device="cpu", find_heads=False)
+    model = kvcli.load_model(settings.model, device="cpu", dtype=settings.dtype, find_heads=False)
     return model, [*LocalWorkers(Worker(model, settings)).items(tasks, never)]
 
 
