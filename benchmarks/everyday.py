@@ -51,8 +51,8 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name in tables, words af
     "ask": ("`kvcli ask`", ANSWER_RULE, {}),
     "norule": ("no rule", "", {}),
     "few": ('"Answer in a few words."', "\nAnswer in a few words.", {}),
-    "ranked": ("worked examples, three sentences, ranked by the model", "", {"from_quotes": True}),
-    "examples": ("worked examples, three sentences", "", {"from_quotes": True, "by_model": False}),
+    "ranked": ("worked examples, three sentences, ranked by the model", "", {"from_quotes": True, "verbatim": False}),
+    "examples": ("worked examples, three sentences", "", {"from_quotes": True, "by_model": False, "verbatim": False}),
     "words": ("the same, words of a sentence", "", {"from_quotes": True, "by_model": False, "verbatim": True}),
 }
 

@@ -156,10 +156,17 @@ class AnswerLoop:
         return parts.longest_question(run.pipeline, run.document, self._parts, question.text)
 
     def _unread(self, question: Question) -> DocumentContext | None:
-        """The document without prefill, if quotes alone answer the question."""
+        """The document without prefill, if quotes alone answer the question.
+
+        By default that is so if units would be evicted, no recipe was named and :meth:`Pipeline.asks_by_examples`.
+        """
         run, options = self.runs, self.runs.options
-        if not options.from_quotes or run.source is None or self.library is not None:
+        if run.source is None or self.library is not None or options.from_quotes is False:
             return None
+        if options.from_quotes is None:
+            evicts = (run.recipe.policy.budget or len(run.source.ids)) < len(run.source.ids)
+            if not (options.usual and evicts and run.pipeline.asks_by_examples(run.source, question.text)):
+                return None
         earlier = [question for question, _ in options.history[-1:]]
         return run.pipeline.unread(run.source, question.text, recipe=run.recipe, earlier=earlier)
 
@@ -270,6 +277,7 @@ class AnswerLoop:
                 history=options.history,
                 earlier=[question for question, _ in options.history[-1:]],
                 from_quotes=options.from_quotes,
+                verbatim=options.verbatim,
                 **settings,
             )
         else:

@@ -42,7 +42,7 @@ class Settings:
     Attributes:
         model, device, dtype, weights, heads, offline: as of :func:`kvcli.load_model`.
         policy, budget, kv_bits, chunk, system, raw, before, after: as of :class:`kvcli.Pipeline`.
-        max_tokens, allow_repetition, sampling, stop, passages, quotes, from_quotes, answer_format: as of
+        max_tokens, allow_repetition, sampling, stop, passages, quotes, from_quotes, verbatim, answer_format: as of
             :meth:`kvcli.Pipeline.ask`; ``sampling`` are fields of ``Sampling``.
         query_aware: the question is put before the document too.
         cite: whether the answer's quotes are looked up.
@@ -72,6 +72,7 @@ class Settings:
     passages: int | None = None
     query_aware: bool = False
     from_quotes: bool | None = False
+    verbatim: bool | None = None
     answer_format: AnswerFormat | None = None
     quotes: int = 0
     cite: bool = True

@@ -187,6 +187,7 @@ class Worker:
             allow_repetition=settings.allow_repetition,
             quotes=settings.quotes,
             from_quotes=settings.from_quotes,
+            verbatim=settings.verbatim,
             answer_format=settings.answer_format,
         )
         with closing(events):  # type: ignore[type-var]

@@ -66,26 +66,6 @@ class AnswerFormat:
         return cls(_checked(LLMatcher.grammar_from_lark(lark), "choices"), f"\nAnswer with one of: {', '.join(texts)}")
 
     @classmethod
-    def words_of(cls, texts: Sequence[str]) -> AnswerFormat:
-        """Successive words of one of several texts, as they are there, and then a line end.
-
-        The answer begins with a blank, as text does after ``Answer:``.
-
-        Raises:
-            UsageError: no text has a word.
-        """
-        found = [" ".join(text.split()) for text in texts if text.strip()]
-        if not found:
-            raise UsageError("there is no text whose words could be the answer")
-        from llguidance import LLMatcher
-
-        rules = [f'start: " " ({" | ".join(f"W{n}" for n in range(len(found)))}) "\\n"']
-        for n, text in enumerate(found):  # a part of a text may be empty, and an answer may not
-            part = json.dumps({"substring_words": text}, ensure_ascii=False)
-            rules += [f"W{n}: P{n} & /[^\\n]+/", f"P{n}: %regex {part}"]
-        return cls(_checked(LLMatcher.grammar_from_lark("\n".join(rules)), "the words of the text"))
-
-    @classmethod
     def _json(cls, schema: dict[str, Any], rule: str, what: str) -> AnswerFormat:
         from llguidance import LLMatcher
 

@@ -42,7 +42,7 @@ class PackedTexts:
         model: whose RoPE and layers they run through.
         shared: tokens of the common beginning.
         lengths: tokens of each text after it, with the words.
-        words: tokens of the words that each text ends with, whose attention is summed.
+        words: tokens of the words that each text ends with, whose attention is summed; 0 sums nothing.
         stretches: of each text, the tokens (start, end) that this attention is counted for.
     """
 
@@ -85,11 +85,13 @@ class _PackedLayer:
         first = shared
         terms = [attention(q[:, :shared], k[:, :shared], v[:, :shared], scale, 0, window)] if shared else []
         for n, length in enumerate(store.lengths):
+            if not length:
+                continue
             part = slice(first, first + length)
             keys = torch.cat((k[:, :shared], k[:, part]), dim=1)
             values = torch.cat((v[:, :shared], v[:, part]), dim=1)
             terms.append(attention(q[:, part], keys, values, scale, shared, window))
-            if self.index in store.watched:
+            if store.words and self.index in store.watched:
                 a, b = (shared + i for i in store.stretches[n])
                 store.attention[n] += _attention_to(q[:, part][:, -store.words :], keys, scale, a, b)
             first += length
@@ -108,21 +110,58 @@ def _attention_to(q: Tensor, k: Tensor, scale: float, start: int, stop: int) -> 
     return scores.masked_fill(later, float("-inf")).softmax(-1)[..., start:stop].sum(-1).mean()
 
 
+@torch.inference_mode()
+def logits_after(
+    model: Model,
+    beginning: Sequence[int],
+    texts: Sequence[Sequence[int]],
+    rows: Sequence[range],
+    *,
+    words: int = 0,
+    stretches: Sequence[tuple[int, int]] = (),
+) -> tuple[list[Tensor], list[float] | None]:
+    """The logits at some tokens of several texts that have the same beginning, in one pass.
+
+    Args:
+        model: a loaded model.
+        beginning: token ids; at least one.
+        texts: token ids after it.
+        rows: of each text, successive tokens; -1 is the last one of the beginning.
+        words: tokens at the end of each text whose attention is summed; 0 sums nothing.
+        stretches: of each text, the tokens (start, end) that this attention is counted for.
+
+    Returns:
+        float32 ``[rows, vocabulary]`` for each text, and the attention of :class:`WordsAfterTexts`.
+    """
+    if model.spec.state_bytes:
+        return _one_by_one(model, beginning, texts, rows), None
+    lengths = [len(text) for text in texts]
+    store = PackedTexts(model, len(beginning), lengths, words, stretches)
+    ids = torch.tensor([*beginning, *(i for text in texts for i in text)], device=model.device)
+    kept, first = list[int](), len(beginning)
+    for length, wanted in zip(lengths, rows, strict=True):
+        kept += [first + i if i >= 0 else len(beginning) - 1 for i in wanted]
+        first += length
+    logits = model.forward(ids, store, logits=torch.tensor(kept, device=model.device))
+    assert logits is not None
+    found = list(torch.split(logits.float(), [len(wanted) for wanted in rows]))
+    return found, (store.attention / len(store.watched)).tolist() if words else None
+
+
 def _one_by_one(
-    model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], words: Sequence[int]
-) -> list[float]:
-    """The likelihoods of :func:`words_after` for models with recurrent layers: one text after the other."""
+    model: Model, beginning: Sequence[int], texts: Sequence[Sequence[int]], rows: Sequence[range]
+) -> list[Tensor]:
+    """The logits of :func:`logits_after` for models with recurrent layers: one text after the other."""
     cache = new_decode_cache(model, None)
     append_tokens(model, cache, beginning[:-1])
     cache.mark()
-    start, wanted, found = cache.length, torch.tensor(words, device=model.device), list[float]()
-    for text in texts:
-        ids = torch.tensor([beginning[-1], *text, *words], device=model.device)
-        keep = torch.arange(len(ids) - len(words) - 1, len(ids) - 1, device=model.device)
+    start, found = cache.length, list[Tensor]()
+    for text, wanted in zip(texts, rows, strict=True):
+        ids = torch.tensor([beginning[-1], *text], device=model.device)
+        keep = torch.tensor([i + 1 for i in wanted], device=model.device)
         logits = model.forward(ids, cache, logits=keep)
         assert logits is not None
-        scores = logits.float()
-        found.append(float((scores.gather(1, wanted[:, None])[:, 0] - scores.logsumexp(dim=1)).mean()))
+        found.append(logits.float())
         cache.extend(len(ids))
         cache.rewind(start)
     return found
@@ -147,22 +186,11 @@ def words_after(
     """
     if not texts:
         return WordsAfterTexts([], [])
-    if model.spec.state_bytes:
-        return WordsAfterTexts(_one_by_one(model, beginning, texts, words), None)
-    lengths = [len(text) + len(words) for text in texts]
     stretches = stretches or [(0, len(text)) for text in texts]
-    store = PackedTexts(model, len(beginning), lengths, len(words), stretches)
-    ids = [*beginning, *(i for text in texts for i in (*text, *words))]
-    rows, first = list[int](), len(beginning)
-    for text, length in zip(texts, lengths, strict=True):
-        # The token that predicts the first of the words is the last before them.
-        before = first + len(text) - 1 if text else len(beginning) - 1
-        rows += [before, *range(first + len(text), first + length - 1)]
-        first += length
-    keep = torch.tensor(rows, device=model.device)
-    logits = model.forward(torch.tensor(ids, device=model.device), store, logits=keep)
-    assert logits is not None
-    scores = logits.float().view(len(texts), len(words), -1)
-    wanted = torch.tensor(words, device=model.device).expand(len(texts), -1)[..., None]
-    found: list[float] = (scores.gather(2, wanted)[..., 0] - scores.logsumexp(dim=2)).mean(dim=1).tolist()
-    return WordsAfterTexts(found, (store.attention / len(store.watched)).tolist())
+    # The token that predicts the first of the words is the last before them.
+    rows = [range(len(text) - 1, len(text) + len(words) - 1) for text in texts]
+    packed = [[*text, *words] for text in texts]
+    logits, attention = logits_after(model, beginning, packed, rows, words=len(words), stretches=stretches)
+    wanted = torch.tensor(words, device=model.device)[:, None]
+    means = [float((row.gather(1, wanted)[:, 0] - row.logsumexp(dim=1)).mean()) for row in logits]
+    return WordsAfterTexts(means, attention)

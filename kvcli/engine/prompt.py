@@ -251,6 +251,11 @@ class Prompt:
         """Encode an answer without its end mark."""
         return self._plain(text)
 
+    def reply_tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode an answer without its end mark; also return each token's characters (start, end)."""
+        found = self._tokenized(text, split_special_tokens=True, return_offsets_mapping=True)
+        return found["input_ids"], found["offset_mapping"]
+
     def _cut(self, content: str, mark: str, *more: dict[str, str]) -> tuple[str, str]:
         messages = [_user(content), *more]
         if self.system:

@@ -31,6 +31,7 @@ from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.prefill import cached_prefill, is_prefilled
 from kvcli.prompt_cache.request import PrefillRequest, request_key
 from kvcli.retaining_heads import calibration
+from kvcli.retrieval.answer_span import answer_span
 from kvcli.retrieval.attribution import LikelySource, attribute
 from kvcli.retrieval.passages import retrieve_passages
 from kvcli.retrieval.quotes import QuoteSearch
@@ -46,8 +47,8 @@ EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
 
 ASKED_BY_EXAMPLES = ("smollm2-135m",)
-"""Models that answer questions about a text that they keep whole more often rightly from worked examples over quotes
-than by their chat template. Others were not measured (docs/results/everyday.md)."""
+"""Models that answer questions more often rightly from worked examples over quotes than by their chat template. Others
+were not measured (docs/results/everyday.md)."""
 
 _RESERVED = [0] * QUESTION_TOKENS  # in place of a question that is not known yet
 
@@ -355,7 +356,7 @@ class Pipeline:
         by_model: bool = True,
         earlier: Sequence[str] = (),
         from_quotes: bool | None = False,
-        verbatim: bool = False,
+        verbatim: bool | None = None,
         drafts: bool = True,
         answer_format: AnswerFormat | None = None,
         kept: KeptTokens | None = None,
@@ -377,8 +378,10 @@ class Pipeline:
             by_model: the model ranks the quotes too, in one forward pass after the answer.
             earlier: of a conversation, the last question and quote, which quotes for a follow-up take names from.
             from_quotes: answer in one line from the three best sentences alone, after worked examples. If no sentence
-                seems to answer, from the context as usual. ``None`` does so if :meth:`asks_by_examples`.
-            verbatim: with ``from_quotes``: the answer is successive words of one of these sentences.
+                seems to answer, from the context as usual. ``None`` does so if :meth:`asks_by_examples` and no unit was
+                evicted.
+            verbatim: with ``from_quotes``: the answer is the likeliest successive words of one of these sentences.
+                ``None`` does so for models of :data:`ASKED_BY_EXAMPLES`, of which it was measured to be better.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once if
                 the answer repeats it. Answers are the same.
             answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
@@ -406,7 +409,8 @@ class Pipeline:
         by_default = from_quotes is None
         if by_default:
             plain = not (history or again or stop or answer_format) and isinstance(question, str)
-            from_quotes = plain and self.asks_by_examples(context, str(question))
+            evicted = visible is not None and visible.kept < context.tokens
+            from_quotes = plain and not evicted and self.asks_by_examples(context.source, str(question))
 
         def encoded(*texts: str) -> list[int]:
             asked, end = question, list[int]()
@@ -431,10 +435,19 @@ class Pipeline:
             if by_model and not by_default:  # words choose as well, and the answer need not wait
                 self._rank(search)
             spans, texts = search.best(EXAMPLE_SENTENCES)
-            ids, visible, count, stop = self.prompt.worked_examples(texts, str(question)), None, 0, (*stop, "\n")
-            answer_format = AnswerFormat.words_of(texts) if verbatim else None
+            ids, visible, count = self.prompt.worked_examples(texts, str(question)), None, 0
             reread = Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
             yield reread
+            free = stop or (sampling is not None and sampling.temperature)
+            if verbatim or (verbatim is None and not free and self.model.name in ASKED_BY_EXAMPLES):
+                began, shares = perf_counter(), [c.share for c in search.candidates[: len(texts)]][::-1]
+                if span := answer_span(self.model, self.prompt, str(question), texts, shares, longest):
+                    yield Token(-1, span.text)
+                    if quotes:
+                        yield self._settled(search, span.text, by_model=by_model)
+                    yield Answer(span.text, "stop", len(ids), span.tokens, perf_counter() - began, 0.0)
+                    return
+            stop = (*stop, "\n")
         elif document is not None and visible is None:
             raise UsageError("the document was not read, and no sentence seems to answer", "use Pipeline.prefill")
         if count and isinstance(question, str) and document is not None and visible is not None:
@@ -477,9 +490,7 @@ class Pipeline:
                     text = event.text.lstrip() if blank else event.text
                     event = replace(event, text=text, prompt_tokens=len(ids))
                     if search is not None and quotes:
-                        if by_model and not search.by_model:
-                            self._rank(search)
-                        yield search.quotes(event.text)
+                        yield self._settled(search, event.text, by_model=by_model)
                 elif event.id >= 0:
                     said.append(event.id)
                 if not begun and isinstance(event, Token):
@@ -490,17 +501,17 @@ class Pipeline:
             if kept is not None and same:
                 kept.end(cache, said)
 
-    def asks_by_examples(self, context: DocumentContext, question: str) -> bool:
+    def asks_by_examples(self, source: TokenizedDocument | None, question: str) -> bool:
         """Whether worked examples over the likeliest sentences were measured to be better than the chat template.
 
-        That is so for a model of :data:`ASKED_BY_EXAMPLES` that keeps all of a text, with nothing of the caller's
-        around the question. What does not end with a question mark is an instruction: three sentences are few for it.
+        That is so for a model of :data:`ASKED_BY_EXAMPLES`, with nothing of the caller's around the question. What does
+        not end with a question mark is an instruction: three sentences are few for it.
         """
-        kv, prompt, source = context.context, self.prompt, context.source
-        if self.model.name not in ASKED_BY_EXAMPLES or kv is None or source is None or source.pictures:
+        prompt = self.prompt
+        if self.model.name not in ASKED_BY_EXAMPLES or source is None or source.pictures:
             return False
         usual = not (prompt.raw or prompt.system or prompt.before) and prompt.after == ANSWER_RULE
-        return usual and kv.kept >= context.tokens and question.rstrip().endswith(("?", "？", "؟"))
+        return usual and question.rstrip().endswith(("?", "？", "؟"))
 
     def quotes(
         self, document: DocumentContext | TokenizedDocument | Document | str, question: str, **options: Any
@@ -538,6 +549,12 @@ class Pipeline:
             return Quotes((), False, 0.0, 0.0, False)
         search = QuoteSearch(text, question, earlier, count=count, kept=self.texts)
         if by_model:
+            self._rank(search)
+        return search.quotes(answer)
+
+    def _settled(self, search: QuoteSearch, answer: str, *, by_model: bool) -> Quotes:
+        """The quotes of an answer, ranked by the model unless words alone are wanted."""
+        if by_model and not search.by_model:
             self._rank(search)
         return search.quotes(answer)
 

@@ -83,25 +83,6 @@ def test_a_choice_is_one_of_them(pipeline: Any, context: Any, texts: list[str]) 
     assert found.finish_reason == "stop"
 
 
-@settings(max_examples=8, deadline=None)
-@given(texts=st.lists(st.text('ab c"\\\né.', max_size=12), max_size=3), seed=st.integers(0, 99))
-def test_words_of_texts_are_successive_words_of_one_of_them(
-    pipeline: Any, context: Any, texts: list[str], seed: int
-) -> None:
-    if not any(text.strip() for text in texts):
-        with pytest.raises(UsageError):
-            AnswerFormat.words_of(texts)
-        return
-    sampling, form = Sampling(temperature=1.0, seed=seed), AnswerFormat.words_of(texts)
-    found = pipeline.answer(context, "Who?", answer_format=form, sampling=sampling, cite=False)
-    assert found.finish_reason == "stop"
-    assert found.text[0] == " "
-    assert found.text[-1] == "\n"
-    words = found.text[1:-1]
-    assert words
-    assert any(words in " ".join(text.split()) for text in texts)
-
-
 def test_a_form_that_allows_the_free_answer_changes_nothing(pipeline: Any, context: Any) -> None:
     ids = pipeline.prompt.question("Who?", document=True)
     free = pipeline.answer(context, ids, max_tokens=12, cite=False).text

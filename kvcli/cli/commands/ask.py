@@ -86,7 +86,7 @@ class QuestionOptions(OptionGroup):
             return None
         from kvcli.corpus.parts import Over
 
-        given = {"--query-aware": answer.query_aware, "--from-quotes": answer.from_quotes, "--quotes-only": quotes_only}
+        given = {"--query-aware": answer.query_aware, "--from-quotes": answer.alone, "--quotes-only": quotes_only}
         given["--reread"] = answer.reread is not None
         for name, used in given.items():
             if used:
@@ -106,8 +106,11 @@ class AskOptions(AnswerOptions):
     )
     from_quotes: bool | None = option(
         "--from-quotes/--no-from-quotes",
-        "Answer in one line from the three likeliest sentences alone. Default: if the default model keeps all of a text"
-        " and is asked a question.",
+        "Answer in one line from the three likeliest sentences alone. Default: if the default model is asked a question"
+        " and no recipe is named.",
+    )
+    verbatim: bool = option(
+        "--verbatim", "Like --from-quotes; the answer is successive words of one of these sentences.", False
     )
     schema: str | None = option("--schema FILE", "Answer in JSON that this JSON Schema allows, on one line.")
     choices: str | None = option("--choices A,B,…", "Answer with one of these texts.")
@@ -125,11 +128,22 @@ class AskOptions(AnswerOptions):
     def formatted(self) -> bool:
         return self.schema is not None or self.choices is not None
 
+    @property
+    def alone(self) -> bool:
+        """Whether the model sees nothing but the likeliest sentences."""
+        return bool(self.from_quotes or self.verbatim)
+
     def refuse_unused(self) -> None:
         super().refuse_unused()
+        if self.verbatim and self.from_quotes is False:
+            raise UsageError("--verbatim and --no-from-quotes contradict each other", "leave out one of them")
+        if self.verbatim and self.stop:
+            raise UsageError("--stop would cut an answer of --verbatim", "leave out --stop")
         if self.schema is not None and self.choices is not None:
             raise UsageError("--schema and --choices contradict each other", "leave out one of them")
-        cut = "--stop" if self.stop else "--from-quotes" if self.from_quotes else None
+        cut = (
+            "--stop" if self.stop else "--verbatim" if self.verbatim else "--from-quotes" if self.from_quotes else None
+        )
         if self.formatted and cut:
             raise UsageError(f"{cut} would change an answer of a given form", f"leave out {cut}")
 
@@ -140,7 +154,8 @@ class AskOptions(AnswerOptions):
             "stop": stop,
             "query_aware": self.query_aware,
             "passages": self.reread,
-            "from_quotes": bool(self.from_quotes),
+            "from_quotes": self.alone,
+            "verbatim": self.verbatim or None,
             "answer_format": answer_format(self.schema, self.choices),
         }
 
@@ -256,7 +271,7 @@ def command(
     if cite == "off" and not citing.quotes_only:
         options = replace(options, quotes=0)
     given = answer.query_aware or answer.reread is not None or question.each
-    if answer.from_quotes is None and not (options.strict or given):
+    if answer.from_quotes is None and not (answer.verbatim or options.strict or given):
         options = replace(options, from_quotes=None)
     options = options.under(task, answer.max_tokens)
     if question.continued:

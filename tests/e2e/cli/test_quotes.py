@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvcli.events import Answer, Token
+from kvcli.retrieval.answer_span import AnswerSpan
 from tests.e2e.conftest import Call, Validate
 from tests.unit.models.test_encoder import made as save_encoder
 
@@ -117,6 +118,39 @@ def test_one_quote_is_one_that_supports_the_answer(
     assert (quote["text"], quote["supports"]) == ("A ferry leaves at noon.", True)
 
 
+def test_a_measured_model_does_not_read_what_it_would_evict_unless_a_recipe_is_named(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "long.txt").write_text("It rained all day. " * 90 + TEXT)
+    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    command = ("ask", "-m", tiny_model, "-n", "4", "--json", folder / "long.txt")
+    question = "When does the ferry leave?"
+    unread = call(*command, question).json
+    assert unread["from_quotes"] is True
+    assert (unread["document"]["tokens"], unread["kv"]["kept"]) == (0, 0)
+    assert unread["answer"] in TEXT
+    named = ("--budget", "512"), ("--policy", "keydiff(budget=512)"), ("--kv-bits", "8"), ("--stop", "x")
+    for options in (*named, ("--choices", "yes,no"), ("--no-from-quotes",), ("--reread", "1")):
+        read = call(*command, *options, question).json
+        assert read["from_quotes"] is False, options
+        assert read["document"]["tokens"] > 1024, options
+    several = call(*command[:-1], "-Q", "-", command[-1], stdin=f"{question}\nTell me more.\n".encode())
+    first, second = (json.loads(line) for line in several.out.splitlines())
+    assert (first["from_quotes"], second["from_quotes"]) == (True, False), "an instruction needs the whole text"
+
+
+def test_an_answer_in_words_of_the_text(call: Call, tiny_model: Path, book: Path) -> None:
+    command = ("ask", "-m", tiny_model, "-q", "--json", book, "When does the ferry leave?", "--verbatim")
+    record = call(*command).json
+    assert record["from_quotes"] is True
+    spans = [" ".join(TEXT[p["char_start"] : p["char_end"]].split()) for p in record["looked_again"]]
+    assert any(record["answer"] in span for span in spans)
+    assert record["answer"]
+    assert call(*command, "--no-from-quotes").code == 2
+    assert call(*command, "--stop", "x").code == 2
+    assert call(*command, "--choices", "a,b").code == 2
+
+
 def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path, validate: Validate) -> None:
     command = ("ask", "-m", tiny_model, "-n", "4", "--from-quotes", book)
     outcome = call(*command, "When does the ferry leave?")
@@ -167,6 +201,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def write(text: str) -> None:
         events = (Token(0, text), Answer(text, "stop", 1, 1, 0.1, 0.1))
         monkeypatch.setattr("kvcli.pipeline.pipeline.generate", lambda *_, **__: iter(events))
+        monkeypatch.setattr("kvcli.pipeline.pipeline.answer_span", lambda *_: AnswerSpan(text, 1, 0.0))
 
     return write
 
