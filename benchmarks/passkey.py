@@ -87,12 +87,14 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
     before it; a law in tests/laws says that this changes no bit.
     """
     from kvcli.cache.context import freeze
+    from kvcli.documents.document import Document
     from kvcli.engine.generate import generate, new_decode_cache
     from kvcli.engine.prefill import new_prefill_cache, prefill_steps
     from kvcli.engine.prompt import Prompt
     from kvcli.events import Answer
     from kvcli.recipe import parse
     from kvcli.retrieval.passages import retrieve_passages
+    from kvcli.retrieval.quotes import QuoteSearch
 
     parsed, rows, prompt = parse(recipe), [], Prompt(_model.tokenizer)
     built = {case: build(_model, tokens, case, of) for case in cases}
@@ -114,7 +116,8 @@ def run(recipe: str, tokens: int, cases: list[int], of: int, chunk: int, looks: 
         for count in looks:
             asked, visible = question, context
             if count:
-                found = retrieve_passages(_model, prompt, context, said, QUESTION, count=count)
+                search = QuoteSearch(Document.of_text(said), QUESTION)
+                found = retrieve_passages(_model, prompt, context, search, count=count)
                 asked, visible = prompt.question(QUESTION, passages=found.texts(said)), found.context
             tail.rewind()
             tail.set_context(visible)

@@ -16,6 +16,7 @@ from kvcli.errors import UsageError
 from kvcli.planning import memory
 from kvcli.planning.positions import kept_units
 from kvcli.retrieval.passages import retrieve_passages
+from kvcli.retrieval.quotes import QuoteSearch
 from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def chat_context(
         if source is None or not count:
             return [], context
         text = source.document.text
-        found = retrieve_passages(pipeline.model, prompt, context, text, question, count=count, tokens=len(source.ids))
+        search = QuoteSearch(source.document, question, kept=pipeline.texts)
+        found = retrieve_passages(pipeline.model, prompt, context, search, count=count, tokens=len(source.ids))
         return found.texts(text), found.context
 
     return ChatContext(

@@ -456,8 +456,7 @@ class Pipeline:
                 self.model,
                 self.prompt_for(context.source),
                 visible,
-                document.text,
-                question,
+                search or QuoteSearch(document, question, earlier, kept=self.texts),
                 count=count,
                 tokens=context.tokens,
             )

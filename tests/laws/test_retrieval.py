@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvcli.cache.context import freeze
+from kvcli.documents.document import Document
 from kvcli.engine.generate import append_tokens, new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.planning import memory
@@ -17,6 +20,7 @@ from kvcli.recipe import parse
 from kvcli.retrieval import passages
 from kvcli.retrieval.attention import attention_by_position, narrow_context, question_attention
 from kvcli.retrieval.bm25 import bm25_scores
+from kvcli.retrieval.quotes import QuoteSearch
 from tests import tiny
 from tests.laws.helpers import drain, filled
 
@@ -74,29 +78,37 @@ def test_regard_puts_evicted_places_to_zero() -> None:
     assert bool((torch.cat([mass[:4], mass[74:]]) > 0).all())
 
 
-POSITIVE = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 20)), min_size=1, max_size=30)
+FACTS = [
+    f"Captain {name} keeps a {thing} in house {n}."
+    for n, (name, thing) in enumerate(
+        (name, thing) for name in ("Wren", "Hale", "Moss") for thing in ("parrot", "lantern", "violin", "kettle")
+    )
+]
 
 
-@given(POSITIVE, st.integers(1, 5), st.booleans())
-def test_joined_passages_are_different_ones_and_what_leads_by_both_leads(pairs, count: int, thin: bool) -> None:
-    found = passages.fuse_rankings([a for a, _ in pairs], [w for _, w in pairs], count, narrowed=thin)
-    places = [i for i, _ in found]
-    assert len(set(places)) == len(places) == min(count, len(pairs))
-    assert all(a >= b for (_, a), (_, b) in pairwise(found[:-1]))
-    above = [i for i, (a, w) in enumerate(pairs) if all(a > b and w > v for j, (b, v) in enumerate(pairs) if j != i)]
-    assert not above or places[0] == above[0]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_passages_of_the_likeliest_sentences_are_read_again_the_likeliest_last(monkeypatch, count: int) -> None:
+    """Words decide; if they say nothing of two passages, the attention to what was kept does."""
+    model, text = tiny.load("llama"), "\n\n".join(FACTS)
+    context = freeze(filled(model, tiny.document(len(FACTS)), "full", 16), parse("full").storage)
+    spans = tuple(passages.passages(text, 30))
+    monkeypatch.setattr(passages, "_spread", lambda _prompt, _text: (spans, torch.arange(len(FACTS))))
+    prompt: Any = SimpleNamespace(question=lambda _question: tiny.document(5, seed=1))
 
+    def chosen(question: str) -> list[str]:
+        search = QuoteSearch(Document.of_text(text), question)
+        return passages.retrieve_passages(model, prompt, context, search, count=count).texts(text)
 
-def test_words_that_lead_by_far_are_outvoted_only_where_much_is_kept() -> None:
-    attended, shared = [0.8, 0.9, 0.7, 0.6, 0.1, 0.0, 0.0], [2.0, 10.0, 2.5, 1.0, 30.0, 20.5, 29.0]
-    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2)] == [
-        1,
-        4,
-    ]  # 1 is first by attention and fourth by words
-    assert [i for i, _ in passages.fuse_rankings(attended, shared, 2, narrowed=True)] == [4, 1]
-    for thin in (False, True):
-        assert passages.fuse_rankings(attended, [0.0] * 7, 3, narrowed=thin)[0][0] == 1
-        assert passages.fuse_rankings([0.0] * 7, shared, 1, narrowed=thin)[0][0] == 4
+    for fact in FACTS:
+        words = fact.split()
+        found = chosen(f"What does {words[1]} keep beside the {words[4]}?")
+        assert len(set(found)) == count
+        assert found[-1] == fact
+        assert all(words[1] in other or words[4] in other for other in found)
+    labels = question_attention(model, context, tiny.document(5, seed=1))
+    order = attention_by_position(context, labels).argsort(descending=True).tolist()
+    assert chosen("Zyzzyva?") == [FACTS[i] for i in order[:count]][::-1]
+    assert chosen("???") == chosen("Zyzzyva?")
 
 
 HELD = ["", "+kivi(bits=4, group=8)", "+int8", "+turbo(bits=4, fill=true)", "+quest", "+shadowkv(rank=4)"]
