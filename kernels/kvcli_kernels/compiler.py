@@ -1,7 +1,7 @@
 """numba's ``njit``, without the file ``.numba_config.yaml`` of the working directory.
 
-numba reads that file when it is imported and at every compilation. It may name the folder from which compiled
-functions are loaded, and those are pickles: a downloaded folder with such a file would run its code.
+numba reads that file when it is imported and at every compilation. The file may name the folder from which compiled
+functions are loaded, and those are pickles. A downloaded folder with such a file would run its code.
 
 Compiled code on disk contains the functions that it calls. numba compiles it anew if its own file has changed; here any
 file of this package counts.

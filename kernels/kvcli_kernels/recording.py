@@ -1,7 +1,7 @@
 """What a recorder of tensor operations must know of functions that torch does not see.
 
 A decode step on a CPU can be recorded once and replayed (:mod:`kvcli.engine.recorded_step`). A compiled function takes
-the memory of tensors; it says through :func:`run` what it does, so that a replay does it again on the same memory.
+the memory of tensors. It is run through :func:`run`, so that a replay repeats its work on the same memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Operations on small tensors, element by element, in one compiled loop: a call of torch takes longer than such a one.
 
-An instruction is a row of int64 numbers: what is computed, the shape in four dimensions, and for the result and both
-operands their type, address and strides. Arithmetic is in float32, and each result is rounded once, as torch does.
+An instruction is a row of int64 numbers. They are what is computed, the shape in four dimensions, and the type, address
+and strides of the result and both operands. Arithmetic is in float32, and each result is rounded once, as torch does.
 """
 
 import numpy as np

@@ -163,8 +163,8 @@ class DecodeCache:
     def rewind(self, length: int = 0) -> None:
         """Remove everything after the first ``length`` tokens; the rest is unchanged bit for bit.
 
-        The state of recurrent layers cannot be cut: with such layers, and unless the cache has this length already,
-        everything after the last mark up to there is removed. The caller appends the tokens between again.
+        The state of recurrent layers cannot be cut. With such layers, everything after the last mark up to ``length``
+        is removed, unless the cache has this length already. The caller appends the tokens between again.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind a tail of {self.length} tokens to {length}")
@@ -181,8 +181,8 @@ class DecodeCacheLayer:
 
     Both are one tensor if the model has latents.
 
-    ``cache`` is a weak proxy: a reference cycle would keep it and its context until the garbage collector runs, which
-    is rare in a process of this size.
+    ``cache`` is a weak proxy. A reference cycle would keep it and its context until the garbage collector runs, and
+    that is rare in a process of this size.
     """
 
     cache: DecodeCache = field(repr=False)

@@ -68,7 +68,7 @@ class PrefillCache:
         dtype, device: of keys and values; over several GPUs each layer's are on its own.
         heads: the model's retaining heads, for policies that need them.
         storage: the later KV storage. If it offloads, keys and values are in host memory already here, pinned for a
-            GPU, and each layer's are copied to the workspace while the previous layer computes.
+            GPU. Each layer's are copied to the workspace while the previous layer computes.
         calibration: per layer the second moment of the model's queries, float32 ``[H, D, D]``, for storages that use
             it.
         basis: computes a layer's :class:`kvcli.storage.base.Basis`, for storages that use it.

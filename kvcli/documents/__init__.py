@@ -4,7 +4,7 @@ One reader per format: :mod:`pdf`, :mod:`epub`, :mod:`docx`, :mod:`html`, :mod:`
 Each gives parts of a text that know their page, section and line; ``Document.spans`` keep that over the joined text.
 
 Nothing here truncates. What cannot be read is refused with an :class:`~kvcli.errors.InputError` that names
-the file, the reason and a command that helps; what had to be repaired is said in ``Document.warnings``.
+the file, the reason and a command that helps. ``Document.warnings`` say what had to be repaired.
 """
 
 from kvcli.documents.document import Document, Options, Span

@@ -13,7 +13,7 @@ class Span:
     """Where the characters ``start`` to ``end`` (exclusive) of ``Document.text`` came from.
 
     ``body`` is where the source's own words begin: after the file's header and the mark ``[page 12]``, which are
-    kvcli's. ``page`` is the page number, counted from 1, and ``label`` what is printed on the page (``iv``); both
+    kvcli's. ``page`` is the page number, counted from 1, and ``label`` is what is printed on the page (``iv``). Both
     are ``None`` if the format has no pages. ``section`` is the path of headings above the text. ``line`` is the line
     at ``body``, counted from 1: in the file (text formats), or in the extracted text of the page or file (others).
     """

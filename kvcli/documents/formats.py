@@ -81,8 +81,8 @@ _ZIPPED: tuple[tuple[str, Kind], ...] = (  # a member that gives the format away
 def kind(data: bytes, suffix: str) -> Kind:
     """The format of ``data``; text if nothing says otherwise.
 
-    The content decides; ``suffix`` (with its dot, may be empty) tells HTML from other marked-up text, and text from
-    what has lost the beginning of a PDF, DOCX or EPUB. It names notebooks and mail, which are text.
+    The content decides. ``suffix`` (with its dot, may be empty) tells HTML from other marked-up text. It also tells
+    text from a PDF, DOCX or EPUB that has lost its beginning. It names notebooks and mail, which are text.
     """
     found, claimed = _told(data, suffix), _CLAIMED.get(suffix.lower())
     if found is PLAIN and claimed:

@@ -65,8 +65,8 @@ class Citation:
     """One quote of an answer.
 
     ``answer_start`` and ``answer_end`` are its characters in the answer, ``marked`` says whether it was in
-    quotation marks there. ``quote`` are the source's own words, kvcli's page marks left out, and ``start``, ``end``
-    and ``span`` say where in the document's text these are, at the first of ``places`` places; ``line`` is counted as
+    quotation marks there. ``quote`` are the source's own words, without kvcli's page marks. ``start``, ``end`` and
+    ``span`` say where they are in the document's text, at the first of ``places`` places; ``line`` is counted as
     :attr:`Span.line` is. Of an unverified quote ``quote`` is the answer's text, ``places`` is 0 and the rest ``None``.
     ``score`` is the likeness in per cent: 100 if it is verified.
     """

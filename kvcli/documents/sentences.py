@@ -1,8 +1,8 @@
 """A text in sentences: what is quoted, searched and counted as one unit, each with its exact characters.
 
-A unit is a sentence of flowing text, a list item, an option line with its explanation, a row of a table, a line of
-code, or a heading. A line end is white space if the line was wrapped, and ends a unit if the line is shorter than its
-paragraph allows. Work is linear in the text: each character is seen by a fixed number of patterns.
+A unit is a sentence of flowing text, a list item or a heading. An option line with its explanation is also one, and so
+is a row of a table or a line of code. A line end is white space if the line was wrapped, and ends a unit if the line is
+shorter than its paragraph allows. Work is linear in the text: each character is seen by a fixed number of patterns.
 """
 
 from __future__ import annotations

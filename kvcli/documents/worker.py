@@ -1,7 +1,7 @@
 """Readers in a process of their own, one for all files that are read together: all but PDF, images and plain text.
 
 Their parsers are C libraries, and a short file may make much of them. The process bounds its memory, and its
-processor time by the size of each file; if it dies, that file is refused and the next one gets a new process.
+processor time by the size of each file. If it dies, that file is refused and the next one gets a new process.
 """
 
 import json

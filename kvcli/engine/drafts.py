@@ -1,13 +1,13 @@
 """Drafts of the next tokens, and decode steps that check them (speculative decoding).
 
 Answers about a document repeat its words. The longest suffix of the answer is looked up in the document and in the
-prompt, and the tokens after it are the draft (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). The
+prompt. The tokens after it are the draft (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). The
 texts are scanned without an index: 4 bytes per token, 0.1 ms for 100,000 tokens.
 
 A step runs the chosen token and a draft through the model at once. While the tokens chosen afterwards are those of the
 draft, the next logits are there already. The engine chooses every token itself, from the same logits and with the same
-random numbers as without drafts. So answers are the same, whether greedy or sampled: a sample that differs from the
-draft ends it, which is rejection sampling for drafts without probabilities (Leviathan et al. 2023, arXiv 2211.17192).
+random numbers as without drafts. So answers are the same, whether greedy or sampled. A sample that differs from the
+draft ends it. This is rejection sampling for drafts without probabilities (Leviathan et al. 2023, arXiv 2211.17192).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ Products of several rows add numbers in another order than products of one row. 
 def drafts_pay(model: Model, cache: DecodeCache) -> bool:
     """Whether drafted steps are faster and their results the same.
 
-    On a GPU they are not measured. A storage that selects units does it once for all rows of a forward pass, so drafted
+    On a GPU they are not measured. A storage that selects units does it once for all rows of a forward pass. So drafted
     rows would attend to other units than single tokens. The state of a recurrent layer cannot forget a wrong draft.
     """
     layers = () if cache.context is None else cache.context.layers

@@ -27,8 +27,8 @@ class WordsAfterTexts:
 
     Attributes:
         likelihoods: the mean log-probability per token of the words after each text; at most 0.
-        attention: for each text, the part of its words' attention that a stretch of the text gets, averaged over words,
-            heads and the layers of :data:`MIDDLE`: 0 to 1. ``None`` for models with recurrent layers.
+        attention: for each text, the part of its words' attention that a stretch of the text gets, 0 to 1. It is
+            averaged over words, heads and the layers of :data:`MIDDLE`. ``None`` for models with recurrent layers.
     """
 
     likelihoods: list[float]

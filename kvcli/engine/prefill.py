@@ -41,9 +41,9 @@ def prefill_steps(
         chunk: tokens per forward pass.
         probe: the question's ids, for query-aware policies; others ignore them.
         horizon: RoPE positions that prefill and answers will use, for frequencies that depend on the length (longrope,
-            dynamic NTK); by default the smaller of document length and kept length.
+            dynamic NTK). By default it is the smaller of document length and kept length.
         resume: an interrupted prefill cache of the same recipe and chunk size that has read ``resume.seen`` of these
-            ids; the result is that of an uninterrupted prefill.
+            ids. The result is that of an uninterrupted prefill.
         pictures: of the text; its image tokens stand for their rows.
 
     Yields:

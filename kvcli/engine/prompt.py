@@ -1,7 +1,7 @@
 """Token ids of documents and questions, from the model's chat template.
 
-The template is rendered once with two marks and cut there, so that the document can be read, frozen and reused before
-any question is known.
+The template is rendered once with two marks and cut there. The document can thus be read, frozen and reused before any
+question is known.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ def query_aware(prompt: Prompt, recipe: Recipe, text: str, question: str) -> tup
         question: the question that will be asked about it.
 
     Returns:
-        ids of question and document, and the recipe with a sink for each token before the text; if these do not fit
-        half of the budget, the recipe unchanged.
+        ids of question and document, and the recipe with a sink for each token before the text. If these do not fit
+        half of the budget, the recipe is unchanged.
     """
     ids = prompt.document(text, question=question)
     head = len(ids) - len(prompt.offsets(text))

@@ -20,9 +20,9 @@ class RepetitionGuard:
     without case. Those of code blocks may be repeated, and those of fewer than :attr:`SENTENCE` characters. Right after
     the same one, a sentence of :attr:`AGAIN` characters ends the answer too. A loop is a stretch of at least
     :attr:`LOOP` tokens, and of three times the same tokens, with a period of at most :attr:`PERIOD` tokens. At the end
-    of a truncated answer, a loop of :attr:`TAIL` tokens and twice the same tokens is cut, and the beginning of a
-    sentence that was there. Text that may be a repetition is held back until it is none, so that nothing is printed
-    which is then cut. An answer without repetition is unchanged.
+    of a truncated answer, a loop of :attr:`TAIL` tokens and twice the same tokens is cut. The beginning of a sentence
+    that was there before is cut there too. Text that may be a repetition is held back until it is none, so that nothing
+    is printed which is then cut. An answer without repetition is unchanged.
 
     Args:
         prompt: sentences of the prompt; an answer that goes on with one of them repeats the prompt.

@@ -44,8 +44,8 @@ class Result:
         look: number of re-read passages.
         bits: effective bits of a kept number, scales included.
         device_bytes, host_bytes: of the kept units, index and staging included.
-        kl, gold_nll: of the task ``fidelity``, per question, in nats: mean KL per token of the answer, and mean loss
-            per token of the right answer.
+        kl, gold_nll: of the task ``fidelity``, per question, in nats. The first is the mean KL per token of the answer,
+            the second the mean loss per token of the right answer.
         probability: that the text answers, as quotes are looked up; ``None`` for other tasks.
     """
 

@@ -22,8 +22,8 @@ class Corm(EvictionPolicy):
     """Evicts a unit as soon as none of the last queries gave it an equal share of its attention, within the budget.
 
     A unit is major for a query that sees ``t`` units and gives it at least ``1/t``; one query head of its group is
-    enough. As published there is no budget. Here all KV heads of a layer keep the same number, which is that of the
-    head with most units to keep, up to the budget. The others fill up with units that had a vote most recently.
+    enough. As published there is no budget. Here all KV heads of a layer keep the same number of units. The head with
+    most units to keep sets it, up to the budget. The others fill up with units that had a vote most recently.
 
     Args:
         window: number of last queries whose votes count.

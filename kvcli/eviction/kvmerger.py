@@ -22,8 +22,8 @@ class Kvmerger(H2o):
     """Merges neighbouring units with the most similar keys, weighted by a Gaussian around the most attended one.
 
     Published with a threshold on the cosine of neighbours; here each head's threshold is the one that gives the budget.
-    Published once after prefill, with keys after RoPE; here at each eviction, with keys before RoPE, and a unit counts
-    as many times as it holds tokens. Heavy hitters and the newest quarter are not merged. If too few neighbours may be
+    Published once after prefill, with keys after RoPE; here at each eviction, with keys before RoPE. A unit counts as
+    many times as it holds tokens. Heavy hitters and the newest quarter are not merged. If too few neighbours may be
     merged, the units with the least attention are dropped.
 
     Args:

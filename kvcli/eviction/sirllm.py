@@ -20,9 +20,9 @@ class Sirllm(EvictionPolicy):
     """Keeps the tokens with the smallest probability given the text before them, and the newest; all heads the same.
 
     A chunk's probabilities exist only after all layers have read it. So its units are scored when the next chunk is
-    read, and until then they stay; of a chunk that is longer than the budget, the newest. The first token of a chunk
-    gets the chunk's largest score, as the first of a turn does in the paper. Costs the language-model head for every
-    token.
+    read, and until then they stay. If a chunk is longer than the budget, only its newest units stay. The first token of
+    a chunk gets the chunk's largest score, as the first of a turn does in the paper. Costs the language-model head for
+    every token.
 
     Args:
         decay: factor on all older scores per chunk; 1 for documents, 0.7 to 0.9 for dialogue.

@@ -43,8 +43,8 @@ class Folding(Protocol):
 class Fold:
     """Forgets what is evicted. A frozen dataclass whose fields are its hyper-parameters.
 
-    A fold adds evicted units to a state of constant size per KV head, which adds to numerator and denominator of
-    attention, in prefill and in decoding. Layers with a sliding window have none. While nothing is evicted it changes
+    A fold adds evicted units to a state of constant size per KV head. In prefill and in decoding, the state adds to the
+    numerator and denominator of attention. Layers with a sliding window have none. While nothing is evicted it changes
     nothing. Prefill depends on it, so it is a part of :attr:`kvcli.recipe.Recipe.reading`.
     """
 

@@ -47,7 +47,7 @@ def basis(module: nn.Module, spec: ModelSpec, layer: int) -> Basis:
     """Compute the left singular vectors of each KV head's rows of ``W_K`` and ``W_V``, largest singular value first.
 
     They are the eigenvectors of ``W_h W_hᵀ``, in float64. A norm of the keys multiplies each token's key by a number,
-    which moves no subspace, and by fixed factors per channel, which count as part of ``W_K``.
+    which changes no subspace. It also multiplies by fixed factors per channel, which count as part of ``W_K``.
 
     Raises:
         ModelError: as for :func:`layer_parts`.

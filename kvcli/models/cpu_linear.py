@@ -3,8 +3,8 @@
 While it decodes, a model reads narrower weights than it has, mapped from a file:
 
 - a float32 model whose file has bfloat16 weights reads those: the same numbers in half the bytes;
-- a model that was made from a quantised file (GGUF) reads 4 bits a weight if the file had 4 in steps of one size,
-  otherwise 8. This changes a weight by less than rounding to 4 bits did. What is multiplied is rounded to 8 bits, so
+- a model that was made from a quantised file (GGUF) reads 4 or 8 bits a weight: 4 if the file had 4 in steps of one
+  size, else 8. This changes a weight by less than rounding to 4 bits did. What is multiplied is rounded to 8 bits, so
   answers may differ in words.
 
 Many rows, in prefill, take the model's own weights and torch's product.

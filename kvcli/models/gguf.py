@@ -1,7 +1,7 @@
 """A GGUF file, dequantised once and kept as bf16 safetensors.
 
-The conversion runs in a process of its own (:mod:`kvcli.models.gguf_conversion`), because transformers draws bars and
-logs to the screen, and because it can be killed for its memory. Its standard output is one ``done total`` pair a line.
+The conversion runs in a process of its own (:mod:`kvcli.models.gguf_conversion`). There, transformers cannot draw bars
+or log to the screen. If the process takes too much memory, only it is killed. It prints one ``done total`` pair a line.
 """
 
 import hashlib

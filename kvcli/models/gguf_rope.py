@@ -1,8 +1,8 @@
 """The scaling of a GGUF's rotary frequencies as transformers' ``rope_parameters``: its own converter drops them.
 
-A GGUF says it in three ways: ``ARCH.rope.scaling.type`` (``linear`` or ``yarn``) with a factor, the tensor
-``rope_freqs`` by which each frequency is divided (Llama 3.1), or two such tensors for short and long texts (Phi-3).
-Without it a model answers well up to its original window and falls apart after.
+A GGUF says it in three ways. It has ``ARCH.rope.scaling.type`` (``linear`` or ``yarn``) with a factor, or the tensor
+``rope_freqs`` by which each frequency is divided (Llama 3.1). Or it has two such tensors, for short and long texts
+(Phi-3). Without the scaling, a model answers well up to its original window and wrongly after it.
 """
 
 import math

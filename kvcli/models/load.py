@@ -76,8 +76,8 @@ def load(
         device, dtype: as for :func:`placed`.
         weights: one of :data:`kvcli.types.WEIGHTS`; ``bf16`` is as stored.
         pictures: load the vision tower too, so that pictures can be read.
-        ready: called when all of the program is there, tokenizer and model code included, and no weights yet: what
-            the process takes then is not the model's.
+        ready: called when the whole program is loaded, tokenizer and model code included, but no weights yet. Memory
+            that the process takes then is not the model's.
         announce: receives one line about a model that is larger than the GPU (:mod:`kvcli.models.device_map`).
 
     Raises:

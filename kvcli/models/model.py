@@ -141,7 +141,7 @@ class Model:
             ids: int64 ``[m]``.
             store: a prefill cache or a decode cache.
             logits: ``True`` for the last token's logits ``[vocab]``, ``"all"`` for ``[m, vocab]``, int64 ``[r]`` for
-                those of some tokens ``[r, vocab]``, ``False`` for none: prefill does not need the language-model
+                those of some tokens ``[r, vocab]``. ``False`` gives none: prefill does not need the language-model
                 head.
             embeds: ``[m, hidden]``, in the place of the tokens' own embeddings, for pictures.
         """

@@ -1,7 +1,7 @@
 """Experts in few bits: bitsandbytes skips them, because a layer holds the matrices of all in one tensor.
 
-They are packed while loading, one layer at a time. A CPU multiplies few tokens by them as they are; for more, and on
-other devices, one expert at a time is unpacked when it is used.
+They are packed while loading, one layer at a time. A CPU multiplies few tokens by them as they are. For more tokens,
+and on other devices, one expert at a time is unpacked when it is used.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Pipeline:
         raw: no chat template: the text, then the question.
         before, after: text before and after each question; by default none, and a line that asks for the exact words
             of the text.
-        rerank: an embedding model or a cross-encoder that ranks quotes in the place of the model: a directory, or a
-            hub id in the hub's cache. It is never fetched.
+        rerank: an embedding model or a cross-encoder that ranks quotes in the place of the model. It is a directory, or
+            a hub id in the hub's cache, and is never fetched.
 
     Raises:
         UsageError: the recipe, budget or number of bits is not valid.
@@ -398,8 +398,8 @@ class Pipeline:
 
         Raises:
             TooLongError: the question does not fit the model's positions.
-            UsageError: an answer format with ``stop`` or ``from_quotes``, which would cut it; a document that was not
-                read, unless ``from_quotes`` is given and a sentence seems to answer.
+            UsageError: an answer format with ``stop`` or ``from_quotes``, which would cut it. Also a document that was
+                not read, unless ``from_quotes`` is given and a sentence seems to answer.
         """
         if answer_format is not None and (stop or from_quotes):
             raise UsageError(

@@ -17,8 +17,8 @@ def disk_bytes(spec: ModelSpec, recipe: Recipe, *, tokens: int, chunk: int, text
     """Return the maximum bytes of a saved prefill (see :mod:`kvcli.prompt_cache.serialize`).
 
     The file contains the frozen units and, for longer texts, the resume point before the last chunk. The latter stores
-    scores, positions and marks of its units, and the units that the last chunk evicted: at most one per token of the
-    chunk.
+    scores, positions and marks of its units. It also stores the units that the last chunk evicted: at most one per
+    token of the chunk.
 
     Args:
         spec, recipe, tokens, chunk: as for :func:`kvcli.planning.memory.plan`.

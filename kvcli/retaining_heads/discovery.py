@@ -38,8 +38,8 @@ def attach_events(
 
     Args:
         model: a loaded model; its ``heads`` are set if heads are found.
-        where: a file, a directory or a hub repository; by default the user's and the shipped heads of exactly this
-            model, else those that Locret's authors published for it.
+        where: a file, a directory or a hub repository. By default the user's heads of exactly this model, then the
+            shipped ones, then those that Locret's authors published for it.
         offline: do not contact a hub.
 
     Returns:

@@ -1,7 +1,7 @@
 """The search of KVSharer (Yang et al. 2024, arXiv 2410.18517) for layers that can use another layer's KV pairs.
 
-Keys after RoPE and values are averaged over short pieces of a text. Pairs of layers are tried from the most unlike one
-on; a pair stays if the model's last hidden states stay similar to those without sharing.
+Keys after RoPE and values are averaged over short pieces of a text. Pairs of layers are tried, the most unlike first. A
+pair stays if the model's last hidden states stay similar to those without sharing.
 """
 
 from __future__ import annotations

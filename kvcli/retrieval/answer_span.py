@@ -1,7 +1,7 @@
 """The words of a document's sentences that answer a question: successive words, rated by the language model.
 
-The model sees worked examples, the sentences and the question. A span is worth the log-probability that the model
-writes it and then ends, and a constant for each token: without it, one word is nearly always the likeliest. The
+The model sees worked examples, the sentences and the question. A span's value is the log-probability that the model
+writes it and then ends, and a constant for each token. Without the constant, one word is nearly always likeliest. The
 logarithm of its sentence's share counts for it, and words of the question count against it. Spans begin with one of the
 words that the model finds likeliest as the first. The weights were fitted on everyday questions and the first half of
 SQuAD's (docs/log.md).

@@ -1,6 +1,6 @@
 """Likely sources: the pages that an answer's tokens attend to more than their share, and share words with.
 
-If no part of an answer is verbatim in the text, attention is still there: each token of the answer attends to the kept
+If no part of an answer is verbatim in the text, attention still gives a hint. Each token of the answer attends to kept
 units of the text. Its weights are summed per page and divided by the page's share. That share is the attention that an
 answer without content to a question without content gives the page (Chen et al. 2024, in-context re-ranking). The share
 grows with the units that were kept of a page, so that long pages do not win by their size. It also removes what any
@@ -40,8 +40,8 @@ NEUTRAL = "N/A"
 """Question and answer without content."""
 
 PRIOR = 0.1
-"""Of an average page, what is added to every page's attention and share: a page of which only a few units were kept
-says little, and goes to the middle."""
+"""The part of an average page's value that is added to every page's attention and share. A page of which only a few
+units were kept says little, so its ratio moves towards 1."""
 
 
 @dataclass(frozen=True)

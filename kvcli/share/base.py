@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class LayerSharing:
     """Shares the layers that the model itself shares. A frozen dataclass whose fields are its hyper-parameters.
 
-    A layer that borrows stores no units: its queries attend to the kept units of the layer that it borrows from, in
-    prefill and in decoding. Memory falls with the number of borrowing layers. Prefill depends on it, so it is a part of
+    A layer that borrows stores no units. In prefill and in decoding, its queries attend to the kept units of the layer
+    that it borrows from. Memory falls with the number of borrowing layers. Prefill depends on it, so it is a part of
     :attr:`kvcli.recipe.Recipe.reading`.
     """
 

@@ -30,7 +30,7 @@ class MiniCache(LayerSharing):
 
     Differences: document units are merged once, after prefill; question and answer stay exact. With an evicting policy
     the upper layer of a pair keeps what the lower one keeps. ``retain`` is a share of the units, chosen per KV head by
-    the sum of the angles of key and value; the paper compares with the range of angles. A layer is restored for each
+    the sum of the angles of key and value. The paper compares with the range of angles. A layer is restored for each
     call, so memory falls and decoding is slower.
 
     Args:

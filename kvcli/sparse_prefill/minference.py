@@ -28,8 +28,8 @@ class MInference(SparsePrefill):
     Differences: all heads have the vertical-slash pattern and the same sizes, as in the authors' released searches but
     for a few heads. With ``heads=file`` each has the one that ``kvcli calibrate --prefill minference`` found; blocks of
     keys, which the released search replaces, are no candidates. The patterns are estimated for each chunk, over kept
-    units and the chunk. Layers with a sliding window or attention sinks attend to everything, and so does every layer
-    while it has at most ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the
+    units and the chunk. Layers with a sliding window or attention sinks attend to everything. So does every layer while
+    it has at most ``vertical + slash`` units: with small budgets nothing changes. Eviction scores do not use the
     patterns. Memory and answers are those of the policy. It gathers keys in plain tensor operations, without a kernel
     of its own.
 

@@ -1,7 +1,7 @@
 """Patterns per head for MInference: found by ``kvcli calibrate --prefill minference``, for ``minference(heads=file)``.
 
-A pattern is written ``v500s700``, 500 columns and 700 diagonals that are estimated, or ``a100s800``: the first 100 keys
-and the nearest 800 distances, which are not.
+The pattern ``v500s700`` is 500 columns and 700 diagonals that are estimated. The pattern ``a100s800`` is the first 100
+keys and the nearest 800 distances, which are fixed.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ class StoredLayer(Attendable, Protocol):
     def dynamic_reason(self) -> str | None:
         """Why a decode step over this layer is not static (:class:`kvcli.engine.static_step.StaticStep`), or ``None``.
 
-        A step is static if shapes and addresses never change, nothing waits for the device, and all state that a step
-        leaves for the next is on the device.
+        A step is static if shapes and addresses never change and nothing waits for the device. All state that a step
+        leaves for the next must be on the device, too.
         """
         ...
 

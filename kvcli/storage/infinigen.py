@@ -2,9 +2,9 @@
 
 Each layer's queries are predicted from the previous layer's attention input, using a few columns of Q and K. Rotating
 both by an orthogonal matrix concentrates their energy in few columns and leaves QKᵀ unchanged. The matrix comes from
-the second moment of a model's queries: over a book, once per model, as in the paper (``kvcli calibrate``), or over the
-text itself. Without a rotation, the columns are those with the most energy in the text's queries and keys; for the
-default model they predict best (docs/results).
+the second moment of a model's queries. They are taken over a book, once per model, as in the paper (``kvcli
+calibrate``), or over the text itself. Without a rotation, the columns are those with the most energy in the text's
+queries and keys; for the default model they predict best (docs/results).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class InfiniGen(KVStorage):
         least: a layer with at most this many units stays dense on the device.
         pool: maximum units per KV head of a layer in host memory, with ``full``; without it, all.
         victims: which unit leaves a full pool: the least often fetched (``counter``), the least recently fetched
-            (``lru``) or the oldest (``fifo``); never one of the newer half of the pool.
+            (``lru``) or the oldest (``fifo``). The newer half of the pool is always kept.
     """
 
     partial: float = 0.3

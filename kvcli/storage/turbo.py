@@ -1,7 +1,7 @@
 """TurboQuant: a rotation, then the optimal codes for a Gaussian (Zandieh et al. 2025, arXiv 2504.19874).
 
-A Hadamard matrix with random signs makes the coordinates of any vector look Gaussian, so one codebook serves all
-vectors and nothing is learned from data. Each token is coded alone, so evictions do not affect the others.
+A Hadamard matrix with random signs makes the coordinates of any vector look Gaussian. So one codebook serves all
+vectors, and nothing is learned from data. Each token is coded alone, so evictions do not affect the others.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ _QUERIES = 64  # queries whose logits exist at a time
 def select_blocks(q: Tensor, landmarks: Tensor, scale: float, count: int) -> Tensor:
     """Select the blocks whose landmarks get the most attention.
 
-    A block's vote is its softmax weight among all landmarks, summed over the queries of a head, and the maximum over
-    the query group (ShadowKV, arXiv 2410.21465).
+    A block's softmax weight among all landmarks is summed over the queries of a head. The block's vote is the maximum
+    of these sums over the query group (ShadowKV, arXiv 2410.21465).
 
     Args:
         q: ``[H, m, D]``, rotated.

@@ -1,7 +1,7 @@
 """Unpacks a 4-bit weight in the order in which bitsandbytes multiplies a few rows on CPUs with bfloat16 instructions.
 
-Of 32 rows of the weight, a byte has two numbers of one column: of row ``c`` in its lower bits, of row ``c + 16`` in the
-others. Compiled by numba.
+Rows of the weight are in groups of 32, and a byte has two numbers of one column. Its lower bits are for row ``c`` of
+the group, the others for row ``c + 16``. Compiled by numba.
 """
 
 import numpy as np

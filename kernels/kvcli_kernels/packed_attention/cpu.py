@@ -1,7 +1,7 @@
 """Decode attention on packed keys for CPUs, compiled by numba: codes become floats in registers, while torch must write
 them to memory first.
 
-Rows are arranged in *planes*: with ``per`` codes per byte, number ``b · per + p`` of a row is at ``[p, b]``, so that
+Rows are arranged in *planes*: with ``per`` codes per byte, number ``b · per + p`` of a row is at ``[p, b]``. So
 neighbouring bytes are neighbouring lanes of a register. As in :mod:`kvcli_kernels.packed_attention.fused_scales`,
 queries absorb the scales of keys. They are processed in blocks of four that share unpacked codes; a single query is
 processed alone. A codebook is evaluated as an odd polynomial through its points, as no register can look up sixteen

@@ -1,7 +1,7 @@
 """Decode attention on packed keys in torch: the few queries absorb the scales, instead of the many codes.
 
-With keys in tiles of ``(t, 1)`` (per channel) a logit is ``Σ_d (q_d s_d) code_d + Σ_d q_d low_d``, where ``s`` and
-``low`` are those of the key's tile: the queries are multiplied once per tile. With tiles of ``(1, c)`` (per token) the
+With keys in tiles of ``(t, 1)`` (per channel) a logit is ``Σ_d (q_d s_d) code_d + Σ_d q_d low_d``; ``s`` and ``low``
+are those of the key's tile. The queries are multiplied once per tile. With tiles of ``(1, c)`` (per token) the
 scale multiplies the logit, and for values the weight: ``o_c = Σ_n (w_n s_n) code_nc + Σ_n w_n low_n``. Codes need no
 shift: queries and outputs absorb that factor too. Each code is only masked and converted to float32; with so few query
 rows a float32 matmul is no slower.

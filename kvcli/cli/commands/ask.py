@@ -237,10 +237,10 @@ def command(
 ) -> None:
     """Ask a question about documents.
 
-    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file, a directory, a web address (https://…), or
-    a saved prefill (book.kv); @NAME is a library (kvcli library). Without FILE, piped standard input is the document.
-    The last argument is the question; with -e or -Q every argument is a FILE. The prefill is saved, so further
-    questions about the same documents start at once.
+    FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file. It can also be a directory, a web address
+    (https://…), a saved prefill (book.kv), or @NAME for a library (kvcli library). Without FILE, piped standard input
+    is the document. The last argument is the question; with -e or -Q every argument is a FILE. The prefill is saved, so
+    further questions about the same documents start at once.
 
     \b
     Examples:

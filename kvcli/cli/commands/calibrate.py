@@ -1,6 +1,7 @@
-"""``kvcli calibrate TEXT…``: directions in which a model's queries vary, for the storage ``infinigen``; with
-``--share``, layers that can use another layer's KV pairs, for ``kvsharer``; with ``--prefill``, patterns for
-``minference``."""
+"""``kvcli calibrate TEXT…`` finds the directions in which a model's queries vary, for the storage ``infinigen``.
+
+With ``--share`` it finds layers that can use another layer's KV pairs, for ``kvsharer``. With ``--prefill`` it finds
+patterns for ``minference``."""
 
 from __future__ import annotations
 

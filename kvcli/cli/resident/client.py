@@ -1,8 +1,8 @@
 """``kvcli ask``, ``prefill`` and ``chat`` as clients of an engine. Imports no torch, no typer: it is there at once.
 
 The client gives its streams, working directory, umask and environment to the engine, passes signals on, and ends with
-the exit code that comes back. Whatever is in the way (no engine and none wanted, one that is busy, hangs or dies) the
-command runs in this process, as if there were no engines.
+the exit code that comes back. If there is no engine and none is wanted, the command runs in this process. The same
+happens if an engine is busy, does not answer, or ends before the command has read or written anything.
 """
 
 from __future__ import annotations

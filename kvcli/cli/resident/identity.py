@@ -1,8 +1,8 @@
 """Which engine fits a command: the one whose program, user and surroundings are those of the command.
 
 An engine takes arguments, streams, working directory, umask and environment from each command. What is fixed when a
-process starts is part of its key instead: other packages, another user or namespace, other limits, and variables that
-libraries read while they are imported. Commands that differ there never meet in one engine.
+process starts is part of its key instead. These are the packages, the user, the namespaces, the limits, and the
+variables that libraries read while they are imported. Commands that differ in these never run in one engine.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Markdown on a terminal, written once as it arrives: nothing that is printed is drawn again.
 
-Words come as soon as they are complete, so a paragraph is visible while it is written, and a window that changes its
-size tears nothing. What needs its end first waits: a span in ``**`` or backquotes of at most :data:`SPAN` characters,
-a line of code, a table. Lines end between words, and list items have a hanging indent.
+Words are printed as soon as they are complete, so a paragraph is visible while it is written. A window that changes
+its size damages nothing. What needs its end first waits: a span in ``**`` or backquotes of at most :data:`SPAN`
+characters, a line of code, a table. Lines end between words, and list items have a hanging indent.
 """
 
 from __future__ import annotations

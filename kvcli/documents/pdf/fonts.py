@@ -1,7 +1,8 @@
 """Letters that PDFium cannot name, by the names that their fonts give to glyphs.
 
-PDFium does not read the glyph names of Type 3 fonts (plots of matplotlib, old papers of TeX), nor those of symbols in
-TeX's own fonts. Both are in the file: pypdf reads the fonts' dictionaries, and a Type 1 program has names as text.
+PDFium does not read the glyph names of Type 3 fonts (plots of matplotlib, old papers of TeX). It does not read those
+of symbols in TeX's own fonts either. Both are in the file: pypdf reads the fonts' dictionaries, and a Type 1 program
+has names as text.
 """
 
 import contextlib

@@ -53,7 +53,7 @@ def running_heads(
     """For each page the indices of its running heads, feet and page numbers, and what kind of text each is.
 
     Two lines are of one kind if they differ only in the page's number. Only an unbroken run of such lines from the
-    top or the bottom counts; so does a line that stands where heads stand and has the page's number in it.
+    top or the bottom counts. A line at the height of other heads counts too if it has the page's number in it.
     ``read`` is the number of pages that were read; the others have no lines.
     """
     edges = [_edges(lines, height) for lines, height in zip(pages, heights, strict=True)]

@@ -1,7 +1,7 @@
 """PDFium in a process of its own: words with their places, page by page, as JSON Lines on standard output.
 
-A PDF is a program for a C++ library. Here it may crash, hang or fill memory without taking kvcli with it:
-:mod:`kvcli.documents.pdf` starts this module, hands the file over on standard input and watches the clock.
+A PDF is a program for a C++ library. In this process it may crash, hang or fill memory without ending kvcli.
+The module :mod:`kvcli.documents.pdf` starts this one, hands the file over on standard input and limits its time.
 """
 
 import contextlib

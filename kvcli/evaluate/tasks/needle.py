@@ -1,8 +1,8 @@
 """Needles: invented facts between the sentences of a text, asked for in their own words.
 
-Variants as in RULER (Hsieh et al., arXiv:2404.06654): one fact; one among others of its kind; one with several values;
-several facts, each asked for after the same prefill. Training of heads uses other sentences
-(:mod:`kvcli.retaining_heads.facts`).
+The variants are those of RULER (Hsieh et al., arXiv:2404.06654). A text has one fact, one among others of its kind, or
+one with several values. It may also have several facts, each asked for after the same prefill. Training of heads uses
+other sentences (:mod:`kvcli.retaining_heads.facts`).
 """
 
 from __future__ import annotations

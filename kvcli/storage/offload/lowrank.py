@@ -19,8 +19,8 @@ _PIECE = 4096  # rows that are multiplied at a time
 def factorise(keys: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Compute the best factors of a rank: ``keys ≈ coefficients @ basis``.
 
-    The right singular vectors are the eigenvectors of the Gram matrix, which is summed piece by piece; so no matrix of
-    the text's length is decomposed. The error is that of the SVD.
+    The right singular vectors are the eigenvectors of the Gram matrix. It is summed piece by piece, so no matrix of the
+    text's length is decomposed. The error is that of the SVD.
 
     Args:
         keys: ``[n, M]``.
