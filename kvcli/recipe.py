@@ -15,9 +15,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvcli import registry  # as a module: tests replace parts of it
 from kvcli.errors import ModelError, UsageError
 from kvcli.fold.base import Fold
-from kvcli.registry import KINDS, Axis, axis_of, lookup, names
 from kvcli.share.base import LayerSharing
 from kvcli.sparse_prefill.base import SparsePrefill
 
@@ -187,22 +187,22 @@ def parse(text: str) -> Recipe:
     """
     first, *others = _PLUS.split(text)
     name, _ = _split(first, text)
-    axis = axis_of(name)
+    axis = registry.axis_of(name)
     if axis not in (None, "eviction"):
         raise UsageError(
-            f"'{name}' is a {KINDS[axis]}, and a recipe begins with an eviction policy", f"full+{text.strip()}"
+            f"'{name}' is a {registry.KINDS[axis]}, and a recipe begins with an eviction policy", f"full+{text.strip()}"
         )
-    terms: dict[Axis, Any] = {}
+    terms: dict[registry.Axis, Any] = {}
     for other in others:
         name, _ = _split(other, text)
-        axis = axis_of(name)
+        axis = registry.axis_of(name)
         if axis is None:
-            known = ", ".join(n for a in KINDS if a != "eviction" for n in names(a))
+            known = ", ".join(n for a in registry.KINDS if a != "eviction" for n in registry.names(a))
             raise UsageError(f"unknown term '+{name}'; expected one of {known}", "kvcli recipes")
         if axis in terms or axis == "eviction":
             before = _split(first, text)[0] if axis == "eviction" else terms[axis].name
             raise UsageError(
-                f"'{before}' and '{name}' in '{text.strip()}': a recipe takes one {KINDS[axis]}",
+                f"'{before}' and '{name}' in '{text.strip()}': a recipe takes one {registry.KINDS[axis]}",
                 "kvcli recipes",
             )
         terms[axis] = _parse_term(axis, other, text)
@@ -278,9 +278,9 @@ def _split(text: str, whole: str) -> tuple[str, str]:
     return match.group(1).lower().replace("-", "_"), match.group(2) or ""
 
 
-def _parse_term(axis: Axis, text: str, whole: str) -> Any:
+def _parse_term(axis: registry.Axis, text: str, whole: str) -> Any:
     name, arguments = _split(text, whole)
-    cls = lookup(axis, name)
+    cls = registry.lookup(axis, name)
     hints = typing.get_type_hints(cls)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls) if hints[f.name] is not types.NoneType}
     values: dict[str, Any] = {}

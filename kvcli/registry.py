@@ -49,7 +49,6 @@ _NOT_TERMS = {
     "row_layer",
     "selection",
     "smoothing",
-    "staging",
     "vertical_slash",
 }
 

@@ -16,7 +16,6 @@ from kvcli.engine.generate import new_decode_cache
 from kvcli.engine.prefill import prefill
 from kvcli.engine.static_step import CudaGraphStep, StaticStep, dynamic_reason
 from kvcli.recipe import parse
-from kvcli.storage import staging
 from kvcli.storage.offload.layer import BlockReader, PrefetchingReader
 from tests import tiny
 from tests.laws.helpers import distance, drain
@@ -103,7 +102,7 @@ def test_what_is_done_aside_may_come_as_late_as_it_is_waited_for(model, name: st
     told: list[int] = []
     mark = LateStream.mark
     monkeypatch.setattr(LateStream, "mark", lambda self: (told.append(mark(self)), told[-1])[1])
-    monkeypatch.setattr(staging, "CopyStream", LateStream)
+    monkeypatch.setattr("kvcli.utils.copy_stream.CopyStream", LateStream)
     plain, other = (tail(model(), f"full+{FEW[name]}") for _ in range(2))
     traced = TracedStep(model(), other)
     assert any(told)
