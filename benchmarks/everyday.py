@@ -14,9 +14,9 @@ each in all ways. Cases are appended to the file; a second run adds what is miss
 
 Ways: ``ask`` (the chat template over the document, with the rule of the default task), ``norule`` and ``few`` (the same
 without it, or with "Answer in a few words."), ``ranked`` (worked examples, and the three best sentences as the model
-ranks them), ``examples`` (the same, ranked by words alone) and ``words`` (the same, and the answer is successive words
-of one of them). The last three ways leave out questions that no sentence seems to answer: there kvcli answers as
-``ask`` does.
+ranks them), ``examples`` (the same, ranked by words alone), ``rankedwords`` and ``words`` (the same two, and the answer
+is successive words of one of them). The last four ways leave out questions that no sentence seems to answer: there
+kvcli answers as ``ask`` does.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {  # name in tables, words af
     "few": ('"Answer in a few words."', "\nAnswer in a few words.", {}),
     "ranked": ("worked examples, three sentences, ranked by the model", "", {"from_quotes": True, "verbatim": False}),
     "examples": ("worked examples, three sentences", "", {"from_quotes": True, "by_model": False, "verbatim": False}),
+    "rankedwords": ("words of a sentence, ranked by the model", "", {"from_quotes": True, "verbatim": True}),
     "words": ("the same, words of a sentence", "", {"from_quotes": True, "by_model": False, "verbatim": True}),
 }
 
