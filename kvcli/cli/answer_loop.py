@@ -296,7 +296,7 @@ class AnswerLoop:
                     reread = event
                     if event.passages:
                         count = terminal.plural(len(event.passages), "sentence" if event.alone else "passage")
-                        alone = ", and nothing else" if event.alone else ""
+                        alone = ", and nothing else" * event.alone + ": no prefill" * (context.context is None)
                         text = f"{count}, {event.characters:,} characters{alone} ({event.seconds:.1f} s)"
                         terminal.note("reread", text, quiet=options.quiet)
                     start = first = time.perf_counter()

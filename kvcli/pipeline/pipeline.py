@@ -441,11 +441,13 @@ class Pipeline:
             free = stop or (sampling is not None and sampling.temperature)
             if verbatim or (verbatim is None and not free and self.model.name in ASKED_BY_EXAMPLES):
                 began, shares = perf_counter(), [c.share for c in search.candidates[: len(texts)]][::-1]
-                if span := answer_span(self.model, self.prompt, str(question), texts, shares, longest):
+                language = search.index.language
+                if span := answer_span(self.model, self.prompt, str(question), texts, shares, longest, language):
+                    seconds = perf_counter() - began
                     yield Token(-1, span.text)
                     if quotes:
                         yield self._settled(search, span.text, by_model=by_model)
-                    yield Answer(span.text, "stop", len(ids), span.tokens, perf_counter() - began, 0.0)
+                    yield Answer(span.text, "stop", len(ids), span.tokens, seconds, 0.0)
                     return
             stop = (*stop, "\n")
         elif document is not None and visible is None:

@@ -20,7 +20,7 @@ from kvcli.documents.normalize import UNSPACED
 from kvcli.engine.likelihood import logits_after
 from kvcli.engine.prompt import Prompt
 from kvcli.models.model import Model
-from kvcli.retrieval.words import common_words, find_words, fold_words, language
+from kvcli.retrieval.words import content_stems
 
 STARTS, LONGEST, MOST = 32, 14, 48
 """First words that are tried, and words and tokens of a span at most."""
@@ -49,7 +49,13 @@ class AnswerSpan:
 
 
 def answer_span(
-    model: Model, prompt: Prompt, question: str, texts: Sequence[str], shares: Sequence[float], most: int = MOST
+    model: Model,
+    prompt: Prompt,
+    question: str,
+    texts: Sequence[str],
+    shares: Sequence[float],
+    most: int = MOST,
+    language: str = "english",
 ) -> AnswerSpan | None:
     """The span that the model rates best as the answer; ``None`` if no text has a word.
 
@@ -59,6 +65,7 @@ def answer_span(
         texts: the sentences, the likeliest last.
         shares: of each, the probability that it is the one that answers.
         most: tokens of a span.
+        language: of the texts.
     """
     asked = prompt.worked_examples(texts, question)
     tails = [
@@ -75,7 +82,7 @@ def answer_span(
     ids = [coded[n][0][: min(most, MOST)] for n in likely]
     logits, _ = logits_after(model, asked, ids, [range(len(i)) for i in ids])
     over = sorted({*model.eos, *(prompt.reply(text)[0] for text in ("\n", "\n\n"))})
-    echoed, found = _Echo(question, " ".join(texts)), None
+    words, found = set(content_stems(question, language)), None
     for n, own, after in zip(likely, ids, logits, strict=True):
         chances = after.log_softmax(-1)
         steps = chances[:-1].gather(1, torch.tensor(own[1:], device=after.device)[:, None])[:, 0]
@@ -84,32 +91,16 @@ def answer_span(
         tail, stops, prior = tails[n]
         last = {end - 1: i for i, (_, end) in enumerate(coded[n][1])}  # of several bytes of one character, the last
         for i, stop in sorted({last[stop]: stop for stop in stops if last.get(stop, len(own)) < len(own)}.items()):
-            value = so_far[i] + ends[i] + BONUS * (i + 1) + prior + ECHO * echoed.part(tail[:stop])
+            value = so_far[i] + ends[i] + BONUS * (i + 1) + prior + ECHO * _echo(tail[:stop], words, language)
             if found is None or value > found.value:
                 found = AnswerSpan(tail[:stop], i + 1, value)
     return found
 
 
-class _Echo:
-    """How much of a text a question has already.
-
-    Args:
-        question: what is asked.
-        sample: a text in the document's language.
-    """
-
-    def __init__(self, question: str, sample: str) -> None:
-        self._language = language(sample)
-        self._asked = set(self._stems(question))
-
-    def part(self, text: str) -> float:
-        """The part of a text's words, common ones left out, that the question has in any form."""
-        stems = self._stems(text)
-        return sum(stem in self._asked for stem in stems) / max(1, len(stems))
-
-    def _stems(self, text: str) -> list[str]:
-        common = common_words(self._language)
-        return fold_words([word for word in find_words(text) if word not in common], self._language)
+def _echo(text: str, asked: set[str], language: str) -> float:
+    """The part of a text's words, common ones left out, that the question has in any form."""
+    stems = content_stems(text, language)
+    return sum(stem in asked for stem in stems) / max(1, len(stems))
 
 
 def _tails(text: str) -> list[tuple[str, list[int]]]:

@@ -28,7 +28,7 @@ from kvcli.events import Quote, Quotes
 from kvcli.retrieval.answer_type import expected, has_type
 from kvcli.retrieval.bm25 import Query
 from kvcli.retrieval.sentences import HEADING, SentenceIndex, sentence_index
-from kvcli.retrieval.words import common_words, find_words, fold_words
+from kvcli.retrieval.words import common_words, content_stems, find_words, fold_words
 from kvcli.retrieval.words import language as language_of
 
 if TYPE_CHECKING:
@@ -354,14 +354,9 @@ def quote_of(index: SentenceIndex, numbers: Sequence[int], score: float) -> Quot
 
 def supports(text: str, question: str, answer: str, language: str) -> bool:
     """Whether a text has most of the words of some sentence of an answer that the question does not have."""
-    common = common_words(language)
-
-    def stems(words: str) -> set[str]:
-        return set(fold_words([w for w in find_words(words) if w not in common], language))
-
-    has, asked = stems(text), stems(question)
+    has, asked = set(content_stems(text, language)), set(content_stems(question, language))
     for sentence in split_sentences(answer):
-        told = stems(answer[sentence.start : sentence.end])
+        told = set(content_stems(answer[sentence.start : sentence.end], language))
         new = told - asked or told
         if new and len(new & has) >= SUPPORTED * len(new):
             return True
@@ -370,8 +365,7 @@ def supports(text: str, question: str, answer: str, language: str) -> bool:
 
 def shared_words(text: str, question: str, language: str) -> list[tuple[int, int]]:
     """Where a text has words of a question, in any form: character ranges, in order."""
-    common = common_words(language)
-    asked = set(fold_words([w for w in find_words(question) if w not in common], language))
+    asked = set(content_stems(question, language))
     found = []
     for match in re.finditer(r"[^\W_]+", text):
         words = find_words(match[0])

@@ -110,6 +110,12 @@ def fold_words(words: Sequence[str], name: str) -> list[str]:
     return folded
 
 
+def content_stems(text: str, name: str) -> list[str]:
+    """The stems of a text's words in order, without the common words of the language ``name``."""
+    common = common_words(name)
+    return fold_words([word for word in find_words(text) if word not in common], name)
+
+
 def _language_of(word: str, name: str) -> str:
     first = word[0]
     if first <= "\u024f":
