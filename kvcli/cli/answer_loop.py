@@ -11,7 +11,7 @@ import typer
 from kvcli.cli import question_log
 from kvcli.cli.exit_codes import PARTLY_FAILED, to_kvcli_error
 from kvcli.cli.report import Report, reading
-from kvcli.cli.setup import OpenRun, prefill_with_progress, show_quotes
+from kvcli.cli.setup import OpenRun, banner, keeping, prefill_with_progress, show_quotes
 from kvcli.cli.signals import INTERRUPTS, Interrupted, exit_code_for, interruptible
 from kvcli.cli.views import citations, terminal
 from kvcli.cli.views import quotes as quote_lines
@@ -83,6 +83,7 @@ class AnswerLoop:
             writer.stream = not self._waits
         self.without_citation = 0
         self.context: DocumentContext | None = None
+        self._says_recipe = False
         self._index: QuoteIndex | None = None
         self._parts: list[TextPart] = []
         self._part_answers: list[PartAnswer] = []
@@ -90,11 +91,11 @@ class AnswerLoop:
     @property
     def _waits(self) -> bool:
         """Whether quotes may have to stand before an answer: the model is often wrong, or writes one line from them."""
-        from kvcli.pipeline.pipeline import ASKED_BY_EXAMPLES
+        from kvcli.models import defaults
 
         options = self.runs.options
         quoting = options.cite and options.quotes > 0 and (self.runs.document or self.library) is not None
-        return quoting and (bool(options.from_quotes) or self.runs.model.name in ASKED_BY_EXAMPLES)
+        return quoting and (bool(options.from_quotes) or self.runs.model.name in defaults.ASKED_BY_EXAMPLES)
 
     def run(self, *, batch: bool) -> int:
         """Answer all questions; returns how many failed."""
@@ -110,6 +111,9 @@ class AnswerLoop:
                 context = self._unread(question) or self._reusable(probe)
                 if context is None:
                     self.context = None  # free its memory first
+                    if self._says_recipe:
+                        terminal.note("recipe", keeping(run), quiet=options.quiet)
+                        self._says_recipe = False
                     context = self.context = prefill_with_progress(
                         run,
                         question=probe,
@@ -156,19 +160,19 @@ class AnswerLoop:
         return parts.longest_question(run.pipeline, run.document, self._parts, question.text)
 
     def _unread(self, question: Question) -> DocumentContext | None:
-        """The document without prefill, if quotes alone answer the question.
-
-        By default that is so if units would be evicted, no recipe was named and :meth:`Pipeline.asks_by_examples`.
-        """
+        """The document without prefill, if quotes alone answer the question."""
         run, options = self.runs, self.runs.options
-        if run.source is None or self.library is not None or options.from_quotes is False:
+        if run.source is None or self.library is not None:
             return None
-        if options.from_quotes is None:
-            evicts = (run.recipe.policy.budget or len(run.source.ids)) < len(run.source.ids)
-            if not (options.usual and evicts and run.pipeline.asks_by_examples(run.source, question.text)):
-                return None
         earlier = [question for question, _ in options.history[-1:]]
-        return run.pipeline.unread(run.source, question.text, recipe=run.recipe, earlier=earlier)
+        return options.unread(run.pipeline, run.source, question.text, run.recipe, earlier)
+
+    def banner(self) -> None:
+        """Say which document and model, and what is kept if the document is certainly read; else before it is."""
+        run, asked = self.runs, [question.text for question in self.questions]
+        if run.source is not None and not run.source.pictures:
+            self._says_recipe = run.options.skips_prefill(run.model.spec, run.recipe, run.tokens, asked)
+        banner(run, reads=not self._says_recipe)
 
     def _reusable(self, probe: str | list[int]) -> DocumentContext | None:
         """The context of the previous question, if it can answer this one too."""
@@ -276,7 +280,7 @@ class AnswerLoop:
                 passages=passages,
                 history=options.history,
                 earlier=[question for question, _ in options.history[-1:]],
-                from_quotes=options.from_quotes,
+                from_quotes=options.by_quotes,
                 verbatim=options.verbatim,
                 **settings,
             )
@@ -296,9 +300,11 @@ class AnswerLoop:
                     reread = event
                     if event.passages:
                         count = terminal.plural(len(event.passages), "sentence" if event.alone else "passage")
-                        alone = ", and nothing else" * event.alone + ": no prefill" * (context.context is None)
-                        text = f"{count}, {event.characters:,} characters{alone} ({event.seconds:.1f} s)"
-                        terminal.note("reread", text, quiet=options.quiet)
+                        label, more = "reread", ", and nothing else" * event.alone
+                        if context.unread:
+                            label, more = "read", "; the rest of the text is not read"
+                        text = f"{count}, {event.characters:,} characters{more} ({event.seconds:.1f} s)"
+                        terminal.note(label, text, quiet=options.quiet)
                     start = first = time.perf_counter()
                 if isinstance(event, Token):
                     first = first if made else time.perf_counter()

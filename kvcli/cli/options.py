@@ -333,9 +333,7 @@ class RunOptions(Settings):
 
     @property
     def usual(self) -> bool:
-        """Whether no recipe was named, and nothing that an answer from quotes cannot have."""
-        given = (self.policy, self.budget, self.kv_bits, self.answer_format, self.over)
-        return not (self.stop or self.history) and all(value is None for value in given)
+        return super().usual and not self.history and self.over is None
 
     def check(self) -> Recipe | None:
         """Refuse what is not valid: recipe, number of bits, sampling, encoder. Returns the recipe if one was named."""

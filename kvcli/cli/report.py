@@ -50,7 +50,7 @@ class Report:
             question,
             answer,
             self.document,
-            tokens=context.tokens,
+            context=context,
             cited=self.cited,
             quotes=self.quotes,
             kv={**self.kv, "cache": context.cache},
@@ -91,14 +91,15 @@ class Report:
         """The lines of ``--stats``; ``alone``: the command has one answer, and what no step takes is its start."""
         context, kv, loaded, size = self.context, self.kv, self.run.loaded, format_bytes
         rate = f" ({(context.tokens - context.reused) / context.prefill_s:,.0f} tok/s)" if context.prefill_s else ""
+        decode = [f"decode {answer.decode_tps:.1f} tok/s"] if answer.decode_tps else []
         times = [
             *(self._start(answer) if alone else []),
             f"extract {self.run.inputs.extract_s:.2f} s",
             f"load {loaded.load_s:.2f} s",
             *([f"reuse {context.reuse_s:.2f} s"] if context.reused else []),
-            f"prefill {context.prefill_s:.2f} s{rate}",
-            f"first token {answer.first_token_s:.2f} s",
-            f"decode {answer.decode_tps:.1f} tok/s",
+            "no prefill" if context.unread else f"prefill {context.prefill_s:.2f} s{rate}",
+            f"{'first token' if decode else 'answer'} {answer.first_token_s:.2f} s",
+            *decode,
         ]
         tokens = [
             f"prompt {context.tokens + answer.prompt_tokens:,}",
@@ -110,9 +111,10 @@ class Report:
         memory = [
             f"peak {size(self.peak_bytes)}, {size(loaded.baseline_bytes)} of it before loading the model",
             f"planned for model and KV cache {size(context.plan.total)}{off}",
-            f"KV cache {size(kv['bytes'])} at {kv['bits']:.4g} bits"
-            + (f", and {size(kv['host_bytes'])} in RAM" if kv["host_bytes"] else ""),
         ]
+        if not context.unread:
+            host = f", and {size(kv['host_bytes'])} in RAM" if kv["host_bytes"] else ""
+            memory.append(f"KV cache {size(kv['bytes'])} at {kv['bits']:.4g} bits{host}")
         return [(k, " · ".join(v)) for k, v in (("time", times), ("tokens", tokens), ("memory", memory))]
 
     def _start(self, answer: Answer) -> list[str]:

@@ -175,24 +175,27 @@ def show_quotes(options: RunOptions, document: Document, question: str) -> None:
         quotes.keep_above(document, found, question)
 
 
-def banner(run: OpenRun) -> None:
-    """One line for the document and one for the model, before prefill."""
+def banner(run: OpenRun, *, reads: bool = True) -> None:
+    """One line for the document and one for the model, before prefill; ``reads``: what is kept is said here."""
+    spec, document, quiet = run.model.spec, run.document, run.options.quiet
+    if document:
+        terminal.note("document", f"{terminal.title(document)} · {run.tokens:,} tokens", quiet=quiet)
+    stored = spec.dtype if run.options.weights == "bf16" else run.options.weights
+    text = [f"{spec.name} {stored}", spec.device]
+    if reads:
+        text.append(keeping(run) if document else "no document")
+    terminal.note("model", " · ".join(text), quiet=quiet)
+
+
+def keeping(run: OpenRun) -> str:
+    """The recipe, and how much it keeps of the document."""
     from kvcli.planning.positions import kept_units
 
-    spec, document, quiet, tokens, recipe = run.model.spec, run.document, run.options.quiet, run.tokens, run.recipe
-    if document:
-        terminal.note("document", f"{terminal.title(document)} · {tokens:,} tokens", quiet=quiet)
-        kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
-        shown = recipe if run.options.verbose else terminal.short_recipe(recipe)
-        text = f"{shown} · keeping " + (
-            f"{kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})"
-            if kept < tokens
-            else f"all {tokens:,} tokens"
-        )
-    else:
-        text = "no document"
-    stored = spec.dtype if run.options.weights == "bf16" else run.options.weights
-    terminal.note("model", f"{spec.name} {stored} · {spec.device} · {text}", quiet=quiet)
+    spec, tokens, recipe = run.model.spec, run.tokens, run.recipe
+    kept = max(kept_units(spec, recipe, tokens, i) for i in range(spec.layers))
+    shown = recipe if run.options.verbose else terminal.short_recipe(recipe)
+    share = f"{kept:,} of {tokens:,} tokens ({terminal.share(kept, tokens)})" if kept < tokens else ""
+    return f"{shown} · keeping {share or f'all {tokens:,} tokens'}"
 
 
 def prefill_with_progress(run: OpenRun, **options: Any) -> DocumentContext:

@@ -23,7 +23,7 @@ def answer_record(
     answer: Answer,
     document: Document | None,
     *,
-    tokens: int,
+    context: DocumentContext,
     cited: Citations,
     quotes: Quotes | None,
     kv: dict[str, Any],
@@ -35,7 +35,7 @@ def answer_record(
 
     Args:
         question, answer, document: what was asked, and what came.
-        tokens: of the document.
+        context: what was read of the document.
         cited, quotes: where the answer is in the document.
         kv: from :func:`kv_record`.
         reread: what was read again before the answer.
@@ -53,15 +53,15 @@ def answer_record(
             "files": list(document.files) if document else [],
             "pages": document.pages if document else None,
             "without_text": [{"file": f, "page": page} for f, page in document.without_text] if document else [],
-            "tokens": tokens,
-            "dropped": 0,
+            "tokens": context.tokens,
+            "dropped": context.dropped,
             "sha256": document.sha256 if document else None,
         },
         "kv": kv,
         "from_quotes": reread is not None and reread.alone,
         "looked_again": [{"char_start": a, "char_end": b} for a, b in (reread.passages if reread else ())],
         "usage": {
-            "prompt_tokens": tokens + answer.prompt_tokens,
+            "prompt_tokens": context.tokens + answer.prompt_tokens,
             "completion_tokens": answer.completion_tokens,
         },
         "sampling": sampling,
@@ -71,11 +71,13 @@ def answer_record(
 
 
 def kv_record(context: DocumentContext) -> dict[str, Any]:
-    """What was kept of the KV cache, and in how many bits and bytes."""
+    """What was kept of the KV cache, and in how many bits and bytes; no recipe if the document was not read."""
     kv, recipe = context.context, context.recipe
     sizes: dict[str, Any] = {"kept": 0, "bits": 16, "bytes": 0, "host_bytes": 0}
     if kv is not None:
         sizes = {"kept": kv.kept, "bits": kv.bits, "bytes": kv.nbytes, "host_bytes": kv.host_nbytes}
+    if context.unread:
+        return {"recipe": None, "budget": None, **sizes}
     return {"recipe": str(recipe), "budget": recipe.policy.budget, **sizes}
 
 

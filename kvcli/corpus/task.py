@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from kvcli.documents import Options
 from kvcli.documents.reader import expand, is_url, load_file
+from kvcli.engine.prompt import usual
 from kvcli.errors import InputError, KvcliError, UsageError
+from kvcli.models import defaults
 from kvcli.utils.files import sha256
 
 if TYPE_CHECKING:
     from kvcli.documents.web import Web
     from kvcli.engine.answer_format import AnswerFormat
     from kvcli.models.model import Model
-    from kvcli.pipeline import Pipeline
+    from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
     from kvcli.planning.budget import Budget
     from kvcli.prompt_cache.directory import CacheDirectory
+    from kvcli.recipe import Recipe
+    from kvcli.types import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,29 @@ class Settings:
             before=self.before,
             after=self.after,
         )
+
+    @property
+    def usual(self) -> bool:
+        """Whether nothing says how documents are read, or what an answer is like that quotes alone cannot give."""
+        given = (self.policy, self.budget, self.kv_bits, self.heads, self.chunk, self.answer_format)
+        return not (self.stop or self.rebuild) and all(value is None for value in given)
+
+    @property
+    def by_quotes(self) -> bool | None:
+        """``from_quotes``; what is usual by default is false if not everything is :attr:`usual`."""
+        return False if self.from_quotes is None and not self.usual else self.from_quotes
+
+    def skips_prefill(self, spec: ModelSpec, recipe: Recipe, tokens: int, questions: Sequence[str]) -> bool:
+        """Whether a document need not be read for some question, if a sentence of it seems to answer."""
+        if self.by_quotes is not None:
+            return self.by_quotes
+        evicts = (recipe.policy.budget or tokens) < tokens
+        return evicts and spec.name in defaults.ASKED_BY_EXAMPLES and any(usual(self, each) for each in questions)
+
+    def unread(self, pipeline: Pipeline, source: TokenizedDocument, *asked: Any) -> DocumentContext | None:
+        """:meth:`kvcli.Pipeline.unread`, if quotes alone may answer: the document without prefill."""
+        way = self.by_quotes
+        return None if way is False else pipeline.unread(source, *asked, default=way is None)
 
     @property
     def sampling_record(self) -> dict[str, Any]:

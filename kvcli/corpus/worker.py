@@ -136,7 +136,7 @@ class Worker:
                 passages = settings.passages
                 if passages is None:
                     passages = pipeline.default_passages(source, recipe, ids)
-                unread = pipeline.unread(source, question.text, recipe=recipe) if settings.from_quotes else None
+                unread = settings.unread(pipeline, source, question.text, recipe)
                 kept = None if settings.query_aware else context
                 if unread is None and not (kept and pipeline.fits(kept, question.text, max_tokens=settings.max_tokens)):
                     context = None  # free its memory first
@@ -186,7 +186,7 @@ class Worker:
             passages=passages,
             allow_repetition=settings.allow_repetition,
             quotes=settings.quotes,
-            from_quotes=settings.from_quotes,
+            from_quotes=settings.by_quotes,
             verbatim=settings.verbatim,
             answer_format=settings.answer_format,
         )
@@ -216,7 +216,7 @@ class Worker:
             question,
             answer,
             replace(document, files=(task.name,)),
-            tokens=context.tokens,
+            context=context,
             cited=cited,
             quotes=quotes,
             kv=kv_record(context),

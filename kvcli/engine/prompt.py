@@ -57,6 +57,12 @@ PLAIN_STOPS = ("\n\n", "\nQuestion", "\nAnswer")
 _TOKENIZER = Lock()
 
 
+def usual(around: Any, question: str) -> bool:
+    """Whether a text ends with a question mark, and ``around`` it (of these names) is nothing of the caller's."""
+    plain = not (around.raw or around.system or around.before) and around.after == ANSWER_RULE
+    return plain and question.rstrip().endswith(("?", "\uff1f", "\u061f"))
+
+
 def _template_error() -> ModelError:
     return ModelError("the model's chat template does not pass the message on unchanged", "use --raw")
 

@@ -1,4 +1,4 @@
-"""Devices of this machine, and what each does best: dtype and tokens of a step of prefill. Imports no torch."""
+"""What is best for each device and model if nothing is named. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 
 from kvcli.errors import UsageError
 from kvcli.types import AMX_CHUNK, CHUNK, DTYPE_BYTES, GPU_CHUNK, ModelSpec
+
+ASKED_BY_EXAMPLES = ("smollm2-135m",)
+"""Models that answer questions more often rightly from worked examples over quotes than by their chat template. Others
+were not measured (docs/results/everyday.md)."""
 
 
 @cache

@@ -17,12 +17,12 @@ from kvcli.engine.answer_format import AnswerFormat
 from kvcli.engine.drafts import as_ids
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.kept_tokens import KeptTokens
-from kvcli.engine.prompt import ANSWER_RULE, PLAIN_STOPS, Prompt
+from kvcli.engine.prompt import ANSWER_RULE, PLAIN_STOPS, Prompt, usual
 from kvcli.engine.query_aware import query_aware
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, ModelError, UsageError
 from kvcli.events import Answer, CacheHit, Checkpoint, Event, Notice, Prefill, Quote, Quotes, Reread, Token, drain
-from kvcli.models.defaults import default_chunk
+from kvcli.models import defaults
 from kvcli.pipeline.results import AnswerResult, Citations, DocumentContext, RecipeChoice, TokenizedDocument, Usage
 from kvcli.planning import memory
 from kvcli.planning.budget import Budget
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 
 EXAMPLE_SENTENCES = 3
 """Sentences that an answer from quotes alone is written from."""
-
-ASKED_BY_EXAMPLES = ("smollm2-135m",)
-"""Models that answer questions more often rightly from worked examples over quotes than by their chat template. Others
-were not measured (docs/results/everyday.md)."""
 
 _RESERVED = [0] * QUESTION_TOKENS  # in place of a question that is not known yet
 
@@ -97,7 +93,7 @@ class Pipeline:
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
         published = model.heads_card if self.recipe is None else None
-        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or default_chunk(model.spec)
+        self.chunk_size = chunk_size or getattr(published, "chunk", 0) or defaults.default_chunk(model.spec)
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
         self.encoder = None
         if rerank is not None:
@@ -312,9 +308,10 @@ class Pipeline:
         self,
         document: Document | TokenizedDocument | str,
         question: str,
-        *,
         recipe: Recipe | None = None,
         earlier: Sequence[str] = (),
+        *,
+        default: bool = False,
     ) -> DocumentContext | None:
         """A document without prefill, for an answer from quotes alone; ``None`` if no sentence seems to answer.
 
@@ -323,11 +320,17 @@ class Pipeline:
             question: what will be asked of it, with ``from_quotes``.
             recipe: overrides :meth:`choose_recipe`.
             earlier: as for :meth:`ask`.
+            default: ``None`` too unless :meth:`asks_by_examples`, and a recipe that nobody named would evict units.
         """
         source = self.tokenize(document)
+        recipe = recipe or self.choose_recipe(source).recipe
+        if default:
+            named = any(given is not None for given in (self.recipe, self.budget, self.kv_bits))
+            evicts = (recipe.policy.budget or len(source.ids)) < len(source.ids)
+            if named or not evicts or not self.asks_by_examples(source, question):
+                return None
         if not QuoteSearch(source.document, question, earlier, kept=self.texts).found:
             return None
-        recipe = recipe or self.choose_recipe(source).recipe
         return DocumentContext(source, recipe, None, self.plan(None, recipe)[0])
 
     def fits(self, context: DocumentContext, question: str | Sequence[int], *, max_tokens: int = ANSWER_TOKENS) -> bool:
@@ -381,7 +384,7 @@ class Pipeline:
                 seems to answer, from the context as usual. ``None`` does so if :meth:`asks_by_examples` and no unit was
                 evicted.
             verbatim: with ``from_quotes``: the answer is the likeliest successive words of one of these sentences.
-                ``None`` does so for models of :data:`ASKED_BY_EXAMPLES`, of which it was measured to be better.
+                ``None`` does so for models of :data:`kvcli.models.defaults.ASKED_BY_EXAMPLES`.
             drafts: on a CPU, look up drafts of the next tokens in the document, and decode several tokens at once if
                 the answer repeats it. Answers are the same.
             answer_format: JSON of a schema, or one of several texts. The model is told of it after a question as text.
@@ -439,7 +442,7 @@ class Pipeline:
             reread = Reread(spans, sum(map(len, texts)), perf_counter() - began, alone=True)
             yield reread
             free = stop or (sampling is not None and sampling.temperature)
-            if verbatim or (verbatim is None and not free and self.model.name in ASKED_BY_EXAMPLES):
+            if verbatim or (verbatim is None and not free and self.model.name in defaults.ASKED_BY_EXAMPLES):
                 began, shares = perf_counter(), [c.share for c in search.candidates[: len(texts)]][::-1]
                 language = search.index.language
                 if span := answer_span(self.model, self.prompt, str(question), texts, shares, longest, language):
@@ -505,14 +508,12 @@ class Pipeline:
     def asks_by_examples(self, source: TokenizedDocument | None, question: str) -> bool:
         """Whether worked examples over the likeliest sentences were measured to be better than the chat template.
 
-        That is so for a model of :data:`ASKED_BY_EXAMPLES`, with nothing of the caller's around the question. What does
-        not end with a question mark is an instruction: three sentences are few for it.
+        That is so for a model of :data:`kvcli.models.defaults.ASKED_BY_EXAMPLES`, with nothing of the caller's around
+        the question. What does not end with a question mark is an instruction: three sentences are few for it.
         """
-        prompt = self.prompt
-        if self.model.name not in ASKED_BY_EXAMPLES or source is None or source.pictures:
+        if self.model.name not in defaults.ASKED_BY_EXAMPLES or source is None or source.pictures:
             return False
-        usual = not (prompt.raw or prompt.system or prompt.before) and prompt.after == ANSWER_RULE
-        return usual and question.rstrip().endswith(("?", "？", "؟"))
+        return usual(self.prompt, question)
 
     def quotes(
         self, document: DocumentContext | TokenizedDocument | Document | str, question: str, **options: Any

@@ -57,7 +57,7 @@ class DocumentContext:
 
     Attributes:
         source: the document and its token ids; ``None`` if there is none.
-        recipe: the eviction policy and storage that were used.
+        recipe: the eviction policy and storage that were used, or would be.
         context: the frozen KV cache; ``None`` without a document, and if it was not read (:meth:`Pipeline.unread`).
         plan: memory that was planned for prefill and answer.
         key: names the saved prefill; ``None`` without a document.
@@ -88,6 +88,16 @@ class DocumentContext:
     def tokens(self) -> int:
         """Tokens that were read, template included."""
         return 0 if self.source is None or self.context is None else len(self.source.ids)
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is a document that was not read."""
+        return self.source is not None and self.context is None
+
+    @property
+    def dropped(self) -> int:
+        """Tokens of the document that were not read: none, or all of them."""
+        return 0 if self.source is None else len(self.source.ids) - self.tokens
 
 
 @dataclass(frozen=True)

@@ -385,10 +385,10 @@ class ChatSession:
     @property
     def _holds(self) -> bool:
         """Whether an answer is printed when it is complete: quotes that do not cover it stand before it."""
-        from kvcli.pipeline.pipeline import ASKED_BY_EXAMPLES
+        from kvcli.models import defaults
 
         quoting = self.cite and self.setup.document is not None and self.setup.options.quotes
-        return bool(quoting) and self.setup.model.name in ASKED_BY_EXAMPLES
+        return bool(quoting) and self.setup.model.name in defaults.ASKED_BY_EXAMPLES
 
     def _quotes_for(self, answer: str) -> Quotes | None:
         """The quotes of an answer; ``None`` if none are wanted, or after Ctrl-C."""

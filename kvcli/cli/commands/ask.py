@@ -24,7 +24,7 @@ from kvcli.cli.output import AnswerWriter
 from kvcli.cli.quotes_only import print_quotes
 from kvcli.cli.request import Request, answer_format, parse_request, require_utf8
 from kvcli.cli.resident import kept
-from kvcli.cli.setup import banner, open_request
+from kvcli.cli.setup import open_request
 from kvcli.cli.templates import Template
 from kvcli.cli.views import citations
 from kvcli.cli.views.activity import row
@@ -107,7 +107,7 @@ class AskOptions(AnswerOptions):
     from_quotes: bool | None = option(
         "--from-quotes/--no-from-quotes",
         "Answer in one line from the three likeliest sentences alone. Default: if the default model is asked a question"
-        " and no recipe is named.",
+        " and nothing says how to read.",
     )
     verbatim: bool = option(
         "--verbatim", "Like --from-quotes; the answer is successive words of one of these sentences.", False
@@ -149,12 +149,13 @@ class AskOptions(AnswerOptions):
 
     def settings(self) -> dict[str, Any]:
         stop = tuple(require_utf8(text, "--stop") for text in self.stop or ())
+        free = not (self.verbatim or self.query_aware or self.reread is not None)
         return {
             **super().settings(),
             "stop": stop,
             "query_aware": self.query_aware,
             "passages": self.reread,
-            "from_quotes": self.alone,
+            "from_quotes": None if free and self.from_quotes is None else self.alone,
             "verbatim": self.verbatim or None,
             "answer_format": answer_format(self.schema, self.choices),
         }
@@ -239,7 +240,7 @@ def command(
 
     FILE is a PDF, EPUB, office, HTML, mail, notebook, text or source file. It can also be a directory, a web address
     (https://…), a saved prefill (book.kv), or @NAME for a library (kvcli library). Without FILE, piped standard input
-    is the document. The last argument is the question; with -e or -Q every argument is a FILE. The prefill is saved, so
+    is the document. The last argument is the question; with -e or -Q every argument is a FILE. A prefill is saved, so
     further questions about the same documents start at once.
 
     \b
@@ -270,9 +271,8 @@ def command(
     options = RunOptions.of(read, pictures, answer, citing, output, **shown)
     if cite == "off" and not citing.quotes_only:
         options = replace(options, quotes=0)
-    given = answer.query_aware or answer.reread is not None or question.each
-    if answer.from_quotes is None and not (answer.verbatim or options.strict or given):
-        options = replace(options, from_quotes=None)
+    if options.from_quotes is None and options.strict:
+        options = replace(options, from_quotes=False)
     options = options.under(task, answer.max_tokens)
     if question.continued:
         options, files = question_log.continued(options, question_log.latest(), request.files)
@@ -307,8 +307,8 @@ def command(
             questions = 0 if over else len(request.questions)  # one reading serves all parts
             early = None if output.as_json or output.output is not None else request.questions[0].text
             run = open_request(options, request, questions=questions, stdin_is_questions=STDIN in named, early=early)
-            banner(run)
             loop = answer_loop.AnswerLoop(run, request.questions, writer)
+            loop.banner()
             failed = loop.run(batch=request.batch)
             answer_loop.finish(failed, len(request.questions), "question", loop.without_citation, options)
     finally:

@@ -78,7 +78,8 @@ def command(
     """
     if run.gpu is not None and model.device is not None:
         raise UsageError("--gpu plans for another machine and --device for this one", "leave out --device")
-    settings, options = policy.settings(), RunOptions.of(document, pictures, offline=model.offline, quiet=quiet)
+    groups, settings = (document, pictures, policy, prompt), policy.settings()
+    options = RunOptions.of(*groups, offline=model.offline, quiet=quiet, from_quotes=None)
     named, others = _recipes(policy, run.what_if or [])
     target = None if run.gpu is None else Target.gpu(run.gpu)
     if options.images or options.image_pages:
@@ -113,7 +114,8 @@ def command(
         published=theirs.recipe if theirs else "",
     )
     found = [forecast(spec, each, work, target) for each in (usual, *others)]
-    report = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16)
+    skipped = not shown and options.skips_prefill(spec, usual, tokens, [run.question or "?"])
+    report = plan.PlanReport(spec, work, target, found, text, model.weights, policy.kv_bits or 16, skipped)
     if as_json:
         plan.to_json(report)
     else:

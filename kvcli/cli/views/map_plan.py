@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kvcli import documents
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
+from kvcli.cli.views.plan import NO_PREFILL
 from kvcli.cli.views.progress import ProgressDisplay
 from kvcli.errors import KvcliError
 from kvcli.events import Mapped
@@ -88,6 +89,8 @@ def show(tasks: Sequence[DocumentTask], own: RunOptions, source: ModelSource, wo
         ("time", _time(tokens, questions, min(ANSWER, own.max_tokens), machines)),
         ("disk", f"at most {format_bytes(disk)} of saved prefills" if own.cache else "no saved prefills"),
     ]
+    if counts and own.skips_prefill(spec, recipe, max(counts), [q.text for task in tasks for q in task.questions]):
+        rows.append(("questions", NO_PREFILL))
     if counts:
         try:
             plan, _ = memory.plan_run(

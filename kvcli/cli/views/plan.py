@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 LABEL = 12
 """Width of the first column."""
 
+NO_PREFILL = "answered without this prefill if a sentence of the text seems to answer"
+
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan; the first forecast is the one that was asked for, the others are compared with it."""
+    """A plan; the first forecast was asked for, the others are compared; ``skipped``: questions need no prefill."""
 
     spec: ModelSpec
     work: Workload
@@ -30,6 +32,7 @@ class PlanReport:
     document: "Document | None"
     weights: str
     kv_bits: int
+    skipped: bool
 
 
 def show(report: PlanReport) -> None:
@@ -69,6 +72,8 @@ def show(report: PlanReport) -> None:
             ),
         ]
     rows += [("disk", f"at most {format_bytes(first.disk)} for the saved prefill"), ("time", _time(first, report))]
+    if report.skipped:
+        rows.append(("questions", NO_PREFILL))
     rows.append(("fits", _verdict(first, work)))
     terminal.facts(rows, LABEL)
     if len(report.found) > 1:
@@ -136,6 +141,7 @@ def to_json(report: PlanReport) -> None:
             "kv_bits": report.kv_bits,
             "chunk": work.chunk,
             "question_tokens": work.question,
+            "questions_need_prefill": not report.skipped,
             "place": {"name": report.target.name, "usable_bytes": report.target.usable},
             **first,
             "what_if": others,

@@ -106,7 +106,7 @@ def test_quotes_precede_an_answer_that_they_do_not_cover(
     first = call(*command, stdin=question)
     assert first.code == 0, first.err
     after = first.out
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
     before = call(*command, stdin=question).out
     assert after.startswith(f"{said}\n")
     assert (before == after) == (not above)

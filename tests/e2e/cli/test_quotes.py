@@ -122,21 +122,88 @@ def test_a_measured_model_does_not_read_what_it_would_evict_unless_a_recipe_is_n
     call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "long.txt").write_text("It rained all day. " * 90 + TEXT)
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
     command = ("ask", "-m", tiny_model, "-n", "4", "--json", folder / "long.txt")
     question = "When does the ferry leave?"
     unread = call(*command, question).json
     assert unread["from_quotes"] is True
     assert (unread["document"]["tokens"], unread["kv"]["kept"]) == (0, 0)
     assert unread["answer"] in TEXT
-    named = ("--budget", "512"), ("--policy", "keydiff(budget=512)"), ("--kv-bits", "8"), ("--stop", "x")
-    for options in (*named, ("--choices", "yes,no"), ("--no-from-quotes",), ("--reread", "1")):
+    named = ("--budget", "512"), ("--policy", "keydiff(budget=512)"), ("--kv-bits", "8"), ("--chunk-size", "256")
+    other = ("--rebuild",), ("--stop", "x"), ("--choices", "yes,no"), ("--no-from-quotes",), ("--reread", "1")
+    for options in (*named, *other):
         read = call(*command, *options, question).json
         assert read["from_quotes"] is False, options
         assert read["document"]["tokens"] > 1024, options
     several = call(*command[:-1], "-Q", "-", command[-1], stdin=f"{question}\nTell me more.\n".encode())
     first, second = (json.loads(line) for line in several.out.splitlines())
     assert (first["from_quotes"], second["from_quotes"]) == (True, False), "an instruction needs the whole text"
+
+
+def test_nothing_says_that_a_text_is_read_if_it_is_not(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, validate: Validate
+) -> None:
+    book, question, instruction = folder / "long.txt", "When does the ferry leave?", "Tell me more."
+    book.write_text("It rained all day. " * 90 + TEXT)
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    command = ("ask", "-m", tiny_model, "-n", "4", book)
+    reading = re.compile(r"keeping|kept|^prefill|prefill \d|cached|KV cache \d+ B|reread", re.MULTILINE)
+    for options in ((), ("-v",), ("--stats",), ("-v", "--stats"), ("--from-quotes",), ("--json",)):
+        told = call(*command, question, *options).err
+        assert not reading.search(told), told
+        assert "the rest of the text is not read" in told
+    record = call(*command, question, "--json").json
+    validate(record)
+    tokens = call(*command, instruction, "--json").json["document"]["tokens"]
+    assert (record["document"]["tokens"], record["document"]["dropped"]) == (0, tokens)
+    assert (record["kv"]["recipe"], record["kv"]["budget"], record["kv"]["cache"]) == (None, None, "off")
+    read = call(*command, "-e", question, "-e", instruction, "-e", instruction).err
+    before, after = read.split("recipe ")
+    assert "not read" in before, "the first question"
+    assert re.match(r" *\w+ \d+ . keeping [\d,]+ of [\d,]+ tokens", after), "once, before the text is read"
+    assert re.search("^model .* keeping", call(*command, instruction).err, re.MULTILINE), "it is known at once"
+
+
+def test_each_and_map_answer_as_ask_does(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, validate: Validate
+) -> None:
+    """A text that would be evicted from, one that is kept whole, and one that no sentence of answers."""
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    texts = {"long.txt": "It rained all day. " * 90 + TEXT, "short.txt": TEXT, "other.txt": "It rained all day. " * 90}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    asked = ("-m", tiny_model, "-n", "4", "--quotes", "0", "--dtype", "float32")
+    question, wanted = "When does the ferry leave?", dict[str, object]()
+    for name in texts:
+        wanted[name] = call("ask", *asked, "--json", folder / name, question).json
+    for options in ((), ("--policy", "full"), ("--no-from-quotes",)):
+        for command in (("ask", "--each", "--json"), ("map",)):
+            found = call(*command, *asked, *options, *(folder / name for name in texts), "-e", question)
+            records = [json.loads(line) for line in found.out.splitlines()]
+            assert [Path(record["file"]).name for record in records] == list(texts), found.err
+            for record in records:
+                validate(record)
+                alone = not options and "other" not in record["file"]
+                assert record["from_quotes"] is alone
+                same = wanted[Path(record["file"]).name]
+                fields = ("answer", "document", "from_quotes", "looked_again", "usage")
+                assert options or all(record[field] == same[field] for field in fields)
+
+
+def test_plans_say_what_needs_no_prefill(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = folder / "long.txt"
+    book.write_text("It rained all day. " * 90 + TEXT)
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    says = "answered without this prefill if a sentence"
+    for command in (("plan",), ("map", "--plan", "-e", "Who?")):
+        wanted = (*command, "-m", tiny_model, book)
+        assert says in call(*wanted).out
+        for options in (("--budget", "256"), ("--policy", "full"), ("-s", "Be brief.")):
+            assert says not in call(*wanted, *options).out
+    assert says not in call("plan", "-m", tiny_model, book, "-e", "Tell me more.").out
+    assert call("plan", "-m", tiny_model, book, "--json").json["plan"]["questions_need_prefill"] is False
 
 
 def test_an_answer_in_words_of_the_text(call: Call, tiny_model: Path, book: Path) -> None:
@@ -155,7 +222,7 @@ def test_an_answer_from_quotes_says_so(call: Call, tiny_model: Path, book: Path,
     command = ("ask", "-m", tiny_model, "-n", "4", "--from-quotes", book)
     outcome = call(*command, "When does the ferry leave?")
     assert outcome.code == 0, outcome.err
-    assert "and nothing else" in outcome.err
+    assert "the rest of the text is not read" in outcome.err
     record = call(*command, "--json", "When does the ferry leave?").json
     validate(record)
     assert record["from_quotes"] is True
@@ -173,7 +240,7 @@ def test_a_measured_model_answers_from_quotes_unless_told_otherwise(
 ) -> None:
     command = ("ask", "-m", tiny_model, "-n", "4", "-v", book, "When does the ferry leave?")
     usual = call(*command)
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
     chosen = call(*command)
     assert "by the model's own template" in usual.err
     assert "by worked examples" in chosen.err
@@ -224,7 +291,7 @@ def test_quotes_come_before_an_answer_that_they_do_not_cover(
     command = ("ask", "-q", "--cite", "-m", tiny_model, book, "When does the ferry leave?")
     larger, held = call(*command).out, call(*command, "-S").out
     call(*command, "-S", "-o", book.parent / "out.txt")
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
     small, streamed = call(*command).out, call(*command, "--stream").out
     assert (larger, small) == (streamed, held)
     for text, above in ((larger, False), (small, not covered)):
@@ -257,7 +324,7 @@ def test_an_answer_without_quotes_is_streamed(
     call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say("At dusk.")
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
     written = list[str]()
     monkeypatch.setattr("kvcli.cli.views.markdown.PlainAnswer.write", lambda _, text: written.append(text))
     for options in ((), ("--cite", "--quotes", "0")):

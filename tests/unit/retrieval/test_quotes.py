@@ -178,7 +178,7 @@ def test_a_measured_model_that_keeps_the_text_is_asked_by_worked_examples(
         return any(isinstance(event, Reread) and event.alone for event in events)
 
     assert not alone(full), "a model that was not measured"
-    monkeypatch.setattr("kvcli.pipeline.pipeline.ASKED_BY_EXAMPLES", (model.name,))
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (model.name,))
     assert alone(full)
     assert not any(isinstance(event, Reread) for event in full.ask(full.prefill(TEXT), question, max_tokens=2))
     asked = {"max_tokens": 9, "quotes": 2}
