@@ -108,7 +108,11 @@ class AnswerLoop:
             try:
                 self._show_quotes(question.text)
                 passages, probe = self._passages(question), self._probe(question)
-                context = self._unread(question) or self._reusable(probe)
+                context = None
+                if run.source is not None and self.library is None:
+                    earlier = [before for before, _ in options.history[-1:]]
+                    context = options.unread(run.pipeline, run.source, question.text, run.recipe, earlier)
+                context = context or self._reusable(probe)
                 if context is None:
                     self.context = None  # free its memory first
                     if self._says_recipe:
@@ -158,14 +162,6 @@ class AnswerLoop:
         if run.recipe.policy.query_aware:
             return question.text
         return parts.longest_question(run.pipeline, run.document, self._parts, question.text)
-
-    def _unread(self, question: Question) -> DocumentContext | None:
-        """The document without prefill, if quotes alone answer the question."""
-        run, options = self.runs, self.runs.options
-        if run.source is None or self.library is not None:
-            return None
-        earlier = [question for question, _ in options.history[-1:]]
-        return options.unread(run.pipeline, run.source, question.text, run.recipe, earlier)
 
     def banner(self) -> None:
         """Say which document and model, and what is kept if the document is certainly read; else before it is."""

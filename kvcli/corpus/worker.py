@@ -17,7 +17,7 @@ from kvcli.documents.web import Fetched, Web
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, KvcliError, ResourceError
 from kvcli.events import Answer, Event, Quotes, Reread
-from kvcli.pipeline import Citations, Pipeline, TokenizedDocument
+from kvcli.pipeline import Citations, TokenizedDocument
 from kvcli.planning import speed_history
 from kvcli.prompt_cache.directory import CacheDirectory
 from kvcli.prompt_cache.prefill import PrefillInterrupted
@@ -119,13 +119,14 @@ class Worker:
         except Exception as problem:
             yield Failed(task, None, KvcliError.of(problem))
             return
-        yield from self._questions(task, source, choice.recipe, stop)
-        yield DocumentFinished(task, len(source.ids))
+        read = yield from self._questions(task, source, choice.recipe, stop)
+        yield DocumentFinished(task, read)
 
     def _questions(
         self, task: DocumentTask, source: TokenizedDocument, recipe: Any, stop: Callable[[], bool]
-    ) -> Iterator[Item]:
-        pipeline, settings = self.pipeline, self.settings
+    ) -> Generator[Item, None, int]:
+        """Returns how many tokens of the document were read."""
+        pipeline, settings, read = self.pipeline, self.settings, 0
         context: DocumentContext | None = None
         index = QuoteIndex(source.document)
         for question, key in zip(task.questions, task.keys, strict=True):
@@ -152,7 +153,8 @@ class Worker:
                         stop=stop,
                     )
                     context = yield from events
-                    _record_speed(pipeline, context)
+                    read, spec = context.tokens, pipeline.model.spec
+                    speed_history.record(spec, context.recipe, read=read - context.reused, read_s=context.prefill_s)
                 asked = unread or context
                 assert asked is not None
                 body = yield from self._answer(task, question, asked, passages, index, stop)
@@ -162,6 +164,7 @@ class Worker:
                 raise Stopped from None
             except Exception as problem:
                 yield Failed(task, question, KvcliError.of(problem))
+        return read
 
     def _answer(
         self,
@@ -255,11 +258,6 @@ def _cache(settings: Settings) -> CacheDirectory | None:
         return CacheDirectory.default()
     except ResourceError:  # answers do not depend on it
         return None
-
-
-def _record_speed(pipeline: Pipeline, context: DocumentContext) -> None:
-    read = context.tokens - context.reused
-    speed_history.record(pipeline.model.spec, context.recipe, read=read, read_s=context.prefill_s)
 
 
 class LocalWorkers:

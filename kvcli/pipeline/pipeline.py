@@ -320,15 +320,13 @@ class Pipeline:
             question: what will be asked of it, with ``from_quotes``.
             recipe: overrides :meth:`choose_recipe`.
             earlier: as for :meth:`ask`.
-            default: ``None`` too unless :meth:`asks_by_examples`, and a recipe that nobody named would evict units.
+            default: ``None`` too unless :meth:`asks_by_examples` and units would be evicted.
         """
         source = self.tokenize(document)
         recipe = recipe or self.choose_recipe(source).recipe
-        if default:
-            named = any(given is not None for given in (self.recipe, self.budget, self.kv_bits))
-            evicts = (recipe.policy.budget or len(source.ids)) < len(source.ids)
-            if named or not evicts or not self.asks_by_examples(source, question):
-                return None
+        evicts = (recipe.policy.budget or len(source.ids)) < len(source.ids)
+        if default and not (evicts and self.asks_by_examples(source, question)):
+            return None
         if not QuoteSearch(source.document, question, earlier, kept=self.texts).found:
             return None
         return DocumentContext(source, recipe, None, self.plan(None, recipe)[0])
@@ -509,9 +507,11 @@ class Pipeline:
         """Whether worked examples over the likeliest sentences were measured to be better than the chat template.
 
         That is so for a model of :data:`kvcli.models.defaults.ASKED_BY_EXAMPLES`, with nothing of the caller's around
-        the question. What does not end with a question mark is an instruction: three sentences are few for it.
+        the question and no recipe, budget or bits of the caller's. What does not end with a question mark is an
+        instruction: three sentences are few for it.
         """
-        if self.model.name not in defaults.ASKED_BY_EXAMPLES or source is None or source.pictures:
+        named = any(given is not None for given in (self.recipe, self.budget, self.kv_bits))
+        if named or self.model.name not in defaults.ASKED_BY_EXAMPLES or source is None or source.pictures:
             return False
         return usual(self.prompt, question)
 

@@ -77,11 +77,14 @@ class DocumentTools:
         """
         if not question.strip() or max_tokens < 1:
             raise ToolError("the question is empty, or max_tokens is below 1")
-        file, context = await self._read(document, ctx)
+        file = await _in_thread(lambda: self.files.find(document))
+        async with self._one:
+            unread = await _in_thread(lambda: self._pipeline().unread(file.document, question, default=True))
+        context = unread or (await self._read(document, ctx))[1]
 
         def answer() -> dict[str, Any]:
-            pipeline = self._loaded[0]
-            found = pipeline.answer(context, question, max_tokens=max_tokens)
+            pipeline = self._pipeline()
+            found = pipeline.answer(context, question, max_tokens=max_tokens, from_quotes=None)
             quotes = pipeline.find_quotes(context, question, answer=found.text)
             return {
                 "answer": found.text,
@@ -107,6 +110,11 @@ class DocumentTools:
         found = await _in_thread(lambda: cite_answer(QuoteIndex(file.document), marked)[1])
         return found[0].to_json(1) if found else {"n": 1, "quote": quote, "status": "unverified"}
 
+    def _pipeline(self) -> Pipeline:
+        if not self._loaded:
+            self._loaded.append(self._load())
+        return self._loaded[0]
+
     async def _read(self, name: str, ctx: Context) -> tuple[UploadedFile, DocumentContext]:
         file = await _in_thread(lambda: self.files.find(name))
         left = threading.Event()
@@ -116,9 +124,7 @@ class DocumentTools:
                 anyio.from_thread.run(ctx.report_progress, event.done, event.total)
 
         def prefill() -> DocumentContext:
-            if not self._loaded:
-                self._loaded.append(self._load())
-            return self._loaded[0].prefill(file.document, on_event=tell, origin="mcp", stop=left.is_set)
+            return self._pipeline().prefill(file.document, on_event=tell, origin="mcp", stop=left.is_set)
 
         async with self._one:
             kept = self._contexts.get(file.id)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Answering:
         cached_tokens: tokens of the prompt that were not computed for this request.
         answer: the end of the answer, once it has come.
         passages: character ranges that were read again.
+        from_quotes: whether the model saw nothing but these.
         text: of the answer so far.
         quotes: sentences of the documents that may answer.
         files: each document's id, and where its text begins in that of all.
@@ -76,6 +77,7 @@ class Answering:
     cached_tokens: int = 0
     answer: Answer | None = None
     passages: tuple[tuple[int, int], ...] = ()
+    from_quotes: bool = False
     text: str = ""
     citations: Citations = field(default_factory=Citations)
     quotes: Quotes | None = None
@@ -113,7 +115,8 @@ class Answering:
                 "cache": context.cache,
                 "bytes": context.context.nbytes,
             }
-            facts["passages"] = [list(span) for span in self.passages]
+        if context is not None and context.source is not None:
+            facts["from_quotes"], facts["passages"] = self.from_quotes, [list(span) for span in self.passages]
             facts |= self.citations.to_json()
         if self.quotes is not None:
             facts["quotes"] = [asdict(quote) for quote in self.quotes.quotes]
@@ -263,8 +266,13 @@ class Service:
             source, ids = await asyncio.to_thread(split_prompt, pipeline, request.messages)
             asked = {"question": ids}
         recipe = await self._recipe(pipeline, source)
-        async for event in self._prefilled(pipeline, source, recipe, request.max_tokens, answering):
-            yield event
+        if source is not None and document is not None and not (history or request.stop or request.answer_format):
+            asked["from_quotes"] = None  # as kvcli ask does
+            look = partial(pipeline.unread, source, question, recipe, default=True)
+            answering.context = await asyncio.to_thread(look)
+        if answering.context is None:
+            async for event in self._prefilled(pipeline, source, recipe, request.max_tokens, answering):
+                yield event
         assert answering.context is not None
         kept = None if document else self.conversations.take(answering.context.context, asked["question"])
         job: Job[None] = self.scheduler.submit(
@@ -283,7 +291,7 @@ class Service:
         try:
             async for event in job.events():
                 if isinstance(event, Reread):
-                    answering.passages = event.passages
+                    answering.passages, answering.from_quotes = event.passages, event.alone
                 elif isinstance(event, Quotes):
                     answering.quotes = event
                 elif isinstance(event, Token):

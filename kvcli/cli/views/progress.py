@@ -104,7 +104,8 @@ class ProgressDisplay:
 
     def _map(self, event: Mapped) -> None:
         rate = event.tokens / event.seconds if event.seconds else 0.0
-        parts = [f"{count(event.done)}/{count(event.total)} documents", f"{count(event.tokens)} tokens"]
+        parts = [f"{count(event.done)}/{count(event.total)} documents"]
+        parts += [f"{count(event.tokens)} tokens"] if event.tokens else []
         parts += [f"{rate:,.0f} tok/s"] if rate else []
         parts += [f"{count(event.failed)} failed"] if event.failed else []
         left = event.seconds / event.share - event.seconds if event.share else None

@@ -171,27 +171,27 @@ def test_a_measured_model_that_keeps_the_text_is_asked_by_worked_examples(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question, instruction = "Which house has 7 doors?", "Name the house that has 7 doors."
-    full = kvcli.Pipeline(model, "full")
+    full, text = kvcli.Pipeline(model), TEXT[:320]
 
     def alone(pipeline: kvcli.Pipeline, asked: str = question, **options: Any) -> bool:
-        events = list(pipeline.ask(pipeline.prefill(TEXT), asked, max_tokens=2, from_quotes=None, **options))
+        events = list(pipeline.ask(pipeline.prefill(text), asked, max_tokens=2, from_quotes=None, **options))
         return any(isinstance(event, Reread) and event.alone for event in events)
 
     assert not alone(full), "a model that was not measured"
     monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (model.name,))
     assert alone(full)
-    assert not any(isinstance(event, Reread) for event in full.ask(full.prefill(TEXT), question, max_tokens=2))
+    assert not any(isinstance(event, Reread) for event in full.ask(full.prefill(text), question, max_tokens=2))
     asked = {"max_tokens": 9, "quotes": 2}
-    by_default = full.answer(full.prefill(TEXT), question, from_quotes=None, **asked)
-    assert by_default.text == full.answer(full.prefill(TEXT), question, from_quotes=True, by_model=False, **asked).text
+    by_default = full.answer(full.prefill(text), question, from_quotes=None, **asked)
+    assert by_default.text == full.answer(full.prefill(text), question, from_quotes=True, by_model=False, **asked).text
     assert not alone(full, instruction)
     assert not alone(full, "Who won the regatta of Cork?"), "no sentence seems to answer"
     more: dict[str, Any]
     for more in ({"history": [("Who?", "Anna.")]}, {"stop": ("x",)}, {"again": ["It rained."]}):
         assert not alone(full, **more)
-    for changed in ({"raw": True}, {"system": "Be brief."}, {"after": ""}, {"before": "Please. "}):
-        assert not alone(kvcli.Pipeline(model, "full", **changed)), changed
-    assert not alone(kvcli.Pipeline(model, "keydiff(budget=64)")), "something was evicted"
+    for changed in ({"raw": True}, {"system": "Be brief."}, {"after": ""}, {"before": "Please. "}, {"recipe": "full"}):
+        assert not alone(kvcli.Pipeline(model, **changed)), changed
+    assert not alone(kvcli.Pipeline(model, budget=64)), "something was evicted"
 
 
 def test_an_answer_is_supported_by_the_sentence_that_has_its_words() -> None:

@@ -57,7 +57,7 @@ def start(model: Any) -> Start:
 
     @contextmanager
     def started(
-        recipe: str = "keydiff(budget=128)",
+        recipe: str | None = "keydiff(budget=128)",
         *,
         cache: Path | None = None,
         token: str | None = None,

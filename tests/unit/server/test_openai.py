@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import httpx
 import openai
@@ -12,6 +14,7 @@ import pydantic
 import pytest
 
 import kvcli
+from kvcli.server.mcp_tools import DocumentTools
 from kvcli.server.service import SHORT
 from tests.unit.server.conftest import NAME, TEXT, Running, Start
 
@@ -268,6 +271,49 @@ def test_uploaded_documents_are_put_before_the_conversation(server: Running, mod
     client.files.delete(file.id)
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**ASK, extra_body={"documents": [file.id]})
+
+
+@pytest.mark.parametrize("interface", ["chat", "responses", "mcp"])
+def test_a_question_of_a_document_is_answered_as_by_ask(
+    start: Start, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interface: str
+) -> None:
+    """From its likeliest sentences, if the model is one that answers so and nobody says otherwise."""
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (model.name,))
+    pipeline, question = kvcli.Pipeline(model, chunk_size=64), "Which house is number 7?"
+    unread = pipeline.unread(TEXT, question, default=True)
+    assert unread is not None
+    expected = pipeline.answer(unread, question, max_tokens=8, from_quotes=None)
+    assert expected.text in " ".join(TEXT.split())
+    if interface == "mcp":
+        (tmp_path / "house.txt").write_text(TEXT)
+        tools = DocumentTools(tmp_path, lambda: pipeline)
+        asked = tools.ask_document("house.txt", question, cast("Any", None), max_tokens=8)
+        assert asyncio.run(asked)["answer"] == expected.text
+        return
+
+    def ask(running: Running, *messages: str, **more: Any) -> tuple[str, Any]:
+        client = running.client()
+        file = client.files.create(file=("house.txt", TEXT.encode()), purpose="user_data")
+        spoken: Any = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(messages)]
+        extra = {"documents": [file.id], **more}
+        if interface == "responses":
+            got = client.responses.create(model=NAME, input=spoken, max_output_tokens=8, extra_body=extra)
+            return got.output_text, (got.model_extra or {})["kvcli"]
+        made = client.chat.completions.create(model=NAME, messages=spoken, max_tokens=8, extra_body=extra)
+        return made.choices[0].message.content or "", (made.model_extra or {})["kvcli"]
+
+    with start(None) as running:
+        text, facts = ask(running, question)
+        assert text == expected.text
+        assert (facts["from_quotes"], facts["passages"]) == (True, [list(span) for span in expected.passages])
+        assert "context" not in facts, "it was not read"
+        assert {quote["file_start"] for quote in facts["quotes"]} == {quote["char_start"] for quote in facts["quotes"]}
+        for messages in (("Name house 7.",), ("Hello.", "Hello.", question), ("Who won the regatta of Cork?",)):
+            facts = ask(running, *messages)[1]
+            assert facts["from_quotes"] is False, messages
+            assert facts["context"]["tokens"] > len(TEXT)
+    with start("full") as running:
+        assert ask(running, question)[1]["from_quotes"] is False, "a recipe was named"
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF\x02\x01\x01" + bytes(64)])
