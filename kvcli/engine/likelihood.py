@@ -44,21 +44,30 @@ class PackedTexts:
         lengths: tokens of each text after it, with the words.
         words: tokens of the words that each text ends with, whose attention is summed; 0 sums nothing.
         stretches: of each text, the tokens (start, end) that this attention is counted for.
+        read: a store of the common beginning alone, which need not be read again.
     """
 
     def __init__(
-        self, model: Model, shared: int, lengths: Sequence[int], words: int, stretches: Sequence[tuple[int, int]]
+        self,
+        model: Model,
+        shared: int,
+        lengths: Sequence[int],
+        words: int = 0,
+        stretches: Sequence[tuple[int, int]] = (),
+        read: PackedTexts | None = None,
     ) -> None:
+        self.layers: list[_PackedLayer]
         self.rotary, self.shared, self.lengths = model.rotary, shared, lengths
         self.words, self.stretches = words, stretches
         self.attention = torch.zeros(len(lengths), device=model.device)
         depth = model.spec.layers
         first = min(depth - 1, round(MIDDLE[0] * depth))
         self.watched = range(first, max(first + 1, round(MIDDLE[1] * depth)))
-        self.max_position = shared + max(lengths)
-        places = [torch.arange(shared), *(torch.arange(shared, shared + n) for n in lengths)]
+        self.max_position = shared + max(lengths, default=0)
+        places = [torch.arange(0 if read is None else shared, shared)]
+        places += [torch.arange(shared, shared + n) for n in lengths]
         self.positions = torch.cat(places).to(model.device)
-        self.layers = [_PackedLayer(self, i) for i in range(model.spec.layers)]
+        self.layers = [_PackedLayer(self, i, None if read is None else read.layers[i]) for i in range(depth)]
 
     def position_ids(self, count: int) -> Tensor:
         """See :class:`kvcli.cache.base.KVCache`."""
@@ -70,8 +79,9 @@ class PackedTexts:
 
 
 class _PackedLayer:
-    def __init__(self, store: PackedTexts, index: int) -> None:
-        self.store, self.index = store, index
+    def __init__(self, store: PackedTexts, index: int, read: _PackedLayer | None) -> None:
+        self.store, self.index, self.read = store, index, read
+        self.beginning: tuple[Tensor, Tensor] | None = None
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sink: Tensor | None = None
@@ -82,14 +92,18 @@ class _PackedLayer:
             store.rotary.reserve(self.index, x, store.max_position)
         q = store.rotary.rotate(self.index, q, store.positions)
         k = store.rotary.rotate(self.index, k, store.positions)
-        first = shared
-        terms = [attention(q[:, :shared], k[:, :shared], v[:, :shared], scale, 0, window)] if shared else []
+        if self.read is not None and self.read.beginning is not None:
+            first, begun, terms = 0, self.read.beginning, []
+        else:
+            first, begun = shared, (k[:, :shared], v[:, :shared])
+            terms = [attention(q[:, :shared], *begun, scale, 0, window)] if shared else []
+        if not store.lengths:
+            self.beginning = begun
         for n, length in enumerate(store.lengths):
             if not length:
                 continue
             part = slice(first, first + length)
-            keys = torch.cat((k[:, :shared], k[:, part]), dim=1)
-            values = torch.cat((v[:, :shared], v[:, part]), dim=1)
+            keys, values = (torch.cat((old, new[:, part]), dim=1) for old, new in zip(begun, (k, v), strict=True))
             terms.append(attention(q[:, part], keys, values, scale, shared, window))
             if store.words and self.index in store.watched:
                 a, b = (shared + i for i in store.stretches[n])
@@ -111,6 +125,20 @@ def _attention_to(q: Tensor, k: Tensor, scale: float, start: int, stop: int) -> 
 
 
 @torch.inference_mode()
+def read_beginning(model: Model, ids: Sequence[int]) -> tuple[Tensor, PackedTexts | None]:
+    """The logits after the common beginning of texts, float32 ``[vocabulary]``, and what :func:`logits_after` takes.
+
+    That is ``None``, and the beginning is read again, if later tokens change what the model makes of it.
+    """
+    if model.spec.state_bytes or model.spec.passes or model.rotary.length_dependent:
+        return logits_after(model, ids, [[]], [range(-1, 0)])[0][0][0], None
+    store = PackedTexts(model, len(ids), [])
+    logits = model.forward(torch.tensor(ids, device=model.device), store, logits=True)
+    assert logits is not None
+    return logits.float(), store
+
+
+@torch.inference_mode()
 def logits_after(
     model: Model,
     beginning: Sequence[int],
@@ -119,6 +147,7 @@ def logits_after(
     *,
     words: int = 0,
     stretches: Sequence[tuple[int, int]] = (),
+    read: PackedTexts | None = None,
 ) -> tuple[list[Tensor], list[float] | None]:
     """The logits at some tokens of several texts that have the same beginning, in one pass.
 
@@ -126,9 +155,10 @@ def logits_after(
         model: a loaded model.
         beginning: token ids; at least one.
         texts: token ids after it.
-        rows: of each text, successive tokens; -1 is the last one of the beginning.
+        rows: of each text, successive tokens; -1 is the last one of the beginning, if that is not ``read``.
         words: tokens at the end of each text whose attention is summed; 0 sums nothing.
         stretches: of each text, the tokens (start, end) that this attention is counted for.
+        read: the beginning, from :func:`read_beginning`.
 
     Returns:
         float32 ``[rows, vocabulary]`` for each text, and the attention of :class:`WordsAfterTexts`.
@@ -136,11 +166,12 @@ def logits_after(
     if model.spec.state_bytes:
         return _one_by_one(model, beginning, texts, rows), None
     lengths = [len(text) for text in texts]
-    store = PackedTexts(model, len(beginning), lengths, words, stretches)
-    ids = torch.tensor([*beginning, *(i for text in texts for i in text)], device=model.device)
-    kept, first = list[int](), len(beginning)
+    store = PackedTexts(model, len(beginning), lengths, words, stretches, read)
+    unread = [] if read is not None else beginning
+    ids = torch.tensor([*unread, *(i for text in texts for i in text)], device=model.device)
+    kept, first = list[int](), len(unread)
     for length, wanted in zip(lengths, rows, strict=True):
-        kept += [first + i if i >= 0 else len(beginning) - 1 for i in wanted]
+        kept += [first + i if i >= 0 else len(unread) - 1 for i in wanted]
         first += length
     logits = model.forward(ids, store, logits=torch.tensor(kept, device=model.device))
     assert logits is not None

@@ -17,7 +17,7 @@ from math import log
 import torch
 
 from kvcli.documents.normalize import UNSPACED
-from kvcli.engine.likelihood import logits_after
+from kvcli.engine.likelihood import logits_after, read_beginning
 from kvcli.engine.prompt import Prompt
 from kvcli.models.model import Model
 from kvcli.retrieval.words import content_stems
@@ -76,11 +76,11 @@ def answer_span(
     coded = [prompt.reply_tokens(f" {tail}") for tail, *_ in tails]
     if not tails:
         return None
-    (first,), _ = logits_after(model, asked, [[]], [range(-1, 0)])
-    firsts = first[0].log_softmax(-1)
+    first, read = read_beginning(model, asked)
+    firsts = first.log_softmax(-1)
     likely = sorted(range(len(tails)), key=lambda n: -float(firsts[coded[n][0][0]]))[:STARTS]
     ids = [coded[n][0][: min(most, MOST)] for n in likely]
-    logits, _ = logits_after(model, asked, ids, [range(len(i)) for i in ids])
+    logits, _ = logits_after(model, asked, ids, [range(len(i)) for i in ids], read=read)
     over = sorted({*model.eos, *(prompt.reply(text)[0] for text in ("\n", "\n\n"))})
     words, found = set(content_stems(question, language)), None
     for n, own, after in zip(likely, ids, logits, strict=True):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvcli.engine.likelihood import words_after
+from kvcli.engine.likelihood import logits_after, read_beginning, words_after
 from tests import tiny
 
 
@@ -26,6 +26,18 @@ def test_packed_texts_do_not_see_each_other(family: str) -> None:
         first = len(beginning) + len(text)
         expected = logits[range(first - 1, ids.shape[1] - 1), words].mean().item()
         assert value == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_beginning_that_was_read_need_not_be_read_again(family: str) -> None:
+    model = tiny.load(family)
+    beginning, texts = tiny.document(70, seed=1), [tiny.document(n, seed=n) for n in (9, 1, 23)]
+    rows = [range(len(text)) for text in texts]
+    last, *whole = logits_after(model, beginning, [[], *texts], [range(-1, 0), *rows])[0]
+    first, read = read_beginning(model, beginning)
+    torch.testing.assert_close(first, last[0], atol=1e-4, rtol=1e-4)
+    for got, wanted in zip(logits_after(model, beginning, texts, rows, read=read)[0], whole, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_no_text_has_no_likelihood() -> None:
