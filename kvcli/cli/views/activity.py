@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ MARGIN = 3
 
 ERASE = "\r\x1b[K"
 
+_STYLE = re.compile(r"\x1b(?:\[[0-9;]*m|\]8;[^\x1b]*\x1b\\)")
+
 _QUICK = {"cache", "config", "logs", "models", "open", "ps", "recipes", "stop", "templates"}
 """Commands that load no model and read no document: they are done at once, unless the machine is busy."""
 
@@ -42,7 +45,8 @@ class Activity:
         self._drawn = False
         self._above: Callable[[int, int], list[str]] | None = None
         self._given = 0.0
-        self._lines: list[str] = []  # that are on the terminal
+        self._lines: list[str] = []  # that are on the terminal, above the row
+        self._row, self._columns = "", 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -101,9 +105,13 @@ class Activity:
                     sys.stderr.flush()
 
     def _erase(self) -> str:
-        up = "\x1b[A\x1b[2K" * len(self._lines)
-        self._lines = []
-        return ERASE + up
+        """Codes that remove lines and row; in a window that became narrower each may take several rows."""
+        lines, self._lines, rows = [*self._lines, self._row], [], len(self._lines) + 1
+        if (columns := size()[0]) < self._columns and not _cuts_off():
+            from kvcli.cli.views.wrap import cells
+
+            rows = sum(max(1, -(-cells(_STYLE.sub("", line)) // columns)) for line in lines)
+        return ERASE + "\x1b[A\x1b[2K" * (rows - 1)
 
     def hand_over(self) -> bool:
         """End the row, but leave it on the terminal for the process that prints next; whether it is there."""
@@ -122,12 +130,12 @@ class Activity:
         row = f"{self._text}{self._detail} {'.' * (1 + int(seconds / TICK) % 3):<3}" + (
             f" {seconds:.0f} s" if seconds >= 1 else ""
         )
-        lines, erase = self.above(), ERASE
-        if lines != self._lines:
+        lines, erase, columns = self.above(), ERASE, size()[0]
+        if lines != self._lines or columns < self._columns:
             erase = self._erase() + "".join(f"{line}\n" for line in lines)
-            self._lines = lines
+        self._lines, self._row, self._columns = lines, row[: columns - MARGIN], columns
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(erase + row[: size()[0] - MARGIN])
+            sys.stderr.write(erase + self._row)
             sys.stderr.flush()
             self._drawn = True
 
@@ -158,6 +166,11 @@ def _terminal() -> bool:
     with contextlib.suppress(ValueError, AttributeError):
         return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
     return False
+
+
+def _cuts_off() -> bool:
+    """Whether a terminal that becomes narrower cuts lines off; most wrap them again."""
+    return bool({"XTERM_VERSION", "STY"} & {*os.environ}) or os.environ.get("TERM") == "linux"
 
 
 def size() -> tuple[int, int]:

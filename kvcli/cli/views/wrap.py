@@ -85,13 +85,13 @@ class WordWrap:
             self._blank += piece
             return ""
         before, self._blank = self._blank, ""
-        size, room = _cells(piece), self.width - self._at - _cells(before)
+        size, room = cells(piece), self.width - self._at - cells(before)
         self._cut = goes_on or self._long(piece)
         if size <= room or self._whole():
-            self._at += _cells(before) + size
+            self._at += cells(before) + size
             return before + piece
         if self._cut:
-            return (before if _cells(piece[0]) <= room else "") + self._broken(piece, room)
+            return (before if cells(piece[0]) <= room else "") + self._broken(piece, room)
         self._at = self.indent + size
         return "\n" + " " * self.indent + piece
 
@@ -99,7 +99,7 @@ class WordWrap:
         """A word over several lines; ``room`` columns are left on the first."""
         out, self._at = "", self.width - max(0, room)
         for c in word:
-            if self._at + (size := _cells(c)) > self.width:
+            if self._at + (size := cells(c)) > self.width:
                 out += "\n" + " " * self.indent
                 self._at = self.indent
             out += c
@@ -108,14 +108,15 @@ class WordWrap:
 
     def _long(self, word: str) -> bool:
         """Whether a word is longer than a line, or of a script without blanks. A longer word stays so."""
-        size = _cells(word)
+        size = cells(word)
         return size > self.width - self.indent or size > len(word)
 
     def _whole(self) -> bool:
         return self._fenced or _WHOLE.match(self._line) is not None
 
 
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
+    """How many columns a text takes."""
     from rich.cells import cell_len
 
     return len(text) if text.isascii() else cell_len(text)

@@ -56,6 +56,35 @@ def test_what_moves_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown(stderr.getvalue()) == []
 
 
+@pytest.mark.parametrize("columns", [31, 50, 79, 120])
+@pytest.mark.parametrize("wraps", [True, False])
+def test_nothing_is_left_after_a_window_was_resized(monkeypatch: pytest.MonkeyPatch, columns: int, wraps: bool) -> None:
+    """In terminals that wrap lines again, and in those that cut them off; what was printed before stays."""
+    stderr, width = terminal_on(monkeypatch), 80
+    monkeypatch.setattr(activity, "size", lambda: (width, 24))
+    for name in ("XTERM_VERSION", "STY"):
+        monkeypatch.delenv(name, raising=False)
+    if not wraps:
+        monkeypatch.setenv("XTERM_VERSION", "XTerm(390)")
+    document = Document.of_text("The ferry leaves at noon from the \u6e2f pier, which is east of the old tower. " * 9)
+    stderr.write("printed before\n")
+    row = Activity()
+    monkeypatch.setattr(quote_lines, "row", row)
+    monkeypatch.setattr(activity, "PATIENCE", 0)
+    quote_lines.keep_above(document, QuoteSearch(document, "When does the ferry leave?").quotes(), "ferry")
+    row.start("writing the answer to a long question about the ferry, which takes its time")
+    row._draw()
+    screen = pyte.Screen(80, 24)
+    pyte.Stream(screen).feed(stderr.getvalue().replace("\n", "\r\n"))
+    drawn = [line.rstrip() for line in screen.display[: screen.cursor.y + 1]]
+    assert len(drawn) > 4
+    width, before = columns, len(stderr.getvalue())
+    for again in (row._draw, row.clear):
+        again()
+    resized = "\n".join(drawn if wraps else [line[: columns - 1] for line in drawn])
+    assert shown(resized + stderr.getvalue()[before:], columns) == ["printed before"]
+
+
 def test_a_large_file_that_is_read_is_shown_beside_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = terminal_on(monkeypatch)
     row = Activity()
