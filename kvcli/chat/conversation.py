@@ -7,9 +7,10 @@ cache      later turns, exact and rewindable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from kvcli.engine.prefill import evict_turns
 from kvcli.engine.prompt import PLAIN_STOPS, Prompt
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
-from kvcli.events import Answer, Prefill, Token, TurnsEvicted
+from kvcli.events import Answer, Event, Prefill, Token, TurnsEvicted
 from kvcli.models.model import Model
 from kvcli.recipe import Recipe
 
@@ -42,6 +43,8 @@ class ChatContext:
         total: maximum tokens of document and all turns, for recipes without eviction; ``None`` for no limit.
         reread: retrieves passages to re-read before a question, and the context that question and answer attend to.
             Passages do not stay in the decode cache and do not count against ``room``.
+        by_quotes: of a question, the last question and its answer: the events of an answer from quotes alone; ``None``
+            if the question is asked by the chat template.
         draft_ids: ids of the document, in which drafts of answers are looked up.
     """
 
@@ -53,6 +56,7 @@ class ChatContext:
     room: int
     total: int | None = None
     reread: Callable[[Context, str], tuple[Sequence[str], Context]] | None = None
+    by_quotes: Callable[..., Iterator[Event] | None] = lambda *_args, **_how: None
     draft_ids: Sequence[int] | Ids = ()
 
     def __post_init__(self) -> None:
@@ -147,7 +151,10 @@ class Conversation:
             yield TurnsEvicted(self.evictions[-1], evicted)
         self.unanswered = text
         self.changed()
-        yield from self._answer(base, text, sampling, longest, allow_repetition)
+        earlier = [said for turn in self.turns[-1:] for said in (turn.question, turn.answer)]
+        how: dict[str, Any] = {"sampling": sampling, "max_tokens": longest, "allow_repetition": allow_repetition}
+        quoted = base.by_quotes(text, earlier, **how)
+        yield from self._answer(base, text, **how) if quoted is None else self._quoted(base, text, quoted)
 
     def retry(
         self, *, sampling: Sampling | None = None, max_tokens: int = 2048, allow_repetition: bool = True
@@ -247,8 +254,28 @@ class Conversation:
         context = yield from evict_turns(self.model, base.work, self._ids, base.recipe, chunk=base.chunk)
         self._start_from(context)
 
+    def _quoted(self, base: ChatContext, text: str, events: Iterator[Event]) -> Generator[Token | Answer, None, None]:
+        """Answer from quotes alone; the model reads question and answer with its next turn."""
+        parts, answer = list[str](), None
+        try:
+            for event in events:
+                if isinstance(event, Answer):
+                    answer = event
+                elif isinstance(event, Token):
+                    parts.append(event.text)
+                    yield event
+        finally:
+            if said := answer.text if answer else "".join(parts):
+                finish, tps = (answer.finish_reason, answer.decode_tps) if answer else ("interrupted", 0.0)
+                self.turns.append(Turn(text, said, tuple(base.prompt.reply(said)), finish, round(tps, 2)))
+                self._queue_turns(base, len(self.turns) - 1, len(self.turns))
+                self.unanswered = None
+                self.changed()
+        assert answer is not None
+        yield answer
+
     def _answer(
-        self, base: ChatContext, text: str, sampling: Sampling | None, longest: int, allow_repetition: bool
+        self, base: ChatContext, text: str, sampling: Sampling | None, max_tokens: int, allow_repetition: bool
     ) -> Generator[Token | Answer, None, None]:
         assert self.cache is not None
         begun = _TurnStart(len(self._ids), self.cache.length)
@@ -271,7 +298,7 @@ class Conversation:
             self.cache,
             pending + self._question(base, text, first=first, again=again),
             sampling=sampling,
-            max_tokens=longest,
+            max_tokens=max_tokens,
             chunk=base.chunk,
             allow_repetition=allow_repetition,
             stop=PLAIN_STOPS if base.prompt.plain else (),

@@ -6,7 +6,7 @@ for event in chat.ask("Who tells the story?"): ...
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from kvcli.types import ANSWER_TOKENS, QUESTION_TOKENS
 if TYPE_CHECKING:
     from kvcli.cache.context import Context
     from kvcli.documents import Document
+    from kvcli.events import Event
     from kvcli.pipeline import DocumentContext, Pipeline, TokenizedDocument
     from kvcli.planning.memory import Plan
     from kvcli.recipe import Recipe
@@ -132,6 +133,12 @@ def chat_context(
         found = retrieve_passages(pipeline.model, prompt, context, search, count=count, tokens=len(source.ids))
         return found.texts(text), found.context
 
+    def by_quotes(question: str, earlier: Sequence[str], **how: Any) -> Iterator[Event] | None:
+        if source is None or not pipeline.asks_by_examples(source, question):
+            return None
+        read = pipeline.unread(source, question, recipe, earlier)
+        return None if read is None else pipeline.ask(read, question, earlier=earlier, from_quotes=None, **how)
+
     return ChatContext(
         prompt=prompt,
         recipe=recipe,
@@ -141,6 +148,7 @@ def chat_context(
         room=room,
         total=None if evicts_turns(recipe) else spec.max_positions,
         reread=reread,
+        by_quotes=by_quotes,
         draft_ids=() if source is None else source.draft_ids,
     )
 

@@ -164,7 +164,9 @@ class ChatSetup:
         count = run.pipeline.default_passages(run.source, self.recipe, range(QUESTION_TOKENS))
         if found.context is not None and count:
             passages = terminal.plural(count, "passage")
-            terminal.note("reread", f"{passages} before each answer", quiet=run.options.quiet)
+            alone = run.pipeline.asks_by_examples(run.source, "?")
+            when = " that is not words of a sentence" * alone
+            terminal.note("reread", f"{passages} before each answer{when}", quiet=run.options.quiet)
         return found
 
     def _prefill(self, run: setup.OpenRun, **options: Any) -> DocumentContext:

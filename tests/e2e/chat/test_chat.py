@@ -102,7 +102,7 @@ def test_quotes_precede_an_answer_that_they_do_not_cover(
 
     monkeypatch.setattr("kvcli.chat.conversation.generate", write)
     command = ("chat", "-q", "-m", tiny_model, "--cite", "pier.txt")
-    question = b"What does Captain Wren keep?\n"
+    question = b"Say what Captain Wren keeps.\n"
     first = call(*command, stdin=question)
     assert first.code == 0, first.err
     after = first.out
@@ -113,6 +113,21 @@ def test_quotes_precede_an_answer_that_they_do_not_cover(
     assert not above or before.startswith("The answer below is not covered by these sentences of the text:\n1. line 3 ")
     assert f"\n\n{said}\n" in before or not above
     assert [answers(path)[-1][1] for path in chats(data)] == [said, said]
+
+
+def test_questions_are_answered_in_words_of_the_document(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that answers so, also later ones, which mean names that were said before."""
+    (folder / "pier.txt").write_text(f"{TEXT}\n\nCaptain Wren keeps two parrots. She sailed in 1911.\n")
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    command = ("chat", "-m", tiny_model, "-n", "9", "pier.txt")
+    questions = b"What does Captain Wren keep?\nWhen did she sail?\n"
+    made = call(*command, stdin=questions)
+    said = made.out.strip().split("\n\n")
+    assert len(said) == 2
+    assert all(answer in (folder / "pier.txt").read_text() for answer in said)
+    assert made.out != call(*command, "--budget", "512", stdin=questions).out
 
 
 def test_going_on_reads_nothing(call: Call, tiny_model: Path, book: Path, data: Path) -> None:

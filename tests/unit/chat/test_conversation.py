@@ -8,12 +8,16 @@ from weakref import ref
 import pytest
 import torch
 
+import kvcli
 from kvcli.chat.conversation import ChatContext, Conversation
+from kvcli.chat.setup import open_chat
+from kvcli.documents.document import Document
 from kvcli.engine.generate import generate, new_decode_cache
 from kvcli.engine.prefill import evict_turns
 from kvcli.engine.sampling import Sampling
 from kvcli.errors import InputError, TooLongError
 from kvcli.events import Answer, Token
+from kvcli.models.model import Model
 from kvcli.recipe import parse
 from tests.laws.helpers import drain, filled
 from tests.unit.chat.conftest import CHUNK, TEXT, Talk, base
@@ -172,6 +176,31 @@ def test_going_on_from_what_was_saved(talk: Talk, text: str) -> None:
         turns, absorbed = states[n]
         resumed = talk(text, room=120, turns=turns, evictions=absorbed)
         assert say(resumed, QUESTIONS[n]).text == chat.turns[n].answer
+
+
+def test_a_question_of_the_document_is_answered_as_by_ask(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a model that answers from quotes alone; the next turn reads question and answer as they were written."""
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (model.name,))
+    pipeline, document = kvcli.Pipeline(model, chunk_size=CHUNK), Document.of_text(TEXT)
+    question, instruction = "Where was Queequeg a native of?", "Tell me more."
+    unread = pipeline.unread(document, question)
+    assert unread is not None
+    expected = pipeline.answer(unread, question, max_tokens=8, from_quotes=None)
+    chat, plain = (open_chat(pipeline, document, max_tokens=64) for _ in range(2))
+    assert say(chat, question).text == expected.text == chat.turns[0].answer
+    assert expected.text in TEXT
+    say(chat, instruction)
+    resumed = Conversation(model, chat._make, turns=chat.turns[:1])
+    assert say(resumed, instruction).text == chat.turns[1].answer
+    assert equal(held(resumed), held(chat))
+    say(chat, question)
+    while chat.turns:
+        chat.undo()
+    assert say(chat, instruction).text == say(plain, instruction).text
+    assert equal(held(chat), held(plain)), "nothing is left of what was undone"
+    for name, recipe in (("Who won the regatta of Cork?", None), (question, "keydiff(budget=512)")):
+        usual = open_chat(kvcli.Pipeline(model, recipe, chunk_size=CHUNK), document, max_tokens=64)
+        assert say(usual, name).text not in TEXT
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 5])
