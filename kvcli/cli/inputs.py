@@ -200,6 +200,7 @@ def open_documents(given: RunOptions, files: Sequence[str], stdin: bytes | None 
     meta = saved.header.meta
     options = replace(
         given,
+        brought=given.policy is None and given.chunk is None,
         policy=given.policy or (meta.recipe if given.kv_bits is None else "") or meta.identity.recipe,
         chunk=given.chunk or meta.identity.chunk,
         dtype=given.dtype or meta.identity.dtype,

@@ -289,6 +289,7 @@ class RunOptions(Settings):
 
     Attributes:
         strict: warn of an answer without a verified quote.
+        brought: recipe, chunk size and dtype are those of a saved prefill, and nobody named others.
         images, image_pages: image files, and pages of PDFs, that the model reads as pictures.
         rerank: an encoder that ranks quotes, as of :class:`kvcli.Pipeline`.
     """
@@ -303,6 +304,7 @@ class RunOptions(Settings):
     exit_status: bool = False
     covered: float = 0.0
     allow_private: bool = False
+    brought: bool = False
     images: tuple[str, ...] = ()
     image_pages: pages.Ranges = ()
     log: bool = False
@@ -325,6 +327,7 @@ class RunOptions(Settings):
     def pipeline(self, model: Model, cache: CacheDirectory | None) -> Pipeline:
         """The pipeline of these options, with the encoder of ``rerank``."""
         made = super().pipeline(model, cache)
+        made.named = made.named and not self.brought
         if self.rerank is not None:
             from kvcli.models.encoder import load_encoder
 
@@ -333,6 +336,8 @@ class RunOptions(Settings):
 
     @property
     def usual(self) -> bool:
+        if self.brought:
+            return replace(self, brought=False, policy=None, chunk=None).usual
         return super().usual and not self.history and self.over is None
 
     def check(self) -> Recipe | None:

@@ -92,6 +92,7 @@ class Pipeline:
         self.cache, self.texts = cache, None if cache is None else cache.texts
         self.budget = budget if budget is None or isinstance(budget, Budget) else Budget.parse(str(budget))
         self.kv_bits = kv_bits
+        self.named = any(given is not None for given in (recipe, budget, kv_bits))
         published = model.heads_card if self.recipe is None else None
         self.chunk_size = chunk_size or getattr(published, "chunk", 0) or defaults.default_chunk(model.spec)
         self.prompt = Prompt(model.tokenizer, system=system, raw=raw, before=before, after=after)
@@ -510,8 +511,7 @@ class Pipeline:
         the question and no recipe, budget or bits of the caller's. What does not end with a question mark is an
         instruction: three sentences are few for it.
         """
-        named = any(given is not None for given in (self.recipe, self.budget, self.kv_bits))
-        if named or self.model.name not in defaults.ASKED_BY_EXAMPLES or source is None or source.pictures:
+        if self.named or self.model.name not in defaults.ASKED_BY_EXAMPLES or source is None or source.pictures:
             return False
         return usual(self.prompt, question)
 

@@ -190,6 +190,23 @@ def test_each_and_map_answer_as_ask_does(
                 assert options or all(record[field] == same[field] for field in fields)
 
 
+@pytest.mark.parametrize("text", [TEXT, "It rained all day. " * 90 + TEXT])
+def test_a_saved_prefill_is_asked_as_its_text_is(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Its recipe was named for it, and not for the question."""
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    (folder / "book.txt").write_text(text)
+    asked = ("ask", "-m", tiny_model, "-n", "4", "--json", "--dtype", "float32")
+    assert call("prefill", *asked[1:3], "--dtype", "float32", "book.txt", "-o", "book.kv").code == 0
+    question = "When does the ferry leave?"
+    saved, read = (call(*asked, name, question).json for name in ("book.kv", "book.txt"))
+    assert saved["from_quotes"] is True
+    assert saved["answer"] == read["answer"]
+    assert call(*asked, "book.kv", question, "--no-from-quotes").json["from_quotes"] is False
+    assert call(*asked, "book.kv", "Tell me more.").json["from_quotes"] is False
+
+
 def test_plans_say_what_needs_no_prefill(
     call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
