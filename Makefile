@@ -5,10 +5,10 @@ WORKERS ?= logical
 TAG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help test fuzz golden format lint types docs man results size check dist publish
+.PHONY: help test fuzz golden format lint types docs man results gpu-wheels size check dist publish
 
 help:  ## print this list
-	@$(PYTHON) -c 'import re; [print(f"make {n:<9}{t}") for n, t in re.findall(r"^(\w+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
+	@$(PYTHON) -c 'import re; [print(f"make {n:<12}{t}") for n, t in re.findall(r"^([\w-]+):.*?## (.+)$$", open("Makefile").read(), re.M)]'
 
 test:  ## run every test, the real default model included
 	$(PYTHON) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
@@ -41,6 +41,9 @@ man:  ## write the manual page build/kvcli.1 from the help
 results:  ## write the tables and plots of docs/results/ from its data; fail if they were stale
 	$(PYTHON) -m benchmarks.results
 	git diff --exit-code -- docs/results
+
+gpu-wheels:  ## collect what a machine with a GPU and no network lacks, into build/gpu (benchmarks/gpu.sh)
+	$(PYTHON) -m benchmarks.gpu.wheels
 
 size:  ## print the lines of code of each package; fail if one exceeds its limit in docs/size.md
 	$(PYTHON) -m benchmarks.size

@@ -1,16 +1,17 @@
 """Time of a token after a long text: storages that offload, full attention, and full offload, in turn in one run.
 
     python -m benchmarks.offload_speed --text book.txt --tokens 4K --rounds 9
+    python -m benchmarks.offload_speed --shape llama-3.1-8b --tokens 64K --recipes "shadowkv(rank=160)" infinigen
 
-Each round takes one step after every recipe's prefill. ``streamed`` is full offload: at each step all keys and values
-of a layer are copied from host memory to one buffer. The last line of standard output is JSON with medians of
-seconds and medians of each round's ratios to ``dense`` and to ``streamed``.
+With ``--shape`` the model has random weights and reads random tokens (:mod:`benchmarks.gpu.measure`). Each round takes
+one step after every recipe's prefill. ``streamed`` is full offload: at each step all keys and values of a layer are
+copied from host memory to one buffer. The last line of standard output is JSON with medians of seconds, medians of
+each round's ratios to ``dense`` and to ``streamed``, and bytes on the device and on the host.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,8 +20,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.measure import shaped
+from benchmarks.gpu.output import measured, record
 from benchmarks.offload import RECIPES, Watching
 from benchmarks.passkey import load
+from kvcli.bench.check import draw
 from kvcli.cache.context import Context, freeze
 from kvcli.cache.decode_cache import DecodeCache
 from kvcli.engine.generate import new_decode_cache
@@ -37,6 +41,15 @@ from tests.laws.helpers import drain
 @dataclass(frozen=True)
 class Streamed(DenseLayer):
     """Full offload: everything comes at each step."""
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing of it stays on the device."""
+        return 0
+
+    @property
+    def host_nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
 
     def open(self, staging: Staging | None = None) -> Streamed:
         assert staging is not None
@@ -68,18 +81,29 @@ def streamed(context: Context, device: torch.device) -> Context:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--shape")
+    parser.add_argument("--device")
+    parser.add_argument("--dtype")
     parser.add_argument("--tokens", default="4K")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--recipes", nargs="*", default=RECIPES[1:])
     options = parser.parse_args()
-    model = load("smollm2-135m")
+    if (options.text is None) == (options.shape is None):
+        parser.error("expected either --text or --shape")
+    if measured("steps"):
+        return
     count = int(options.tokens.removesuffix("K")) * (1024 if options.tokens.endswith("K") else 1)
-    ids = Prompt(model.tokenizer).document(options.text.read_text())[:count]
+    if options.shape:
+        model = shaped(options.shape, device=options.device, dtype=options.dtype, weights="bf16")
+        ids = draw(model, count, 3)
+    else:
+        model = load("smollm2-135m")
+        ids = Prompt(model.tokenizer).document(options.text.read_text())[:count]
     holds = {text: parse(f"full+{text}").storage for text in ["dense", *options.recipes]}
     watching = Recipe(parse("full").policy, Watching(holds=tuple(holds.values())))
     work = new_prefill_cache(model, watching, len(ids))
-    drain(prefill_steps(model, ids, watching, resume=work, horizon=8192))
+    drain(prefill_steps(model, ids, watching, resume=work, horizon=max(8192, count + 256)))
     tails: dict[str, DecodeCache] = {}
     with torch.inference_mode():
         for name, hold in holds.items():
@@ -102,8 +126,11 @@ def main() -> None:
             base: round(median(b / a for a, b in zip(spent[3:], seconds[base][3:], strict=True)), 2)
             for base in ("dense", "streamed")
         }
-        found[name] = {"median_s": round(median(spent[3:]), 4), "times_as_fast_as": ratios}
-    print(json.dumps({"tokens": len(ids), "rounds": options.rounds, "steps": found}))
+        context = tails[name].context
+        assert context is not None
+        sizes = {"device_bytes": context.nbytes, "host_bytes": context.host_nbytes}
+        found[name] = {"median_s": round(median(spent[3:]), 5), "times_as_fast_as": ratios, **sizes}
+    record({"key": "steps", "tokens": len(ids), "rounds": options.rounds, "model": model.name, "steps": found})
 
 
 if __name__ == "__main__":

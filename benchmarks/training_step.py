@@ -1,13 +1,15 @@
 """What a training step costs, measured, and from that an estimate of a whole training on another machine.
 
     python -m benchmarks.training_step --text great_expectations.txt --tokens 1400 --steps 8
-    python -m benchmarks.training_step --text great_expectations.txt --shape tests/gpu/shapes/llama-3.1-8b --layers 2
+    python -m benchmarks.training_step --text book.txt --shape benchmarks/gpu/shapes/llama-3.1-8b --layers 2
     python -m benchmarks.training_step --text great_expectations.txt --shape qwen3.5-9b --layers 4
+    python -m benchmarks.training_step --text docs/log.md --shape FOLDER --tokenizer FOLDER --device cuda:0
 
 A step reads an example, asks its questions and teaches the heads. Its time is compared with the machine's matrix
 products in the model's shapes, timed in the same run; a machine with ``--ceiling`` TFLOP/s that reaches the same share
 takes the time that is printed for ``--of`` steps. ``--shape``, a folder or an alias, has random weights and the default
-model's tokenizer; with ``--layers`` only so many are made, and the estimate is for all. The last line is JSON.
+model's tokenizer, or that of ``--tokenizer``; with ``--layers`` only so many are made, and the estimate is for all. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from benchmarks.gpu.output import record
 from benchmarks.passkey import load
 
 
-def shaped(folder: Path, layers: int | None) -> tuple[Any, int]:
+def shaped(folder: Path, layers: int | None, device: str | None, tokenizer: str | None) -> tuple[Any, int]:
     """A random model of some of the layers of a shape, and how many there would be."""
+    from transformers import AutoTokenizer
+
     from kvcli.models import catalogue
     from kvcli.models.random_weights import build
 
@@ -35,10 +40,16 @@ def shaped(folder: Path, layers: int | None) -> tuple[Any, int]:
     config.pop("quantization_config", None)
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][: layers or depth]
+    words = (
+        AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        if tokenizer
+        else load("smollm2-135m").tokenizer
+    )
+    config["vocab_size"] = max(config["vocab_size"], len(words))
     with tempfile.TemporaryDirectory() as made:
         Path(made, "config.json").write_text(json.dumps(config))
-        model = build(Path(made))
-    model.tokenizer = load("smollm2-135m").tokenizer
+        model = build(Path(made), device=device)
+    model.tokenizer = words
     return model, depth
 
 
@@ -60,6 +71,8 @@ def main() -> None:
     parser.add_argument("--labels", default="prob")
     parser.add_argument("--shape", type=Path)
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--tokenizer", metavar="FOLDER")
+    parser.add_argument("--device")
     parser.add_argument("--ceiling", type=float, default=150.0, help="TFLOP/s of the other machine")
     parser.add_argument("--of", type=int, default=2000, help="steps of the whole training")
     options = parser.parse_args()
@@ -68,7 +81,10 @@ def main() -> None:
     from kvcli.retaining_heads.data import Corpus
     from kvcli.retaining_heads.trainer import Trainer, TrainingOptions, make_example
 
-    model, depth = shaped(options.shape, options.layers) if options.shape else (load("smollm2-135m"), None)
+    if options.shape:
+        model, depth = shaped(options.shape, options.layers, options.device, options.tokenizer)
+    else:
+        model, depth = load("smollm2-135m"), None
     depth = depth or model.spec.layers
     there = options.layers or depth
     prompt, settings = Prompt(model.tokenizer), TrainingOptions(labels=options.labels)
@@ -81,8 +97,10 @@ def main() -> None:
         kind = settings.kind(corpus.chance(number, "label"))
         began = perf_counter()
         given = make_example(model, prompt, example, settings, kind=kind)
+        roofline.synchronize(model.spec.device)
         between = perf_counter()
         trainer.train_step(given)
+        roofline.synchronize(model.spec.device)
         ended = perf_counter()
         tokens = len(given.features[0])
         asked = sum(len(prompt.question(q)) + len(prompt.answer(a)) for q, a in example.turns)
@@ -95,24 +113,23 @@ def main() -> None:
     step = median(a + b for a, b in zip(read[1:], taught[1:], strict=True))
     share = median(flops[1:]) / step / ceiling
     whole = median(flops[1:]) * depth / there
-    print(
-        json.dumps(
-            {
-                "model": model.name,
-                "layers": [there, depth],
-                "labels": options.labels,
-                "tokens": median(sizes[1:]),
-                "read_s": round(median(read[1:]), 3),
-                "learn_s": round(median(taught[1:]), 3),
-                "tflop": round(median(flops[1:]) / 1e12, 3),
-                "ceiling_gflops": round(ceiling / 1e9, 1),
-                "share": round(share, 3),
-                "whole_tflop": round(whole / 1e12, 2),
-                f"minutes_of_{options.of}_steps_at_{options.ceiling:g}_tflops": round(
-                    options.of * whole / (share * options.ceiling * 1e12) / 60, 1
-                ),
-            }
-        )
+    record(
+        {
+            "key": "training",
+            "model": model.name,
+            "layers": [there, depth],
+            "labels": options.labels,
+            "tokens": median(sizes[1:]),
+            "read_s": round(median(read[1:]), 3),
+            "learn_s": round(median(taught[1:]), 3),
+            "tflop": round(median(flops[1:]) / 1e12, 3),
+            "ceiling_gflops": round(ceiling / 1e9, 1),
+            "share": round(share, 3),
+            "whole_tflop": round(whole / 1e12, 2),
+            f"minutes_of_{options.of}_steps_at_{options.ceiling:g}_tflops": round(
+                options.of * whole / (share * options.ceiling * 1e12) / 60, 1
+            ),
+        }
     )
 
 

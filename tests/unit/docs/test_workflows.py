@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
-TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 WORKFLOWS = sorted(ROOT.glob(".github/workflows/*.yml"))
 
 
@@ -31,7 +31,7 @@ def test_a_workflow_only_installs_and_calls_make(path: Path) -> None:
 def test_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)[1].split())
-    described = set(re.findall(r"^(\w+):.*?## \S", text, re.MULTILINE))
+    described = set(re.findall(r"^([\w-]+):.*?## \S", text, re.MULTILINE))
     assert phony == described == TARGETS
     assert ".DEFAULT_GOAL := help" in text
 

@@ -1,0 +1,1 @@
+"""What only a GPU can show, in steps that fit nine minutes: ``sh benchmarks/gpu.sh``."""
