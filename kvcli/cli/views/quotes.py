@@ -93,9 +93,14 @@ def covered(found: Quotes, cited: Citations) -> bool:
 
 
 def uncited(found: Quotes, cited: Citations) -> list[Quote]:
-    """The quotes of which no verified citation has shown a part already."""
+    """The quotes of which no verified citation shows half already: a citation may be two words of a sentence."""
     shown = [(c.start, c.end) for c in cited.quotes if c.start is not None and c.end is not None]
-    return [q for q in found.quotes if not any(a < q.char_end and q.char_start < b for a, b in shown)]
+
+    def seen(quote: Quote) -> bool:
+        half = (quote.char_end - quote.char_start) / 2
+        return any(min(end, quote.char_end) - max(start, quote.char_start) >= half for start, end in shown)
+
+    return [quote for quote in found.quotes if not seen(quote)]
 
 
 def _where(document: Document, quote: Quote) -> str:

@@ -323,6 +323,18 @@ def test_quotes_come_before_an_answer_that_they_do_not_cover(
     assert re.sub(r"\x1b\[\d+m", "", small) == (book.parent / "out.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"), [("the east pier", True), ("The ferry leaves at noon from the east", False)]
+)
+def test_a_sentence_is_shown_unless_its_citation_shows_most_of_it(
+    call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], said: str, shown: bool
+) -> None:
+    say(said)
+    out = call("ask", "-q", "--cite", "-m", tiny_model, book, "Where does the ferry leave at noon?").out
+    assert "found in text" in out
+    assert ("“The ferry leaves at noon from the east pier.”" in out) == shown
+
+
 def test_the_words_of_the_question_are_bold_in_quotes_and_citations(
     call: Call, tiny_model: Path, book: Path, say: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
