@@ -132,15 +132,17 @@ class Settings:
 
         return {**dataclasses.asdict(Sampling(**self.sampling)), "max_tokens": self.max_tokens, "stop": list(self.stop)}
 
-    def identity(self, fingerprint: str, *, alone: bool) -> str:
+    def identity(self, name: str, fingerprint: str, *, alone: bool) -> str:
         """Digest of everything that an answer depends on but the document and the question.
 
         Args:
-            fingerprint: of the model and the precision of its weights.
+            name, fingerprint: of the model, and of it and the precision of its weights.
             alone: whether each document gets one question: the default recipe may then read for it.
         """
         elsewhere = {"model", "device", "weights", "offline", "cache", "rebuild"}  # the fingerprint, or of no effect
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Settings) if f.name not in elsewhere}
+        if self.by_quotes is not None or name not in defaults.ASKED_BY_EXAMPLES:
+            values["from_quotes"] = bool(self.by_quotes)
         values |= {"fingerprint": fingerprint, "alone": alone and self.policy is None, "likely_sources": False}
         return hashlib.sha256(json.dumps(values, sort_keys=True, default=_plain).encode()).hexdigest()
 

@@ -207,6 +207,24 @@ def test_a_saved_prefill_is_asked_as_its_text_is(
     assert call(*asked, "book.kv", "Tell me more.").json["from_quotes"] is False
 
 
+def test_map_asks_again_if_answers_are_made_in_another_way(
+    call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "long.txt").write_text("It rained all day. " * 90 + TEXT)
+    command = ("map", "-m", tiny_model, "-n", "4", "long.txt", "-e", "When does the ferry leave?", "-o", "a.jsonl")
+
+    def lines(*options: str) -> int:
+        assert call(*command, *options).code == 0
+        return len((folder / "a.jsonl").read_text().splitlines())
+
+    assert (lines(), lines("--no-from-quotes"), lines("--rebuild")) == (1, 1, 1), (
+        "one way of a model that was not measured"
+    )
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(tiny_model),))
+    assert lines("--no-from-quotes") == 1
+    assert (lines(), lines(), lines("--rebuild")) == (2, 2, 2)
+
+
 def test_plans_say_what_needs_no_prefill(
     call: Call, tiny_model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
