@@ -76,8 +76,7 @@ class MapRun:
             source = run_with_progress(resolve(options.model, offline=options.offline), quiet=options.quiet)
             if not options.quiet:
                 row.start(f"loading {source.name}")
-            digest = fingerprint(source, options.weights)
-            identity = options.identity(source.name, digest, alone=len(questions) == 1)
+            identity = options.identity(source.name, fingerprint(source, options.weights), alone=len(questions) == 1)
         with interruptible("looking at the documents"):
             web = inputs.web(options, files, inputs.document_cache(options))
             found = corpus(files, notes, questions, identity, web)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +268,7 @@ class Service:
         recipe = await self._recipe(pipeline, source)
         if source is not None and document is not None and not (history or request.stop or request.answer_format):
             asked["from_quotes"] = None  # as kvcli ask does
-            look = partial(pipeline.unread, source, question, recipe, default=True)
-            answering.context = await asyncio.to_thread(look)
+            answering.context = await asyncio.to_thread(pipeline.unread, source, question, recipe, default=True)
         if answering.context is None:
             async for event in self._prefilled(pipeline, source, recipe, request.max_tokens, answering):
                 yield event
