@@ -4,7 +4,8 @@
     python -m benchmarks.gpu.measure --shape llama-3.1-8b --weights nf4 --gpu 8 "graph:locret(budget=6000)@32K"
 
 A row is ``RECIPE@TOKENS``, ``transformers@TOKENS`` for full attention by transformers, or ``graph:RECIPE@TOKENS`` for
-decode steps as one CUDA graph. Prefill and answer are those of ``kvcli bench``, and so is the check before them.
+decode steps as one CUDA graph. Prefill and answer are those of ``kvcli bench``, and so is the check before them. A row
+that fails the check is measured all the same, says so in ``check_error``, and is not for ``docs/``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from kvcli.bench.check import check
 from kvcli.bench.report import BenchRow
 from kvcli.bench.roofline import Roofline
 from kvcli.bench.run import full, measure
-from kvcli.errors import KvcliError
+from kvcli.errors import KvcliError, ModelError
 from kvcli.events import drain
 from kvcli.models.model import Model
 from kvcli.models.random_weights import build
@@ -76,17 +77,22 @@ def cap(gigabytes: float) -> None:
 
 
 def one(model: Model, wanted: Wanted, top: Roofline, *, chunk: int, answer: int, repeat: int) -> dict[str, Any]:
-    """Measure a row. Raises whatever goes wrong."""
+    """Measure a row. Raises whatever goes wrong, but for a failed check."""
+    failed = {}
     with setting("KVCLI_CUDA_GRAPH", str(int(wanted.graph))):
         if wanted.recipe == "transformers":
             row = BenchRow(wanted.recipe, wanted.tokens, None, full(model, wanted.tokens, answer))
         else:
             recipe = parse(wanted.recipe)
-            checked = check(model, recipe)
+            checked = None
+            try:
+                checked = check(model, recipe)
+            except ModelError as error:
+                failed["check_error"] = error.message
             speed = drain(measure(model, recipe, wanted.tokens, answer, chunk=chunk, repeat=repeat))
             row = BenchRow(wanted.recipe, wanted.tokens, checked, speed)
     found = row.to_json(top, None)
-    return {name: found[name] for name in found if name not in ("times_full", "times_llamacpp")}
+    return {name: found[name] for name in found if name not in ("times_full", "times_llamacpp")} | failed
 
 
 def main() -> int:
@@ -132,6 +138,7 @@ def main() -> int:
         except Exception as error:
             failed, row["error"] = True, f"{type(error).__name__}: {error}"[:400]
             row["trace"] = traceback.format_exc()[-3000:]
+        failed |= "check_error" in row
         record({**row, **of_all})
         if model.device.type == "cuda":
             try:

@@ -23,17 +23,25 @@ def record(row: dict[str, Any]) -> None:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file, without a last line that was cut off."""
-    rows = []
+    """Rows of a file, the last of each step and key, without a last line that was cut off."""
+    rows: dict[Any, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
-    return rows
+        rows.pop(known := (row["step"], row.get("key")), None)
+        rows[known] = row
+    return list(rows.values())
+
+
+def failed(row: dict[str, Any]) -> bool:
+    """Whether a row says that something went wrong, so that a later run tries it again."""
+    return "error" in row or "check_error" in row or row.get("ok") is False or bool(row.get("code"))
 
 
 def measured(key: str) -> bool:
-    """Whether an earlier run of this step has the row of this ``key``."""
+    """Whether an earlier run of this step has the row of this ``key``, and it did not fail."""
     name, step = os.environ.get(ROWS), os.environ.get(STEP, "")
-    return name is not None and any(row.get("key") == key and row["step"] == step for row in recorded(Path(name)))
+    rows = recorded(Path(name)) if name else []
+    return any(row.get("key") == key and row["step"] == step and not failed(row) for row in rows)

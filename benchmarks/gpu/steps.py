@@ -95,7 +95,7 @@ STEPS: Sequence[Step] = (
         "host memory",
         "benchmarks.offload_speed",
         ["--shape", "llama-3.1-8b", "--tokens", "64K", "--recipes", *HOST],
-        limit=150,
+        limit=200,
         rehearsal=[*TINY[:-4], "--tokens", "300", "--rounds", "1", "--recipes", "infinigen"],
     ),
     Step(

@@ -62,6 +62,8 @@ def peak(row: Row) -> int:
 
 def others(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
+        if "check_error" in row:
+            yield f"{row['step']}: {row['key']}: CHECK FAILED: {row['check_error'][:200]}"
         if "error" in row:
             yield f"{row['step']}: {row['key']}: {row['error'][:200]}"
         elif "ok" in row and not row["ok"]:
@@ -107,7 +109,7 @@ def to_rows(rows: Sequence[Row], done: Sequence[Row]) -> Iterator[Row]:
     }
     machine = next((row["machine"] for row in rows if "machine" in row), "")
     for row in rows:
-        if row["step"] not in origin or "error" in row:
+        if row["step"] not in origin or "error" in row or "check_error" in row:
             continue
         end = {"n": row.get("repeat", row.get("rounds", 1)), **origin[row["step"]], "machine": machine}
         if "prefill_tps" in row:
