@@ -59,6 +59,7 @@ class AnswerLoop:
         questions: in order.
         writer: where answers go.
         library: what a library adds to the only question.
+        named: what the questions are about, for the log; by default the files.
         task: the file that ``--each`` asks about: its name and keys belong to the records.
         title: what each heading begins with.
 
@@ -74,11 +75,12 @@ class AnswerLoop:
         writer: AnswerWriter,
         *,
         library: FromLibrary | None = None,
+        named: tuple[str, ...] = (),
         task: DocumentTask | None = None,
         title: str = "",
     ) -> None:
         self.runs, self.questions, self.writer = run, questions, writer
-        self.library, self.task, self.title = library, task, title
+        self.library, self.named, self.task, self.title = library, named, task, title
         if writer.stream is None:
             writer.stream = not self._waits
         self.without_citation = 0
@@ -166,7 +168,7 @@ class AnswerLoop:
     def banner(self) -> None:
         """Say which document and model, and what is kept if the document is certainly read; else before it is."""
         run, asked = self.runs, [question.text for question in self.questions]
-        if run.source is not None and not run.source.pictures:
+        if run.source is not None and not run.source.pictures and self.library is None:
             self._says_recipe = run.options.skips_prefill(run.model.spec, run.recipe, run.tokens, asked)
         banner(run, reads=not self._says_recipe)
 
@@ -195,11 +197,9 @@ class AnswerLoop:
         remarks: list[str] = []
         sampling = Sampling(**options.sampling)
         answer, reread, quotes, stopped = self._generate(context, question.text, sampling, passages)
-        document = run.document
+        document = self.library.document if self.library else run.document
         if self.library is not None:
-            document = self.library.document
-            quoting = options.quotes and options.cite
-            quotes = self.library.quotes_for(question.text, answer.text) if quoting else None
+            quotes = self.library.quotes_for(question.text, answer.text) if options.quotes and options.cite else None
         if options.answer_format is not None and answer.finish_reason != "stop":
             if stopped is not None:
                 raise Interrupted("interrupted before the answer was complete", cause=stopped)
@@ -233,8 +233,7 @@ class AnswerLoop:
         text = answer.text if options.answer_format is not None else cited.text or answer.text
         row.keep_above(None)
         self.writer.answer(text, record, document, question.text, cited, quotes)
-        texts = [name for name in document.files if name not in options.images] if document else []
-        named = (f"@{self.library.name}",) if self.library else tuple(texts)
+        named = self.named or tuple(x for x in (document.files if document else ()) if x not in options.images)
         if options.log and options.cache:
             uncited = () if quotes is None else quote_lines.uncited(quotes, cited)
             places = question_log.places(cited.quotes, uncited)
@@ -364,8 +363,7 @@ class AnswerLoop:
         if options.cite and context.document is not None:
             index = self._quote_index(context.document)
             likely = True if self.writer.as_json and likely is None else likely
-            likely = False if self.library is not None else likely  # the model has read one file of them
-            likely = False if answer.finish_reason == "interrupted" else likely
+            likely = False if self.library or answer.finish_reason == "interrupted" else likely  # not all was read
             with interruptible("looking for quotes"):
                 cited = self.runs.pipeline.cite(context, question, answer.text, likely_sources=likely, index=index)
         return cited

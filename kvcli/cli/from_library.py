@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 class FromLibrary:
     """Passages to read again, the documents that they are from, and quotes."""
 
-    name: str
     passages: list[str]
     document: Document
     quotes: Quotes

@@ -1,4 +1,4 @@
-"""``kvcli ask @NAME``: the best passages of all files of a library, after the reading of the best file."""
+"""``kvcli ask @NAME``: from sentences of the best files alone, or from passages of them after the best one was read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from kvcli.cli import answer_loop
 from kvcli.cli.from_library import FromLibrary
 from kvcli.cli.inputs import Inputs
-from kvcli.cli.model_loading import check, open_model
-from kvcli.cli.setup import banner, open_run
+from kvcli.cli.model_loading import LoadedModel, check, open_model
+from kvcli.cli.setup import OpenRun, open_run
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.corpus.library import Library
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
     from kvcli.cli.output import AnswerWriter
     from kvcli.cli.request import Request
+    from kvcli.documents import Document
 
 TOP = 4
 """Passages that are read again before an answer."""
@@ -37,13 +38,28 @@ def answer(options: RunOptions, name: str, request: Request, writer: AnswerWrite
         with interruptible("looking through the library"):
             found = library.search(question.text, top)
             whole, quotes = found.joined()
-        run = open_run(Inputs(options, found.best, None, 0.0), loaded, questions=0)
-        banner(run)
-        named = terminal.plural(len(whole.files), "file")
-        terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
-        passages = FromLibrary(name, found.passages(), whole, quotes)
+        run = _quoting(options, whole, loaded, question.text)
+        passages = None
+        if run is None:
+            run = open_run(Inputs(options, found.best, None, 0.0), loaded, questions=0)
+            passages = FromLibrary(found.passages(), whole, quotes)
         title = question.text if len(request.questions) > 1 else ""
-        loop = answer_loop.AnswerLoop(run, [question], writer, library=passages, title=title)
+        loop = answer_loop.AnswerLoop(run, [question], writer, library=passages, named=(f"@{name}",), title=title)
+        loop.banner()
+        if passages is not None:
+            named = terminal.plural(len(whole.files), "file")
+            terminal.note("reread", f"{terminal.plural(len(found.hits), 'passage')} of {named}", quiet=quiet)
         failed += loop.run(batch=request.batch)
         without += loop.without_citation
     answer_loop.finish(failed, len(request.questions), "question", without, options)
+
+
+def _quoting(options: RunOptions, whole: Document, loaded: LoadedModel, question: str) -> OpenRun | None:
+    """All files of the hits as one document, if a question about it is answered from its sentences alone."""
+    if options.by_quotes is False:
+        return None
+    run = open_run(Inputs(options, whole, None, 0.0), loaded, questions=0)
+    assert run.source is not None
+    if not (options.by_quotes or run.pipeline.asks_by_examples(run.source, question)):
+        return None
+    return None if run.pipeline.unread(run.source, question, run.recipe) is None else run

@@ -89,6 +89,26 @@ def test_a_question_is_answered_from_the_file_that_answers(
     assert "1 file changed" in call("ask", *args, "@papers", "Where does tea grow?").err
 
 
+def test_a_model_that_answers_in_words_of_a_sentence_does_so_for_a_library(
+    call: Call, wide_model: Path, documents: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for the file alone. A recipe that is named, and a question about nothing in the files, are as before."""
+    monkeypatch.setattr("kvcli.models.defaults.ASKED_BY_EXAMPLES", (str(wide_model),))
+    assert call("library", "add", "-q", "-m", wide_model, "papers", *documents).code == 0
+    args = ("-m", wide_model, "-n", "6", "--json")
+    question = "How many glands have bees?"
+    found = call("ask", *args, "@papers", question)
+    assert found.code == 0, found.err
+    files = [str(folder / name) for name in documents]
+    assert set(found.json["document"]["files"]) <= set(files)
+    assert any(found.json["answer"] in text * 3 for text in TEXTS.values())
+    assert found.json["quotes"][0]["source"] == str(folder / "wax.txt")
+    assert "passage" not in found.err
+    assert "@papers · 3 files" in call("ask", "-c", *args, "Where does tea grow?").err
+    for others in (("@papers", question, *POLICY), ("@papers", "Who is the mayor of Vienna?")):
+        assert "passage" in call("ask", *args, *others).err
+
+
 @pytest.mark.parametrize(
     ("args", "code"),
     [
