@@ -59,7 +59,7 @@ class Suite:
         limit = min(step.limit, self.left())
         print(f"{step.name}: at most {max(limit, 0):.0f} s", flush=True)
         began = time.monotonic()
-        if limit < LEAST:
+        if limit < min(LEAST, step.limit):
             code = None
         elif step.tests:
             with ThreadPoolExecutor(TOGETHER) as pool:
