@@ -84,7 +84,8 @@ class Suite:
         began = time.monotonic()
         code = process(command, log, limit, self.environment(step))
         text = log.read_text(errors="replace")
-        counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", text[-600:])}
+        found = re.findall(r"(\d+) (passed|failed|skipped|error)", text[-600:])
+        counts = {word.replace("error", "errors"): int(n) for n, word in found}
         said = [line[:200] for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
         row = {"step": step.name, "key": file, "code": code, "seconds": round(time.monotonic() - began), **counts}
         append(self.rows, {**row, "failures": said})
@@ -97,6 +98,7 @@ class Suite:
         root = Path(__file__).parents[2]
         paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
         own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        own["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # tests fork, and a process that has asked CUDA itself must not
         return {**os.environ, **own, STEP: step.name, ROWS: str(self.rows.absolute())}
 
 

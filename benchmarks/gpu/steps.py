@@ -26,6 +26,9 @@ KERNELS = (
 )
 """Files with tests that use a GPU if there is one. Each has a process of its own, so one that hangs ends alone."""
 
+COMMANDS = ("tests/unit/test_pipeline.py", "tests/e2e/cli/test_ask.py")
+"""What people run, with small models. Without ``--device`` they run on a GPU if there is one."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -60,10 +63,12 @@ TRAINING = ("--text", "docs/log.md", "--tokenizer", "build/gpu/tokenizer")
 ACTED = ("locret(budget=64)@200", "transformers@200", *TINY)
 
 STEPS: Sequence[Step] = (
+    Step("doctor", "kvcli", ["doctor", "--json"], limit=60, rehearsal=["doctor", "--json"]),
     Step(
         "recipes", "benchmarks.gpu.contact", limit=150, rehearsal=["--device", "cpu", "--recipes", "full", "full+int8"]
     ),
     Step("kernels", tests=KERNELS, limit=100),
+    Step("command line", tests=COMMANDS, limit=100),
     Step(
         "8B",
         "benchmarks.gpu.measure",

@@ -43,6 +43,9 @@ PRESENT = (
 )
 """What a machine for training usually has, with the versions that were met."""
 
+TESTS = ("jsonschema>=4.23", "pexpect>=4.9")
+"""What the tests need that ``benchmarks/gpu.sh`` runs."""
+
 
 def needed(metadata: Iterable[str], python: str) -> list[Requirement]:
     """The requirements of a package on Linux, without extras."""
@@ -108,7 +111,7 @@ def strip(wheel: Path, cuda: str) -> None:
 def collect(folder: Path, present: dict[str, str], python: str, cuda: str) -> list[Path]:
     """Wheels of what is missing, and of what that needs in turn."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    open_, found = needed(project["dependencies"], python), dict[str, Path]()
+    open_, found = needed([*project["dependencies"], *TESTS], python), dict[str, Path]()
     while open_:
         requirement = open_.pop(0)
         name = canonicalize_name(requirement.name)

@@ -45,6 +45,7 @@ def test_what_is_missing_is_collected_with_what_it_needs(tmp_path: Path, monkeyp
         return wheel(folder, requirement.name.replace("-", "_"), needs.get(requirement.name, []), {})
 
     monkeypatch.setattr(wheels, "download", download)
+    monkeypatch.setattr(wheels, "TESTS", ())
     project = {"bitsandbytes", "openpyxl", "transformers", "torch", "numpy"}
     monkeypatch.setattr(
         wheels,
