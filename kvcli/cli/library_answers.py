@@ -12,6 +12,7 @@ from kvcli.cli.setup import OpenRun, open_run
 from kvcli.cli.signals import interruptible
 from kvcli.cli.views import terminal
 from kvcli.corpus.library import Library
+from kvcli.models import defaults
 
 if TYPE_CHECKING:
     from kvcli.cli.options import RunOptions
@@ -56,10 +57,11 @@ def answer(options: RunOptions, name: str, request: Request, writer: AnswerWrite
 
 def _quoting(options: RunOptions, whole: Document, loaded: LoadedModel, question: str) -> OpenRun | None:
     """All files of the hits as one document, if a question about it is answered from its sentences alone."""
-    if options.by_quotes is False:
-        return None
+    by_default = options.by_quotes is None and loaded.model.name in defaults.ASKED_BY_EXAMPLES
+    if not (by_default or options.by_quotes):
+        return None  # before several files are cut into tokens
     run = open_run(Inputs(options, whole, None, 0.0), loaded, questions=0)
     assert run.source is not None
-    if not (options.by_quotes or run.pipeline.asks_by_examples(run.source, question)):
+    if by_default and not run.pipeline.asks_by_examples(run.source, question):
         return None
     return None if run.pipeline.unread(run.source, question, run.recipe) is None else run

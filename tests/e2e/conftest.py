@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import kvcli.cli as kvcli_cli
+import kvcli.cli.views.progress  # has is_terminal by name; a test that replaces it must not import this first
 from tests import dtype
 from tests.e2e import forked
 
